@@ -1,0 +1,26 @@
+"""The compiled CUDA library, when this install has one."""
+from __future__ import annotations
+
+import functools
+
+import torch
+
+
+@functools.cache
+def load() -> bool:
+    """Load ``_C.so`` once; say whether its operators are there."""
+    try:
+        import longlive_optimized._C  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+@functools.cache
+def capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def takes(x: torch.Tensor) -> bool:
+    """Whether the library can run on x: it is built for Hopper (sm_90a) alone."""
+    return x.is_cuda and load() and capability(x.device.index) == (9, 0)

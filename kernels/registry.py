@@ -1,0 +1,87 @@
+"""The one table of operators: what each is called, what it means, and who computes it."""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+
+import torch
+
+ORDER = ("cuda", "triton", "library", "reference")  # the first that can take the call wins
+OPS: dict[str, Op] = {}
+
+_LIB = torch.library.Library("longlive", "DEF")
+_log = logging.getLogger(__name__)
+_forced: str | None = None
+
+
+class Op:
+    """One operator: its reference, the implementations beside it, and the rule that picks one.
+
+    The reference gives the schema and is the fake kernel too, so it must not look at values.
+    """
+
+    def __init__(self, reference: Callable, mutates: tuple[str, ...]):
+        self.name, self.reference, self.__doc__ = reference.__name__, reference, reference.__doc__
+        self.impls: dict[str, tuple[Callable, Callable[..., bool]]] = {"reference": (reference, lambda *a, **k: True)}
+        self._logged: set[str] = set()
+        _LIB.define(self.name + torch.library.infer_schema(reference, mutates_args=mutates))
+        _LIB.impl(self.name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"longlive::{self.name}", reference, lib=_LIB)
+        self.torch_op = getattr(torch.ops.longlive, self.name).default
+        OPS[self.name] = self
+
+    def impl(self, backend: str, when: Callable[..., bool]):
+        """Add an implementation; ``when(*args)`` says whether it takes these arguments."""
+
+        def add(fn: Callable) -> Callable:
+            self.impls[backend] = (fn, when)
+            return fn
+
+        return add
+
+    def choose(self, *args, **kwargs) -> str:
+        """Name the backend that will run this call. Raises NotImplementedError if a forced one cannot."""
+        for backend_name in (_forced,) if _forced else ORDER:
+            if backend_name in self.impls and self.impls[backend_name][1](*args, **kwargs):
+                return backend_name
+        raise NotImplementedError(f"{self.name}: backend {_forced!r} does not take these arguments")
+
+    def _run(self, *args, **kwargs):
+        chosen = self.choose(*args, **kwargs)
+        if chosen not in self._logged:
+            self._logged.add(chosen)
+            _log.info("%s runs on %s", self.name, chosen)
+        return self.impls[chosen][0](*args, **kwargs)
+
+    def __call__(self, *args, **kwargs):
+        # Eager skips the dispatcher (4 us a call); a traced call keeps one graph node.
+        return self.torch_op(*args, **kwargs) if torch.compiler.is_compiling() else self._run(*args, **kwargs)
+
+
+def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable], Op]:
+    """Make an operator of its reference."""
+    return lambda reference: Op(reference, mutates)
+
+
+def force(name: str | None) -> None:
+    """Run everything on one backend from here on; None gives the choice back."""
+    global _forced
+    if name is not None and name not in ORDER:
+        raise ValueError(f"backend must be one of {', '.join(ORDER)}, got {name!r}")
+    _forced = name
+
+
+@contextlib.contextmanager
+def backend(name: str):
+    """Run everything inside on one backend; tests and benchmarks compare backends with it."""
+    before = _forced
+    force(name)
+    try:
+        yield
+    finally:
+        force(before)
+
+
+force(os.environ.get("LONGLIVE_BACKEND") or None)

@@ -1,0 +1,1 @@
+"""End-to-end measurements and the plain network they are compared with."""

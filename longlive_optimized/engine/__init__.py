@@ -1,0 +1,1 @@
+"""Time, memory and order: prompts in, blocks of frames out."""

@@ -1,0 +1,1 @@
+"""The network: a causal Wan transformer over a ring of keys and values."""

@@ -1,0 +1,96 @@
+"""The ring of keys and values: static storage, and indices that live on the device.
+
+Attention has no mask, so the keys are a set and slots need no order. The first ``sink`` frames keep slots 0..sink-1;
+every later frame f goes to slot sink + (f - sink) mod (window - sink), which holds exactly the frame that a rolling
+cache would evict. Nothing is rolled, cloned or concatenated.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels.rotate_sinks import rotate_sinks
+from . import rope
+from .config import ModelConfig
+
+
+def ring_slots(frames: Tensor, window: int, sink: int, origin: int = 0) -> Tensor:
+    """Slot of each frame index, int64 [F]; ``origin`` is the frame that takes sink slot 0 (model specification 3.3)."""
+    return torch.where(frames - origin < sink, frames - origin, sink + (frames - sink) % (window - sink))
+
+
+class RingCache:
+    """Keys and values of ``window`` latent frames for every layer, and where the next pass reads and writes.
+
+    k, v [layers, window, S, heads, head_dim]. With ``relative`` positions the sinks' keys are kept un-rotated in
+    ``k_sink`` and re-rotated as time advances; all other keys stay at their absolute position, since between them only
+    differences of position matter (model specification 3.6).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        grid: tuple[int, int],
+        *,
+        window: int,
+        sink: int,
+        relative: bool,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ):
+        if window <= sink:
+            raise ValueError(f"window must be larger than the {sink} sink frames, got {window}")
+        self.window, self.sink, self.relative = window, sink, relative
+        tokens = grid[0] * grid[1]
+        frame = (tokens, config.num_heads, config.head_dim)
+        self.k = torch.zeros(config.num_layers, window, *frame, dtype=dtype, device=device)
+        self.v = torch.zeros_like(self.k)
+        self.k_sink = self.k.new_zeros(config.num_layers, sink if relative else 0, *frame)
+
+        table = rope.table_dtype(dtype)
+        self.rope_space = rope.spatial_table(grid, config.head_dim, table, device)
+        self._freqs = rope.frequencies(rope.axis_pairs(config.head_dim)[0], device)
+        self._rope_time = torch.zeros(window, len(self._freqs), 2, dtype=table, device=device)
+        self._slots = torch.zeros(window, dtype=torch.int64, device=device)
+        self._offsets = torch.arange(window, device=device)
+        self._start = torch.zeros(1, dtype=torch.int64, device=device)
+        self.frames = self.valid = 0
+        self._sink_written = False
+
+    @property
+    def slots(self) -> Tensor:
+        """Write slots of the current pass, int64 [F]."""
+        return self._slots[: self.frames]
+
+    @property
+    def rope_time(self) -> Tensor:
+        """Rotations of the current pass's frames, [F, time pairs, 2]."""
+        return self._rope_time[: self.frames]
+
+    def reset(self) -> None:
+        """Forget every frame; the storage stays."""
+        self.frames = self.valid = 0
+        self._sink_written = False
+
+    def seek(self, start: int, frames: int, origin: int = 0) -> None:
+        """Point the next passes at latent frames [start, start + frames).
+
+        ``origin`` > 0 makes frames origin, origin+1, … the new sinks (a recache that replaces them).
+        """
+        if not 1 <= frames <= self.window:
+            raise ValueError(f"frames must lie in 1..{self.window}, got {frames}")
+        self.frames, end = frames, start + frames
+        self.valid = min(end - origin, self.window)
+        self._start.fill_(start)
+        positions = self._start + self._offsets[:frames]
+        self.slots.copy_(ring_slots(positions, self.window, self.sink, origin))
+        self.rope_time.copy_(rope.rotation(positions, self._freqs, self._rope_time.dtype))
+        writes_sinks = start - origin < self.sink
+        if self.relative and self._sink_written and not writes_sinks:
+            self._rotate_sinks(shift=end - self.valid)
+        self._sink_written |= writes_sinks
+
+    def _rotate_sinks(self, shift: int) -> None:
+        # Seen from the window's first slot, sink frame i stands at position i wherever the stream is.
+        table = rope.rotation(self._offsets[: self.sink] + shift, self._freqs, self._rope_time.dtype)
+        rotate_sinks(self.k_sink, table, self.rope_space, self.k)

@@ -1,0 +1,238 @@
+"""The causal Wan transformer: latents of one block in, flow prediction out, keys and values left in the ring.
+
+Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of width D.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.modulate_norm import modulate_norm
+from ..kernels.qk_norm_rope_store import qk_norm_rope_store
+from ..kernels.ring_attention import ring_attention
+from .config import PATCH, ModelConfig
+from .ring_cache import RingCache
+
+
+class Modulation(NamedTuple):
+    """Everything the network takes from a timestep: one entry per timestep, or per group of frames."""
+
+    layers: Tensor  # [G, layers, 6, D]: shift, scale, gate of self-attention; shift, scale, gate of the FFN
+    head: Tensor  # [G, 2, D]: shift, scale
+
+    def at(self, index: int) -> Modulation:
+        """The one group ``index``, kept as a group."""
+        return Modulation(self.layers[index : index + 1], self.head[index : index + 1])
+
+
+class CrossCache(NamedTuple):
+    """Cross-attention keys and values of one prompt, computed once: [layers, 1, text_len, heads, head_dim]."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Linear(nn.Module):
+    """A weight and a bias, allocated and never initialised: checkpoints fill them."""
+
+    def __init__(self, d_in: int, d_out: int, **where):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_out, d_in, **where), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(d_out, **where), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def views(self, key: str, shape: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+        weight = self.weight.data if shape is None else self.weight.data.view(shape)
+        return {f"{key}.weight": weight, f"{key}.bias": self.bias.data}
+
+    def split_views(self, *keys: str) -> dict[str, Tensor]:
+        """Checkpoint tensors that lie one after another in this fused weight."""
+        parts = zip(keys, self.weight.data.chunk(len(keys)), self.bias.data.chunk(len(keys)), strict=True)
+        return {f"{k}.{n}": t for k, w, b in parts for n, t in (("weight", w), ("bias", b))}
+
+
+def _vector(*shape: int, **where) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape, **where), requires_grad=False)
+
+
+def _rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, gain.shape, gain, eps)
+
+
+def _gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y * gate, with one gate row [D] for each of G equal groups of tokens."""
+    groups = (len(gate), -1, x.shape[-1])
+    return torch.addcmul(x.view(groups), y.view(groups), gate[:, None]).view_as(x)
+
+
+class Block(nn.Module):
+    """One transformer layer (model specification 2.2)."""
+
+    def __init__(self, config: ModelConfig, **where):
+        super().__init__()
+        d, self.eps = config.dim, config.eps
+        self.heads = (config.num_heads, config.head_dim)
+        self.modulation = _vector(6, d, **where)
+        self.qkv = Linear(d, 3 * d, **where)
+        self.q_gain, self.k_gain = _vector(d, **where), _vector(d, **where)
+        self.out = Linear(d, d, **where)
+        self.cross_norm_gain, self.cross_norm_bias = _vector(d, **where), _vector(d, **where)
+        self.cross_q, self.cross_kv = Linear(d, d, **where), Linear(d, 2 * d, **where)
+        self.cross_q_gain, self.cross_k_gain = _vector(d, **where), _vector(d, **where)
+        self.cross_out = Linear(d, d, **where)
+        self.ffn_in, self.ffn_out = Linear(d, config.ffn_dim, **where), Linear(config.ffn_dim, d, **where)
+
+    def store(self, x: Tensor, m: Tensor, ring: RingCache, layer: int) -> Tensor:
+        """Write this pass's keys and values into the ring; return its queries [N, heads, head_dim]."""
+        qkv = self.qkv(modulate_norm(x, m[:, 0], m[:, 1], self.eps))
+        return qk_norm_rope_store(
+            qkv,
+            self.q_gain,
+            self.k_gain,
+            ring.rope_time,
+            ring.rope_space,
+            ring.k[layer],
+            ring.v[layer],
+            ring.k_sink[layer],
+            ring.slots,
+            self.eps,
+        )
+
+    def forward(self, x: Tensor, m: Tensor, ring: RingCache, layer: int, cross: CrossCache) -> Tensor:
+        """x [N, D] to [N, D]; m [G, 6, D] serves G equal groups of tokens."""
+        q = self.store(x, m, ring, layer)
+        y = ring_attention(q, ring.k[layer], ring.v[layer], ring.valid)
+        x = _gated_add(x, self.out(y.flatten(1)), m[:, 2])
+        x = x + self._cross_attention(x, cross.k[layer], cross.v[layer])
+        y = modulate_norm(x, m[:, 3], m[:, 4], self.eps)
+        return _gated_add(x, self.ffn_out(F.gelu(self.ffn_in(y), approximate="tanh")), m[:, 5])
+
+    def _cross_attention(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        z = F.layer_norm(x, x.shape[-1:], self.cross_norm_gain, self.cross_norm_bias, self.eps)
+        q = _rms_norm(self.cross_q(z), self.cross_q_gain, self.eps)
+        return self.cross_out(ring_attention(q.unflatten(-1, self.heads), k, v, 1).flatten(1))
+
+    def cross_kv_of(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [text_len, heads, head_dim] of a prompt, context [text_len, D]."""
+        k, v = self.cross_kv(context).chunk(2, dim=-1)
+        k = _rms_norm(k.contiguous(), self.cross_k_gain, self.eps)
+        return k.unflatten(-1, self.heads), v.unflatten(-1, self.heads)
+
+    def checkpoint_views(self) -> dict[str, Tensor]:
+        attn, cross = "self_attn", "cross_attn"
+        return {
+            "modulation": self.modulation.data[None],
+            **self.qkv.split_views(f"{attn}.q", f"{attn}.k", f"{attn}.v"),
+            f"{attn}.norm_q.weight": self.q_gain.data,
+            f"{attn}.norm_k.weight": self.k_gain.data,
+            **self.out.views(f"{attn}.o"),
+            "norm3.weight": self.cross_norm_gain.data,
+            "norm3.bias": self.cross_norm_bias.data,
+            **self.cross_q.views(f"{cross}.q"),
+            **self.cross_kv.split_views(f"{cross}.k", f"{cross}.v"),
+            f"{cross}.norm_q.weight": self.cross_q_gain.data,
+            f"{cross}.norm_k.weight": self.cross_k_gain.data,
+            **self.cross_out.views(f"{cross}.o"),
+            **self.ffn_in.views("ffn.0"),
+            **self.ffn_out.views("ffn.2"),
+        }
+
+
+class Transformer(nn.Module):
+    """The diffusion transformer of LongLive-1.3B (model specification 2), q, k, v fused into one matrix product."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+        super().__init__()
+        where = {"device": device, "dtype": dtype}
+        d, self.config = config.dim, config
+        patch = PATCH * PATCH
+        self.patch = Linear(config.in_dim * patch, d, **where)
+        self.text_in, self.text_out = Linear(config.text_dim, d, **where), Linear(d, d, **where)
+        self.time_in, self.time_out = Linear(config.freq_dim, d, **where), Linear(d, d, **where)
+        self.time_projection = Linear(d, 6 * d, **where)
+        self.blocks = nn.ModuleList(Block(config, **where) for _ in range(config.num_layers))
+        self.head_modulation = _vector(2, d, **where)
+        self.head = Linear(d, config.out_dim * patch, **where)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def forward(
+        self, latents: Tensor, modulation: Modulation, ring: RingCache, cross: CrossCache, *, store_only: bool = False
+    ) -> Tensor | None:
+        """Flow prediction [F, out_dim, h, w] of latents [F, in_dim, h, w].
+
+        The pass's place in time is the ring's (``ring.seek``); its keys and values are written there. With
+        ``store_only`` (context pass, recache) the network stops after the last layer's keys and values: returns None.
+        """
+        grid = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
+        x = self.patch(patchify(latents))
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            m = modulation.layers[:, layer]
+            if store_only and layer == last:
+                block.store(x, m, ring, layer)
+                return None
+            x = block(x, m, ring, layer, cross)
+        x = self.head(modulate_norm(x, modulation.head[:, 0], modulation.head[:, 1], self.config.eps))
+        return unpatchify(x, grid)
+
+    def modulation(self, timesteps: Tensor) -> Modulation:
+        """Modulation of each of G timesteps, float64 [G]; the sinusoid is float64, then rounded (2.1)."""
+        half = self.config.freq_dim // 2
+        freqs = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
+        angles = timesteps.double()[:, None] * freqs
+        features = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.dtype)
+        e = self.time_out(F.silu(self.time_in(features)))
+        e0 = self.time_projection(F.silu(e)).unflatten(-1, (6, -1))
+        layers = torch.stack([block.modulation for block in self.blocks])
+        return Modulation(layers + e0[:, None], self.head_modulation + e[:, None])
+
+    def cross_cache(self, embedding: Tensor) -> CrossCache:
+        """Cross-attention keys and values of a prompt, embedding [L <= text_len, text_dim]; missing rows are zeros."""
+        rows = self.config.text_len - embedding.shape[0]
+        padded = F.pad(embedding.to(self.device, self.dtype), (0, 0, 0, rows))
+        # Zero rows become the biases' constant vector and are attended to: there is no mask.
+        context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
+        k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)
+        return CrossCache(torch.stack(k)[:, None], torch.stack(v)[:, None])
+
+    def checkpoint_views(self) -> dict[str, Tensor]:
+        """Every tensor of the published checkpoint by its key, as a writable view into the parameters here."""
+        d, c = self.config.dim, self.config.in_dim
+        views = {
+            **self.patch.views("patch_embedding", (d, c, 1, PATCH, PATCH)),
+            **self.text_in.views("text_embedding.0"),
+            **self.text_out.views("text_embedding.2"),
+            **self.time_in.views("time_embedding.0"),
+            **self.time_out.views("time_embedding.2"),
+            **self.time_projection.views("time_projection.1"),
+            "head.modulation": self.head_modulation.data[None],
+            **self.head.views("head.head"),
+        }
+        for i, block in enumerate(self.blocks):
+            views |= {f"blocks.{i}.{key}": view for key, view in block.checkpoint_views().items()}
+        return views
+
+
+def patchify(latents: Tensor) -> Tensor:
+    """[F, C, h, w] to tokens [F*S, C*4]: frame, row, column; within a token channel, row, column."""
+    f, c, h, w = latents.shape
+    x = latents.view(f, c, h // PATCH, PATCH, w // PATCH, PATCH)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, c * PATCH * PATCH)
+
+
+def unpatchify(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens [F*S, 4*C] to [F, C, h, w]; within a token row, column, channel (not patchify's order)."""
+    x = tokens.view(-1, *grid, PATCH, PATCH, tokens.shape[-1] // PATCH**2)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,104 @@
+"""The ring against the rolling cache of section 3.2, in float64, on whole networks."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from longlive_optimized.engine.recache import plan_recache
+from longlive_optimized.model.config import ModelConfig
+from longlive_optimized.model.ring_cache import RingCache, ring_slots
+from longlive_optimized.model.transformer import Transformer
+from support.networks import eager_of, ring_of
+
+CONFIG = ModelConfig(
+    dim=24, ffn_dim=16, freq_dim=8, in_dim=2, out_dim=2, num_heads=2, num_layers=2, text_len=3, text_dim=4
+)
+GRID = (1, 2)
+TOLERANCE = {"rtol": 0, "atol": 1e-9}
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(0)
+    net = Transformer(CONFIG, dtype=torch.float64)
+    for parameter in net.parameters():
+        parameter.normal_(0, 0.4)
+    return net
+
+
+def stream(model, window, relative, first, blocks, switches=(), global_sink=True, sink=3, seed=0):
+    """Drive both networks through the same blocks and prompt switches; compare every pass."""
+    noise = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=noise, dtype=torch.float64)
+
+    ring = ring_of(model, GRID, window, sink, relative)
+    ring.k.fill_(float("nan")), ring.v.fill_(float("nan")), ring.k_sink.fill_(float("nan"))
+    eager = eager_of(model, GRID, window, sink, relative)
+    prompt = draw(2, 4)
+    cross, history, p = model.cross_cache(prompt), draw(0, 2, 2, 4), 0
+
+    def both(x, t, start, force=False, origin=0, skip=0):
+        ring.seek(start + skip, len(x) - skip, origin)
+        t = torch.full((1,), t, dtype=torch.float64)
+        ours = model(x[skip:], model.modulation(t), ring, cross)
+        theirs = eager.forward(x, t.expand(len(x)), prompt, start, force)
+        return ours, theirs[skip:]
+
+    for block in range(blocks):
+        if block in switches:
+            prompt = draw(2, 4)
+            cross = model.cross_cache(prompt)
+            eager.new_prompt(forget=not global_sink)
+            if plan := plan_recache(p, window, sink, global_sink):
+                n = min(window, p)  # the source recomputes n frames; ours skips those that nobody reads
+                both(history[p - n : p], 0.0, p - n, not global_sink, plan.origin, n - plan.frames)
+                eager.new_prompt()
+        frames = first if block == 0 else 3
+        for t in (1000.0, 0.0):
+            x = draw(frames, 2, 2, 4)
+            ours, theirs = both(x, t, p)
+            torch.testing.assert_close(ours, theirs, **TOLERANCE)
+        history, p = torch.cat((history, x)), p + frames
+
+
+@pytest.mark.parametrize("relative", [False, True], ids=["base", "relative"])
+@pytest.mark.parametrize("first", [3, 4])
+@pytest.mark.parametrize("window", [6, 8, 9, 12])
+def test_sixty_blocks_equal_the_rolling_cache(model, window, first, relative):
+    stream(model, window, relative, first, blocks=60, switches=(0, 1, 2, 3, 4, 5, 17, 40))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    window=st.integers(6, 14),
+    relative=st.booleans(),
+    first=st.sampled_from([3, 4]),
+    switches=st.sets(st.integers(0, 11)),
+    global_sink=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_stream_equals_the_rolling_cache(model, window, relative, first, switches, global_sink, seed):
+    stream(model, window, relative, first, 12, switches, global_sink, seed=seed)
+
+
+def test_slots_follow_the_ring_and_keep_the_sinks():
+    assert ring_slots(torch.arange(14), window=8, sink=3).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7, 3]
+
+
+def test_replaced_sinks_and_their_window_fill_every_slot_once():
+    for window in range(6, 15):
+        for origin in range(1, 40):
+            slots = ring_slots(torch.arange(origin, origin + window), window, 3, origin)
+            assert sorted(slots.tolist()) == list(range(window)) and slots[:3].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("frames", [0, 9])
+def test_a_pass_fits_the_window(model, frames):
+    with pytest.raises(ValueError, match=r"frames must lie in 1\.\.8"):
+        ring_of(model, GRID, window=8).seek(0, frames)
+
+
+def test_window_must_exceed_the_sinks(model):
+    with pytest.raises(ValueError, match="window must be larger than the 3 sink frames, got 3"):
+        RingCache(model.config, GRID, window=3, sink=3, relative=False, dtype=torch.float32, device="cpu")

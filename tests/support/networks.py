@@ -1,0 +1,32 @@
+"""Small networks filled as the conformance vectors ask, and at random."""
+import torch
+from longlive_optimized.bench.eager import EagerNetwork
+from longlive_optimized.model.config import ModelConfig
+from longlive_optimized.model.ring_cache import RingCache
+from longlive_optimized.model.transformer import Transformer
+
+from support.vectors import parameter
+
+VECTOR_CONFIG = ModelConfig(
+    dim=48, ffn_dim=64, freq_dim=16, in_dim=4, out_dim=4, num_heads=2, num_layers=2, text_len=8, text_dim=20
+)
+VECTOR_GRID = (4, 6)
+
+
+def vector_network(dtype: torch.dtype = torch.float32) -> Transformer:
+    """The network of section 10.1: 0.2 h, norm gains 1 + 0.2 h."""
+    model = Transformer(VECTOR_CONFIG, dtype=dtype)
+    for key, view in model.checkpoint_views().items():
+        gain = "norm" in key and key.endswith("weight")
+        view.copy_(parameter(key, view.shape, 0.2, gain))
+    return model
+
+
+def ring_of(model: Transformer, grid, window=12, sink=3, relative=False) -> RingCache:
+    return RingCache(
+        model.config, grid, window=window, sink=sink, relative=relative, dtype=model.dtype, device=model.device
+    )
+
+
+def eager_of(model: Transformer, grid, window=12, sink=3, relative=False) -> EagerNetwork:
+    return EagerNetwork(model.config, model.checkpoint_views(), grid, window, sink, relative)
