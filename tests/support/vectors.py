@@ -14,7 +14,7 @@ def h(p: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def parameter(key: str, shape: torch.Size, scale: float, ones: bool) -> torch.Tensor:
     """The value of the parameter called ``key``: ``scale * h``, plus one where it is a gain."""
     value = scale * h(zlib.crc32(key.encode("ascii")) % 1000, *shape, dtype=torch.float64)
-    return 1 + 0.2 * value / scale if ones else value
+    return 1 + value if ones else value
 
 
 def check(out: torch.Tensor, mean: float, rms: float, first: list[float], last: float | None = None) -> None:

@@ -1,0 +1,32 @@
+"""Latents to pixels (model specification 7.3)."""
+from torch import Tensor, nn
+
+from .config import VaeConfig
+from .layers import CausalConv3d, Head, Middle, ResidualBlock, Upsample
+from .state import CausalState
+
+
+class Decoder(nn.Module):
+    """Three upsamplers between four levels of three residual blocks, coarsest first; the first two double time too."""
+
+    def __init__(self, config: VaeConfig):
+        super().__init__()
+        width = config.widths[-1]
+        self.conv1 = CausalConv3d(config.z_dim, width)
+        self.middle = Middle(width)
+        self.upsamples = nn.ModuleList()
+        for level in (3, 2, 1, 0):
+            for _ in range(3):
+                self.upsamples.append(ResidualBlock(width, config.widths[level]))
+                width = config.widths[level]
+            if level:
+                self.upsamples.append(Upsample(width, temporal=level > 1))
+                width //= 2
+        self.head = Head(width, 3)
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        """[T, h, w, z_dim] to pixels [4T, 8h, 8w, 3], or [4T - 3, 8h, 8w, 3] on a fresh state; not clamped."""
+        x = self.middle(self.conv1(x, state), state)
+        for block in self.upsamples:
+            x = block(x, state)
+        return self.head(x, state)

@@ -1,0 +1,26 @@
+"""What a causal stream carries from one call to the next."""
+from torch import Tensor, nn
+
+
+class CausalState:
+    """The last input frames of each convolution over time: zeros before the first frame, then written in place.
+
+    Buffers are made at a layer's first use and keep their address until the state is dropped, so a call can be captured
+    in a CUDA graph once every layer has run.
+    """
+
+    def __init__(self) -> None:
+        self.fresh = True  # no frame has been seen: up- and downsampling in time treat the very first one apart
+        self._frames: dict[nn.Module, Tensor] = {}
+
+    def history(self, layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+        """The ``frames`` frames that ``layer`` saw before ``x`` [T, H, W, C]; the layer overwrites them itself."""
+        if layer not in self._frames:
+            self._frames[layer] = x.new_zeros(frames, *x.shape[1:])
+        return self._frames[layer]
+
+    def reset(self) -> None:
+        """Back to before the first frame; the storage stays."""
+        self.fresh = True
+        for frames in self._frames.values():
+            frames.zero_()

@@ -1,0 +1,118 @@
+"""Video through the VAE block by block: a stream owns the causal state, the model owns the weights.
+
+Any grouping of the same frames into calls gives the same result as one call with all of them. A stream is bound to its
+first call's frame size until ``reset``; a call that fails in its midst resets it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from .model import WanVae
+from .state import CausalState
+
+_MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bits
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """trunc(255 clamp(x / 2 + 1/2, 0, 1)) in float32, whatever the dtype of ``pixels``."""
+    return pixels.float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).to(torch.uint8)
+
+
+class _Stream:
+    def __init__(self, vae: WanVae):
+        self.vae = vae
+        self._state = CausalState()
+        self._bound: tuple | None = None
+
+    def reset(self) -> None:
+        """Forget every frame: the next call starts a new video, of any size. Buffers of the same size are kept."""
+        self._state.reset()
+
+    def _check(self, name: str, x: Tensor, channels: int) -> None:
+        """Refuse what does not fit before anything is computed or remembered."""
+        if x.ndim != 4 or x.shape[1] != channels or not x.numel():
+            raise ValueError(f"{name} must be [frames, {channels}, height, width], none empty, got {list(x.shape)}")
+        if x.dtype != self.vae.dtype or x.device != self.vae.device:
+            wanted = f"{self.vae.dtype} on {self.vae.device} like the VAE"
+            raise ValueError(f"{name} must be {wanted}, got {x.dtype} on {x.device}")
+        if not self._state.fresh and (*x.shape[2:], x.dtype, x.device) != self._bound:
+            bound = "x".join(map(str, self._bound[:2]))
+            raise ValueError(
+                f"{name} must stay {bound}, {self._bound[2]} on {self._bound[3]} until reset(), "
+                f"got {x.shape[2]}x{x.shape[3]}, {x.dtype} on {x.device}"
+            )
+
+    def _bind(self, x: Tensor) -> None:
+        bound = (*x.shape[2:], x.dtype, x.device)
+        if bound != self._bound:
+            self._bound, self._state = bound, CausalState()
+            # In the latents' own dtype, the inverse too: these roundings are part of the reference (specification 7.1).
+            self._mean, std = (x.new_tensor(v) for v in (self.vae.config.latent_mean, self.vae.config.latent_std))
+            self._inv = 1 / std
+
+    def _run(self, model: Callable[[Tensor, CausalState], Tensor], parts: Iterable[Tensor]) -> list[Tensor]:
+        try:
+            return [model(part, self._state) for part in parts]
+        except BaseException:  # out of memory, say: a half-advanced state is nothing to go on from
+            self.reset()
+            raise
+
+
+class DecoderStream(_Stream):
+    """Latents in, pixels out: T latents give 4T frames, and 4T - 3 on a fresh stream."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels [F, 3, 8h, 8w], not clamped, from normalised ``latents`` [T, z_dim, h, w], both in the VAE's dtype.
+
+        Pixels are channels-last in memory. Raises ValueError naming ``latents`` if shape, dtype or device do not fit.
+        """
+        return _join(self._decode(latents)).permute(0, 3, 1, 2)
+
+    def decode_uint8(self, latents: Tensor) -> Tensor:
+        """``decode`` as pictures: uint8 [F, 8h, 8w, 3], see ``to_uint8``."""
+        return _join([to_uint8(frames) for frames in self._decode(latents)])
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> list[Tensor]:
+        self._check("latents", latents, self.vae.config.z_dim)
+        self._bind(latents)
+        z = (latents.permute(0, 2, 3, 1) / self._inv + self._mean).contiguous()
+        # The largest tensor is the last upsampler's: four full-size frames of the second level's width per latent.
+        per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self.vae.config.widths[1]
+        return self._run(self.vae.decode, z.split(max(1, _MAX_ELEMENTS // per_latent)))
+
+
+class EncoderStream(_Stream):
+    """Pixels in, latents out: 4T frames give T latents; a fresh stream takes one frame more for one latent more."""
+
+    def __init__(self, vae: WanVae):
+        if vae.encoder is None:
+            raise ValueError("vae must have its encoder, this one was built with encoder=False")
+        super().__init__(vae)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Normalised latents [T, z_dim, H/8, W/8] from ``frames`` [F, 3, H, W] in [-1, 1], both in the VAE's dtype.
+
+        F is 1 + 4k on a fresh stream and 4k later. Raises ValueError naming ``frames`` if its number, size, dtype or
+        device do not fit.
+        """
+        self._check("frames", frames, 3)
+        fresh, (count, _, height, width) = int(self._state.fresh), frames.shape
+        if height % 8 or width % 8:
+            raise ValueError(f"frames must have sides that are multiples of 8, got {height}x{width}")
+        if count % 4 != fresh:
+            raise ValueError(f"frames must number {'1 + 4k on a fresh stream' if fresh else '4k'}, got {count}")
+        self._bind(frames)
+        # The largest tensor is the first level's: a group of full-size frames, the very first one and two past ones.
+        group = max(4, (_MAX_ELEMENTS // (height * width * self.vae.config.base) - 3) // 4 * 4)
+        parts = frames.permute(0, 2, 3, 1).contiguous().tensor_split([*range(group + fresh, count, group)])
+        mu = _join(self._run(self.vae.encode, parts))
+        return ((mu - self._mean) * self._inv).permute(0, 3, 1, 2).contiguous()
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
