@@ -30,3 +30,8 @@ def expect_float(name: str, t: Tensor) -> None:
     """Raise ValueError unless ``t`` is of a dtype that the operators compute in."""
     if t.dtype not in (torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"{name} must be bfloat16, float32 or float64, got {t.dtype}")
+
+
+def on_gpu(x: Tensor, *rest) -> bool:
+    """Whether the Triton kernels are meant for x, an operator's first argument."""
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float32)

@@ -22,5 +22,10 @@ def capability(index: int) -> tuple[int, int]:
 
 
 def takes(x: torch.Tensor) -> bool:
-    """Whether the library can run on x: it is built for Hopper (sm_90a) alone."""
-    return x.is_cuda and load() and capability(x.device.index) == (9, 0)
+    """Whether the library can run on x: it is built for Hopper (sm_90a) alone, for bfloat16 and float32."""
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float32) and load() and capability(x.device.index) == (9, 0)
+
+
+def rows_of_vectors(*tensors: torch.Tensor) -> bool:
+    """Whether every row of these matrices starts at a multiple of 16 bytes, as the library's loads need."""
+    return all((t.data_ptr() | t.stride(0) * t.element_size()) % 16 == 0 for t in tensors)

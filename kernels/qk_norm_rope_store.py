@@ -2,8 +2,16 @@
 import torch
 from torch import Tensor
 
-from .checks import expect, expect_float
+from . import native
+from .checks import expect, expect_float, on_gpu
 from .registry import op
+from .rotate_sinks import rotate
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
 
 
 @op(mutates=("k_ring", "v_ring", "k_sink"))
@@ -29,36 +37,27 @@ def qk_norm_rope_store(
       the pair of channels (2j, 2j+1) of every head turns; pairs 0..Pt-1 with the frame, the others with the token.
     - k_ring, v_ring [R, S, H, hd]: frame f is written to slot slots[f]; nothing else is touched.
     - k_sink [s, S, H, hd]: where slots[f] < s, the key before its rotation is kept here too; s may be 0.
-    - slots [F], int64, on the same device; distinct and in [0, R), which is not checked (that would wait for the device).
+    - slots [F], int64, on the same device; distinct and in [0, R): not checked, that would wait for the device.
 
     Returns q [F*S, H, hd]. Raises ValueError naming the argument that does not fit.
     """
     _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots)
-    # Precision: norm, gain and rotation in float32, rounded once at each store. The published order (longlive-model 2.2,
-    # 2.3) rounds to bfloat16 after the norm, after the gain and after the rotation.
+    # Precision: norm, gain and rotation in float32, rounded once at each store. The published order (model
+    # specification, sections 2.2 and 2.3) rounds to bfloat16 after the norm, after the gain and after the rotation.
     wide = torch.promote_types(qkv.dtype, torch.float32)
     _, tokens, heads, head_dim = k_ring.shape
     q, k, v = qkv.view(slots.shape[0], tokens, 3, heads, head_dim).unbind(2)
-    rope = torch.cat(
-        (rope_time[:, None].expand(-1, tokens, -1, -1), rope_space[None].expand(slots.shape[0], -1, -1, -1)), dim=2
-    )
     q = _rms_norm(q.to(wide), q_gain.to(wide), eps)
     k = _rms_norm(k.to(wide), k_gain.to(wide), eps)
-    k_ring.index_copy_(0, slots, _rotate(k, rope).to(qkv.dtype))
+    k_ring.index_copy_(0, slots, rotate(k, rope_time, rope_space).to(qkv.dtype))
     v_ring.index_copy_(0, slots, v)
     _keep_sinks(k_sink, k.to(qkv.dtype), slots)
-    return _rotate(q, rope).to(qkv.dtype).flatten(0, 1)
+    return rotate(q, rope_time, rope_space).to(qkv.dtype).flatten(0, 1)
 
 
 def _rms_norm(z: Tensor, gain: Tensor, eps: float) -> Tensor:
     mean_square = z.square().mean(dim=(-2, -1), keepdim=True)  # [F, S, 1, 1]
     return z * (mean_square + eps).rsqrt() * gain.view(z.shape[-2:])
-
-
-def _rotate(z: Tensor, rope: Tensor) -> Tensor:
-    re, im = z.unflatten(-1, (-1, 2)).unbind(-1)  # [F, S, H, hd/2]
-    cos, sin = rope[:, :, None].unbind(-1)  # [F, S, 1, hd/2]
-    return torch.stack((re * cos - im * sin, re * sin + im * cos), dim=-1).flatten(-2)
 
 
 def _keep_sinks(k_sink: Tensor, k: Tensor, slots: Tensor) -> None:
@@ -88,3 +87,80 @@ def _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, s
     table = torch.promote_types(dtype, torch.float32)
     expect("rope_time", rope_time, (frames, None, 2), table, device)
     expect("rope_space", rope_space, (tokens, head_dim // 2 - rope_time.shape[1], 2), table, device)
+
+
+def _fits_library(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> bool:
+    return (
+        native.takes(qkv)
+        and k_ring.dim() == qkv.dim() + 2 == 4
+        and k_ring.shape[3] == 128
+        and k_ring.shape[2] <= 12
+        and all(t.data_ptr() % 16 == 0 for t in (qkv, q_gain, k_gain, k_ring, v_ring, k_sink))
+    )
+
+
+@qk_norm_rope_store.impl("cuda", when=_fits_library)
+def _cuda(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> Tensor:
+    return torch.ops.longlive_C.qk_norm_rope_store(
+        qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps
+    )
+
+
+if triton:
+
+    @triton.jit
+    def _normed(z, gain, channel, live, size, eps):
+        z = tl.load(z + channel, mask=live, other=0.0).to(tl.float32)
+        g = tl.load(gain + channel, mask=live, other=0.0).to(tl.float32)
+        return z * tl.rsqrt(tl.sum(z * z, axis=0) / size + eps) * g
+
+    @triton.jit
+    def _rotated(z, cos, sin, BLOCK: tl.constexpr):
+        re, im = tl.split(tl.reshape(z, (BLOCK // 2, 2)))
+        return tl.interleave(re * cos - im * sin, re * sin + im * cos)
+
+    @triton.jit
+    def _kernel(
+        qkv, q_gain, k_gain, rope_time, rope_space, q, k_ring, v_ring, k_sink, slots,
+        tokens, sinks, size, time_pairs, eps, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        token = tl.program_id(0).to(tl.int64)
+        frame = token // tokens
+        place = token % tokens
+        slot = tl.load(slots + frame)
+        in_ring = (slot * tokens + place) * size
+        channel = tl.arange(0, BLOCK)
+        live = channel < size
+        qkv += token * 3 * size
+
+        v = tl.load(qkv + 2 * size + channel, mask=live)
+        tl.store(v_ring + in_ring + channel, v, mask=live)
+
+        pair = tl.arange(0, BLOCK // 2) % PAIRS
+        timed = pair < time_pairs
+        turn = tl.where(timed, frame * time_pairs + pair, place * (PAIRS - time_pairs) + pair - time_pairs) * 2
+        cos = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
+        turn += 1
+        sin = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
+
+        # Precision: float32 from the norm to the rotation, rounded once by each store.
+        normed_q = _normed(qkv, q_gain, channel, live, size, eps)
+        tl.store(q + token * size + channel, _rotated(normed_q, cos, sin, BLOCK), mask=live)
+        normed_k = _normed(qkv + size, k_gain, channel, live, size, eps)
+        if slot < sinks:
+            tl.store(k_sink + in_ring + channel, normed_k, mask=live)
+        tl.store(k_ring + in_ring + channel, _rotated(normed_k, cos, sin, BLOCK), mask=live)
+
+    @qk_norm_rope_store.impl("triton", when=on_gpu)
+    def _triton(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> Tensor:
+        _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots)
+        _, tokens, heads, head_dim = k_ring.shape
+        size = heads * head_dim
+        q = qkv.new_empty(qkv.shape[0], heads, head_dim)
+        with torch.cuda.device_of(qkv):
+            _kernel[(qkv.shape[0],)](
+                qkv, q_gain, k_gain, rope_time, rope_space, q, k_ring, v_ring, k_sink, slots,
+                tokens, k_sink.shape[0], size, rope_time.shape[1], eps,
+                PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size),
+            )  # fmt: skip
+        return q

@@ -1,0 +1,118 @@
+"""Milliseconds of a steady block, stage by stage, beside the plain network's in the same run."""
+from __future__ import annotations
+
+import math
+import statistics
+import time
+
+import torch
+
+from ..config import BLOCK_FRAMES
+from ..engine.engine import LongLiveEngine
+from ..engine.request import BlockRequest
+from ..engine.sampler import make_schedule, predict_x0, renoise
+from .eager import EagerNetwork
+
+PROMPT = "a lighthouse above a stormy sea"
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Nearest-rank percentile."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
+
+
+def measure_engine(engine: LongLiveEngine, blocks: int) -> dict:
+    """Medians and p99 of ``blocks`` blocks with a full window; DiT is denoising and context pass."""
+    cuda = engine.device.type == "cuda"
+    warmup = engine.warmup()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    fill = -(-engine.stream.window // BLOCK_FRAMES) + 1
+    for _ in range(fill + blocks):
+        engine.generate_block(BlockRequest(PROMPT))
+    engine.synchronize()
+    steady = engine.block_times()[fill:]
+    dit = [b.stages["denoise"] + b.stages["context"] for b in steady]
+    vae = [b.stages["decode"] for b in steady]
+    total = [b.total for b in steady]
+    return {
+        "warmup_s": warmup,
+        "blocks": len(steady),
+        "dit_ms": statistics.median(dit),
+        "dit_p99_ms": percentile(dit, 0.99),
+        "vae_ms": statistics.median(vae),
+        "vae_p99_ms": percentile(vae, 0.99),
+        "block_ms": statistics.median(total),
+        "block_p99_ms": percentile(total, 0.99),
+        "fps": 1e3 * steady[-1].frames / statistics.median(total),
+        "peak_gib": torch.cuda.max_memory_allocated(engine.device) / 2**30 if cuda else None,
+    }
+
+
+def measure_switch(engine: LongLiveEngine, switches: int) -> dict:
+    """Milliseconds from a request with a new prompt, at a block boundary, to its pixels: medians, with the parts."""
+    times = []
+    for i in range(switches):
+        engine.generate_block(BlockRequest(PROMPT))
+        engine.synchronize()
+        started = time.perf_counter()
+        engine.generate_block(BlockRequest(f"{PROMPT}, number {i}"))
+        engine.synchronize()
+        wall = (time.perf_counter() - started) * 1e3
+        times.append({"wall": wall, **engine.block_times()[-1].stages})
+    return {f"switch_{name}_ms": statistics.median(t[name] for t in times) for name in times[0]}
+
+
+@torch.no_grad()
+def measure_eager(engine: LongLiveEngine, blocks: int) -> dict:
+    """DiT milliseconds of the plain network on the same weights: as many steps, then the clean pass."""
+    config, stream = engine.config, engine.stream
+    grid = stream.height // 16, stream.width // 16
+    net = EagerNetwork(
+        engine.model.config,
+        engine.model.checkpoint_views(),
+        grid,
+        config.local_attn_size,
+        config.sink_size,
+        config.positions == "relative",
+    )
+    prompt = engine.prompts.get(PROMPT)
+    steps = make_schedule(config.denoising_steps, config.step_schedule)
+    fill = -(-stream.window // BLOCK_FRAMES) + 1
+    shape = BLOCK_FRAMES, engine.model.config.in_dim, grid[0] * 2, grid[1] * 2
+    times = []
+    for block in range(fill + blocks):
+        engine.synchronize()
+        started = time.perf_counter()
+        x = torch.randn(shape, device=engine.device, dtype=engine.dtype)
+        for i, step in enumerate(steps):
+            if i:
+                x = renoise(x, torch.randn_like(x), step.sigma)
+            t = torch.full((BLOCK_FRAMES,), step.timestep, device=engine.device)
+            x = predict_x0(x, net.forward(x, t, prompt, block * BLOCK_FRAMES), step.sigma)
+        net.forward(x, torch.zeros_like(t), prompt, block * BLOCK_FRAMES)
+        engine.synchronize()
+        times.append((time.perf_counter() - started) * 1e3)
+    return {"eager_dit_ms": statistics.median(times[fill:]), "eager_blocks": blocks}
+
+
+def run(engine: LongLiveEngine, blocks: int, eager_blocks: int) -> dict:
+    """One row: the engine, a prompt switch, and the plain network."""
+    config = engine.config
+    row = {
+        "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "height": config.height,
+        "width": config.width,
+        "steps": list(config.denoising_steps),
+        "window": config.local_attn_size,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "load_s": engine.load_seconds,
+        **measure_engine(engine, blocks),
+        **measure_switch(engine, max(3, blocks // 10)),
+    }
+    if eager_blocks:
+        row |= measure_eager(engine, eager_blocks)
+        row["eager_over_engine"] = row["eager_dit_ms"] / row["dit_ms"]
+    return row

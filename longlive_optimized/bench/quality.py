@@ -1,0 +1,122 @@
+"""Error of one forward against float32: ours and the plain network's, in the model's dtype, on the same inputs.
+
+Every pass is given the same latents in all three networks (teacher-forced): rollouts decorrelate and would tell nothing.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..config import BLOCK_FRAMES
+from ..engine.engine import LongLiveEngine
+from ..engine.sampler import make_schedule
+from ..model.ring_cache import ring_slots
+from .block import PROMPT
+from .eager import EagerNetwork
+
+
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """||got - truth|| / ||truth||."""
+    truth = truth.double()
+    return ((got.double() - truth).norm() / truth.norm()).item()
+
+
+class _Trio:
+    """The engine's network, the plain one in the same dtype, and the plain one in float32, fed alike."""
+
+    def __init__(self, engine: LongLiveEngine):
+        config, stream = engine.config, engine.stream
+        views = engine.model.checkpoint_views()
+        self.model, self.stream, self.dtype = engine.model, stream, engine.dtype
+        grid = stream.height // 16, stream.width // 16
+        if config.positions != "base":
+            raise ValueError("positions must be 'base': the variants cache different keys")
+        shared = grid, config.local_attn_size, config.sink_size, False
+        self.plain = EagerNetwork(engine.model.config, views, *shared)
+        self.truth = EagerNetwork(engine.model.config, {k: v.float() for k, v in views.items()}, *shared)
+
+    def prompt(self, embedding: Tensor) -> None:
+        self.embedding = embedding
+        self.cross = self.model.cross_cache(embedding)
+        for net in (self.plain, self.truth):
+            net.reset()
+        self.stream.ring.reset()
+
+    def forward(self, x: Tensor, t: float, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Flow of ours, plain and float32."""
+        self.stream.ring.seek(start, len(x))
+        timestep = torch.tensor([t], dtype=torch.float64, device=x.device)
+        times = timestep.expand(len(x))
+        return (
+            self.model(x, self.model.modulation(timestep), self.stream.ring, self.cross),
+            self.plain.forward(x, times, self.embedding, start),
+            self.truth.forward(x.float(), times, self.embedding.float(), start),
+        )
+
+    def cached(self, frames: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Each layer's keys and values of the newest frames, with their names."""
+        ring = self.stream.ring
+        slots = ring_slots(frames, ring.window, ring.sink)
+        for layer, (plain, truth) in enumerate(zip(self.plain.caches, self.truth.caches, strict=True)):
+            for name in ("k", "v"):
+                ours = getattr(ring, name)[layer][slots].flatten(0, 1)
+                rest = (getattr(cache, name)[-len(ours) :] for cache in (plain, truth))
+                yield f"{name} of layer {layer}", ours, *rest
+
+
+@torch.no_grad()
+def run(engine: LongLiveEngine, seeds: int) -> dict:
+    """Worst ratio of our error to the plain network's, over seeds and passes of a steady block.
+
+    Turns TF32 off for this process. Raises ValueError unless the engine's positions are ``base``.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    trio = _Trio(engine)
+    steps = make_schedule(engine.config.denoising_steps, engine.config.step_schedule)
+    shape = BLOCK_FRAMES, engine.model.config.in_dim, trio.stream.height // 8, trio.stream.width // 8
+    blocks = -(-trio.stream.window // BLOCK_FRAMES) + 1
+    rows = []
+    for seed in range(seeds):
+        generator = torch.Generator(engine.device).manual_seed(seed)
+        trio.prompt(engine.prompts.get(f"{PROMPT}, number {seed}"))
+        for block in range(blocks):
+            passes = [(s.timestep, s.sigma) for s in steps] if block == blocks - 1 else []
+            clean = torch.randn(shape, generator=generator, device=engine.device)
+            for t, sigma in [*passes, (0.0, 0.0)]:
+                noise = torch.randn(shape, generator=generator, device=engine.device)
+                x = ((1 - sigma) * clean + sigma * noise).to(engine.dtype)
+                ours, plain, truth = trio.forward(x, t, block * BLOCK_FRAMES)
+                if passes and t:
+                    rows.append((f"flow, t {t:.0f}", relative_error(ours, truth), relative_error(plain, truth)))
+        frames = torch.arange(BLOCK_FRAMES, device=engine.device) + (blocks - 1) * BLOCK_FRAMES
+        for what, ours, plain, truth in trio.cached(frames):
+            rows.append((f"context pass, {what}", relative_error(ours, truth), relative_error(plain, truth)))
+    return _summary(rows) | _logits(trio, engine)
+
+
+def _summary(rows: list[tuple[str, float, float]]) -> dict:
+    assert all(math.isfinite(ours) and math.isfinite(plain) for _, ours, plain in rows)
+    what, ours, plain = max(rows, key=lambda row: row[1] / max(row[2], 1e-12))
+    flows = [row for row in rows if row[0].startswith("flow")]
+    return {
+        "worst_ratio": ours / max(plain, 1e-12),
+        "worst_at": what,
+        "worst_ours": ours,
+        "worst_plain": plain,
+        "max_flow_error_ours": max(row[1] for row in flows),
+        "max_flow_error_plain": max(row[2] for row in flows),
+        "measurements": len(rows),
+    }
+
+
+def _logits(trio: _Trio, engine: LongLiveEngine) -> dict:
+    """Standard deviation of attention logits at the first and last layer: random weights must not make this easy."""
+    spread = []
+    for layer in (0, engine.model.config.num_layers - 1):
+        k = trio.truth.caches[layer].k.flatten(1)
+        gain = engine.model.blocks[layer].q_gain.float().square().mean().sqrt()
+        spread.append((k.square().mean().sqrt() * gain).item())
+    return {"logit_std_estimate": spread}

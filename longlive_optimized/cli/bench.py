@@ -1,0 +1,75 @@
+"""``bench``: measure the operators, a block, the error; one JSON object for machines, a table for people."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ..config import PRESETS, OptimizationConfig
+from .loading import console, load_engine
+
+app = typer.Typer(no_args_is_help=True, help="Measure operators, blocks and errors.")
+Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
+Model = Annotated[str, typer.Option(help="Model folder, or 'tiny'.")]
+Device = Annotated[str | None, typer.Option(help="cuda or cpu.")]
+Pixels = Annotated[int, typer.Option(help="A multiple of 16.")]
+Preset = Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
+
+
+@app.command()
+def kernels(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="Operators; none means all.")] = None,
+    json_path: Json = None,
+) -> None:
+    """Microseconds of each operator and backend, and its share of the ceilings measured in the same run."""
+    from ..kernels.bench.runner import run
+
+    run(names, str(json_path) if json_path else None)
+
+
+@app.command()
+def block(
+    model: Model = "tiny",
+    preset: Preset = "balanced",
+    height: Pixels = 480,
+    width: Pixels = 832,
+    blocks: Annotated[int, typer.Option(min=1, help="Steady blocks to measure.")] = 50,
+    eager_blocks: Annotated[int, typer.Option(min=0, help="Blocks of the plain network; 0 leaves it out.")] = 5,
+    device: Device = None,
+    json_path: Json = None,
+) -> None:
+    """Milliseconds of a steady block by stage, of a prompt switch, and of the plain network in the same run."""
+    from ..bench.block import run
+
+    engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
+    _show(f"{height}x{width}, {preset}", run(engine, blocks, eager_blocks), json_path)
+
+
+@app.command()
+def quality(
+    model: Model = "tiny",
+    preset: Preset = "balanced",
+    height: Pixels = 480,
+    width: Pixels = 832,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of latents.")] = 5,
+    device: Device = None,
+    json_path: Json = None,
+) -> None:
+    """Error of each forward against float32, ours beside the plain network's."""
+    from ..bench.quality import run
+
+    config = OptimizationConfig.preset(preset, height=height, width=width, positions="base")
+    _show(f"{height}x{width}, {preset}", run(load_engine(model, config, device), seeds), json_path)
+
+
+def _show(title: str, row: dict, json_path: Path | None) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in row.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)
+    if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(row, indent=2) + "\n")

@@ -1,0 +1,82 @@
+"""``doctor``: what is here, who computes each operator and why, and whether a model folder is complete."""
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib import import_module, metadata
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from .loading import console
+
+OPERATORS = ("modulate_norm", "qk_norm_rope_store", "ring_attention", "rotate_sinks")
+
+
+def doctor(
+    directory: Annotated[str | None, typer.Argument(help="A model folder to check, or 'tiny'.")] = None,
+) -> None:
+    """Say what is installed, what the operators run on, and whether DIRECTORY can be loaded."""
+    _versions()
+    _operators()
+    if directory is not None:
+        _check_model(directory)
+
+
+def _versions() -> None:
+    table = Table(title="installed", title_justify="left", show_header=False)
+    table.add_row("python", platform.python_version())
+    for name in ("longlive-optimized", "torch", "triton", "transformers", "safetensors", "av"):
+        table.add_row(name, _version(name))
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        table.add_row("GPU", f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}")
+        table.add_row("CUDA, cuDNN of torch", f"{torch.version.cuda}, {torch.backends.cudnn.version()}")
+    else:
+        table.add_row("GPU", "none that torch can use")
+    console.print(table)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _operators() -> None:
+    from ..kernels import native
+    from ..kernels.registry import OPS
+
+    for name in OPERATORS:
+        import_module(f"longlive_optimized.kernels.{name}")
+    table = Table("operator", "here", "why", title="operators", title_justify="left")
+    for name in OPERATORS:
+        table.add_row(name, *_backend(OPS[name].impls, native.load()))
+    console.print(table)
+
+
+def _backend(impls: dict, library: bool) -> tuple[str, str]:
+    if not torch.cuda.is_available():
+        return "reference", "no CUDA device"
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    if "cuda" in impls and hopper and library:
+        return "cuda", "Hopper, and the library is built"
+    why = "" if "cuda" not in impls else "the library is for Hopper" if library else "built without nvcc"
+    for name in ("triton", "library"):
+        if name in impls:
+            return name, why or "no faster implementation here"
+    return "reference", why or "the only implementation"
+
+
+def _check_model(directory: str) -> None:
+    from ..weights.load import check
+    from ..weights.locate import locate
+
+    files = locate(directory)
+    for part, path in dataclasses.asdict(files).items():
+        console.print(f"{part}: {path or 'none'}", highlight=False, soft_wrap=True)
+    check(files)
+    console.print(f"[green]{directory} is complete and its parts fit together[/green]")

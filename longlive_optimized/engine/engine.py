@@ -1,0 +1,241 @@
+"""The engine: prompts in, blocks of pixel frames out. It owns the weights, the order of work and the device's time."""
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from os import PathLike
+
+import torch
+from torch import Tensor
+
+from ..config import PIXELS_PER_TOKEN, OptimizationConfig
+from ..model.transformer import Modulation
+from ..text import blend as blending
+from ..text.prompt_cache import PromptCache
+from ..weights.load import check, load_generator, load_text_encoder, load_vae
+from ..weights.locate import locate
+from .recache import plan_recache
+from .request import BlockRequest
+from .sampler import make_schedule, predict_x0, renoise
+from .stream import Stream
+from .timing import BlockTimer, BlockTimes
+from .video_input import prepare_video
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+
+
+class LongLiveEngine:
+    """LongLive-1.3B as a stream: ``generate_block(BlockRequest("a fox")) -> uint8 [T, H, W, 3]``, T = 9, then 12.
+
+    model_path: a folder of LongLive's or scope's layout, or ``"tiny"`` for the built-in model.
+    config: an OptimizationConfig; its fields are read at construction, and by each new stream.
+    device: None takes CUDA where there is one.
+    progress: called as (what, done, total) while weights load.
+
+    Raises FileNotFoundError or CheckpointError naming the file before anything reaches the device. One engine may hold
+    several streams; calls from several threads take turns on the device.
+    """
+
+    def __init__(
+        self,
+        model_path: str | PathLike,
+        config: OptimizationConfig | None = None,
+        device: str | torch.device | None = None,
+        progress: Progress | None = None,
+    ):
+        self.config = config or OptimizationConfig()
+        self.device = _device(device)
+        self.dtype = _dtype(self.config.model_dtype, self.device)
+        if self.config.precision == "fp8":
+            log.warning("precision fp8 is not available yet: linears run in %s", self.dtype)
+        started = time.perf_counter()
+        files = locate(model_path)
+        check(files)
+        stages = ((load_generator, "generator"), (load_vae, "VAE"), (load_text_encoder, "text encoder"))
+        self.model, self.vae, self.text = (
+            load(files, self.device, self.dtype, progress=functools.partial(progress, what) if progress else None)
+            for load, what in stages
+        )
+        self.load_seconds = time.perf_counter() - started
+        self.prompts = PromptCache(
+            self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
+        )
+        self.timer = BlockTimer(self.device)
+        self._modulation = functools.lru_cache(maxsize=16)(self._new_modulation)
+        self._lock = threading.RLock()
+        self._stream: Stream | None = None
+
+    @property
+    def stream(self) -> Stream:
+        """The stream of requests that name none, of the config's size and seed."""
+        if self._stream is None:
+            self._stream = self.open_stream()
+        return self._stream
+
+    def open_stream(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int | None = None,
+        total_frames: int | None = None,
+    ) -> Stream:
+        """A new video of its own; what is not given is the config's.
+
+        ``total_frames`` (latent) draws the noise in the published scripts' order, for a video of that length; without
+        it each block has a generator of its own and the stream may go on for ever. Raises ValueError for a size that
+        is not a multiple of 16.
+        """
+        size = {"height": height or self.config.height, "width": width or self.config.width}
+        for name, pixels in size.items():
+            if not isinstance(pixels, int) or pixels < PIXELS_PER_TOKEN or pixels % PIXELS_PER_TOKEN:
+                raise ValueError(f"{name} must be a multiple of {PIXELS_PER_TOKEN}, got {pixels!r}")
+        seed = self.config.seed if seed is None else seed
+        with self._lock, torch.no_grad():
+            return Stream(self.model, self.vae, self.config, **size, seed=seed, total_frames=total_frames)
+
+    def warmup(self, prompt: str = "warm-up") -> float:
+        """Run every kind of block once on the default stream, then reset it; returns seconds."""
+        started = time.perf_counter()
+        blocks = -(-self.stream.window // 3) + 2  # one past a full window
+        for i in range(blocks):
+            last = i == blocks - 1
+            self.generate_block(BlockRequest(f"{prompt}!" if last else prompt))  # the last one recaches
+        self.synchronize()
+        self.stream.reset()
+        self.timer.clear()
+        return time.perf_counter() - started
+
+    def generate_block(self, request: BlockRequest, stream: Stream | None = None) -> Tensor:
+        """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
+
+        Does not wait for the device. After an error the same request may be made again.
+        """
+        with self._lock, torch.no_grad():
+            stream = stream or self.stream
+            if request.reset:
+                stream.reset(request.seed)
+            self._check_mode(stream, request)
+            try:
+                frames = self._generate(stream, request)
+            except BaseException:
+                self.timer.discard()
+                raise
+            self.timer.block_done(len(frames))
+            return frames
+
+    def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
+        """Forget a stream's frames; weights, prompt cache and config stay."""
+        with self._lock, torch.no_grad():
+            (stream or self.stream).reset(seed)
+
+    def block_times(self) -> list[BlockTimes]:
+        """Times of the blocks that the device has finished, oldest first."""
+        with self._lock:
+            self.timer.collect()
+            return list(self.timer.history)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _check_mode(self, stream: Stream, request: BlockRequest) -> None:
+        from_video = request.video is not None
+        if stream.position and from_video != stream.from_video:
+            raise ValueError("video input starts and ends with a reset: pass reset=True with the first such request")
+        stream.from_video = from_video
+
+    def _generate(self, stream: Stream, request: BlockRequest) -> Tensor:
+        self._follow_prompt(stream, request)
+        self._settle(stream)
+        stream.ring.seek(stream.position, stream.block_frames(request.video is not None))
+        latents = self._denoise(stream, request)
+        with self.timer.stage("decode"):
+            frames = stream.decoder.decode_uint8(latents)
+        stream.keep(latents)
+        return frames
+
+    def _follow_prompt(self, stream: Stream, request: BlockRequest) -> None:
+        target = None
+        if stream.prompt.wants(request):
+            with self.timer.stage("text"):
+                target = self._embed(request)
+        if stream.prompt.follow(request, target):
+            with self.timer.stage("text"):
+                stream.cross = self.model.cross_cache(stream.prompt.embedding)
+            stream.recache_due = stream.position > 0
+
+    def _embed(self, request: BlockRequest) -> Tensor:
+        texts, weights = zip(*request.pairs, strict=True)
+        embeddings = [self.prompts.get(text) for text in texts]
+        if request.blend == "slerp" and len(embeddings) == 2:
+            return blending.slerp(*embeddings, blending.normalise(weights)[1])
+        return blending.blend(embeddings, weights)
+
+    def _settle(self, stream: Stream) -> None:
+        """Bring the ring up to date: the last block's clean pass, or a recache, which makes that pass superfluous."""
+        if stream.recache_due:
+            self._recache(stream)
+        elif stream.context_due:
+            with self.timer.stage("context"):
+                self._clean_pass(stream, stream.history[-stream.ring.frames :])
+        stream.recache_due = stream.context_due = False
+
+    def _recache(self, stream: Stream) -> None:
+        plan = plan_recache(stream.position, stream.window, stream.ring.sink, self.config.global_sink)
+        with self.timer.stage("recache"):
+            stream.ring.seek(*plan)
+            self._clean_pass(stream, stream.history[-plan.frames :])
+
+    def _clean_pass(self, stream: Stream, latents: Tensor) -> None:
+        self.model(latents, self._modulation((0.0,)), stream.ring, stream.cross, store_only=True)
+
+    def _denoise(self, stream: Stream, request: BlockRequest) -> Tensor:
+        nominal = request.denoising_steps or self.config.denoising_steps
+        noise = stream.noise.block(stream.position, stream.ring.frames)
+        x, first = next(noise), None
+        if request.video is not None:
+            with self.timer.stage("encode"):
+                x, first = self._start_from_video(stream, request, x)
+        schedule = make_schedule(nominal, self.config.step_schedule, first)
+        modulation = self._modulation(tuple(step.timestep for step in schedule))
+        with self.timer.stage("denoise"):
+            for i, step in enumerate(schedule):
+                if i:
+                    x = renoise(x, next(noise), step.sigma)
+                x = predict_x0(x, self.model(x, modulation.at(i), stream.ring, stream.cross), step.sigma)
+        return x
+
+    def _start_from_video(self, stream: Stream, request: BlockRequest, noise: Tensor) -> tuple[Tensor, float]:
+        # 13 pixel frames become 4 latents on a fresh stream, 12 become 3 later.
+        count = 12 + (stream.position == 0)
+        video = request.video.to(self.device)
+        clean = stream.encoder.encode(prepare_video(video, count, stream.height, stream.width, self.dtype))
+        scale = request.noise_scale
+        return torch.lerp(clean, noise, scale), float(int(1000 * scale) - 100)
+
+    def _new_modulation(self, timesteps: tuple[float, ...]) -> Modulation:
+        return self.model.modulation(torch.tensor(timesteps, dtype=torch.float64, device=self.device))
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        log.info("device: %s", device)
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that is here, got {str(device)!r}: torch finds no CUDA")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+        log.info("model_dtype: %s", name)
+    return getattr(torch, name)

@@ -1,0 +1,40 @@
+"""Where a stream's random numbers come from: torch's generator, drawn in a fixed order (model specification 4.4)."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class BlockNoise:
+    """A fresh generator for each block, seeded ``seed + start frame``: any block can be drawn without the earlier ones."""
+
+    def __init__(self, seed: int, like: Tensor):
+        self.seed, self.like = seed, like
+
+    def block(self, start: int, frames: int) -> Iterator[Tensor]:
+        """Noise [frames, C, h, w]: first the block's start, then one for each re-noising."""
+        generator = torch.Generator(self.like.device).manual_seed(self.seed + start)
+        while True:
+            yield _draw(frames, self.like, generator)
+
+
+class VideoNoise:
+    """The published scripts' order: the whole video's start noise in one draw, then the re-noisings, block by block."""
+
+    def __init__(self, seed: int, like: Tensor, total_frames: int):
+        self.generator = torch.Generator(like.device).manual_seed(seed)
+        self.like, self.start = like, _draw(total_frames, like, self.generator)
+
+    def block(self, start: int, frames: int) -> Iterator[Tensor]:
+        """As in BlockNoise; blocks must be asked for in order. Raises ValueError past the end of the video."""
+        if start + frames > len(self.start):
+            raise ValueError(f"the stream was opened for {len(self.start)} latent frames and has none left")
+        yield self.start[start : start + frames]
+        while True:
+            yield _draw(frames, self.like, self.generator)
+
+
+def _draw(frames: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(frames, *like.shape, dtype=like.dtype, device=like.device, generator=generator)

@@ -1,0 +1,78 @@
+"""What is asked of the engine for one block."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BlockRequest:
+    """One block's wishes. Everything is checked here, before any work, with errors that name the argument.
+
+    prompt: a text, or (text, weight) pairs that are blended; weights are normalised.
+    blend: how pairs and transitions are mixed; ``slerp`` of pairs wants exactly two.
+    transition_blocks: a prompt that differs from the last one is reached in so many equal steps, one a block.
+    denoising_steps: nominal timesteps for this block; None takes the config's.
+    reset: forget the stream's frames first; ``seed`` then replaces its seed.
+    video: uint8 [T, H, W, 3] frames to start from (video-to-video), resized and resampled to fit; None is text mode.
+    noise_scale: share of noise in the start latents of video mode, in [0.1, 1].
+    """
+
+    prompt: str | tuple[tuple[str, float], ...]
+    blend: Literal["linear", "slerp"] = "linear"
+    transition_blocks: int = 1
+    denoising_steps: tuple[int, ...] | None = None
+    reset: bool = False
+    seed: int | None = None
+    video: Tensor | None = field(default=None, compare=False)
+    noise_scale: float = 0.7
+
+    def __post_init__(self) -> None:
+        self._check_prompt()
+        if self.blend not in ("linear", "slerp"):
+            raise ValueError(f"blend must be 'linear' or 'slerp', got {self.blend!r}")
+        if self.blend == "slerp" and len(self.pairs) > 2:
+            raise ValueError(f"blend 'slerp' mixes two prompts, got {len(self.pairs)}")
+        if not isinstance(self.transition_blocks, int) or self.transition_blocks < 1:
+            raise ValueError(f"transition_blocks must be a whole number of at least 1, got {self.transition_blocks!r}")
+        if self.seed is not None and not self.reset:
+            raise ValueError("seed takes effect with reset=True only")
+        if not 0.1 <= self.noise_scale <= 1:
+            raise ValueError(f"noise_scale must lie in [0.1, 1], got {self.noise_scale!r}")
+        self._check_steps()
+        self._check_video()
+
+    @property
+    def pairs(self) -> tuple[tuple[str, float], ...]:
+        return ((self.prompt, 1.0),) if isinstance(self.prompt, str) else self.prompt
+
+    def _check_prompt(self) -> None:
+        if not isinstance(self.prompt, str):
+            object.__setattr__(self, "prompt", tuple(tuple(pair) for pair in self.prompt))
+        if not self.pairs:
+            raise ValueError("prompt must hold at least one (text, weight) pair")
+        for text, weight in self.pairs:
+            if not isinstance(text, str):
+                raise TypeError(f"prompt must be text, got {type(text).__name__}")
+            if not text.strip():
+                raise ValueError("prompt must not be empty")
+            if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"prompt weights must be finite and not negative, got {weight!r}")
+
+    def _check_steps(self) -> None:
+        steps = self.denoising_steps
+        if steps is None:
+            return
+        object.__setattr__(self, "denoising_steps", tuple(steps))
+        falling = all(a > b for a, b in zip(self.denoising_steps, self.denoising_steps[1:], strict=False))
+        if not steps or not all(isinstance(s, int) and 1 <= s <= 1000 for s in steps) or not falling:
+            raise ValueError(f"denoising_steps must be whole numbers that fall within 1000..1, got {steps!r}")
+
+    def _check_video(self) -> None:
+        video = self.video
+        if video is not None and (video.ndim != 4 or video.shape[-1] != 3 or not len(video) or video.dtype != torch.uint8):
+            raise ValueError(f"video must be uint8 [T, H, W, 3], got {video.dtype} {list(video.shape)}")

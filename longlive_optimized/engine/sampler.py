@@ -1,0 +1,62 @@
+"""The sampler's arithmetic: flow-matching schedule, x0 prediction, re-noising (model specification 4)."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+TIMESTEP_SHIFT = 5.0
+ScheduleKind = Literal["longlive", "scope"]
+
+
+class Step(NamedTuple):
+    """One denoising step: what the network is told, and the noise level by which its answer is read."""
+
+    timestep: float
+    sigma: float
+
+
+@functools.cache
+def schedule_table() -> tuple[Tensor, Tensor]:
+    """The 1000 timesteps and noise levels, float32, from 1000 down to 4.98 (4.1)."""
+    u = torch.linspace(1.0, 0.0, 1001)[:-1]
+    sigmas = TIMESTEP_SHIFT * u / (1 + (TIMESTEP_SHIFT - 1) * u)
+    return sigmas * 1000, sigmas
+
+
+def sigma_at(timestep: float) -> float:
+    """Noise level of the nearest table entry; the first of two that are equally near."""
+    timesteps, sigmas = schedule_table()
+    return sigmas[(timesteps.double() - timestep).abs().argmin()].item()
+
+
+def make_schedule(nominal: Sequence[int], kind: ScheduleKind, first_timestep: float | None = None) -> list[Step]:
+    """Steps for a nominal list such as (1000, 750, 500, 250).
+
+    ``longlive`` warps the list by the timestep shift, as the model was distilled (1000, 937.5, 833.3, 625); ``scope``
+    takes it as it stands. ``first_timestep`` replaces the first entry, un-warped (video input, 4.6).
+    """
+    if kind == "longlive":
+        table = torch.cat((schedule_table()[0], torch.zeros(1)))
+        timesteps = [table[1000 - n].item() for n in nominal]
+    else:
+        timesteps = [float(n) for n in nominal]
+    if first_timestep is not None:
+        timesteps[0] = first_timestep
+    return [Step(t, sigma_at(t)) for t in timesteps]
+
+
+def predict_x0(x: Tensor, flow: Tensor, sigma: float) -> Tensor:
+    """``x - sigma * flow`` in float64, rounded once to x's dtype (4.3)."""
+    return (x.double() - sigma * flow.double()).to(x.dtype)
+
+
+def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """``(1 - sigma) x0 + sigma noise`` in float32 at least, rounded once to x0's dtype (4.3)."""
+    wide = torch.promote_types(x0.dtype, torch.float32)
+    # The weights are float32 numbers whatever the dtype: 1 - sigma is rounded as the published sampler rounds it.
+    keep = (1 - torch.tensor(sigma, dtype=torch.float32)).item()
+    return (keep * x0.to(wide) + sigma * noise.to(wide)).to(x0.dtype)

@@ -1,0 +1,75 @@
+"""One video under way: everything that belongs to a stream and not to the weights."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import BLOCK_FRAMES, PIXELS_PER_TOKEN, OptimizationConfig
+from ..model.ring_cache import RingCache
+from ..model.transformer import CrossCache, Transformer
+from ..vae.model import WanVae
+from ..vae.stream import DecoderStream, EncoderStream
+from .noise import BlockNoise, VideoNoise
+from .prompt_track import PromptTrack
+
+LATENT_SCALE = 8  # pixels per latent row and column
+
+
+class Stream:
+    """Ring, VAE state, prompt, seed and position of one video of height x width pixels; made by the engine."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        vae: WanVae,
+        config: OptimizationConfig,
+        height: int,
+        width: int,
+        seed: int,
+        total_frames: int | None,
+    ):
+        self.height, self.width, self.seed, self.total_frames = height, width, seed, total_frames
+        self.window = config.local_attn_size
+        self.ring = RingCache(
+            model.config,
+            (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN),
+            window=self.window,
+            sink=config.sink_size,
+            relative=config.positions == "relative",
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self.decoder, self.encoder = DecoderStream(vae), EncoderStream(vae)
+        latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
+        self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
+        self.reset()
+
+    def reset(self, seed: int | None = None) -> None:
+        """Back to an empty stream; buffers stay. The seed stays too unless one is given."""
+        self.seed = self.seed if seed is None else seed
+        self.noise = self._new_noise()
+        self.prompt = PromptTrack()
+        self.cross: CrossCache | None = None
+        self.position = 0  # latent frame at which the next block starts
+        self.history = self._like.new_empty(0, *self._like.shape)  # the window's clean latents, for a recache
+        self.context_due = False  # the last block's clean keys and values are not in the ring yet
+        self.recache_due = False
+        self.from_video: bool | None = None
+        self.ring.reset()
+        self.decoder.reset()
+        self.encoder.reset()
+
+    def block_frames(self, from_video: bool) -> int:
+        """Latent frames of the next block: 3, and 4 for the first block of video mode."""
+        return BLOCK_FRAMES + (from_video and self.position == 0)
+
+    def keep(self, latents: Tensor) -> None:
+        """The block is generated: move on."""
+        self.history = torch.cat((self.history, latents))[-self.window :]
+        self.position += len(latents)
+        self.context_due = True
+
+    def _new_noise(self) -> BlockNoise | VideoNoise:
+        if self.total_frames is None:
+            return BlockNoise(self.seed, self._like)
+        return VideoNoise(self.seed, self._like, self.total_frames)

@@ -1,0 +1,76 @@
+"""The command line as a user meets it."""
+import json
+import subprocess
+import sys
+
+import av
+import pytest
+from longlive_optimized.cli.generate import parse_switch
+
+
+def run(*args, check=True):
+    code = "import sys; from longlive_optimized.cli import main; sys.argv[0] = 'longlive-optimized'; main()"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def test_generate_writes_a_video_and_its_statistics(tmp_path):
+    out, report = tmp_path / "deep" / "fox.mp4", tmp_path / "fox.json"
+    args = ["--switch", "1:a boat", "--seconds", "2", "--seed", "1", "--height", "32", "--width", "48", "--device", "cpu"]
+    done = run("generate", "--prompt", "a fox", "--out", out, "--json", report, *args)
+    with av.open(str(out)) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 32 and frames[0].shape == (32, 48, 3) and frames[5].std() > 5
+    stats = json.loads(report.read_text())
+    assert stats["config"]["denoising_steps"] == [1000, 750, 500, 250] and stats["preset"] == "balanced"
+    # Frames 0-8, 9-20, 21-31: the switch at frame 16 takes effect at the next block, frame 21.
+    assert ["recache" in block["stages"] for block in stats["blocks"]] == [False, False, True]
+    assert "fps" in done.stderr and "prompt switch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--prompt", " "], "prompt must not be empty"),
+        (["--prompt", "a", "--preset", "fast"], "preset must be one of quality_stream"),
+        (["--prompt", "a", "--height", "100"], "height"),
+        (["--prompt", "a", "--switch", "soon:b"], "--switch must be SECONDS:TEXT"),
+        (["--prompt", "a", "--seconds", "0"], "--seconds must be positive"),
+        (["--prompt", "a", "--model", "/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, args, message):
+    done = run("generate", *args, "--out", tmp_path / "x.mp4", check=False)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.mp4").exists()
+
+
+def test_make_checkpoint_then_doctor_then_a_broken_file(tmp_path):
+    folder = tmp_path / "model"
+    run("make-checkpoint", folder, "--config", "tiny", "--seed", "3")
+    assert "fit together" in run("doctor", folder).stderr
+    base = next(folder.rglob("longlive_base.pt"))
+    base.write_bytes(base.read_bytes()[:5000])
+    done = run("doctor", folder, check=False)
+    assert done.returncode == 2 and "longlive_base.pt is damaged or cut short" in " ".join(done.stderr.split())
+
+
+def test_bench_block_and_quality(tmp_path):
+    report, size = tmp_path / "block.json", ["--height", "32", "--width", "32", "--device", "cpu"]
+    run("bench", "block", *size, "--blocks", "2", "--eager-blocks", "1", "--json", report)
+    row = json.loads(report.read_text())
+    assert row["blocks"] == 2 and row["dit_ms"] > 0 and row["eager_dit_ms"] > 0 and row["switch_wall_ms"] > 0
+    run("bench", "quality", *size, "--seeds", "1", "--json", report)
+    row = json.loads(report.read_text())
+    assert row["max_flow_error_ours"] < 1e-5 and 2 < min(row["logit_std_estimate"]) < 6
+
+
+@pytest.mark.parametrize("text", ["2", "x:y", "-1:y", "nan:y", "inf:y", "2:", "2: "])
+def test_bad_switches(text):
+    with pytest.raises(ValueError, match="SECONDS:TEXT"):
+        parse_switch(text)
+
+
+def test_switch_text_may_hold_colons():
+    assert parse_switch("2.5:a clock: 12:30") == (2.5, "a clock: 12:30")

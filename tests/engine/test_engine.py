@@ -1,0 +1,236 @@
+"""The engine on the built-in model: against the plain network driven by hand, and against itself."""
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+from longlive_optimized.bench.eager import EagerNetwork
+from longlive_optimized.engine.sampler import make_schedule, predict_x0, renoise
+
+SHAPE = (3, 16, 4, 6)
+
+
+def latents_of(engine, stream, prompts, **wishes) -> torch.Tensor:
+    """Generate a block for each prompt; all clean latents."""
+    out = []
+    for prompt in prompts:
+        engine.generate_block(BlockRequest(prompt, **wishes), stream)
+        out.append(stream.history[-3:])
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def plain_latents(engine, prompts, seed) -> torch.Tensor:
+    """The published loop (specification 0, 4.5, 5) on the plain network: every context pass run, twelve frames recached."""
+    config = engine.config
+    net = EagerNetwork(
+        engine.model.config, engine.model.checkpoint_views(), (2, 3), 12, 3, config.positions == "relative"
+    )
+    steps = make_schedule(config.denoising_steps, config.step_schedule)
+    history, before = torch.empty(0, *SHAPE[1:]), prompts[0]
+    for block, prompt in enumerate(prompts):
+        p, embedding = 3 * block, engine.text.encode([prompt])[0]
+        if prompt != before:
+            net.new_prompt()
+            n = min(12, p)
+            net.forward(history[p - n :], torch.zeros(n), embedding, p - n)
+            net.new_prompt()
+        generator = torch.Generator().manual_seed(seed + p)
+        x = torch.randn(SHAPE, generator=generator)
+        for i, (t, sigma) in enumerate(steps):
+            if i:
+                x = renoise(x, torch.randn(SHAPE, generator=generator), sigma)
+            x = predict_x0(x, net.forward(x, torch.full((3,), t), embedding, p), sigma)
+        net.forward(x, torch.zeros(3), embedding, p)
+        history, before = torch.cat((history, x)), prompt
+    return history
+
+
+@pytest.mark.parametrize("positions", ["relative", "base"])
+@pytest.mark.parametrize("step_schedule", ["longlive", "scope"])
+def test_equals_the_published_loop(positions, step_schedule):
+    config = OptimizationConfig(height=32, width=48, positions=positions, step_schedule=step_schedule)
+    engine = LongLiveEngine("tiny", config, device="cpu")
+    prompts = ["a fox"] * 2 + ["a boat on a lake"] * 5 + ["a storm"] * 2
+    got = latents_of(engine, engine.open_stream(seed=3), prompts)
+    torch.testing.assert_close(got, plain_latents(engine, prompts, seed=3), rtol=1e-3, atol=1e-3)
+
+
+def test_blocks_are_nine_then_twelve_frames(engine):
+    stream = engine.open_stream()
+    blocks = [engine.generate_block(BlockRequest("a fox"), stream) for _ in range(3)]
+    assert [tuple(b.shape) for b in blocks] == [(9, 32, 48, 3), (12, 32, 48, 3), (12, 32, 48, 3)]
+    assert all(b.dtype == torch.uint8 and b.float().std() > 5 for b in blocks)
+
+
+def test_the_seed_decides_the_video(engine):
+    def video(seed):
+        stream = engine.open_stream(seed=seed)
+        return torch.cat([engine.generate_block(BlockRequest("a fox"), stream) for _ in range(3)])
+
+    assert torch.equal(video(1), video(1))
+    assert not torch.equal(video(1), video(2))
+
+
+def test_reset_starts_the_same_video_again(engine):
+    stream = engine.open_stream(seed=5)
+    first = latents_of(engine, stream, ["a fox"] * 6)
+    engine.reset(stream)
+    assert torch.equal(latents_of(engine, stream, ["a fox"] * 6), first)
+    other = engine.generate_block(BlockRequest("a fox", reset=True, seed=6), stream)
+    assert torch.equal(other, engine.generate_block(BlockRequest("a fox"), engine.open_stream(seed=6)))
+
+
+def test_streams_do_not_mix(engine):
+    alone = latents_of(engine, engine.open_stream(seed=1), ["a fox"] * 3)
+    a, b, mixed = engine.open_stream(seed=1), engine.open_stream(48, 32, seed=2), []
+    for _ in range(3):
+        mixed.append(latents_of(engine, a, ["a fox"]))
+        engine.generate_block(BlockRequest("a boat"), b)
+    assert torch.equal(torch.cat(mixed), alone)
+
+
+def test_threads_take_turns(engine):
+    expected = {seed: latents_of(engine, engine.open_stream(seed=seed), ["a fox"] * 4) for seed in (1, 2)}
+    got = {}
+
+    def work(seed):
+        got[seed] = latents_of(engine, engine.open_stream(seed=seed), ["a fox"] * 4)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+    [t.start() for t in threads], [t.join() for t in threads]
+    assert all(torch.equal(got[seed], expected[seed]) for seed in expected)
+
+
+def test_a_prompt_switch_replaces_the_context_pass(engine):
+    stream = engine.open_stream()
+    stages = []
+    for prompt in ["a fox", "a fox", "a boat", "a boat"]:
+        engine.generate_block(BlockRequest(prompt), stream)
+        stages.append(set(engine.block_times()[-1].stages))
+    assert stages[1] == stages[3] == {"context", "denoise", "decode"}
+    assert stages[2] == {"text", "recache", "denoise", "decode"}
+
+
+def test_an_error_loses_nothing(engine, monkeypatch):
+    expected = latents_of(engine, engine.open_stream(seed=9), ["a fox", "a fox", "a boat", "a boat"])
+    stream = engine.open_stream(seed=9)
+    got = [latents_of(engine, stream, ["a fox", "a fox"])]
+    real, calls = engine.model.forward, []
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) in (1, 4):  # in the recache, then in the middle of the steps
+            raise RuntimeError("out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(engine.model, "forward", fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.generate_block(BlockRequest("a boat"), stream)
+    got.append(latents_of(engine, stream, ["a boat", "a boat"]))
+    assert torch.equal(torch.cat(got), expected)
+
+
+def test_a_transition_ends_on_the_target(engine):
+    stream = engine.open_stream()
+    engine.generate_block(BlockRequest("a fox"), stream)
+    seen = []
+    for _ in range(5):
+        engine.generate_block(BlockRequest("a boat", transition_blocks=3), stream)
+        seen.append(stream.prompt.embedding)
+    fox, boat = engine.prompts.get("a fox"), engine.prompts.get("a boat")
+    torch.testing.assert_close(seen[0], torch.lerp(fox, boat, 1 / 3))
+    assert torch.equal(seen[2], boat) and seen[4] is seen[2]
+
+
+def test_a_new_prompt_amid_a_transition_starts_from_there(engine):
+    stream = engine.open_stream()
+    engine.generate_block(BlockRequest("a fox"), stream)
+    engine.generate_block(BlockRequest("a boat", transition_blocks=4), stream)
+    half = stream.prompt.embedding
+    engine.generate_block(BlockRequest("a storm", transition_blocks=2), stream)
+    torch.testing.assert_close(stream.prompt.embedding, torch.lerp(half, engine.prompts.get("a storm"), 0.5))
+
+
+def test_weighted_prompts_are_blended(engine):
+    stream = engine.open_stream()
+    engine.generate_block(BlockRequest((("a fox", 1.0), ("a boat", 0.0))), stream)
+    assert torch.equal(stream.prompt.embedding, engine.prompts.get("a fox"))
+    engine.generate_block(BlockRequest((("a fox", 1.0), ("a boat", 1.0)), blend="slerp"), stream)
+    assert not torch.equal(stream.prompt.embedding, engine.prompts.get("a fox"))
+
+
+def test_prompts_are_encoded_once(engine):
+    stream, misses = engine.open_stream(), engine.prompts.misses
+    for prompt in ["once upon a time", "a fox", "once upon a time"]:
+        engine.generate_block(BlockRequest(prompt), stream)
+    assert engine.prompts.misses <= misses + 2
+
+
+def test_video_mode_starts_with_thirteen_frames(engine):
+    stream = engine.open_stream()
+    video = torch.randint(0, 256, (10, 20, 30, 3), dtype=torch.uint8)
+    shapes = [len(engine.generate_block(BlockRequest("a fox", video=video), stream)) for _ in range(3)]
+    assert shapes == [13, 12, 12] and stream.position == 10
+
+
+def test_video_input_matters_and_full_noise_hides_it(engine):
+    def run(video, scale):
+        request = BlockRequest("a fox", video=video, noise_scale=scale)
+        return engine.generate_block(request, engine.open_stream(seed=1))
+
+    torch.manual_seed(0)
+    one, other = torch.randint(0, 256, (2, 13, 32, 48, 3), dtype=torch.uint8)
+    assert not torch.equal(run(one, 0.4), run(other, 0.4))
+    assert torch.equal(run(one, 1.0), run(other, 1.0))
+
+
+def test_modes_change_with_a_reset_only(engine):
+    stream, video = engine.open_stream(), torch.zeros(12, 32, 48, 3, dtype=torch.uint8)
+    engine.generate_block(BlockRequest("a fox"), stream)
+    with pytest.raises(ValueError, match="reset=True"):
+        engine.generate_block(BlockRequest("a fox", video=video), stream)
+    assert len(engine.generate_block(BlockRequest("a fox"), stream)) == 12
+    assert len(engine.generate_block(BlockRequest("a fox", video=video, reset=True), stream)) == 13
+
+
+def test_steps_of_one_request(engine):
+    stream = engine.open_stream(seed=1)
+    two = latents_of(engine, stream, ["a fox"], denoising_steps=(1000, 500))
+    fast = LongLiveEngine("tiny", replace(engine.config, denoising_steps=(1000, 500)), device="cpu")
+    assert torch.equal(two, latents_of(fast, fast.open_stream(seed=1), ["a fox"]))
+
+
+def test_a_stream_of_known_length_ends(engine):
+    stream = engine.open_stream(total_frames=6)
+    latents_of(engine, stream, ["a fox"] * 2)
+    with pytest.raises(ValueError, match="opened for 6 latent frames"):
+        engine.generate_block(BlockRequest("a fox"), stream)
+
+
+@pytest.mark.parametrize("size", [{"height": 40}, {"width": 8}, {"width": 32.0}])
+def test_sizes_are_multiples_of_sixteen(engine, size):
+    with pytest.raises(ValueError, match=f"{next(iter(size))} must be a multiple of 16"):
+        engine.open_stream(**size)
+
+
+def test_missing_model_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        LongLiveEngine(tmp_path / "nowhere", device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_missing_gpu_is_named():
+    with pytest.raises(ValueError, match="device must be one that is here, got 'cuda'"):
+        LongLiveEngine("tiny", device="cuda")
+
+
+def test_warm_up_leaves_no_trace():
+    config = OptimizationConfig(height=32, width=48, local_attn_size=6)
+    warm, cold = (LongLiveEngine("tiny", config, device="cpu") for _ in range(2))
+    warm.warmup()
+    assert warm.block_times() == [] and warm.stream.position == 0
+    request = BlockRequest("a fox")
+    assert torch.equal(warm.generate_block(request), cold.generate_block(request))

@@ -1,0 +1,72 @@
+"""Every bad wish is refused where it is made."""
+import math
+
+import pytest
+import torch
+from longlive_optimized.config import ALIASES, PRESETS, OptimizationConfig
+from longlive_optimized.engine.request import BlockRequest
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"prompt": ""}, "prompt must not be empty"),
+        ({"prompt": " \n"}, "prompt must not be empty"),
+        ({"prompt": ()}, "at least one"),
+        ({"prompt": (("a", -1.0),)}, "weights must be finite"),
+        ({"prompt": (("a", math.nan),)}, "weights must be finite"),
+        ({"prompt": "a", "blend": "mean"}, "blend must be"),
+        ({"prompt": (("a", 1), ("b", 1), ("c", 1)), "blend": "slerp"}, "two prompts"),
+        ({"prompt": "a", "transition_blocks": 0}, "transition_blocks must be"),
+        ({"prompt": "a", "seed": 1}, "reset=True"),
+        ({"prompt": "a", "noise_scale": 0.05}, "noise_scale must lie"),
+        ({"prompt": "a", "noise_scale": math.nan}, "noise_scale must lie"),
+        ({"prompt": "a", "denoising_steps": ()}, "denoising_steps must be"),
+        ({"prompt": "a", "denoising_steps": (500, 750)}, "denoising_steps must be"),
+        ({"prompt": "a", "denoising_steps": (1001,)}, "denoising_steps must be"),
+        ({"prompt": "a", "video": torch.zeros(12, 3, 16, 16, dtype=torch.uint8)}, "video must be uint8"),
+        ({"prompt": "a", "video": torch.zeros(12, 16, 16, 3)}, "video must be uint8"),
+        ({"prompt": "a", "video": torch.zeros(0, 16, 16, 3, dtype=torch.uint8)}, "video must be uint8"),
+    ],
+)
+def test_bad_requests(wish, message):
+    with pytest.raises(ValueError, match=message):
+        BlockRequest(**wish)
+
+
+def test_prompt_of_another_type():
+    with pytest.raises(TypeError, match="prompt must be text, got int"):
+        BlockRequest(((3, 1.0),))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 100}, "height"),
+        ({"width": 0}, "width"),
+        ({"denoising_steps": ()}, "denoising_steps"),
+        ({"denoising_steps": (250, 500)}, "denoising_steps must fall"),
+        ({"denoising_steps": (0,)}, "denoising_steps"),
+        ({"local_attn_size": 5}, r"local_attn_size must be at least sink_size \+ 3 = 6, got 5"),
+        ({"sink_size": -1}, "sink_size"),
+        ({"precision": "int4"}, "precision"),
+        ({"prompt_cache_size": 0}, "prompt_cache_size"),
+        ({"no_such_field": 1}, "no_such_field"),
+    ],
+)
+def test_bad_configs(change, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizationConfig(**change)
+
+
+def test_presets_follow_the_table():
+    assert [*PRESETS] == ["quality_stream", "balanced", "speed", "realtime", "turbo", "ultra"]
+    assert OptimizationConfig.preset("quality") == OptimizationConfig.preset("quality_stream")
+    turbo = OptimizationConfig.preset("turbo", height=320)
+    assert (turbo.denoising_steps, turbo.local_attn_size, turbo.precision) == ((1000, 500, 250), 9, "fp8")
+    assert turbo.height == 320 and set(ALIASES.values()) <= set(PRESETS)
+
+
+def test_unknown_preset_lists_the_names():
+    with pytest.raises(ValueError, match="quality_stream, balanced, speed, realtime, turbo, ultra, quality"):
+        OptimizationConfig.preset("fast")

@@ -1,0 +1,39 @@
+"""Section 4 of the model specification: exact float32 values, and the formulas in float64."""
+import pytest
+import torch
+from longlive_optimized.engine.sampler import make_schedule, predict_x0, renoise, schedule_table
+
+
+def test_table():
+    timesteps, sigmas = schedule_table()
+    assert len(timesteps) == 1000 and timesteps.dtype == torch.float32
+    assert timesteps[0] == 1000 and sigmas[0] == 1
+    assert sigmas[1].item() == pytest.approx(0.9997998, abs=5e-8)
+    assert sigmas[999].item() == pytest.approx(0.00498008, abs=5e-9)
+    assert timesteps[999].item() == pytest.approx(4.98008, abs=5e-6)
+
+
+def test_warped_steps_are_the_published_ones():
+    steps = make_schedule((1000, 750, 500, 250), "longlive")
+    assert [s.timestep for s in steps] == [1000.0, 937.5, 833.3333129882812, 625.0]
+    assert [s.sigma for s in steps] == pytest.approx([1.0, 0.9375, 0.8333333134651184, 0.625], abs=1e-9)
+
+
+def test_raw_steps_are_scopes():
+    steps = make_schedule((1000, 750, 500, 250), "scope")
+    assert [s.timestep for s in steps] == [1000.0, 750.0, 500.0, 250.0]
+    assert [s.sigma for s in steps] == pytest.approx([1.0, 0.7500000596, 0.5005995631, 0.2515974343], abs=5e-11)
+
+
+@pytest.mark.parametrize("kind", ["longlive", "scope"])
+def test_a_first_timestep_is_never_warped(kind):
+    first = make_schedule((1000, 750), kind, first_timestep=600.0)[0]
+    assert first.timestep == 600.0 and first.sigma == pytest.approx(0.6, abs=5e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_formulas_round_once(dtype):
+    x, flow, noise = (torch.randn(64, dtype=torch.float64).to(dtype) for _ in range(3))
+    torch.testing.assert_close(predict_x0(x, flow, 0.625), (x.double() - 0.625 * flow.double()).to(dtype), rtol=0, atol=0)
+    truth = 0.375 * x.double() + 0.625 * noise.double()
+    torch.testing.assert_close(renoise(x, noise, 0.625), truth.to(dtype), rtol=1e-6 if dtype != torch.bfloat16 else 8e-3, atol=1e-7)
