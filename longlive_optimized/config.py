@@ -1,6 +1,8 @@
 """What a user may choose about the engine, validated on construction."""
+
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -60,7 +62,7 @@ class OptimizationConfig:
     @field_validator("denoising_steps")
     @classmethod
     def _falling(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
-        if any(a <= b for a, b in zip(steps, steps[1:], strict=False)):
+        if any(a <= b for a, b in itertools.pairwise(steps)):
             raise ValueError("denoising_steps must fall from step to step")
         return steps
 

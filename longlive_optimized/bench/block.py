@@ -1,4 +1,5 @@
 """Milliseconds of a steady block, stage by stage, beside the plain network's in the same run."""
+
 from __future__ import annotations
 
 import math

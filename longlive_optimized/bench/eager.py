@@ -3,6 +3,7 @@
 Nothing here is fast on purpose. It is what the engine is measured against (time and error), and the independent oracle
 of its tests: it shares no arithmetic with ``longlive_optimized.model``. Section numbers are the model specification's.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -60,7 +61,13 @@ class EagerNetwork:
     """Sections 2 and 3, step by step, from the checkpoint's own tensors; every step rounds to their dtype."""
 
     def __init__(
-        self, config: ModelConfig, weights: dict[str, Tensor], grid: tuple[int, int], window: int, sink: int, relative: bool
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        grid: tuple[int, int],
+        window: int,
+        sink: int,
+        relative: bool,
     ):
         self.config, self.weights, self.grid = config, weights, grid
         self.window, self.sink, self.relative = window, sink, relative
@@ -69,9 +76,8 @@ class EagerNetwork:
     def reset(self) -> None:
         w, s = self.weights["head.head.weight"], self.grid[0] * self.grid[1]
         shape = self.config.num_heads, self.config.head_dim
-        self.caches = [
-            RollingCache(self.window * s, self.sink * s, shape, w.dtype, w.device) for _ in range(self.config.num_layers)
-        ]
+        lengths = self.window * s, self.sink * s
+        self.caches = [RollingCache(*lengths, shape, w.dtype, w.device) for _ in range(self.config.num_layers)]
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * self.config.num_layers
 
     def new_prompt(self, forget: bool = False) -> None:

@@ -1,7 +1,8 @@
 """Error of one forward against float32: ours and the plain network's, in the model's dtype, on the same inputs.
 
-Every pass is given the same latents in all three networks (teacher-forced): rollouts decorrelate and would tell nothing.
+Every pass is given the same latents in all three networks (teacher-forced): rollouts decorrelate and tell nothing.
 """
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """The command line: ``longlive-optimized generate | make-checkpoint | bench | doctor``."""
+
 from __future__ import annotations
 
 import logging

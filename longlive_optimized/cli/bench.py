@@ -1,4 +1,5 @@
 """``bench``: measure the operators, a block, the error; one JSON object for machines, a table for people."""
+
 from __future__ import annotations
 
 import json
@@ -9,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ..config import PRESETS, OptimizationConfig
-from .loading import console, load_engine
+from .loading import load_engine, results
 
 app = typer.Typer(no_args_is_help=True, help="Measure operators, blocks and errors.")
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
@@ -69,7 +70,7 @@ def _show(title: str, row: dict, json_path: Path | None) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in row.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    console.print(table)
+    results.print(table)
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(row, indent=2) + "\n")

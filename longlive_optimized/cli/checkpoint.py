@@ -1,4 +1,5 @@
 """``make-checkpoint``: a random checkpoint in LongLive's own layout, to measure and test with."""
+
 from __future__ import annotations
 
 from enum import StrEnum

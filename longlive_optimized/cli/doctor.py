@@ -1,4 +1,5 @@
 """``doctor``: what is here, who computes each operator and why, and whether a model folder is complete."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,7 +11,7 @@ import torch
 import typer
 from rich.table import Table
 
-from .loading import console
+from .loading import results
 
 OPERATORS = ("modulate_norm", "qk_norm_rope_store", "ring_attention", "rotate_sinks")
 
@@ -36,7 +37,7 @@ def _versions() -> None:
         table.add_row("CUDA, cuDNN of torch", f"{torch.version.cuda}, {torch.backends.cudnn.version()}")
     else:
         table.add_row("GPU", "none that torch can use")
-    console.print(table)
+    results.print(table)
 
 
 def _version(name: str) -> str:
@@ -55,7 +56,7 @@ def _operators() -> None:
     table = Table("operator", "here", "why", title="operators", title_justify="left")
     for name in OPERATORS:
         table.add_row(name, *_backend(OPS[name].impls, native.load()))
-    console.print(table)
+    results.print(table)
 
 
 def _backend(impls: dict, library: bool) -> tuple[str, str]:
@@ -77,6 +78,6 @@ def _check_model(directory: str) -> None:
 
     files = locate(directory)
     for part, path in dataclasses.asdict(files).items():
-        console.print(f"{part}: {path or 'none'}", highlight=False, soft_wrap=True)
+        results.print(f"{part}: {path or 'none'}", highlight=False, soft_wrap=True)
     check(files)
-    console.print(f"[green]{directory} is complete and its parts fit together[/green]")
+    results.print(f"[green]{directory} is complete and its parts fit together[/green]")

@@ -1,4 +1,5 @@
 """``generate``: a prompt, and prompts to switch to, become an mp4."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +18,7 @@ from ..config import PRESETS, OptimizationConfig
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.timing import BlockTimes
-from .loading import console, load_engine
+from .loading import console, load_engine, results
 from .video import FPS, Mp4Writer
 
 
@@ -75,8 +76,8 @@ def generate(
 
 
 def _write(engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: int, out: Path) -> None:
-    columns = TextColumn("generating"), BarColumn(), TextColumn("{task.completed}/{task.total} frames"), TimeRemainingColumn()
-    columns += (TextColumn("{task.fields[speed]}"),)
+    count, speed = TextColumn("{task.completed}/{task.total} frames"), TextColumn("{task.fields[speed]}")
+    columns = TextColumn("generating"), BarColumn(), count, TimeRemainingColumn(), speed
     pending = list(switches)
     with Mp4Writer(out, engine.config.height, engine.config.width) as video, Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=frames, speed="")
@@ -86,7 +87,8 @@ def _write(engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: 
             block = engine.generate_block(BlockRequest(prompt))
             video.write(block[: frames - video.frames].cpu().numpy())
             last = engine.block_times()[-1]
-            bar.update(task, completed=video.frames, speed=f"{last.total:.0f} ms/block, {1e3 * last.frames / last.total:.1f} fps")
+            fps = 1e3 * last.frames / last.total
+            bar.update(task, completed=video.frames, speed=f"{last.total:.0f} ms/block, {fps:.1f} fps")
     for late in pending:
         console.print(f"the video ended before the switch at {late.second:g} s to {late.text!r}", style="yellow")
 
@@ -137,4 +139,4 @@ def _print(report: dict, out: Path) -> None:
     for block in report["blocks"]:
         if block["index"] and "recache" in block["stages"]:
             table.add_row(f"block {block['index']}, prompt switch", f"{block['total']:.1f}")
-    console.print(table)
+    results.print(table)

@@ -1,4 +1,5 @@
 """An engine with a progress bar, for the commands that need one."""
+
 from __future__ import annotations
 
 from rich.console import Console
@@ -7,7 +8,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ..config import OptimizationConfig
 from ..engine.engine import LongLiveEngine
 
-console = Console(stderr=True)
+console = Console(stderr=True)  # progress and remarks
+results = Console()  # what was asked for
 
 
 def load_engine(model: str, config: OptimizationConfig, device: str | None) -> LongLiveEngine:
@@ -22,5 +24,6 @@ def load_engine(model: str, config: OptimizationConfig, device: str | None) -> L
             bar.update(tasks[what], completed=done, total=total)
 
         engine = LongLiveEngine(model, config, device, progress=advance)
-    console.print(f"loaded {model} on {engine.device} as {engine.dtype} in {engine.load_seconds:.1f} s", highlight=False)
+    where = f"{engine.device} as {str(engine.dtype).removeprefix('torch.')}"
+    console.print(f"loaded {model} on {where} in {engine.load_seconds:.1f} s", highlight=False)
     return engine

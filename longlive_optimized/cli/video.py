@@ -1,4 +1,5 @@
 """Frames to an mp4 file."""
+
 from __future__ import annotations
 
 from fractions import Fraction

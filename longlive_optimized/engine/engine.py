@@ -1,4 +1,5 @@
 """The engine: prompts in, blocks of pixel frames out. It owns the weights, the order of work and the device's time."""
+
 from __future__ import annotations
 
 import functools

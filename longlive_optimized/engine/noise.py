@@ -1,4 +1,5 @@
 """Where a stream's random numbers come from: torch's generator, drawn in a fixed order (model specification 4.4)."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from torch import Tensor
 
 
 class BlockNoise:
-    """A fresh generator for each block, seeded ``seed + start frame``: any block can be drawn without the earlier ones."""
+    """A fresh generator for each block, seeded ``seed + start frame``: any block can be drawn on its own."""
 
     def __init__(self, seed: int, like: Tensor):
         self.seed, self.like = seed, like

@@ -1,4 +1,5 @@
 """One stream's prompt: which embedding is in force, and the steps of a transition under way."""
+
 from __future__ import annotations
 
 from torch import Tensor

@@ -1,4 +1,5 @@
 """Which frames a prompt switch recomputes, and where they go (model specification 5; design: prompt switch)."""
+
 from __future__ import annotations
 
 from typing import NamedTuple

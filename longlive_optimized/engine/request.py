@@ -1,6 +1,8 @@
 """What is asked of the engine for one block."""
+
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -68,11 +70,13 @@ class BlockRequest:
         if steps is None:
             return
         object.__setattr__(self, "denoising_steps", tuple(steps))
-        falling = all(a > b for a, b in zip(self.denoising_steps, self.denoising_steps[1:], strict=False))
+        falling = all(a > b for a, b in itertools.pairwise(steps))
         if not steps or not all(isinstance(s, int) and 1 <= s <= 1000 for s in steps) or not falling:
             raise ValueError(f"denoising_steps must be whole numbers that fall within 1000..1, got {steps!r}")
 
     def _check_video(self) -> None:
         video = self.video
-        if video is not None and (video.ndim != 4 or video.shape[-1] != 3 or not len(video) or video.dtype != torch.uint8):
+        if video is None:
+            return
+        if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
             raise ValueError(f"video must be uint8 [T, H, W, 3], got {video.dtype} {list(video.shape)}")

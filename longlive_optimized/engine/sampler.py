@@ -1,4 +1,5 @@
 """The sampler's arithmetic: flow-matching schedule, x0 prediction, re-noising (model specification 4)."""
+
 from __future__ import annotations
 
 import functools

@@ -1,4 +1,5 @@
 """One video under way: everything that belongs to a stream and not to the weights."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Times of a block's stages: CUDA events that are read once the device has passed them, never waited for."""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +26,7 @@ class _HostMark:
 
 @dataclass
 class BlockTimes:
-    """Milliseconds of one block: ``stages`` by name, and ``total`` from the first stage's start to the last one's end."""
+    """Milliseconds of one block: ``stages`` by name, ``total`` from the first one's start to the last one's end."""
 
     index: int
     frames: int

@@ -1,4 +1,5 @@
-"""Frames that come in (video-to-video): resampled, resized and put into the encoder's range (model specification 7.6)."""
+"""Frames that come in (video-to-video): resampled, resized, put into the encoder's range (model specification 7.6)."""
+
 from __future__ import annotations
 
 import torch

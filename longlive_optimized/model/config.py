@@ -1,4 +1,5 @@
 """The network's dimensions, as the base model's config.json states them."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -4,6 +4,7 @@ Attention has no mask, so the keys are a set and slots need no order. The first 
 every later frame f goes to slot sink + (f - sink) mod (window - sink), which holds exactly the frame that a rolling
 cache would evict. Nothing is rolled, cloned or concatenated.
 """
+
 from __future__ import annotations
 
 import torch

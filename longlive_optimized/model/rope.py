@@ -1,4 +1,5 @@
 """Rotary position tables: angles reduced in float64, so that frame 1e8 is as exact as frame 0."""
+
 from __future__ import annotations
 
 import torch

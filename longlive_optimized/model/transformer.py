@@ -2,6 +2,7 @@
 
 Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of width D.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -1,10 +1,12 @@
 """The command line as a user meets it."""
+
 import json
 import subprocess
 import sys
 
 import av
 import pytest
+
 from longlive_optimized.cli.generate import parse_switch
 
 
@@ -17,8 +19,8 @@ def run(*args, check=True):
 
 def test_generate_writes_a_video_and_its_statistics(tmp_path):
     out, report = tmp_path / "deep" / "fox.mp4", tmp_path / "fox.json"
-    args = ["--switch", "1:a boat", "--seconds", "2", "--seed", "1", "--height", "32", "--width", "48", "--device", "cpu"]
-    done = run("generate", "--prompt", "a fox", "--out", out, "--json", report, *args)
+    args = ["--switch", "1:a boat", "--seconds", "2", "--seed", "1", "--device", "cpu", "--json", report]
+    done = run("generate", "--prompt", "a fox", "--out", out, "--height", "32", "--width", "48", *args)
     with av.open(str(out)) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == 32 and frames[0].shape == (32, 48, 3) and frames[5].std() > 5
@@ -26,7 +28,7 @@ def test_generate_writes_a_video_and_its_statistics(tmp_path):
     assert stats["config"]["denoising_steps"] == [1000, 750, 500, 250] and stats["preset"] == "balanced"
     # Frames 0-8, 9-20, 21-31: the switch at frame 16 takes effect at the next block, frame 21.
     assert ["recache" in block["stages"] for block in stats["blocks"]] == [False, False, True]
-    assert "fps" in done.stderr and "prompt switch" in done.stderr
+    assert "fps" in done.stdout and "prompt switch" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_mistakes_are_one_line(tmp_path, args, message):
 def test_make_checkpoint_then_doctor_then_a_broken_file(tmp_path):
     folder = tmp_path / "model"
     run("make-checkpoint", folder, "--config", "tiny", "--seed", "3")
-    assert "fit together" in run("doctor", folder).stderr
+    assert "fit together" in run("doctor", folder).stdout
     base = next(folder.rglob("longlive_base.pt"))
     base.write_bytes(base.read_bytes()[:5000])
     done = run("doctor", folder, check=False)

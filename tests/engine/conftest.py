@@ -1,4 +1,5 @@
 import pytest
+
 from longlive_optimized.config import OptimizationConfig
 from longlive_optimized.engine.engine import LongLiveEngine
 

@@ -1,9 +1,11 @@
 """The engine on the built-in model: against the plain network driven by hand, and against itself."""
+
 import threading
 from dataclasses import replace
 
 import pytest
 import torch
+
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.bench.eager import EagerNetwork
 from longlive_optimized.engine.sampler import make_schedule, predict_x0, renoise
@@ -22,7 +24,7 @@ def latents_of(engine, stream, prompts, **wishes) -> torch.Tensor:
 
 @torch.no_grad()
 def plain_latents(engine, prompts, seed) -> torch.Tensor:
-    """The published loop (specification 0, 4.5, 5) on the plain network: every context pass run, twelve frames recached."""
+    """The published loop (specification 0, 4.5, 5): every context pass is run, twelve frames are recached."""
     config = engine.config
     net = EagerNetwork(
         engine.model.config, engine.model.checkpoint_views(), (2, 3), 12, 3, config.positions == "relative"

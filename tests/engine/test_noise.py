@@ -1,8 +1,10 @@
 """The order of random draws (model specification 4.4)."""
+
 from itertools import islice
 
 import pytest
 import torch
+
 from longlive_optimized.engine.noise import BlockNoise, VideoNoise
 
 LIKE = torch.empty(16, 4, 6)

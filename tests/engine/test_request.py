@@ -1,8 +1,10 @@
 """Every bad wish is refused where it is made."""
+
 import math
 
 import pytest
 import torch
+
 from longlive_optimized.config import ALIASES, PRESETS, OptimizationConfig
 from longlive_optimized.engine.request import BlockRequest
 

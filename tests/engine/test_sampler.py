@@ -1,6 +1,8 @@
 """Section 4 of the model specification: exact float32 values, and the formulas in float64."""
+
 import pytest
 import torch
+
 from longlive_optimized.engine.sampler import make_schedule, predict_x0, renoise, schedule_table
 
 
@@ -34,6 +36,8 @@ def test_a_first_timestep_is_never_warped(kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_formulas_round_once(dtype):
     x, flow, noise = (torch.randn(64, dtype=torch.float64).to(dtype) for _ in range(3))
-    torch.testing.assert_close(predict_x0(x, flow, 0.625), (x.double() - 0.625 * flow.double()).to(dtype), rtol=0, atol=0)
-    truth = 0.375 * x.double() + 0.625 * noise.double()
-    torch.testing.assert_close(renoise(x, noise, 0.625), truth.to(dtype), rtol=1e-6 if dtype != torch.bfloat16 else 8e-3, atol=1e-7)
+    assert torch.equal(predict_x0(x, flow, 0.625), (x.double() - 0.625 * flow.double()).to(dtype))
+    truth = (0.375 * x.double() + 0.625 * noise.double()).to(dtype)
+    torch.testing.assert_close(
+        renoise(x, noise, 0.625), truth, rtol=8e-3 if dtype == torch.bfloat16 else 1e-6, atol=1e-7
+    )

@@ -1,6 +1,8 @@
 """Section 10.1 of the model specification: the network, both position variants, prompt switch included."""
+
 import pytest
 import torch
+
 from support.networks import VECTOR_GRID, eager_of, ring_of, vector_network
 from support.vectors import check, h
 

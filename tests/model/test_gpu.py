@@ -1,6 +1,8 @@
 """The network on a GPU against the network on the CPU, float32, on given noise."""
+
 import pytest
 import torch
+
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.transformer import Transformer
 from support.networks import ring_of

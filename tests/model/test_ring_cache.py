@@ -1,8 +1,10 @@
 """The ring against the rolling cache of section 3.2, in float64, on whole networks."""
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from longlive_optimized.engine.recache import plan_recache
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache, ring_slots

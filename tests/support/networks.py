@@ -1,10 +1,11 @@
 """Small networks filled as the conformance vectors ask, and at random."""
+
 import torch
+
 from longlive_optimized.bench.eager import EagerNetwork
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
-
 from support.vectors import parameter
 
 VECTOR_CONFIG = ModelConfig(

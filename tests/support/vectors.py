@@ -1,4 +1,5 @@
 """The pseudo-random inputs and parameters of the conformance vectors (model specification, section 10)."""
+
 import zlib
 
 import torch

@@ -3,10 +3,10 @@ from functools import cache
 
 import pytest
 import torch
-from support.vectors import parameter
 
 from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.vae.model import WanVae
+from support.vectors import parameter
 
 
 @cache

@@ -1,8 +1,8 @@
 """The printed vectors of model specification 10.3: base width 8, float32."""
 import torch
-from support.vectors import check, h
 
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
+from support.vectors import check, h
 
 FRAME_MEANS = (
     -0.03155, 0.01114, 0.06525, -0.06407, -0.11749, 0.02019, 0.07154, 0.06556, 0.01938,

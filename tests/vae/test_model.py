@@ -2,11 +2,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.vectors import h
 
 from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.vae.layers import AttentionBlock, RMSNorm
 from longlive_optimized.vae.model import WanVae
+from support.vectors import h
 
 
 def conv(key, out, *rest):

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.vectors import h
 
 from longlive_optimized.vae.config import LATENT_MEAN, LATENT_STD
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
+from support.vectors import h
 
 SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
 

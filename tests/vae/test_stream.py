@@ -1,13 +1,13 @@
 """Streams as objects: what they carry, forget, refuse and return."""
 import pytest
 import torch
-from support.vectors import h
 
 from longlive_optimized.vae import stream as stream_module
 from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.vae.layers import Head
 from longlive_optimized.vae.model import WanVae
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream, to_uint8
+from support.vectors import h
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
