@@ -2,7 +2,14 @@
 import torch
 from torch import Tensor
 
+from .checks import expect, expect_float, on_gpu
 from .registry import op
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
 
 
 def rotate(x: Tensor, rope_time: Tensor, rope_space: Tensor) -> Tensor:
@@ -22,6 +29,61 @@ def rotate_sinks(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: 
 
     k_sink [L, s, S, H, hd]; k_ring [L, R, S, H, hd] with R >= s; rope_time [s, Pt, 2] and rope_space [S, Ps, 2] hold
     (cos, sin), with Pt + Ps = hd / 2. Only slots 0..s-1 are written. Source: model specification 3.6.
+    Raises ValueError naming the argument that does not fit.
     """
+    _check(k_sink, rope_time, rope_space, k_ring)
     for layer in range(k_sink.shape[0]):  # one layer at a time: the float32 copy of all of them would be large
         k_ring[layer, : k_sink.shape[1]] = rotate(k_sink[layer], rope_time, rope_space).to(k_ring.dtype)
+
+
+def _check(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:
+    expect_float("k_sink", k_sink)
+    dtype, device = k_sink.dtype, k_sink.device
+    expect("k_sink", k_sink, (None,) * 5, dtype, device)
+    layers, sinks, tokens, heads, head_dim = k_sink.shape
+    expect("k_ring", k_ring, (layers, None, tokens, heads, head_dim), dtype, device)
+    if k_ring.shape[1] < sinks:
+        raise ValueError(f"k_ring must have at least k_sink's {sinks} slots, got {k_ring.shape[1]}")
+    table = torch.promote_types(dtype, torch.float32)
+    expect("rope_time", rope_time, (sinks, None, 2), table, device)
+    expect("rope_space", rope_space, (tokens, head_dim // 2 - rope_time.shape[1], 2), table, device)
+
+
+if triton:
+
+    @triton.jit
+    def _kernel(
+        k_sink, rope_time, rope_space, k_ring, sink_tokens, ring_tokens, tokens, size, time_pairs,
+        PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64)
+        layer = row // sink_tokens
+        in_layer = row % sink_tokens
+        frame = in_layer // tokens
+        place = in_layer % tokens
+        channel = tl.arange(0, BLOCK)
+        live = channel < size
+        pair = tl.arange(0, BLOCK // 2) % PAIRS
+        timed = pair < time_pairs
+        turn = tl.where(timed, frame * time_pairs + pair, place * (PAIRS - time_pairs) + pair - time_pairs) * 2
+        cos = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
+        turn += 1
+        sin = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
+        z = tl.load(k_sink + row * size + channel, mask=live, other=0.0).to(tl.float32)
+        re, im = tl.split(tl.reshape(z, (BLOCK // 2, 2)))
+        # Precision: float32, rounded once by the store.
+        turned = tl.interleave(re * cos - im * sin, re * sin + im * cos)
+        tl.store(k_ring + (layer * ring_tokens + in_layer) * size + channel, turned, mask=live)
+
+    @rotate_sinks.impl("triton", when=on_gpu)
+    def _triton(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:
+        _check(k_sink, rope_time, rope_space, k_ring)
+        layers, sinks, tokens, heads, head_dim = k_sink.shape
+        size, rows = heads * head_dim, layers * sinks * tokens
+        if rows == 0:
+            return
+        with torch.cuda.device_of(k_sink):
+            _kernel[(rows,)](
+                k_sink, rope_time, rope_space, k_ring, sinks * tokens, k_ring.shape[1] * tokens, tokens, size,
+                rope_time.shape[1], PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size),
+            )  # fmt: skip
