@@ -1,0 +1,1 @@
+"""Prompt to embedding: cleaning, tokenizer, umT5 encoder."""

@@ -1,0 +1,78 @@
+"""One ``model_path`` to the six things a model is made of."""
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TINY = "tiny"
+VAE_FILES = {"wan": "Wan2.1_VAE.pth", "lightvae": "lightvaew2_1.pth"}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the parts of a model lie. ``tokenizer`` is a folder; without ``lora`` the generator is used as it is."""
+
+    config: Path
+    generator: Path
+    lora: Path | None
+    vae: Path
+    text: Path
+    tokenizer: Path
+
+
+def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFiles:
+    """Find a model's files in LongLive's own layout or in scope's.
+
+    ``model_path`` is a folder that holds ``longlive_models`` and ``wan_models``, the ``longlive_models`` folder itself
+    (``wan_models`` in it or beside it), scope's models folder, the ``LongLive-1.3B`` folder in it, or ``"tiny"``, the
+    built-in model. Where there are two text encoders, the bf16 one is taken. ``vae_type``: ``wan`` or ``lightvae``.
+
+    Raises FileNotFoundError listing what is missing and where it was looked for; TypeError, ValueError.
+    """
+    if vae_type not in VAE_FILES:
+        raise ValueError(f"vae_type must be one of {', '.join(VAE_FILES)}, got {vae_type!r}")
+    if not isinstance(model_path, str | os.PathLike):
+        raise TypeError(f"model_path must be a folder or {TINY!r}, got {type(model_path).__name__}")
+    if model_path == TINY:
+        from .tiny import tiny_folder
+
+        model_path = tiny_folder()
+    root = Path(model_path).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"model_path: {root} is not a folder" if root.exists() else f"model_path: no {root}")
+    # Not resolved: beside a linked folder means beside the link.
+    candidates = _candidates(Path(os.path.abspath(root)), vae_type)
+    found = {part: next((path for path in paths if path.is_file()), None) for part, paths in candidates.items()}
+    if missing := [part for part, path in found.items() if path is None and part != "lora"]:
+        looked = "\n".join(f"  {part}: " + " or ".join(map(str, candidates[part])) for part in missing)
+        raise FileNotFoundError(f"model_path: {root} lacks {', '.join(missing)}; looked for\n{looked}")
+    if found["lora"] is None:
+        _log.warning("no lora.pt beside %s: the base weights are used as they are", found["generator"])
+    return dataclasses.replace(ModelFiles(**found), tokenizer=found["tokenizer"].parent)
+
+
+def _candidates(root: Path, vae_type: str) -> dict[str, list[Path]]:
+    """Where each part may lie, best first."""
+    shelves = (root, root.parent)
+    small_vaes, wan_video = ([shelf / name for shelf in shelves] for name in ("Autoencoders", "WanVideo_comfy"))
+    models = [folder / "models" for folder in (root / "longlive_models", root, root / "LongLive-1.3B")]
+    wan = [shelf / "Wan2.1-T2V-1.3B" for base in shelves for shelf in (base / "wan_models", base)]
+    # Only the LoRA of the generator that is used: never one from another layout.
+    home = next((folder for folder in models if (folder / "longlive_base.pt").is_file()), models[0])
+    return {
+        "config": [folder / "config.json" for folder in wan],
+        "generator": [folder / "longlive_base.pt" for folder in models],
+        "lora": [home / "lora.pt"],
+        "vae": [folder / VAE_FILES[vae_type] for folder in (wan if vae_type == "wan" else small_vaes)],
+        "text": [
+            *(folder / "models_t5_umt5-xxl-enc-bf16.pth" for folder in wan),
+            *(folder / "umt5-xxl-enc-fp8_e4m3fn.safetensors" for folder in wan_video),
+        ],
+        "tokenizer": [folder / "google" / "umt5-xxl" / "tokenizer.json" for folder in wan],
+    }
+
