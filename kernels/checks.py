@@ -1,4 +1,5 @@
 """Argument checks shared by the operators: the message names the argument and what was wanted."""
+
 import torch
 from torch import Tensor
 

@@ -1,4 +1,5 @@
 """modulate_norm: layer norm without affine, then the block's scale and shift, in one pass."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

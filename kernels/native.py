@@ -1,4 +1,5 @@
 """The compiled CUDA library, when this install has one."""
+
 from __future__ import annotations
 
 import functools

@@ -1,4 +1,5 @@
 """qk_norm_rope_store: from the QKV product to rotated queries and the ring's keys and values, in one pass."""
+
 import torch
 from torch import Tensor
 
@@ -107,17 +108,13 @@ def _cuda(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, sl
 
 
 if triton:
+    from .rotate_sinks import load_turns, turned
 
     @triton.jit
     def _normed(z, gain, channel, live, size, eps):
         z = tl.load(z + channel, mask=live, other=0.0).to(tl.float32)
         g = tl.load(gain + channel, mask=live, other=0.0).to(tl.float32)
         return z * tl.rsqrt(tl.sum(z * z, axis=0) / size + eps) * g
-
-    @triton.jit
-    def _rotated(z, cos, sin, BLOCK: tl.constexpr):
-        re, im = tl.split(tl.reshape(z, (BLOCK // 2, 2)))
-        return tl.interleave(re * cos - im * sin, re * sin + im * cos)
 
     @triton.jit
     def _kernel(
@@ -136,20 +133,14 @@ if triton:
         v = tl.load(qkv + 2 * size + channel, mask=live)
         tl.store(v_ring + in_ring + channel, v, mask=live)
 
-        pair = tl.arange(0, BLOCK // 2) % PAIRS
-        timed = pair < time_pairs
-        turn = tl.where(timed, frame * time_pairs + pair, place * (PAIRS - time_pairs) + pair - time_pairs) * 2
-        cos = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
-        turn += 1
-        sin = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
-
+        cos, sin = load_turns(rope_time, rope_space, frame, place, time_pairs, PAIRS, BLOCK)
         # Precision: float32 from the norm to the rotation, rounded once by each store.
         normed_q = _normed(qkv, q_gain, channel, live, size, eps)
-        tl.store(q + token * size + channel, _rotated(normed_q, cos, sin, BLOCK), mask=live)
+        tl.store(q + token * size + channel, turned(normed_q, cos, sin, BLOCK), mask=live)
         normed_k = _normed(qkv + size, k_gain, channel, live, size, eps)
         if slot < sinks:
             tl.store(k_sink + in_ring + channel, normed_k, mask=live)
-        tl.store(k_ring + in_ring + channel, _rotated(normed_k, cos, sin, BLOCK), mask=live)
+        tl.store(k_ring + in_ring + channel, turned(normed_k, cos, sin, BLOCK), mask=live)
 
     @qk_norm_rope_store.impl("triton", when=on_gpu)
     def _triton(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> Tensor:

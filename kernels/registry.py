@@ -1,4 +1,5 @@
 """The one table of operators: what each is called, what it means, and who computes it."""
+
 from __future__ import annotations
 
 import contextlib
@@ -42,8 +43,11 @@ class Op:
         return add
 
     def choose(self, *args, **kwargs) -> str:
-        """Name the backend that will run this call. Raises NotImplementedError if a forced one cannot."""
-        for backend_name in (_forced,) if _forced else ORDER:
+        """Name the backend that will run this call.
+
+        A forced backend is used by every operator that has it; NotImplementedError if it does not take this call.
+        """
+        for backend_name in (_forced,) if _forced in self.impls else ORDER:
             if backend_name in self.impls and self.impls[backend_name][1](*args, **kwargs):
                 return backend_name
         raise NotImplementedError(f"{self.name}: backend {_forced!r} does not take these arguments")

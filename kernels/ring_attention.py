@@ -1,4 +1,5 @@
 """ring_attention: softmax(q kT / sqrt(d)) v over the valid slots of a ring, read in place."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

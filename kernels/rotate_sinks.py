@@ -1,4 +1,5 @@
 """rotate_sinks: the un-rotated keys of the sink frames, rotated to where they stand now, written into the ring."""
+
 import torch
 from torch import Tensor
 
@@ -15,12 +16,11 @@ except ImportError:
 def rotate(x: Tensor, rope_time: Tensor, rope_space: Tensor) -> Tensor:
     """Rotate interleaved pairs of x [F, S, H, hd] by frame (the first pairs) and by token; in the tables' dtype."""
     frames, tokens = x.shape[:2]
-    pairs = torch.cat(
+    turns = torch.cat(
         (rope_time[:, None].expand(-1, tokens, -1, -1), rope_space[None].expand(frames, -1, -1, -1)), dim=2
-    ).unsqueeze(2)
-    cos, sin = pairs.unbind(-1)
-    re, im = x.to(pairs.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((re * cos - im * sin, re * sin + im * cos), dim=-1).flatten(-2)
+    )
+    pairs = torch.view_as_complex(x.to(turns.dtype).unflatten(-1, (-1, 2)))  # [F, S, H, hd / 2]
+    return torch.view_as_real(pairs * torch.view_as_complex(turns)[:, :, None]).flatten(-2)
 
 
 @op(mutates=("k_ring",))
@@ -52,6 +52,22 @@ def _check(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor
 if triton:
 
     @triton.jit
+    def load_turns(rope_time, rope_space, frame, place, time_pairs, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
+        """cos and sin of the BLOCK // 2 pairs of a token: head after head, PAIRS to a head."""
+        pair = tl.arange(0, BLOCK // 2) % PAIRS
+        timed = pair < time_pairs
+        turn = tl.where(timed, frame * time_pairs + pair, place * (PAIRS - time_pairs) + pair - time_pairs) * 2
+        cos = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
+        turn += 1
+        sin = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
+        return cos, sin
+
+    @triton.jit
+    def turned(z, cos, sin, BLOCK: tl.constexpr):
+        re, im = tl.split(tl.reshape(z, (BLOCK // 2, 2)))
+        return tl.interleave(re * cos - im * sin, re * sin + im * cos)
+
+    @triton.jit
     def _kernel(
         k_sink, rope_time, rope_space, k_ring, sink_tokens, ring_tokens, tokens, size, time_pairs,
         PAIRS: tl.constexpr, BLOCK: tl.constexpr,
@@ -59,21 +75,13 @@ if triton:
         row = tl.program_id(0).to(tl.int64)
         layer = row // sink_tokens
         in_layer = row % sink_tokens
-        frame = in_layer // tokens
-        place = in_layer % tokens
+        cos, sin = load_turns(rope_time, rope_space, in_layer // tokens, in_layer % tokens, time_pairs, PAIRS, BLOCK)
         channel = tl.arange(0, BLOCK)
         live = channel < size
-        pair = tl.arange(0, BLOCK // 2) % PAIRS
-        timed = pair < time_pairs
-        turn = tl.where(timed, frame * time_pairs + pair, place * (PAIRS - time_pairs) + pair - time_pairs) * 2
-        cos = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
-        turn += 1
-        sin = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
         z = tl.load(k_sink + row * size + channel, mask=live, other=0.0).to(tl.float32)
-        re, im = tl.split(tl.reshape(z, (BLOCK // 2, 2)))
         # Precision: float32, rounded once by the store.
-        turned = tl.interleave(re * cos - im * sin, re * sin + im * cos)
-        tl.store(k_ring + (layer * ring_tokens + in_layer) * size + channel, turned, mask=live)
+        home = k_ring + (layer * ring_tokens + in_layer) * size + channel
+        tl.store(home, turned(z, cos, sin, BLOCK), mask=live)
 
     @rotate_sinks.impl("triton", when=on_gpu)
     def _triton(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:

@@ -1,4 +1,5 @@
 """Real-time LongLive: prompt in, frames out."""
+
 import importlib
 import os
 

@@ -1,10 +1,11 @@
 """ring_attention against softmax in float64; slots that are not valid hold NaN."""
+
 import pytest
 import torch
 
 from longlive_optimized.kernels.ring_attention import ring_attention as OP
 
-# Errors of one output relative to the whole: float32 sums, and bfloat16 inputs with one rounding of P and of the result.
+# Errors of one output relative to the whole: float32 sums; bfloat16 inputs with one rounding of P and of the result.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 
 

@@ -1,4 +1,5 @@
 """rotate_sinks against complex multiplication in float64."""
+
 import pytest
 import torch
 

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# From a fresh checkout to something that runs.
+#   ./setup_env.sh        a virtual environment with the package built into it
+#   ./setup_env.sh demo   the same, then a short video of the built-in model in out/
+#   ./setup_env.sh test   the same, then the test suite
+# PYTHON  the interpreter to start from (python3); its own torch is used if it has one of at least 2.9
+# TORCH   what to install otherwise (torch==2.13.0)
+# VENV    where the environment goes (.venv)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch==2.13.0} VENV=${VENV:-.venv}
+python=$VENV/bin/python
+
+say() { printf '\n== %s\n' "$*"; }
+
+torch_at_least() { # INTERPRETER MINOR: does it have torch 2.MINOR or later?
+  "$1" -c "import sys, torch; sys.exit([*map(int, torch.__version__.split('.')[:2])] < [2, $2])" 2>/dev/null
+}
+
+make_venv() {
+  if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then
+    echo "Python 3.11 to 3.13 is needed, but $PYTHON is $("$PYTHON" --version 2>&1): set PYTHON" >&2
+    exit 1
+  fi
+  if torch_at_least "$PYTHON" 9; then
+    say "using the torch of $PYTHON"
+    "$PYTHON" -m venv --system-site-packages "$VENV"
+    # If PYTHON is in a virtual environment itself, "system" means the one below it: name its packages too, first.
+    "$PYTHON" -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+      >"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/00-started-from.pth"
+  else
+    say "installing $TORCH"
+    "$PYTHON" -m venv "$VENV"
+    "$python" -m pip install --quiet "$TORCH" numpy
+  fi
+}
+
+find_nvcc() { # where CMakeLists.txt looks, in its order
+  local nvcc
+  for nvcc in "${CUDACXX:-}" "$(command -v nvcc || true)" "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" /usr/local/cuda/bin/nvcc; do
+    if [[ -x $nvcc ]]; then echo "$nvcc" && return; fi
+  done
+}
+
+build() { # EXTRAS
+  local how=(--no-build-isolation)
+  if [[ -n $nvcc ]] && ! torch_at_least "$python" 10; then
+    say "this torch is too old to build against (the result will load on it): a newer one is downloaded for the build"
+    how=()
+  fi
+  "$python" -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.26" ninja
+  PATH="$(realpath "$VENV")/bin:$PATH" "$python" -m pip install --quiet "${how[@]}" --editable ".$1"
+}
+
+case ${1:-} in
+  "" | demo | test) ;;
+  *) echo "usage: $0 [demo|test]" >&2 && exit 2 ;;
+esac
+torch_at_least "$python" 9 || make_venv
+nvcc=$(find_nvcc)
+say "$("$python" -c 'import platform, torch
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+print(f"python {platform.python_version()}, torch {torch.__version__}, GPU: {gpu}", end="")'), nvcc: ${nvcc:-none}"
+if [[ ${1:-} == test ]]; then build "[test]"; else build ""; fi
+
+case ${1:-} in
+  demo)
+    "$VENV/bin/longlive-optimized" generate --model tiny --preset balanced --height 320 --width 576 --seconds 4 --seed 0 \
+      --prompt "a red fox walks through fresh snow" --switch "2:the fox leaps over a frozen stream" \
+      --out out/demo.mp4 --json out/demo.json
+    ;;
+  test) "$python" -P -m pytest -q ;; # -P: the installed package, not the checkout
+  *) say "ready: $VENV/bin/longlive-optimized --help" ;;
+esac

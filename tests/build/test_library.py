@@ -1,0 +1,69 @@
+"""The compiled library: what it needs, what it holds, and that no kernel spills."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from longlive_optimized.kernels import native
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    if not native.load():
+        pytest.skip("built without nvcc")
+    import longlive_optimized._C as library
+
+    return Path(library.__file__)
+
+
+def cuobjdump() -> str:
+    """From CUDA, or the one that comes with Triton."""
+    found = shutil.which("cuobjdump")
+    if found is None:
+        triton = pytest.importorskip("triton")
+        found = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+    if not Path(found).is_file():
+        pytest.skip("no cuobjdump")
+    return found
+
+
+def test_registers_what_it_declares(library):
+    import longlive_optimized._C as module
+
+    assert module.build_info()["cuda"] >= 12000
+    schema = torch.ops.longlive_C.qk_norm_rope_store.default._schema
+    written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+    assert written == ["k_ring", "v_ring", "k_sink"]
+    assert torch.ops.longlive_C.modulate_norm.default._schema.arguments[0].name == "x"
+
+
+def test_needs_no_torch_newer_than_2_9(library):
+    if shutil.which("torch-abi-audit", path=Path(sys.executable).parent) is None:
+        pytest.skip("torch-abi-audit is not installed")
+    command = [Path(sys.executable).parent / "torch-abi-audit", "--check", "torch", library]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Min torch:\s+2\.9\.", done.stdout), done.stdout
+
+
+def test_no_kernel_spills(library):
+    dump = subprocess.run([cuobjdump(), "-res-usage", library], capture_output=True, text=True, check=True).stdout
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", dump)
+    for operator in ("modulate_norm", "qk_norm_rope_store"):
+        assert any(f"{operator}_kernel" in name for name, _, _ in kernels), operator
+    for name, registers, stack in kernels:
+        assert stack == "0", name
+        # 32 warps of 64 registers fill a multiprocessor: enough loads in flight to keep memory busy.
+        assert int(registers) <= (64 if "bfloat16" in name else 96), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_machine_has_the_library():
+    """Guards against a suite that passes on references alone: plain ``pytest`` after an install, nvcc being there."""
+    assert native.load()

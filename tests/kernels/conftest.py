@@ -1,0 +1,65 @@
+"""One test for all backends: the registry's table becomes the parameters ``backend`` and ``device``.
+
+A test module names its operator ``OP``. On the CPU run the reference and, interpreted, Triton; on a GPU every backend.
+What needs a GPU carries the marker ``gpu`` and is skipped where there is none.
+"""
+
+import os
+
+import pytest
+import torch
+
+from longlive_optimized.kernels import native
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Precision: the operators compute in float32 and round once. A rounding to bfloat16 is off by at most 2^-8 of the
+# value; Triton's interpreter cuts off instead, which is up to twice that. The absolute part is for sums that cancel.
+RELATIVE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2**-8 * (2 if INTERPRETED else 1.01)}
+ABSOLUTE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5}
+
+
+def pytest_generate_tests(metafunc):
+    """Cases for the devices that are here; a test that is marked ``gpu`` keeps its cases everywhere."""
+    only_gpu = metafunc.definition.get_closest_marker("gpu") is not None
+    devices = [] if only_gpu else ["cpu"]
+    devices += ["cuda"] if only_gpu or torch.cuda.is_available() else []
+    marks = {"cpu": (), "cuda": pytest.mark.gpu}
+    if "backend" in metafunc.fixturenames:
+        every = list(metafunc.module.OP.impls)
+        on_cpu = [name for name in every if name == "reference" or (name == "triton" and INTERPRETED)]
+        cases = [(name, d) for d in devices for name in (on_cpu if d == "cpu" else every)]
+        params = [pytest.param(name, d, id=f"{name}-{d}", marks=marks[d]) for name, d in cases]
+        metafunc.parametrize(("backend", "device"), params)
+    elif "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", [pytest.param(d, marks=marks[d]) for d in devices])
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if "callspec" in vars(item) and item.callspec.params.get("backend") == "cuda" and not native.load():
+        pytest.skip("built without nvcc")
+
+
+@pytest.fixture
+def run(request, backend):
+    """The operator on one backend; a call that the CUDA library leaves to Triton is skipped there."""
+    implementation, takes = request.module.OP.impls[backend]
+
+    def call(*args):
+        if backend == "cuda" and not takes(*args):
+            pytest.skip("the library leaves this to Triton")
+        return implementation(*args)
+
+    return call
+
+
+@pytest.fixture
+def close():
+    """Compare with a float64 truth, to one rounding of the result's dtype."""
+
+    def check(got: torch.Tensor, truth: torch.Tensor) -> None:
+        torch.testing.assert_close(got.double(), truth, rtol=RELATIVE[got.dtype], atol=ABSOLUTE[got.dtype])
+
+    return check

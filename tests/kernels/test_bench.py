@@ -1,0 +1,49 @@
+import json
+
+import pytest
+import torch
+
+from longlive_optimized.kernels.bench import modulate_norm, qk_norm_rope_store, runner
+from longlive_optimized.kernels.modulate_norm import modulate_norm as modulate_norm_op
+from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store as qk_norm_rope_store_op
+
+
+def test_rows_on_the_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = tmp_path / "deep" / "kernels.json"
+    rows = runner.run(["modulate_norm"], str(path))
+    assert "no CUDA device: times are of the CPU reference" in capsys.readouterr().out
+    assert [row["backend"] for row in rows] == ["reference", "published"]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    for row in rows:
+        assert 0 < row["p10_us"] <= row["us"] <= row["p90_us"] <= row["p99_us"]
+        assert row["gb_s"] == pytest.approx(row["bytes"] / row["us"] / 1e3)
+
+
+def test_an_unknown_operator_is_refused():
+    with pytest.raises(ValueError, match=r"modulate_norm, qk_norm_rope_store.*'norm'"):
+        runner.run(["norm"])
+
+
+def test_counted_bytes_of_the_network_are_those_of_the_tensors():
+    """86 MB a layer: q, k and v of 4680 tokens of 1536 channels read and written once; tables and gains are small."""
+    case = qk_norm_rope_store.BENCH.real[0]
+    assert case.bytes == pytest.approx(2 * 3 * 4680 * 1536 * 2, rel=0.01)
+    x, shift, scale, _ = modulate_norm.BENCH.small[0].make("cpu")
+    assert modulate_norm.BENCH.small[0].bytes == sum(t.numel() * 4 for t in (x, x, shift, scale))
+
+
+@pytest.mark.parametrize(
+    ("bench", "op"), [(modulate_norm, modulate_norm_op), (qk_norm_rope_store, qk_norm_rope_store_op)]
+)
+def test_the_baseline_computes_the_operator(bench, op):
+    arguments = bench.BENCH.small[0].make("cpu")
+    ours = op(*arguments)
+    torch.testing.assert_close(bench.BENCH.published(*arguments).view_as(ours), ours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_rows_on_a_gpu():
+    rows = runner.run(["modulate_norm"])
+    assert {"triton", "reference", "published"} <= {row["backend"] for row in rows}
+    assert all(0 < row["share_of_ceiling"] < 1.3 for row in rows)  # above 1 only if something was not computed

@@ -1,0 +1,41 @@
+"""Triton's kernels compile, without a GPU, for the oldest and the newest generation that they are meant for."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+# In a process of its own: here the kernels may be interpreted ones.
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from longlive_optimized.kernels import modulate_norm, qk_norm_rope_store, rotate_sinks
+
+SIZES = {"BLOCK": 2048, "PAIRS": 64}
+INTEGERS = ("shift_stride", "scale_stride", "group_rows", "size", "tokens", "sinks", "time_pairs")
+INTEGERS += ("sink_tokens", "ring_tokens")
+TYPES = {"eps": "fp32", "slots": "*i64", "rope_time": "*fp32", "rope_space": "*fp32"}
+TYPES |= dict.fromkeys(SIZES, "constexpr") | dict.fromkeys(INTEGERS, "i32")
+target = GPUTarget("cuda", int(sys.argv[1]), 32)
+for module in (modulate_norm, qk_norm_rope_store, rotate_sinks):
+    kernel = module._kernel
+    types = dict.fromkeys(kernel.arg_names, "*bf16")
+    types |= {n: TYPES[n] for n in types if n in TYPES}
+    constants = {n: SIZES[n] for n in types if n in SIZES}
+    compiled = triton.compile(ASTSource(kernel, signature=types, constexprs=constants), target=target)
+    assert compiled.asm["cubin"]
+    assert ".local" not in compiled.asm["ptx"]
+"""
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiles_ahead_of_time(capability):
+    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COMPILE, str(capability)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
