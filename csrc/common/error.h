@@ -1,5 +1,6 @@
 #pragma once
 // LL_CHECK(condition, "what ", value, ...): a failed check becomes a Python RuntimeError with that text.
+// In place of STD_TORCH_CHECK, which formats through a stream: compiled by nvcc 13.0, that crashes under torch 2.11.
 #include <stdexcept>
 #include <string>
 #include <type_traits>
