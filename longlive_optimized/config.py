@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Annotated, Literal
 
@@ -10,18 +11,22 @@ from pydantic.dataclasses import dataclass
 
 BLOCK_FRAMES = 3  # latent frames per block: fixed by how LongLive was trained
 PIXELS_PER_TOKEN = 16
+MAX_WINDOW = 64
 
 Size = Annotated[int, Field(ge=PIXELS_PER_TOKEN, multiple_of=PIXELS_PER_TOKEN)]
 
-# The one table of presets, as differences from OptimizationConfig's defaults.
-_FAST = {"denoising_steps": (1000, 500, 250), "local_attn_size": 9}
+# The one table of presets. The last two columns are of those who stream; the engine has no such fields.
+_COLUMNS = ("denoising_steps", "local_attn_size", "precision", "target_fps", "drop_frames_on_lag")
 PRESETS: dict[str, dict] = {
-    "quality_stream": {},
-    "balanced": {},
-    "speed": {"precision": "fp8"},
-    "realtime": _FAST,
-    "turbo": {**_FAST, "precision": "fp8"},
-    "ultra": {"denoising_steps": (1000, 250), "local_attn_size": 9, "precision": "fp8"},
+    name: dict(zip(_COLUMNS, row, strict=True))
+    for name, row in {
+        "quality_stream": ((1000, 750, 500, 250), 12, "bf16", 20, False),
+        "balanced": ((1000, 750, 500, 250), 12, "bf16", 25, False),
+        "speed": ((1000, 750, 500, 250), 12, "fp8", 25, True),
+        "realtime": ((1000, 500, 250), 9, "bf16", 25, True),
+        "turbo": ((1000, 500, 250), 9, "fp8", 30, True),
+        "ultra": ((1000, 250), 9, "fp8", 40, True),
+    }.items()
 }
 ALIASES = {"quality": "quality_stream"}
 
@@ -43,13 +48,15 @@ class OptimizationConfig:
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     seed: of streams that name none.
+    use_torch_compile, compile_mode: compile the layers with torch.compile; warm-up then takes minutes.
+    enable_profiling: name the stages of a block in torch.profiler's traces.
     """
 
     height: Size = 480
     width: Size = 832
     denoising_steps: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field((1000, 750, 500, 250), min_length=1)
     step_schedule: Literal["longlive", "scope"] = "longlive"
-    local_attn_size: Annotated[int, Field(le=64)] = 12
+    local_attn_size: Annotated[int, Field(le=MAX_WINDOW)] = 12
     sink_size: Annotated[int, Field(ge=0)] = 3
     global_sink: bool = True
     positions: Literal["relative", "base"] = "relative"
@@ -58,6 +65,9 @@ class OptimizationConfig:
     use_prompt_cache: bool = True
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    use_torch_compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    enable_profiling: bool = False
 
     @field_validator("denoising_steps")
     @classmethod
@@ -76,12 +86,18 @@ class OptimizationConfig:
     @classmethod
     def preset(cls, name: str, **changes) -> OptimizationConfig:
         """The config called ``name``, with ``changes``. Raises ValueError listing the names."""
-        return cls(**{**preset_table(name), **changes})
+        return cls(**{**cls.preset_fields(name), **changes})
+
+    @classmethod
+    def preset_fields(cls, name: str) -> dict:
+        """What the preset ``name`` sets of this class's fields. Raises ValueError listing the names."""
+        own = {field.name for field in dataclasses.fields(cls)}
+        return {key: value for key, value in PRESETS[preset_name(name)].items() if key in own}
 
 
-def preset_table(name: str) -> dict:
-    """The differences that make a preset. Raises ValueError listing the names."""
-    try:
-        return PRESETS[ALIASES.get(name, name)]
-    except KeyError:
-        raise ValueError(f"preset must be one of {', '.join([*PRESETS, *ALIASES])}, got {name!r}") from None
+def preset_name(name: str) -> str:
+    """``name`` without alias. Raises ValueError listing the names."""
+    known = ALIASES.get(name, name)
+    if known not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join([*PRESETS, *ALIASES])}, got {name!r}")
+    return known

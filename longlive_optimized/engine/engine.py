@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from os import PathLike
 
 import torch
 from torch import Tensor
 
-from ..config import PIXELS_PER_TOKEN, OptimizationConfig
+from ..config import BLOCK_FRAMES, PIXELS_PER_TOKEN, OptimizationConfig
 from ..model.transformer import Modulation
 from ..text import blend as blending
 from ..text.prompt_cache import PromptCache
@@ -27,6 +29,7 @@ from .video_input import prepare_video
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
+HOT_FIELDS = ("denoising_steps", "step_schedule", "global_sink", "precision", "local_attn_size")
 
 
 class LongLiveEngine:
@@ -51,8 +54,7 @@ class LongLiveEngine:
         self.config = config or OptimizationConfig()
         self.device = _device(device)
         self.dtype = _dtype(self.config.model_dtype, self.device)
-        if self.config.precision == "fp8":
-            log.warning("precision fp8 is not available yet: linears run in %s", self.dtype)
+        self._note_precision()
         started = time.perf_counter()
         files = locate(model_path)
         check(files)
@@ -65,10 +67,14 @@ class LongLiveEngine:
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
         )
-        self.timer = BlockTimer(self.device)
+        self.timer = BlockTimer(self.device, named=self.config.enable_profiling)
         self._modulation = functools.lru_cache(maxsize=16)(self._new_modulation)
         self._lock = threading.RLock()
         self._stream: Stream | None = None
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        if self.config.use_torch_compile:
+            for block in self.model.blocks:
+                block.compile(mode=self.config.compile_mode)
 
     @property
     def stream(self) -> Stream:
@@ -96,12 +102,34 @@ class LongLiveEngine:
                 raise ValueError(f"{name} must be a multiple of {PIXELS_PER_TOKEN}, got {pixels!r}")
         seed = self.config.seed if seed is None else seed
         with self._lock, torch.no_grad():
-            return Stream(self.model, self.vae, self.config, **size, seed=seed, total_frames=total_frames)
+            stream = Stream(self.model, self.vae, self.config, **size, seed=seed, total_frames=total_frames)
+            self._streams.add(stream)
+            return stream
 
-    def warmup(self, prompt: str = "warm-up") -> float:
-        """Run every kind of block once on the default stream, then reset it; returns seconds."""
-        started = time.perf_counter()
-        blocks = -(-self.stream.window // 3) + 2  # one past a full window
+    def configure(self, **changes) -> None:
+        """Change fields of the config while streams are under way; weights stay.
+
+        denoising_steps, step_schedule, global_sink and precision act from the next block on. local_attn_size rebuilds
+        each open stream's ring and recomputes its window before the next block, without a cut. Raises ValueError for
+        the other fields, which are fixed at construction, and for bad values; nothing has changed then.
+        """
+        config = dataclasses.replace(self.config, **changes)
+        fixed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(self.config, f.name)]
+        if fixed := [name for name in fixed if name not in HOT_FIELDS]:
+            raise ValueError(f"{', '.join(fixed)} cannot change while the engine runs; {', '.join(HOT_FIELDS)} can")
+        with self._lock, torch.no_grad():
+            for stream in self._streams:
+                stream.resize(config.local_attn_size)
+            self.config = config
+            self._note_precision()
+
+    def warmup(self, blocks: int | None = None) -> float:
+        """Run every kind of block once on the default stream, then reset it; returns seconds.
+
+        ``blocks`` is how many, at least enough to fill the window.
+        """
+        started, prompt = time.perf_counter(), "warm-up"
+        blocks = max(blocks or 0, -(-self.stream.window // BLOCK_FRAMES) + 2)  # one past a full window, and a recache
         for i in range(blocks):
             last = i == blocks - 1
             self.generate_block(BlockRequest(f"{prompt}!" if last else prompt))  # the last one recaches
@@ -134,15 +162,17 @@ class LongLiveEngine:
             (stream or self.stream).reset(seed)
 
     def block_times(self) -> list[BlockTimes]:
-        """Times of the blocks that the device has finished, oldest first."""
-        with self._lock:
-            self.timer.collect()
-            return list(self.timer.history)
+        """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
+        return self.timer.collect()
 
     def synchronize(self) -> None:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _note_precision(self) -> None:
+        if self.config.precision == "fp8":
+            _warn_once(f"precision fp8 is not available yet: linears run in {self.dtype}")
 
     def _check_mode(self, stream: Stream, request: BlockRequest) -> None:
         from_video = request.video is not None
@@ -221,6 +251,11 @@ class LongLiveEngine:
 
     def _new_modulation(self, timesteps: tuple[float, ...]) -> Modulation:
         return self.model.modulation(torch.tensor(timesteps, dtype=torch.float64, device=self.device))
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES, PIXELS_PER_TOKEN, OptimizationConfig
+from ..config import BLOCK_FRAMES, MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig
 from ..model.ring_cache import RingCache
 from ..model.transformer import CrossCache, Transformer
 from ..vae.model import WanVae
@@ -30,16 +32,16 @@ class Stream:
         total_frames: int | None,
     ):
         self.height, self.width, self.seed, self.total_frames = height, width, seed, total_frames
-        self.window = config.local_attn_size
-        self.ring = RingCache(
+        self._new_ring = functools.partial(
+            RingCache,
             model.config,
             (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN),
-            window=self.window,
             sink=config.sink_size,
             relative=config.positions == "relative",
             dtype=model.dtype,
             device=model.device,
         )
+        self.ring = self._new_ring(window=config.local_attn_size)
         self.decoder, self.encoder = DecoderStream(vae), EncoderStream(vae)
         latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
@@ -52,7 +54,7 @@ class Stream:
         self.prompt = PromptTrack()
         self.cross: CrossCache | None = None
         self.position = 0  # latent frame at which the next block starts
-        self.history = self._like.new_empty(0, *self._like.shape)  # the window's clean latents, for a recache
+        self.history = self._like.new_empty(0, *self._like.shape)  # clean latents, for a recache
         self.context_due = False  # the last block's clean keys and values are not in the ring yet
         self.recache_due = False
         self.from_video: bool | None = None
@@ -60,13 +62,25 @@ class Stream:
         self.decoder.reset()
         self.encoder.reset()
 
+    @property
+    def window(self) -> int:
+        """Latent frames that a block attends to, its own included."""
+        return self.ring.window
+
+    def resize(self, window: int) -> None:
+        """Go on with another window: the sinks are kept, the frames beside them recomputed before the next block."""
+        if window != self.window:
+            sinks, self.ring = self.ring, self._new_ring(window=window)
+            self.ring.take_sinks(sinks)
+            self.recache_due = self.position > 0
+
     def block_frames(self, from_video: bool) -> int:
         """Latent frames of the next block: 3, and 4 for the first block of video mode."""
         return BLOCK_FRAMES + (from_video and self.position == 0)
 
     def keep(self, latents: Tensor) -> None:
         """The block is generated: move on."""
-        self.history = torch.cat((self.history, latents))[-self.window :]
+        self.history = torch.cat((self.history, latents))[-MAX_WINDOW:]
         self.position += len(latents)
         self.context_due = True
 

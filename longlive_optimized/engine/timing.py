@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -35,47 +36,56 @@ class BlockTimes:
 
 
 class BlockTimer:
-    """Collects the stages of each block; ``history`` holds the last ``keep`` finished blocks."""
+    """Collects the stages of each block; keeps the times of the last ``keep`` finished blocks.
 
-    def __init__(self, device: torch.device, keep: int = 1000):
-        self._device = device
-        self.history: deque[BlockTimes] = deque(maxlen=keep)
+    ``named`` shows the stages in torch.profiler's traces too.
+    """
+
+    def __init__(self, device: torch.device, keep: int = 1000, named: bool = False):
+        self._device, self._named = device, named
+        self._history: deque[BlockTimes] = deque(maxlen=keep)
         self._running: deque[tuple[int, int, list]] = deque()
         self._stages: list[tuple[str, object, object]] = []
-        self._count = 0
+        self.count = 0
+        self._lock = threading.Lock()  # blocks are collected by whoever asks, also while the next one is made
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what is enqueued inside, under ``name``."""
         start = self._mark()
-        yield
+        with torch.profiler.record_function(f"longlive::{name}") if self._named else contextlib.nullcontext():
+            yield
         self._stages.append((name, start, self._mark()))
 
     def block_done(self, frames: int) -> None:
         """The stages since the last call were one block of ``frames`` pixel frames."""
-        self._running.append((self._count, frames, self._stages))
-        self._stages, self._count = [], self._count + 1
+        with self._lock:
+            self._running.append((self.count, frames, self._stages))
+            self._stages, self.count = [], self.count + 1
         self.collect()
 
     def discard(self) -> None:
         """Forget the stages of a block that failed."""
         self._stages = []
 
-    def collect(self) -> None:
-        """Move blocks that the device has finished to ``history``."""
-        while self._running and self._running[0][2][-1][2].query():
-            index, frames, stages = self._running.popleft()
-            times: dict[str, float] = {}
-            for name, start, end in stages:
-                times[name] = times.get(name, 0.0) + start.elapsed_time(end)
-            total = stages[0][1].elapsed_time(stages[-1][2])
-            self.history.append(BlockTimes(index, frames, total, times))
+    def collect(self) -> list[BlockTimes]:
+        """The last blocks that the device has finished, oldest first; does not wait, for the device or for a block."""
+        with self._lock:
+            while self._running and self._running[0][2][-1][2].query():
+                index, frames, stages = self._running.popleft()
+                times: dict[str, float] = {}
+                for name, start, end in stages:
+                    times[name] = times.get(name, 0.0) + start.elapsed_time(end)
+                total = stages[0][1].elapsed_time(stages[-1][2])
+                self._history.append(BlockTimes(index, frames, total, times))
+            return list(self._history)
 
     def clear(self) -> None:
         """Start counting anew, for example after a warm-up."""
-        self.history.clear()
-        self._running.clear()
-        self._stages, self._count = [], 0
+        with self._lock:
+            self._history.clear()
+            self._running.clear()
+            self._stages, self.count = [], 0
 
     def _mark(self):
         if self._device.type != "cuda":
