@@ -73,6 +73,13 @@ class RingCache:
         self.frames = self.valid = 0
         self._sink_written = False
 
+    def take_sinks(self, other: RingCache) -> None:
+        """Copy the sink frames of a ring that differs in its window only."""
+        s = self.sink
+        self.k[:, :s], self.v[:, :s] = other.k[:, :s], other.v[:, :s]
+        self.k_sink.copy_(other.k_sink)
+        self._sink_written = other._sink_written
+
     def seek(self, start: int, frames: int, origin: int = 0) -> None:
         """Point the next passes at latent frames [start, start + frames).
 
