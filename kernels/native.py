@@ -22,9 +22,14 @@ def capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+def on_hopper(x: torch.Tensor) -> bool:
+    """Whether the library can run where x lies: it is built for Hopper (sm_90a) alone."""
+    return x.is_cuda and load() and capability(x.device.index) == (9, 0)
+
+
 def takes(x: torch.Tensor) -> bool:
-    """Whether the library can run on x: it is built for Hopper (sm_90a) alone, for bfloat16 and float32."""
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float32) and load() and capability(x.device.index) == (9, 0)
+    """Whether the library can run on x: on Hopper, bfloat16 or float32."""
+    return x.dtype in (torch.bfloat16, torch.float32) and on_hopper(x)
 
 
 def rows_of_vectors(*tensors: torch.Tensor) -> bool:

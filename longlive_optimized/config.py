@@ -48,7 +48,8 @@ class OptimizationConfig:
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     seed: of streams that name none.
-    use_torch_compile, compile_mode: compile the layers with torch.compile; warm-up then takes minutes.
+    use_cuda_graphs: replay each kind of pass from a CUDA graph, captured when it is first run.
+    use_torch_compile, compile_mode: compile the layers with torch.compile instead, which takes long to warm up.
     enable_profiling: name the stages of a block in torch.profiler's traces.
     """
 
@@ -65,6 +66,7 @@ class OptimizationConfig:
     use_prompt_cache: bool = True
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    use_cuda_graphs: bool = True
     use_torch_compile: bool = False
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     enable_profiling: bool = False

@@ -13,6 +13,7 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule, predict_x0, renoise
 from .eager import EagerNetwork
+from .shares import measure_shares
 
 PROMPT = "a lighthouse above a stormy sea"
 
@@ -47,6 +48,8 @@ def measure_engine(engine: LongLiveEngine, blocks: int) -> dict:
         "block_ms": statistics.median(total),
         "block_p99_ms": percentile(total, 0.99),
         "fps": 1e3 * steady[-1].frames / statistics.median(total),
+        "captured_graphs": engine.stream.passes.graphs.captured,
+        "capture_s": engine.stream.passes.graphs.capture_seconds,
         "peak_gib": torch.cuda.max_memory_allocated(engine.device) / 2**30 if cuda else None,
     }
 
@@ -66,7 +69,7 @@ def measure_switch(engine: LongLiveEngine, switches: int) -> dict:
 
 
 @torch.no_grad()
-def measure_eager(engine: LongLiveEngine, blocks: int) -> dict:
+def measure_plain(engine: LongLiveEngine, blocks: int) -> dict:
     """DiT milliseconds of the plain network on the same weights: as many steps, then the clean pass."""
     config, stream = engine.config, engine.stream
     grid = stream.height // 16, stream.width // 16
@@ -95,11 +98,11 @@ def measure_eager(engine: LongLiveEngine, blocks: int) -> dict:
         net.forward(x, torch.zeros_like(t), prompt, block * BLOCK_FRAMES)
         engine.synchronize()
         times.append((time.perf_counter() - started) * 1e3)
-    return {"eager_dit_ms": statistics.median(times[fill:]), "eager_blocks": blocks}
+    return {"plain_dit_ms": statistics.median(times[fill:]), "plain_blocks": blocks}
 
 
-def run(engine: LongLiveEngine, blocks: int, eager_blocks: int) -> dict:
-    """One row: the engine, a prompt switch, and the plain network."""
+def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
+    """One row: the engine, a prompt switch, the engine without graphs, and the plain network."""
     config = engine.config
     row = {
         "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
@@ -113,7 +116,11 @@ def run(engine: LongLiveEngine, blocks: int, eager_blocks: int) -> dict:
         **measure_engine(engine, blocks),
         **measure_switch(engine, max(3, blocks // 10)),
     }
-    if eager_blocks:
-        row |= measure_eager(engine, eager_blocks)
-        row["eager_over_engine"] = row["eager_dit_ms"] / row["dit_ms"]
+    if engine.cuda_graphs_active:
+        row["shares"] = measure_shares(engine)
+        engine.configure(use_cuda_graphs=False)
+        row["ungraphed_dit_ms"] = measure_engine(engine, max(1, blocks // 5))["dit_ms"]
+    if plain_blocks:
+        row |= measure_plain(engine, plain_blocks)
+        row["plain_over_engine"] = row["plain_dit_ms"] / row["dit_ms"]
     return row

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
-from ..model.ring_cache import ring_slots
 from .block import PROMPT
 from .eager import EagerNetwork
 
@@ -57,13 +56,12 @@ class _Trio:
             self.truth.forward(x.float(), times, self.embedding.float(), start),
         )
 
-    def cached(self, frames: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    def cached(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         """Each layer's keys and values of the newest frames, with their names."""
         ring = self.stream.ring
-        slots = ring_slots(frames, ring.window, ring.sink)
         for layer, (plain, truth) in enumerate(zip(self.plain.caches, self.truth.caches, strict=True)):
             for name in ("k", "v"):
-                ours = getattr(ring, name)[layer][slots].flatten(0, 1)
+                ours = getattr(ring, name)[layer][ring.slots].flatten(0, 1)
                 rest = (getattr(cache, name)[-len(ours) :] for cache in (plain, truth))
                 yield f"{name} of layer {layer}", ours, *rest
 
@@ -92,8 +90,7 @@ def run(engine: LongLiveEngine, seeds: int) -> dict:
                 ours, plain, truth = trio.forward(x, t, block * BLOCK_FRAMES)
                 if passes and t:
                     rows.append((f"flow, t {t:.0f}", relative_error(ours, truth), relative_error(plain, truth)))
-        frames = torch.arange(BLOCK_FRAMES, device=engine.device) + (blocks - 1) * BLOCK_FRAMES
-        for what, ours, plain, truth in trio.cached(frames):
+        for what, ours, plain, truth in trio.cached():
             rows.append((f"context pass, {what}", relative_error(ours, truth), relative_error(plain, truth)))
     return _summary(rows) | _logits(trio, engine)
 

@@ -38,7 +38,7 @@ def block(
     height: Pixels = 480,
     width: Pixels = 832,
     blocks: Annotated[int, typer.Option(min=1, help="Steady blocks to measure.")] = 50,
-    eager_blocks: Annotated[int, typer.Option(min=0, help="Blocks of the plain network; 0 leaves it out.")] = 5,
+    plain_blocks: Annotated[int, typer.Option(min=0, help="Blocks of the plain network; 0 leaves it out.")] = 5,
     device: Device = None,
     json_path: Json = None,
 ) -> None:
@@ -46,7 +46,7 @@ def block(
     from ..bench.block import run
 
     engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
-    _show(f"{height}x{width}, {preset}", run(engine, blocks, eager_blocks), json_path)
+    _show(f"{height}x{width}, {preset}", run(engine, blocks, plain_blocks), json_path)
 
 
 @app.command()
@@ -69,7 +69,10 @@ def quality(
 def _show(title: str, row: dict, json_path: Path | None) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in row.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        for part, number in value.items() if isinstance(value, dict) else ((None, value),):
+            shown = ", ".join(f"{k}: {v}" for k, v in number.items()) if isinstance(number, dict) else number
+            text = f"{shown:.4g}" if isinstance(shown, float) else str(shown)
+            table.add_row(name if part is None else f"{name}, {part}", text)
     results.print(table)
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)

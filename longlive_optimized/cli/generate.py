@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..config import PRESETS, OptimizationConfig
+from ..demo.scope_integration.overlay import create_latency_overlay
+from ..demo.scope_integration.stats import LatencyMeter
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.timing import BlockTimes
@@ -51,6 +53,7 @@ def generate(
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 832,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Draw the latency panel into the video.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write statistics here.")] = None,
 ) -> None:
@@ -67,7 +70,7 @@ def generate(
         torch.cuda.reset_peak_memory_stats(engine.device)
         console.print(f"warmed up in {warmup:.1f} s", highlight=False)
     started = time.perf_counter()
-    _write(engine, prompt, switches, round(seconds * FPS) or 1, out)
+    _write(engine, prompt, switches, round(seconds * FPS) or 1, out, overlay)
     report = _report(engine, preset, warmup, time.perf_counter() - started)
     _print(report, out)
     if json_path:
@@ -75,7 +78,8 @@ def generate(
         json_path.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _write(engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: int, out: Path) -> None:
+def _write(engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: int, out: Path, overlay: bool) -> None:
+    panel, meter = create_latency_overlay() if overlay else None, LatencyMeter(engine)
     count, speed = TextColumn("{task.completed}/{task.total} frames"), TextColumn("{task.fields[speed]}")
     columns = TextColumn("generating"), BarColumn(), count, TimeRemainingColumn(), speed
     pending = list(switches)
@@ -85,6 +89,8 @@ def _write(engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: 
             while pending and pending[0].second * FPS <= video.frames:
                 prompt = pending.pop(0).text
             block = engine.generate_block(BlockRequest(prompt))
+            if panel:
+                panel.apply(block, meter.stats(frame_count=video.frames))
             video.write(block[: frames - video.frames].cpu().numpy())
             last = engine.block_times()[-1]
             fps = 1e3 * last.frames / last.total

@@ -20,16 +20,17 @@ from ..text import blend as blending
 from ..text.prompt_cache import PromptCache
 from ..weights.load import check, load_generator, load_text_encoder, load_vae
 from ..weights.locate import locate
+from .graphs import Eager, GraphCache
 from .recache import plan_recache
 from .request import BlockRequest
-from .sampler import make_schedule, predict_x0, renoise
+from .sampler import make_schedule
 from .stream import Stream
 from .timing import BlockTimer, BlockTimes
 from .video_input import prepare_video
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
-HOT_FIELDS = ("denoising_steps", "step_schedule", "global_sink", "precision", "local_attn_size")
+HOT_FIELDS = ("denoising_steps", "step_schedule", "global_sink", "precision", "local_attn_size", "use_cuda_graphs")
 
 
 class LongLiveEngine:
@@ -71,6 +72,7 @@ class LongLiveEngine:
         self._modulation = functools.lru_cache(maxsize=16)(self._new_modulation)
         self._lock = threading.RLock()
         self._stream: Stream | None = None
+        self._graph_pool = self._new_graph_pool()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         if self.config.use_torch_compile:
             for block in self.model.blocks:
@@ -102,25 +104,37 @@ class LongLiveEngine:
                 raise ValueError(f"{name} must be a multiple of {PIXELS_PER_TOKEN}, got {pixels!r}")
         seed = self.config.seed if seed is None else seed
         with self._lock, torch.no_grad():
-            stream = Stream(self.model, self.vae, self.config, **size, seed=seed, total_frames=total_frames)
+            stream = Stream(
+                self.model,
+                self.vae,
+                self.config,
+                **size,
+                seed=seed,
+                total_frames=total_frames,
+                new_graphs=self._new_graphs,
+            )
             self._streams.add(stream)
             return stream
 
     def configure(self, **changes) -> None:
         """Change fields of the config while streams are under way; weights stay.
 
-        denoising_steps, step_schedule, global_sink and precision act from the next block on. local_attn_size rebuilds
-        each open stream's ring and recomputes its window before the next block, without a cut. Raises ValueError for
-        the other fields, which are fixed at construction, and for bad values; nothing has changed then.
+        The fields of HOT_FIELDS may change, from the next block on; a new local_attn_size rebuilds each open stream's
+        ring and recomputes its window before that, without a cut. Raises ValueError for the other fields, which are
+        fixed at construction, and for bad values; nothing has changed then.
         """
         config = dataclasses.replace(self.config, **changes)
         fixed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(self.config, f.name)]
         if fixed := [name for name in fixed if name not in HOT_FIELDS]:
             raise ValueError(f"{', '.join(fixed)} cannot change while the engine runs; {', '.join(HOT_FIELDS)} can")
         with self._lock, torch.no_grad():
+            other_graphs = config.use_cuda_graphs != self.config.use_cuda_graphs
+            self.config = config
+            self._graph_pool = self._new_graph_pool() if other_graphs else self._graph_pool
             for stream in self._streams:
                 stream.resize(config.local_attn_size)
-            self.config = config
+                if other_graphs:
+                    stream.passes.graphs = self._new_graphs()
             self._note_precision()
 
     def warmup(self, blocks: int | None = None) -> float:
@@ -170,6 +184,24 @@ class LongLiveEngine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    @property
+    def cuda_graphs_active(self) -> bool:
+        """Whether the default stream's passes are replayed from CUDA graphs."""
+        graphs = self._stream and self._stream.passes.graphs
+        return graphs is not None and graphs.captured > 0 and not graphs.failed
+
+    def _new_graphs(self) -> GraphCache | Eager:
+        return Eager() if self._graph_pool is None else GraphCache(self._graph_pool)
+
+    def _new_graph_pool(self) -> object | None:
+        """One memory pool for all streams' graphs; None, with the reason logged, where there will be none."""
+        if not self.config.use_cuda_graphs:
+            return None
+        if self.device.type != "cuda" or self.config.use_torch_compile:
+            log.info("no CUDA graphs: %s", "torch.compile is used" if self.config.use_torch_compile else "no GPU")
+            return None
+        return torch.cuda.graph_pool_handle()
+
     def _note_precision(self) -> None:
         if self.config.precision == "fp8":
             _warn_once(f"precision fp8 is not available yet: linears run in {self.dtype}")
@@ -183,7 +215,6 @@ class LongLiveEngine:
     def _generate(self, stream: Stream, request: BlockRequest) -> Tensor:
         self._follow_prompt(stream, request)
         self._settle(stream)
-        stream.ring.seek(stream.position, stream.block_frames(request.video is not None))
         latents = self._denoise(stream, request)
         with self.timer.stage("decode"):
             frames = stream.decoder.decode_uint8(latents)
@@ -197,7 +228,7 @@ class LongLiveEngine:
                 target = self._embed(request)
         if stream.prompt.follow(request, target):
             with self.timer.stage("text"):
-                stream.cross = self.model.cross_cache(stream.prompt.embedding)
+                stream.passes.set_prompt(self.model.cross_cache(stream.prompt.embedding))
             stream.recache_due = stream.position > 0
 
     def _embed(self, request: BlockRequest) -> Tensor:
@@ -213,41 +244,37 @@ class LongLiveEngine:
             self._recache(stream)
         elif stream.context_due:
             with self.timer.stage("context"):
-                self._clean_pass(stream, stream.history[-stream.ring.frames :])
+                stream.passes.clean(stream.history[-stream.ring.frames :])
         stream.recache_due = stream.context_due = False
 
     def _recache(self, stream: Stream) -> None:
         plan = plan_recache(stream.position, stream.window, stream.ring.sink, self.config.global_sink)
         with self.timer.stage("recache"):
             stream.ring.seek(*plan)
-            self._clean_pass(stream, stream.history[-plan.frames :])
-
-    def _clean_pass(self, stream: Stream, latents: Tensor) -> None:
-        self.model(latents, self._modulation((0.0,)), stream.ring, stream.cross, store_only=True)
+            stream.passes.clean(stream.history[-plan.frames :])
 
     def _denoise(self, stream: Stream, request: BlockRequest) -> Tensor:
-        nominal = request.denoising_steps or self.config.denoising_steps
-        noise = stream.noise.block(stream.position, stream.ring.frames)
-        x, first = next(noise), None
-        if request.video is not None:
+        nominal, from_video = request.denoising_steps or self.config.denoising_steps, request.video is not None
+        frames = stream.block_frames(from_video)
+        inputs = stream.passes.inputs(frames, len(nominal))
+        inputs.draw(stream.noise.block(stream.position, frames))
+        first = None
+        if from_video:
             with self.timer.stage("encode"):
-                x, first = self._start_from_video(stream, request, x)
-        schedule = make_schedule(nominal, self.config.step_schedule, first)
-        modulation = self._modulation(tuple(step.timestep for step in schedule))
+                first = self._start_from_video(stream, request, inputs.noise[0])
+        schedule = tuple(make_schedule(nominal, self.config.step_schedule, first))
+        inputs.set_schedule(schedule, self._modulation(tuple(step.timestep for step in schedule)))
         with self.timer.stage("denoise"):
-            for i, step in enumerate(schedule):
-                if i:
-                    x = renoise(x, next(noise), step.sigma)
-                x = predict_x0(x, self.model(x, modulation.at(i), stream.ring, stream.cross), step.sigma)
-        return x
+            return stream.passes.denoise(stream.position, inputs)
 
-    def _start_from_video(self, stream: Stream, request: BlockRequest, noise: Tensor) -> tuple[Tensor, float]:
+    def _start_from_video(self, stream: Stream, request: BlockRequest, start: Tensor) -> float:
+        """Mix the encoded video into the start noise, in place; the first timestep."""
         # 13 pixel frames become 4 latents on a fresh stream, 12 become 3 later.
         count = 12 + (stream.position == 0)
         video = request.video.to(self.device)
         clean = stream.encoder.encode(prepare_video(video, count, stream.height, stream.width, self.dtype))
-        scale = request.noise_scale
-        return torch.lerp(clean, noise, scale), float(int(1000 * scale) - 100)
+        start.copy_(torch.lerp(clean, start, request.noise_scale))
+        return float(int(1000 * request.noise_scale) - 100)
 
     def _new_modulation(self, timesteps: tuple[float, ...]) -> Modulation:
         return self.model.modulation(torch.tensor(timesteps, dtype=torch.float64, device=self.device))

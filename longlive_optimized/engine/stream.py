@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..config import BLOCK_FRAMES, MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig
 from ..model.ring_cache import RingCache
-from ..model.transformer import CrossCache, Transformer
+from ..model.transformer import Transformer
 from ..vae.model import WanVae
 from ..vae.stream import DecoderStream, EncoderStream
+from .graphs import Eager, GraphCache
 from .noise import BlockNoise, VideoNoise
+from .passes import Passes
 from .prompt_track import PromptTrack
 
 LATENT_SCALE = 8  # pixels per latent row and column
@@ -30,7 +33,9 @@ class Stream:
         width: int,
         seed: int,
         total_frames: int | None,
+        new_graphs: Callable[[], GraphCache | Eager],
     ):
+        self._model, self._new_graphs = model, new_graphs
         self.height, self.width, self.seed, self.total_frames = height, width, seed, total_frames
         self._new_ring = functools.partial(
             RingCache,
@@ -41,10 +46,10 @@ class Stream:
             dtype=model.dtype,
             device=model.device,
         )
-        self.ring = self._new_ring(window=config.local_attn_size)
         self.decoder, self.encoder = DecoderStream(vae), EncoderStream(vae)
         latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
+        self.passes = self._new_passes(config.local_attn_size)
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
@@ -52,7 +57,6 @@ class Stream:
         self.seed = self.seed if seed is None else seed
         self.noise = self._new_noise()
         self.prompt = PromptTrack()
-        self.cross: CrossCache | None = None
         self.position = 0  # latent frame at which the next block starts
         self.history = self._like.new_empty(0, *self._like.shape)  # clean latents, for a recache
         self.context_due = False  # the last block's clean keys and values are not in the ring yet
@@ -63,6 +67,11 @@ class Stream:
         self.encoder.reset()
 
     @property
+    def ring(self) -> RingCache:
+        """Keys and values of the frames in the window."""
+        return self.passes.ring
+
+    @property
     def window(self) -> int:
         """Latent frames that a block attends to, its own included."""
         return self.ring.window
@@ -70,8 +79,10 @@ class Stream:
     def resize(self, window: int) -> None:
         """Go on with another window: the sinks are kept, the frames beside them recomputed before the next block."""
         if window != self.window:
-            sinks, self.ring = self.ring, self._new_ring(window=window)
-            self.ring.take_sinks(sinks)
+            before, self.passes = self.passes, self._new_passes(window)
+            self.ring.take_sinks(before.ring)
+            if before.cross is not None:
+                self.passes.set_prompt(before.cross)
             self.recache_due = self.position > 0
 
     def block_frames(self, from_video: bool) -> int:
@@ -83,6 +94,9 @@ class Stream:
         self.history = torch.cat((self.history, latents))[-MAX_WINDOW:]
         self.position += len(latents)
         self.context_due = True
+
+    def _new_passes(self, window: int) -> Passes:
+        return Passes(self._model, self._new_ring(window=window), self._like, self._new_graphs())
 
     def _new_noise(self) -> BlockNoise | VideoNoise:
         if self.total_frames is None:

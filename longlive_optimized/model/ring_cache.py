@@ -10,14 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.ring_advance import ring_advance
 from ..kernels.rotate_sinks import rotate_sinks
 from . import rope
 from .config import ModelConfig
-
-
-def ring_slots(frames: Tensor, window: int, sink: int, origin: int = 0) -> Tensor:
-    """Slot of each frame index, int64 [F]; ``origin`` is the frame that takes sink slot 0 (model specification 3.3)."""
-    return torch.where(frames - origin < sink, frames - origin, sink + (frames - sink) % (window - sink))
 
 
 class RingCache:
@@ -52,11 +48,10 @@ class RingCache:
         self.rope_space = rope.spatial_table(grid, config.head_dim, table, device)
         self._freqs = rope.frequencies(rope.axis_pairs(config.head_dim)[0], device)
         self._rope_time = torch.zeros(window, len(self._freqs), 2, dtype=table, device=device)
+        self._sink_time = self._rope_time.new_zeros(sink if relative else 0, len(self._freqs), 2)
         self._slots = torch.zeros(window, dtype=torch.int64, device=device)
-        self._offsets = torch.arange(window, device=device)
         self._start = torch.zeros(1, dtype=torch.int64, device=device)
-        self.frames = self.valid = 0
-        self._sink_written = False
+        self.reset()
 
     @property
     def slots(self) -> Tensor:
@@ -70,8 +65,8 @@ class RingCache:
 
     def reset(self) -> None:
         """Forget every frame; the storage stays."""
-        self.frames = self.valid = 0
-        self._sink_written = False
+        self.frames = self.valid = self._origin = 0
+        self.turns_sinks = self._sink_written = False
 
     def take_sinks(self, other: RingCache) -> None:
         """Copy the sink frames of a ring that differs in its window only."""
@@ -85,20 +80,24 @@ class RingCache:
 
         ``origin`` > 0 makes frames origin, origin+1, … the new sinks (a recache that replaces them).
         """
+        self.place(start, frames, origin)
+        self.advance()
+
+    def place(self, start: int, frames: int, origin: int = 0) -> None:
+        """The host's half of ``seek``: what a captured ``advance`` cannot change, and the start that it reads."""
         if not 1 <= frames <= self.window:
             raise ValueError(f"frames must lie in 1..{self.window}, got {frames}")
-        self.frames, end = frames, start + frames
-        self.valid = min(end - origin, self.window)
-        self._start.fill_(start)
-        positions = self._start + self._offsets[:frames]
-        self.slots.copy_(ring_slots(positions, self.window, self.sink, origin))
-        self.rope_time.copy_(rope.rotation(positions, self._freqs, self._rope_time.dtype))
+        self.frames, self._origin = frames, origin
+        self.valid = min(start + frames - origin, self.window)
         writes_sinks = start - origin < self.sink
-        if self.relative and self._sink_written and not writes_sinks:
-            self._rotate_sinks(shift=end - self.valid)
+        self.turns_sinks = self.relative and self._sink_written and not writes_sinks
         self._sink_written |= writes_sinks
+        self._start.fill_(start)
 
-    def _rotate_sinks(self, shift: int) -> None:
-        # Seen from the window's first slot, sink frame i stands at position i wherever the stream is.
-        table = rope.rotation(self._offsets[: self.sink] + shift, self._freqs, self._rope_time.dtype)
-        rotate_sinks(self.k_sink, table, self.rope_space, self.k)
+    def advance(self) -> None:
+        """The device's half of ``seek``: write slots, rotations and the sinks' keys where they stand now."""
+        sink = self.sink, self._origin
+        ring_advance(self._start, self._freqs, self.slots, self.rope_time, self._sink_time, self.window, *sink)
+        if self.turns_sinks:
+            # Seen from the window's first slot, sink frame i stands at position i wherever the stream is.
+            rotate_sinks(self.k_sink, self._sink_time, self.rope_space, self.k)

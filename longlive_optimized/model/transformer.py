@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.linear_gelu import linear_gelu
 from ..kernels.modulate_norm import modulate_norm
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store
+from ..kernels.residual_norm import residual_norm
 from ..kernels.ring_attention import ring_attention
+from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .ring_cache import RingCache
 
@@ -61,16 +64,6 @@ def _vector(*shape: int, **where) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, **where), requires_grad=False)
 
 
-def _rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, gain.shape, gain, eps)
-
-
-def _gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """x + y * gate, with one gate row [D] for each of G equal groups of tokens."""
-    groups = (len(gate), -1, x.shape[-1])
-    return torch.addcmul(x.view(groups), y.view(groups), gate[:, None]).view_as(x)
-
-
 class Block(nn.Module):
     """One transformer layer (model specification 2.2)."""
 
@@ -88,11 +81,10 @@ class Block(nn.Module):
         self.cross_out = Linear(d, d, **where)
         self.ffn_in, self.ffn_out = Linear(d, config.ffn_dim, **where), Linear(config.ffn_dim, d, **where)
 
-    def store(self, x: Tensor, m: Tensor, ring: RingCache, layer: int) -> Tensor:
-        """Write this pass's keys and values into the ring; return its queries [N, heads, head_dim]."""
-        qkv = self.qkv(modulate_norm(x, m[:, 0], m[:, 1], self.eps))
+    def store(self, z: Tensor, ring: RingCache, layer: int) -> Tensor:
+        """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim]."""
         return qk_norm_rope_store(
-            qkv,
+            self.qkv(z),
             self.q_gain,
             self.k_gain,
             ring.rope_time,
@@ -104,24 +96,27 @@ class Block(nn.Module):
             self.eps,
         )
 
-    def forward(self, x: Tensor, m: Tensor, ring: RingCache, layer: int, cross: CrossCache) -> Tensor:
-        """x [N, D] to [N, D]; m [G, 6, D] serves G equal groups of tokens."""
-        q = self.store(x, m, ring, layer)
-        y = ring_attention(q, ring.k[layer], ring.v[layer], ring.valid)
-        x = _gated_add(x, self.out(y.flatten(1)), m[:, 2])
-        x = x + self._cross_attention(x, cross.k[layer], cross.v[layer])
-        y = modulate_norm(x, m[:, 3], m[:, 4], self.eps)
-        return _gated_add(x, self.ffn_out(F.gelu(self.ffn_in(y), approximate="tanh")), m[:, 5])
+    def forward(
+        self, x: Tensor, z: Tensor, m: Tensor, following: Tensor, ring: RingCache, layer: int, cross: CrossCache
+    ) -> Tensor:
+        """One layer on the residual stream x [N, D], which is updated in place.
 
-    def _cross_attention(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        z = F.layer_norm(x, x.shape[-1:], self.cross_norm_gain, self.cross_norm_bias, self.eps)
-        q = _rms_norm(self.cross_q(z), self.cross_q_gain, self.eps)
-        return self.cross_out(ring_attention(q.unflatten(-1, self.heads), k, v, 1).flatten(1))
+        z [N, D] is x normed for this layer, the result x normed for the next one, whose shift and scale are
+        ``following`` [G, 2, D]; m [G, 6, D] serves G equal groups of tokens.
+        """
+        y = ring_attention(self.store(z, ring, layer), ring.k[layer], ring.v[layer], ring.valid)
+        gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
+        z = residual_norm(x, self.out(y.flatten(1)), m[:, 2], bias, gain, 0.0, self.eps)
+        q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
+        y = self.cross_out(ring_attention(q, cross.k[layer], cross.v[layer], 1).flatten(1))
+        z = residual_norm(x, y, None, m[:, 3], m[:, 4], 1.0, self.eps)
+        y = self.ffn_out(linear_gelu(z, self.ffn_in.weight, self.ffn_in.bias))
+        return residual_norm(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps)
 
     def cross_kv_of(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [text_len, heads, head_dim] of a prompt, context [text_len, D]."""
         k, v = self.cross_kv(context).chunk(2, dim=-1)
-        k = _rms_norm(k.contiguous(), self.cross_k_gain, self.eps)
+        k = rms_norm(k.contiguous(), self.cross_k_gain, self.eps)
         return k.unflatten(-1, self.heads), v.unflatten(-1, self.heads)
 
     def checkpoint_views(self) -> dict[str, Tensor]:
@@ -178,15 +173,14 @@ class Transformer(nn.Module):
         """
         grid = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
         x = self.patch(patchify(latents))
-        last = len(self.blocks) - 1
+        norms = [*modulation.layers[:, :, :2].unbind(1), modulation.head]  # shift and scale before each layer, and last
+        z = modulate_norm(x, norms[0][:, 0], norms[0][:, 1], self.config.eps)
         for layer, block in enumerate(self.blocks):
-            m = modulation.layers[:, layer]
-            if store_only and layer == last:
-                block.store(x, m, ring, layer)
+            if store_only and layer == len(self.blocks) - 1:
+                block.store(z, ring, layer)
                 return None
-            x = block(x, m, ring, layer, cross)
-        x = self.head(modulate_norm(x, modulation.head[:, 0], modulation.head[:, 1], self.config.eps))
-        return unpatchify(x, grid)
+            z = block(x, z, modulation.layers[:, layer], norms[layer + 1], ring, layer, cross)
+        return unpatchify(self.head(z), grid)
 
     def modulation(self, timesteps: Tensor) -> Modulation:
         """Modulation of each of G timesteps, float64 [G]; the sinusoid is float64, then rounded (2.1)."""

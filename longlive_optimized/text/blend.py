@@ -1,4 +1,5 @@
 """Mixing prompt embeddings: several weighted prompts at once, and the way from one to the next."""
+
 from __future__ import annotations
 
 import math

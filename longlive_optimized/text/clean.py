@@ -1,4 +1,5 @@
 """Prompt cleaning, as the model was trained with (model specification 6.1, mode "whitespace")."""
+
 from __future__ import annotations
 
 import html

@@ -1,4 +1,5 @@
 """The umT5 encoder: transformers' network under the key names of Wan's checkpoint (model specification 6)."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,5 @@
 """Embeddings of the prompts last used, by cleaned text."""
+
 from __future__ import annotations
 
 import threading

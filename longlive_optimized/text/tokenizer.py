@@ -3,6 +3,7 @@
 ``tokenizer.json`` is taken as it stands: transformers' T5 classes rebuild the pipeline from the vocabulary in some
 versions (no byte fallback, another pre-tokenizer) and would give other ids for the same folder.
 """
+
 from __future__ import annotations
 
 from pathlib import Path

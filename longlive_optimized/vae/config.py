@@ -1,4 +1,5 @@
 """The VAE's widths and the statistics of its latents."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
 """Latents to pixels (model specification 7.3)."""
+
 from torch import Tensor, nn
 
 from .config import VaeConfig

@@ -1,4 +1,5 @@
 """Pixels to latents (model specification 7.5)."""
+
 from torch import Tensor, nn
 
 from .config import VaeConfig

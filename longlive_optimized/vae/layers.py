@@ -4,6 +4,7 @@ Every activation is a contiguous [T, H, W, C] tensor: frames are slices of memor
 as channels-last. All frames of a call pass a layer together; what came before them is in the ``CausalState``.
 Parameter names and shapes are the checkpoint's, hence the digits.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

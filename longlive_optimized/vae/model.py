@@ -1,4 +1,5 @@
 """The Wan 2.1 VAE as its checkpoint names it."""
+
 from __future__ import annotations
 
 import contextlib

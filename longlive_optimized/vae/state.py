@@ -1,4 +1,5 @@
 """What a causal stream carries from one call to the next."""
+
 from torch import Tensor, nn
 
 

@@ -3,6 +3,7 @@
 Any grouping of the same frames into calls gives the same result as one call with all of them. A stream is bound to its
 first call's frame size until ``reset``; a call that fails in its midst resets it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,5 @@
 """Checkpoint files: opened without copying, told apart from what is often found in their place, checked by shape."""
+
 from __future__ import annotations
 
 import pickle

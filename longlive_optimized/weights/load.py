@@ -3,6 +3,7 @@
 Every name and shape is checked before a byte is copied. Tensors go one by one from the mapped file to the device and
 are rounded there, once; host memory holds no second copy.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,5 @@
 """One ``model_path`` to the six things a model is made of."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -75,4 +76,3 @@ def _candidates(root: Path, vae_type: str) -> dict[str, list[Path]]:
         ],
         "tokenizer": [folder / "google" / "umt5-xxl" / "tokenizer.json" for folder in wan],
     }
-

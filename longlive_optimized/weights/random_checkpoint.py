@@ -3,6 +3,7 @@
 The scales are chosen so that every part shows in the result: attention neither uniform nor one-hot (logits of standard
 deviation 3 to 5), modulation and gains away from 0 and 1, flow of about unit size, pixels that fill their range.
 """
+
 from __future__ import annotations
 
 import math

@@ -2,6 +2,7 @@
 
 The vocabulary is counted rather than trained: the library's trainer gives another one at each run.
 """
+
 from __future__ import annotations
 
 import json

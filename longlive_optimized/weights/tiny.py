@@ -1,4 +1,5 @@
 """The built-in model: a random checkpoint of a few megabytes, made on first use, read like any other."""
+
 from __future__ import annotations
 
 import functools

@@ -14,15 +14,16 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from longlive_optimized.kernels import modulate_norm, qk_norm_rope_store, rotate_sinks
+from longlive_optimized.kernels import modulate_norm, overlay_blend, qk_norm_rope_store, rotate_sinks
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64}
 INTEGERS = ("shift_stride", "scale_stride", "group_rows", "size", "tokens", "sinks", "time_pairs")
 INTEGERS += ("sink_tokens", "ring_tokens")
-TYPES = {"eps": "fp32", "slots": "*i64", "rope_time": "*fp32", "rope_space": "*fp32"}
+INTEGERS += ("frame_stride", "row_stride", "column_stride", "channel_stride", "top", "left", "width", "area")
+TYPES = {"eps": "fp32", "slots": "*i64", "rope_time": "*fp32", "rope_space": "*fp32", "frames": "*u8", "panel": "*u8"}
 TYPES |= dict.fromkeys(SIZES, "constexpr") | dict.fromkeys(INTEGERS, "i32")
 target = GPUTarget("cuda", int(sys.argv[1]), 32)
-for module in (modulate_norm, qk_norm_rope_store, rotate_sinks):
+for module in (modulate_norm, overlay_blend, qk_norm_rope_store, rotate_sinks):
     kernel = module._kernel
     types = dict.fromkeys(kernel.arg_names, "*bf16")
     types |= {n: TYPES[n] for n in types if n in TYPES}

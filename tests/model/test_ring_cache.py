@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from longlive_optimized.engine.recache import plan_recache
 from longlive_optimized.model.config import ModelConfig
-from longlive_optimized.model.ring_cache import RingCache, ring_slots
+from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
 from support.networks import eager_of, ring_of
 
@@ -84,15 +84,23 @@ def test_any_stream_equals_the_rolling_cache(model, window, relative, first, swi
     stream(model, window, relative, first, 12, switches, global_sink, seed=seed)
 
 
-def test_slots_follow_the_ring_and_keep_the_sinks():
-    assert ring_slots(torch.arange(14), window=8, sink=3).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7, 3]
+def slots_of(ring, *place):
+    ring.seek(*place)
+    return ring.slots.tolist()
 
 
-def test_replaced_sinks_and_their_window_fill_every_slot_once():
+def test_slots_follow_the_ring_and_keep_the_sinks(model):
+    ring = ring_of(model, GRID, window=8)
+    assert slots_of(ring, 0, 8) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert slots_of(ring, 6, 8) == [6, 7, 3, 4, 5, 6, 7, 3]
+
+
+def test_replaced_sinks_and_their_window_fill_every_slot_once(model):
     for window in range(6, 15):
+        ring = ring_of(model, GRID, window=window)
         for origin in range(1, 40):
-            slots = ring_slots(torch.arange(origin, origin + window), window, 3, origin)
-            assert sorted(slots.tolist()) == list(range(window)) and slots[:3].tolist() == [0, 1, 2]
+            slots = slots_of(ring, origin, window, origin)
+            assert sorted(slots) == list(range(window)) and slots[:3] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("frames", [0, 9])
@@ -104,3 +112,36 @@ def test_a_pass_fits_the_window(model, frames):
 def test_window_must_exceed_the_sinks(model):
     with pytest.raises(ValueError, match="window must be larger than the 3 sink frames, got 3"):
         RingCache(model.config, GRID, window=3, sink=3, relative=False, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize("far", [10**6, 10**8])
+def test_relative_positions_are_the_same_everywhere(model, far):
+    """A stream that begins at frame ``far`` gives what one that begins at frame 0 gives."""
+    torch.manual_seed(1)
+    cross, rings = model.cross_cache(torch.randn(2, 4).double()), [ring_of(model, GRID, 8, relative=True) for _ in "ab"]
+    for block in range(30):
+        for t in (1000.0, 0.0):
+            x, out = torch.randn(3, 2, 2, 4, dtype=torch.float64), []
+            for ring, begin in zip(rings, (0, far), strict=True):
+                ring.seek(begin + 3 * block, 3, origin=begin)
+                modulation = model.modulation(torch.tensor([t], dtype=torch.float64))
+                out.append(model(x, modulation, ring, cross))
+            # 1e8 radians are known to 1.5e-8 in float64.
+            torch.testing.assert_close(out[1], out[0], rtol=0, atol=1e-12 * far)
+
+
+def test_thousands_of_blocks_drift_nowhere(model):
+    """Block 5000 sees what block 12 sees: the same latents at the same places in the window."""
+    ring = ring_of(model, GRID, 8, relative=True)
+    torch.manual_seed(2)
+    cross, modulation = model.cross_cache(torch.randn(2, 4).double()), model.modulation(torch.zeros(1).double())
+    latents = torch.randn(5, 3, 2, 2, 4, dtype=torch.float64)  # the ring's period of five blocks
+    seen = {}
+    for block in range(5005):
+        ring.seek(3 * block, 3)
+        if 0 < block < 10 or block > 4990:
+            seen[block] = model(latents[block % 5 if block else 0], modulation, ring, cross)
+        elif block in (0, *range(4980, 4991)):
+            model(latents[block % 5 if block else 0], modulation, ring, cross, store_only=True)
+    torch.testing.assert_close(seen[5002], seen[4997], rtol=0, atol=1e-11)
+    torch.testing.assert_close(seen[5002], seen[7], rtol=0, atol=1e-10)

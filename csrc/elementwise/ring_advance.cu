@@ -1,0 +1,85 @@
+// ring_advance: write slots and rotations of the frames at `start`, which is read on the device. A thread has one turn.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "common/check.h"
+#include "common/launch.h"
+
+namespace longlive {
+namespace {
+struct Params {
+  const int64_t* start;  // [1]
+  const double* freqs;   // [pairs]
+  int64_t* slots;        // [frames]
+  float2* rope_time;     // [frames, pairs]
+  float2* sink_time;     // [sink_frames, pairs]
+  int64_t window, sink, origin;
+  int frames, sink_frames, pairs;
+};
+
+// (cos, sin) of an angle up to 2^40, to an absolute error below 2e-15 before they are rounded.
+// Precision: the angle less its whole turns, the first subtraction of which is exact; 2 pi as a sum of two doubles.
+__device__ float2 turn_of(double angle) {
+  constexpr double kTurn = 6.283185307179586, kTurnRest = 2.4492935982947064e-16, kPerTurn = 0.15915494309189535;
+  const double whole = rint(angle * kPerTurn);
+  const double rest = fma(-whole, kTurnRest, fma(-whole, kTurn, angle));
+  double sin, cos;
+  sincospi(2 * kPerTurn * rest, &sin, &cos);
+  return {float(cos), float(sin)};
+}
+
+__global__ void __launch_bounds__(kThreads) ring_advance_kernel(const Params p) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const int64_t start = *p.start;
+  if (i < p.frames) {
+    const int64_t frame = start + i;
+    p.slots[i] = frame - p.origin < p.sink ? frame - p.origin : p.sink + (frame - p.sink) % (p.window - p.sink);
+  }
+  const int row = i / p.pairs, sink_row = row - p.frames;
+  const double freq = p.freqs[i % p.pairs];
+  if (row < p.frames) {
+    p.rope_time[i] = turn_of(double(start + row) * freq);
+  } else if (sink_row < p.sink_frames) {
+    const int64_t first = max(p.origin, start + p.frames - p.window);
+    p.sink_time[i - p.frames * p.pairs] = turn_of(double(first + sink_row) * freq);
+  }
+}
+
+void check(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType dtype,
+           const Tensor& start, int alignment) {
+  check_shape(t, name, shape);
+  check_like(t, name, dtype, start);
+  check_contiguous(t, name);
+  check_aligned(t, name, alignment);
+}
+
+void ring_advance(const Tensor& start, const Tensor& freqs, const Tensor& slots, const Tensor& rope_time,
+                  const Tensor& sink_time, int64_t window, int64_t sink, int64_t origin) {
+  LL_CHECK(freqs.dim() == 1 && freqs.size(0) > 0, "freqs must have 1 dimension, not empty");
+  LL_CHECK(slots.dim() == 1, "slots must have 1 dimension, got ", slots.dim());
+  LL_CHECK(sink_time.dim() == 3, "sink_time must have 3 dimensions, got ", sink_time.dim());
+  const int64_t frames = slots.size(0), pairs = freqs.size(0), sink_frames = sink_time.size(0);
+  check(start, "start", {1}, ScalarType::Long, start, sizeof(int64_t));
+  check(freqs, "freqs", {pairs}, ScalarType::Double, start, sizeof(double));
+  check(slots, "slots", {frames}, ScalarType::Long, start, sizeof(int64_t));
+  check(rope_time, "rope_time", {frames, pairs, 2}, ScalarType::Float, start, sizeof(float2));
+  check(sink_time, "sink_time", {sink_frames, pairs, 2}, ScalarType::Float, start, sizeof(float2));
+  LL_CHECK(sink >= 0 && sink < window, "window must be larger than the ", sink, " sink frames, got ", window);
+  LL_CHECK(sink_frames == 0 || sink_frames == sink, "sink_time must have ", sink, " frames or none, got ", sink_frames);
+  LL_CHECK(frames > 0 && frames <= window, "slots must have 1 to ", window, " frames, got ", frames);
+  LL_CHECK(origin >= 0, "origin must be at least 0, got ", origin);
+  const int64_t turns = (frames + sink_frames) * pairs;
+  LL_CHECK(turns <= INT32_MAX - kThreads, "freqs must fit one launch, got ", pairs);
+  torch::stable::accelerator::DeviceGuard guard(start.get_device_index());
+  const Params p{data<int64_t>(start),    data<double>(freqs),     data<int64_t>(slots),
+                 data<float2>(rope_time), data<float2>(sink_time), window,
+                 sink,                    origin,                  int(frames),
+                 int(sink_frames),        int(pairs)};
+  const unsigned blocks = unsigned((turns + kThreads - 1) / kThreads);
+  ring_advance_kernel<<<blocks, kThreads, 0, current_stream(start.get_device_index())>>>(p);
+  LL_CUDA_CHECK(cudaGetLastError());
+}
+}  // namespace
+}  // namespace longlive
+
+STABLE_TORCH_LIBRARY_IMPL(longlive_C, CUDA, m) { m.impl("ring_advance", TORCH_BOX(&longlive::ring_advance)); }

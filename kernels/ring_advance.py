@@ -1,0 +1,75 @@
+"""ring_advance: the ring's write slots and rotations, computed where the stream's position is, on the device."""
+
+import torch
+from torch import Tensor
+
+from . import native
+from .checks import expect
+from .registry import op
+
+
+@op(mutates=("slots", "rope_time", "sink_time"))
+def ring_advance(
+    start: Tensor,
+    freqs: Tensor,
+    slots: Tensor,
+    rope_time: Tensor,
+    sink_time: Tensor,
+    window: int,
+    sink: int,
+    origin: int,
+) -> None:
+    """Point a pass at frames start, start+1, …: their slots, their rotations, and those of the sinks.
+
+    - start [1], int64: at least ``origin``, which is not checked, that would wait for the device.
+    - freqs [Pt], float64: angle per frame of each time pair.
+    - slots [F], int64, written: frame f goes to slot f - origin if that is below ``sink``, otherwise to
+      sink + (f - sink) mod (window - sink): distinct unless more than window - sink of the frames are no sinks.
+    - rope_time [F, Pt, 2], written: (cos, sin) of f * freqs; float32 or float64.
+    - sink_time [sink or 0, Pt, 2], of the same dtype, written: (cos, sin) of (first + i) * freqs for sink frame i,
+      where first = max(origin, start + F - window) is the position that the window's first slot stands for.
+
+    Source: model specification 3.3, 3.6. Raises ValueError naming the argument that does not fit.
+    """
+    _check(start, freqs, slots, rope_time, sink_time, window, sink, origin)
+    frames = slots.shape[0]
+    positions = start + torch.arange(frames, device=start.device)
+    in_window = sink + (positions - sink) % (window - sink)
+    slots.copy_(torch.where(positions - origin < sink, positions - origin, in_window))
+    rope_time.copy_(_rotation(positions, freqs))
+    first = (start + (frames - window)).clamp(min=origin)
+    sink_time.copy_(_rotation(first + torch.arange(sink_time.shape[0], device=start.device), freqs))
+
+
+def _rotation(positions: Tensor, freqs: Tensor) -> Tensor:
+    # Precision: the angle and its reduction are float64; only the result is rounded, by the copy.
+    angles = positions.double()[:, None] * freqs
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+
+def _check(start, freqs, slots, rope_time, sink_time, window, sink, origin) -> None:
+    device = start.device
+    expect("start", start, (1,), torch.int64, device)
+    expect("freqs", freqs, (None,), torch.float64, device)
+    expect("slots", slots, (None,), torch.int64, device)
+    if rope_time.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"rope_time must be float32 or float64, got {rope_time.dtype}")
+    expect("rope_time", rope_time, (slots.shape[0], freqs.shape[0], 2), rope_time.dtype, device)
+    expect("sink_time", sink_time, (None, freqs.shape[0], 2), rope_time.dtype, device)
+    if not 0 <= sink < window:
+        raise ValueError(f"window must be larger than the {sink} sink frames, got {window}")
+    if sink_time.shape[0] not in (0, sink):
+        raise ValueError(f"sink_time must have {sink} frames or none, got {sink_time.shape[0]}")
+    if not 1 <= slots.shape[0] <= window:
+        raise ValueError(f"slots must have 1 to {window} frames, got {slots.shape[0]}")
+    if origin < 0:
+        raise ValueError(f"origin must be at least 0, got {origin}")
+
+
+def _fits_library(start, freqs, slots, rope_time, *rest) -> bool:
+    return rope_time.dtype == torch.float32 and native.on_hopper(start)
+
+
+@ring_advance.impl("cuda", when=_fits_library)
+def _cuda(start, freqs, slots, rope_time, sink_time, window, sink, origin) -> None:
+    torch.ops.longlive_C.ring_advance(start, freqs, slots, rope_time, sink_time, window, sink, origin)

@@ -1,0 +1,55 @@
+"""Where a block's transformer time goes: kernels by kind, and the gaps between them, from torch's profiler."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ..config import BLOCK_FRAMES
+from ..engine.engine import LongLiveEngine
+
+# The first pattern that a kernel's name matches; what matches none is named in the result.
+KINDS = {
+    "attention": r"sdpa|fmha|flash|attention",
+    "pointwise": r"_norm|x0_renoise|ring_advance|rotate_sinks|elementwise|_kernel\b|copy|fill|cat",
+    "gemm": r"gemm|nvjet|cutlass|xmma|splitKreduce",
+    "memory": r"memcpy|memset",
+}
+
+
+@torch.no_grad()
+def measure_shares(engine: LongLiveEngine, blocks: int = 5) -> dict:
+    """Milliseconds per block of each kind, over ``blocks`` steady blocks of the default stream, without decoding."""
+    stream = engine.stream
+    inputs = stream.passes.inputs(BLOCK_FRAMES, len(engine.config.denoising_steps))
+
+    def block() -> None:
+        stream.passes.clean(stream.history[-BLOCK_FRAMES:])
+        latents = stream.passes.denoise(stream.position, inputs)
+        stream.keep(latents)
+
+    block()
+    engine.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        for _ in range(blocks):
+            block()
+        engine.synchronize()
+    kernels = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    by_kind: dict[str, float] = defaultdict(float)
+    by_name: dict[str, float] = defaultdict(float)
+    for kernel in kernels:
+        kind = next((k for k, pattern in KINDS.items() if re.search(pattern, kernel.name, re.I)), kernel.name)
+        by_kind[kind] += kernel.time_range.elapsed_us() / 1e3 / blocks
+        by_name[kernel.name[:70]] += kernel.time_range.elapsed_us() / 1e3 / blocks
+    span = (max(k.time_range.end for k in kernels) - min(k.time_range.start for k in kernels)) / 1e3 / blocks
+    top = sorted(by_name.items(), key=lambda item: -item[1])[:16]
+    return {
+        "span_ms": span,
+        "gaps_ms": span - sum(by_kind.values()),
+        "kernels_per_block": len(kernels) / blocks,
+        **{f"{kind}_ms": ms for kind, ms in sorted(by_kind.items(), key=lambda item: -item[1])},
+        "top": {name: round(ms, 2) for name, ms in top},
+    }

@@ -1,0 +1,1 @@
+"""People, sessions and pictures: the layers above the engine."""

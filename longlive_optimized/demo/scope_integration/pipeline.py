@@ -1,0 +1,154 @@
+"""OptimizedScopePipeline: the engine, one frame at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Sequence
+from os import PathLike
+
+import torch
+from torch import Tensor
+
+from ...config import OptimizationConfig, preset_name
+from ...engine.engine import HOT_FIELDS, LongLiveEngine
+from ...engine.request import BlockRequest
+from .config import ScopeOptimizationConfig
+from .frame_queue import FrameQueue
+from .overlay import LatencyOverlay, create_latency_overlay
+from .prompt_box import PromptBox, as_prompt
+from .stats import LatencyMeter
+
+BLOCK_PIXEL_FRAMES = 12
+
+
+class OptimizedScopePipeline:
+    """LongLive as a stream of frames, with prompts and presets that may change at any time, from any thread.
+
+    model_path: a folder of LongLive's or scope's layout, or ``"tiny"``.
+    config: ScopeOptimizationConfig; the default is the preset ``balanced``.
+    device: None takes CUDA where there is one, else the CPU.
+
+    Raises as LongLiveEngine does. A call to generate_frame makes a block of 9 or 12 frames when none is waiting, so a
+    new prompt is seen after the frames that wait, in the first block that begins after it.
+    """
+
+    def __init__(
+        self,
+        model_path: str | PathLike,
+        config: ScopeOptimizationConfig | None = None,
+        device: str | torch.device | None = None,
+    ):
+        self.config = config or ScopeOptimizationConfig.preset_balanced()
+        own = {field.name for field in dataclasses.fields(OptimizationConfig)}
+        engine_config = OptimizationConfig(**{name: getattr(self.config, name) for name in own})
+        self.engine = LongLiveEngine(model_path, engine_config, device)
+        self.overlay = self._new_overlay()
+        self._queue, self._prompts, self._meter = FrameQueue(), PromptBox(), LatencyMeter(self.engine)
+        self._delivered = 0
+        self._warm = self.engine.device.type != "cuda"
+        self._next_config: ScopeOptimizationConfig | None = None
+        self._lock = threading.RLock()  # the stream: one frame is made or taken at a time
+        self._mail = threading.Lock()  # what other threads leave for the next block
+
+    def warmup(self, num_frames: int = 50) -> None:
+        """Make at least ``num_frames`` frames, so that everything is compiled and captured, then start anew.
+
+        On CUDA the first frame does this if it was not done before. Statistics leave it out.
+        """
+        if not isinstance(num_frames, int) or num_frames < 1:
+            raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
+        with self._lock:
+            self.engine.warmup(math.ceil(num_frames / BLOCK_PIXEL_FRAMES))
+            self._warm = True
+            self.reset()
+
+    def generate_frame(self, prompt: str | Sequence[tuple[str, float]], **kwargs) -> Tensor:
+        """The next frame, float32 [3, H, W] in [0, 1] on the device, without overlay.
+
+        prompt: a text or (text, weight) pairs; what counts is that it *changes*: repeating the old one does not undo a
+        switch_prompt. kwargs: other fields of BlockRequest, such as ``blend`` or ``denoising_steps``, for the block
+        that this call may have to make. Raises ValueError or TypeError naming a bad argument; the stream goes on.
+        """
+        prompt = as_prompt(prompt)
+        BlockRequest(prompt, **kwargs)
+        with self._lock:
+            if not self._warm:
+                self.warmup()
+            self._prompts.follow(prompt, time.monotonic(), self._debounce)
+            self._apply_config()
+            if not self._queue:
+                self._make_block(kwargs)
+            depth = self.config.max_queue_depth if self.config.drop_frames_on_lag else None
+            frame = self._queue.get(time.monotonic(), self.config.target_fps, depth)
+            self._delivered += 1
+            return frame.permute(2, 0, 1).float() / 255
+
+    def switch_prompt(self, new_prompt: str | Sequence[tuple[str, float]]) -> None:
+        """Go over to ``new_prompt`` with the next block; returns at once. Raises ValueError for an empty one."""
+        prompt = as_prompt(new_prompt)
+        BlockRequest(prompt)
+        self._prompts.switch(prompt, time.monotonic(), self._debounce)
+
+    def get_latency_stats(self) -> dict[str, float]:
+        """The fields of LatencyStats, as measured up to the last block that the device has finished."""
+        stats = self._meter.stats(frame_count=self._delivered, dropped_frames=self._queue.dropped)
+        return dataclasses.asdict(stats)
+
+    def set_optimization_preset(self, preset: str) -> None:
+        """Go over to a preset with the next block; weights, size and prompt stay, and so does the picture: a new window
+        is recomputed from the frames already made. Raises ValueError listing the names; nothing has changed then.
+        """
+        with self._mail:
+            base = self._next_config or self.config
+            self._next_config = dataclasses.replace(base, **base.preset_fields(preset_name(preset)))
+
+    def reset(self) -> None:
+        """Start the stream, its statistics and the overlay anew; weights, prompt cache and preset stay."""
+        with self._lock:
+            self.engine.reset()
+            self._meter.reset()
+            self._queue.clear()
+            self._prompts.clear()
+            self._delivered = 0
+            if self.overlay:
+                self.overlay.reset()
+
+    @property
+    def _debounce(self) -> float:
+        return self.config.prompt_debounce_ms / 1e3
+
+    def _make_block(self, wishes: dict) -> None:
+        now = time.monotonic()
+        prompt, wish = self._prompts.take(now, self._debounce)
+        if self.config.smooth_prompt_transition:
+            steps = max(2, math.ceil(self.config.transition_frames / BLOCK_PIXEL_FRAMES))
+            wishes = {"transition_blocks": steps, **wishes}
+        block = self.engine.generate_block(BlockRequest(prompt, **wishes))
+        if wish and self._delivered:
+            self._meter.block_was_switch((now - wish.asked_at) * 1e3)
+        self._queue.put(block, time.monotonic())
+
+    def _apply_config(self) -> None:
+        with self._mail:
+            config, self._next_config = self._next_config, None
+        if config is not None:
+            self.engine.configure(**{name: getattr(config, name) for name in HOT_FIELDS})
+            self.config = config
+
+    def _new_overlay(self) -> LatencyOverlay | None:
+        if not self.config.enable_latency_overlay:
+            return None
+        return create_latency_overlay(position=self.config.overlay_position, opacity=self.config.overlay_opacity)
+
+
+def create_optimized_scope_pipeline(
+    model_path: str | PathLike,
+    preset: str = "balanced",
+    device: str | torch.device | None = None,
+    **changes,
+) -> OptimizedScopePipeline:
+    """A pipeline of the named preset, with ``changes`` to its config. Raises ValueError listing the presets."""
+    return OptimizedScopePipeline(model_path, ScopeOptimizationConfig.preset(preset, **changes), device)

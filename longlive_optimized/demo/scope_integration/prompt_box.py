@@ -1,0 +1,67 @@
+"""Where prompts come in, from any thread: the last one wins, and bursts are held back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Prompt = str | tuple[tuple[str, float], ...]
+
+
+class Wish(NamedTuple):
+    """A prompt that is wanted, and when it was asked for (seconds)."""
+
+    prompt: Prompt
+    asked_at: float
+
+
+class PromptBox:
+    """Two ways in: ``switch`` and the argument of ``follow``, which counts only when it changes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._argument: Prompt | None = None
+        self._current: Prompt | None = None
+        self._wish: Wish | None = None
+        self._last_change = float("-inf")
+        self._burst = False
+
+    def switch(self, prompt: Prompt, now: float, debounce: float) -> None:
+        """Ask for ``prompt`` from the next block on."""
+        with self._lock:
+            self._ask(prompt, now, debounce)
+
+    def follow(self, argument: Prompt, now: float, debounce: float) -> None:
+        """Ask for ``argument`` if it differs from the last one: repeating an old prompt does not undo a switch."""
+        with self._lock:
+            if argument != self._argument:
+                self._argument = argument
+                self._ask(argument, now, debounce)
+
+    def take(self, now: float, debounce: float) -> tuple[Prompt, Wish | None]:
+        """The prompt of the block that begins now, and the wish that it fulfils, if any."""
+        with self._lock:
+            wish = self._wish
+            if wish is None or (self._burst and now - self._last_change < debounce and self._current is not None):
+                return self._current, None
+            self._wish, self._burst = None, False
+            changed = wish.prompt != self._current
+            self._current = wish.prompt
+            return wish.prompt, wish if changed else None
+
+    def clear(self) -> None:
+        """Forget every prompt."""
+        with self._lock:
+            self._argument = self._current = self._wish = None
+            self._last_change, self._burst = float("-inf"), False
+
+    def _ask(self, prompt: Prompt, now: float, debounce: float) -> None:
+        self._burst = now - self._last_change < debounce
+        self._last_change = now
+        self._wish = Wish(prompt, now)
+
+
+def as_prompt(prompt: str | Sequence[tuple[str, float]]) -> Prompt:
+    """A text as it is, weighted texts as a tuple of pairs."""
+    return prompt if isinstance(prompt, str) else tuple((text, weight) for text, weight in prompt)

@@ -1,0 +1,135 @@
+"""Latency as a viewer sees it: per pixel frame, over a window of frames."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...engine.engine import LongLiveEngine
+
+WINDOW = 1000  # pixel frames that mean, percentile, extremes and rate are taken over
+
+
+@dataclass
+class LatencyStats:
+    """A snapshot. ``*_ms`` are milliseconds per pixel frame (block time / frames of that block), ``fps`` pixel frames
+    per second; all are zero before the first frame, and warm-up is not counted.
+
+    p99_ms is the nearest-rank percentile. mean, p99, max, min and fps cover the last 1000 frames, frame_count all since
+    the last reset. block_ms is the last block's time, prompt_switch_ms the last switch's: from the call to its first
+    new frame.
+    """
+
+    current_ms: float = 0.0
+    mean_ms: float = 0.0
+    p99_ms: float = 0.0
+    max_ms: float = 0.0
+    min_ms: float = 0.0
+    fps: float = 0.0
+    frame_count: int = 0
+    cuda_graphs_active: bool = False
+    static_kv_active: bool = False
+    async_vae_active: bool = False
+    prompt_cache_hits: int = 0
+    prompt_cache_misses: int = 0
+    block_ms: float = 0.0
+    prompt_switch_ms: float = 0.0
+    torch_compile_active: bool = False
+    precision: str = "bf16"
+    dropped_frames: int = 0
+
+
+class LatencyTracker:
+    """Collects block times; may be fed and read from different threads."""
+
+    def __init__(self, window: int = WINDOW):
+        self._frames: deque[float] = deque(maxlen=window)
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._frames.clear()
+            self._count, self._block_ms, self._switch_ms = 0, 0.0, 0.0
+
+    def add_block(self, milliseconds: float, frames: int) -> None:
+        """Count ``frames`` pixel frames that took ``milliseconds`` together."""
+        with self._lock:
+            self._frames.extend([milliseconds / frames] * frames)
+            self._count += frames
+            self._block_ms = milliseconds
+
+    def add_switch(self, milliseconds: float) -> None:
+        """Note how long the last prompt switch took."""
+        with self._lock:
+            self._switch_ms = milliseconds
+
+    def figures(self) -> dict[str, float | int]:
+        """The fields of LatencyStats that are measured."""
+        with self._lock:
+            frames, count = list(self._frames), self._count
+            figures = {"frame_count": count, "block_ms": self._block_ms, "prompt_switch_ms": self._switch_ms}
+        if not frames:
+            return figures
+        ordered, mean = sorted(frames), math.fsum(frames) / len(frames)
+        return figures | {
+            "current_ms": frames[-1],
+            "mean_ms": mean,
+            "p99_ms": ordered[math.ceil(0.99 * len(ordered)) - 1],
+            "max_ms": ordered[-1],
+            "min_ms": ordered[0],
+            "fps": 1e3 / mean if mean > 0 else 0.0,
+        }
+
+
+class LatencyMeter:
+    """An engine's latency, read from its block times without waiting for the device or for a block under way."""
+
+    def __init__(self, engine: LongLiveEngine):
+        self._engine, self._tracker, self._lock = engine, LatencyTracker(), threading.Lock()
+        self._last, self._switch = -1, None
+
+    def reset(self) -> None:
+        """Start anew, the engine's times included."""
+        with self._lock:
+            self._engine.timer.clear()
+            self._tracker.reset()
+            self._last, self._switch = -1, None
+
+    def block_was_switch(self, waited_ms: float) -> None:
+        """The last block made was the first of a new prompt, whose caller had waited so long for its start."""
+        with self._lock:
+            self._switch = self._engine.timer.count - 1, waited_ms
+
+    def stats(self, **others) -> LatencyStats:
+        """All that is known; ``others`` are fields that the engine does not know."""
+        engine = self._engine
+        return LatencyStats(
+            **self._figures()
+            | {
+                "cuda_graphs_active": engine.cuda_graphs_active,
+                "static_kv_active": True,
+                "prompt_cache_hits": engine.prompts.hits,
+                "prompt_cache_misses": engine.prompts.misses,
+                "torch_compile_active": engine.config.use_torch_compile,
+                "precision": str(engine.dtype).removeprefix("torch.").replace("bfloat16", "bf16"),
+            }
+            | others
+        )
+
+    def _figures(self) -> dict:
+        with self._lock:
+            times = self._engine.block_times()
+            for block in times:
+                if block.index > self._last:
+                    self._last = block.index
+                    self._tracker.add_block(block.total, block.frames)
+                if self._switch and block.index == self._switch[0]:
+                    self._tracker.add_switch(self._switch[1] + block.total)
+                    self._switch = None
+            return self._tracker.figures()

@@ -1,0 +1,59 @@
+"""A WebRTC video track of a pipeline's frames; needs aiortc (the extra ``demo``)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import av
+from aiortc import VideoStreamTrack
+
+from .scope_integration import OptimizedScopePipeline
+
+CLOCK = 90_000  # ticks a second of RTP's video clock
+
+
+class PipelineVideoTrack(VideoStreamTrack):
+    """Frames at the pipeline's ``target_fps``, with its overlay if it has one.
+
+    Frames are made in a thread of the track's own, so the event loop never waits for one; time stamps count frames, so
+    playback stays even when a block comes late. ``set_prompt`` may be called from the event loop or any thread.
+    """
+
+    def __init__(self, pipeline: OptimizedScopePipeline, prompt: str):
+        super().__init__()
+        self.pipeline, self._prompt = pipeline, prompt
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
+        self._count, self._started = 0, time.monotonic()
+
+    def set_prompt(self, prompt: str) -> None:
+        """Go over to ``prompt`` with the next block. Raises ValueError for an empty one."""
+        self.pipeline.switch_prompt(prompt)
+        self._prompt = prompt
+
+    async def recv(self) -> av.VideoFrame:
+        """The next frame, when it is due."""
+        picture = await asyncio.get_running_loop().run_in_executor(self._worker, self._next_picture)
+        fps = self.pipeline.config.target_fps
+        late = time.monotonic() - self._started - self._count / fps
+        if late < 0:
+            await asyncio.sleep(-late)
+        else:
+            self._started += late  # count on from here: a late block is not made up for by a rush of frames
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = round(self._count * CLOCK / fps), Fraction(1, CLOCK)
+        self._count += 1
+        return frame
+
+    def stop(self) -> None:
+        """End the track and its thread; a block under way is finished."""
+        super().stop()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _next_picture(self):
+        frame = self.pipeline.generate_frame(self._prompt)
+        if self.pipeline.overlay:
+            frame = self.pipeline.overlay.apply(frame, self.pipeline.get_latency_stats())
+        return (frame * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()

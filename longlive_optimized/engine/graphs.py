@@ -1,0 +1,61 @@
+"""CUDA graphs of an engine's passes: captured when first run, replayed ever after."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+class GraphCache:
+    """Runs work that only reads and writes fixed buffers: at first as it is, from then on by replaying its graph.
+
+    All graphs of an engine share one memory pool, so they must not run at once and must leave their results in buffers
+    of the caller's. A capture that fails is logged; everything runs eagerly from then on.
+    """
+
+    def __init__(self, pool: object):
+        self._pool = pool
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self.capture_seconds = 0.0
+        self.failed = False
+
+    @property
+    def captured(self) -> int:
+        """How many graphs there are."""
+        return len(self._graphs)
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Do ``work``; ``key`` names all in it that a graph cannot follow: shapes, addresses, host values."""
+        if graph := self._graphs.get(key):
+            graph.replay()
+            return
+        work()  # compiles kernels and makes the libraries' plans, which a capture must not
+        if not self.failed:
+            self._capture(key, work)
+
+    def _capture(self, key: Hashable, work: Callable[[], None]) -> None:
+        started, graph = time.perf_counter(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError as error:
+            self.failed = True
+            log.warning("CUDA graphs are off, capturing %s failed: %s", key, error)
+            return
+        self._graphs[key] = graph
+        self.capture_seconds += time.perf_counter() - started
+
+
+class Eager:
+    """Stands in for GraphCache where there are no graphs."""
+
+    captured, capture_seconds, failed = 0, 0.0, False
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Do ``work``."""
+        work()

@@ -1,0 +1,95 @@
+"""A stream's passes through the network, over buffers whose addresses never change, so that they can be captured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..kernels.x0_renoise import x0_renoise
+from ..model.ring_cache import RingCache
+from ..model.transformer import CrossCache, Modulation, Transformer
+from .graphs import Eager, GraphCache
+from .sampler import Step
+
+
+class BlockInputs:
+    """What the denoising of a block of F latent frames in n steps reads: noise [n, F, C, h, w], noise levels [n], and
+    the steps' modulation."""
+
+    def __init__(self, model: Transformer, latent: Tensor, frames: int, steps: int):
+        self.noise = latent.new_empty(steps, frames, *latent.shape)
+        self.sigmas = torch.empty(steps, dtype=torch.float64, device=latent.device)
+        self.modulation = model.modulation(self.sigmas.zero_())
+        self._schedule: tuple[Step, ...] | None = None
+
+    def set_schedule(self, schedule: tuple[Step, ...], modulation: Modulation) -> None:
+        """Take over new timesteps and noise levels."""
+        if schedule != self._schedule:
+            self._schedule = schedule
+            self.sigmas.copy_(torch.tensor([step.sigma for step in schedule], dtype=torch.float64))
+            for mine, new in zip(self.modulation, modulation, strict=True):
+                mine.copy_(new)
+
+    def draw(self, draws: Iterator[Tensor]) -> None:
+        """Fill the noise in the order of ``draws``: the block's start, then one for each re-noising."""
+        for place in self.noise:
+            place.copy_(next(draws))
+
+
+class Passes:
+    """The two kinds of pass of one stream: denoising a block, and cleaning latents into the ring."""
+
+    def __init__(self, model: Transformer, ring: RingCache, latent: Tensor, graphs: GraphCache | Eager):
+        self.model, self.ring, self.graphs, self._latent = model, ring, graphs, latent
+        self.cross: CrossCache | None = None
+        self._inputs: dict[tuple[int, int], BlockInputs] = {}
+        self._latents: dict[int, Tensor] = {}
+        self._clean = model.modulation(torch.zeros(1, dtype=torch.float64, device=latent.device))
+
+    def set_prompt(self, cross: CrossCache) -> None:
+        """Attend to another prompt from here on."""
+        if self.cross is None:
+            self.cross = CrossCache(*(tensor.clone() for tensor in cross))
+        for mine, new in zip(self.cross, cross, strict=True):
+            mine.copy_(new)
+
+    def inputs(self, frames: int, steps: int) -> BlockInputs:
+        """Where a block's noise and schedule go."""
+        if (frames, steps) not in self._inputs:
+            self._inputs[frames, steps] = BlockInputs(self.model, self._latent, frames, steps)
+        return self._inputs[frames, steps]
+
+    def denoise(self, start: int, inputs: BlockInputs) -> Tensor:
+        """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``, until the next call."""
+        steps, frames = inputs.noise.shape[:2]
+        self.ring.place(start, frames)
+        out = self._buffer(frames)
+
+        def work() -> None:
+            self.ring.advance()
+            x = inputs.noise[0]
+            for i in range(steps):
+                flow = self.model(x, inputs.modulation.at(i), self.ring, self.cross)
+                x = x0_renoise(x, flow, inputs.noise[i + 1] if i + 1 < steps else None, inputs.sigmas, i)
+            out.copy_(x)
+
+        self.graphs.run(("denoise", frames, steps, self.ring.valid, self.ring.turns_sinks), work)
+        return out
+
+    def clean(self, latents: Tensor) -> None:
+        """Write the keys and values of clean latents [F, C, h, w] to where the ring points."""
+        frames = len(latents)
+        x = self._buffer(frames)
+        x.copy_(latents)
+
+        def work() -> None:
+            self.model(x, self._clean, self.ring, self.cross, store_only=True)
+
+        self.graphs.run(("clean", frames, self.ring.valid), work)
+
+    def _buffer(self, frames: int) -> Tensor:
+        if frames not in self._latents:
+            self._latents[frames] = self._latent.new_empty(frames, *self._latent.shape)
+        return self._latents[frames]

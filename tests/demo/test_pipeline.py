@@ -1,0 +1,322 @@
+"""OptimizedScopePipeline on the built-in model: the promised API, and what it does where the promise is unclear."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from longlive_optimized.config import PRESETS
+from longlive_optimized.demo.scope_integration import (
+    LatencyStats,
+    OptimizedScopePipeline,
+    ScopeOptimizationConfig,
+    create_optimized_scope_pipeline,
+)
+from support.soak import soak
+
+SMALL = {"height": 32, "width": 48}
+FOX, BOAT, STORM = "a fox", "a boat on a lake", "a storm"
+
+
+@pytest.fixture(scope="module")
+def shared() -> OptimizedScopePipeline:
+    config = ScopeOptimizationConfig.preset_balanced(**SMALL, prompt_debounce_ms=0)
+    return OptimizedScopePipeline("tiny", config, device="cpu")
+
+
+@pytest.fixture
+def pipeline(shared) -> OptimizedScopePipeline:
+    shared.set_optimization_preset("balanced")
+    shared.generate_frame(FOX)  # a preset acts with the next frame
+    shared.config = dataclasses.replace(shared.config, prompt_debounce_ms=0, smooth_prompt_transition=False)
+    shared.reset()
+    return shared
+
+
+def blocks(pipeline, prompt, n, first=False) -> list[torch.Tensor]:
+    """Take n blocks' frames."""
+    return [pipeline.generate_frame(prompt) for _ in range(12 * n - (3 if first else 0))]
+
+
+def embedding(pipeline, prompt) -> torch.Tensor:
+    return pipeline.engine.prompts.get(prompt)
+
+
+def test_a_frame_is_float_chw_in_unit_range_and_clean(pipeline):
+    frame = pipeline.generate_frame(FOX)
+    assert frame.shape == (3, 32, 48) and frame.dtype == torch.float32
+    assert 0 <= frame.min() and frame.max() <= 1 and frame.std() > 0.02
+    torch.testing.assert_close(frame * 255, (frame * 255).round())  # straight from the decoder's uint8: no overlay
+
+
+def test_frames_come_from_a_queue_filled_block_by_block(pipeline):
+    made = []
+    for _ in range(9 + 12 + 1):
+        pipeline.generate_frame(FOX)
+        made.append(len(pipeline.engine.block_times()))
+    assert made == [1] * 9 + [2] * 12 + [3]
+
+
+def test_frames_are_the_engines_in_order(pipeline):
+    frames = torch.stack(blocks(pipeline, FOX, 2, first=True))
+    pipeline.reset()
+    pipeline.engine.reset()
+    from longlive_optimized import BlockRequest
+
+    direct = torch.cat([pipeline.engine.generate_block(BlockRequest(FOX)) for _ in range(2)])
+    assert torch.equal((frames * 255).round().byte(), direct.permute(0, 3, 1, 2))
+
+
+def test_latency_is_per_pixel_frame_and_fps_are_pixel_frames(pipeline):
+    blocks(pipeline, FOX, 2, first=True)
+    stats = LatencyStats(**pipeline.get_latency_stats())
+    times = pipeline.engine.block_times()
+    assert stats.block_ms == pytest.approx(times[-1].total) and stats.current_ms == pytest.approx(times[-1].total / 12)
+    total = sum(b.total for b in times)
+    assert stats.mean_ms == pytest.approx(total / 21) and stats.fps == pytest.approx(1e3 * 21 / total)
+    assert stats.frame_count == 21 and stats.min_ms <= stats.mean_ms <= stats.p99_ms <= stats.max_ms
+
+
+def test_stats_fit_the_dataclass_before_the_first_frame(pipeline):
+    stats = LatencyStats(**pipeline.get_latency_stats())
+    promised = "current_ms mean_ms p99_ms max_ms min_ms fps frame_count cuda_graphs_active static_kv_active "
+    promised += "async_vae_active prompt_cache_hits prompt_cache_misses"
+    assert [f.name for f in dataclasses.fields(stats)][:12] == promised.split()
+    assert (stats.current_ms, stats.mean_ms, stats.p99_ms, stats.fps, stats.frame_count) == (0, 0, 0, 0, 0)
+    assert all(math.isfinite(v) for v in dataclasses.asdict(stats).values() if isinstance(v, float))
+
+
+def test_flags_tell_the_truth(pipeline):
+    stats = LatencyStats(**pipeline.get_latency_stats())
+    assert stats.static_kv_active and not stats.async_vae_active and not stats.torch_compile_active
+    assert not stats.cuda_graphs_active and stats.precision == "float32"
+
+
+def test_prompt_cache_counts(pipeline):
+    before = pipeline.get_latency_stats()
+    for prompt in ("never seen before", FOX, "never seen before"):
+        pipeline.switch_prompt(prompt)
+        blocks(pipeline, FOX, 1)
+        pipeline._queue.clear()
+    after = pipeline.get_latency_stats()
+    assert after["prompt_cache_misses"] - before["prompt_cache_misses"] in (1, 2)
+    assert after["prompt_cache_hits"] > before["prompt_cache_hits"]
+
+
+def test_a_changed_argument_wins_and_a_repeated_one_does_not_undo_a_switch(pipeline):
+    blocks(pipeline, FOX, 1, first=True)
+    pipeline.switch_prompt(BOAT)
+    blocks(pipeline, FOX, 1)
+    assert torch.equal(pipeline.engine.stream.prompt.embedding, embedding(pipeline, BOAT))
+    blocks(pipeline, STORM, 1)
+    assert torch.equal(pipeline.engine.stream.prompt.embedding, embedding(pipeline, STORM))
+
+
+def test_waiting_frames_are_kept_over_a_switch(pipeline):
+    pipeline.generate_frame(FOX)
+    pipeline.switch_prompt(BOAT)
+    for _ in range(8):
+        pipeline.generate_frame(FOX)
+    assert torch.equal(pipeline.engine.stream.prompt.embedding, embedding(pipeline, FOX))
+    pipeline.generate_frame(FOX)
+    assert torch.equal(pipeline.engine.stream.prompt.embedding, embedding(pipeline, BOAT))
+
+
+def test_prompt_switch_time_is_reported(pipeline):
+    blocks(pipeline, FOX, 1, first=True)
+    assert pipeline.get_latency_stats()["prompt_switch_ms"] == 0
+    pipeline.switch_prompt(BOAT)
+    time.sleep(0.05)
+    pipeline.generate_frame(FOX)
+    stats = pipeline.get_latency_stats()
+    assert stats["prompt_switch_ms"] >= stats["block_ms"] + 50
+
+
+def test_a_smooth_transition_takes_whole_blocks(pipeline):
+    pipeline.config = dataclasses.replace(pipeline.config, smooth_prompt_transition=True, transition_frames=30)
+    blocks(pipeline, FOX, 1, first=True)
+    pipeline.switch_prompt(BOAT)
+    fox, boat, seen = embedding(pipeline, FOX), embedding(pipeline, BOAT), []
+    for _ in range(4):
+        blocks(pipeline, FOX, 1)
+        seen.append(pipeline.engine.stream.prompt.embedding)
+    torch.testing.assert_close(seen[0], torch.lerp(fox, boat, 1 / 3))
+    assert torch.equal(seen[2], boat) and seen[3] is seen[2]
+
+
+def test_reset_starts_the_same_video_and_keeps_preset_and_prompt_cache(pipeline):
+    pipeline.set_optimization_preset("realtime")
+    first, hits = torch.stack(blocks(pipeline, FOX, 1, first=True)), pipeline.get_latency_stats()["prompt_cache_hits"]
+    pipeline.reset()
+    stats = pipeline.get_latency_stats()
+    assert stats["frame_count"] == 0 and stats["mean_ms"] == 0 and stats["prompt_cache_hits"] >= hits
+    assert torch.equal(torch.stack(blocks(pipeline, FOX, 1, first=True)), first)
+    assert pipeline.config.local_attn_size == 9
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "quality"])
+def test_presets_by_name_and_by_method(pipeline, name):
+    config = getattr(ScopeOptimizationConfig, f"preset_{name}")()
+    assert config == ScopeOptimizationConfig.preset(name)
+    pipeline.set_optimization_preset(name)
+    blocks(pipeline, FOX, 1, first=True)
+    for field in ("denoising_steps", "local_attn_size", "precision", "target_fps", "drop_frames_on_lag"):
+        assert getattr(pipeline.config, field) == getattr(config, field)
+    assert pipeline.engine.config.denoising_steps == config.denoising_steps
+    assert pipeline.engine.stream.ring.window == config.local_attn_size
+    assert pipeline.config.height == 32
+    assert pipeline.get_latency_stats()["precision"] == "float32"  # fp8 is asked for by some, and never claimed
+
+
+def test_an_unknown_preset_changes_nothing(pipeline):
+    before = pipeline.config
+    with pytest.raises(ValueError, match="quality_stream, balanced, speed, realtime, turbo, ultra, quality"):
+        pipeline.set_optimization_preset("warp")
+    pipeline.generate_frame(FOX)
+    assert pipeline.config == before
+
+
+def test_a_preset_switch_does_not_cut_or_reload(pipeline):
+    model = pipeline.engine.model
+    blocks(pipeline, FOX, 6, first=True)
+    position = pipeline.engine.stream.position
+    pipeline.set_optimization_preset("realtime")
+    frames = blocks(pipeline, FOX, 1)
+    assert len(frames) == 12 and pipeline.engine.stream.position == position + 3 and pipeline.engine.model is model
+    assert "recache" in pipeline.engine.block_times()[-1].stages
+
+
+def test_a_rebuilt_window_equals_a_recache(pipeline):
+    """Going to the same window by way of another one must equal recomputing that window in place."""
+
+    def video(disturb):
+        pipeline.reset()
+        pipeline.set_optimization_preset("balanced")
+        blocks(pipeline, FOX, 6, first=True)
+        disturb(pipeline.engine.stream)
+        return torch.stack(blocks(pipeline, FOX, 2))
+
+    def there_and_back(stream):
+        stream.resize(9), stream.resize(12)
+
+    def recache(stream):
+        stream.recache_due = True
+
+    torch.testing.assert_close(video(there_and_back), video(recache), rtol=0, atol=1.01 / 255)
+
+
+def test_warm_up_is_not_counted():
+    pipeline = OptimizedScopePipeline("tiny", ScopeOptimizationConfig.preset_realtime(**SMALL), device="cpu")
+    cold = OptimizedScopePipeline("tiny", ScopeOptimizationConfig.preset_realtime(**SMALL), device="cpu")
+    pipeline.warmup(num_frames=50)
+    assert pipeline.get_latency_stats()["frame_count"] == 0 and pipeline.get_latency_stats()["mean_ms"] == 0
+    assert torch.equal(pipeline.generate_frame(FOX), cold.generate_frame(FOX))
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5])
+def test_bad_warm_up(pipeline, n):
+    with pytest.raises(ValueError, match="num_frames"):
+        pipeline.warmup(n)
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", ()])
+def test_an_empty_prompt_loses_nothing(pipeline, prompt):
+    pipeline.generate_frame(FOX)
+    with pytest.raises(ValueError, match="prompt must"):
+        pipeline.switch_prompt(prompt)
+    with pytest.raises(ValueError, match="prompt must"):
+        pipeline.generate_frame(prompt)
+    assert pipeline.generate_frame(FOX).shape == (3, 32, 48)
+
+
+def test_an_unknown_keyword_is_named(pipeline):
+    with pytest.raises(TypeError, match="guidance"):
+        pipeline.generate_frame(FOX, guidance=3)
+
+
+def test_weighted_prompts_and_steps_per_call(pipeline):
+    frame = pipeline.generate_frame([(FOX, 1.0), (BOAT, 2.0)], denoising_steps=(1000,))
+    assert frame.shape == (3, 32, 48)
+
+
+def test_the_overlay_follows_the_config():
+    make = ScopeOptimizationConfig.preset_realtime
+    corner = make(**SMALL, overlay_position="bottom-left", overlay_opacity=0.5)
+    on = OptimizedScopePipeline("tiny", corner, device="cpu")
+    off = OptimizedScopePipeline("tiny", make(**SMALL, enable_latency_overlay=False), device="cpu")
+    assert off.overlay is None
+    assert (on.overlay.config.position, on.overlay.config.opacity) == ("bottom-left", 0.5)
+
+
+def test_the_factory():
+    pipeline = create_optimized_scope_pipeline("tiny", "realtime", "cpu", **SMALL)
+    assert pipeline.config == ScopeOptimizationConfig.preset_realtime(**SMALL)
+    with pytest.raises(ValueError, match="preset must be one of"):
+        create_optimized_scope_pipeline("tiny", "fast", "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_device_defaults_to_what_is_there():
+    assert create_optimized_scope_pipeline("tiny", **SMALL).engine.device.type == "cpu"
+    with pytest.raises(ValueError, match="torch finds no CUDA"):
+        create_optimized_scope_pipeline("tiny", device="cuda", **SMALL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"overlay_position": "middle"},
+        {"overlay_opacity": 1.5},
+        {"overlay_opacity": math.nan},
+        {"target_fps": 0},
+        {"max_queue_depth": 0},
+        {"prompt_debounce_ms": -1},
+        {"transition_frames": 0},
+        {"denoising_steps": (250, 1000)},
+    ],
+)
+def test_bad_fields_are_named(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        ScopeOptimizationConfig(**change)
+
+
+def test_threads_may_switch_prompts_presets_and_reset(pipeline):
+    assert soak(pipeline, seconds=6)["frames"] > 10
+
+
+def test_statistics_do_not_wait_for_a_block(pipeline, monkeypatch):
+    entered, leave = threading.Event(), threading.Event()
+    real = pipeline.engine.model.forward
+
+    def slow(*args, **kwargs):
+        entered.set()
+        leave.wait(20)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline.engine.model, "forward", slow)
+    maker = threading.Thread(target=pipeline.generate_frame, args=(FOX,))
+    maker.start()
+    entered.wait(20)
+    answered = threading.Thread(target=lambda: (pipeline.get_latency_stats(), pipeline.switch_prompt(BOAT)))
+    answered.start()
+    answered.join(5)
+    waited = answered.is_alive()
+    leave.set()
+    maker.join(30)
+    assert not waited
+
+
+def test_imports_without_gpu_scope_opencv_or_weights():
+    code = """
+import sys
+for name in ("cv2", "scope", "PIL", "av", "transformers"):
+    sys.modules[name] = None
+import longlive_optimized.demo.scope_integration as package
+assert not package.OptimizedScopePipeline is None and len(package.__all__) == 7
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

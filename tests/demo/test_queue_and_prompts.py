@@ -1,0 +1,85 @@
+"""Order, lag and bursts, with a clock of the test's own."""
+
+import pytest
+import torch
+
+from longlive_optimized.demo.scope_integration.frame_queue import FrameQueue
+from longlive_optimized.demo.scope_integration.prompt_box import PromptBox
+from longlive_optimized.demo.scope_integration.stats import LatencyTracker
+
+
+def play(interval: float, fps: float, depth: int | None, frames: int) -> tuple[list[int], FrameQueue]:
+    """A caller that asks every ``interval`` seconds and makes blocks of 12 when none waits."""
+    queue, seen, made, now = FrameQueue(), [], 0, 0.0
+    for _ in range(frames):
+        if not len(queue):
+            queue.put(torch.arange(made, made + 12), now)
+            made += 12
+        seen.append(queue.get(now, fps, depth).item())
+        now += interval
+    return seen, queue
+
+
+def test_a_caller_in_time_gets_every_frame():
+    assert play(1 / 25, 25, 3, 60)[0] == list(range(60))
+    assert play(1 / 100, 25, 3, 60)[0] == list(range(60))
+
+
+def test_a_lagging_caller_skips_frames_and_stays_near_the_newest():
+    seen, queue = play(1 / 5, 25, 3, 30)
+    assert queue.dropped > 50 and seen == sorted(seen) and seen[-1] > 80
+
+
+def test_a_deeper_queue_drops_later():
+    assert play(1 / 20, 25, 1, 12)[1].dropped > play(1 / 20, 25, 8, 12)[1].dropped == 0
+
+
+def test_keeping_every_frame():
+    seen, queue = play(1 / 5, 25, None, 30)
+    assert seen == list(range(30)) and queue.dropped == 0
+
+
+def test_the_newest_frame_is_never_dropped():
+    queue = FrameQueue()
+    queue.put(torch.arange(12), 0.0)
+    assert queue.get(1000.0, 25, 1).item() == 11 and queue.dropped == 11
+
+
+def test_the_first_prompt_acts_at_once_and_a_burst_is_held():
+    box = PromptBox()
+    box.switch("a", 0.0, 0.1)
+    assert box.take(0.0, 0.1)[0] == "a"
+    for i, prompt in enumerate(("ab", "abc", "abcd")):
+        box.switch(prompt, 1.0 + 0.05 * i, 0.1)
+    assert box.take(1.12, 0.1) == ("a", None)
+    prompt, wish = box.take(1.21, 0.1)
+    assert prompt == "abcd" and wish.asked_at == pytest.approx(1.1)
+    assert box.take(1.3, 0.1) == ("abcd", None)
+
+
+def test_a_single_switch_is_not_held():
+    box = PromptBox()
+    box.switch("a", 0.0, 0.1)
+    box.take(0.0, 0.1)
+    box.switch("b", 5.0, 0.1)
+    assert box.take(5.001, 0.1)[0] == "b"
+
+
+def test_going_back_within_a_burst_is_no_switch():
+    box = PromptBox()
+    box.switch("a", 0.0, 0.1)
+    box.take(0.0, 0.1)
+    box.switch("b", 5.0, 0.1)
+    box.switch("a", 5.05, 0.1)
+    assert box.take(6.0, 0.1) == ("a", None)
+
+
+def test_tracker_figures():
+    tracker = LatencyTracker(window=100)
+    tracker.add_block(1000, 1)
+    for i in range(100):
+        tracker.add_block(i + 1.0, 1)
+    figures = tracker.figures()
+    assert (figures["min_ms"], figures["max_ms"], figures["p99_ms"], figures["current_ms"]) == (1, 100, 99, 100)
+    assert figures["mean_ms"] == pytest.approx(50.5) and figures["fps"] == pytest.approx(1e3 / 50.5)
+    assert figures["frame_count"] == 101

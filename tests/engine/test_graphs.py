@@ -1,0 +1,99 @@
+"""Replayed passes against the same passes run one by one, bit for bit."""
+
+import pytest
+import torch
+
+from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+PROMPTS = ["a fox"] * 3 + ["a boat"] * 4 + ["a storm"] * 3
+
+
+def engine(**changes) -> LongLiveEngine:
+    return LongLiveEngine("tiny", OptimizationConfig(height=64, width=96, **changes), device="cuda")
+
+
+def video(engine, prompts=PROMPTS, **wishes) -> torch.Tensor:
+    return torch.cat([engine.generate_block(BlockRequest(prompt, **wishes)).cpu() for prompt in prompts])
+
+
+@pytest.mark.parametrize("positions", ["relative", "base"])
+def test_a_graph_equals_eager_bit_for_bit(positions):
+    graphed, eager = engine(positions=positions), engine(positions=positions, use_cuda_graphs=False)
+    expected = video(eager)
+    assert torch.equal(video(graphed), expected)  # captures on the way
+    graphed.reset()
+    assert torch.equal(video(graphed), expected)  # replays all the way
+    assert graphed.cuda_graphs_active and not eager.cuda_graphs_active
+
+
+def test_steady_blocks_capture_nothing_new():
+    graphed = engine()
+    graphed.warmup()
+    before = graphed.stream.passes.graphs.captured
+    video(graphed)
+    video(graphed)
+    after = graphed.stream.passes.graphs.captured
+    # The three recaches that happened within the first window, or with another number of frames than the warm-up's.
+    assert after - before <= 2
+    video(graphed)
+    assert graphed.stream.passes.graphs.captured == after
+
+
+def test_step_values_change_without_a_new_graph():
+    graphed, eager = engine(), engine(use_cuda_graphs=False)
+    video(graphed)
+    captured = graphed.stream.passes.graphs.captured
+    for e in (graphed, eager):
+        e.reset()
+    steps = {"denoising_steps": (1000, 700, 400, 100)}
+    assert torch.equal(video(graphed, **steps), video(eager, **steps))
+    assert graphed.stream.passes.graphs.captured == captured
+
+
+def test_video_input_and_presets():
+    graphed, eager = engine(), engine(use_cuda_graphs=False)
+    frames = torch.randint(0, 256, (12, 64, 96, 3), dtype=torch.uint8)
+    assert torch.equal(*(video(e, video=frames) for e in (graphed, eager)))
+    for e in (graphed, eager):
+        e.reset()
+        video(e)
+        e.configure(local_attn_size=9, denoising_steps=(1000, 500, 250))
+    assert torch.equal(video(graphed), video(eager))
+
+
+def test_streams_have_graphs_of_their_own():
+    graphed = engine()
+    alone = video(graphed)
+    other = graphed.open_stream(seed=7)
+    graphed.reset()
+    mixed = []
+    for prompt in PROMPTS:
+        mixed.append(graphed.generate_block(BlockRequest(prompt)).cpu())
+        graphed.generate_block(BlockRequest("noise"), other)
+    assert torch.equal(torch.cat(mixed), alone)
+
+
+def test_a_failed_capture_goes_on_eagerly(monkeypatch, caplog):
+    graphed, eager = engine(), engine(use_cuda_graphs=False)
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no capture today")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    assert torch.equal(video(graphed), video(eager))
+    assert not graphed.cuda_graphs_active and "no capture today" in caplog.text
+
+
+def test_a_block_never_waits_for_the_device():
+    graphed = engine()
+    graphed.warmup()
+    request = BlockRequest("a fox")
+    for _ in range(6):
+        graphed.generate_block(request)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            graphed.generate_block(request)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
