@@ -28,7 +28,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def _fits_library(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    return x.is_cuda and x.dtype == torch.bfloat16 and hasattr(torch, "_addmm_activation")
+    # Rows that are not whole 16-byte vectors leave the library without its fast kernels.
+    vectors = weight.dim() == 2 and weight.shape[0] % 8 == 0 and weight.shape[1] % 8 == 0
+    return x.is_cuda and x.dtype == torch.bfloat16 and vectors and hasattr(torch, "_addmm_activation")
 
 
 @linear_gelu.impl("library", when=_fits_library)

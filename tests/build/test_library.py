@@ -54,7 +54,8 @@ def test_needs_no_torch_newer_than_2_9(library):
 def test_no_kernel_spills(library):
     dump = subprocess.run([cuobjdump(), "-res-usage", library], capture_output=True, text=True, check=True).stdout
     kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", dump)
-    for operator in ("modulate_norm", "overlay_blend", "qk_norm_rope_store"):
+    operators = "modulate_norm overlay_blend qk_norm_rope_store residual_norm rms_norm ring_advance x0_renoise"
+    for operator in operators.split():
         assert any(f"{operator}_kernel" in name for name, _, _ in kernels), operator
     for name, registers, stack in kernels:
         assert stack == "0", name
