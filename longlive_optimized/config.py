@@ -44,6 +44,8 @@ class OptimizationConfig:
     sink_size: first latent frames of a stream that never leave the window.
     global_sink: keep the sinks over a prompt switch, instead of making the window's oldest frames the new ones.
     positions: ``relative`` streams without end; ``base`` is the release's absolute RoPE.
+    restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where the
+        release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here either.
     precision: of the linears; fp8 runs as bf16 until it exists, and is reported as what it is.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
@@ -61,6 +63,7 @@ class OptimizationConfig:
     sink_size: Annotated[int, Field(ge=0)] = 3
     global_sink: bool = True
     positions: Literal["relative", "base"] = "relative"
+    restart_at: Annotated[int, Field(ge=BLOCK_FRAMES)] | None = None
     precision: Literal["bf16", "fp8"] = "bf16"
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     use_prompt_cache: bool = True

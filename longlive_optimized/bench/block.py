@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 
@@ -54,12 +55,23 @@ def measure_engine(engine: LongLiveEngine, blocks: int) -> dict:
     }
 
 
-def measure_switch(engine: LongLiveEngine, switches: int) -> dict:
-    """Milliseconds from a request with a new prompt, at a block boundary, to its pixels: medians, with the parts."""
-    times = []
+def measure_switch(engine: LongLiveEngine, switches: int, at_random: bool = False) -> dict:
+    """Milliseconds from a request with a new prompt to its pixels, all of the block's: medians, with the parts.
+
+    The request comes at a block boundary with the device idle, or ``at_random``: at a moment drawn evenly from the
+    time in which the device makes the block before, whose rest is waited for.
+    """
+    times, dice = [], random.Random(0)
+    for _ in range(2):
+        engine.generate_block(BlockRequest(PROMPT))
+    engine.synchronize()
+    block_ms = engine.block_times()[-1].total
     for i in range(switches):
         engine.generate_block(BlockRequest(PROMPT))
-        engine.synchronize()
+        if at_random:
+            time.sleep(dice.random() * block_ms / 1e3)
+        else:
+            engine.synchronize()
         started = time.perf_counter()
         engine.generate_block(BlockRequest(f"{PROMPT}, number {i}"))
         engine.synchronize()
@@ -115,6 +127,7 @@ def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
         "load_s": engine.load_seconds,
         **measure_engine(engine, blocks),
         **measure_switch(engine, max(3, blocks // 10)),
+        "switch_at_random_ms": measure_switch(engine, max(3, blocks // 5), at_random=True)["switch_wall_ms"],
     }
     if engine.cuda_graphs_active:
         row["shares"] = measure_shares(engine)

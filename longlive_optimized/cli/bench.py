@@ -50,6 +50,42 @@ def block(
 
 
 @app.command()
+def vae(
+    model: Model = "tiny",
+    height: Pixels = 480,
+    width: Pixels = 832,
+    blocks: Annotated[int, typer.Option(min=1, help="Calls to measure.")] = 20,
+    device: Device = None,
+    json_path: Json = None,
+) -> None:
+    """Milliseconds to decode a block, one latent, and to encode a block's frames."""
+    from ..bench.vae import run
+
+    engine = load_engine(model, OptimizationConfig(height=height, width=width), device)
+    _show(f"{height}x{width}, VAE", run(engine, blocks), json_path)
+
+
+@app.command()
+def switch(
+    model: Model = "tiny",
+    preset: Preset = "balanced",
+    height: Pixels = 480,
+    width: Pixels = 832,
+    switches: Annotated[int, typer.Option(min=1, help="Prompt switches to measure.")] = 20,
+    device: Device = None,
+    json_path: Json = None,
+) -> None:
+    """Milliseconds from a call with a new prompt to its pixels, from a block boundary and from a random moment."""
+    from ..bench.block import measure_switch
+
+    engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
+    engine.warmup()
+    row = measure_switch(engine, switches)
+    row["switch_at_random_ms"] = measure_switch(engine, switches, at_random=True)["switch_wall_ms"]
+    _show(f"{height}x{width}, {preset}", row, json_path)
+
+
+@app.command()
 def quality(
     model: Model = "tiny",
     preset: Preset = "balanced",

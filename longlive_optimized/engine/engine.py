@@ -159,7 +159,7 @@ class LongLiveEngine:
         """
         with self._lock, torch.no_grad():
             stream = stream or self.stream
-            if request.reset:
+            if request.reset or (self.config.restart_at is not None and stream.position >= self.config.restart_at):
                 stream.reset(request.seed)
             self._check_mode(stream, request)
             try:

@@ -58,11 +58,16 @@ def test_make_checkpoint_then_doctor_then_a_broken_file(tmp_path):
     assert done.returncode == 2 and "longlive_base.pt is damaged or cut short" in " ".join(done.stderr.split())
 
 
-def test_bench_block_and_quality(tmp_path):
+def test_benches(tmp_path):
     report, size = tmp_path / "block.json", ["--height", "32", "--width", "32", "--device", "cpu"]
     run("bench", "block", *size, "--blocks", "2", "--plain-blocks", "1", "--json", report)
     row = json.loads(report.read_text())
     assert row["blocks"] == 2 and row["dit_ms"] > 0 and row["plain_dit_ms"] > 0 and row["switch_wall_ms"] > 0
+    run("bench", "vae", *size, "--blocks", "1", "--json", report)
+    assert json.loads(report.read_text())["decode_ms"] > 0
+    run("bench", "switch", *size, "--switches", "2", "--json", report)
+    row = json.loads(report.read_text())
+    assert row["switch_wall_ms"] >= row["switch_recache_ms"] > 0 and row["switch_at_random_ms"] > 0
     run("bench", "quality", *size, "--seeds", "1", "--json", report)
     row = json.loads(report.read_text())
     assert row["max_flow_error_ours"] < 1e-5 and 2 < min(row["logit_std_estimate"]) < 6

@@ -236,3 +236,28 @@ def test_warm_up_leaves_no_trace():
     assert warm.block_times() == [] and warm.stream.position == 0
     request = BlockRequest("a fox")
     assert torch.equal(warm.generate_block(request), cold.generate_block(request))
+
+
+def test_restart_at_begins_again():
+    config = OptimizationConfig(height=32, width=48, positions="base", restart_at=7)
+    engine = LongLiveEngine("tiny", config, device="cpu")
+    blocks = [engine.generate_block(BlockRequest("a fox")) for _ in range(6)]
+    assert [len(block) for block in blocks] == [9, 12, 12, 9, 12, 12]
+    assert torch.equal(blocks[3], blocks[0])
+
+
+def test_base_positions_go_past_the_published_table():
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=32, positions="base"), device="cpu")
+    stream = engine.open_stream()
+    engine.generate_block(BlockRequest("a fox"), stream)
+    stream.position = 1020
+    blocks = [engine.generate_block(BlockRequest("a fox"), stream) for _ in range(3)]
+    assert stream.position == 1029 and all(block.float().std() > 5 for block in blocks)
+
+
+def test_memory_does_not_grow_with_the_stream(engine):
+    stream = engine.open_stream(32, 32)
+    for _ in range(40):
+        engine.generate_block(BlockRequest("a fox"), stream)
+    assert len(stream.history) == 64 and stream.position == 120
+    assert len(stream.passes._inputs) == 1 and len(engine.block_times()) <= 1000
