@@ -88,7 +88,7 @@ def _on_gpu(name: str, ceilings: Ceilings) -> list[dict]:
     rows = []
     for case in bench.real:
         l2 = torch.cuda.get_device_properties().L2_cache_size
-        copies = min(2 + 2 * l2 // case.bytes, 128)  # operators on a few kilobytes are bound by their launch, not memory
+        copies = min(2 + 2 * l2 // case.bytes, 128)  # what moves a few kilobytes is bound by its launch
         sets = [case.make("cuda") for _ in range(copies)]
         for backend, function in runners.items():
             if backend == "published" or OPS[name].impls[backend][1](*sets[0]):

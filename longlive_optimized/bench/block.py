@@ -51,6 +51,7 @@ def measure_engine(engine: LongLiveEngine, blocks: int) -> dict:
         "fps": 1e3 * steady[-1].frames / statistics.median(total),
         "captured_graphs": engine.stream.passes.graphs.captured,
         "capture_s": engine.stream.passes.graphs.capture_seconds,
+        "capture_gib": engine.stream.passes.graphs.capture_bytes / 2**30,
         "peak_gib": torch.cuda.max_memory_allocated(engine.device) / 2**30 if cuda else None,
     }
 

@@ -150,6 +150,7 @@ class LongLiveEngine:
         self.synchronize()
         self.stream.reset()
         self.timer.clear()
+        self.prompts.hits = self.prompts.misses = 0
         return time.perf_counter() - started
 
     def generate_block(self, request: BlockRequest, stream: Stream | None = None) -> Tensor:
@@ -226,10 +227,11 @@ class LongLiveEngine:
         if stream.prompt.wants(request):
             with self.timer.stage("text"):
                 target = self._embed(request)
-        if stream.prompt.follow(request, target):
+        stream.prompt_due |= stream.prompt.follow(request, target)
+        if stream.prompt_due:
             with self.timer.stage("text"):
                 stream.passes.set_prompt(self.model.cross_cache(stream.prompt.embedding))
-            stream.recache_due = stream.position > 0
+            stream.prompt_due, stream.recache_due = False, stream.position > 0
 
     def _embed(self, request: BlockRequest) -> Tensor:
         texts, weights = zip(*request.pairs, strict=True)

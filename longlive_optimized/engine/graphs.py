@@ -21,7 +21,7 @@ class GraphCache:
     def __init__(self, pool: object):
         self._pool = pool
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self.capture_seconds = 0.0
+        self.capture_seconds, self.capture_bytes = 0.0, 0
         self.failed = False
 
     @property
@@ -39,7 +39,7 @@ class GraphCache:
             self._capture(key, work)
 
     def _capture(self, key: Hashable, work: Callable[[], None]) -> None:
-        started, graph = time.perf_counter(), torch.cuda.CUDAGraph()
+        started, before, graph = time.perf_counter(), torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 work()
@@ -49,12 +49,13 @@ class GraphCache:
             return
         self._graphs[key] = graph
         self.capture_seconds += time.perf_counter() - started
+        self.capture_bytes += max(0, torch.cuda.memory_reserved() - before)
 
 
 class Eager:
     """Stands in for GraphCache where there are no graphs."""
 
-    captured, capture_seconds, failed = 0, 0.0, False
+    captured, capture_seconds, capture_bytes, failed = 0, 0.0, 0, False
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """Do ``work``."""

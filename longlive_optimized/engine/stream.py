@@ -60,7 +60,7 @@ class Stream:
         self.position = 0  # latent frame at which the next block starts
         self.history = self._like.new_empty(0, *self._like.shape)  # clean latents, for a recache
         self.context_due = False  # the last block's clean keys and values are not in the ring yet
-        self.recache_due = False
+        self.prompt_due = self.recache_due = False  # a change that the next block must make up for first
         self.from_video: bool | None = None
         self.ring.reset()
         self.decoder.reset()

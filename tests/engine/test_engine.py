@@ -127,8 +127,13 @@ def test_an_error_loses_nothing(engine, monkeypatch):
             raise RuntimeError("out of memory")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(engine.model, "forward", fail)
-    for _ in range(2):
+    def fail_once(embedding):
+        monkeypatch.undo()
+        monkeypatch.setattr(engine.model, "forward", fail)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine.model, "cross_cache", fail_once)
+    for _ in range(3):
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.generate_block(BlockRequest("a boat"), stream)
     got.append(latents_of(engine, stream, ["a boat", "a boat"]))
