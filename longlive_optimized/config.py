@@ -44,13 +44,15 @@ class OptimizationConfig:
     sink_size: first latent frames of a stream that never leave the window.
     global_sink: keep the sinks over a prompt switch, instead of making the window's oldest frames the new ones.
     positions: ``relative`` streams without end; ``base`` is the release's absolute RoPE.
-    restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where the
-        release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here either.
+    restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where
+        the release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here.
     precision: of the linears; fp8 runs as bf16 until it exists, and is reported as what it is.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     seed: of streams that name none.
     use_cuda_graphs: replay each kind of pass from a CUDA graph, captured when it is first run.
+    use_static_kv: always true: the ring of keys and values is the only cache.
+    use_async_vae: decode beside the next block's denoising; not there yet, and reported as what it is.
     use_torch_compile, compile_mode: compile the layers with torch.compile instead, which takes long to warm up.
     enable_profiling: name the stages of a block in torch.profiler's traces.
     """
@@ -70,6 +72,8 @@ class OptimizationConfig:
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     use_cuda_graphs: bool = True
+    use_static_kv: Literal[True] = True
+    use_async_vae: bool = False
     use_torch_compile: bool = False
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     enable_profiling: bool = False

@@ -12,8 +12,8 @@ import torch
 from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
-from ..engine.sampler import make_schedule, predict_x0, renoise
-from .eager import EagerNetwork
+from ..engine.sampler import make_schedule
+from .eager import EagerNetwork, predict_x0, renoise
 from .shares import measure_shares
 
 PROMPT = "a lighthouse above a stormy sea"

@@ -182,6 +182,19 @@ class EagerNetwork:
         return torch.view_as_real(z * torch.polar(torch.ones_like(angle), angle)).flatten(-2).to(x.dtype)
 
 
+def predict_x0(x: Tensor, flow: Tensor, sigma: float) -> Tensor:
+    """``x - sigma * flow`` in float64, rounded once to x's dtype (4.3)."""
+    return (x.double() - sigma * flow.double()).to(x.dtype)
+
+
+def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """``(1 - sigma) x0 + sigma noise`` in float32 at least, rounded once to x0's dtype (4.3)."""
+    wide = torch.promote_types(x0.dtype, torch.float32)
+    # The weights are float32 numbers whatever the dtype: 1 - sigma is rounded as the published sampler rounds it.
+    keep = (1 - torch.tensor(sigma, dtype=torch.float32)).item()
+    return (keep * x0.to(wide) + sigma * noise.to(wide)).to(x0.dtype)
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 

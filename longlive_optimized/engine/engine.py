@@ -55,7 +55,7 @@ class LongLiveEngine:
         self.config = config or OptimizationConfig()
         self.device = _device(device)
         self.dtype = _dtype(self.config.model_dtype, self.device)
-        self._note_precision()
+        self._note_what_is_missing()
         started = time.perf_counter()
         files = locate(model_path)
         check(files)
@@ -135,7 +135,7 @@ class LongLiveEngine:
                 stream.resize(config.local_attn_size)
                 if other_graphs:
                     stream.passes.graphs = self._new_graphs()
-            self._note_precision()
+            self._note_what_is_missing()
 
     def warmup(self, blocks: int | None = None) -> float:
         """Run every kind of block once on the default stream, then reset it; returns seconds.
@@ -203,9 +203,11 @@ class LongLiveEngine:
             return None
         return torch.cuda.graph_pool_handle()
 
-    def _note_precision(self) -> None:
+    def _note_what_is_missing(self) -> None:
         if self.config.precision == "fp8":
             _warn_once(f"precision fp8 is not available yet: linears run in {self.dtype}")
+        if self.config.use_async_vae:
+            _warn_once("use_async_vae is not available yet: a block is decoded after its denoising, on the same stream")
 
     def _check_mode(self, stream: Stream, request: BlockRequest) -> None:
         from_video = request.video is not None

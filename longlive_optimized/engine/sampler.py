@@ -1,4 +1,4 @@
-"""The sampler's arithmetic: flow-matching schedule, x0 prediction, re-noising (model specification 4)."""
+"""The flow-matching schedule: timesteps and noise levels (model specification 4). Its steps are ``x0_renoise``."""
 
 from __future__ import annotations
 
@@ -48,16 +48,3 @@ def make_schedule(nominal: Sequence[int], kind: ScheduleKind, first_timestep: fl
     if first_timestep is not None:
         timesteps[0] = first_timestep
     return [Step(t, sigma_at(t)) for t in timesteps]
-
-
-def predict_x0(x: Tensor, flow: Tensor, sigma: float) -> Tensor:
-    """``x - sigma * flow`` in float64, rounded once to x's dtype (4.3)."""
-    return (x.double() - sigma * flow.double()).to(x.dtype)
-
-
-def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """``(1 - sigma) x0 + sigma noise`` in float32 at least, rounded once to x0's dtype (4.3)."""
-    wide = torch.promote_types(x0.dtype, torch.float32)
-    # The weights are float32 numbers whatever the dtype: 1 - sigma is rounded as the published sampler rounds it.
-    keep = (1 - torch.tensor(sigma, dtype=torch.float32)).item()
-    return (keep * x0.to(wide) + sigma * noise.to(wide)).to(x0.dtype)

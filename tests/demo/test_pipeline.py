@@ -17,6 +17,7 @@ from longlive_optimized.demo.scope_integration import (
     ScopeOptimizationConfig,
     create_optimized_scope_pipeline,
 )
+from longlive_optimized.engine import engine as engine_module
 from support.soak import soak
 
 SMALL = {"height": 32, "width": 48}
@@ -95,6 +96,17 @@ def test_flags_tell_the_truth(pipeline):
     stats = LatencyStats(**pipeline.get_latency_stats())
     assert stats.static_kv_active and not stats.async_vae_active and not stats.torch_compile_active
     assert not stats.cuda_graphs_active and stats.precision == "float32"
+
+
+def test_what_is_not_there_yet_is_said_once_and_reported_false(caplog):
+    config = ScopeOptimizationConfig.preset_turbo(**SMALL, use_async_vae=True)
+    engine_module._warn_once.cache_clear()
+    pipelines = [OptimizedScopePipeline("tiny", config, device="cpu") for _ in range(2)]
+    assert caplog.text.count("fp8 is not available yet") == caplog.text.count("use_async_vae is not available") == 1
+    stats = pipelines[0].get_latency_stats()
+    assert not stats["async_vae_active"] and stats["precision"] == "float32"
+    with pytest.raises(ValueError, match="use_static_kv"):
+        ScopeOptimizationConfig(use_static_kv=False)
 
 
 def test_prompt_cache_counts(pipeline):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
-from longlive_optimized.bench.eager import EagerNetwork
-from longlive_optimized.engine.sampler import make_schedule, predict_x0, renoise
+from longlive_optimized.bench.eager import EagerNetwork, predict_x0, renoise
+from longlive_optimized.engine.sampler import make_schedule
 
 SHAPE = (3, 16, 4, 6)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from longlive_optimized.engine.sampler import make_schedule, predict_x0, renoise, schedule_table
+from longlive_optimized.bench.eager import predict_x0, renoise
+from longlive_optimized.engine.sampler import make_schedule, schedule_table
 
 
 def test_table():
