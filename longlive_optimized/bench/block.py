@@ -74,7 +74,7 @@ def measure_switch(engine: LongLiveEngine, switches: int, at_random: bool = Fals
         else:
             engine.synchronize()
         started = time.perf_counter()
-        engine.generate_block(BlockRequest(f"{PROMPT}, number {i}"))
+        engine.generate_block(BlockRequest(f"{PROMPT}, take {i}{' later' * at_random}"))
         engine.synchronize()
         wall = (time.perf_counter() - started) * 1e3
         times.append({"wall": wall, **engine.block_times()[-1].stages})

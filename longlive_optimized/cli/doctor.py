@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
 import platform
 from importlib import import_module, metadata
 from typing import Annotated
@@ -12,8 +13,6 @@ import typer
 from rich.table import Table
 
 from .loading import results
-
-OPERATORS = ("modulate_norm", "qk_norm_rope_store", "ring_attention", "rotate_sinks")
 
 
 def doctor(
@@ -48,14 +47,16 @@ def _version(name: str) -> str:
 
 
 def _operators() -> None:
+    from .. import kernels
     from ..kernels import native
     from ..kernels.registry import OPS
 
-    for name in OPERATORS:
-        import_module(f"longlive_optimized.kernels.{name}")
+    for module in pkgutil.iter_modules(kernels.__path__):
+        if not module.ispkg:
+            import_module(f"{kernels.__name__}.{module.name}")
     table = Table("operator", "here", "why", title="operators", title_justify="left")
-    for name in OPERATORS:
-        table.add_row(name, *_backend(OPS[name].impls, native.load()))
+    for name, op in sorted(OPS.items()):
+        table.add_row(name, *_backend(op.impls, native.load()))
     results.print(table)
 
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import av
 from aiortc import VideoStreamTrack
+from aiortc.mediastreams import MediaStreamError
 
 from .scope_integration import OptimizedScopePipeline
 
@@ -26,7 +27,7 @@ class PipelineVideoTrack(VideoStreamTrack):
         super().__init__()
         self.pipeline, self._prompt = pipeline, prompt
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
-        self._count, self._started = 0, time.monotonic()
+        self._pts, self._due = 0.0, time.monotonic()
 
     def set_prompt(self, prompt: str) -> None:
         """Go over to ``prompt`` with the next block. Raises ValueError for an empty one."""
@@ -35,16 +36,17 @@ class PipelineVideoTrack(VideoStreamTrack):
 
     async def recv(self) -> av.VideoFrame:
         """The next frame, when it is due."""
+        if self.readyState != "live":
+            raise MediaStreamError
         picture = await asyncio.get_running_loop().run_in_executor(self._worker, self._next_picture)
-        fps = self.pipeline.config.target_fps
-        late = time.monotonic() - self._started - self._count / fps
-        if late < 0:
-            await asyncio.sleep(-late)
-        else:
-            self._started += late  # count on from here: a late block is not made up for by a rush of frames
+        now, interval = time.monotonic(), 1 / self.pipeline.config.target_fps
+        if now < self._due:
+            await asyncio.sleep(self._due - now)
+        # A late block is not made up for by a rush of frames: the next one is due an interval after this one.
+        self._due = max(now, self._due) + interval
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts, frame.time_base = round(self._count * CLOCK / fps), Fraction(1, CLOCK)
-        self._count += 1
+        frame.pts, frame.time_base = round(self._pts), Fraction(1, CLOCK)
+        self._pts += CLOCK * interval
         return frame
 
     def stop(self) -> None:

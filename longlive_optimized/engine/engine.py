@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 
 import torch
@@ -22,7 +23,7 @@ from ..weights.load import check, load_generator, load_text_encoder, load_vae
 from ..weights.locate import locate
 from .graphs import Eager, GraphCache
 from .recache import plan_recache
-from .request import BlockRequest
+from .request import BlockRequest, check_seed
 from .sampler import make_schedule
 from .stream import Stream
 from .timing import BlockTimer, BlockTimes
@@ -72,7 +73,7 @@ class LongLiveEngine:
         self._modulation = functools.lru_cache(maxsize=16)(self._new_modulation)
         self._lock = threading.RLock()
         self._stream: Stream | None = None
-        self._graph_pool = self._new_graph_pool()
+        self._enqueued = torch.cuda.Event() if self.device.type == "cuda" else None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         if self.config.use_torch_compile:
             for block in self.model.blocks:
@@ -81,9 +82,10 @@ class LongLiveEngine:
     @property
     def stream(self) -> Stream:
         """The stream of requests that name none, of the config's size and seed."""
-        if self._stream is None:
-            self._stream = self.open_stream()
-        return self._stream
+        with self._lock:
+            if self._stream is None:
+                self._stream = self.open_stream()
+            return self._stream
 
     def open_stream(
         self,
@@ -98,12 +100,16 @@ class LongLiveEngine:
         it each block has a generator of its own and the stream may go on for ever. Raises ValueError for a size that
         is not a multiple of 16.
         """
-        size = {"height": height or self.config.height, "width": width or self.config.width}
+        size = {"height": height, "width": width}
+        size = {name: getattr(self.config, name) if pixels is None else pixels for name, pixels in size.items()}
         for name, pixels in size.items():
             if not isinstance(pixels, int) or pixels < PIXELS_PER_TOKEN or pixels % PIXELS_PER_TOKEN:
                 raise ValueError(f"{name} must be a multiple of {PIXELS_PER_TOKEN}, got {pixels!r}")
         seed = self.config.seed if seed is None else seed
-        with self._lock, torch.no_grad():
+        check_seed(seed)
+        if total_frames is not None and (not isinstance(total_frames, int) or total_frames < 1):
+            raise ValueError(f"total_frames must be a whole number of at least 1, got {total_frames!r}")
+        with self._turn():
             stream = Stream(
                 self.model,
                 self.vae,
@@ -123,42 +129,50 @@ class LongLiveEngine:
         ring and recomputes its window before that, without a cut. Raises ValueError for the other fields, which are
         fixed at construction, and for bad values; nothing has changed then.
         """
-        config = dataclasses.replace(self.config, **changes)
-        fixed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(self.config, f.name)]
-        if fixed := [name for name in fixed if name not in HOT_FIELDS]:
-            raise ValueError(f"{', '.join(fixed)} cannot change while the engine runs; {', '.join(HOT_FIELDS)} can")
-        with self._lock, torch.no_grad():
-            other_graphs = config.use_cuda_graphs != self.config.use_cuda_graphs
+        with self._turn():
+            before, config = self.config, dataclasses.replace(self.config, **changes)
+            changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(before, f.name)]
+            if fixed := [name for name in changed if name not in HOT_FIELDS]:
+                raise ValueError(f"{', '.join(fixed)} cannot change while the engine runs; {', '.join(HOT_FIELDS)} can")
             self.config = config
-            self._graph_pool = self._new_graph_pool() if other_graphs else self._graph_pool
-            for stream in self._streams:
-                stream.resize(config.local_attn_size)
-                if other_graphs:
+            try:
+                for stream in self._streams:
+                    stream.resize(config.local_attn_size)
+            except BaseException:
+                self.config = before
+                for stream in self._streams:
+                    stream.resize(before.local_attn_size)
+                raise
+            if "use_cuda_graphs" in changed:
+                for stream in self._streams:
                     stream.passes.graphs = self._new_graphs()
             self._note_what_is_missing()
 
     def warmup(self, blocks: int | None = None) -> float:
-        """Run every kind of block once on the default stream, then reset it; returns seconds.
+        """Fill the default stream's window and switch its prompt once, then reset it; returns seconds.
 
-        ``blocks`` is how many, at least enough to fill the window.
+        What only the first seconds of a stream need (recaches within its first window) and video input are compiled and
+        captured when they first occur. ``blocks`` is how many to make, at least enough to fill the window.
         """
         started, prompt = time.perf_counter(), "warm-up"
-        blocks = max(blocks or 0, -(-self.stream.window // BLOCK_FRAMES) + 2)  # one past a full window, and a recache
-        for i in range(blocks):
-            last = i == blocks - 1
-            self.generate_block(BlockRequest(f"{prompt}!" if last else prompt))  # the last one recaches
-        self.synchronize()
-        self.stream.reset()
-        self.timer.clear()
-        self.prompts.hits = self.prompts.misses = 0
+        with self._turn():
+            blocks = max(blocks or 0, -(-self.stream.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
+            for i in range(blocks):
+                last = i == blocks - 1
+                self.generate_block(BlockRequest(f"{prompt}!" if last else prompt))  # the last one recaches
+            self.synchronize()
+            self.stream.reset()
+            self.timer.clear()
+            self.prompts.hits = self.prompts.misses = 0
         return time.perf_counter() - started
 
     def generate_block(self, request: BlockRequest, stream: Stream | None = None) -> Tensor:
         """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
 
-        Does not wait for the device. After an error the same request may be made again.
+        Does not wait for the device. After an error the same request may be made again: nothing is lost, unless the VAE
+        failed, whose state is then gone; the stream begins anew.
         """
-        with self._lock, torch.no_grad():
+        with self._turn():
             stream = stream or self.stream
             if request.reset or (self.config.restart_at is not None and stream.position >= self.config.restart_at):
                 stream.reset(request.seed)
@@ -173,7 +187,9 @@ class LongLiveEngine:
 
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
         """Forget a stream's frames; weights, prompt cache and config stay."""
-        with self._lock, torch.no_grad():
+        if seed is not None:
+            check_seed(seed)
+        with self._turn():
             (stream or self.stream).reset(seed)
 
     def block_times(self) -> list[BlockTimes]:
@@ -192,16 +208,26 @@ class LongLiveEngine:
         return graphs is not None and graphs.captured > 0 and not graphs.failed
 
     def _new_graphs(self) -> GraphCache | Eager:
-        return Eager() if self._graph_pool is None else GraphCache(self._graph_pool)
-
-    def _new_graph_pool(self) -> object | None:
-        """One memory pool for all streams' graphs; None, with the reason logged, where there will be none."""
         if not self.config.use_cuda_graphs:
-            return None
+            return Eager()
         if self.device.type != "cuda" or self.config.use_torch_compile:
             log.info("no CUDA graphs: %s", "torch.compile is used" if self.config.use_torch_compile else "no GPU")
-            return None
-        return torch.cuda.graph_pool_handle()
+            return Eager()
+        return GraphCache(self.device)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One caller at a time, on this engine's device, after what the callers before have enqueued there."""
+        with self._lock, torch.no_grad():
+            if self.device.type != "cuda":
+                yield
+                return
+            with torch.cuda.device(self.device):
+                self._enqueued.wait()
+                try:
+                    yield
+                finally:
+                    self._enqueued.record()
 
     def _note_what_is_missing(self) -> None:
         if self.config.precision == "fp8":
@@ -219,7 +245,7 @@ class LongLiveEngine:
         self._follow_prompt(stream, request)
         self._settle(stream)
         latents = self._denoise(stream, request)
-        with self.timer.stage("decode"):
+        with self.timer.stage("decode"), _reset_if_it_fails(stream):
             frames = stream.decoder.decode_uint8(latents)
         stream.keep(latents)
         return frames
@@ -275,13 +301,25 @@ class LongLiveEngine:
         """Mix the encoded video into the start noise, in place; the first timestep."""
         # 13 pixel frames become 4 latents on a fresh stream, 12 become 3 later.
         count = 12 + (stream.position == 0)
-        video = request.video.to(self.device)
-        clean = stream.encoder.encode(prepare_video(video, count, stream.height, stream.width, self.dtype))
-        start.copy_(torch.lerp(clean, start, request.noise_scale))
+        if stream.encoded is None:
+            video = prepare_video(request.video.to(self.device), count, stream.height, stream.width, self.dtype)
+            with _reset_if_it_fails(stream):
+                stream.encoded = stream.encoder.encode(video)
+        start.copy_(torch.lerp(stream.encoded, start, request.noise_scale))
         return float(int(1000 * request.noise_scale) - 100)
 
     def _new_modulation(self, timesteps: tuple[float, ...]) -> Modulation:
         return self.model.modulation(torch.tensor(timesteps, dtype=torch.float64, device=self.device))
+
+
+@contextlib.contextmanager
+def _reset_if_it_fails(stream: Stream) -> Iterator[None]:
+    """A VAE that fails half-way has lost its place in the video, and with it the stream."""
+    try:
+        yield
+    except BaseException:
+        stream.reset()
+        raise
 
 
 @functools.cache

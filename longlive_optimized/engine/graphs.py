@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 class GraphCache:
     """Runs work that only reads and writes fixed buffers: at first as it is, from then on by replaying its graph.
 
-    All graphs of an engine share one memory pool, so they must not run at once and must leave their results in buffers
-    of the caller's. A capture that fails is logged; everything runs eagerly from then on.
+    Its graphs share one memory pool, so they must not run at once and must leave their results in buffers of the
+    caller's. A capture that fails is logged; everything runs eagerly from then on.
     """
 
-    def __init__(self, pool: object):
-        self._pool = pool
+    def __init__(self, device: torch.device):
+        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self.capture_seconds, self.capture_bytes = 0.0, 0
         self.failed = False
@@ -39,12 +39,14 @@ class GraphCache:
             self._capture(key, work)
 
     def _capture(self, key: Hashable, work: Callable[[], None]) -> None:
-        started, before, graph = time.perf_counter(), torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
+        started, graph = time.perf_counter(), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                before = torch.cuda.memory_reserved()
                 work()
         except RuntimeError as error:
             self.failed = True
+            self._graphs.clear()
             log.warning("CUDA graphs are off, capturing %s failed: %s", key, error)
             return
         self._graphs[key] = graph

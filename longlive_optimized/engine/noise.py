@@ -27,11 +27,15 @@ class VideoNoise:
     def __init__(self, seed: int, like: Tensor, total_frames: int):
         self.generator = torch.Generator(like.device).manual_seed(seed)
         self.like, self.start = like, _draw(total_frames, like, self.generator)
+        self._last = -1, self.generator.get_state()
 
     def block(self, start: int, frames: int) -> Iterator[Tensor]:
         """As in BlockNoise; blocks must be asked for in order. Raises ValueError past the end of the video."""
         if start + frames > len(self.start):
             raise ValueError(f"the stream was opened for {len(self.start)} latent frames and has none left")
+        if start == self._last[0]:
+            self.generator.set_state(self._last[1])  # a block that failed is drawn again as it was
+        self._last = start, self.generator.get_state()
         yield self.start[start : start + frames]
         while True:
             yield _draw(frames, self.like, self.generator)

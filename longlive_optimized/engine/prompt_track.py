@@ -13,12 +13,12 @@ class PromptTrack:
 
     def __init__(self) -> None:
         self.embedding: Tensor | None = None
-        self._wanted: tuple[tuple[str, float], ...] | None = None
+        self._wanted: tuple | None = None
         self._path: list[Tensor] = []
 
     def wants(self, request: BlockRequest) -> bool:
         """Whether the request asks for another prompt than the last one did."""
-        return request.pairs != self._wanted
+        return request.identity != self._wanted
 
     def follow(self, request: BlockRequest, target: Tensor | None) -> bool:
         """Take one block's step towards ``target`` (needed where ``wants``); say whether the embedding changed.
@@ -27,7 +27,7 @@ class PromptTrack:
         prompt in its midst starts from where it stands.
         """
         if self.wants(request):
-            self._wanted = request.pairs
+            self._wanted = request.identity
             self._path = self._steps(target, request)
         if not self._path:
             return False

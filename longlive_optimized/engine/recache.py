@@ -13,14 +13,12 @@ class Recache(NamedTuple):
     origin: int
 
 
-def plan_recache(position: int, window: int, sink: int, global_sink: bool) -> Recache | None:
-    """The recache of a stream whose next block starts at latent frame ``position``; None when nothing is cached.
+def plan_recache(position: int, window: int, sink: int, global_sink: bool) -> Recache:
+    """The recache of a stream whose next block starts at latent frame ``position`` > 0.
 
     Up to ``window`` frames all are recomputed, sinks included. Later the sinks stay (``global_sink``) and only the
     window - sink frames beside them are recomputed, or the window's oldest frames become the new sinks.
     """
-    if position == 0:
-        return None
     if position <= window:
         return Recache(0, position, 0)
     if global_sink:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..text.blend import normalise
+
 
 @dataclass(frozen=True)
 class BlockRequest:
@@ -41,8 +43,10 @@ class BlockRequest:
             raise ValueError(f"blend 'slerp' mixes two prompts, got {len(self.pairs)}")
         if not isinstance(self.transition_blocks, int) or self.transition_blocks < 1:
             raise ValueError(f"transition_blocks must be a whole number of at least 1, got {self.transition_blocks!r}")
-        if self.seed is not None and not self.reset:
-            raise ValueError("seed takes effect with reset=True only")
+        if self.seed is not None:
+            check_seed(self.seed)
+            if not self.reset:
+                raise ValueError("seed takes effect with reset=True only")
         if not 0.1 <= self.noise_scale <= 1:
             raise ValueError(f"noise_scale must lie in [0.1, 1], got {self.noise_scale!r}")
         self._check_steps()
@@ -52,16 +56,21 @@ class BlockRequest:
     def pairs(self) -> tuple[tuple[str, float], ...]:
         return ((self.prompt, 1.0),) if isinstance(self.prompt, str) else self.prompt
 
+    @property
+    def identity(self) -> tuple:
+        """Equal for requests whose prompts have one embedding."""
+        texts, weights = zip(*self.pairs, strict=True)
+        return (texts, *normalise(weights), self.blend if len(texts) > 1 else None)
+
     def _check_prompt(self) -> None:
+        from ..text.clean import clean  # late: it brings ftfy's tables
+
         if not isinstance(self.prompt, str):
             object.__setattr__(self, "prompt", tuple(tuple(pair) for pair in self.prompt))
         if not self.pairs:
             raise ValueError("prompt must hold at least one (text, weight) pair")
         for text, weight in self.pairs:
-            if not isinstance(text, str):
-                raise TypeError(f"prompt must be text, got {type(text).__name__}")
-            if not text.strip():
-                raise ValueError("prompt must not be empty")
+            clean(text)  # raises for what is no text, or none after cleaning
             if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"prompt weights must be finite and not negative, got {weight!r}")
 
@@ -80,3 +89,9 @@ class BlockRequest:
             return
         if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
             raise ValueError(f"video must be uint8 [T, H, W, 3], got {video.dtype} {list(video.shape)}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ValueError unless ``seed`` is a whole number in [0, 2^63)."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number in [0, 2^63), got {seed!r}")

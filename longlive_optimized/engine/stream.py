@@ -62,6 +62,7 @@ class Stream:
         self.context_due = False  # the last block's clean keys and values are not in the ring yet
         self.prompt_due = self.recache_due = False  # a change that the next block must make up for first
         self.from_video: bool | None = None
+        self.encoded: Tensor | None = None  # the next block's video: kept until the block is, for a second try
         self.ring.reset()
         self.decoder.reset()
         self.encoder.reset()
@@ -94,6 +95,7 @@ class Stream:
         self.history = torch.cat((self.history, latents))[-MAX_WINDOW:]
         self.position += len(latents)
         self.context_due = True
+        self.encoded = None
 
     def _new_passes(self, window: int) -> Passes:
         return Passes(self._model, self._new_ring(window=window), self._like, self._new_graphs())

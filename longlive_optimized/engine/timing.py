@@ -60,7 +60,8 @@ class BlockTimer:
     def block_done(self, frames: int) -> None:
         """The stages since the last call were one block of ``frames`` pixel frames."""
         with self._lock:
-            self._running.append((self.count, frames, self._stages))
+            if self._stages:  # none where another thread has cleared them meanwhile
+                self._running.append((self.count, frames, self._stages))
             self._stages, self.count = [], self.count + 1
         self.collect()
 

@@ -34,7 +34,7 @@ def test_generate_writes_a_video_and_its_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--prompt", " "], "prompt must not be empty"),
+        (["--prompt", " "], "prompt must hold some text"),
         (["--prompt", "a", "--preset", "fast"], "preset must be one of quality_stream"),
         (["--prompt", "a", "--height", "100"], "height"),
         (["--prompt", "a", "--switch", "soon:b"], "--switch must be SECONDS:TEXT"),

@@ -256,6 +256,71 @@ def test_weighted_prompts_and_steps_per_call(pipeline):
     assert frame.shape == (3, 32, 48)
 
 
+def test_what_goes_with_a_prompt_is_kept_while_frames_wait(pipeline):
+    pipeline.generate_frame(FOX)
+    pipeline.generate_frame(BOAT, transition_blocks=3, denoising_steps=(1000, 500))
+    for _ in range(7):
+        pipeline.generate_frame(BOAT, transition_blocks=3)
+    pipeline.generate_frame(BOAT, transition_blocks=3)
+    half = torch.lerp(embedding(pipeline, FOX), embedding(pipeline, BOAT), 1 / 3)
+    torch.testing.assert_close(pipeline.engine.stream.prompt.embedding, half)
+    assert (3, 2) in pipeline.engine.stream.passes._inputs  # three latent frames in two steps
+
+
+def test_a_preset_ends_the_steps_of_calls_before_it(pipeline):
+    pipeline.generate_frame(FOX, denoising_steps=(1000,))
+    assert pipeline._steps == (1000,)
+    pipeline.set_optimization_preset("ultra")
+    blocks(pipeline, FOX, 1)
+    assert pipeline._steps is None and (3, 2) in pipeline.engine.stream.passes._inputs
+
+
+def test_a_burst_of_prompts_costs_one_switch(pipeline):
+    pipeline.config = dataclasses.replace(pipeline.config, prompt_debounce_ms=10_000)
+    blocks(pipeline, FOX, 1, first=True)
+    for prompt in ("a", "a b", "a boat"):
+        pipeline.switch_prompt(prompt)
+    blocks(pipeline, FOX, 1)
+    # The first came more than a debounce after nothing, the others are held: ten seconds have not passed.
+    assert torch.equal(pipeline.engine.stream.prompt.embedding, embedding(pipeline, FOX))
+
+
+def test_a_lagging_caller_drops_frames_or_keeps_them(pipeline):
+    for drop in (True, False):
+        pipeline.reset()
+        pipeline.config = dataclasses.replace(
+            pipeline.config, drop_frames_on_lag=drop, target_fps=1000, max_queue_depth=1
+        )
+        for _ in range(4):
+            pipeline.generate_frame(FOX)
+            time.sleep(0.02)
+        assert (pipeline.get_latency_stats()["dropped_frames"] > 0) == drop
+
+
+def test_warm_up_takes_the_preset_that_waits(pipeline):
+    pipeline.set_optimization_preset("realtime")
+    pipeline.warmup(1)
+    assert pipeline.engine.stream.window == 9 and pipeline.get_latency_stats()["frame_count"] == 0
+
+
+def test_a_failed_preset_leaves_everything_as_it_was(pipeline, monkeypatch):
+    blocks(pipeline, FOX, 1, first=True)
+    before = pipeline.config
+    real = type(pipeline.engine.stream).resize
+
+    def full(stream, window):
+        if window == 9:
+            raise RuntimeError("out of memory")
+        real(stream, window)
+
+    monkeypatch.setattr(type(pipeline.engine.stream), "resize", full)
+    pipeline.set_optimization_preset("realtime")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pipeline.generate_frame(FOX)
+    assert pipeline.config == before and pipeline.engine.config.local_attn_size == 12
+    assert len(blocks(pipeline, FOX, 1)) == 12
+
+
 def test_the_overlay_follows_the_config():
     make = ScopeOptimizationConfig.preset_realtime
     corner = make(**SMALL, overlay_position="bottom-left", overlay_opacity=0.5)

@@ -13,7 +13,7 @@ def play(interval: float, fps: float, depth: int | None, frames: int) -> tuple[l
     queue, seen, made, now = FrameQueue(), [], 0, 0.0
     for _ in range(frames):
         if not len(queue):
-            queue.put(torch.arange(made, made + 12), now)
+            queue.put(torch.arange(made, made + 12))
             made += 12
         seen.append(queue.get(now, fps, depth).item())
         now += interval
@@ -27,7 +27,7 @@ def test_a_caller_in_time_gets_every_frame():
 
 def test_a_lagging_caller_skips_frames_and_stays_near_the_newest():
     seen, queue = play(1 / 5, 25, 3, 30)
-    assert queue.dropped > 50 and seen == sorted(seen) and seen[-1] > 80
+    assert queue.dropped > 35 and seen == sorted(seen) and seen[-1] > 60
 
 
 def test_a_deeper_queue_drops_later():
@@ -41,8 +41,31 @@ def test_keeping_every_frame():
 
 def test_the_newest_frame_is_never_dropped():
     queue = FrameQueue()
-    queue.put(torch.arange(12), 0.0)
-    assert queue.get(1000.0, 25, 1).item() == 11 and queue.dropped == 11
+    queue.put(torch.arange(12))
+    assert [queue.get(now, 25, 1).item() for now in (0.0, 0.04, 1000.0)] == [0, 1, 11] and queue.dropped == 9
+
+
+def test_waiting_for_the_device_is_no_lag():
+    """A block is handed over while it is made: its first frame costs its taker half a second, the others nothing."""
+    queue, now, seen = FrameQueue(), 0.0, []
+    for block in range(10):
+        queue.put(torch.arange(12) + 12 * block)
+        for i in range(12):
+            seen.append(queue.get(now, 25, 1).item())
+            now += 0.44 if i == 0 else 0.04
+    assert seen == list(range(120)) and queue.dropped == 0
+
+
+def test_being_early_is_no_credit():
+    queue, now = FrameQueue(), 0.0
+    for _ in range(100):
+        queue.put(torch.arange(12))
+        for _ in range(12):
+            queue.get(now, 25, 3)
+            now += 0.001
+    queue.put(torch.arange(12))
+    queue.get(now, 25, 3), queue.get(now + 0.04, 25, 3), queue.get(now + 5, 25, 3)
+    assert queue.dropped > 0
 
 
 def test_the_first_prompt_acts_at_once_and_a_burst_is_held():
@@ -65,6 +88,18 @@ def test_a_single_switch_is_not_held():
     assert box.take(5.001, 0.1)[0] == "b"
 
 
+def test_asking_again_is_no_burst():
+    box = PromptBox()
+    box.switch("a", 0.0, 0.1)
+    box.take(0.0, 0.1)
+    box.switch("b", 5.0, 0.1)
+    box.follow("b", 5.02, 0.1)
+    assert box.take(5.03, 0.1)[0] == "b"
+    for i in range(10):
+        box.switch("c", 6 + 0.04 * i, 0.1)
+        assert i == 0 or box.take(6.02 + 0.04 * i, 0.1)[0] == "c"
+
+
 def test_going_back_within_a_burst_is_no_switch():
     box = PromptBox()
     box.switch("a", 0.0, 0.1)
@@ -82,4 +117,3 @@ def test_tracker_figures():
     figures = tracker.figures()
     assert (figures["min_ms"], figures["max_ms"], figures["p99_ms"], figures["current_ms"]) == (1, 100, 99, 100)
     assert figures["mean_ms"] == pytest.approx(50.5) and figures["fps"] == pytest.approx(1e3 / 50.5)
-    assert figures["frame_count"] == 101

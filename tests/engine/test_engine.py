@@ -266,3 +266,59 @@ def test_memory_does_not_grow_with_the_stream(engine):
         engine.generate_block(BlockRequest("a fox"), stream)
     assert len(stream.history) == 64 and stream.position == 120
     assert len(stream.passes._inputs) == 1 and len(engine.block_times()) <= 1000
+
+
+def test_a_failed_video_block_may_be_asked_for_again(engine, monkeypatch):
+    video = torch.randint(0, 256, (13, 32, 48, 3), dtype=torch.uint8)
+    request, good = BlockRequest("a fox", video=video), engine.open_stream(seed=4)
+    expected = [engine.generate_block(request, good) for _ in range(3)]
+    stream, got, real = engine.open_stream(seed=4), [], engine.model.forward
+
+    def fail(*args, **kwargs):
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    for _ in range(3):
+        monkeypatch.setattr(engine.model, "forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.generate_block(request, stream)
+        assert engine.model.forward == real
+        got.append(engine.generate_block(request, stream))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_failed_block_of_a_known_video_draws_the_same_noise(engine, monkeypatch):
+    expected = latents_of(engine, engine.open_stream(seed=4, total_frames=6), ["a fox"] * 2)
+    stream = engine.open_stream(seed=4, total_frames=6)
+
+    def fail(*args, **kwargs):
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    got = []
+    for _ in range(2):
+        monkeypatch.setattr(engine.model, "forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.generate_block(BlockRequest("a fox"), stream)
+        got.append(latents_of(engine, stream, ["a fox"]))
+    assert torch.equal(torch.cat(got), expected)
+
+
+def test_a_vae_that_fails_begins_the_stream_anew(engine, monkeypatch):
+    stream = engine.open_stream(seed=4)
+    first = engine.generate_block(BlockRequest("a fox"), stream)
+
+    def fail(latents):
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(stream.decoder, "decode_uint8", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.generate_block(BlockRequest("a fox"), stream)
+    assert torch.equal(engine.generate_block(BlockRequest("a fox"), stream), first)
+
+
+@pytest.mark.parametrize("wish", [{"seed": -1}, {"seed": 1.5}, {"total_frames": 0}, {"height": 0}])
+def test_bad_streams_are_named(engine, wish):
+    with pytest.raises(ValueError, match=f"{next(iter(wish))} must be"):
+        engine.open_stream(**wish)

@@ -60,6 +60,10 @@ def test_video_input_and_presets():
         video(e)
         e.configure(local_attn_size=9, denoising_steps=(1000, 500, 250))
     assert torch.equal(video(graphed), video(eager))
+    assert graphed.cuda_graphs_active  # with a new ring, in new buffers
+    graphed.configure(local_attn_size=12)
+    video(graphed)
+    assert graphed.cuda_graphs_active
 
 
 def test_streams_have_graphs_of_their_own():

@@ -12,9 +12,12 @@ from longlive_optimized.engine.request import BlockRequest
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"prompt": ""}, "prompt must not be empty"),
-        ({"prompt": " \n"}, "prompt must not be empty"),
+        ({"prompt": ""}, "prompt must hold some text"),
+        ({"prompt": " \n"}, "prompt must hold some text"),
+        ({"prompt": "&nbsp;"}, "prompt must hold some text"),
         ({"prompt": ()}, "at least one"),
+        ({"prompt": "a", "seed": "x", "reset": True}, "seed must be"),
+        ({"prompt": "a", "seed": -1, "reset": True}, "seed must be"),
         ({"prompt": (("a", -1.0),)}, "weights must be finite"),
         ({"prompt": (("a", math.nan),)}, "weights must be finite"),
         ({"prompt": "a", "blend": "mean"}, "blend must be"),
@@ -37,7 +40,7 @@ def test_bad_requests(wish, message):
 
 
 def test_prompt_of_another_type():
-    with pytest.raises(TypeError, match="prompt must be text, got int"):
+    with pytest.raises(TypeError, match="prompt must be a string, got int"):
         BlockRequest(((3, 1.0),))
 
 

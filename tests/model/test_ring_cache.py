@@ -52,7 +52,8 @@ def stream(model, window, relative, first, blocks, switches=(), global_sink=True
             prompt = draw(2, 4)
             cross = model.cross_cache(prompt)
             eager.new_prompt(forget=not global_sink)
-            if plan := plan_recache(p, window, sink, global_sink):
+            if p:
+                plan = plan_recache(p, window, sink, global_sink)
                 n = min(window, p)  # the source recomputes n frames; ours skips those that nobody reads
                 both(history[p - n : p], 0.0, p - n, not global_sink, plan.origin, n - plan.frames)
                 eager.new_prompt()

@@ -47,7 +47,7 @@ class OptimizedScopePipeline:
         self.engine = LongLiveEngine(model_path, engine_config, device)
         self.overlay = self._new_overlay()
         self._queue, self._prompts, self._meter = FrameQueue(), PromptBox(), LatencyMeter(self.engine)
-        self._delivered = 0
+        self._delivered, self._steps = 0, None
         self._warm = self.engine.device.type != "cuda"
         self._next_config: ScopeOptimizationConfig | None = None
         self._lock = threading.RLock()  # the stream: one frame is made or taken at a time
@@ -61,6 +61,7 @@ class OptimizedScopePipeline:
         if not isinstance(num_frames, int) or num_frames < 1:
             raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
         with self._lock:
+            self._apply_config()
             self.engine.warmup(math.ceil(num_frames / BLOCK_PIXEL_FRAMES))
             self._warm = True
             self.reset()
@@ -69,27 +70,33 @@ class OptimizedScopePipeline:
         """The next frame, float32 [3, H, W] in [0, 1] on the device, without overlay.
 
         prompt: a text or (text, weight) pairs; what counts is that it *changes*: repeating the old one does not undo a
-        switch_prompt. kwargs: other fields of BlockRequest, such as ``blend`` or ``denoising_steps``, for the block
-        that this call may have to make. Raises ValueError or TypeError naming a bad argument; the stream goes on.
+        switch_prompt. kwargs: ``blend`` and ``transition_blocks`` of BlockRequest go with the prompt;
+        ``denoising_steps`` hold from the next block on, until others or a preset are set. Raises ValueError or
+        TypeError naming a bad argument; the stream goes on.
         """
-        prompt = as_prompt(prompt)
-        BlockRequest(prompt, **kwargs)
+        steps = kwargs.pop("denoising_steps", None)
+        prompt = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
+        if steps is not None:
+            steps = BlockRequest(prompt.prompt, denoising_steps=steps).denoising_steps
         with self._lock:
             if not self._warm:
                 self.warmup()
             self._prompts.follow(prompt, time.monotonic(), self._debounce)
             self._apply_config()
+            self._steps = steps or self._steps
             if not self._queue:
-                self._make_block(kwargs)
+                self._make_block()
             depth = self.config.max_queue_depth if self.config.drop_frames_on_lag else None
             frame = self._queue.get(time.monotonic(), self.config.target_fps, depth)
             self._delivered += 1
             return frame.permute(2, 0, 1).float() / 255
 
-    def switch_prompt(self, new_prompt: str | Sequence[tuple[str, float]]) -> None:
-        """Go over to ``new_prompt`` with the next block; returns at once. Raises ValueError for an empty one."""
-        prompt = as_prompt(new_prompt)
-        BlockRequest(prompt)
+    def switch_prompt(self, new_prompt: str | Sequence[tuple[str, float]], **kwargs) -> None:
+        """Go over to ``new_prompt`` with the next block; returns at once.
+
+        kwargs: ``blend`` and ``transition_blocks`` of BlockRequest. Raises ValueError or TypeError naming the fault.
+        """
+        prompt = as_prompt(new_prompt, **_only(kwargs, "blend", "transition_blocks"))
         self._prompts.switch(prompt, time.monotonic(), self._debounce)
 
     def get_latency_stats(self) -> dict[str, float]:
@@ -120,28 +127,40 @@ class OptimizedScopePipeline:
     def _debounce(self) -> float:
         return self.config.prompt_debounce_ms / 1e3
 
-    def _make_block(self, wishes: dict) -> None:
+    def _make_block(self) -> None:
         now = time.monotonic()
         prompt, wish = self._prompts.take(now, self._debounce)
-        if self.config.smooth_prompt_transition:
-            steps = max(2, math.ceil(self.config.transition_frames / BLOCK_PIXEL_FRAMES))
-            wishes = {"transition_blocks": steps, **wishes}
-        block = self.engine.generate_block(BlockRequest(prompt, **wishes))
+        blocks = prompt.transition_blocks or self._smooth_blocks()
+        request = BlockRequest(prompt.prompt, prompt.blend, blocks, denoising_steps=self._steps)
+        block = self.engine.generate_block(request)
         if wish and self._delivered:
             self._meter.block_was_switch((now - wish.asked_at) * 1e3)
-        self._queue.put(block, time.monotonic())
+        self._queue.put(block)
+
+    def _smooth_blocks(self) -> int:
+        """Blocks over which a new prompt is reached, where the caller does not say."""
+        if not self.config.smooth_prompt_transition:
+            return 1
+        return max(2, math.ceil(self.config.transition_frames / BLOCK_PIXEL_FRAMES))
 
     def _apply_config(self) -> None:
         with self._mail:
             config, self._next_config = self._next_config, None
         if config is not None:
             self.engine.configure(**{name: getattr(config, name) for name in HOT_FIELDS})
-            self.config = config
+            self.config, self._steps = config, None
 
     def _new_overlay(self) -> LatencyOverlay | None:
         if not self.config.enable_latency_overlay:
             return None
         return create_latency_overlay(position=self.config.overlay_position, opacity=self.config.overlay_opacity)
+
+
+def _only(kwargs: dict, *names: str) -> dict:
+    """``kwargs``, if there is nothing but ``names`` in them. Raises TypeError."""
+    if unknown := kwargs.keys() - set(names):
+        raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}; {', '.join(names)} are known")
+    return kwargs
 
 
 def create_optimized_scope_pipeline(

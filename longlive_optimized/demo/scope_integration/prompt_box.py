@@ -6,7 +6,15 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-Prompt = str | tuple[tuple[str, float], ...]
+from ...engine.request import BlockRequest
+
+
+class Prompt(NamedTuple):
+    """What to show, and how to get there; the fields are BlockRequest's."""
+
+    prompt: str | tuple[tuple[str, float], ...]
+    blend: str = "linear"
+    transition_blocks: int | None = None  # None leaves it to the config
 
 
 class Wish(NamedTuple):
@@ -57,11 +65,14 @@ class PromptBox:
             self._last_change, self._burst = float("-inf"), False
 
     def _ask(self, prompt: Prompt, now: float, debounce: float) -> None:
+        if prompt == (self._wish.prompt if self._wish else self._current):
+            return  # asking again is neither a change nor part of a burst
         self._burst = now - self._last_change < debounce
         self._last_change = now
         self._wish = Wish(prompt, now)
 
 
-def as_prompt(prompt: str | Sequence[tuple[str, float]]) -> Prompt:
-    """A text as it is, weighted texts as a tuple of pairs."""
-    return prompt if isinstance(prompt, str) else tuple((text, weight) for text, weight in prompt)
+def as_prompt(prompt: str | Sequence[tuple[str, float]], **how) -> Prompt:
+    """Check a prompt as BlockRequest does, and its ``blend`` and ``transition_blocks`` if given."""
+    request = BlockRequest(prompt, **how)
+    return Prompt(request.prompt, request.blend, how.get("transition_blocks"))

@@ -55,13 +55,12 @@ class LatencyTracker:
         """Forget everything."""
         with self._lock:
             self._frames.clear()
-            self._count, self._block_ms, self._switch_ms = 0, 0.0, 0.0
+            self._block_ms = self._switch_ms = 0.0
 
     def add_block(self, milliseconds: float, frames: int) -> None:
         """Count ``frames`` pixel frames that took ``milliseconds`` together."""
         with self._lock:
             self._frames.extend([milliseconds / frames] * frames)
-            self._count += frames
             self._block_ms = milliseconds
 
     def add_switch(self, milliseconds: float) -> None:
@@ -72,8 +71,8 @@ class LatencyTracker:
     def figures(self) -> dict[str, float | int]:
         """The fields of LatencyStats that are measured."""
         with self._lock:
-            frames, count = list(self._frames), self._count
-            figures = {"frame_count": count, "block_ms": self._block_ms, "prompt_switch_ms": self._switch_ms}
+            frames = list(self._frames)
+            figures = {"block_ms": self._block_ms, "prompt_switch_ms": self._switch_ms}
         if not frames:
             return figures
         ordered, mean = sorted(frames), math.fsum(frames) / len(frames)
