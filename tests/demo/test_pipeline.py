@@ -182,6 +182,7 @@ def test_presets_by_name_and_by_method(pipeline, name):
     assert pipeline.engine.config.denoising_steps == config.denoising_steps
     assert pipeline.engine.stream.ring.window == config.local_attn_size
     assert pipeline.config.height == 32
+    assert pipeline.get_latency_stats()["preset"] == {"quality": "quality_stream"}.get(name, name)
     assert pipeline.get_latency_stats()["precision"] == "float32"  # fp8 is asked for by some, and never claimed
 
 
@@ -265,6 +266,38 @@ def test_what_goes_with_a_prompt_is_kept_while_frames_wait(pipeline):
     half = torch.lerp(embedding(pipeline, FOX), embedding(pipeline, BOAT), 1 / 3)
     torch.testing.assert_close(pipeline.engine.stream.prompt.embedding, half)
     assert (3, 2) in pipeline.engine.stream.passes._inputs  # three latent frames in two steps
+
+
+def test_a_short_smooth_transition_takes_two_blocks_and_a_stated_one_wins(pipeline):
+    pipeline.config = dataclasses.replace(pipeline.config, smooth_prompt_transition=True, transition_frames=5)
+    blocks(pipeline, FOX, 1, first=True)
+    pipeline.switch_prompt(BOAT)
+    blocks(pipeline, FOX, 1)
+    fox, boat = embedding(pipeline, FOX), embedding(pipeline, BOAT)
+    torch.testing.assert_close(pipeline.engine.stream.prompt.embedding, torch.lerp(fox, boat, 0.5))
+    blocks(pipeline, FOX, 1)
+    pipeline.switch_prompt(STORM, transition_blocks=1)
+    blocks(pipeline, FOX, 1)
+    assert torch.equal(pipeline.engine.stream.prompt.embedding, embedding(pipeline, STORM))
+
+
+def test_a_config_of_ones_own_is_no_preset(pipeline):
+    pipeline.config = dataclasses.replace(pipeline.config, target_fps=11)
+    assert pipeline.get_latency_stats()["preset"] == "custom"
+
+
+def test_a_cold_pipeline_warms_up_by_itself_outside_the_figures(pipeline):
+    pipeline._warm = False  # as on CUDA
+    pipeline.generate_frame(FOX)
+    stats = pipeline.get_latency_stats()
+    assert pipeline._warm and stats["frame_count"] == 1 and len(pipeline.engine.block_times()) == 1
+
+
+def test_a_reset_keeps_the_preset_that_waits(pipeline):
+    pipeline.set_optimization_preset("realtime")
+    pipeline.reset()
+    pipeline.generate_frame(FOX)
+    assert pipeline.preset == "realtime"
 
 
 def test_a_preset_ends_the_steps_of_calls_before_it(pipeline):

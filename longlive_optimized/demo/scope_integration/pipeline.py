@@ -12,7 +12,7 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from ...config import OptimizationConfig, preset_name
+from ...config import PRESETS, OptimizationConfig, preset_name
 from ...engine.engine import HOT_FIELDS, LongLiveEngine
 from ...engine.request import BlockRequest
 from .config import ScopeOptimizationConfig
@@ -101,8 +101,15 @@ class OptimizedScopePipeline:
 
     def get_latency_stats(self) -> dict[str, float]:
         """The fields of LatencyStats, as measured up to the last block that the device has finished."""
-        stats = self._meter.stats(frame_count=self._delivered, dropped_frames=self._queue.dropped)
-        return dataclasses.asdict(stats)
+        own = {"frame_count": self._delivered, "dropped_frames": self._queue.dropped, "preset": self.preset}
+        return dataclasses.asdict(self._meter.stats(**own))
+
+    @property
+    def preset(self) -> str:
+        """The preset in force; ``custom`` where the config is none of them."""
+        config = self.config
+        fits = (all(getattr(config, k) == v for k, v in config.preset_fields(name).items()) for name in PRESETS)
+        return next((name for name, fit in zip(PRESETS, fits, strict=True) if fit), "custom")
 
     def set_optimization_preset(self, preset: str) -> None:
         """Go over to a preset with the next block; weights, size and prompt stay, and so does the picture: a new window

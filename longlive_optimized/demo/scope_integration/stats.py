@@ -21,7 +21,7 @@ class LatencyStats:
 
     p99_ms is the nearest-rank percentile. mean, p99, max, min and fps cover the last 1000 frames, frame_count all since
     the last reset. block_ms is the last block's time, prompt_switch_ms the last switch's: from the call to its first
-    new frame.
+    new frame. preset is the one in force, ``custom`` where the config is none of them.
     """
 
     current_ms: float = 0.0
@@ -41,6 +41,7 @@ class LatencyStats:
     torch_compile_active: bool = False
     precision: str = "bf16"
     dropped_frames: int = 0
+    preset: str = "custom"
 
 
 class LatencyTracker:
