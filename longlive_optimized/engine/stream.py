@@ -78,7 +78,10 @@ class Stream:
         return self.ring.window
 
     def resize(self, window: int) -> None:
-        """Go on with another window: the sinks are kept, the frames beside them recomputed before the next block."""
+        """Go on with another window: the sinks are kept, the frames beside them recomputed before the next block.
+
+        With ``global_sink`` false that recomputation replaces the sinks, as at a prompt switch.
+        """
         if window != self.window:
             before, self.passes = self.passes, self._new_passes(window)
             self.ring.take_sinks(before.ring)
