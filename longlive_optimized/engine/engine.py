@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..config import BLOCK_FRAMES, PIXELS_PER_TOKEN, OptimizationConfig
-from ..model.transformer import Modulation
 from ..text import blend as blending
 from ..text.prompt_cache import PromptCache
 from ..weights.load import check, load_generator, load_text_encoder, load_vae
@@ -70,7 +69,6 @@ class LongLiveEngine:
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
         )
         self.timer = BlockTimer(self.device, named=self.config.enable_profiling)
-        self._modulation = functools.lru_cache(maxsize=16)(self._new_modulation)
         self._lock = threading.RLock()
         self._stream: Stream | None = None
         self._enqueued = torch.cuda.Event() if self.device.type == "cuda" else None
@@ -292,8 +290,7 @@ class LongLiveEngine:
         if from_video:
             with self.timer.stage("encode"):
                 first = self._start_from_video(stream, request, inputs.noise[0])
-        schedule = tuple(make_schedule(nominal, self.config.step_schedule, first))
-        inputs.set_schedule(schedule, self._modulation(tuple(step.timestep for step in schedule)))
+        inputs.set_schedule(tuple(make_schedule(nominal, self.config.step_schedule, first)))
         with self.timer.stage("denoise"):
             return stream.passes.denoise(stream.position, inputs)
 
@@ -307,9 +304,6 @@ class LongLiveEngine:
                 stream.encoded = stream.encoder.encode(video)
         start.copy_(torch.lerp(stream.encoded, start, request.noise_scale))
         return float(int(1000 * request.noise_scale) - 100)
-
-    def _new_modulation(self, timesteps: tuple[float, ...]) -> Modulation:
-        return self.model.modulation(torch.tensor(timesteps, dtype=torch.float64, device=self.device))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernels.x0_renoise import x0_renoise
 from ..model.ring_cache import RingCache
-from ..model.transformer import CrossCache, Modulation, Transformer
+from ..model.transformer import CrossCache, Transformer
 from .graphs import Eager, GraphCache
 from .sampler import Step
 
@@ -19,18 +19,21 @@ class BlockInputs:
     the steps' modulation."""
 
     def __init__(self, model: Transformer, latent: Tensor, frames: int, steps: int):
+        self._model = model
         self.noise = latent.new_empty(steps, frames, *latent.shape)
-        self.sigmas = torch.empty(steps, dtype=torch.float64, device=latent.device)
-        self.modulation = model.modulation(self.sigmas.zero_())
+        self.sigmas = torch.zeros(steps, dtype=torch.float64, device=latent.device)
+        self.modulation = model.modulation(self.sigmas)
         self._schedule: tuple[Step, ...] | None = None
 
-    def set_schedule(self, schedule: tuple[Step, ...], modulation: Modulation) -> None:
+    def set_schedule(self, schedule: tuple[Step, ...]) -> None:
         """Take over new timesteps and noise levels."""
-        if schedule != self._schedule:
-            self._schedule = schedule
-            self.sigmas.copy_(torch.tensor([step.sigma for step in schedule], dtype=torch.float64))
-            for mine, new in zip(self.modulation, modulation, strict=True):
-                mine.copy_(new)
+        if schedule == self._schedule:
+            return
+        timesteps, sigmas = torch.tensor(schedule, dtype=torch.float64, device=self.sigmas.device).unbind(1)
+        self.sigmas.copy_(sigmas)
+        for mine, new in zip(self.modulation, self._model.modulation(timesteps), strict=True):
+            mine.copy_(new)
+        self._schedule = schedule
 
     def draw(self, draws: Iterator[Tensor]) -> None:
         """Fill the noise in the order of ``draws``: the block's start, then one for each re-noising."""
