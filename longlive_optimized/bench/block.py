@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 import time
@@ -13,16 +12,11 @@ from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule
-from .eager import EagerNetwork, predict_x0, renoise
+from ..engine.timing import percentile
+from .eager import plain_network, predict_x0, renoise
 from .shares import measure_shares
 
 PROMPT = "a lighthouse above a stormy sea"
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Nearest-rank percentile."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
 
 
 def measure_engine(engine: LongLiveEngine, blocks: int) -> dict:
@@ -81,23 +75,21 @@ def measure_switch(engine: LongLiveEngine, switches: int, at_random: bool = Fals
     return {f"switch_{name}_ms": statistics.median(t[name] for t in times) for name in times[0]}
 
 
+def measure_switches(engine: LongLiveEngine, boundary: int, at_random: int) -> dict:
+    """So many prompt switches from a block boundary, with their parts, and so many from a random moment."""
+    row = measure_switch(engine, boundary)
+    return row | {"switch_at_random_ms": measure_switch(engine, at_random, at_random=True)["switch_wall_ms"]}
+
+
 @torch.no_grad()
 def measure_plain(engine: LongLiveEngine, blocks: int) -> dict:
     """DiT milliseconds of the plain network on the same weights: as many steps, then the clean pass."""
     config, stream = engine.config, engine.stream
-    grid = stream.height // 16, stream.width // 16
-    net = EagerNetwork(
-        engine.model.config,
-        engine.model.checkpoint_views(),
-        grid,
-        config.local_attn_size,
-        config.sink_size,
-        config.positions == "relative",
-    )
+    net = plain_network(engine)
     prompt = engine.prompts.get(PROMPT)
     steps = make_schedule(config.denoising_steps, config.step_schedule)
     fill = -(-stream.window // BLOCK_FRAMES) + 1
-    shape = BLOCK_FRAMES, engine.model.config.in_dim, grid[0] * 2, grid[1] * 2
+    shape = BLOCK_FRAMES, *stream.latent_shape
     times = []
     for block in range(fill + blocks):
         engine.synchronize()
@@ -127,8 +119,7 @@ def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
         "dtype": str(engine.dtype).removeprefix("torch."),
         "load_s": engine.load_seconds,
         **measure_engine(engine, blocks),
-        **measure_switch(engine, max(3, blocks // 10)),
-        "switch_at_random_ms": measure_switch(engine, max(3, blocks // 5), at_random=True)["switch_wall_ms"],
+        **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),
     }
     if engine.cuda_graphs_active:
         row["shares"] = measure_shares(engine)

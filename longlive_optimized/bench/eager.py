@@ -7,13 +7,17 @@ of its tests: it shares no arithmetic with ``longlive_optimized.model``. Section
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..model.config import ModelConfig
+from ..model.config import PATCH, ModelConfig
+
+if TYPE_CHECKING:
+    from ..engine.engine import LongLiveEngine
 
 
 @dataclass
@@ -180,6 +184,19 @@ class EagerNetwork:
         angle = torch.cat(angles, 1)[:, None]
         z = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
         return torch.view_as_real(z * torch.polar(torch.ones_like(angle), angle)).flatten(-2).to(x.dtype)
+
+
+def plain_network(engine: LongLiveEngine, dtype: torch.dtype | None = None) -> EagerNetwork:
+    """The plain network on an engine's weights, in their dtype or another, for its default stream's size and config."""
+    config, (_, rows, columns) = engine.config, engine.stream.latent_shape
+    return EagerNetwork(
+        engine.model.config,
+        {key: view.to(dtype or view.dtype) for key, view in engine.model.checkpoint_views().items()},
+        (rows // PATCH, columns // PATCH),
+        config.local_attn_size,
+        config.sink_size,
+        config.positions == "relative",
+    )
 
 
 def predict_x0(x: Tensor, flow: Tensor, sigma: float) -> Tensor:

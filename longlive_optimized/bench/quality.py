@@ -15,7 +15,7 @@ from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
 from .block import PROMPT
-from .eager import EagerNetwork
+from .eager import plain_network
 
 
 def relative_error(got: Tensor, truth: Tensor) -> float:
@@ -28,15 +28,10 @@ class _Trio:
     """The engine's network, the plain one in the same dtype, and the plain one in float32, fed alike."""
 
     def __init__(self, engine: LongLiveEngine):
-        config, stream = engine.config, engine.stream
-        views = engine.model.checkpoint_views()
-        self.model, self.stream, self.dtype = engine.model, stream, engine.dtype
-        grid = stream.height // 16, stream.width // 16
-        if config.positions != "base":
+        if engine.config.positions != "base":
             raise ValueError("positions must be 'base': the variants cache different keys")
-        shared = grid, config.local_attn_size, config.sink_size, False
-        self.plain = EagerNetwork(engine.model.config, views, *shared)
-        self.truth = EagerNetwork(engine.model.config, {k: v.float() for k, v in views.items()}, *shared)
+        self.model, self.stream = engine.model, engine.stream
+        self.plain, self.truth = plain_network(engine), plain_network(engine, torch.float32)
 
     def prompt(self, embedding: Tensor) -> None:
         self.embedding = embedding
@@ -75,7 +70,7 @@ def run(engine: LongLiveEngine, seeds: int) -> dict:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     trio = _Trio(engine)
     steps = make_schedule(engine.config.denoising_steps, engine.config.step_schedule)
-    shape = BLOCK_FRAMES, engine.model.config.in_dim, trio.stream.height // 8, trio.stream.width // 8
+    shape = BLOCK_FRAMES, *trio.stream.latent_shape
     blocks = -(-trio.stream.window // BLOCK_FRAMES) + 1
     rows = []
     for seed in range(seeds):

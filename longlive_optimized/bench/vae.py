@@ -9,8 +9,8 @@ import torch
 
 from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
+from ..engine.timing import percentile
 from ..vae.stream import DecoderStream, EncoderStream
-from .block import percentile
 
 PIXEL_FRAMES = 4 * BLOCK_FRAMES
 
@@ -29,9 +29,9 @@ def _times(engine: LongLiveEngine, call, blocks: int) -> list[float]:
 @torch.no_grad()
 def run(engine: LongLiveEngine, blocks: int) -> dict:
     """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call."""
-    height, width = engine.config.height, engine.config.width
+    height, width = engine.stream.height, engine.stream.width
     where = {"device": engine.device, "dtype": engine.dtype}
-    latents = torch.randn(BLOCK_FRAMES, engine.model.config.in_dim, height // 8, width // 8, **where)
+    latents = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, **where)
     video = torch.rand(PIXEL_FRAMES + 1, 3, height, width, **where) * 2 - 1
     decoder, encoder = DecoderStream(engine.vae), EncoderStream(engine.vae)
     decoder.decode_uint8(latents), encoder.encode(video)

@@ -76,13 +76,11 @@ def switch(
     json_path: Json = None,
 ) -> None:
     """Milliseconds from a call with a new prompt to its pixels, from a block boundary and from a random moment."""
-    from ..bench.block import measure_switch
+    from ..bench.block import measure_switches
 
     engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
     engine.warmup()
-    row = measure_switch(engine, switches)
-    row["switch_at_random_ms"] = measure_switch(engine, switches, at_random=True)["switch_wall_ms"]
-    _show(f"{height}x{width}, {preset}", row, json_path)
+    _show(f"{height}x{width}, {preset}", measure_switches(engine, switches, switches), json_path)
 
 
 @app.command()

@@ -61,16 +61,16 @@ def _operators() -> None:
 
 
 def _backend(impls: dict, library: bool) -> tuple[str, str]:
+    from ..kernels.registry import ORDER
+
     if not torch.cuda.is_available():
         return "reference", "no CUDA device"
     hopper = torch.cuda.get_device_capability() == (9, 0)
     if "cuda" in impls and hopper and library:
         return "cuda", "Hopper, and the library is built"
     why = "" if "cuda" not in impls else "the library is for Hopper" if library else "built without nvcc"
-    for name in ("triton", "library"):
-        if name in impls:
-            return name, why or "no faster implementation here"
-    return "reference", why or "the only implementation"
+    name = next(name for name in ORDER[1:] if name in impls)
+    return name, why or ("the only implementation" if name == "reference" else "no faster implementation here")
 
 
 def _check_model(directory: str) -> None:

@@ -68,6 +68,11 @@ class Stream:
         self.encoder.reset()
 
     @property
+    def latent_shape(self) -> torch.Size:
+        """One latent frame: channels, rows, columns."""
+        return self._like.shape
+
+    @property
     def ring(self) -> RingCache:
         """Keys and values of the frames in the window."""
         return self.passes.ring

@@ -12,7 +12,7 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from ...config import PRESETS, OptimizationConfig, preset_name
+from ...config import PRESETS, OptimizationConfig
 from ...engine.engine import HOT_FIELDS, LongLiveEngine
 from ...engine.request import BlockRequest
 from .config import ScopeOptimizationConfig
@@ -108,8 +108,11 @@ class OptimizedScopePipeline:
     def preset(self) -> str:
         """The preset in force; ``custom`` where the config is none of them."""
         config = self.config
-        fits = (all(getattr(config, k) == v for k, v in config.preset_fields(name).items()) for name in PRESETS)
-        return next((name for name, fit in zip(PRESETS, fits, strict=True) if fit), "custom")
+
+        def fits(name: str) -> bool:
+            return all(getattr(config, field) == value for field, value in config.preset_fields(name).items())
+
+        return next(filter(fits, PRESETS), "custom")
 
     def set_optimization_preset(self, preset: str) -> None:
         """Go over to a preset with the next block; weights, size and prompt stay, and so does the picture: a new window
@@ -117,7 +120,7 @@ class OptimizedScopePipeline:
         """
         with self._mail:
             base = self._next_config or self.config
-            self._next_config = dataclasses.replace(base, **base.preset_fields(preset_name(preset)))
+            self._next_config = dataclasses.replace(base, **base.preset_fields(preset))
 
     def reset(self) -> None:
         """Start the stream, its statistics and the overlay anew; weights, prompt cache and preset stay."""

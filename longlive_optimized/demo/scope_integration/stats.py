@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...engine.timing import percentile
+
 if TYPE_CHECKING:
     from ...engine.engine import LongLiveEngine
 
@@ -45,50 +47,47 @@ class LatencyStats:
 
 
 class LatencyTracker:
-    """Collects block times; may be fed and read from different threads."""
+    """Collects block times."""
 
     def __init__(self, window: int = WINDOW):
         self._frames: deque[float] = deque(maxlen=window)
-        self._lock = threading.Lock()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        with self._lock:
-            self._frames.clear()
-            self._block_ms = self._switch_ms = 0.0
+        self._frames.clear()
+        self._block_ms = self._switch_ms = 0.0
 
     def add_block(self, milliseconds: float, frames: int) -> None:
         """Count ``frames`` pixel frames that took ``milliseconds`` together."""
-        with self._lock:
-            self._frames.extend([milliseconds / frames] * frames)
-            self._block_ms = milliseconds
+        self._frames.extend([milliseconds / frames] * frames)
+        self._block_ms = milliseconds
 
     def add_switch(self, milliseconds: float) -> None:
         """Note how long the last prompt switch took."""
-        with self._lock:
-            self._switch_ms = milliseconds
+        self._switch_ms = milliseconds
 
-    def figures(self) -> dict[str, float | int]:
+    def figures(self) -> dict[str, float]:
         """The fields of LatencyStats that are measured."""
-        with self._lock:
-            frames = list(self._frames)
-            figures = {"block_ms": self._block_ms, "prompt_switch_ms": self._switch_ms}
-        if not frames:
+        figures = {"block_ms": self._block_ms, "prompt_switch_ms": self._switch_ms}
+        if not self._frames:
             return figures
-        ordered, mean = sorted(frames), math.fsum(frames) / len(frames)
+        mean = math.fsum(self._frames) / len(self._frames)
         return figures | {
-            "current_ms": frames[-1],
+            "current_ms": self._frames[-1],
             "mean_ms": mean,
-            "p99_ms": ordered[math.ceil(0.99 * len(ordered)) - 1],
-            "max_ms": ordered[-1],
-            "min_ms": ordered[0],
+            "p99_ms": percentile(self._frames, 0.99),
+            "max_ms": max(self._frames),
+            "min_ms": min(self._frames),
             "fps": 1e3 / mean if mean > 0 else 0.0,
         }
 
 
 class LatencyMeter:
-    """An engine's latency, read from its block times without waiting for the device or for a block under way."""
+    """An engine's latency, read from its block times without waiting for the device or for a block under way.
+
+    May be asked and told from different threads.
+    """
 
     def __init__(self, engine: LongLiveEngine):
         self._engine, self._tracker, self._lock = engine, LatencyTracker(), threading.Lock()
