@@ -25,7 +25,7 @@ from .recache import plan_recache
 from .request import BlockRequest, check_seed
 from .sampler import make_schedule
 from .stream import Stream
-from .timing import BlockTimer, BlockTimes
+from .timing import BlockTimes
 from .video_input import prepare_video
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class LongLiveEngine:
         self.dtype = _dtype(self.config.model_dtype, self.device)
         self._note_what_is_missing()
         started = time.perf_counter()
-        files = locate(model_path)
+        files = locate(model_path, self.config.vae_type)
         check(files)
         stages = ((load_generator, "generator"), (load_vae, "VAE"), (load_text_encoder, "text encoder"))
         self.model, self.vae, self.text = (
@@ -68,7 +68,6 @@ class LongLiveEngine:
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
         )
-        self.timer = BlockTimer(self.device, named=self.config.enable_profiling)
         self._lock = threading.RLock()
         self._stream: Stream | None = None
         self._enqueued = torch.cuda.Event() if self.device.type == "cuda" else None
@@ -160,7 +159,7 @@ class LongLiveEngine:
                 self.generate_block(BlockRequest(f"{prompt}!" if last else prompt))  # the last one recaches
             self.synchronize()
             self.stream.reset()
-            self.timer.clear()
+            self.stream.timer.clear()
             self.prompts.hits = self.prompts.misses = 0
         return time.perf_counter() - started
 
@@ -172,15 +171,13 @@ class LongLiveEngine:
         """
         with self._turn():
             stream = stream or self.stream
-            if request.reset or (self.config.restart_at is not None and stream.position >= self.config.restart_at):
-                stream.reset(request.seed)
-            self._check_mode(stream, request)
+            self._begin(stream, request)
             try:
                 frames = self._generate(stream, request)
             except BaseException:
-                self.timer.discard()
+                stream.timer.discard()
                 raise
-            self.timer.block_done(len(frames))
+            stream.timer.block_done(len(frames))
             return frames
 
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
@@ -190,9 +187,18 @@ class LongLiveEngine:
         with self._turn():
             (stream or self.stream).reset(seed)
 
-    def block_times(self) -> list[BlockTimes]:
+    def resize(self, stream: Stream, window: int) -> None:
+        """Go on with another attention window (latent frames) in one stream, from its next block on, without a cut.
+
+        Raises ValueError for a window that the config could not have.
+        """
+        dataclasses.replace(self.config, local_attn_size=window)
+        with self._turn():
+            stream.resize(window)
+
+    def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
-        return self.timer.collect()
+        return (stream or self.stream).timer.collect()
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -202,8 +208,7 @@ class LongLiveEngine:
     @property
     def cuda_graphs_active(self) -> bool:
         """Whether the default stream's passes are replayed from CUDA graphs."""
-        graphs = self._stream and self._stream.passes.graphs
-        return graphs is not None and graphs.captured > 0 and not graphs.failed
+        return self._stream is not None and self._stream.cuda_graphs_active
 
     def _new_graphs(self) -> GraphCache | Eager:
         if not self.config.use_cuda_graphs:
@@ -233,17 +238,24 @@ class LongLiveEngine:
         if self.config.use_async_vae:
             _warn_once("use_async_vae is not available yet: a block is decoded after its denoising, on the same stream")
 
-    def _check_mode(self, stream: Stream, request: BlockRequest) -> None:
+    def _begin(self, stream: Stream, request: BlockRequest) -> None:
+        """Take over what a request says about where the stream stands."""
+        if request.reset:
+            stream.reset(request.seed)
+        elif request.restart or (self.config.restart_at is not None and stream.position >= self.config.restart_at):
+            stream.restart(request.seed)
+        elif request.seed is not None:
+            stream.reseed(request.seed)
         from_video = request.video is not None
         if stream.position and from_video != stream.from_video:
-            raise ValueError("video input starts and ends with a reset: pass reset=True with the first such request")
+            stream.restart_vae()
         stream.from_video = from_video
 
     def _generate(self, stream: Stream, request: BlockRequest) -> Tensor:
         self._follow_prompt(stream, request)
         self._settle(stream)
         latents = self._denoise(stream, request)
-        with self.timer.stage("decode"), _reset_if_it_fails(stream):
+        with stream.timer.stage("decode"), _reset_if_it_fails(stream):
             frames = stream.decoder.decode_uint8(latents)
         stream.keep(latents)
         return frames
@@ -251,11 +263,11 @@ class LongLiveEngine:
     def _follow_prompt(self, stream: Stream, request: BlockRequest) -> None:
         target = None
         if stream.prompt.wants(request):
-            with self.timer.stage("text"):
+            with stream.timer.stage("text"):
                 target = self._embed(request)
         stream.prompt_due |= stream.prompt.follow(request, target)
         if stream.prompt_due:
-            with self.timer.stage("text"):
+            with stream.timer.stage("text"):
                 stream.passes.set_prompt(self.model.cross_cache(stream.prompt.embedding))
             stream.prompt_due, stream.recache_due = False, stream.position > 0
 
@@ -271,13 +283,13 @@ class LongLiveEngine:
         if stream.recache_due:
             self._recache(stream)
         elif stream.context_due:
-            with self.timer.stage("context"):
+            with stream.timer.stage("context"):
                 stream.passes.clean(stream.history[-stream.ring.frames :])
         stream.recache_due = stream.context_due = False
 
     def _recache(self, stream: Stream) -> None:
         plan = plan_recache(stream.position, stream.window, stream.ring.sink, self.config.global_sink)
-        with self.timer.stage("recache"):
+        with stream.timer.stage("recache"):
             stream.ring.seek(*plan)
             stream.passes.clean(stream.history[-plan.frames :])
 
@@ -288,22 +300,31 @@ class LongLiveEngine:
         inputs.draw(stream.noise.block(stream.position, frames))
         first = None
         if from_video:
-            with self.timer.stage("encode"):
+            with stream.timer.stage("encode"):
                 first = self._start_from_video(stream, request, inputs.noise[0])
         inputs.set_schedule(tuple(make_schedule(nominal, self.config.step_schedule, first)))
-        with self.timer.stage("denoise"):
+        with stream.timer.stage("denoise"):
             return stream.passes.denoise(stream.position, inputs)
 
     def _start_from_video(self, stream: Stream, request: BlockRequest, start: Tensor) -> float:
         """Mix the encoded video into the start noise, in place; the first timestep."""
-        # 13 pixel frames become 4 latents on a fresh stream, 12 become 3 later.
-        count = 12 + (stream.position == 0)
         if stream.encoded is None:
-            video = prepare_video(request.video.to(self.device), count, stream.height, stream.width, self.dtype)
-            with _reset_if_it_fails(stream):
-                stream.encoded = stream.encoder.encode(video)
-        start.copy_(torch.lerp(stream.encoded, start, request.noise_scale))
-        return float(int(1000 * request.noise_scale) - 100)
+            stream.encoded = self._encode(stream, request)
+        latents, scale = stream.encoded
+        start.copy_(torch.lerp(latents, start, scale))
+        return float(int(1000 * scale) - 100)
+
+    def _encode(self, stream: Stream, request: BlockRequest) -> tuple[Tensor, float]:
+        # 13 pixel frames become 4 latents on a fresh stream, 12 become 3 later; 9 do after a change to video input.
+        count = 12 + (stream.position == 0)
+        video = prepare_video(request.video, count, stream.height, stream.width, self.dtype, self.device)
+        scale = request.noise_scale
+        if request.noise_from_motion:
+            scale = stream.motion.noise_scale(video, scale)
+        if stream.position and stream.encoder.fresh:
+            video = video[:9]
+        with _reset_if_it_fails(stream):
+            return stream.encoder.encode(video), scale
 
 
 @contextlib.contextmanager

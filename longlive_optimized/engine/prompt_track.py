@@ -23,8 +23,8 @@ class PromptTrack:
     def follow(self, request: BlockRequest, target: Tensor | None) -> bool:
         """Take one block's step towards ``target`` (needed where ``wants``); say whether the embedding changed.
 
-        A transition of n blocks goes in n equal steps from the embedding in force and ends on the target; a new
-        prompt in its midst starts from where it stands.
+        A transition of n blocks goes in equal steps from the embedding in force and ends on the target; a new prompt in
+        its midst starts from where it stands.
         """
         if self.wants(request):
             self._wanted = request.identity
@@ -34,9 +34,15 @@ class PromptTrack:
         self.embedding = self._path.pop(0)
         return True
 
+    @property
+    def in_transition(self) -> bool:
+        """Whether the next block goes a step further."""
+        return bool(self._path)
+
     def _steps(self, target: Tensor, request: BlockRequest) -> list[Tensor]:
         source, n = self.embedding, request.transition_blocks
         if source is None or n == 1:
             return [target]
-        mix = slerp if request.blend == "slerp" else lerp
-        return [mix(source, target, i / n) for i in range(1, n)] + [target]
+        mix = slerp if (request.transition_blend or request.blend) == "slerp" else lerp
+        first, steps = (0, n - 1) if request.transition_from_source else (1, n)
+        return [mix(source, target, i / steps) for i in range(first, steps)] + [target]

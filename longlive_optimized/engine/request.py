@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,35 +19,45 @@ class BlockRequest:
     """One block's wishes. Everything is checked here, before any work, with errors that name the argument.
 
     prompt: a text, or (text, weight) pairs that are blended; weights are normalised.
-    blend: how pairs and transitions are mixed; ``slerp`` of pairs wants exactly two.
+    blend: how pairs are mixed; ``slerp`` wants exactly two.
     transition_blocks: a prompt that differs from the last one is reached in so many equal steps, one a block.
+    transition_blend: how the steps of a transition are mixed; None does it as ``blend`` says.
+    transition_from_source: the first of those blocks is still the old prompt's, so that n blocks go in n - 1 steps.
     denoising_steps: nominal timesteps for this block; None takes the config's.
-    reset: forget the stream's frames first; ``seed`` then replaces its seed.
-    video: uint8 [T, H, W, 3] frames to start from (video-to-video), resized and resampled to fit; None is text mode.
+    reset: forget the stream's frames and prompt first.
+    restart: begin again at frame 0, with a cut, but with the prompt in force and the transition under way.
+    seed: replaces the stream's from this block on.
+    video: frames to start from (video-to-video), uint8 [T, H, W, 3] or T of [H, W, 3] of any sizes, resized and
+        resampled to fit; None is text mode. Changing between the two starts the VAE anew: nine frames, but no cut.
     noise_scale: share of noise in the start latents of video mode, in [0.1, 1].
+    noise_from_motion: take that share from how much the video moves, near ``noise_scale`` (model specification 4.6).
     """
 
     prompt: str | tuple[tuple[str, float], ...]
     blend: Literal["linear", "slerp"] = "linear"
     transition_blocks: int = 1
+    transition_blend: Literal["linear", "slerp"] | None = None
+    transition_from_source: bool = False
     denoising_steps: tuple[int, ...] | None = None
     reset: bool = False
+    restart: bool = False
     seed: int | None = None
-    video: Tensor | None = field(default=None, compare=False)
+    video: Tensor | Sequence[Tensor] | None = field(default=None, compare=False)
     noise_scale: float = 0.7
+    noise_from_motion: bool = False
 
     def __post_init__(self) -> None:
         self._check_prompt()
         if self.blend not in ("linear", "slerp"):
             raise ValueError(f"blend must be 'linear' or 'slerp', got {self.blend!r}")
+        if self.transition_blend not in (None, "linear", "slerp"):
+            raise ValueError(f"transition_blend must be 'linear' or 'slerp', got {self.transition_blend!r}")
         if self.blend == "slerp" and len(self.pairs) > 2:
             raise ValueError(f"blend 'slerp' mixes two prompts, got {len(self.pairs)}")
         if not isinstance(self.transition_blocks, int) or self.transition_blocks < 1:
             raise ValueError(f"transition_blocks must be a whole number of at least 1, got {self.transition_blocks!r}")
         if self.seed is not None:
             check_seed(self.seed)
-            if not self.reset:
-                raise ValueError("seed takes effect with reset=True only")
         if not 0.1 <= self.noise_scale <= 1:
             raise ValueError(f"noise_scale must lie in [0.1, 1], got {self.noise_scale!r}")
         self._check_steps()
@@ -84,11 +95,14 @@ class BlockRequest:
             raise ValueError(f"denoising_steps must be whole numbers that fall within 1000..1, got {steps!r}")
 
     def _check_video(self) -> None:
-        video = self.video
-        if video is None:
+        if self.video is None:
             return
-        if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
-            raise ValueError(f"video must be uint8 [T, H, W, 3], got {video.dtype} {list(video.shape)}")
+        frames = tuple(self.video)
+        for frame in frames:
+            if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[-1] != 3 or not frame.numel():
+                raise ValueError(f"video must be uint8 frames [H, W, 3], got one of {frame.dtype} {list(frame.shape)}")
+        if not frames:
+            raise ValueError("video must hold at least one frame, got none")
 
 
 def check_seed(seed: object) -> None:

@@ -17,12 +17,14 @@ from .graphs import Eager, GraphCache
 from .noise import BlockNoise, VideoNoise
 from .passes import Passes
 from .prompt_track import PromptTrack
+from .timing import BlockTimer
+from .video_input import MotionMeter
 
 LATENT_SCALE = 8  # pixels per latent row and column
 
 
 class Stream:
-    """Ring, VAE state, prompt, seed and position of one video of height x width pixels; made by the engine."""
+    """Ring, VAE state, prompt, seed, position and times of one video of height x width pixels; made by the engine."""
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class Stream:
             device=model.device,
         )
         self.decoder, self.encoder = DecoderStream(vae), EncoderStream(vae)
+        self.timer = BlockTimer(model.device, named=config.enable_profiling)
         latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
         self.passes = self._new_passes(config.local_attn_size)
@@ -54,18 +57,38 @@ class Stream:
 
     def reset(self, seed: int | None = None) -> None:
         """Back to an empty stream; buffers stay. The seed stays too unless one is given."""
+        self.prompt = PromptTrack()
+        self.prompt_due = False  # the prompt in force has not reached the network yet
+        self.motion = MotionMeter()
+        self.restart(seed)
+
+    def restart(self, seed: int | None = None) -> None:
+        """Back to frame 0 with the prompt in force, and the transition under way."""
         self.seed = self.seed if seed is None else seed
         self.noise = self._new_noise()
-        self.prompt = PromptTrack()
         self.position = 0  # latent frame at which the next block starts
         self.history = self._like.new_empty(0, *self._like.shape)  # clean latents, for a recache
         self.context_due = False  # the last block's clean keys and values are not in the ring yet
-        self.prompt_due = self.recache_due = False  # a change that the next block must make up for first
+        self.recache_due = False  # those in the ring are of another prompt or window
         self.from_video: bool | None = None
-        self.encoded: Tensor | None = None  # the next block's video: kept until the block is, for a second try
         self.ring.reset()
+        self.restart_vae()
+
+    def restart_vae(self) -> None:
+        """The next frames are the first of a video for the VAE alone."""
+        # The next block's video, encoded, and its share of noise: kept until the block is, for a second try.
+        self.encoded: tuple[Tensor, float] | None = None
         self.decoder.reset()
         self.encoder.reset()
+
+    def reseed(self, seed: int) -> None:
+        """Draw the blocks to come from another seed. Raises ValueError for a video whose noise is drawn at its start."""
+        if seed == self.seed:
+            return
+        if self.total_frames is not None and self.position:
+            raise ValueError("seed of a stream with total_frames changes with reset=True only")
+        self.seed = seed
+        self.noise = self._new_noise()
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -76,6 +99,11 @@ class Stream:
     def ring(self) -> RingCache:
         """Keys and values of the frames in the window."""
         return self.passes.ring
+
+    @property
+    def cuda_graphs_active(self) -> bool:
+        """Whether its passes are replayed from CUDA graphs."""
+        return self.passes.graphs.captured > 0 and not self.passes.graphs.failed
 
     @property
     def window(self) -> int:

@@ -1,7 +1,8 @@
 """Video through the VAE block by block: a stream owns the causal state, the model owns the weights.
 
-Any grouping of the same frames into calls gives the same result as one call with all of them. A stream is bound to its
-first call's frame size until ``reset``; a call that fails in its midst resets it.
+Any grouping of the same frames into calls gives the same result as one call with all of them; only a TAE's encoder
+fills up its first call, by repeating the last frame. A stream is bound to its first call's frame size until ``reset``;
+a call that fails in its midst resets it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from .model import WanVae
+from .autoencoder import Autoencoder
 from .state import CausalState
 
 _MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bits
@@ -23,10 +24,15 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 class _Stream:
-    def __init__(self, vae: WanVae):
+    def __init__(self, vae: Autoencoder):
         self.vae = vae
         self._state = CausalState()
         self._bound: tuple | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the next call starts a new video."""
+        return self._state.fresh
 
     def reset(self) -> None:
         """Forget every frame: the next call starts a new video, of any size. Buffers of the same size are kept."""
@@ -50,9 +56,8 @@ class _Stream:
         bound = (*x.shape[2:], x.dtype, x.device)
         if bound != self._bound:
             self._bound, self._state = bound, CausalState()
-            # In the latents' own dtype, the inverse too: these roundings are part of the reference (specification 7.1).
-            self._mean, std = (x.new_tensor(v) for v in (self.vae.config.latent_mean, self.vae.config.latent_std))
-            self._inv = 1 / std
+            # In the latents' own dtype: this rounding is part of the reference (specification 7.1).
+            self._mean, self._std = (x.new_tensor(v) for v in (self.vae.config.latent_mean, self.vae.config.latent_std))
 
     def _run(self, model: Callable[[Tensor, CausalState], Tensor], parts: Iterable[Tensor]) -> list[Tensor]:
         try:
@@ -66,9 +71,9 @@ class DecoderStream(_Stream):
     """Latents in, pixels out: T latents give 4T frames, and 4T - 3 on a fresh stream."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels [F, 3, 8h, 8w], not clamped, from normalised ``latents`` [T, z_dim, h, w], both in the VAE's dtype.
+        """Pixels [F, 3, 8h, 8w] from normalised ``latents`` [T, z_dim, h, w], both in the VAE's dtype.
 
-        Pixels are channels-last in memory. Raises ValueError naming ``latents`` if shape, dtype or device do not fit.
+        Pixels are channels-last in memory; only a TAE's are clamped to [-1, 1]. Raises ValueError naming ``latents`` if shape, dtype or device do not fit.
         """
         return _join(self._decode(latents)).permute(0, 3, 1, 2)
 
@@ -80,16 +85,16 @@ class DecoderStream(_Stream):
     def _decode(self, latents: Tensor) -> list[Tensor]:
         self._check("latents", latents, self.vae.config.z_dim)
         self._bind(latents)
-        z = (latents.permute(0, 2, 3, 1) / self._inv + self._mean).contiguous()
-        # The largest tensor is the last upsampler's: four full-size frames of the second level's width per latent.
-        per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self.vae.config.widths[1]
+        z = self.vae.denormalise(latents.permute(0, 2, 3, 1), self._mean, self._std).contiguous()
+        # The largest tensor has four full-size frames per latent.
+        per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self.vae.config.full_size_widths[1]
         return self._run(self.vae.decode, z.split(max(1, _MAX_ELEMENTS // per_latent)))
 
 
 class EncoderStream(_Stream):
     """Pixels in, latents out: 4T frames give T latents; a fresh stream takes one frame more for one latent more."""
 
-    def __init__(self, vae: WanVae):
+    def __init__(self, vae: Autoencoder):
         if vae.encoder is None:
             raise ValueError("vae must have its encoder, this one was built with encoder=False")
         super().__init__(vae)
@@ -108,11 +113,14 @@ class EncoderStream(_Stream):
         if count % 4 != fresh:
             raise ValueError(f"frames must number {'1 + 4k on a fresh stream' if fresh else '4k'}, got {count}")
         self._bind(frames)
-        # The largest tensor is the first level's: a group of full-size frames, the very first one and two past ones.
-        group = max(4, (_MAX_ELEMENTS // (height * width * self.vae.config.base) - 3) // 4 * 4)
-        parts = frames.permute(0, 2, 3, 1).contiguous().tensor_split([*range(group + fresh, count, group)])
+        x = frames.permute(0, 2, 3, 1).contiguous()
+        if fresh:
+            x = self.vae.pad_first(x)
+        # The largest tensor has a group of full-size frames, the very first one and two past ones.
+        group = max(4, (_MAX_ELEMENTS // (height * width * self.vae.config.full_size_widths[0]) - 3) // 4 * 4)
+        parts = x.tensor_split([*range(group + len(x) % 4, len(x), group)])
         mu = _join(self._run(self.vae.encode, parts))
-        return ((mu - self._mean) * self._inv).permute(0, 3, 1, 2).contiguous()
+        return self.vae.normalise(mu, self._mean, self._std).permute(0, 3, 1, 2).contiguous()
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.bench.eager import EagerNetwork, predict_x0, renoise
 from longlive_optimized.engine.sampler import make_schedule
+from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 
 SHAPE = (3, 16, 4, 6)
 
@@ -110,7 +111,7 @@ def test_a_prompt_switch_replaces_the_context_pass(engine):
     stages = []
     for prompt in ["a fox", "a fox", "a boat", "a boat"]:
         engine.generate_block(BlockRequest(prompt), stream)
-        stages.append(set(engine.block_times()[-1].stages))
+        stages.append(set(engine.block_times(stream)[-1].stages))
     assert stages[1] == stages[3] == {"context", "denoise", "decode"}
     assert stages[2] == {"text", "recache", "denoise", "decode"}
 
@@ -194,13 +195,101 @@ def test_video_input_matters_and_full_noise_hides_it(engine):
     assert torch.equal(run(one, 1.0), run(other, 1.0))
 
 
-def test_modes_change_with_a_reset_only(engine):
-    stream, video = engine.open_stream(), torch.zeros(12, 32, 48, 3, dtype=torch.uint8)
-    engine.generate_block(BlockRequest("a fox"), stream)
-    with pytest.raises(ValueError, match="reset=True"):
-        engine.generate_block(BlockRequest("a fox", video=video), stream)
-    assert len(engine.generate_block(BlockRequest("a fox"), stream)) == 12
+def test_a_change_of_mode_starts_the_vae_anew_and_nothing_else(engine):
+    stream, video = engine.open_stream(), torch.randint(0, 256, (12, 32, 48, 3), dtype=torch.uint8)
+    modes = [None, None, video, video, None, None]
+    frames = [engine.generate_block(BlockRequest("a fox", video=mode), stream) for mode in modes]
+    assert [len(block) for block in frames] == [9, 12, 9, 12, 9, 12] and stream.position == 18
+    decoder = DecoderStream(engine.vae)
+    assert torch.equal(frames[4], decoder.decode_uint8(stream.history[-6:-3]))
     assert len(engine.generate_block(BlockRequest("a fox", video=video, reset=True), stream)) == 13
+
+
+def test_video_after_text_is_encoded_as_a_new_one(engine):
+    video = torch.randint(0, 256, (12, 32, 48, 3), dtype=torch.uint8)
+    stream = engine.open_stream()
+    engine.generate_block(BlockRequest("a fox"), stream)
+    seen = []
+    stream.encoder.encode = lambda frames: seen.append(frames) or EncoderStream(engine.vae).encode(frames)
+    engine.generate_block(BlockRequest("a fox", video=video), stream)
+    assert torch.equal(seen[0], video[:9].permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+
+
+def test_frames_of_any_sizes_are_one_video(engine):
+    small, large = (torch.full((*size, 3), 200, dtype=torch.uint8) for size in ((20, 30), (64, 80)))
+    mixed, even = engine.open_stream(seed=2), engine.open_stream(seed=2)
+    flat = torch.full((12, 32, 48, 3), 200, dtype=torch.uint8)
+    one = engine.generate_block(BlockRequest("a fox", video=[small, large] * 6), mixed)
+    assert torch.equal(one, engine.generate_block(BlockRequest("a fox", video=flat), even))
+
+
+def test_noise_follows_motion(engine):
+    still = torch.full((12, 32, 48, 3), 90, dtype=torch.uint8)
+    jump = still.clone()
+    jump[-1] = 255
+    starts = []
+
+    def first_step(stream, video, scale=0.7):
+        request = BlockRequest("a fox", video=video, noise_scale=scale, noise_from_motion=True)
+        engine.generate_block(request, stream)
+        starts.append(round(stream.passes.inputs(3 + (stream.position == 4), 4)._schedule[0].timestep))
+
+    stream = engine.open_stream()
+    first_step(stream, still)
+    first_step(stream, jump)
+    first_step(stream, still)  # against the last frame before, it moves
+    first_step(stream, still)
+    # 0.9 (0.8 - 0.2 m) + 0.1 s with m = 0 or 1, times 1000, less 100
+    assert starts == [690, 510, 510, 690]
+
+
+def test_a_restart_keeps_the_prompt_and_its_transition(engine):
+    def run(**kind):
+        stream = engine.open_stream(seed=5)
+        engine.generate_block(BlockRequest("a fox"), stream)
+        for i in range(3):
+            last = engine.generate_block(BlockRequest("a boat", transition_blocks=3, **(kind if i == 1 else {})), stream)
+        return stream, last
+
+    stream, _ = run(restart=True)
+    assert stream.position == 6 and torch.equal(stream.prompt.embedding, engine.prompts.get("a boat"))
+    _, shown = run(reset=True)
+    assert not torch.equal(shown, run(restart=True)[1])  # a reset jumps to the prompt at once
+
+
+def test_a_transition_may_start_from_its_source(engine):
+    fox, boat = (engine.prompts.get(text) for text in ("a fox", "a boat"))
+    stream = engine.open_stream()
+    engine.generate_block(BlockRequest("a fox"), stream)
+    request, seen = BlockRequest("a boat", transition_blocks=3, transition_from_source=True), []
+    for _ in range(3):
+        engine.generate_block(request, stream)
+        seen.append(stream.prompt.embedding)
+    for embedding, expected in zip(seen, (fox, (fox + boat) / 2, boat), strict=True):
+        torch.testing.assert_close(embedding, expected)
+    assert not stream.prompt.in_transition
+
+
+def test_a_seed_takes_effect_with_its_block(engine):
+    stream = engine.open_stream(seed=1)
+    first = latents_of(engine, stream, ["a fox"])
+    engine.generate_block(BlockRequest("a fox", seed=2), stream)
+    assert stream.seed == 2 and torch.equal(first, latents_of(engine, engine.open_stream(seed=1), ["a fox"]))
+    fixed = engine.open_stream(seed=1, total_frames=9)
+    latents_of(engine, fixed, ["a fox"])
+    with pytest.raises(ValueError, match="seed of a stream with total_frames"):
+        engine.generate_block(BlockRequest("a fox", seed=2), fixed)
+    assert len(engine.generate_block(BlockRequest("a fox", seed=2, reset=True), fixed)) == 9
+
+
+def test_each_stream_has_a_window_and_times_of_its_own(engine):
+    one, other = engine.open_stream(), engine.open_stream()
+    engine.generate_block(BlockRequest("a fox"), one)
+    engine.resize(one, 9)
+    assert (one.window, other.window) == (9, 12) and len(engine.block_times(one)) == 1 and not engine.block_times(other)
+    with pytest.raises(ValueError, match="local_attn_size must be at least"):
+        engine.resize(one, 3)
+    assert one.window == 9
 
 
 def test_steps_of_one_request(engine):
@@ -265,7 +354,7 @@ def test_memory_does_not_grow_with_the_stream(engine):
     for _ in range(40):
         engine.generate_block(BlockRequest("a fox"), stream)
     assert len(stream.history) == 64 and stream.position == 120
-    assert len(stream.passes._inputs) == 1 and len(engine.block_times()) <= 1000
+    assert len(stream.passes._inputs) == 1 and len(engine.block_times(stream)) <= 1000
 
 
 def test_a_failed_video_block_may_be_asked_for_again(engine, monkeypatch):

@@ -23,7 +23,7 @@ from longlive_optimized.engine.request import BlockRequest
         ({"prompt": "a", "blend": "mean"}, "blend must be"),
         ({"prompt": (("a", 1), ("b", 1), ("c", 1)), "blend": "slerp"}, "two prompts"),
         ({"prompt": "a", "transition_blocks": 0}, "transition_blocks must be"),
-        ({"prompt": "a", "seed": 1}, "reset=True"),
+        ({"prompt": "a", "transition_blend": "mean"}, "transition_blend must be"),
         ({"prompt": "a", "noise_scale": 0.05}, "noise_scale must lie"),
         ({"prompt": "a", "noise_scale": math.nan}, "noise_scale must lie"),
         ({"prompt": "a", "denoising_steps": ()}, "denoising_steps must be"),
@@ -31,7 +31,9 @@ from longlive_optimized.engine.request import BlockRequest
         ({"prompt": "a", "denoising_steps": (1001,)}, "denoising_steps must be"),
         ({"prompt": "a", "video": torch.zeros(12, 3, 16, 16, dtype=torch.uint8)}, "video must be uint8"),
         ({"prompt": "a", "video": torch.zeros(12, 16, 16, 3)}, "video must be uint8"),
-        ({"prompt": "a", "video": torch.zeros(0, 16, 16, 3, dtype=torch.uint8)}, "video must be uint8"),
+        ({"prompt": "a", "video": torch.zeros(0, 16, 16, 3, dtype=torch.uint8)}, "at least one frame"),
+        ({"prompt": "a", "video": torch.zeros(2, 0, 16, 3, dtype=torch.uint8)}, "video must be uint8"),
+        ({"prompt": "a", "video": [torch.zeros(1, 16, 16, 3, dtype=torch.uint8)]}, "video must be uint8"),
     ],
 )
 def test_bad_requests(wish, message):

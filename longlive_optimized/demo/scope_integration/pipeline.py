@@ -46,7 +46,7 @@ class OptimizedScopePipeline:
         engine_config = OptimizationConfig(**{name: getattr(self.config, name) for name in own})
         self.engine = LongLiveEngine(model_path, engine_config, device)
         self.overlay = self._new_overlay()
-        self._queue, self._prompts, self._meter = FrameQueue(), PromptBox(), LatencyMeter(self.engine)
+        self._queue, self._prompts, self._meter = FrameQueue(), PromptBox(), LatencyMeter(self.engine, self.engine.stream)
         self._delivered, self._steps = 0, None
         self._warm = self.engine.device.type != "cuda"
         self._next_config: ScopeOptimizationConfig | None = None

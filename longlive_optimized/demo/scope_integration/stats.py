@@ -12,6 +12,7 @@ from ...engine.timing import percentile
 
 if TYPE_CHECKING:
     from ...engine.engine import LongLiveEngine
+    from ...engine.stream import Stream
 
 WINDOW = 1000  # pixel frames that mean, percentile, extremes and rate are taken over
 
@@ -84,26 +85,27 @@ class LatencyTracker:
 
 
 class LatencyMeter:
-    """An engine's latency, read from its block times without waiting for the device or for a block under way.
+    """One stream's latency, read from its block times without waiting for the device or for a block under way.
 
     May be asked and told from different threads.
     """
 
-    def __init__(self, engine: LongLiveEngine):
-        self._engine, self._tracker, self._lock = engine, LatencyTracker(), threading.Lock()
+    def __init__(self, engine: LongLiveEngine, stream: Stream):
+        self._engine, self._stream = engine, stream
+        self._tracker, self._lock = LatencyTracker(), threading.Lock()
         self._last, self._switch = -1, None
 
     def reset(self) -> None:
-        """Start anew, the engine's times included."""
+        """Start anew, the stream's times included."""
         with self._lock:
-            self._engine.timer.clear()
+            self._stream.timer.clear()
             self._tracker.reset()
             self._last, self._switch = -1, None
 
     def block_was_switch(self, waited_ms: float) -> None:
         """The last block made was the first of a new prompt, whose caller had waited so long for its start."""
         with self._lock:
-            self._switch = self._engine.timer.count - 1, waited_ms
+            self._switch = self._stream.timer.count - 1, waited_ms
 
     def stats(self, **others) -> LatencyStats:
         """All that is known; ``others`` are fields that the engine does not know."""
@@ -111,7 +113,7 @@ class LatencyMeter:
         return LatencyStats(
             **self._figures()
             | {
-                "cuda_graphs_active": engine.cuda_graphs_active,
+                "cuda_graphs_active": self._stream.cuda_graphs_active,
                 "static_kv_active": True,
                 "prompt_cache_hits": engine.prompts.hits,
                 "prompt_cache_misses": engine.prompts.misses,
@@ -123,7 +125,7 @@ class LatencyMeter:
 
     def _figures(self) -> dict:
         with self._lock:
-            times = self._engine.block_times()
+            times = self._stream.timer.collect()
             for block in times:
                 if block.index > self._last:
                     self._last = block.index
