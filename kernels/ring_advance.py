@@ -7,6 +7,12 @@ from . import native
 from .checks import expect
 from .registry import op
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
 
 @op(mutates=("slots", "rope_time", "sink_time"))
 def ring_advance(
@@ -73,3 +79,37 @@ def _fits_library(start, freqs, slots, rope_time, *rest) -> bool:
 @ring_advance.impl("cuda", when=_fits_library)
 def _cuda(start, freqs, slots, rope_time, sink_time, window, sink, origin) -> None:
     torch.ops.longlive_C.ring_advance(start, freqs, slots, rope_time, sink_time, window, sink, origin)
+
+
+if triton:
+
+    @triton.jit
+    def _kernel(
+        start, freqs, slots, rope_time, sink_time, count, window, sink, origin, time_pairs, BLOCK: tl.constexpr
+    ):
+        """One program to each of the pass's ``count`` frames, then one to each sink frame."""
+        i = tl.program_id(0)
+        first = tl.load(start)
+        pair = tl.arange(0, BLOCK)
+        live = pair < time_pairs
+        place, home = first + i, rope_time + i * time_pairs * 2
+        if i < count:
+            in_window = sink + (place - sink) % (window - sink)
+            tl.store(slots + i, tl.where(place - origin < sink, place - origin, in_window))
+        else:
+            place = tl.maximum(first + count - window, origin) + i - count
+            home = sink_time + (i - count) * time_pairs * 2
+        # Precision: the angle and its reduction are float64; only the result is rounded, by the store.
+        angle = place.to(tl.float64) * tl.load(freqs + pair, mask=live, other=0.0)
+        tl.store(home + pair * 2, tl.cos(angle), mask=live)
+        tl.store(home + pair * 2 + 1, tl.sin(angle), mask=live)
+
+    @ring_advance.impl("triton", when=lambda start, *rest: start.is_cuda)
+    def _triton(start, freqs, slots, rope_time, sink_time, window, sink, origin) -> None:
+        _check(start, freqs, slots, rope_time, sink_time, window, sink, origin)
+        frames, pairs = slots.shape[0], freqs.shape[0]
+        with torch.cuda.device_of(start):
+            _kernel[(frames + sink_time.shape[0],)](
+                start, freqs, slots, rope_time, sink_time, frames, window, sink, origin, pairs,
+                BLOCK=triton.next_power_of_2(pairs),
+            )  # fmt: skip
