@@ -47,6 +47,7 @@ class OptimizationConfig:
     restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where
         the release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here.
     precision: of the linears; fp8 runs as bf16 until it exists, and is reported as what it is.
+    vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     seed: of streams that name none.
@@ -67,6 +68,7 @@ class OptimizationConfig:
     positions: Literal["relative", "base"] = "relative"
     restart_at: Annotated[int, Field(ge=BLOCK_FRAMES)] | None = None
     precision: Literal["bf16", "fp8"] = "bf16"
+    vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     use_prompt_cache: bool = True
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32

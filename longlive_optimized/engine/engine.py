@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 from ..config import BLOCK_FRAMES, PIXELS_PER_TOKEN, OptimizationConfig
 from ..text import blend as blending
 from ..text.prompt_cache import PromptCache
-from ..weights.load import check, load_generator, load_text_encoder, load_vae
+from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
 from ..weights.locate import locate
+from ..weights.user_lora import UserLora
 from .graphs import Eager, GraphCache
 from .recache import plan_recache
 from .request import BlockRequest, check_seed
@@ -40,6 +41,7 @@ class LongLiveEngine:
     config: an OptimizationConfig; its fields are read at construction, and by each new stream.
     device: None takes CUDA where there is one.
     progress: called as (what, done, total) while weights load.
+    loras: UserLoras to merge into the weights, beside LongLive's own.
 
     Raises FileNotFoundError or CheckpointError naming the file before anything reaches the device. One engine may hold
     several streams; calls from several threads take turns on the device.
@@ -51,17 +53,23 @@ class LongLiveEngine:
         config: OptimizationConfig | None = None,
         device: str | torch.device | None = None,
         progress: Progress | None = None,
+        loras: Sequence[UserLora] = (),
     ):
         self.config = config or OptimizationConfig()
         self.device = _device(device)
         self.dtype = _dtype(self.config.model_dtype, self.device)
         self._note_what_is_missing()
         started = time.perf_counter()
-        files = locate(model_path, self.config.vae_type)
-        check(files)
-        stages = ((load_generator, "generator"), (load_vae, "VAE"), (load_text_encoder, "text encoder"))
+        self._files = locate(model_path, self.config.vae_type)
+        check(self._files)
+        check_loras(self._files, loras)
+        stages = (
+            (functools.partial(load_generator, loras=loras), "generator"),
+            (load_vae, "VAE"),
+            (load_text_encoder, "text encoder"),
+        )
         self.model, self.vae, self.text = (
-            load(files, self.device, self.dtype, progress=functools.partial(progress, what) if progress else None)
+            load(self._files, self.device, self.dtype, progress=functools.partial(progress, what) if progress else None)
             for load, what in stages
         )
         self.load_seconds = time.perf_counter() - started
@@ -186,6 +194,18 @@ class LongLiveEngine:
             check_seed(seed)
         with self._turn():
             (stream or self.stream).reset(seed)
+
+    def set_loras(self, loras: Sequence[UserLora]) -> None:
+        """Give LoRAs other scales, in every stream from its next block on, which recomputes its window first.
+
+        Their weights are written anew from the files, so that nothing drifts. ``loras`` must name all that are merged,
+        at scale 0 if they are to go. Raises as ``weights.load.refill_generator``.
+        """
+        with self._turn():
+            self.synchronize()
+            refill_generator(self.model, self._files, loras)
+            for stream in self._streams:
+                stream.weights_changed()
 
     def resize(self, stream: Stream, window: int) -> None:
         """Go on with another attention window (latent frames) in one stream, from its next block on, without a cut.
@@ -315,14 +335,12 @@ class LongLiveEngine:
         return float(int(1000 * scale) - 100)
 
     def _encode(self, stream: Stream, request: BlockRequest) -> tuple[Tensor, float]:
-        # 13 pixel frames become 4 latents on a fresh stream, 12 become 3 later; 9 do after a change to video input.
+        # 13 pixel frames become 4 latents on a fresh stream, 12 become 3 later.
         count = 12 + (stream.position == 0)
         video = prepare_video(request.video, count, stream.height, stream.width, self.dtype, self.device)
         scale = request.noise_scale
         if request.noise_from_motion:
             scale = stream.motion.noise_scale(video, scale)
-        if stream.position and stream.encoder.fresh:
-            video = video[:9]
         with _reset_if_it_fails(stream):
             return stream.encoder.encode(video), scale
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernels.x0_renoise import x0_renoise
 from ..model.ring_cache import RingCache
-from ..model.transformer import CrossCache, Transformer
+from ..model.transformer import CrossCache, Modulation, Transformer
 from .graphs import Eager, GraphCache
 from .sampler import Step
 
@@ -35,6 +35,10 @@ class BlockInputs:
             mine.copy_(new)
         self._schedule = schedule
 
+    def forget_schedule(self) -> None:
+        """Compute the modulation anew next time: the network's weights have changed."""
+        self._schedule = None
+
     def draw(self, draws: Iterator[Tensor]) -> None:
         """Fill the noise in the order of ``draws``: the block's start, then one for each re-noising."""
         for place in self.noise:
@@ -49,7 +53,7 @@ class Passes:
         self.cross: CrossCache | None = None
         self._inputs: dict[tuple[int, int], BlockInputs] = {}
         self._latents: dict[int, Tensor] = {}
-        self._clean = model.modulation(torch.zeros(1, dtype=torch.float64, device=latent.device))
+        self._clean = self._clean_modulation()
 
     def set_prompt(self, cross: CrossCache) -> None:
         """Attend to another prompt from here on."""
@@ -57,6 +61,13 @@ class Passes:
             self.cross = CrossCache(*(tensor.clone() for tensor in cross))
         for mine, new in zip(self.cross, cross, strict=True):
             mine.copy_(new)
+
+    def weights_changed(self) -> None:
+        """Recompute in place what was computed with the old weights; the prompt is the caller's."""
+        for mine, new in zip(self._clean, self._clean_modulation(), strict=True):
+            mine.copy_(new)
+        for inputs in self._inputs.values():
+            inputs.forget_schedule()
 
     def inputs(self, frames: int, steps: int) -> BlockInputs:
         """Where a block's noise and schedule go."""
@@ -91,6 +102,9 @@ class Passes:
             self.model(x, self._clean, self.ring, self.cross, store_only=True)
 
         self.graphs.run(("clean", frames, self.ring.valid), work)
+
+    def _clean_modulation(self) -> Modulation:
+        return self.model.modulation(torch.zeros(1, dtype=torch.float64, device=self._latent.device))
 
     def _buffer(self, frames: int) -> Tensor:
         if frames not in self._latents:

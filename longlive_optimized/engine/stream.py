@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import BLOCK_FRAMES, MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
-from ..vae.model import WanVae
+from ..vae.autoencoder import Autoencoder
 from ..vae.stream import DecoderStream, EncoderStream
 from .graphs import Eager, GraphCache
 from .noise import BlockNoise, VideoNoise
@@ -29,7 +29,7 @@ class Stream:
     def __init__(
         self,
         model: Transformer,
-        vae: WanVae,
+        vae: Autoencoder,
         config: OptimizationConfig,
         height: int,
         width: int,
@@ -82,7 +82,7 @@ class Stream:
         self.encoder.reset()
 
     def reseed(self, seed: int) -> None:
-        """Draw the blocks to come from another seed. Raises ValueError for a video whose noise is drawn at its start."""
+        """Draw later blocks from another seed. Raises ValueError for a video whose noise was drawn at its start."""
         if seed == self.seed:
             return
         if self.total_frames is not None and self.position:
@@ -121,6 +121,11 @@ class Stream:
             if before.cross is not None:
                 self.passes.set_prompt(before.cross)
             self.recache_due = self.position > 0
+
+    def weights_changed(self) -> None:
+        """The network has other weights: the prompt's keys and values, and the window's, are computed anew."""
+        self.passes.weights_changed()
+        self.prompt_due = self.prompt.embedding is not None
 
     def block_frames(self, from_video: bool) -> int:
         """Latent frames of the next block: 3, and 4 for the first block of video mode."""

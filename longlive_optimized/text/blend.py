@@ -48,15 +48,15 @@ def lerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """``sin((1-t) w)/sin w a + sin(t w)/sin w b``, row by row, w the angle between the rows; t in [0, 1].
 
-    Rows that are (nearly) parallel, opposite or zero have no arc between them and are mixed by ``lerp``.
+    Rows that are (nearly) parallel or opposite have no arc between them and are mixed by ``lerp``. A row of zeros,
+    where one of two texts has ended, counts as being at a right angle to any other, as in scope.
     """
     _require_one_shape((a, b))
     t, x, y = _fraction(t), a.float(), b.float()
     angle = torch.nn.functional.cosine_similarity(x, y, dim=-1)[..., None].clamp(-1, 1).acos()
     sine = angle.sin()
     arc = ((1 - t) * angle).sin() / sine * x + (t * angle).sin() / sine * y
-    straight = (sine < 1e-3) | (x == 0).all(-1, keepdim=True) | (y == 0).all(-1, keepdim=True)
-    return torch.where(straight, torch.lerp(x, y, t), arc).to(a.dtype)
+    return torch.where(sine < 1e-3, torch.lerp(x, y, t), arc).to(a.dtype)
 
 
 def _fraction(t: float) -> float:

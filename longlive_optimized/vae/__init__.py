@@ -1,1 +1,1 @@
-"""The Wan 2.1 VAE as a stream."""
+"""Video autoencoders as streams: Wan 2.1's own, and the small ones, which trade quality for speed."""

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .autoencoder import Autoencoder
 from .config import VaeConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .layers import pointwise
 from .state import CausalState
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-
-class WanVae(nn.Module):
-    """Causal video autoencoder, 8x in space and 4x in time; 194 tensors, or the decoder's half with ``encoder=False``.
-
-    Made on ``device="meta"`` it takes its weights from ``load_state_dict(..., assign=True)``. It holds weights only:
-    what a stream remembers is in a ``CausalState``, so any number of streams may share one model.
-    """
+class WanVae(Autoencoder):
+    """Wan 2.1's autoencoder, or LightVAE; 194 tensors, or the decoder's half with ``encoder=False``."""
 
     def __init__(
         self, config: VaeConfig | None = None, *, encoder: bool = True, device: torch.device | str | None = None
@@ -38,24 +31,8 @@ class WanVae(nn.Module):
             self.decoder = Decoder(self.config)
         self.requires_grad_(False)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.conv2.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.conv2.weight.device
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """As torch's; the kernels are then laid out channels-last, once, instead of at every call."""
-        result = super().load_state_dict(state_dict, strict, assign)
-        for weight in self.parameters():
-            if weight.ndim in _CHANNELS_LAST:
-                weight.data = weight.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
-        return result
-
     def decode(self, z: Tensor, state: CausalState) -> Tensor:
-        """Unnormalised latents [T, h, w, z_dim] to pixels [F, 8h, 8w, 3]; ``state`` is advanced in place."""
+        """Latents [T, h, w, z_dim] to pixels [F, 8h, 8w, 3], not clamped; ``state`` is advanced in place."""
         frames = self.decoder(pointwise(self.conv2, z), state)
         state.fresh = False
         return frames
@@ -65,3 +42,10 @@ class WanVae(nn.Module):
         moments = pointwise(self.conv1, self.encoder(frames, state))
         state.fresh = False
         return moments[..., : self.config.z_dim]
+
+    def denormalise(self, z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        # 1 / std, too, is rounded to the latents' dtype: that is part of the reference (specification 7.1).
+        return z / (1 / std) + mean
+
+    def normalise(self, mu: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return (mu - mean) * (1 / std)

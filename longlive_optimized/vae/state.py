@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class CausalState:
-    """The last input frames of each convolution over time: zeros before the first frame, then written in place.
+    """The last input frames of each layer that looks back: zeros before the first frame, then written in place.
 
     Buffers are made at a layer's first use and keep their address until the state is dropped, so a call can be captured
     in a CUDA graph once every layer has run.

@@ -29,11 +29,6 @@ class _Stream:
         self._state = CausalState()
         self._bound: tuple | None = None
 
-    @property
-    def fresh(self) -> bool:
-        """Whether the next call starts a new video."""
-        return self._state.fresh
-
     def reset(self) -> None:
         """Forget every frame: the next call starts a new video, of any size. Buffers of the same size are kept."""
         self._state.reset()
@@ -73,7 +68,8 @@ class DecoderStream(_Stream):
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [F, 3, 8h, 8w] from normalised ``latents`` [T, z_dim, h, w], both in the VAE's dtype.
 
-        Pixels are channels-last in memory; only a TAE's are clamped to [-1, 1]. Raises ValueError naming ``latents`` if shape, dtype or device do not fit.
+        Pixels are channels-last in memory; only a TAE's are clamped to [-1, 1]. Raises ValueError naming ``latents`` if
+        shape, dtype or device do not fit.
         """
         return _join(self._decode(latents)).permute(0, 3, 1, 2)
 
@@ -103,18 +99,19 @@ class EncoderStream(_Stream):
     def encode(self, frames: Tensor) -> Tensor:
         """Normalised latents [T, z_dim, H/8, W/8] from ``frames`` [F, 3, H, W] in [-1, 1], both in the VAE's dtype.
 
-        F is 1 + 4k on a fresh stream and 4k later. Raises ValueError naming ``frames`` if its number, size, dtype or
-        device do not fit.
+        F is 1 + 4k on a fresh stream and 4k later. A fresh stream takes 4k too, for k latents: the last three frames
+        are then in no latent yet, but seen, as scope does it where video begins in the midst of a stream. Raises
+        ValueError naming ``frames`` if its number, size, dtype or device do not fit.
         """
         self._check("frames", frames, 3)
         fresh, (count, _, height, width) = int(self._state.fresh), frames.shape
         if height % 8 or width % 8:
             raise ValueError(f"frames must have sides that are multiples of 8, got {height}x{width}")
-        if count % 4 != fresh:
-            raise ValueError(f"frames must number {'1 + 4k on a fresh stream' if fresh else '4k'}, got {count}")
+        if count % 4 not in (0, fresh):
+            raise ValueError(f"frames must number {'1 + 4k or 4k on a fresh stream' if fresh else '4k'}, got {count}")
         self._bind(frames)
         x = frames.permute(0, 2, 3, 1).contiguous()
-        if fresh:
+        if count % 4:
             x = self.vae.pad_first(x)
         # The largest tensor has a group of full-size frames, the very first one and two past ones.
         group = max(4, (_MAX_ELEMENTS // (height * width * self.vae.config.full_size_widths[0]) - 3) // 4 * 4)

@@ -6,7 +6,7 @@ are rounded there, once; host memory holds no second copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,19 +14,21 @@ from torch import Tensor
 
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
-from ..vae.config import VaeConfig
+from ..vae.autoencoder import Autoencoder
+from ..vae.config import TaeConfig, VaeConfig
 from ..vae.model import WanVae
+from ..vae.tae import Tae, last_rows
 from . import CheckpointError
 from .files import check_tensors, some, tensors_in
 from .locate import ModelFiles
-from .lora import merge, open_adapter
+from .lora import Adapter, LowRank, merge, open_adapter
+from .user_lora import UserLora, open_user_loras
 
 if TYPE_CHECKING:
     from ..text.encoder import TextEncoder
     from ..text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all), of the weights as they lie on the device
-Adapter = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def check(files: ModelFiles) -> None:
@@ -40,16 +42,53 @@ def check(files: ModelFiles) -> None:
     _open_text(files, config)
 
 
+def check_loras(files: ModelFiles, loras: Sequence[UserLora]) -> None:
+    """Check that ``loras`` fit the model of ``files``, without loading either; raises what open_user_loras raises."""
+    open_user_loras(loras, _generator_shapes(_config(files)))
+
+
 def load_generator(
-    files: ModelFiles, device: torch.device | str, dtype: torch.dtype, progress: Progress | None = None
+    files: ModelFiles,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    loras: Sequence[UserLora] = (),
 ) -> Transformer:
-    """The diffusion transformer with LongLive's LoRA folded in (float32, rounded once); CheckpointError."""
+    """The diffusion transformer with LongLive's LoRA and then ``loras`` folded in (float32, rounded once).
+
+    Raises CheckpointError, and what open_user_loras raises.
+    """
     config = _config(files)
-    tensors, adapter = _open_generator(files, config)
+    tensors, own, users = _open_generator(files, config, loras)
     model = Transformer(config, device=device, dtype=dtype)
-    source = f"{files.generator} merged with {files.lora}" if adapter else str(files.generator)
-    _fill(model.checkpoint_views(), tensors, source, progress, adapter)
+    _fill(model.checkpoint_views(), tensors, _source(files, loras), progress, _terms(own, *users))
     return model
+
+
+def refill_generator(
+    model: Transformer, files: ModelFiles, loras: Sequence[UserLora], progress: Progress | None = None
+) -> None:
+    """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
+
+    Only the weights that ``loras`` adapt are written, in place, from ``files``: addresses stay, and nothing drifts. All
+    LoRAs that the model holds must be among ``loras``, at scale 0 if they are to go; new ones may be. No pass may be
+    under way, and what was computed with the old weights (keys and values) is the caller's.
+
+    Raises what load_generator raises, and ValueError for ``files`` of another model, before anything is written;
+    RuntimeError where writing itself fails, as weights are then partly new: refill again, or load anew.
+    """
+    config = _config(files)
+    if config != model.config:
+        raise ValueError(f"files: the model was not made from {files.config}")
+    tensors, own, users = _open_generator(files, config, loras)
+    adapted = {key for adapter in users for key in adapter}
+    views = {key: view for key, view in model.checkpoint_views().items() if key in adapted}
+    if not views:
+        return
+    try:
+        _fill(views, tensors, _source(files, loras), progress, _terms(own, *users))
+    except Exception as error:
+        raise RuntimeError(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
 
 
 def load_vae(
@@ -58,10 +97,10 @@ def load_vae(
     dtype: torch.dtype,
     encoder: bool = True,
     progress: Progress | None = None,
-) -> WanVae:
-    """The video autoencoder, or its decoder alone; CheckpointError."""
-    tensors, config = _open_vae(files, _config(files))
-    model = WanVae(config, encoder=encoder, device="meta")
+) -> Autoencoder:
+    """The video autoencoder of ``files.vae_type``, or its decoder alone; CheckpointError."""
+    tensors, whole = _open_vae(files, _config(files))
+    model = type(whole)(whole.config, encoder=encoder, device="meta")
     weights = _empty(model.state_dict(), device, dtype)
     _fill(weights, tensors, str(files.vae), progress)
     model.load_state_dict(weights, assign=True)
@@ -87,28 +126,57 @@ def _config(files: ModelFiles) -> ModelConfig:
         raise CheckpointError(str(error)) from error
 
 
-def _open_generator(files: ModelFiles, config: ModelConfig) -> tuple[dict[str, Tensor], Adapter]:
+def _open_generator(
+    files: ModelFiles, config: ModelConfig, loras: Sequence[UserLora] = ()
+) -> tuple[dict[str, Tensor], Adapter, list[Adapter]]:
+    """The generator's tensors, what LongLive's LoRA adds to them, and what each of ``loras`` does."""
     stored = tensors_in(files.generator, ("generator", "generator_ema", "model"))
     tensors = {key.replace("_fsdp_wrapped_module.", "").removeprefix("model."): t for key, t in stored.items()}
     if len(tensors) < len(stored):
         raise CheckpointError(f"{files.generator} holds some tensors twice, with and without a prefix")
-    shapes = {key: view.shape for key, view in Transformer(config, device="meta").checkpoint_views().items()}
+    shapes = _generator_shapes(config)
     check_tensors(files.generator, tensors, shapes, files.config)
-    return tensors, open_adapter(files.lora, shapes) if files.lora else {}
+    own = open_adapter(files.lora, shapes) if files.lora else {}
+    return tensors, own, open_user_loras(loras, shapes)
 
 
-def _open_vae(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor], VaeConfig]:
-    tensors = tensors_in(files.vae)
+def _generator_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    return {key: view.shape for key, view in Transformer(config, device="meta").checkpoint_views().items()}
+
+
+def _source(files: ModelFiles, loras: Sequence[UserLora]) -> str:
+    """The generator's files, as an error names them."""
+    paths = [files.generator, files.lora, *(lora.path for lora in loras)]
+    return " merged with ".join(str(path) for path in paths if path)
+
+
+def _terms(*adapters: Adapter) -> dict[str, list[LowRank]]:
+    """What is added to each weight, in this order: refilling must round as loading did."""
+    terms: dict[str, list[LowRank]] = {}
+    for key, term in (item for adapter in adapters for item in adapter.items()):
+        terms.setdefault(key, []).append(term)
+    return terms
+
+
+def _open_vae(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor], Autoencoder]:
+    """The VAE's tensors, and the network that they fit, on the meta device."""
+    tensors, tiny = tensors_in(files.vae), files.vae_type in ("tae", "lighttae")
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     try:
-        config = VaeConfig.from_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+        if tiny:
+            vae = Tae(TaeConfig.from_shapes(found, light=files.vae_type == "lighttae"), device="meta")
+        else:
+            vae = WanVae(VaeConfig.from_shapes(found), device="meta")
     except ValueError as error:
         raise CheckpointError(f"{files.vae}: {error}") from error
-    shapes = {key: tensor.shape for key, tensor in WanVae(config, device="meta").state_dict().items()}
-    check_tensors(files.vae, tensors, shapes, f"a Wan 2.1 VAE of width {config.base}")
-    if not config.z_dim == model.in_dim == model.out_dim:
-        found = f"in_dim {model.in_dim}, out_dim {model.out_dim}"
-        raise CheckpointError(f"{files.vae} has {config.z_dim} latent channels, {files.config} has {found}")
-    return tensors, config
+    shapes = {key: tensor.shape for key, tensor in vae.state_dict().items()}
+    if tiny:
+        tensors = last_rows(tensors, shapes)
+    check_tensors(files.vae, tensors, shapes, vae.config)
+    if not vae.config.z_dim == model.in_dim == model.out_dim:
+        wanted = f"in_dim {model.in_dim}, out_dim {model.out_dim}"
+        raise CheckpointError(f"{files.vae} has {vae.config.z_dim} latent channels, {files.config} has {wanted}")
+    return tensors, vae
 
 
 def _open_text(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor], Tokenizer]:
@@ -138,19 +206,20 @@ def _empty(tensors: Mapping[str, Tensor], device: torch.device | str, dtype: tor
     return {key: torch.empty(tensor.shape, device=device, dtype=dtype) for key, tensor in tensors.items()}
 
 
+@torch.no_grad()  # a file may hold parameters
 def _fill(
     views: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     source: str,
     progress: Progress | None,
-    adapter: Adapter | None = None,
+    terms: Mapping[str, Sequence[LowRank]] | None = None,
 ) -> None:
-    """Copy ``tensors`` into ``views``, merging what ``adapter`` adapts; CheckpointError for NaN or infinity."""
+    """Copy ``tensors`` into ``views``, merged with ``terms``; CheckpointError for NaN or infinity."""
     total, done = sum(view.nbytes for view in views.values()), 0
     sums = next(iter(views.values())).new_zeros(len(views), dtype=torch.float32)
     for i, (key, view) in enumerate(views.items()):
         weight = tensors[key].to(view.device)
-        view.copy_(merge(weight, *adapter[key]) if adapter and key in adapter else weight)
+        view.copy_(merge(weight, terms[key]) if terms and key in terms else weight)
         # A NaN or infinity survives summation. All sums are looked at together, so that loading syncs once.
         sums[i] = view.sum(dtype=torch.float32)
         done += view.nbytes

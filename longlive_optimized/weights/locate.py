@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 TINY = "tiny"
-VAE_FILES = {"wan": "Wan2.1_VAE.pth", "lightvae": "lightvaew2_1.pth"}
+VAE_FILES = {
+    "wan": "Wan2.1_VAE.pth",
+    "lightvae": "lightvaew2_1.pth",
+    "tae": "taew2_1.pth",
+    "lighttae": "lighttaew2_1.pth",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +28,7 @@ class ModelFiles:
     vae: Path
     text: Path
     tokenizer: Path
+    vae_type: str = "wan"  # what ``vae`` holds; a TAE and a LightTAE cannot be told apart by their tensors
 
 
 def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFiles:
@@ -31,7 +36,8 @@ def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFi
 
     ``model_path`` is a folder that holds ``longlive_models`` and ``wan_models``, the ``longlive_models`` folder itself
     (``wan_models`` in it or beside it), scope's models folder, the ``LongLive-1.3B`` folder in it, or ``"tiny"``, the
-    built-in model. Where there are two text encoders, the bf16 one is taken. ``vae_type``: ``wan`` or ``lightvae``.
+    built-in model. Where there are two text encoders, the bf16 one is taken. ``vae_type``: ``wan``, the model's own, or
+    ``lightvae``, ``tae`` or ``lighttae`` from the ``Autoencoders`` folder beside it, which trade quality for speed.
 
     Raises FileNotFoundError listing what is missing and where it was looked for; TypeError, ValueError.
     """
@@ -54,7 +60,7 @@ def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFi
         raise FileNotFoundError(f"model_path: {root} lacks {', '.join(missing)}; looked for\n{looked}")
     if found["lora"] is None:
         _log.warning("no lora.pt beside %s: the base weights are used as they are", found["generator"])
-    return dataclasses.replace(ModelFiles(**found), tokenizer=found["tokenizer"].parent)
+    return ModelFiles(**found | {"tokenizer": found["tokenizer"].parent}, vae_type=vae_type)
 
 
 def _candidates(root: Path, vae_type: str) -> dict[str, list[Path]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,17 @@ from .files import check_tensors, tensors_in
 
 _PREFIX = "base_model.model."
 _TARGET = re.compile(r"(blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.[02]))\.weight")
+
+
+class LowRank(NamedTuple):
+    """What a LoRA adds to one weight [rows, columns]: ``scale B A``, A [rank, columns], B [rows, rank]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float = 1.0
+
+
+Adapter = Mapping[str, LowRank]  # by the key of the weight
 
 
 def targets(keys: Iterable[str]) -> list[str]:
@@ -31,20 +43,24 @@ def adapter_shapes(generator: Mapping[str, Sequence[int]], rank: int) -> dict[st
     return shapes
 
 
-def open_adapter(path: Path, generator: Mapping[str, Sequence[int]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, B) by the key of the weight that they adapt; CheckpointError unless every linear of every layer has both."""
+def open_adapter(path: Path, generator: Mapping[str, Sequence[int]]) -> Adapter:
+    """A and B of every linear of every layer, at scale 1, as LongLive's alpha equals its rank; else CheckpointError."""
     tensors = tensors_in(path, ("generator_lora",))
     matrix = next((t for key, t in tensors.items() if key.endswith(".lora_A.weight") and t.ndim == 2), None)
     if matrix is None:
         raise CheckpointError(f"{path} is no LoRA: it has no tensor named {_PREFIX}...lora_A.weight")
     check_tensors(path, tensors, adapter_shapes(generator, len(matrix)), "the generator's linears")
     return {
-        f"{module}.weight": tuple(tensors[f"{_PREFIX}{module}.lora_{half}.weight"] for half in "AB")
+        f"{module}.weight": LowRank(*(tensors[f"{_PREFIX}{module}.lora_{half}.weight"] for half in "AB"))
         for module in targets(generator)
     }
 
 
-def merge(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``W + B A`` in float32 on the device of ``weight``: LongLive's alpha equals its rank, so the factor is 1."""
+def merge(weight: Tensor, terms: Iterable[LowRank]) -> Tensor:
+    """``W`` plus each ``scale B A``, in turn, in float32 on the device of ``weight``; scale 0 does not touch a bit."""
     where = {"device": weight.device, "dtype": torch.float32}
-    return torch.addmm(weight.float(), b.to(**where), a.to(**where))
+    merged = weight.float()
+    for a, b, scale in terms:
+        if scale:
+            merged = torch.addmm(merged, b.to(**where), a.to(**where), alpha=scale)
+    return merged

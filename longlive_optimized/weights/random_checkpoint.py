@@ -23,15 +23,19 @@ from torch import Tensor
 
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
-from ..vae.config import VaeConfig
+from ..vae.config import TaeConfig, VaeConfig
 from ..vae.model import WanVae
+from ..vae.tae import Tae
+from .locate import VAE_FILES
 from .lora import adapter_shapes
 from .random_tokenizer import write_tokenizer
 
 TINY = ModelConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=64)
 _CONFIGS = {"tiny": (TINY, VaeConfig(base=8), 8), "1.3b": (ModelConfig(), VaeConfig(), 256)}  # model, VAE, LoRA rank
+_SMALL_VAES = {"tiny": (VaeConfig(base=4), TaeConfig(8, (16, 12, 8, 8))), "1.3b": (VaeConfig(base=24), TaeConfig())}
 _MODELS = Path("longlive_models", "models")
 _WAN = Path("wan_models", "Wan2.1-T2V-1.3B")
+_SMALL = Path("Autoencoders")
 _MMAP_OPTIONS = threading.Lock()  # torch keeps them for the whole process
 _CHUNK = 1 << 22  # numbers drawn at a time: bounds the float32 copy
 
@@ -115,13 +119,21 @@ def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: Call
 def _checkpoint_files(name: str, vocabulary: int, full_text: bool) -> list[_File]:
     config, vae, rank = _CONFIGS[name]
     generator = {key: view.shape for key, view in Transformer(config, device="meta").checkpoint_views().items()}
-    vae_shapes = {key: tensor.shape for key, tensor in WanVae(vae, device="meta").state_dict().items()}
+    vaes = (
+        WanVae(vae, device="meta"),
+        WanVae(_SMALL_VAES[name][0], device="meta"),
+        Tae(_SMALL_VAES[name][1], device="meta"),
+    )
+    wan, light, tae = ({key: tensor.shape for key, tensor in network.state_dict().items()} for network in vaes)
     adapter, bf16 = adapter_shapes(generator, rank), torch.bfloat16
     text = _text_shapes(config, vocabulary, full_text)
     return [
         _File(_MODELS / "longlive_base.pt", generator, _generator_rule, bf16, "generator", "model."),
         _File(_MODELS / "lora.pt", adapter, _adapter_rule, bf16, "generator_lora"),
-        _File(_WAN / "Wan2.1_VAE.pth", vae_shapes, _vae_rule, torch.float32),
+        _File(_WAN / VAE_FILES["wan"], wan, _vae_rule, torch.float32),
+        _File(_SMALL / VAE_FILES["lightvae"], light, _vae_rule, torch.float32),
+        _File(_SMALL / VAE_FILES["tae"], tae, _tae_rule, torch.float32),
+        _File(_SMALL / VAE_FILES["lighttae"], tae, _tae_rule, torch.float32),
         _File(_WAN / "models_t5_umt5-xxl-enc-bf16.pth", text, _text_rule, bf16),
     ]
 
@@ -184,7 +196,8 @@ def _linear(shape: Sequence[int], gain: float = 1.0) -> Normal:
     return Normal(0.0, gain / math.sqrt(math.prod(shape[1:])))
 
 
-_AFTER_GELU, _AFTER_SILU = 1.6, 1.7  # what brings a standard normal back to unit size behind the activation
+# What brings a standard normal back to unit size behind the activation.
+_AFTER_GELU, _AFTER_SILU, _AFTER_RELU = 1.6, 1.7, 1.4
 
 
 def _generator_rule(key: str, shape: Sequence[int]) -> Normal:
@@ -216,6 +229,14 @@ def _vae_rule(key: str, shape: Sequence[int]) -> Normal:
     if key == "decoder.head.2.weight":
         return _linear(shape, 0.75)
     return _linear(shape, _AFTER_SILU if ".residual." in key or ".head." in key else 1.0)
+
+
+def _tae_rule(key: str, shape: Sequence[int]) -> Normal:
+    if key.endswith(".bias"):
+        return Normal(0.5 if key == "decoder.22.bias" else 0.0, 0.05)  # grey, between black and white
+    if key == "decoder.22.weight":
+        return _linear(shape, 0.1)
+    return _linear(shape, 0.5 if ".conv.4." in key else _AFTER_RELU)  # MemBlocks add up: small steps
 
 
 def _text_rule(key: str, shape: Sequence[int]) -> Normal:

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.bench.eager import EagerNetwork, predict_x0, renoise
 from longlive_optimized.engine.sampler import make_schedule
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
+from longlive_optimized.weights.user_lora import UserLora
 
 SHAPE = (3, 16, 4, 6)
 
@@ -212,7 +214,7 @@ def test_video_after_text_is_encoded_as_a_new_one(engine):
     seen = []
     stream.encoder.encode = lambda frames: seen.append(frames) or EncoderStream(engine.vae).encode(frames)
     engine.generate_block(BlockRequest("a fox", video=video), stream)
-    assert torch.equal(seen[0], video[:9].permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+    assert torch.equal(seen[0], video.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
 
 
 def test_frames_of_any_sizes_are_one_video(engine):
@@ -248,7 +250,9 @@ def test_a_restart_keeps_the_prompt_and_its_transition(engine):
         stream = engine.open_stream(seed=5)
         engine.generate_block(BlockRequest("a fox"), stream)
         for i in range(3):
-            last = engine.generate_block(BlockRequest("a boat", transition_blocks=3, **(kind if i == 1 else {})), stream)
+            last = engine.generate_block(
+                BlockRequest("a boat", transition_blocks=3, **(kind if i == 1 else {})), stream
+            )
         return stream, last
 
     stream, _ = run(restart=True)
@@ -411,3 +415,50 @@ def test_a_vae_that_fails_begins_the_stream_anew(engine, monkeypatch):
 def test_bad_streams_are_named(engine, wish):
     with pytest.raises(ValueError, match=f"{next(iter(wish))} must be"):
         engine.open_stream(**wish)
+
+
+def test_other_lora_scales_hold_from_the_next_block_on(engine, tmp_path):
+    a, b = torch.randn(2, 256), torch.randn(256, 2)
+    path = tmp_path / "style.safetensors"
+    save_file({"blocks.0.cross_attn.k.lora_A.weight": a, "blocks.0.cross_attn.k.lora_B.weight": b}, path)
+
+    def latents(first, second):
+        engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), "cpu", loras=[UserLora(path, first)])
+        engine.generate_block(BlockRequest("a fox"))
+        engine.set_loras([UserLora(path, second)])
+        stages = []
+        for _ in range(2):
+            engine.generate_block(BlockRequest("a fox"))
+            stages.append({*engine.block_times()[-1].stages})
+        assert "recache" in stages[0] and "recache" not in stages[1]  # old keys and values are made up for, once
+        return engine.stream.history
+
+    assert torch.equal(latents(0.5, 1.0), latents(0.5, 1.0))
+    assert not torch.equal(latents(0.5, 1.0)[3:], latents(0.5, 0.5)[3:])
+
+
+def test_after_a_reset_other_lora_scales_are_as_if_loaded_with(tmp_path):
+    a, b = torch.randn(2, 256), torch.randn(256, 2)
+    names = ("time_embedding.2", "text_embedding.2", "blocks.1.self_attn.v")
+    path = tmp_path / "style.safetensors"
+    save_file({f"{name}.lora_{half}.weight": t.clone() for name in names for half, t in (("A", a), ("B", b))}, path)
+    config = OptimizationConfig(height=32, width=48)
+    changed, loaded = (LongLiveEngine("tiny", config, "cpu", loras=[UserLora(path, s)]) for s in (0.2, 0.8))
+    latents_of(changed, changed.stream, ["a fox"] * 2)
+    changed.set_loras([UserLora(path, 0.8)])
+    changed.reset()
+    prompts = ["a fox"] * 3
+    assert torch.equal(latents_of(changed, changed.stream, prompts), latents_of(loaded, loaded.stream, prompts))
+
+
+@pytest.mark.parametrize("vae_type", ["lightvae", "tae", "lighttae"])
+def test_small_vaes_change_the_picture_and_nothing_else(engine, vae_type):
+    small = LongLiveEngine("tiny", replace(engine.config, vae_type=vae_type), device="cpu")
+    stream = engine.open_stream()
+    for frames in (9, 12):
+        one, other = small.generate_block(BlockRequest("a fox")), engine.generate_block(BlockRequest("a fox"), stream)
+        assert one.shape == other.shape == (frames, 32, 48, 3) and not torch.equal(one, other)
+    assert torch.equal(small.stream.history, stream.history)
+    video = torch.randint(0, 256, (12, 32, 48, 3), dtype=torch.uint8)
+    requests = [BlockRequest("a fox", video=video, reset=True), *[BlockRequest("a fox", video=video)] * 2]
+    assert [len(small.generate_block(request)) for request in requests] == [13, 12, 12]

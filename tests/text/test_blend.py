@@ -1,4 +1,5 @@
 """Mixing embeddings against float64 and by its properties."""
+
 import math
 
 import pytest
@@ -122,5 +123,11 @@ def test_slerp_without_an_arc_is_lerp():
     b = a.clone()
     b[1] *= 2  # parallel
     b[2] *= -1  # opposite
-    b[3] = 0
     torch.testing.assert_close(slerp(a, b, 0.25), 0.75 * a + 0.25 * b)
+
+
+def test_slerp_takes_a_row_of_zeros_for_a_right_angle():
+    a, zero = torch.randn(1, 8, generator=torch.Generator().manual_seed(3)), torch.zeros(1, 8)
+    torch.testing.assert_close(slerp(a, zero, 0.25), math.sin(0.75 * math.pi / 2) * a)
+    torch.testing.assert_close(slerp(zero, a, 0.25), math.sin(0.25 * math.pi / 2) * a)
+    assert not slerp(zero, zero, 0.25).any()

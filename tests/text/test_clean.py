@@ -1,4 +1,5 @@
 """Prompt cleaning against the rule's own words (model specification 6.1)."""
+
 import pytest
 
 from longlive_optimized.text.clean import clean
@@ -13,7 +14,7 @@ from longlive_optimized.text.clean import clean
         ("fish &amp;amp; chips", "fish & chips"),  # entities are resolved twice
         ("<b> &amp;amp;amp; c", "<b> &amp; c"),  # ... and not a third time, where ftfy leaves them alone
         ("cafÃ© noir", "café noir"),  # mojibake
-        ("“quoted” it’s", "\"quoted\" it's"),
+        ("“quoted” it’s", '"quoted" it\'s'),
         ("&nbsp; a &nbsp;", "a"),
         ("日本の海", "日本の海"),
     ],

@@ -1,4 +1,5 @@
 """The encoder against the conformance vector and against a float64 network written from the specification."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """The prompt cache: least recently used goes first, counters, threads."""
+
 import threading
 
 import pytest

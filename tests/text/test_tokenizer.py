@@ -1,4 +1,5 @@
 """Prompt to ids: what umT5's tokenizer promises, and the same ids as transformers gives."""
+
 import json
 
 import pytest

@@ -1,4 +1,5 @@
 """The printed vectors of model specification 10.3: base width 8, float32."""
+
 import torch
 
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream

@@ -1,4 +1,5 @@
 """The checkpoint's names and sizes, and the blocks against their formulas."""
+
 import pytest
 import torch
 import torch.nn.functional as F

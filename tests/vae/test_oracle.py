@@ -1,4 +1,5 @@
 """Streams against the whole sequence at once, written from specification 7.2, 7.4 and 7.5 in plain NCTHW torch."""
+
 import copy
 
 import pytest

@@ -1,15 +1,29 @@
-"""Streams as objects: what they carry, forget, refuse and return."""
+"""Streams as objects: what they carry, forget, refuse and return, whatever network is behind them."""
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longlive_optimized.vae import stream as stream_module
 from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.vae.layers import Head
 from longlive_optimized.vae.model import WanVae
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream, to_uint8
+from longlive_optimized.vae.tae import Grow, Tae
 from support.vectors import h
 
+KINDS = ["wan", "tae"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def vae(make_vae, kind):
+    return make_vae(kind=kind)
 
 
 def latents_of(seed, frames, height=2, width=3):
@@ -56,22 +70,25 @@ def buffers_of(stream):
     return list(stream._state._frames.values())
 
 
+LAYERS_THAT_LOOK_BACK = {("wan", "decode"): 32, ("wan", "encode"): 24, ("tae", "decode"): 9, ("tae", "encode"): 9}
+
+
 @pytest.mark.parametrize(
-    ("make", "call", "first", "later", "layers"),
+    ("make", "call", "first", "later"),
     [
-        (DecoderStream, "decode", latents_of(0, 3), latents_of(1, 3), 32),
-        (EncoderStream, "encode", frames_of(0, 5), frames_of(1, 8), 24),
+        (DecoderStream, "decode", latents_of(0, 3), latents_of(1, 3)),
+        (EncoderStream, "encode", frames_of(0, 5), frames_of(1, 8)),
     ],
     ids=["decode", "encode"],
 )
-def test_reset_is_a_fresh_stream_in_the_same_buffers(vae, make, call, first, later, layers):
+def test_reset_is_a_fresh_stream_in_the_same_buffers(vae, kind, make, call, first, later):
     def play(stream):
         return torch.cat([getattr(stream, call)(x) for x in (first, later)])
 
     stream, expected = make(vae), play(make(vae))
     assert_same(play(stream), expected)
     before = buffers_of(stream)
-    assert len(before) == layers
+    assert len(before) == LAYERS_THAT_LOOK_BACK[kind, call]
     for buffer in before:
         buffer.fill_(float("nan"))
     stream.reset()
@@ -177,10 +194,16 @@ def test_bad_frames_change_nothing(vae, bad):
         assert_same(stream.encode(frames_of(0, count)), expected.encode(frames_of(0, count)))
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 12, 14])
-def test_first_frames_number_1_plus_4k(vae, count):
-    with pytest.raises(ValueError, match=rf"^frames must number 1 \+ 4k on a fresh stream, got {count}"):
+@pytest.mark.parametrize("count", [2, 3, 6, 14])
+def test_first_frames_number_1_plus_4k_or_4k(vae, count):
+    with pytest.raises(ValueError, match=rf"^frames must number 1 \+ 4k or 4k on a fresh stream, got {count}"):
         EncoderStream(vae).encode(frames_of(0, count))
+
+
+def test_twelve_first_frames_make_three_latents_and_all_are_remembered(make_vae):
+    nine, twelve = EncoderStream(make_vae()), EncoderStream(make_vae())
+    assert_same(twelve.encode(frames_of(0, 12)), nine.encode(frames_of(0, 9)))
+    assert not torch.equal(twelve.encode(frames_of(12, 4)), nine.encode(frames_of(12, 4)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 13])
@@ -191,53 +214,91 @@ def test_later_frames_number_4k(vae, count):
         stream.encode(frames_of(0, count))
 
 
-def test_a_failure_in_the_midst_resets(vae, monkeypatch):
-    def out_of_memory(self, x, state):
+def test_a_failure_in_the_midst_resets(vae, kind, monkeypatch):
+    def out_of_memory(*_):
         raise torch.OutOfMemoryError
 
     stream, latents = DecoderStream(vae), latents_of(0, 3)
     expected = DecoderStream(vae).decode(latents)
     for _ in range(2):  # on a fresh stream, then in the middle of one
         with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-            patch.setattr(Head, "forward", out_of_memory)
+            patch.setattr({"wan": Head, "tae": Grow}[kind], "forward", out_of_memory)
             stream.decode(latents)
         assert_same(stream.decode(latents), expected)
 
 
-def test_decoder_half_decodes_and_refuses_to_encode(vae):
-    half = WanVae(VaeConfig(base=8), encoder=False, device="meta")
+def test_decoder_half_decodes_and_refuses_to_encode(vae, kind, empty_vae):
+    half = empty_vae(kind, encoder=False)
     half.load_state_dict({k: vae.state_dict()[k] for k in half.state_dict()}, assign=True)
     assert_same(DecoderStream(half).decode(latents_of(0, 2)), DecoderStream(vae).decode(latents_of(0, 2)))
     with pytest.raises(ValueError, match=r"^vae must have its encoder"):
         EncoderStream(half)
 
 
-def test_long_calls_are_split_below_32_bit_indices(vae64, monkeypatch):
-    passes = []
+# Room for 2.9 latents of four frames at the decoder's greatest width, then for 14 frames at the encoder's: Wan's takes
+# 8 + 1 new frames and two past ones, the tiny one 8.
+@pytest.mark.parametrize(
+    ("kind", "widths", "whole", "parts"),
+    [("wan", (8, 16), [7, 25], [9, 4, 8, 4]), ("tae", (10, 8), [7, 28], [8, 8, 8, 4])],
+    indirect=["kind"],
+)
+def test_long_calls_are_split_below_32_bit_indices(make_vae, kind, widths, whole, parts, monkeypatch):
+    vae64, passes = make_vae(torch.float64, kind=kind), []
 
     def spy_on(name, method):
         def spy(self, x, state):
             passes.append(len(x))
             return method(self, x, state)
 
-        monkeypatch.setattr(WanVae, name, spy)
+        monkeypatch.setattr(type(vae64), name, spy)
 
-    spy_on("decode", WanVae.decode)
-    spy_on("encode", WanVae.encode)
+    spy_on("decode", type(vae64).decode)
+    spy_on("encode", type(vae64).encode)
     latents, frames = latents_of(0, 7).double(), frames_of(0, 25).double()
-    whole = DecoderStream(vae64).decode(latents), EncoderStream(vae64).encode(frames)
-    pictures = DecoderStream(vae64).decode_uint8(latents)
-    assert passes == [7, 25, 7]
+    first, later = frames.split([13, 12])
+
+    def encode(encoder=None):
+        encoder = encoder or EncoderStream(vae64)
+        return torch.cat([encoder.encode(first), encoder.encode(later)])
+
+    pixels, pictures = DecoderStream(vae64).decode(latents), DecoderStream(vae64).decode_uint8(latents)
+    EncoderStream(vae64).encode(frames)
+    assert passes == [whole[0], whole[0], whole[1]]
+    encoded = encode()
     passes.clear()
-    # Room for 2.9 latents of four frames with 16 channels, then for 14 frames with 8 channels: 8 + 1 new, 2 past ones.
-    monkeypatch.setattr(stream_module, "_MAX_ELEMENTS", int(2.9 * 4 * 16 * 24 * 16))
-    torch.testing.assert_close(DecoderStream(vae64).decode(latents), whole[0], rtol=0, atol=1e-12)
+    monkeypatch.setattr(stream_module, "_MAX_ELEMENTS", int(2.9 * 4 * 16 * 24 * widths[1]))
+    torch.testing.assert_close(DecoderStream(vae64).decode(latents), pixels, rtol=0, atol=1e-12)
     assert_same(DecoderStream(vae64).decode_uint8(latents), pictures)
-    monkeypatch.setattr(stream_module, "_MAX_ELEMENTS", 14 * 16 * 24 * 8)
-    encoder = EncoderStream(vae64)
-    got = torch.cat([encoder.encode(part) for part in frames.split([13, 12])])
-    torch.testing.assert_close(got, whole[1], rtol=0, atol=1e-12)
-    assert passes == [2, 2, 2, 1] * 2 + [9, 4, 8, 4]
+    monkeypatch.setattr(stream_module, "_MAX_ELEMENTS", 14 * 16 * 24 * widths[0])
+    torch.testing.assert_close(encode(), encoded, rtol=0, atol=1e-12)
+    assert passes == [2, 2, 2, 1] * 2 + parts
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that was made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("vae", [WanVae(device="meta"), WanVae(VaeConfig(base=24), device="meta"), Tae(device="meta")])
+@pytest.mark.parametrize("latents", [1, 3])
+def test_the_largest_tensor_is_the_one_that_splitting_counts_on(vae, latents):
+    def count(call, *shape):
+        with Largest() as largest:
+            call(torch.empty(shape, device="meta"))
+        return largest.elements
+
+    decoder, encoder, frames = DecoderStream(vae), EncoderStream(vae), 4 * latents
+    count(decoder.decode, 1, 16, 10, 12), count(encoder.encode, 1, 3, 80, 96)
+    encoder_elements, decoder_elements = (80 * 96 * width for width in vae.config.full_size_widths)
+    assert count(decoder.decode, latents, 16, 10, 12) == frames * decoder_elements
+    assert frames * encoder_elements <= count(encoder.encode, frames, 3, 80, 96) <= (frames + 2) * encoder_elements
 
 
 # Specification 7.1's table: what mean and 1/std become in bfloat16.
@@ -284,8 +345,8 @@ def test_uint8_truncates_in_float32(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pictures_are_the_pixels(make_vae, dtype):
-    vae = make_vae(dtype)
+def test_pictures_are_the_pixels(make_vae, kind, dtype):
+    vae = make_vae(dtype, kind=kind)
     latents = 4 * latents_of(9, 3).to(dtype)
     pixels, pictures = DecoderStream(vae).decode(latents), DecoderStream(vae).decode_uint8(latents)
     assert pixels.dtype == dtype and pixels.shape == (9, 3, 16, 24)
@@ -301,13 +362,13 @@ def no_tf32(monkeypatch):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_cuda_equals_cpu(make_vae, no_tf32):
+def test_cuda_equals_cpu(make_vae, kind, no_tf32):
     cases = [
         (DecoderStream, "decode", latents_of(10, 6, 5, 7), [3, 3]),
         (EncoderStream, "encode", frames_of(11, 13, 40, 56), [9, 4]),
     ]
     for make, call, x, sizes in cases:
-        cpu, cuda = make(make_vae()), make(make_vae(device="cuda"))
+        cpu, cuda = make(make_vae(kind=kind)), make(make_vae(device="cuda", kind=kind))
         for part in x.split(sizes):
             expected, got = getattr(cpu, call)(part), getattr(cuda, call)(part.cuda()).cpu()
             assert (got - expected).norm() <= 1e-4 * expected.norm()
@@ -315,9 +376,9 @@ def test_cuda_equals_cpu(make_vae, no_tf32):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_steady_decoding_neither_waits_nor_leaves_its_graph(make_vae):
+def test_steady_decoding_neither_waits_nor_leaves_its_graph(make_vae, kind):
     """After the first calls nothing synchronises with the host, and a captured call continues the stream."""
-    vae = make_vae(torch.bfloat16, "cuda")
+    vae = make_vae(torch.bfloat16, "cuda", kind)
     blocks = [latents_of(seed, 3, 6, 10).bfloat16().cuda() for seed in range(5)]
     eager, captured = DecoderStream(vae), DecoderStream(vae)
     expected = [eager.decode_uint8(block) for block in blocks[:2]]

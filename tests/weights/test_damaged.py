@@ -1,4 +1,5 @@
 """Everything that people really have in place of a checkpoint: each is told apart, by file name."""
+
 import json
 import os
 

@@ -1,4 +1,5 @@
 """Checkpoint files to networks: every weight in its place, in every accepted form."""
+
 import dataclasses
 
 import pytest

@@ -1,4 +1,7 @@
 """Finding a model's files in every layout that is accepted."""
+
+import dataclasses
+
 import pytest
 
 from longlive_optimized.weights.locate import ModelFiles, locate
@@ -9,7 +12,7 @@ BF16, FP8 = f"{WAN}/models_t5_umt5-xxl-enc-bf16.pth", "WanVideo_comfy/umt5-xxl-e
 GENERATOR = ["models/longlive_base.pt", "models/lora.pt"]
 PLAIN = [f"{WAN}/config.json", f"{WAN}/Wan2.1_VAE.pth", TOKENIZER]
 SCOPE = [*(f"LongLive-1.3B/{name}" for name in GENERATOR), *PLAIN, FP8]
-SCOPE_SMALL = [*SCOPE, "Autoencoders/lightvaew2_1.pth"]
+SMALL_VAES = {"lightvae": "lightvaew2_1.pth", "tae": "taew2_1.pth", "lighttae": "lighttaew2_1.pth"}
 
 
 def own(generator, wan):
@@ -64,12 +67,35 @@ def test_bf16_text_encoder_goes_first(tmp_path):
     assert locate(tmp_path).text == tmp_path / BF16
 
 
-def test_vae_types(tmp_path):
-    plant(tmp_path, SCOPE_SMALL)
-    assert locate(tmp_path).vae == tmp_path / f"{WAN}/Wan2.1_VAE.pth"
-    assert locate(tmp_path / "LongLive-1.3B", vae_type="lightvae").vae == tmp_path / "Autoencoders/lightvaew2_1.pth"
-    with pytest.raises(ValueError, match=r"vae_type must be one of wan, lightvae"):
-        locate(tmp_path, vae_type="tae")
+@pytest.mark.parametrize("names", [SCOPE, own("longlive_models/", "wan_models/")], ids=["scope", "own"])
+@pytest.mark.parametrize("vae_type", SMALL_VAES)
+def test_vae_types(tmp_path, names, vae_type):
+    plant(tmp_path, [*names, *(f"Autoencoders/{name}" for name in SMALL_VAES.values())])
+    inner = tmp_path / ("LongLive-1.3B" if names is SCOPE else "longlive_models")
+    plain = locate(tmp_path)
+    assert plain.vae.name == "Wan2.1_VAE.pth" and plain.vae_type == "wan"
+    for start in (tmp_path, inner):
+        found = locate(start, vae_type=vae_type)
+        assert found.vae == tmp_path / "Autoencoders" / SMALL_VAES[vae_type]
+        assert found == dataclasses.replace(plain, vae=found.vae, vae_type=vae_type)
+
+
+@pytest.mark.parametrize("vae_type", ["taehv", "", None])
+def test_no_vae_type(tmp_path, vae_type):
+    plant(tmp_path, SCOPE)
+    with pytest.raises(ValueError, match=r"vae_type must be one of wan, lightvae, tae, lighttae, got"):
+        locate(tmp_path, vae_type=vae_type)
+
+
+@pytest.mark.parametrize("vae_type", SMALL_VAES)
+def test_missing_small_vae(tmp_path, vae_type):
+    """Another VAE is never taken in its place."""
+    others = [name for kind, name in SMALL_VAES.items() if kind != vae_type]
+    plant(tmp_path / "models", [*SCOPE, *(f"Autoencoders/{name}" for name in others)])
+    with pytest.raises(FileNotFoundError, match="lacks vae; looked for") as caught:
+        locate(tmp_path / "models", vae_type=vae_type)
+    for shelf in (tmp_path / "models", tmp_path):
+        assert str(shelf / "Autoencoders" / SMALL_VAES[vae_type]) in str(caught.value)
 
 
 def test_without_lora(tmp_path, caplog):

@@ -1,9 +1,10 @@
 """The LoRA's names and its merge, against peft itself and against float64."""
+
 import pytest
 import torch
 
 from longlive_optimized.weights import CheckpointError
-from longlive_optimized.weights.lora import adapter_shapes, merge, open_adapter, targets
+from longlive_optimized.weights.lora import LowRank, adapter_shapes, merge, open_adapter, targets
 
 GENERATOR = {"blocks.0.self_attn.q.weight": (24, 16), "blocks.0.self_attn.q.bias": (24,), "head.head.weight": (8, 16)}
 
@@ -13,9 +14,27 @@ def test_merge_is_float32_whatever_goes_in():
     w, a, b = (torch.randn(shape, generator=generator) for shape in [(24, 16), (8, 16), (24, 8)])
     for dtype in (torch.float32, torch.bfloat16):
         w, a, b = w.to(dtype), a.to(dtype), b.to(dtype)
-        merged = merge(w, a, b)
+        merged = merge(w, [LowRank(a, b)])
         assert merged.dtype == torch.float32
         torch.testing.assert_close(merged.double(), w.double() + b.double() @ a.double(), rtol=1e-6, atol=1e-5)
+
+
+def test_merge_adds_scaled_terms_in_turn():
+    generator = torch.Generator().manual_seed(0)
+    w, a, b, c, d = (torch.randn(s, generator=generator) for s in [(24, 16), (8, 16), (24, 8), (2, 16), (24, 2)])
+    merged = merge(w, [LowRank(a, b, -0.5), LowRank(c, d, 3)])
+    wanted = w.double() - 0.5 * (b.double() @ a.double()) + 3 * (d.double() @ c.double())
+    torch.testing.assert_close(merged.double(), wanted, rtol=1e-6, atol=1e-5)
+    assert torch.equal(merged, merge(merge(w, [LowRank(a, b, -0.5)]), [LowRank(c, d, 3)]))
+
+
+def test_merge_leaves_its_operands_and_scale_0_leaves_every_bit():
+    w = torch.tensor([[-0.0, 1.0]])
+    a, b = torch.full((1, 2), 2.0), torch.ones(1, 1)
+    assert merge(w, [LowRank(a, b), LowRank(a, b)]).tolist() == [[4, 5]]
+    assert w.tolist() == [[0, 1]] and a.tolist() == [[2, 2]]
+    unread = LowRank(torch.empty(1, 2, device="meta"), torch.empty(1, 1, device="meta"), 0.0)
+    assert merge(w, [unread]).view(torch.int32).equal(w.view(torch.int32))
 
 
 def test_targets_are_every_linear_of_every_layer():
@@ -41,7 +60,7 @@ def test_names_and_merge_of_peft(tmp_path):
     assert list(adapter) == ["blocks.0.self_attn.q.weight"]
     merged = wrapped.merge_and_unload().blocks[0].self_attn["q"].weight
     assert (merged - base).norm() > 0.1 * base.norm()
-    found = merge(base, *adapter["blocks.0.self_attn.q.weight"])
+    found = merge(base, [adapter["blocks.0.self_attn.q.weight"]])
     torch.testing.assert_close(found, merged.detach(), rtol=1e-6, atol=1e-6)
 
 

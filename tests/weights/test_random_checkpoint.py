@@ -1,4 +1,5 @@
 """Random checkpoints: public names and sizes, the same for the same seed, every part felt in the result."""
+
 import json
 import math
 import shutil
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from longlive_optimized.vae.state import CausalState
 from longlive_optimized.weights import random_checkpoint
 from longlive_optimized.weights.load import check, load_generator, load_text_encoder, load_vae
-from longlive_optimized.weights.locate import locate
+from longlive_optimized.weights.locate import VAE_FILES, locate
 from longlive_optimized.weights.random_checkpoint import TINY, make_checkpoint
 from longlive_optimized.weights.random_tokenizer import write_tokenizer
 
@@ -27,11 +28,14 @@ def sizes(full_text):
 
 
 def test_published_sizes():
-    """Counts of sections 1.2, 1.4, 7.7 and 6."""
+    """Counts of sections 1.2, 1.4, 7.7, 8 and 6."""
     assert sizes(full_text=True) == {
         "longlive_base.pt": (825, 1_418_996_800),
         "lora.pt": (600, 349_962_240),
         "Wan2.1_VAE.pth": (194, 126_892_531),
+        "lightvaew2_1.pth": (194, 8_035_003),
+        "taew2_1.pth": (128, 11_315_539),
+        "lighttaew2_1.pth": (128, 11_315_539),
         "models_t5_umt5-xxl-enc-bf16.pth": (242, 5_680_910_336),
     }
 
@@ -52,7 +56,7 @@ def test_public_names(pristine):
     assert adapter["base_model.model.blocks.1.cross_attn.o.lora_B.weight"].shape == (256, 8)
     config = json.loads(files.config.read_text())
     assert config["model_type"] == "t2v" and config["dim"] == 256 and config["text_len"] == 512
-    assert sum(path.stat().st_size for path in pristine.rglob("*") if path.is_file()) < 10e6
+    assert sum(path.stat().st_size for path in pristine.rglob("*") if path.is_file()) < 12e6
 
 
 def test_same_seed_same_bytes(pristine, tmp_path):
@@ -61,7 +65,7 @@ def test_same_seed_same_bytes(pristine, tmp_path):
     other = content(make_checkpoint(tmp_path / "other", "tiny", seed=1))
     assert other.keys() == wanted.keys()
     differ = {path.name for path in wanted if wanted[path] != other[path]}
-    assert differ == {"longlive_base.pt", "lora.pt", "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"}
+    assert differ == {"longlive_base.pt", "lora.pt", *VAE_FILES.values(), "models_t5_umt5-xxl-enc-bf16.pth"}
 
 
 def test_tokenizer_is_the_same_each_time(tmp_path):
@@ -91,7 +95,7 @@ def test_into_an_empty_folder(tmp_path):
     target = tmp_path / "empty"
     target.mkdir()
     check(locate(make_checkpoint(target, "tiny")))
-    assert {path.name for path in target.iterdir()} == {"longlive_models", "wan_models"}
+    assert {path.name for path in target.iterdir()} == {"longlive_models", "wan_models", "Autoencoders"}
 
 
 def test_a_filled_folder_needs_force(pristine, tmp_path):
@@ -128,7 +132,7 @@ def test_nothing_is_left_of_a_failure(tmp_path, monkeypatch):
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"too little room, 4\.1 GB"):
+    with pytest.raises(OSError, match=r"too little room, 4\.2 GB"):
         make_checkpoint(tmp_path / "x", "1.3b")
     assert not list(tmp_path.iterdir())
 

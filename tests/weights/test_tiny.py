@@ -1,4 +1,5 @@
 """The built-in model: made once, in the cache, whoever asks first."""
+
 import shutil
 import threading
 

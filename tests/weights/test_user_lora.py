@@ -1,0 +1,543 @@
+"""Users' LoRAs: every form that trainers write, against peft and float64; other scales in place, bit for bit."""
+
+import dataclasses
+import json
+import logging
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from longlive_optimized.model.transformer import Transformer
+from longlive_optimized.weights import CheckpointError, load, user_lora
+from longlive_optimized.weights.load import check_loras, load_generator, refill_generator
+from longlive_optimized.weights.locate import locate
+from longlive_optimized.weights.random_checkpoint import TINY
+from longlive_optimized.weights.user_lora import UserLora
+
+SHAPES = {key: view.shape for key, view in Transformer(TINY, device="meta").checkpoint_views().items()}
+LINEARS = [key.removesuffix(".weight") for key, s in SHAPES.items() if key.endswith(".weight") and len(s) == 2]
+Q, FFN = "blocks.0.self_attn.q", "blocks.1.ffn.0"
+
+
+@pytest.fixture
+def model_files(pristine):
+    return locate(pristine)
+
+
+@pytest.fixture
+def plain(model_files):
+    """The generator without users' LoRAs, float32."""
+    return load_generator(model_files, "cpu", torch.float32).checkpoint_views()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "style.safetensors"
+
+
+def halves(modules, seed=0, dtype=torch.float32):
+    """A and B of each module, of another rank for each, as large together as a tenth of the weight."""
+    generator, made = torch.Generator().manual_seed(seed), {}
+    for i, module in enumerate(modules):
+        (rows, columns), rank = SHAPES[f"{module}.weight"], 1 + i % 5
+        a = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+        made[module] = a.to(dtype), (torch.randn(rows, rank, generator=generator) * 0.1).to(dtype)
+    return made
+
+
+def dotted(prefix="", infix=""):
+    return lambda module: (f"{prefix}{module}", f"lora_A{infix}.weight", f"lora_B{infix}.weight")
+
+
+def kohya(prefix):
+    return lambda module: (prefix + module.replace(".", "_"), "lora_down.weight", "lora_up.weight")
+
+
+BARE = dotted()
+
+
+def tensors_of(pairs, naming=BARE, alpha=None):
+    tensors = {}
+    for module, (a, b) in pairs.items():
+        name, down, up = naming(module)
+        tensors |= {f"{name}.{down}": a, f"{name}.{up}": b}
+        if alpha is not None:
+            tensors[f"{name}.alpha"] = alpha
+    return tensors
+
+
+def write(path, tensors):
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    return path
+
+
+def merged(model_files, *loras, dtype=torch.float32):
+    return load_generator(model_files, "cpu", dtype, loras=loras).checkpoint_views()
+
+
+def check_merge(found, plain, pairs, strength=lambda rank: 1.0):
+    """``found`` is ``plain``, plus ``strength(rank) B A`` where there is a pair, in float64."""
+    for key, view in found.items():
+        if (module := key.removesuffix(".weight")) not in pairs:
+            assert torch.equal(view, plain[key]), key
+            continue
+        a, b = pairs[module]
+        delta = strength(len(a)) * (b.double() @ a.double())
+        assert delta.norm() > 1e-3 * plain[key].norm(), key
+        torch.testing.assert_close(view.double(), plain[key].double() + delta, rtol=0, atol=2e-6)
+
+
+# ---- forms
+
+
+@pytest.mark.parametrize("alpha", [None, torch.tensor(2.5), torch.tensor([3]), torch.tensor(1.5, dtype=torch.bfloat16)])
+@pytest.mark.parametrize(
+    "naming",
+    [
+        dotted(),
+        dotted("diffusion_model."),
+        dotted("base_model.model."),
+        dotted("transformer."),
+        dotted("model.diffusion_model."),
+        dotted("base_model.model.", ".default"),
+        dotted("pipe.dit.", ".default"),
+        kohya("lora_unet_"),
+        kohya("lora_unet__"),
+        lambda module: (f"diffusion_model.{module}", "lora_down.weight", "lora_up.weight"),
+    ],
+    ids=["bare", "comfy", "peft", "transformer", "nested", "default", "diffsynth", "kohya", "fun", "comfy down up"],
+)
+def test_every_linear_in_every_form(model_files, plain, path, naming, alpha):
+    """q, k and v, which lie in one matrix, and what LongLive's own LoRA leaves alone (embeddings, head) included."""
+    pairs = halves(LINEARS)
+    assert {"head.head", "text_embedding.0", "time_projection.1", "blocks.1.cross_attn.v"} <= set(LINEARS)
+    assert len(LINEARS) == 6 + 10 * TINY.num_layers
+    write(path, tensors_of(pairs, naming, alpha))
+    lora = UserLora(path, -0.75)
+    check_loras(model_files, [lora])
+    strength = (lambda rank: -0.75) if alpha is None else (lambda rank: -0.75 * alpha.item() / rank)
+    check_merge(merged(model_files, lora), plain, pairs, strength)
+
+
+@pytest.mark.parametrize("suffix", user_lora.SUFFIXES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_every_suffix_and_type(model_files, plain, tmp_path, suffix, dtype):
+    pairs = halves([Q, FFN], dtype=dtype)
+    file = write(tmp_path / f"x{suffix}", tensors_of(pairs))
+    check_merge(merged(model_files, UserLora(file)), plain, pairs)
+
+
+def test_alpha_of_some_modules_only(model_files, plain, path):
+    pairs = halves([Q, FFN])
+    write(path, tensors_of(pairs) | {f"{FFN}.alpha": torch.tensor(8.0)})
+    check_merge(merged(model_files, UserLora(path)), plain, pairs, lambda rank: {1: 1.0, 2: 8 / 2}[rank])
+
+
+def test_longlives_own_container(model_files, plain, tmp_path):
+    """A LoRA that LongLive's own training wrote, and parameters instead of tensors."""
+    pairs, file = halves([Q]), tmp_path / "mine.pt"
+    tensors = {key: nn.Parameter(t) for key, t in tensors_of(pairs, dotted("base_model.model.")).items()}
+    torch.save({"generator_lora": tensors, "step": 7}, file)
+    found = merged(model_files, UserLora(file))
+    check_merge(found, plain, pairs)
+    assert not any(view.requires_grad for view in found.values())
+
+
+def test_several_loras_add_up_and_are_rounded_once(model_files, plain, tmp_path):
+    first, second = halves([Q, FFN], 1), halves([FFN, "head.head"], 2)
+    loras = [
+        UserLora(write(tmp_path / "a.safetensors", tensors_of(first)), 0.5),
+        UserLora(write(tmp_path / "b.pt", tensors_of(second, kohya("lora_unet_"), torch.tensor(4.0))), 2),
+    ]
+    wide, narrow = merged(model_files, *loras), merged(model_files, *loras, dtype=torch.bfloat16)
+    assert all(torch.equal(narrow[key], wide[key].bfloat16()) for key in wide)
+    (a, b), (c, d) = first[FFN], second[FFN]
+    delta = 0.5 * (b.double() @ a.double()) + 2 * 4 / len(c) * (d.double() @ c.double())
+    torch.testing.assert_close(
+        wide[f"{FFN}.weight"].double(), plain[f"{FFN}.weight"].double() + delta, rtol=0, atol=2e-6
+    )
+    rounded = sum(not torch.equal(wide[key], plain[key]) for key in wide)
+    assert rounded == 3
+
+
+class Tree(nn.Module):
+    """The named linears of a model, as plain modules."""
+
+    def __init__(self, views, modules):
+        super().__init__()
+        for name in modules:
+            *folders, leaf = name.split(".")
+            parent = self
+            for folder in folders:
+                if folder not in parent._modules:
+                    parent.add_module(folder, nn.Module())
+                parent = parent._modules[folder]
+            weight = views[f"{name}.weight"]
+            linear = nn.Linear(weight.shape[1], weight.shape[0])
+            linear.weight.data.copy_(weight)
+            parent.add_module(leaf, linear)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_peft_saves_and_merges(model_files, plain, tmp_path, rslora):
+    """peft's own folder, alpha not the rank, a rank of its own for one module: the same weights as peft's own merge."""
+    peft = pytest.importorskip("peft")
+    modules = [Q, "blocks.0.cross_attn.k", FFN, "text_embedding.2", "head.head"]
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=modules, rank_pattern={FFN: 3}, init_lora_weights=False, use_rslora=rslora
+    )
+    wrapped = peft.get_peft_model(Tree(plain, modules), config)
+    wrapped.save_pretrained(tmp_path)
+    truth = wrapped.merge_and_unload()
+    found = merged(model_files, UserLora(tmp_path / "adapter_model.safetensors"))
+    for key, view in found.items():
+        if key.removesuffix(".weight") not in modules:
+            assert torch.equal(view, plain[key])
+            continue
+        wanted = truth.get_submodule(key.removesuffix(".weight")).weight.detach()
+        assert (wanted - plain[key]).norm() > 0.1 * plain[key].norm()
+        torch.testing.assert_close(view, wanted, rtol=1e-5, atol=2e-6)
+
+
+def test_pefts_alpha_is_for_its_own_file_only(model_files, plain, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 10}')
+    pairs = halves([FFN, Q])
+    write(tmp_path / "other.safetensors", tensors_of(pairs))
+    check_merge(merged(model_files, UserLora(tmp_path / "other.safetensors")), plain, pairs)
+    tensors = tensors_of(pairs) | {f"{Q}.alpha": torch.tensor(1.0)}  # the module's own comes first
+    write(tmp_path / "adapter_model.bin", tensors)
+    found = merged(model_files, UserLora(tmp_path / "adapter_model.bin"))
+    check_merge(found, plain, pairs, lambda rank: {1: 10.0, 2: 1 / 2}[rank])
+
+
+# ---- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"path": 3}, TypeError, "path must name a file, got int"),
+        ({"path": None}, TypeError, "path must name a file, got NoneType"),
+        ({"path": "x.gguf"}, ValueError, r"path must end in one of \.safetensors, .*, got x\.gguf"),
+        ({"path": ""}, ValueError, "path must end in one of"),
+        (
+            {"path": "none.safetensors"},
+            FileNotFoundError,
+            r"path must name a file: there is none at /.*none\.safetensors",
+        ),
+        ({"path": "folder.pt"}, FileNotFoundError, "path must name a file"),
+        ({"scale": "1"}, TypeError, "scale must be a number, got '1'"),
+        ({"scale": True}, TypeError, "scale must be a number, got True"),
+        ({"scale": None}, TypeError, "scale must be a number"),
+        ({"scale": 1j}, TypeError, "scale must be a number"),
+        ({"scale": float("nan")}, ValueError, "scale must be a finite number, got nan"),
+        ({"scale": -math.inf}, ValueError, "scale must be a finite number, got -inf"),
+        ({"scale": 10**400}, ValueError, "scale must be a finite number"),
+    ],
+)
+def test_bad_arguments(tmp_path, monkeypatch, arguments, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pt").touch()
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(error, match=f"a LoRA's {message}"):
+        UserLora(**{"path": "x.pt"} | arguments)
+
+
+def test_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.pt").touch()
+    lora = UserLora("x.pt", Fraction(1, 2))
+    assert lora == UserLora("~/x.pt", 0.5) and lora.path == tmp_path / "x.pt" and type(lora.scale) is float
+    assert dataclasses.replace(lora, scale=-3).scale == -3 and UserLora("x.pt").scale == 1
+
+
+def test_loras_must_be_user_loras(model_files):
+    for loras in ([{"path": "x.pt"}], ["x.pt"], {"path": "x.pt"}):
+        with pytest.raises(TypeError, match=r"loras must hold UserLora objects, got (dict|str)"):
+            load_generator(model_files, "cpu", torch.float32, loras=loras)
+
+
+def wider(tensors):
+    return {key: torch.cat((t, t), 1) if "lora_A" in key else torch.cat((t, t)) for key, t in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            wider,
+            r"does not fit this model.* 4 of another shape \(blocks\.0\.self_attn\.q\.A is \[1, 512\], expected \[1, ",
+        ),
+        (lambda t: t | {f"{FFN}.lora_B.weight": torch.zeros(512, 3)}, r"ffn\.0\.B is \[512, 3\], expected \[512, 2\]"),
+        (lambda t: t | {f"{FFN}.lora_B.weight": torch.zeros(512, 2, 1, 1)}, r"ffn\.0\.B is \[512, 2, 1, 1\], expected"),
+        (lambda t: t | {f"{Q}.lora_A.weight": torch.zeros(())}, r"self_attn\.q\.A is \[\], expected \[1, 256\]"),
+        (
+            lambda t: t | {f"{Q}.lora_A.weight": torch.zeros(0, 256), f"{Q}.lora_B.weight": torch.zeros(256, 0)},
+            r"self_attn\.q\.A is \[0, 256\], expected \[1, 256\]",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_B.weight"},
+            r"1 missing \(blocks\.0\.self_attn\.q\.B\)",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_A.weight"},
+            r"1 missing \(blocks\.0\.self_attn\.q\.A\)",
+        ),
+        (lambda t: t | {f"{Q}.lora_A.weight": torch.ones(1, 256, dtype=torch.int8)}, "1 not floating point .*int8"),
+        (lambda t: t | {f"{Q}.alpha": torch.ones(2)}, r"self_attn\.q\.alpha is \[2\], expected \[\]"),
+        (
+            lambda t: t | {f"{Q}.lora_down.weight": torch.zeros(1, 256)},
+            r"A of blocks\.0\.self_attn\.q twice.*lora_down",
+        ),
+        (
+            lambda t: t | {f"diffusion_model.{Q}.lora_B.weight": torch.zeros(256, 1)},
+            r"B of blocks\.0\.self_attn\.q twice",
+        ),
+        (
+            lambda t: t | {f"{Q}.lora_A.weight": torch.full((1, 256), torch.inf)},
+            r"adds NaN, infinity .* to .*self_attn\.q",
+        ),
+        (lambda t: t | {f"{FFN}.lora_B.weight": torch.full((512, 2), torch.nan)}, r"adds NaN, infinity .* to .*ffn\.0"),
+        (lambda t: t | {f"{FFN}.alpha": torch.tensor(torch.nan)}, r"adds NaN, infinity .* to .*ffn\.0"),
+        (lambda t: t | {f"{Q}.dora_scale": torch.ones(256, 1)}, r"is a DoRA.*self_attn\.q\.dora_scale"),
+        (lambda t: t | {f"{Q}.lora_magnitude_vector": torch.ones(256)}, "is a DoRA"),
+        (
+            lambda t: {f"transformer.blocks.0.attn1.to_q.{k[-13:]}": v for k, v in t.items()},
+            "holds no LoRA of this model's",
+        ),
+        (lambda t: {f"lora_unet_blocks_9_{k}": v for k, v in t.items()}, "holds no LoRA of this model's"),
+        (
+            lambda t: {f"{Q}.hada_w1_a": torch.zeros(256, 1), f"{Q}.alpha": torch.tensor(1.0)},
+            "no LoRA .* it holds .*hada_w1_a",
+        ),
+        (lambda t: {"patch_embedding.lora_A.weight": torch.zeros(1, 64)}, "holds no LoRA of this model's"),
+        (lambda t: {f"{Q}.bias.lora_A.weight": torch.zeros(1, 64)}, "holds no LoRA of this model's"),
+        (lambda t: {"blocks.0.norm3.lora_A.weight": torch.zeros(1, 256)}, "holds no LoRA of this model's"),
+    ],
+)
+def test_files_that_do_not_fit(model_files, path, change, message):
+    tensors = tensors_of(halves([Q, FFN]))
+    check_loras(model_files, [UserLora(write(path, tensors))])
+    lora = UserLora(write(path, change(tensors)), 0.0)
+    for run in (
+        lambda: check_loras(model_files, [lora]),
+        lambda: load_generator(model_files, "meta", torch.float32, loras=[lora]),
+    ):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            run()
+        assert str(path) in str(caught.value)
+
+
+def test_sums_that_would_overflow(model_files, path):
+    """Found before anything is written, although A, B and the scale are finite."""
+    write(path, tensors_of(halves([Q, FFN]), alpha=torch.tensor(1e20)))
+    with pytest.raises(CheckpointError, match=r"at scale 1e\+15 adds NaN, infinity or about that to .*q.*, .*ffn\.0"):
+        check_loras(model_files, [UserLora(path, 1e15)])
+    check_loras(model_files, [UserLora(path, 1e-15)])
+
+
+@pytest.mark.parametrize("content", [b"", b"<!doctype html>", b"version https://git-lfs", b"\xff" * 100])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_files_that_are_none(model_files, tmp_path, suffix, content):
+    file = tmp_path / f"x{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"x{suffix} "):
+        check_loras(model_files, [UserLora(file)])
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"lora_alpha": "8"}', '{"lora_alpha": 8, "alpha_pattern": {"q": 2}}']
+)
+def test_peft_configs_that_cannot_be_used(model_files, tmp_path, text):
+    file = write(tmp_path / "adapter_model.safetensors", tensors_of(halves([Q])))
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(
+        CheckpointError, match=r"adapter_config\.json (is not valid|must hold lora_alpha|has an alpha_p)"
+    ):
+        check_loras(model_files, [UserLora(file)])
+
+
+def test_a_bad_lora_is_found_before_memory_is_taken(model_files, path, monkeypatch):
+    lora, devices = UserLora(write(path, {"x": torch.zeros(1)})), []
+
+    def recorded(config, device="cpu", dtype=None):
+        devices.append(str(device))
+        return Transformer(config, device=device)
+
+    monkeypatch.setattr(load, "Transformer", recorded)
+    for run in (check_loras, lambda files, loras: load_generator(files, "cuda", torch.bfloat16, loras=loras)):
+        with pytest.raises(CheckpointError, match="holds no LoRA"):
+            run(model_files, [lora])
+    assert set(devices) == {"meta"}
+
+
+def test_what_is_ignored_is_said_once(model_files, plain, path, caplog):
+    pairs = halves([Q])
+    others = {"blocks.40.self_attn.q.lora_A.weight": torch.zeros(1, 256), "blocks.0.norm3.diff": torch.zeros(256)}
+    others |= {f"{Q}.diff_b": torch.ones(256), f"{FFN}.alpha": torch.tensor(3.0), f"{FFN}.hada_w1_a": torch.ones(2, 2)}
+    write(path, tensors_of(pairs) | others)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            check_merge(merged(model_files, UserLora(path)), plain, pairs)
+    [record] = caplog.records
+    text = record.getMessage()
+    assert str(path) in text and "4 tensors" in text
+    assert all(name in text for name in others if not name.endswith("alpha"))
+
+
+def test_nothing_is_said_of_a_whole_lora(model_files, path, caplog):
+    write(path, tensors_of(halves(LINEARS), kohya("lora_unet_"), torch.tensor(1.0)))
+    with caplog.at_level(logging.INFO):
+        merged(model_files, UserLora(path))
+    assert not caplog.records
+
+
+def test_error_of_loading_names_every_file(files, path, edit):
+    key = f"model.{Q}.weight"
+    edit(files.generator, lambda content: content["generator"][key].fill_(torch.nan) is None or None)
+    write(path, tensors_of(halves([Q])))
+    with pytest.raises(
+        CheckpointError, match=r"base\.pt merged with .*lora\.pt merged with .*style\.s.* NaN or infinity in"
+    ):
+        load_generator(files, "cpu", torch.float32, loras=[UserLora(path)])
+
+
+# ---- other scales in place
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two LoRAs that share a module."""
+    first, second = halves([Q, FFN], 1), halves([FFN, "text_embedding.0"], 2)
+    return [
+        UserLora(write(tmp_path / "a.safetensors", tensors_of(first, kohya("lora_unet_"), torch.tensor(1.5))), 0.5),
+        UserLora(write(tmp_path / "b.pt", tensors_of(second)), 2),
+    ]
+
+
+def scaled(loras, *scales):
+    return [dataclasses.replace(lora, scale=scale) for lora, scale in zip(loras, scales, strict=True)]
+
+
+def bits(model):
+    return {key: value.clone().view(torch.uint8) for key, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_refill_equals_a_fresh_load_bit_for_bit(model_files, two, dtype):
+    model = load_generator(model_files, "cpu", dtype, loras=two)
+    places = {key: value.data_ptr() for key, value in model.state_dict().items()}
+    for scales in [(1.0, 1.0), (-0.3, 0.0), (7.1, 1e-3), (0.0, 0.0), (0.5, 2.0)]:
+        loras = scaled(two, *scales)
+        refill_generator(model, model_files, loras)
+        assert same(bits(model), bits(load_generator(model_files, "cpu", dtype, loras=loras)))
+        assert places == {key: value.data_ptr() for key, value in model.state_dict().items()}
+        if not any(scales):
+            assert same(bits(model), bits(load_generator(model_files, "cpu", dtype)))
+
+
+def test_refill_with_a_new_lora_and_without_longlives_own(model_files, two):
+    alone = dataclasses.replace(model_files, lora=None)
+    model = load_generator(alone, "cpu", torch.bfloat16)
+    before = bits(model)
+    refill_generator(model, alone, [])
+    assert same(bits(model), before)
+    refill_generator(model, alone, two)
+    assert same(bits(model), bits(load_generator(alone, "cpu", torch.bfloat16, loras=two)))
+
+
+def test_refill_writes_only_what_is_adapted(model_files, two):
+    model = load_generator(model_files, "cpu", torch.float32, loras=two)
+    adapted = {f"{module}.weight" for module in (Q, FFN, "text_embedding.0")}
+    for view in model.checkpoint_views().values():
+        view.fill_(3)
+    steps = []
+    refill_generator(model, model_files, two, progress=lambda done, total: steps.append((done, total)))
+    views = model.checkpoint_views()
+    assert {key for key, view in views.items() if not (view == 3).all()} == adapted
+    total = sum(views[key].nbytes for key in adapted)
+    assert len(steps) == 3 and steps[-1] == (total, total)
+
+
+def test_refill_touches_nothing_if_a_file_is_bad(files, two, path):
+    model = load_generator(files, "cpu", torch.bfloat16, loras=two)
+    before, loras = bits(model), scaled(two, 3, 3)
+
+    def refused(error, message, files=files, loras=loras):
+        with pytest.raises(error, match=message):
+            refill_generator(model, files, loras)
+        assert same(bits(model), before)
+
+    refused(CheckpointError, "holds no LoRA", loras=[*loras, UserLora(write(path, {"x": torch.zeros(1)}))])
+    refused(TypeError, "loras must hold UserLora", loras=[*loras, "x"])
+    good = two[1].path.read_bytes()
+    two[1].path.write_bytes(good[: len(good) // 2])
+    refused(CheckpointError, r"b\.pt is damaged")
+    two[1].path.unlink()
+    refused(FileNotFoundError, r"b\.pt")
+    two[1].path.write_bytes(good)
+    config = json.loads(files.config.read_text())
+    files.config.write_text(json.dumps(config | {"eps": 1e-5}))
+    refused(ValueError, r"files: the model was not made from .*config\.json")
+    files.config.write_text(json.dumps(config))
+    files.generator.rename(path)
+    refused(FileNotFoundError, r"longlive_base\.pt")
+    path.rename(files.generator)
+    refill_generator(model, files, loras)
+    assert not same(bits(model), before)
+
+
+def test_refill_that_fails_while_writing_says_so_and_can_be_repeated(model_files, two, monkeypatch):
+    model = load_generator(model_files, "cpu", torch.bfloat16, loras=two)
+    wanted, calls, merge = bits(model), [], load.merge
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return merge(*arguments)
+
+    monkeypatch.setattr(load, "merge", failing)
+    with pytest.raises(RuntimeError, match=r"partly rewritten.*CUDA out of memory") as caught:
+        refill_generator(model, model_files, scaled(two, 3, 3))
+    assert type(caught.value) is RuntimeError and not same(bits(model), wanted)
+    refill_generator(model, model_files, two)
+    assert same(bits(model), wanted)
+
+
+def test_refill_from_files_spoilt_since_says_so(files, two, edit):
+    model = load_generator(files, "cpu", torch.bfloat16, loras=two)
+    edit(files.generator, lambda content: content["generator"][f"model.{Q}.weight"].fill_(torch.nan) is None or None)
+    with pytest.raises(RuntimeError, match=r"partly rewritten.*NaN or infinity in blocks\.0\.self_attn\.q\.weight"):
+        refill_generator(model, files, two)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_refill_under_a_cuda_graph(model_files, two):
+    model = load_generator(model_files, "cuda", torch.bfloat16, loras=two)
+    x = torch.randn(4, TINY.dim, device="cuda", dtype=torch.bfloat16)
+    ffn = model.blocks[1].ffn_in
+    with torch.no_grad():
+        ffn(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = ffn(x)
+        loras = scaled(two, -2, 3)
+        refill_generator(model, model_files, loras)
+        fresh = load_generator(model_files, "cuda", torch.bfloat16, loras=loras)
+        assert same(bits(model), bits(fresh))
+        graph.replay()
+        assert torch.equal(y, fresh.blocks[1].ffn_in(x))
