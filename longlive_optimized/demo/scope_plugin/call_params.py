@@ -1,0 +1,123 @@
+"""The keywords of one call, which are whatever JSON the session's clients have ever sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from ...config import preset_name
+from ...engine.request import BlockRequest
+
+Pairs = tuple[tuple[str, float], ...]
+Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
+
+
+def _pairs(prompts: Any) -> Pairs | None:
+    """A text, texts, or ``{"text", "weight"}`` items as (text, weight) pairs; None if there is no text among them."""
+    items = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(items, list | tuple):
+        raise ValueError("expected a text, a list of texts or of {text, weight}")
+    pairs = []
+    for item in items:
+        text, weight = (item.get("text"), item.get("weight", 1.0)) if isinstance(item, Mapping) else (item, 1.0)
+        if not isinstance(text, str):
+            raise ValueError(f"expected a text, got {text!r}")
+        if text.strip():
+            pairs.append((text, weight))
+    return BlockRequest(tuple(pairs)).pairs if pairs else None
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, int | float) and float(number).is_integer()
+
+
+def _steps(steps: Any) -> tuple[int, ...]:
+    if not isinstance(steps, list | tuple) or not all(map(_whole, steps)):
+        raise ValueError("expected a list of whole numbers")
+    return BlockRequest("-", denoising_steps=tuple(int(s) for s in steps)).denoising_steps
+
+
+def _preset(name: Any) -> str:
+    return preset_name(str(name))
+
+
+def _frames(frames: Any) -> list[Tensor]:
+    """Frames [1, H, W, 3] as [H, W, 3]."""
+    if not isinstance(frames, list) or not all(isinstance(frame, Tensor) and frame.ndim == 4 for frame in frames):
+        raise ValueError("expected frames [1, H, W, 3]")
+    return [frame[0] for frame in frames]
+
+
+Prompts = Annotated[Pairs | None, BeforeValidator(_pairs)]
+Steps = Annotated[tuple[int, ...], BeforeValidator(_steps)]
+Preset = Annotated[str, BeforeValidator(_preset)]
+
+
+class Transition(BaseModel):
+    """The way to other prompts, over ``num_steps`` calls; without targets, to the ``prompts`` of the call."""
+
+    target_prompts: Prompts = None
+    num_steps: Annotated[int, Field(ge=0)] = 0
+    temporal_interpolation_method: Literal["linear", "slerp"] = "linear"
+
+
+class LoraScale(BaseModel):
+    """A new scale for a LoRA that was named at load."""
+
+    path: str
+    scale: Annotated[float, Field(ge=-10, le=10)]
+
+
+class CallParams(BaseModel):
+    """What a call may say. None, or left out, is as if it had never been said."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+
+    init_cache: bool = False
+    prompts: Prompts = None
+    # What scope's page sends, and what scope's own pipeline reads.
+    prompt_interpolation_method: Literal["linear", "slerp"] = "linear"
+    spatial_interpolation_method: Literal["linear", "slerp"] | None = None
+    transition: Transition | None = None
+    denoising_step_list: Steps | None = None
+    modulated_steps: Annotated[bool, Field(alias="_modulated_step_list")] = False
+    manage_cache: bool | None = None
+    base_seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    noise_scale: Annotated[float, Field(ge=0, le=1)] | None = None
+    noise_controller: bool | None = None
+    lora_scales: list[LoraScale] | None = None
+    video: Annotated[list[Tensor], BeforeValidator(_frames)] | None = None
+    optimization_preset: Preset | None = None
+    show_latency_overlay: bool | None = None
+    overlay_position: Corner | None = None
+
+    @property
+    def blend(self) -> Literal["linear", "slerp"]:
+        """How two prompts are mixed."""
+        return self.spatial_interpolation_method or self.prompt_interpolation_method
+
+
+_KNOWN = {field.alias or name for name, field in CallParams.model_fields.items()}
+
+
+def read_call(keywords: Mapping[str, Any], before: CallParams, complain: Callable[[str, Any, str], None]) -> CallParams:
+    """The keywords that are ours. One that makes no sense is complained about (name, value, why) and changes nothing:
+    it stays as it was ``before``.
+    """
+    given = {name: value for name, value in keywords.items() if name in _KNOWN and value is not None}
+    if keywords.get("_modulated_noise_scale") and isinstance(given.get("noise_scale"), int | float):
+        given["noise_scale"] = min(max(given["noise_scale"], 0.0), 1.0)  # the beat may swing beyond both ends
+    try:
+        return CallParams(**given)
+    except ValidationError as error:
+        bad = {str(fault["loc"][0]): fault["msg"].removeprefix("Value error, ") for fault in reversed(error.errors())}
+    for name, why in bad.items():
+        complain(name, given.pop(name), why)
+    kept = {name: getattr(before, name) for name in bad if name in _KEPT}
+    return CallParams(**given).model_copy(update=kept)
+
+
+_KEPT = CallParams.model_fields.keys() - {"init_cache", "transition", "lora_scales", "video", "modulated_steps"}

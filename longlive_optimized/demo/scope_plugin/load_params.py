@@ -1,0 +1,87 @@
+"""What scope hands the pipeline when it is loaded: JSON from a client over the schema's defaults, unchecked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticUndefined
+
+from ...config import OptimizationConfig
+from .call_params import Corner, LoraScale, Preset, Steps
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_STEPS = (1000, 750, 500, 250)
+_SAME = ("height", "width", "vae_type", "step_schedule", "positions", "restart_at")  # as in OptimizationConfig
+ROTARY_END = 1021  # latent frame at which scope's own pipeline begins again: its table of positions ends there
+
+
+def _nothing_is_none(value: Any) -> Any:
+    return None if value in ("", 0) else value
+
+
+class Lora(LoraScale):
+    """A LoRA file and its scale. It is merged either way, so ``merge_mode`` changes nothing but is checked."""
+
+    scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    merge_mode: Literal["permanent_merge", "runtime_peft"] | None = None
+
+
+class LoadParams(BaseModel):
+    """Load parameters under scope's names, and our own. Read them with ``read_load``."""
+
+    model_path: Annotated[str | None, BeforeValidator(_nothing_is_none)] = None
+    height: int = 320
+    width: int = 576
+    base_seed: Annotated[int, Field(ge=0, lt=2**62)] = 42
+    manage_cache: bool = True
+    denoising_steps: Steps = _DEFAULT_STEPS
+    noise_scale: Annotated[float, Field(ge=0, le=1)] = 0.7
+    noise_controller: bool = True
+    vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
+    quantization: Literal["fp8_e4m3fn"] | None = None
+    loras: list[Lora] = []
+    vace_enabled: bool = False
+    optimization_preset: Preset = "balanced"
+    show_latency_overlay: bool = False
+    overlay_position: Corner = "top-right"
+    step_schedule: Literal["scope", "longlive"] = "scope"
+    positions: Literal["base", "relative"] = "base"
+    restart_at: Annotated[int | None, BeforeValidator(_nothing_is_none)] = ROTARY_END
+    max_sessions: Annotated[int, Field(ge=1, le=16)] = 2
+
+    def engine_config(self) -> OptimizationConfig:
+        """The engine's switches. Raises pydantic's ValidationError."""
+        asked = {name: getattr(self, name) for name in _SAME} | {"seed": self.base_seed}
+        if self.denoising_steps != _DEFAULT_STEPS:  # scope always passes a list: only another one is a wish
+            asked["denoising_steps"] = self.denoising_steps
+        if self.quantization is not None:
+            asked["precision"] = "fp8"
+        return OptimizationConfig.preset(self.optimization_preset, **asked)
+
+
+def read_load(keywords: Mapping[str, Any]) -> LoadParams:
+    """Check what is ours among ``keywords``; what is not is named in the log, once.
+
+    Raises ValueError naming the parameters that make no sense, or that ask for VACE.
+    """
+    # Defaults come as they stand in the schema: enum members, and pydantic's mark where a field has no plain one.
+    given = {name: value.value if isinstance(value, Enum) else value for name, value in keywords.items()}
+    given = {name: value for name, value in given.items() if value is not None and value is not PydanticUndefined}
+    if ignored := sorted(given.keys() - LoadParams.model_fields.keys()):
+        log.info("load parameters without a meaning here: %s", ", ".join(ignored))
+    try:
+        load = LoadParams(**given)
+        load.engine_config()
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, f['loc']))}: {f['msg']}, got {f['input']!r}" for f in error.errors())
+        raise ValueError("; ".join(faults)) from error
+    if load.vace_enabled:
+        raise ValueError(
+            "vace_enabled: VACE is not available in this pipeline; load it without, or scope's own longlive"
+        )
+    return load

@@ -1,0 +1,95 @@
+"""The pipeline as scope sees it. Imports scope: only the hook imports this module."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from scope.core.config import get_models_dir
+from scope.core.pipelines.interface import Pipeline, Requirements
+from torch import Tensor
+
+from ...engine.engine import LongLiveEngine
+from ...weights.user_lora import UserLora
+from .load_params import read_load
+from .notify import set_loading_stage
+from .schema import LongLiveOptimizedConfig
+from .session import Session
+from .sessions import Sessions
+
+INPUT_FRAMES = 12  # pixel frames of one block of video input
+
+
+class LongLiveOptimizedPipeline(Pipeline):
+    """LongLive-1.3B for scope; one instance serves several sessions, each with a stream of its own.
+
+    keywords: the schema's fields, and whatever else the client sent at load. Raises ValueError naming a bad one,
+    FileNotFoundError or CheckpointError naming a file.
+    """
+
+    @classmethod
+    def get_config_class(cls) -> type[LongLiveOptimizedConfig]:
+        """The schema."""
+        return LongLiveOptimizedConfig
+
+    def __init__(self, **keywords: Any):
+        self._load = read_load(keywords)
+        self._loras = {lora.path: UserLora(lora.path, lora.scale) for lora in self._load.loras}
+        self._engine = LongLiveEngine(
+            self._load.model_path or get_models_dir(),
+            self._load.engine_config(),
+            progress=lambda what, done, total: set_loading_stage(f"Loading {what}..."),
+            loras=[*self._loras.values()],
+        )
+        if self._engine.device.type == "cuda":
+            set_loading_stage("Warming up...")
+            self._engine.warmup()
+        self._warm = [self._engine.stream]  # goes to the first session
+        self._sessions = Sessions(self._new_session, self._load.max_sessions)
+        self.state = _State(self._sessions)
+
+    def prepare(self, **keywords: Any) -> Requirements | None:
+        """How many frames of video a call wants: none in text mode."""
+        # True is scope's own word for video mode; anything else came from a client, and stays among its parameters.
+        return Requirements(input_size=INPUT_FRAMES) if keywords.get("video") is True else None
+
+    def __call__(self, **keywords: Any) -> dict[str, Tensor]:
+        """The next frames of the calling thread's session, ``{"video": uint8 [T, H, W, 3]}``, or ``{}``."""
+        session = self._sessions.enter()
+        return {} if session is None else session.call(keywords)
+
+    @property
+    def loaded_lora_adapters(self) -> list[dict[str, Any]]:
+        """Each LoRA, for scope's status."""
+        modes = {lora.path: lora.merge_mode or "permanent_merge" for lora in self._load.loras}
+        return [{"path": p, "scale": lora.scale, "merge_mode": modes[p]} for p, lora in self._loras.items()]
+
+    def _new_session(self) -> Session:
+        stream = self._warm.pop() if self._warm else self._engine.open_stream()
+        return Session(self._engine, stream, self._load, self._set_lora_scales, self._make_room)
+
+    def _set_lora_scales(self, scales: Mapping[str, float]) -> None:
+        if unknown := scales.keys() - self._loras.keys():
+            raise ValueError(f"no LoRA {sorted(unknown)[0]!r} was loaded")
+        loras = self._loras | {path: UserLora(path, scale) for path, scale in scales.items()}
+        if loras != self._loras:
+            self._engine.set_loras([*loras.values()])
+            self._loras = loras
+
+    def _make_room(self) -> None:
+        self._sessions.free_idle()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class _State:
+    """The one thing that scope reads from a pipeline's state."""
+
+    def __init__(self, sessions: Sessions):
+        self._sessions = sessions
+
+    def get(self, key: str, default: Any = None) -> Any:
+        session = self._sessions.current()
+        return session.in_transition if key == "_transition_active" and session is not None else default

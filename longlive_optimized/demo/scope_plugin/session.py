@@ -1,0 +1,214 @@
+"""One session of scope's: what its calls mean for its stream."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...config import OptimizationConfig
+from ...engine.engine import LongLiveEngine
+from ...engine.request import BlockRequest
+from ...engine.stream import Stream
+from ..scope_integration.overlay import LatencyOverlay, create_latency_overlay
+from ..scope_integration.stats import LatencyMeter
+from .backoff import Backoff
+from .call_params import CallParams, Transition, read_call
+from .commands import Commands
+from .load_params import LoadParams
+from .notify import notify, notify_error
+from .prompt_follower import PromptFollower
+
+log = logging.getLogger(__name__)
+
+VACE_INPUTS = ("vace_input_frames", "vace_input_masks", "vace_ref_images", "first_frame_image", "last_frame_image")
+SMALLEST_NOISE = 0.1  # below it scope's first timestep, 1000 s - 100, would be negative
+
+
+class Session:
+    """Stream, prompts, preset, statistics and failures of one viewer. One thread calls it.
+
+    set_lora_scales: called with scales by path; they hold for every session, as the weights do.
+    make_room: called after the GPU ran out of memory, to free what nobody needs.
+    """
+
+    def __init__(
+        self,
+        engine: LongLiveEngine,
+        stream: Stream,
+        load: LoadParams,
+        set_lora_scales: Callable[[Mapping[str, float]], None],
+        make_room: Callable[[], None],
+    ):
+        self._engine, self._stream, self._load = engine, stream, load
+        self._set_lora_scales, self._make_room = set_lora_scales, make_room
+        self._meter = LatencyMeter(engine, stream)
+        self.begin()
+
+    def begin(self) -> None:
+        """Serve a new viewer: nothing of the last one is left but the stream's buffers and graphs."""
+        config = self._load.engine_config()
+        self._prompts, self._backoff = PromptFollower(), Backoff()
+        self._commands = Commands(self.set_preset, self.stats)
+        self._before, self._complaints = CallParams(), set()
+        self._preset, self._steps, self._seed = self._load.optimization_preset, config.denoising_steps, config.seed
+        self._due = _Due()
+        self._overlay: LatencyOverlay | None = None
+        self._delivered = 0
+        self._engine.resize(self._stream, config.local_attn_size)
+        self._engine.reset(self._stream, config.seed)
+        self._meter.reset()
+
+    @property
+    def in_transition(self) -> bool:
+        """Whether scope should go on sending the present transition."""
+        return self._stream.prompt.in_transition
+
+    def call(self, keywords: Mapping[str, Any]) -> dict[str, Tensor]:
+        """``{"video": uint8 [T, H, W, 3]}``, or nothing when there is nothing to show yet. Never raises: scope would
+        call again at once, and tell nobody.
+        """
+        try:
+            call = read_call(keywords, self._before, self._complain)
+            self._refuse_vace(keywords)
+            self._commands.obey(keywords)
+            self._take_over(call)
+            if self._prompts.wanted is None or self._backoff.waiting(time.monotonic()):
+                return {}
+            frames = self._make_block(call)
+        except Exception as error:
+            self._failed(error)
+            return {}
+        if self._backoff.clear():
+            notify("longlive_notice", message="the stream goes on")
+        return {"video": frames}
+
+    def set_preset(self, name: str) -> dict:
+        """Go over to a preset's steps and window with the next block, without a cut; the settings then in force."""
+        fields = OptimizationConfig.preset_fields(name)
+        self._engine.resize(self._stream, fields["local_attn_size"])
+        self._preset, self._steps = name, fields["denoising_steps"]
+        return self.effective()
+
+    def effective(self) -> dict:
+        """The settings in force, as plain JSON."""
+        return {
+            "denoising_steps": list(self._steps),
+            "local_attn_size": self._stream.window,
+            "precision": self.stats()["precision"],
+            "step_schedule": self._load.step_schedule,
+            "positions": self._load.positions,
+        }
+
+    def stats(self) -> dict:
+        """The fields of LatencyStats."""
+        return dataclasses.asdict(self._meter.stats(frame_count=self._delivered, preset=self._preset))
+
+    def _take_over(self, call: CallParams) -> None:
+        """Settle what changed since the call before; what the next block must make up for is due until one is made."""
+        due, before, self._before = self._due, self._before, call
+        if call.denoising_step_list not in (None, before.denoising_step_list):
+            due.restart |= self._manages_cache(call) and not call.modulated_steps
+            self._steps = call.denoising_step_list
+        if call.optimization_preset not in (None, before.optimization_preset, self._preset):
+            self.set_preset(call.optimization_preset)
+        if call.base_seed is not None:
+            self._seed = call.base_seed
+        if call.init_cache:
+            due.reset, self._prompts = True, PromptFollower()
+        if call.lora_scales is not None:
+            self._set_loras(call)
+        if self._prompts.follow(call):
+            due.new_prompt = True
+
+    def _set_loras(self, call: CallParams) -> None:
+        try:
+            self._set_lora_scales({lora.path: lora.scale for lora in call.lora_scales})
+        except (ValueError, OSError, RuntimeError) as error:
+            self._complain("lora_scales", call.lora_scales, str(error))
+        else:
+            self._due.reset |= self._manages_cache(call)
+
+    def _make_block(self, call: CallParams) -> Tensor:
+        request = self._request(call)
+        frames = self._engine.generate_block(request, self._stream)
+        if frames.is_cuda:  # scope takes a call's duration for the time that its frames take to make
+            torch.cuda.current_stream(frames.device).synchronize()
+        if self._due.new_prompt and self._delivered:
+            self._meter.block_was_switch(0.0)
+        self._prompts.block_made(self.in_transition)
+        self._due = _Due()
+        self._delivered += len(frames)
+        return self._with_overlay(frames, call)
+
+    def _request(self, call: CallParams) -> BlockRequest:
+        prompt, due, transition = self._prompts.wanted, self._due, call.transition or Transition(num_steps=0)
+        smooth = due.new_prompt and transition.num_steps > 1 and self._stream.prompt.embedding is not None
+        # As scope does it: another prompt cuts a video that is made from video, unless it comes by or in a transition.
+        cut = call.video is not None and due.new_prompt and not smooth and not self.in_transition
+        scale = self._load.noise_scale if call.noise_scale is None else call.noise_scale
+        control = self._load.noise_controller if call.noise_controller is None else call.noise_controller
+        return BlockRequest(
+            prompt,
+            blend=call.blend if len(prompt) == 2 else "linear",
+            transition_blocks=transition.num_steps if smooth else 1,
+            transition_blend=transition.temporal_interpolation_method,
+            transition_from_source=True,
+            denoising_steps=self._steps,
+            reset=due.reset,
+            restart=due.restart or (cut and self._manages_cache(call)),
+            seed=self._seed,
+            video=call.video,
+            noise_scale=max(SMALLEST_NOISE, scale),
+            noise_from_motion=control,
+        )
+
+    def _manages_cache(self, call: CallParams) -> bool:
+        return self._load.manage_cache if call.manage_cache is None else call.manage_cache
+
+    def _with_overlay(self, frames: Tensor, call: CallParams) -> Tensor:
+        shown = self._load.show_latency_overlay if call.show_latency_overlay is None else call.show_latency_overlay
+        if not shown:
+            return frames
+        position = call.overlay_position or self._load.overlay_position
+        if self._overlay is None or self._overlay.config.position != position:
+            self._overlay = create_latency_overlay(position=position)
+        return self._overlay.apply(frames, self.stats())
+
+    def _refuse_vace(self, keywords: Mapping[str, Any]) -> None:
+        for name in VACE_INPUTS:
+            if keywords.get(name):
+                self._complain(name, "...", "VACE is not available in this pipeline, this input is ignored")
+
+    def _complain(self, name: str, value: Any, why: str) -> None:
+        """Tell the clients about a parameter, once: scope repeats it with every call."""
+        text = f"{name}: {why}, got {str(value)[:100]!r}"
+        if text not in self._complaints:
+            self._complaints.add(text)
+            notify_error(text)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            self._make_room()
+            what = "the GPU is out of memory: close other sessions or programs, or load a smaller size"
+        else:
+            what = f"{type(error).__name__}: {error}"
+        if self._backoff.failed(time.monotonic(), what):
+            log.error("a block failed:\n%s", "".join(traceback.format_exception(error)))  # text holds no frames alive
+            notify_error(f"no frames for now, trying again: {what}")
+
+
+@dataclass
+class _Due:
+    """What the next block must do first; kept until there is one, as a failed call is not repeated as it was."""
+
+    reset: bool = False
+    restart: bool = False
+    new_prompt: bool = False

@@ -1,0 +1,643 @@
+"""The plugin under a double of scope: what a user of scope's LongLive expects of it."""
+
+import subprocess
+import sys
+import threading
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from longlive_optimized.config import PRESETS
+from longlive_optimized.demo.scope_integration import LatencyStats
+from longlive_optimized.engine.engine import LongLiveEngine
+from longlive_optimized.engine.request import BlockRequest
+from longlive_optimized.weights.random_checkpoint import TINY
+from longlive_optimized.weights.user_lora import UserLora
+from support.scope_double import scope_installed
+
+LOAD = {"model_path": "tiny", "height": 32, "width": 48}
+FOX, BOAT = [{"text": "a fox", "weight": 1.0}], [{"text": "a boat", "weight": 1.0}]
+
+
+@pytest.fixture(scope="module")
+def installed():
+    with scope_installed() as scope:
+        yield scope
+    for name in [*sys.modules]:  # they hold the double's classes
+        if name.startswith("longlive_optimized.demo.scope_plugin"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def pipeline_class(installed):
+    return installed.discover("longlive-optimized")["longlive-optimized"]
+
+
+@pytest.fixture
+def scope(installed, pipeline_class):
+    """Scope with the pipeline loaded; sessions end and messages are forgotten after each test, the instance stays."""
+    installed.notifications.clear()
+    assert installed.manager.load(pipeline_class, LOAD), installed.manager.error
+    yield installed
+    while installed.manager._sessions:
+        installed.manager._sessions.pop().stop()
+
+
+def run(session, calls: int, **changes) -> list[torch.Tensor]:
+    """The video of so many calls, after sending ``changes`` if there are any."""
+    if changes:
+        session.send(changes)
+    return [session.step().result["video"] for _ in range(calls)]
+
+
+def engine_of(scope) -> LongLiveEngine:
+    return scope.manager.pipeline._engine
+
+
+def expected(scope, *requests: BlockRequest) -> list[torch.Tensor]:
+    """What the engine makes of the requests in a stream of its own."""
+    stream = engine_of(scope).open_stream()
+    return [engine_of(scope).generate_block(request, stream) for request in requests]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def told(scope, kind: str) -> list[dict]:
+    return [message for message in scope.notifications if message["type"] == kind]
+
+
+# Discovery and loading
+
+
+def test_the_plugin_is_light_until_asked():
+    code = "import sys, longlive_optimized.demo.scope_plugin; print({'torch', 'pydantic', 'scope'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
+    config = pipeline_class.get_config_class()
+    schema = config.get_schema_with_metadata()
+    properties = schema["config_schema"]["properties"]
+    runtime = {name for name, field in properties.items() if field.get("ui", {}).get("is_load_param") is False}
+    assert {"noise_scale", "noise_controller", "optimization_preset", "show_latency_overlay"} <= runtime
+    assert {"vae_type", "height", "width", "base_seed", "manage_cache", "denoising_steps", "quantization"} <= {
+        *properties
+    }
+    assert not schema["supports_vace"] and schema["supports_lora"] and config.inputs == ["video"]
+    assert {file for artifact in pipeline_class.get_artifacts() for file in artifact.files} == {
+        *("config.json", "Wan2.1_VAE.pth", "google", "umt5-xxl-enc-fp8_e4m3fn.safetensors", "lightvaew2_1.pth"),
+        *("taew2_1.pth", "lighttaew2_1.pth", "models/longlive_base.pt", "models/lora.pt"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"height": 100}, "height"),
+        ({"width": "wide"}, "width"),
+        ({"denoising_steps": [250, 500]}, "denoising_steps"),
+        ({"base_seed": -1}, "base_seed"),
+        ({"vae_type": "vae9"}, "vae_type"),
+        ({"quantization": "int4"}, "quantization"),
+        ({"optimization_preset": "fast"}, "quality_stream, balanced"),
+        ({"max_sessions": 0}, "max_sessions"),
+        ({"vace_enabled": True}, "VACE is not available"),
+        ({"loras": [{"scale": 1.0}]}, "loras.0.path"),
+        ({"loras": [{"path": "/nowhere.safetensors"}]}, "nowhere"),
+        ({"model_path": "/no/such/folder"}, "/no/such/folder"),
+    ],
+)
+def test_bad_load_parameters_are_named(installed, pipeline_class, params, message):
+    assert not installed.manager.load(pipeline_class, LOAD | params)
+    assert message in installed.manager.error
+
+
+def test_raw_json_is_taken_as_it_comes(installed, pipeline_class):
+    params = {"height": 32.0, "base_seed": 7.0, "quantization": "fp8_e4m3fn", "ref_images": [], "whatever": {"a": 1}}
+    assert installed.manager.load(pipeline_class, LOAD | params), installed.manager.error
+    assert installed.manager.pipeline._engine.config.seed == 7
+
+
+def test_without_a_path_scopes_models_folder_is_looked_in(installed, pipeline_class, tmp_path, monkeypatch):
+    monkeypatch.setenv("DAYDREAM_SCOPE_MODELS_DIR", str(tmp_path))
+    assert not installed.manager.load(pipeline_class, {"height": 32, "width": 48})
+    assert str(tmp_path) in installed.manager.error and "longlive_base.pt" in installed.manager.error
+
+
+def test_unloading_leaves_nothing(installed, pipeline_class):
+    assert installed.manager.load(pipeline_class, LOAD | {"base_seed": 3})
+    session = installed.manager.open({"prompts": FOX})
+    run(session, 2)
+    pipeline = weakref.ref(installed.manager.pipeline)
+    engine, stream = weakref.ref(pipeline()._engine), weakref.ref(pipeline()._engine.stream)
+    session.stop()
+    installed.manager.close()
+    assert pipeline() is None and engine() is None and stream() is None
+
+
+# Text mode
+
+
+def test_nine_frames_then_twelve_from_scopes_schedule(scope):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 3)
+    assert [[*block.shape] for block in frames] == [[9, 32, 48, 3], [12, 32, 48, 3], [12, 32, 48, 3]]
+    assert frames[0].dtype == torch.uint8 and not session.errors
+    config = engine_of(scope).config
+    assert (config.step_schedule, config.positions, config.restart_at, config.seed) == ("scope", "base", 1021, 42)
+    assert same(frames, expected(scope, *[BlockRequest("a fox")] * 3))
+
+
+def test_nothing_comes_without_a_prompt_and_a_prompt_starts_it(scope):
+    session = scope.manager.open()
+    assert session.step().result == {} and session.step().kwargs["init_cache"]
+    session.send({"prompts": " "})
+    assert session.step().result == {} and not told(scope, "longlive_error")
+    assert [len(block) for block in run(session, 2, prompts="a fox")] == [9, 12]
+
+
+@pytest.mark.parametrize("prompts", ["a boat", ["a boat"], [{"text": "a boat"}], [{"text": "a boat", "weight": 3}]])
+def test_a_new_prompt_recaches_and_cuts_nothing(scope, prompts):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 2) + run(session, 2, prompts=prompts)
+    fox, boat = BlockRequest("a fox"), BlockRequest("a boat")
+    assert same(frames, expected(scope, fox, fox, boat, boat)) and len(frames[2]) == 12
+
+
+def test_weighted_prompts_are_blended(scope):
+    pairs = [{"text": "a fox", "weight": 3.0}, {"text": "a boat", "weight": 1.0}]
+    frames = run(scope.manager.open({"prompts": pairs}), 2)
+    mix = BlockRequest((("a fox", 3.0), ("a boat", 1.0)))
+    assert same(frames, expected(scope, mix, mix)) and not same(frames, expected(scope, *[BlockRequest("a fox")] * 2))
+    slerped = run(scope.manager.open({"prompts": pairs, "prompt_interpolation_method": "slerp"}), 1)
+    assert not torch.equal(slerped[0], frames[0])
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+def test_a_transition_takes_its_steps_and_does_not_bounce_back(scope, method):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 2)
+    session.send({"transition": {"target_prompts": BOAT, "num_steps": 3, "temporal_interpolation_method": method}})
+    sent = []
+    for _ in range(5):
+        turn = session.step()
+        sent.append("transition" in turn.kwargs)
+        frames.append(turn.result["video"])
+    assert sent == [True, True, True, False, False] and turn.kwargs["prompts"] == FOX
+    fox = BlockRequest("a fox")
+    way = BlockRequest("a boat", transition_blocks=3, transition_from_source=True, transition_blend=method)
+    assert same(frames, expected(scope, fox, fox, *[way] * 5))
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_transition_without_steps_is_there_at_once(scope, steps):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 1) + run(session, 2, transition={"target_prompts": BOAT, "num_steps": steps})
+    assert same(frames, expected(scope, BlockRequest("a fox"), *[BlockRequest("a boat")] * 2))
+
+
+def test_new_prompts_end_a_transition(scope):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 2) + run(session, 1, transition={"target_prompts": BOAT, "num_steps": 4})
+    frames += run(session, 2, prompts="a storm")
+    fox, storm = BlockRequest("a fox"), BlockRequest("a storm")
+    way = BlockRequest("a boat", transition_blocks=4, transition_from_source=True)
+    assert same(frames, expected(scope, fox, fox, way, storm, storm))
+    assert "transition" not in session.step().kwargs
+
+
+# Resets
+
+
+def test_reset_cache_starts_the_same_video_again(scope):
+    session = scope.manager.open({"prompts": FOX})
+    first = run(session, 2)
+    assert same(run(session, 2, reset_cache=True), first)
+
+
+def test_a_reset_in_a_transition_arrives_at_once(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    run(session, 1, transition={"target_prompts": BOAT, "num_steps": 4})
+    assert same(run(session, 1, reset_cache=True), expected(scope, BlockRequest("a boat")))
+
+
+def test_other_steps_cut_only_with_manage_cache(scope):
+    session = scope.manager.open({"prompts": FOX, "denoising_step_list": [1000, 750, 500, 250]})
+    run(session, 2)
+    assert [len(block) for block in run(session, 2, denoising_step_list=[1000, 500])] == [9, 12]
+    assert [len(block) for block in run(session, 1, denoising_step_list=[1000, 250], manage_cache=False)] == [12]
+    assert [len(block) for block in run(session, 1, manage_cache=True)] == [12]  # the list is the same
+    steps = BlockRequest("a fox", denoising_steps=(1000, 500))
+    assert same(run(session, 1, denoising_step_list=[1000, 500]), expected(scope, steps))
+
+
+def test_a_modulated_list_does_not_cut(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    session.processor.beat = lambda kw: kw | {"denoising_step_list": [1000, 400], "_modulated_step_list": True}
+    assert [len(block) for block in run(session, 1)] == [12]
+
+
+def test_a_beat_reset_brings_its_seed_and_the_seed_stays(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 2)
+    session.processor.beat = lambda kw: kw | {"init_cache": True, "base_seed": 9}
+    frames = run(session, 1)
+    session.processor.beat = None
+    frames += run(session, 1)
+    assert same(frames, expected(scope, BlockRequest("a fox", seed=9), BlockRequest("a fox")))
+
+
+def test_the_table_of_positions_ends_where_scopes_does(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    session_of(scope, session)._stream.position = 1020
+    assert [len(block) for block in run(session, 3)] == [12, 9, 12]
+
+
+def session_of(scope, session):
+    return scope.manager.pipeline._sessions._busy[session._thread]
+
+
+# Video mode
+
+
+def feed(session, frames: int, value: int = 90, size=(20, 30)) -> None:
+    for _ in range(frames):
+        session.put_frame(torch.full((*size, 3), value, dtype=torch.uint8))
+
+
+def video_run(session, calls: int, value: int = 90, **changes) -> list[torch.Tensor]:
+    blocks = []
+    for _ in range(calls):
+        feed(session, 12, value)
+        blocks += run(session, 1, **changes)
+        changes = {}
+    return blocks
+
+
+def test_video_comes_back_in_thirteen_and_twelve_frames(scope):
+    session = scope.manager.open({"prompts": FOX, "input_mode": "video", "noise_controller": False})
+    assert session.step().kwargs is None  # it waits for frames
+    frames = video_run(session, 2)
+    video = [torch.full((20, 30, 3), 90, dtype=torch.uint8)] * 12
+    assert [len(block) for block in frames] == [13, 12]
+    assert same(frames, expected(scope, *[BlockRequest("a fox", video=video)] * 2))
+
+
+def test_noise_scale_and_its_controller(scope):
+    session = scope.manager.open({"prompts": FOX, "input_mode": "video"})
+    frames = video_run(session, 1)
+    video = [torch.full((20, 30, 3), 90, dtype=torch.uint8)] * 12
+    still = BlockRequest("a fox", video=video, noise_from_motion=True)
+    assert same(frames, expected(scope, still))
+    low = video_run(session, 1, noise_controller=False, noise_scale=0.02, reset_cache=True)
+    assert same(low, expected(scope, BlockRequest("a fox", video=video, noise_scale=0.1)))
+
+
+def test_a_new_prompt_over_a_video_cuts_unless_told_otherwise(scope):
+    session = scope.manager.open({"prompts": FOX, "input_mode": "video"})
+    video_run(session, 2)
+    assert [len(block) for block in video_run(session, 2, prompts=BOAT)] == [13, 12]
+    assert [len(block) for block in video_run(session, 1, prompts=FOX, manage_cache=False)] == [12]
+    way = {"target_prompts": BOAT, "num_steps": 3}
+    assert [len(block) for block in video_run(session, 4, manage_cache=True, transition=way)] == [12] * 4
+
+
+def test_a_new_prompt_within_a_transition_does_not_cut_a_video(scope):
+    session = scope.manager.open({"prompts": FOX, "input_mode": "video"})
+    video_run(session, 1)
+    video_run(session, 1, transition={"target_prompts": BOAT, "num_steps": 4})
+    assert [len(block) for block in video_run(session, 1, prompts="a storm")] == [12]
+
+
+def test_changing_the_mode_starts_the_vae_anew_only(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 2)
+    assert [len(block) for block in video_run(session, 2, input_mode="video")] == [9, 12]
+    assert [len(block) for block in run(session, 2, input_mode="text")] == [9, 12]
+    assert session_of(scope, session)._stream.position == 18
+
+
+def test_video_frames_may_differ_in_size(scope):
+    session = scope.manager.open({"prompts": FOX, "input_mode": "video"})
+    feed(session, 6, size=(20, 30))
+    feed(session, 6, size=(64, 16))
+    assert [*session.step().result["video"].shape] == [13, 32, 48, 3]
+
+
+# Presets, statistics, overlay
+
+
+def test_a_preset_by_message_acts_once_and_is_answered(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 2)
+    frames = run(session, 1, type="set_optimization_preset", preset="realtime", request_id="r1")
+    assert len(frames[0]) == 12
+    (answer,) = told(scope, "optimization_preset")
+    assert answer["request_id"] == "r1" and answer["preset"] == "realtime"
+    assert answer["effective"]["denoising_steps"] == [1000, 500, 250] and answer["effective"]["local_attn_size"] == 9
+    assert answer["effective"]["precision"] == "float32"
+    run(session, 2)
+    assert len(told(scope, "optimization_preset")) == 1  # the message is still among the parameters
+    run(session, 1, request_id="r2")
+    assert len(told(scope, "optimization_preset")) == 2
+    assert session_of(scope, session)._stream.window == 9
+
+
+def test_the_later_change_of_steps_wins(scope):
+    session = scope.manager.open({"prompts": FOX, "denoising_step_list": [1000, 750]})
+    inner = lambda: session_of(scope, session)._steps  # noqa: E731
+    run(session, 1)
+    assert inner() == (1000, 750)
+    run(session, 1, optimization_preset="ultra")
+    assert inner() == (1000, 250)
+    run(session, 1, denoising_step_list=[1000, 600])
+    assert inner() == (1000, 600)
+    run(session, 1, type="set_optimization_preset", preset="turbo")
+    assert inner() == (1000, 500, 250) and not session.errors
+
+
+def test_presets_are_a_sessions_own(scope):
+    one, other = (scope.manager.open({"prompts": FOX}) for _ in range(2))
+    run(one, 1), run(other, 1)
+    run(one, 1, optimization_preset="ultra")
+    assert [session_of(scope, s)._stream.window for s in (one, other)] == [9, 12]
+
+
+@pytest.mark.parametrize("preset", ["fast", None, 3, {"a": [1]}, ["balanced"]])
+def test_a_malformed_preset_changes_nothing_and_is_answered(scope, preset):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 1) + run(session, 2, type="set_optimization_preset", preset=preset, request_id=5)
+    assert same(frames, expected(scope, *[BlockRequest("a fox")] * 3))
+    (answer,) = told(scope, "longlive_error")
+    assert answer["request_id"] == 5 and all(name in answer["message"] for name in PRESETS)
+
+
+def test_statistics_are_answered_with_the_sessions_own(scope):
+    session, other = scope.manager.open({"prompts": FOX}), scope.manager.open({"prompts": FOX})
+    run(other, 1)
+    run(session, 3)
+    run(session, 1, type="get_latency_stats", request_id="s")
+    (answer,) = told(scope, "latency_stats")
+    stats = LatencyStats(**answer["stats"])
+    assert answer["request_id"] == "s" and stats.frame_count == 33 and stats.mean_ms > 0 and stats.preset == "balanced"
+
+
+def test_strange_types_are_left_to_others(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1, type="something_else", preset="turbo", request_id=[1, {"b": 2}])
+    assert scope.notifications == [] and session_of(scope, session)._stream.window == 12
+
+
+def test_the_overlay_is_drawn_on_request(scope):
+    session = scope.manager.open({"prompts": FOX, "show_latency_overlay": True})
+    clean = expected(scope, *[BlockRequest("a fox")] * 3)
+    shown = run(session, 2)
+    assert not any(torch.equal(a, b) for a, b in zip(shown, clean, strict=False))
+    assert torch.equal(run(session, 1, show_latency_overlay=False)[0], clean[2])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"denoising_step_list": "abc"},
+        {"denoising_step_list": [250, 500]},
+        {"denoising_step_list": [1000, 500.5]},
+        {"denoising_step_list": [float("inf")]},
+        {"denoising_step_list": [None]},
+        {"prompts": 17},
+        {"prompts": [{"weight": 1.0}]},
+        {"prompts": [{"text": "a", "weight": -1}]},
+        {"prompts": [{"text": "a", "weight": "heavy"}]},
+        {"transition": "now"},
+        {"transition": {"target_prompts": BOAT, "num_steps": -3}},
+        {"transition": {"target_prompts": [3]}},
+        {"base_seed": "x"},
+        {"noise_scale": 7},
+        {"manage_cache": "perhaps"},
+        {"lora_scales": [{"path": "x"}]},
+        {"lora_scales": [{"path": "x", "scale": 0.5}]},
+        {"optimization_preset": "fast"},
+        {"overlay_position": "middle"},
+        {"video": 7},
+        {"vace_ref_images": ["a.png"]},
+    ],
+)
+def test_a_parameter_that_makes_no_sense_changes_nothing_and_is_told_once(scope, bad):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 1) + run(session, 2, **bad) + run(session, 1)
+    assert same(frames, expected(scope, *[BlockRequest("a fox")] * 4)) and not session.errors
+    (message,) = told(scope, "longlive_error")
+    assert message["message"].startswith(next(iter(bad)))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["linear", "a fox"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "weight", "path"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_no_json_at_all_raises(pipeline_class, data):
+    from longlive_optimized.demo.scope_plugin import call_params, commands
+
+    key = data.draw(st.sampled_from(sorted(call_params._KNOWN)))
+    complaints = []
+    call = call_params.read_call(
+        {key: data.draw(JSON)}, call_params.CallParams(), lambda *what: complaints.append(what)
+    )
+    assert isinstance(call, call_params.CallParams) and len(complaints) <= 1
+    message = {name: data.draw(JSON) for name in ("type", "preset", "request_id")}
+    commands.Commands(lambda name: {}, dict).obey(
+        message | {"type": data.draw(st.sampled_from(["x", commands.SET_PRESET]))}
+    )
+
+
+def test_baggage_is_ignored(scope):
+    baggage = {
+        "graph": {"nodes": []},
+        "recording": True,
+        "kv_cache_attention_bias": 0.3,
+        "vace_enabled": False,
+        "bpm": 120,
+    }
+    session = scope.manager.open({"prompts": FOX} | baggage)
+    assert same(run(session, 2), expected(scope, *[BlockRequest("a fox")] * 2)) and scope.notifications == []
+
+
+# LoRAs
+
+
+@pytest.fixture
+def lora_file(tmp_path):
+    """A LoRA for one linear, strong enough to be seen."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((2, TINY.dim), (TINY.dim, 2)))
+    name = "diffusion_model.blocks.0.self_attn.o"
+    save_file({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}, tmp_path / "style.safetensors")
+    return str(tmp_path / "style.safetensors")
+
+
+def test_loras_are_merged_at_load_and_rescaled_while_streaming(installed, pipeline_class, lora_file):
+    load = LOAD | {"loras": [{"path": lora_file, "scale": 0.5, "merge_mode": "permanent_merge"}]}
+    assert installed.manager.load(pipeline_class, load), installed.manager.error
+    session, bystander = (installed.manager.open({"prompts": FOX}) for _ in range(2))
+    half = run(session, 1)
+    run(bystander, 2)
+    config = installed.manager.pipeline._engine.config
+    full = [LongLiveEngine("tiny", config, loras=[UserLora(lora_file, scale)]) for scale in (0.5, 2.0)]
+    assert torch.equal(half[0], full[0].generate_block(BlockRequest("a fox")))
+    after = run(session, 1, lora_scales=[{"path": lora_file, "scale": 2.0}])
+    assert torch.equal(after[0], full[1].generate_block(BlockRequest("a fox"))) and not torch.equal(after[0], half[0])
+    assert installed.manager.pipeline.loaded_lora_adapters == [
+        {"path": lora_file, "scale": 2.0, "merge_mode": "permanent_merge"}
+    ]
+    assert len(run(session, 1, manage_cache=False, lora_scales=[{"path": lora_file, "scale": 1.0}])[0]) == 12
+    assert len(run(bystander, 1)[0]) == 12
+    session.stop(), bystander.stop()
+
+
+# Sessions, threads, failures
+
+
+def test_two_sessions_give_what_each_gives_alone(scope):
+    alone = [expected(scope, *[BlockRequest(text, seed=42)] * 5) for text in ("a fox", "a boat")]
+    sessions = [scope.manager.open({"prompts": prompts}) for prompts in (FOX, BOAT)]
+    got: list[list] = [[], []]
+
+    def work(i):
+        for _ in range(5):
+            got[i] += run(sessions[i], 1)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert same(got[0], alone[0]) and same(got[1], alone[1])
+
+
+def test_the_newest_of_too_many_sessions_waits_and_is_told_once(scope):
+    sessions = [scope.manager.open({"prompts": FOX}) for _ in range(3)]
+    [run(session, 1) for session in sessions[:2]]
+    assert sessions[2].step().result == {} and sessions[2].step().result == {}
+    assert len(told(scope, "longlive_error")) == 1 and "max_sessions" in told(scope, "longlive_error")[0]["message"]
+    sessions[0].stop()
+    assert same(run(sessions[2], 2), expected(scope, *[BlockRequest("a fox")] * 2))
+
+
+def test_a_new_session_finds_nothing_of_the_last_one(scope):
+    first = scope.manager.open({"prompts": BOAT, "base_seed": 5, "show_latency_overlay": True})
+    run(first, 2, optimization_preset="ultra")
+    first.stop()
+    second = scope.manager.open({"prompts": FOX})
+    assert same(run(second, 2), expected(scope, *[BlockRequest("a fox")] * 2))
+    assert len(engine_of(scope)._streams) >= 1 and session_of(scope, second).stats()["preset"] == "balanced"
+
+
+@pytest.fixture
+def failing(scope, monkeypatch):
+    """``failing(error)`` makes the engine fail so from now on, ``failing(None)`` mends it; a fast clock for retries."""
+    from longlive_optimized.demo.scope_plugin import session as module
+
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    engine, right = engine_of(scope), engine_of(scope)._denoise
+    tries = []
+
+    def fail(error):
+        def denoise(stream, request):
+            tries.append(now[0])
+            raise error
+
+        engine._denoise = right if error is None else denoise
+
+    fail.pass_time = lambda seconds: now.__setitem__(0, now[0] + seconds)
+    fail.tries = tries
+    yield fail
+    engine._denoise = right
+
+
+def test_an_error_is_told_once_and_tried_again_ever_more_rarely(scope, failing):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 2)
+    failing(RuntimeError("the device is on fire"))
+    for _ in range(100):
+        assert session.step().result == {}
+        failing.pass_time(0.1)
+    assert 4 <= len(failing.tries) <= 7 and not session.errors
+    assert ["on fire" in message["message"] for message in told(scope, "longlive_error")] == [True]
+    failing(None)
+    failing.pass_time(60)
+    frames += run(session, 1)
+    assert same(frames, expected(scope, *[BlockRequest("a fox")] * 3))
+    assert told(scope, "longlive_notice")
+
+
+def test_what_was_asked_during_a_failure_is_not_lost(scope, failing):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 2)
+    failing(RuntimeError("no"))
+    session.send({"reset_cache": True, "prompts": BOAT})
+    session.processor.beat = lambda kw: kw | {"base_seed": 11}
+    assert session.step().result == {}
+    session.processor.beat = None
+    session.processor._init_cache = False  # as after an exception
+    assert session.step().result == {}
+    failing(None)
+    failing.pass_time(60)
+    assert same(run(session, 1), expected(scope, BlockRequest("a boat", seed=11)))
+
+
+def test_out_of_memory_frees_what_nobody_uses_and_recovers(scope, failing):
+    idle = scope.manager.open({"prompts": FOX})
+    session = scope.manager.open({"prompts": FOX})
+    run(idle, 1), run(session, 1)
+    unused = weakref.ref(session_of(scope, idle)._stream)
+    keeps = unused() is engine_of(scope)._stream
+    idle.stop()
+    failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"))
+    assert session.step().result == {} and not session.processor.ended
+    assert "out of memory" in told(scope, "longlive_error")[0]["message"]
+    assert keeps or unused() is None
+    failing(None)
+    failing.pass_time(60)
+    assert [len(block) for block in run(session, 2)] == [12, 12]
+
+
+def test_no_room_for_a_session_is_told_and_does_not_spin(scope, monkeypatch):
+    def no_room(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    first = scope.manager.open({"prompts": FOX})
+    run(first, 1)
+    scope.manager.pipeline._sessions._idle.clear()
+    monkeypatch.setattr(engine_of(scope), "open_stream", no_room)
+    second = scope.manager.open({"prompts": FOX})
+    assert [second.step().result for _ in range(3)] == [{}] * 3 and not second.processor.ended
+    assert len(told(scope, "longlive_error")) == 1 and len(run(first, 1)[0]) == 12
+
+
+def test_prepare_is_cheap_and_takes_anything(scope):
+    pipeline = scope.manager.pipeline
+    assert pipeline.prepare() is None and pipeline.prepare(video=None, prompts=object()) is None
+    assert pipeline.prepare(video=7) is None  # a client's
+    assert pipeline.prepare(video=True, x=1).input_size == 12
+
+
+def test_without_a_server_there_is_nobody_to_tell(scope, monkeypatch):
+    monkeypatch.delitem(sys.modules, "scope.server.app")
+    session = scope.manager.open({"prompts": FOX})
+    assert len(run(session, 1, type="get_latency_stats")[0]) == 9

@@ -1,0 +1,153 @@
+"""Start a scope checkout's own server on loopback: ``python serve.py CHECKOUT PORT TRACE``.
+
+Routes, threads, queues and WebRTC code are scope's, and plugins come in by their entry points. Replaced are packages
+that are not installed and that no plugin needs, the list of ICE servers (none) and of network interfaces (loopback).
+Each plugin pipeline leaves one JSON line in TRACE for its construction, every call, and its end.
+"""
+
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import itertools
+import json
+import os
+import sys
+import tempfile
+import threading
+import tomllib
+import types
+import weakref
+import zlib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+UNNEEDED = ("livepeer_gateway", "torchvision")  # imported by the server; neither comes with a CPU build of torch
+
+
+class _StandIn(type):
+    """A class whose every attribute is another such class, good for base classes and annotations."""
+
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _StandIn(name, (), {})
+
+
+class _StandInModule(types.ModuleType):
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _StandIn(name, (), {})
+
+
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Serves packages that are missing, with every module in them."""
+
+    def __init__(self, packages: set[str]):
+        self.packages = packages
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.split(".")[0] in self.packages:
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        return _StandInModule(spec.name)
+
+    def exec_module(self, module):
+        pass
+
+
+def make_importable(checkout: Path) -> None:
+    """Put scope on the path, with what it lacks here."""
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(checkout / "src"))
+    sys.meta_path.append(_StandIns({name for name in UNNEEDED if importlib.util.find_spec(name) is None}))
+    try:
+        metadata.version("daydream-scope")
+    except metadata.PackageNotFoundError:  # the server asks for its own version
+        version = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["version"]
+        info = Path(tempfile.mkdtemp(), f"daydream_scope-{version}.dist-info")
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: daydream-scope\nVersion: {version}\n")
+        sys.path.append(str(info.parent))
+    if sys.version_info < (3, 12):  # one module of type aliases in 3.12's syntax
+        aliases = types.ModuleType("scope.server.scope_cloud_types")
+        aliases.ScopeCloudBackend = Any
+        sys.modules[aliases.__name__] = aliases
+
+
+class Trace:
+    """JSON lines, from any thread."""
+
+    def __init__(self, path: str):
+        self._file, self._lock = open(path, "a", buffering=1), threading.Lock()
+
+    def note(self, what: str, **record) -> None:
+        with self._lock:
+            line = {"what": what, "thread": threading.get_ident(), **record}
+            self._file.write(json.dumps(line, default=repr) + "\n")
+
+    def follow(self, cls: type) -> None:
+        """Note what happens to instances of a class; the class object stays the same."""
+        init, call, running, numbers = cls.__init__, cls.__call__, [], itertools.count()
+
+        @functools.wraps(init)
+        def traced_init(pipeline, **kwargs):
+            try:
+                init(pipeline, **kwargs)
+            except Exception as error:
+                self.note("init", kwargs=kwargs, error=f"{type(error).__name__}: {error}")
+                raise
+            number = next(numbers)
+            self.note("init", kwargs=kwargs, number=number)
+            weakref.finalize(pipeline, self.note, "collected", number=number)
+
+        @functools.wraps(call)
+        def traced_call(pipeline, **kwargs):
+            frames = kwargs.get("video")
+            said = {key: value for key, value in kwargs.items() if not key.startswith("video")}
+            record = {"kwargs": said, "frames_in": len(frames) if isinstance(frames, list) else 0}
+            running.append(1)
+            try:
+                result = call(pipeline, **kwargs)
+            except Exception as error:
+                self.note("call", **record, error=f"{type(error).__name__}: {error}")
+                raise
+            finally:
+                record["at_once"] = len(running)
+                running.pop()
+            if result:  # an empty one comes every 10 ms
+                video = result["video"].cpu().contiguous()
+                self.note("call", **record, shape=[*video.shape], sum=zlib.crc32(video.numpy()))
+            return result
+
+        cls.__init__, cls.__call__ = traced_init, traced_call
+
+
+def serve(checkout: Path, port: int, trace: Trace) -> None:
+    """Until the process ends."""
+    make_importable(checkout)
+    from scope.core.nodes.registry import NodeRegistry
+    from scope.core.pipelines import registry  # noqa: F401 — registers everything, as the command line program does
+    from scope.core.plugins import get_plugin_manager
+
+    for type_id in NodeRegistry.list_node_types():
+        if get_plugin_manager().get_plugin_for_type_id(type_id):
+            trace.follow(NodeRegistry.get(type_id))
+
+    import aioice.ice
+    import uvicorn
+    from aiortc import RTCConfiguration
+    from scope.server import webrtc
+
+    aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"]
+    webrtc.create_rtc_config = lambda: RTCConfiguration(iceServers=[])
+    os.environ["SCOPE_HOST"], os.environ["SCOPE_PORT"] = "127.0.0.1", str(port)  # of its OSC server
+    uvicorn.run("scope.server.app:app", host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]).resolve(), int(sys.argv[2]), Trace(sys.argv[3]))
