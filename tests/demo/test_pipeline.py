@@ -73,6 +73,42 @@ def test_frames_are_the_engines_in_order(pipeline):
     assert torch.equal((frames * 255).round().byte(), direct.permute(0, 3, 1, 2))
 
 
+def test_blocks_are_the_same_frames(pipeline):
+    frames = torch.stack(blocks(pipeline, FOX, 2, first=True))
+    pipeline.reset()
+    whole = [pipeline.generate_block(FOX) for _ in range(2)]
+    assert [len(block) for block in whole] == [9, 12] and whole[0].dtype == torch.uint8
+    assert torch.equal((frames * 255).round().byte(), torch.cat(whole).permute(0, 3, 1, 2))
+    assert pipeline.get_latency_stats()["frame_count"] == 21
+
+
+def test_blocks_follow_prompts_and_presets(pipeline):
+    pipeline.generate_block(FOX)
+    pipeline.switch_prompt(BOAT)
+    pipeline.set_optimization_preset("realtime")
+    pipeline.generate_block(FOX)
+    assert torch.equal(pipeline.engine.stream.prompt.embedding, embedding(pipeline, BOAT))
+    assert pipeline.preset == "realtime" and pipeline.get_latency_stats()["prompt_switch_ms"] > 0
+
+
+def test_a_block_does_not_overtake_frames_that_wait(pipeline):
+    pipeline.generate_frame(FOX)
+    with pytest.raises(RuntimeError, match="8 frames wait"):
+        pipeline.generate_block(FOX)
+    for _ in range(8):
+        pipeline.generate_frame(FOX)
+    assert len(pipeline.generate_block(FOX)) == 12
+
+
+def test_loading_reports_its_progress():
+    seen = []
+    OptimizedScopePipeline(
+        "tiny", ScopeOptimizationConfig(**SMALL), device="cpu", progress=lambda *step: seen.append(step)
+    )
+    assert {what for what, _, _ in seen} == {"generator", "VAE", "text encoder"}
+    assert all(0 < done <= total for _, done, total in seen)
+
+
 def test_latency_is_per_pixel_frame_and_fps_are_pixel_frames(pipeline):
     blocks(pipeline, FOX, 2, first=True)
     stats = LatencyStats(**pipeline.get_latency_stats())

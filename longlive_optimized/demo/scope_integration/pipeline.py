@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ...config import PRESETS, OptimizationConfig
-from ...engine.engine import HOT_FIELDS, LongLiveEngine
+from ...engine.engine import HOT_FIELDS, LongLiveEngine, Progress
 from ...engine.request import BlockRequest
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
-from .prompt_box import PromptBox, as_prompt
+from .prompt_box import Prompt, PromptBox, as_prompt
 from .stats import LatencyMeter
 
 BLOCK_PIXEL_FRAMES = 12
@@ -30,6 +30,7 @@ class OptimizedScopePipeline:
     model_path: a folder of LongLive's or scope's layout, or ``"tiny"``.
     config: ScopeOptimizationConfig; the default is the preset ``balanced``.
     device: None takes CUDA where there is one, else the CPU.
+    progress: called as (what, done, total) while weights load.
 
     Raises as LongLiveEngine does. A call to generate_frame makes a block of 9 or 12 frames when none is waiting, so a
     new prompt is seen after the frames that wait, in the first block that begins after it.
@@ -40,13 +41,15 @@ class OptimizedScopePipeline:
         model_path: str | PathLike,
         config: ScopeOptimizationConfig | None = None,
         device: str | torch.device | None = None,
+        progress: Progress | None = None,
     ):
         self.config = config or ScopeOptimizationConfig.preset_balanced()
         own = {field.name for field in dataclasses.fields(OptimizationConfig)}
         engine_config = OptimizationConfig(**{name: getattr(self.config, name) for name in own})
-        self.engine = LongLiveEngine(model_path, engine_config, device)
+        self.engine = LongLiveEngine(model_path, engine_config, device, progress)
         self.overlay = self._new_overlay()
-        self._queue, self._prompts, self._meter = FrameQueue(), PromptBox(), LatencyMeter(self.engine, self.engine.stream)
+        self._queue, self._prompts = FrameQueue(), PromptBox()
+        self._meter = LatencyMeter(self.engine, self.engine.stream)
         self._delivered, self._steps = 0, None
         self._warm = self.engine.device.type != "cuda"
         self._next_config: ScopeOptimizationConfig | None = None
@@ -74,22 +77,30 @@ class OptimizedScopePipeline:
         ``denoising_steps`` hold from the next block on, until others or a preset are set. Raises ValueError or
         TypeError naming a bad argument; the stream goes on.
         """
-        steps = kwargs.pop("denoising_steps", None)
-        prompt = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
-        if steps is not None:
-            steps = BlockRequest(prompt.prompt, denoising_steps=steps).denoising_steps
+        prompt, steps = _read(prompt, kwargs)
         with self._lock:
-            if not self._warm:
-                self.warmup()
-            self._prompts.follow(prompt, time.monotonic(), self._debounce)
-            self._apply_config()
-            self._steps = steps or self._steps
+            self._follow(prompt, steps)
             if not self._queue:
-                self._make_block()
+                self._queue.put(self._make_block())
             depth = self.config.max_queue_depth if self.config.drop_frames_on_lag else None
             frame = self._queue.get(time.monotonic(), self.config.target_fps, depth)
             self._delivered += 1
             return frame.permute(2, 0, 1).float() / 255
+
+    def generate_block(self, prompt: str | Sequence[tuple[str, float]], **kwargs) -> Tensor:
+        """A whole block, uint8 [T, H, W, 3] on the device, T = 9 and then 12, without overlay: for callers with a queue
+        of their own. Does not wait for the device.
+
+        Arguments and errors are generate_frame's. RuntimeError while frames of a block wait for generate_frame.
+        """
+        prompt, steps = _read(prompt, kwargs)
+        with self._lock:
+            if self._queue:
+                raise RuntimeError(f"{len(self._queue)} frames wait: take them with generate_frame, or reset, first")
+            self._follow(prompt, steps)
+            block = self._make_block()
+            self._delivered += len(block)
+            return block
 
     def switch_prompt(self, new_prompt: str | Sequence[tuple[str, float]], **kwargs) -> None:
         """Go over to ``new_prompt`` with the next block; returns at once.
@@ -137,7 +148,14 @@ class OptimizedScopePipeline:
     def _debounce(self) -> float:
         return self.config.prompt_debounce_ms / 1e3
 
-    def _make_block(self) -> None:
+    def _follow(self, prompt: Prompt, steps: tuple[int, ...] | None) -> None:
+        if not self._warm:
+            self.warmup()
+        self._prompts.follow(prompt, time.monotonic(), self._debounce)
+        self._apply_config()
+        self._steps = steps or self._steps
+
+    def _make_block(self) -> Tensor:
         now = time.monotonic()
         prompt, wish = self._prompts.take(now, self._debounce)
         blocks = prompt.transition_blocks or self._smooth_blocks()
@@ -145,7 +163,7 @@ class OptimizedScopePipeline:
         block = self.engine.generate_block(request)
         if wish and self._delivered:
             self._meter.block_was_switch((now - wish.asked_at) * 1e3)
-        self._queue.put(block)
+        return block
 
     def _smooth_blocks(self) -> int:
         """Blocks over which a new prompt is reached, where the caller does not say."""
@@ -164,6 +182,15 @@ class OptimizedScopePipeline:
         if not self.config.enable_latency_overlay:
             return None
         return create_latency_overlay(position=self.config.overlay_position, opacity=self.config.overlay_opacity)
+
+
+def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prompt, tuple[int, ...] | None]:
+    """The prompt and the denoising steps of a call, checked."""
+    steps = kwargs.pop("denoising_steps", None)
+    prompt = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
+    if steps is not None:
+        steps = BlockRequest(prompt.prompt, denoising_steps=steps).denoising_steps
+    return prompt, steps
 
 
 def _only(kwargs: dict, *names: str) -> dict:
