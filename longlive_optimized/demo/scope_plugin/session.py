@@ -57,7 +57,8 @@ class Session:
         config = self._load.engine_config()
         self._prompts, self._backoff = PromptFollower(), Backoff()
         self._commands = Commands(self.set_preset, self.stats)
-        self._before, self._complaints = CallParams(), set()
+        self._before = CallParams()
+        self._complaints: dict[str, str] = {}  # the last one about each parameter
         self._preset, self._steps, self._seed = self._load.optimization_preset, config.denoising_steps, config.seed
         self._due = _Due()
         self._overlay: LatencyOverlay | None = None
@@ -190,8 +191,8 @@ class Session:
     def _complain(self, name: str, value: Any, why: str) -> None:
         """Tell the clients about a parameter, once: scope repeats it with every call."""
         text = f"{name}: {why}, got {str(value)[:100]!r}"
-        if text not in self._complaints:
-            self._complaints.add(text)
+        if self._complaints.get(name) != text:
+            self._complaints[name] = text
             notify_error(text)
 
     def _failed(self, error: Exception) -> None:
