@@ -39,7 +39,7 @@ class Sessions:
             if not self._idle and len(self._busy) >= self._limit:
                 self._refuse(f"all {self._limit} sessions of this pipeline are taken (max_sessions): this one waits")
                 return None
-            if self._backoff.waiting(time.monotonic()):
+            if not self._idle and self._backoff.waiting(time.monotonic()):
                 return None
             try:
                 session = self._idle.pop() if self._idle else self._new_session()
