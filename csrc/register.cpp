@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
   m.def(
       "ring_advance(Tensor start, Tensor freqs, Tensor(a!) slots, Tensor(b!) rope_time, Tensor(c!) sink_time, "
       "int window, int sink, int origin) -> ()");
+  m.def("ring_attention(Tensor q, Tensor k_ring, Tensor v_ring, Tensor ranges, int split) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor gain, float eps) -> Tensor");
   m.def("x0_renoise(Tensor x, Tensor flow, Tensor? noise, Tensor sigmas, int index) -> Tensor");
 }

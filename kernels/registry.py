@@ -77,6 +77,11 @@ def force(name: str | None) -> None:
     _forced = name
 
 
+def forced() -> str | None:
+    """The backend that everything runs on, if one was forced."""
+    return _forced
+
+
 @contextlib.contextmanager
 def backend(name: str):
     """Run everything inside on one backend; tests and benchmarks compare backends with it."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.ring_advance import ring_advance
+from ..kernels.ring_attention import home_of_ranges
 from ..kernels.rotate_sinks import rotate_sinks
 from . import rope
 from .config import ModelConfig
@@ -51,6 +52,8 @@ class RingCache:
         self._sink_time = self._rope_time.new_zeros(sink if relative else 0, len(self._freqs), 2)
         self._slots = torch.zeros(window, dtype=torch.int64, device=device)
         self._start = torch.zeros(1, dtype=torch.int64, device=device)
+        # The tokens to attend to: [0, valid * S).
+        self.ranges = torch.zeros(1, 2, 2, dtype=torch.int32, device=home_of_ranges(device))
         self.reset()
 
     @property
@@ -93,6 +96,7 @@ class RingCache:
         self.turns_sinks = self.relative and self._sink_written and not writes_sinks
         self._sink_written |= writes_sinks
         self._start.fill_(start)
+        self.ranges[0, 0, 1:].fill_(self.valid * self.k.shape[2])
 
     def advance(self) -> None:
         """The device's half of ``seek``: write slots, rotations and the sinks' keys where they stand now."""

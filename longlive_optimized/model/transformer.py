@@ -15,7 +15,7 @@ from ..kernels.linear_gelu import linear_gelu
 from ..kernels.modulate_norm import modulate_norm
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store
 from ..kernels.residual_norm import residual_norm
-from ..kernels.ring_attention import ring_attention
+from ..kernels.ring_attention import home_of_ranges, ring_attention
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .ring_cache import RingCache
@@ -37,6 +37,7 @@ class CrossCache(NamedTuple):
 
     k: Tensor
     v: Tensor
+    ranges: Tensor  # all of them, as ring_attention takes them
 
 
 class Linear(nn.Module):
@@ -104,11 +105,11 @@ class Block(nn.Module):
         z [N, D] is x normed for this layer, the result x normed for the next one, whose shift and scale are
         ``following`` [G, 2, D]; m [G, 6, D] serves G equal groups of tokens.
         """
-        y = ring_attention(self.store(z, ring, layer), ring.k[layer], ring.v[layer], ring.valid)
+        y = ring_attention(self.store(z, ring, layer), ring.k[layer], ring.v[layer], ring.ranges)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = residual_norm(x, self.out(y.flatten(1)), m[:, 2], bias, gain, 0.0, self.eps)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
-        y = self.cross_out(ring_attention(q, cross.k[layer], cross.v[layer], 1).flatten(1))
+        y = self.cross_out(ring_attention(q, cross.k[layer], cross.v[layer], cross.ranges).flatten(1))
         z = residual_norm(x, y, None, m[:, 3], m[:, 4], 1.0, self.eps)
         y = self.ffn_out(linear_gelu(z, self.ffn_in.weight, self.ffn_in.bias))
         return residual_norm(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps)
@@ -200,7 +201,8 @@ class Transformer(nn.Module):
         # Zero rows become the biases' constant vector and are attended to: there is no mask.
         context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
         k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)
-        return CrossCache(torch.stack(k)[:, None], torch.stack(v)[:, None])
+        ranges = torch.tensor([[[0, len(context)], [0, 0]]], dtype=torch.int32, device=home_of_ranges(context.device))
+        return CrossCache(torch.stack(k)[:, None], torch.stack(v)[:, None], ranges)
 
     def checkpoint_views(self) -> dict[str, Tensor]:
         """Every tensor of the published checkpoint by its key, as a writable view into the parameters here."""

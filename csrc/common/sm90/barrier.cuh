@@ -1,0 +1,84 @@
+#pragma once
+// Barriers in shared memory (mbarrier), named barriers (bar), and the register budget of a warpgroup (setmaxnreg).
+// One instruction each; the PTX name stands beside it.
+#include <cstdint>
+#ifdef LL_WATCHDOG
+#include <cstdio>
+#endif
+
+namespace longlive::sm90 {
+__device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// A phase ends when all arrivals have come and all announced bytes have landed; then the next one begins. Phases are
+// told apart by their parity: 0 for the first.
+struct alignas(8) Barrier {
+  uint64_t state;
+
+  __device__ void init(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals) : "memory");
+  }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  // Arrives, and announces bytes that copies will bring in this phase.
+  __device__ void arrive_and_expect(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
+                 : "memory");
+  }
+  __device__ bool try_wait(uint32_t parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(done)
+        : "r"(shared_address(this)), "r"(parity)
+        : "memory");
+    return done;
+  }
+  // Returns once the phase of this parity has ended. On a fresh barrier the phase "before the first" has parity 1.
+  __device__ void wait(uint32_t parity) {
+#ifdef LL_WATCHDOG  // bring-up only
+    for (long long start = clock64(); !try_wait(parity);)
+      if (clock64() - start > 4000000000ll) {
+        printf("stuck: cta %d thread %d at %u, %u\n", blockIdx.x, threadIdx.x, shared_address(this), parity);
+        asm volatile("trap;");
+      }
+#else
+    while (!try_wait(parity)) {
+    }
+#endif
+  }
+};
+
+// Makes initialised barriers visible to the copy engine.
+__device__ inline void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// Orders this thread's plain accesses to shared memory before later ones by the copy engine and the tensor cores.
+__device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Named barriers 1-15 (0 is __syncthreads): `threads` counts those that arrive and those that wait.
+__device__ inline void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ inline void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// By all warps of a warpgroup: give registers back, or take what others gave. A multiple of 8.
+template <int kCount>
+__device__ void registers_give() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ void registers_take() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// griddepcontrol: the next grid of the stream may be launched early, if it was allowed to, and waits there until this
+// one has ended and its writes are seen.
+__device__ inline void let_next_grid_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ inline void wait_for_last_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+}  // namespace longlive::sm90

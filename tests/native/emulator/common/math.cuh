@@ -1,0 +1,6 @@
+#pragma once
+#include <cmath>
+
+namespace longlive {
+inline float exp2(float x) { return std::exp2(x); }
+}  // namespace longlive
