@@ -49,7 +49,7 @@ class OptimizedScopePipeline:
         self.engine = LongLiveEngine(model_path, engine_config, device, progress)
         self.overlay = self._new_overlay()
         self._queue, self._prompts = FrameQueue(), PromptBox()
-        self._meter = LatencyMeter(self.engine, self.engine.stream)
+        self._meter = LatencyMeter(self.engine)
         self._delivered, self._steps = 0, None
         self._warm = self.engine.device.type != "cuda"
         self._next_config: ScopeOptimizationConfig | None = None

@@ -85,13 +85,13 @@ class LatencyTracker:
 
 
 class LatencyMeter:
-    """One stream's latency, read from its block times without waiting for the device or for a block under way.
+    """A stream's latency, the engine's own unless another is given.
 
-    May be asked and told from different threads.
+    Read from its block times, without waiting for the device or for a block under way. May be asked and told from different threads.
     """
 
-    def __init__(self, engine: LongLiveEngine, stream: Stream):
-        self._engine, self._stream = engine, stream
+    def __init__(self, engine: LongLiveEngine, stream: Stream | None = None):
+        self._engine, self._stream = engine, stream or engine.stream
         self._tracker, self._lock = LatencyTracker(), threading.Lock()
         self._last, self._switch = -1, None
 
