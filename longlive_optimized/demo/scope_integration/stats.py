@@ -87,7 +87,8 @@ class LatencyTracker:
 class LatencyMeter:
     """A stream's latency, the engine's own unless another is given.
 
-    Read from its block times, without waiting for the device or for a block under way. May be asked and told from different threads.
+    Read from its block times, without waiting for the device or for a block under way. May be asked and told from
+    different threads.
     """
 
     def __init__(self, engine: LongLiveEngine, stream: Stream | None = None):
