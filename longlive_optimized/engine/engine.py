@@ -153,21 +153,23 @@ class LongLiveEngine:
                     stream.passes.graphs = self._new_graphs()
             self._note_what_is_missing()
 
-    def warmup(self, blocks: int | None = None) -> float:
-        """Fill the default stream's window and switch its prompt once, then reset it; returns seconds.
+    def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
+        """Fill a stream's window and switch its prompt once, then reset it; returns seconds.
 
         What only the first seconds of a stream need (recaches within its first window) and video input are compiled and
-        captured when they first occur. ``blocks`` is how many to make, at least enough to fill the window.
+        captured when they first occur. ``blocks`` is how many to make, at least enough to fill the window; ``stream``
+        is the default one unless given.
         """
         started, prompt = time.perf_counter(), "warm-up"
         with self._turn():
-            blocks = max(blocks or 0, -(-self.stream.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
+            stream = stream or self.stream
+            blocks = max(blocks or 0, -(-stream.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
             for i in range(blocks):
                 last = i == blocks - 1
-                self.generate_block(BlockRequest(f"{prompt}!" if last else prompt))  # the last one recaches
+                self.generate_block(BlockRequest(f"{prompt}!" if last else prompt), stream)  # the last one recaches
             self.synchronize()
-            self.stream.reset()
-            self.stream.timer.clear()
+            stream.reset()
+            stream.timer.clear()
             self.prompts.hits = self.prompts.misses = 0
         return time.perf_counter() - started
 

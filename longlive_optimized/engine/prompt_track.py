@@ -14,7 +14,7 @@ class PromptTrack:
     def __init__(self) -> None:
         self.embedding: Tensor | None = None
         self._wanted: tuple | None = None
-        self._path: list[Tensor] = []
+        self._ahead = range(0)  # the numbers of the steps that are left; the last one is the target
 
     def wants(self, request: BlockRequest) -> bool:
         """Whether the request asks for another prompt than the last one did."""
@@ -24,25 +24,28 @@ class PromptTrack:
         """Take one block's step towards ``target`` (needed where ``wants``); say whether the embedding changed.
 
         A transition of n blocks goes in equal steps from the embedding in force and ends on the target; a new prompt in
-        its midst starts from where it stands.
+        its midst starts from where it stands. A block that fails takes its step again.
         """
         if self.wants(request):
-            self._wanted = request.identity
-            self._path = self._steps(target, request)
-        if not self._path:
+            self._begin(request, target)
+        if not self._ahead:
             return False
-        self.embedding = self._path.pop(0)
+        i, n = self._ahead[0], self._ahead.stop - 1
+        self.embedding = self._target if i == n else self._mix(self._source, self._target, i / n)
         return True
+
+    def block_made(self) -> None:
+        """The step has been taken: there is a block of it."""
+        self._ahead = self._ahead[1:]
 
     @property
     def in_transition(self) -> bool:
         """Whether the next block goes a step further."""
-        return bool(self._path)
+        return bool(self._ahead)
 
-    def _steps(self, target: Tensor, request: BlockRequest) -> list[Tensor]:
-        source, n = self.embedding, request.transition_blocks
-        if source is None or n == 1:
-            return [target]
-        mix = slerp if (request.transition_blend or request.blend) == "slerp" else lerp
-        first, steps = (0, n - 1) if request.transition_from_source else (1, n)
-        return [mix(source, target, i / steps) for i in range(first, steps)] + [target]
+    def _begin(self, request: BlockRequest, target: Tensor) -> None:
+        n = 1 if self.embedding is None else request.transition_blocks
+        first = 0 if n > 1 and request.transition_from_source else 1
+        self._ahead = range(first, first + n)
+        self._source, self._target, self._wanted = self.embedding, target, request.identity
+        self._mix = slerp if (request.transition_blend or request.blend) == "slerp" else lerp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -82,7 +82,7 @@ class BlockRequest:
             raise ValueError("prompt must hold at least one (text, weight) pair")
         for text, weight in self.pairs:
             clean(text)  # raises for what is no text, or none after cleaning
-            if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+            if not (isinstance(weight, int | float) and 0 <= weight <= sys.float_info.max):
                 raise ValueError(f"prompt weights must be finite and not negative, got {weight!r}")
 
     def _check_steps(self) -> None:

@@ -116,11 +116,11 @@ class Stream:
         With ``global_sink`` false that recomputation replaces the sinks, as at a prompt switch.
         """
         if window != self.window:
-            before, self.passes = self.passes, self._new_passes(window)
-            self.ring.take_sinks(before.ring)
-            if before.cross is not None:
-                self.passes.set_prompt(before.cross)
-            self.recache_due = self.position > 0
+            passes = self._new_passes(window)
+            passes.ring.take_sinks(self.ring)
+            if self.passes.cross is not None:
+                passes.set_prompt(self.passes.cross)
+            self.passes, self.recache_due = passes, self.position > 0
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's, are computed anew."""
@@ -133,6 +133,7 @@ class Stream:
 
     def keep(self, latents: Tensor) -> None:
         """The block is generated: move on."""
+        self.prompt.block_made()
         self.history = torch.cat((self.history, latents))[-MAX_WINDOW:]
         self.position += len(latents)
         self.context_due = True

@@ -87,6 +87,8 @@ def refill_generator(
         return
     try:
         _fill(views, tensors, _source(files, loras), progress, _terms(own, *users))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise RuntimeError(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
 

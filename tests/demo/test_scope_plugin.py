@@ -202,6 +202,12 @@ def test_a_transition_without_steps_is_there_at_once(scope, steps):
     assert same(frames, expected(scope, BlockRequest("a fox"), *[BlockRequest("a boat")] * 2))
 
 
+def test_a_transition_without_end_costs_nothing(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    assert len(run(session, 1, transition={"target_prompts": BOAT, "num_steps": 10**400})[0]) == 12
+
+
 def test_new_prompts_end_a_transition(scope):
     session = scope.manager.open({"prompts": FOX})
     frames = run(session, 2) + run(session, 1, transition={"target_prompts": BOAT, "num_steps": 4})
@@ -365,6 +371,16 @@ def test_the_later_change_of_steps_wins(scope):
     assert inner() == (1000, 500, 250) and not session.errors
 
 
+def test_a_preset_chosen_before_the_start_keeps_its_steps(installed, pipeline_class):
+    assert installed.manager.load(pipeline_class, LOAD | {"optimization_preset": "ultra"}), installed.manager.error
+    session = installed.manager.open(
+        {"prompts": FOX, "denoising_step_list": [1000, 750, 500, 250], "optimization_preset": "ultra"}
+    )
+    run(session, 1)
+    assert session_of(installed, session).effective()["denoising_steps"] == [1000, 250]
+    session.stop()
+
+
 def test_presets_are_a_sessions_own(scope):
     one, other = (scope.manager.open({"prompts": FOX}) for _ in range(2))
     run(one, 1), run(other, 1)
@@ -413,6 +429,10 @@ def test_the_overlay_is_drawn_on_request(scope):
         {"denoising_step_list": [1000, 500.5]},
         {"denoising_step_list": [float("inf")]},
         {"denoising_step_list": [None]},
+        {"denoising_step_list": [10**400]},
+        {"denoising_step_list": list(range(1000, 900, -1))},
+        {"prompts": [{"text": "a", "weight": 10**400}]},
+        {"video": []},
         {"prompts": 17},
         {"prompts": [{"weight": 1.0}]},
         {"prompts": [{"text": "a", "weight": -1}]},
@@ -541,10 +561,11 @@ def test_the_newest_of_too_many_sessions_waits_and_is_told_once(scope):
 def test_a_new_session_finds_nothing_of_the_last_one(scope):
     first = scope.manager.open({"prompts": BOAT, "base_seed": 5, "show_latency_overlay": True})
     run(first, 2, optimization_preset="ultra")
+    stream = session_of(scope, first)._stream
     first.stop()
     second = scope.manager.open({"prompts": FOX})
     assert same(run(second, 2), expected(scope, *[BlockRequest("a fox")] * 2))
-    assert len(engine_of(scope)._streams) >= 1 and session_of(scope, second).stats()["preset"] == "balanced"
+    assert session_of(scope, second)._stream is stream and session_of(scope, second).stats()["preset"] == "balanced"
 
 
 @pytest.fixture
@@ -601,17 +622,42 @@ def test_what_was_asked_during_a_failure_is_not_lost(scope, failing):
     assert same(run(session, 1), expected(scope, BlockRequest("a boat", seed=11)))
 
 
+def test_a_new_prompt_survives_the_failure_of_its_first_block(scope, failing):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 1)
+    failing(RuntimeError("no"))
+    session.send({"prompts": BOAT})
+    assert session.step().result == {}
+    failing(None)
+    failing.pass_time(60)
+    frames += run(session, 1)
+    assert same(frames, expected(scope, BlockRequest("a fox"), BlockRequest("a boat")))
+
+
+def test_a_transition_loses_no_step_to_a_failure(scope, failing):
+    session = scope.manager.open({"prompts": FOX})
+    frames = run(session, 1)
+    session.send({"transition": {"target_prompts": BOAT, "num_steps": 3}})
+    for _ in range(3):
+        failing(RuntimeError("no"))
+        assert session.step().result == {}
+        failing(None)
+        failing.pass_time(60)
+        frames += run(session, 1)
+    way = BlockRequest("a boat", transition_blocks=3, transition_from_source=True)
+    assert same(frames, expected(scope, BlockRequest("a fox"), *[way] * 3))
+
+
 def test_out_of_memory_frees_what_nobody_uses_and_recovers(scope, failing):
     idle = scope.manager.open({"prompts": FOX})
     session = scope.manager.open({"prompts": FOX})
     run(idle, 1), run(session, 1)
     unused = weakref.ref(session_of(scope, idle)._stream)
-    keeps = unused() is engine_of(scope)._stream
     idle.stop()
     failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"))
     assert session.step().result == {} and not session.processor.ended
     assert "out of memory" in told(scope, "longlive_error")[0]["message"]
-    assert keeps or unused() is None
+    assert unused() is None
     failing(None)
     failing.pass_time(60)
     assert [len(block) for block in run(session, 2)] == [12, 12]

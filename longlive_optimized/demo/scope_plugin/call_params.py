@@ -12,6 +12,7 @@ from ...config import preset_name
 from ...engine.request import BlockRequest
 
 Pairs = tuple[tuple[str, float], ...]
+MOST_STEPS = 16  # each length of list keeps buffers and a graph of its own
 Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
 
 
@@ -31,12 +32,14 @@ def _pairs(prompts: Any) -> Pairs | None:
 
 
 def _whole(number: Any) -> bool:
-    return isinstance(number, int | float) and float(number).is_integer()
+    return isinstance(number, int) or (isinstance(number, float) and number.is_integer())
 
 
 def _steps(steps: Any) -> tuple[int, ...]:
     if not isinstance(steps, list | tuple) or not all(map(_whole, steps)):
         raise ValueError("expected a list of whole numbers")
+    if len(steps) > MOST_STEPS:
+        raise ValueError(f"expected at most {MOST_STEPS} steps")
     return BlockRequest("-", denoising_steps=tuple(int(s) for s in steps)).denoising_steps
 
 
@@ -46,7 +49,8 @@ def _preset(name: Any) -> str:
 
 def _frames(frames: Any) -> list[Tensor]:
     """Frames [1, H, W, 3] as [H, W, 3]."""
-    if not isinstance(frames, list) or not all(isinstance(frame, Tensor) and frame.ndim == 4 for frame in frames):
+    fits = isinstance(frames, list) and frames and all(isinstance(f, Tensor) and f.ndim == 4 for f in frames)
+    if not fits:
         raise ValueError("expected frames [1, H, W, 3]")
     return [frame[0] for frame in frames]
 
@@ -74,7 +78,7 @@ class LoraScale(BaseModel):
 class CallParams(BaseModel):
     """What a call may say. None, or left out, is as if it had never been said."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     init_cache: bool = False
     prompts: Prompts = None
@@ -101,6 +105,7 @@ class CallParams(BaseModel):
 
 
 _KNOWN = {field.alias or name for name, field in CallParams.model_fields.items()}
+_KEPT = CallParams.model_fields.keys() - {"init_cache", "transition", "lora_scales", "video", "modulated_steps"}
 
 
 def read_call(keywords: Mapping[str, Any], before: CallParams, complain: Callable[[str, Any, str], None]) -> CallParams:
@@ -118,6 +123,3 @@ def read_call(keywords: Mapping[str, Any], before: CallParams, complain: Callabl
         complain(name, given.pop(name), why)
     kept = {name: getattr(before, name) for name in bad if name in _KEPT}
     return CallParams(**given).model_copy(update=kept)
-
-
-_KEPT = CallParams.model_fields.keys() - {"init_cache", "transition", "lora_scales", "video", "modulated_steps"}

@@ -26,6 +26,8 @@ class Commands:
     def obey(self, keywords: Mapping[str, Any]) -> None:
         """Look at a call's keywords; never raises, as a bad message must not stop the frames."""
         kind, request_id = keywords.get("type"), keywords.get("request_id")
+        if not isinstance(request_id, str | int):
+            request_id = None  # what may come, NaN for one, is not what a browser could read back
         # ``preset`` lies around from an earlier message when statistics are asked for.
         preset = keywords.get("preset") if kind == SET_PRESET else None
         request = repr((kind, preset, request_id))

@@ -15,7 +15,7 @@ from .call_params import Corner, LoraScale, Preset, Steps
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_STEPS = (1000, 750, 500, 250)
+DEFAULT_STEPS = (1000, 750, 500, 250)
 _SAME = ("height", "width", "vae_type", "step_schedule", "positions", "restart_at")  # as in OptimizationConfig
 ROTARY_END = 1021  # latent frame at which scope's own pipeline begins again: its table of positions ends there
 
@@ -39,7 +39,7 @@ class LoadParams(BaseModel):
     width: int = 576
     base_seed: Annotated[int, Field(ge=0, lt=2**62)] = 42
     manage_cache: bool = True
-    denoising_steps: Steps = _DEFAULT_STEPS
+    denoising_steps: Steps = DEFAULT_STEPS
     noise_scale: Annotated[float, Field(ge=0, le=1)] = 0.7
     noise_controller: bool = True
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
@@ -57,7 +57,7 @@ class LoadParams(BaseModel):
     def engine_config(self) -> OptimizationConfig:
         """The engine's switches. Raises pydantic's ValidationError."""
         asked = {name: getattr(self, name) for name in _SAME} | {"seed": self.base_seed}
-        if self.denoising_steps != _DEFAULT_STEPS:  # scope always passes a list: only another one is a wish
+        if self.denoising_steps != DEFAULT_STEPS:  # scope always passes a list: only another one is a wish
             asked["denoising_steps"] = self.denoising_steps
         if self.quantization is not None:
             asked["precision"] = "fp8"

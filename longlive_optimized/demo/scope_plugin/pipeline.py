@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,16 +38,20 @@ class LongLiveOptimizedPipeline(Pipeline):
     def __init__(self, **keywords: Any):
         self._load = read_load(keywords)
         self._loras = {lora.path: UserLora(lora.path, lora.scale) for lora in self._load.loras}
+        self._merged, self._lora_lock = self._loras, threading.Lock()
         self._engine = LongLiveEngine(
             self._load.model_path or get_models_dir(),
             self._load.engine_config(),
             progress=lambda what, done, total: set_loading_stage(f"Loading {what}..."),
             loras=[*self._loras.values()],
         )
-        if self._engine.device.type == "cuda":
+        # scope copies frames, in and out, on the default stream: work there would hold them up for a whole block.
+        self._work = torch.cuda.Stream(self._engine.device) if self._engine.device.type == "cuda" else None
+        self._warm = [self._engine.open_stream()]  # goes to the first session
+        if self._work:
             set_loading_stage("Warming up...")
-            self._engine.warmup()
-        self._warm = [self._engine.stream]  # goes to the first session
+            with torch.cuda.stream(self._work):
+                self._engine.warmup(stream=self._warm[0])
         self._sessions = Sessions(self._new_session, self._load.max_sessions)
         self.state = _State(self._sessions)
 
@@ -57,8 +62,12 @@ class LongLiveOptimizedPipeline(Pipeline):
 
     def __call__(self, **keywords: Any) -> dict[str, Tensor]:
         """The next frames of the calling thread's session, ``{"video": uint8 [T, H, W, 3]}``, or ``{}``."""
-        session = self._sessions.enter()
-        return {} if session is None else session.call(keywords)
+        with torch.cuda.stream(self._work):
+            session = self._sessions.enter()
+            result = {} if session is None else session.call(keywords)
+        if self._work and result:
+            result["video"].record_stream(torch.cuda.default_stream(self._engine.device))
+        return result
 
     @property
     def loaded_lora_adapters(self) -> list[dict[str, Any]]:
@@ -71,12 +80,14 @@ class LongLiveOptimizedPipeline(Pipeline):
         return Session(self._engine, stream, self._load, self._set_lora_scales, self._make_room)
 
     def _set_lora_scales(self, scales: Mapping[str, float]) -> None:
-        if unknown := scales.keys() - self._loras.keys():
-            raise ValueError(f"no LoRA {sorted(unknown)[0]!r} was loaded")
-        loras = self._loras | {path: UserLora(path, scale) for path, scale in scales.items()}
-        if loras != self._loras:
-            self._engine.set_loras([*loras.values()])
-            self._loras = loras
+        with self._lora_lock:
+            if unknown := scales.keys() - self._loras.keys():
+                raise ValueError(f"no LoRA {sorted(unknown)[0]!r} was loaded")
+            loras = self._loras | {path: UserLora(path, scale) for path, scale in scales.items()}
+            if loras != self._merged:
+                self._merged = None  # until this has worked, nobody knows what the weights hold
+                self._engine.set_loras([*loras.values()])
+                self._merged = self._loras = loras
 
     def _make_room(self) -> None:
         self._sessions.free_idle()

@@ -11,7 +11,7 @@ class PromptFollower:
     def __init__(self) -> None:
         self.wanted: Pairs | None = None  # what to ask the engine for; None while nobody has said
         self._incoming: Pairs | None = None
-        self._settled: Pairs | None = None  # what was reached, by a switch or at a transition's end
+        self._settled: Pairs | None = None  # what was switched to, or reached by a transition
 
     def follow(self, call: CallParams) -> bool:
         """Settle which prompt is wanted; whether that is a new one."""
@@ -20,12 +20,13 @@ class PromptFollower:
             want = call.transition.target_prompts
         elif changed or self._settled is None:
             want = call.prompts
+            self._settled = want or self._settled  # at once, not when there is a block of it: that may take tries
         else:
             want = self._settled
         before, self.wanted = self.wanted, want or self.wanted
         return self.wanted != before
 
     def block_made(self, in_transition: bool) -> None:
-        """The prompt asked for is in force, unless a transition to it is under way."""
+        """The prompt asked for has been reached, unless a transition to it is under way."""
         if not in_transition:
             self._settled = self.wanted

@@ -7,13 +7,13 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...config import OptimizationConfig
+from ...config import PRESETS, OptimizationConfig
 from ...engine.engine import LongLiveEngine
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
@@ -22,7 +22,7 @@ from ..scope_integration.stats import LatencyMeter
 from .backoff import Backoff
 from .call_params import CallParams, Transition, read_call
 from .commands import Commands
-from .load_params import LoadParams
+from .load_params import DEFAULT_STEPS, LoadParams
 from .notify import notify, notify_error
 from .prompt_follower import PromptFollower
 
@@ -57,13 +57,15 @@ class Session:
         config = self._load.engine_config()
         self._prompts, self._backoff = PromptFollower(), Backoff()
         self._commands = Commands(self.set_preset, self.stats)
-        self._before = CallParams()
+        # scope's page sends its default list with the first call: as at load, only another one is a wish.
+        self._before = CallParams(denoising_step_list=DEFAULT_STEPS)
         self._complaints: dict[str, str] = {}  # the last one about each parameter
         self._preset, self._steps, self._seed = self._load.optimization_preset, config.denoising_steps, config.seed
         self._due = _Due()
         self._overlay: LatencyOverlay | None = None
         self._delivered = 0
-        self._engine.resize(self._stream, config.local_attn_size)
+        self._window = config.local_attn_size
+        self._engine.resize(self._stream, self._window)
         self._engine.reset(self._stream, config.seed)
         self._meter.reset()
 
@@ -94,15 +96,14 @@ class Session:
     def set_preset(self, name: str) -> dict:
         """Go over to a preset's steps and window with the next block, without a cut; the settings then in force."""
         fields = OptimizationConfig.preset_fields(name)
-        self._engine.resize(self._stream, fields["local_attn_size"])
-        self._preset, self._steps = name, fields["denoising_steps"]
+        self._preset, self._steps, self._window = name, fields["denoising_steps"], fields["local_attn_size"]
         return self.effective()
 
     def effective(self) -> dict:
         """The settings in force, as plain JSON."""
         return {
             "denoising_steps": list(self._steps),
-            "local_attn_size": self._stream.window,
+            "local_attn_size": self._window,
             "precision": self.stats()["precision"],
             "step_schedule": self._load.step_schedule,
             "positions": self._load.positions,
@@ -110,7 +111,8 @@ class Session:
 
     def stats(self) -> dict:
         """The fields of LatencyStats."""
-        return dataclasses.asdict(self._meter.stats(frame_count=self._delivered, preset=self._preset))
+        preset = self._preset if self._steps == PRESETS[self._preset]["denoising_steps"] else "custom"
+        return dataclasses.asdict(self._meter.stats(frame_count=self._delivered, preset=preset))
 
     def _take_over(self, call: CallParams) -> None:
         """Settle what changed since the call before; what the next block must make up for is due until one is made."""
@@ -125,29 +127,36 @@ class Session:
         if call.init_cache:
             due.reset, self._prompts = True, PromptFollower()
         if call.lora_scales is not None:
-            self._set_loras(call)
+            due.lora_scales |= {lora.path: lora.scale for lora in call.lora_scales}
+            due.lora_reset |= self._manages_cache(call)
         if self._prompts.follow(call):
             due.new_prompt = True
 
-    def _set_loras(self, call: CallParams) -> None:
+    def _set_loras(self) -> None:
+        due = self._due
         try:
-            self._set_lora_scales({lora.path: lora.scale for lora in call.lora_scales})
-        except (ValueError, OSError, RuntimeError) as error:
-            self._complain("lora_scales", call.lora_scales, str(error))
+            self._set_lora_scales(due.lora_scales)
+        except (ValueError, OSError) as error:  # nothing was written; anything else is tried again
+            self._complain("lora_scales", due.lora_scales, str(error))
         else:
-            self._due.reset |= self._manages_cache(call)
+            due.reset |= due.lora_reset
+        due.lora_scales, due.lora_reset = {}, False
 
     def _make_block(self, call: CallParams) -> Tensor:
-        request = self._request(call)
-        frames = self._engine.generate_block(request, self._stream)
-        if frames.is_cuda:  # scope takes a call's duration for the time that its frames take to make
-            torch.cuda.current_stream(frames.device).synchronize()
+        self._engine.resize(self._stream, self._window)
+        self._set_loras()
+        frames = self._engine.generate_block(self._request(call), self._stream)
         if self._due.new_prompt and self._delivered:
             self._meter.block_was_switch(0.0)
         self._prompts.block_made(self.in_transition)
         self._due = _Due()
         self._delivered += len(frames)
-        return self._with_overlay(frames, call)
+        frames = self._with_overlay(frames, call)
+        if frames.is_cuda:  # scope takes a call's duration for the time that its frames take to make
+            done = torch.cuda.Event()
+            done.record()
+            done.synchronize()
+        return frames
 
     def _request(self, call: CallParams) -> BlockRequest:
         prompt, due, transition = self._prompts.wanted, self._due, call.transition or Transition(num_steps=0)
@@ -185,7 +194,8 @@ class Session:
 
     def _refuse_vace(self, keywords: Mapping[str, Any]) -> None:
         for name in VACE_INPUTS:
-            if keywords.get(name):
+            value = keywords.get(name)
+            if isinstance(value, Tensor) or value:
                 self._complain(name, "...", "VACE is not available in this pipeline, this input is ignored")
 
     def _complain(self, name: str, value: Any, why: str) -> None:
@@ -197,6 +207,7 @@ class Session:
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
+            traceback.clear_frames(error.__traceback__)  # they hold the failed block's tensors
             self._make_room()
             what = "the GPU is out of memory: close other sessions or programs, or load a smaller size"
         else:
@@ -213,3 +224,5 @@ class _Due:
     reset: bool = False
     restart: bool = False
     new_prompt: bool = False
+    lora_scales: dict[str, float] = field(default_factory=dict)
+    lora_reset: bool = False  # if they can be applied

@@ -42,13 +42,17 @@ class Sessions:
             if not self._idle and self._backoff.waiting(time.monotonic()):
                 return None
             try:
-                session = self._idle.pop() if self._idle else self._new_session()
-                session.begin()
+                if self._idle:
+                    session = self._idle.pop()
+                    session.begin()
+                else:
+                    session = self._new_session()
             except Exception as error:  # out of GPU memory, say
-                self._backoff.failed(time.monotonic(), "")
-                log.error("a session could not be opened:\n%s", "".join(traceback.format_exception(error)))
+                if self._backoff.failed(time.monotonic(), type(error).__name__):
+                    log.error("a session could not be opened:\n%s", "".join(traceback.format_exception(error)))
                 self._refuse(f"no room for another session, it waits: {type(error).__name__}: {error}")
                 return None
+            self._backoff.clear()
             self._busy[threading.current_thread()] = session
             return session
 
