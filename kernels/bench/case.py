@@ -27,6 +27,7 @@ class Bench:
     real: list[Case]
     small: list[Case]
     published: Callable | None = None  # the published order of operations and roundings, in plain torch
+    time_reference: bool = True  # on a GPU too; false where it would take minutes
 
 
 def turns(n: int, pairs: int, device: str) -> Tensor:

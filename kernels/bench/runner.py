@@ -91,6 +91,8 @@ def _on_gpu(name: str, ceilings: Ceilings) -> list[dict]:
         copies = min(2 + 2 * l2 // case.bytes, 128)  # what moves a few kilobytes is bound by its launch
         sets = [case.make("cuda") for _ in range(copies)]
         for backend, function in runners.items():
+            if backend == "reference" and not bench.time_reference:
+                continue
             if backend == "published" or OPS[name].impls[backend][1](*sets[0]):
                 rows.append(_row(name, case, backend, time_on_gpu(function, sets), ceilings))
     return rows

@@ -59,9 +59,10 @@ def test_no_kernel_spills(library):
         assert any(f"{operator}_kernel" in name for name, _, _ in kernels), operator
     for name, registers, stack in kernels:
         assert stack == "0", name
-        # 32 warps of 64 registers fill a multiprocessor: enough loads in flight to keep memory busy. Attention has one
-        # CTA there, of 384 threads with 168 registers, which they then share out anew.
-        most = 168 if "ring_attention_kernel" in name else 64 if "bfloat16" in name else 96
+        # 32 warps of 64 registers fill a multiprocessor: enough loads in flight to keep memory busy. Attention and
+        # convolution have one CTA there, of 384 threads with 168 registers, which they then share out anew.
+        shared_out = "ring_attention_kernel" in name or "causal_conv_kernel" in name
+        most = 168 if shared_out else 64 if "bfloat16" in name else 96
         assert int(registers) <= most, name
 
 

@@ -1,0 +1,90 @@
+#pragma once
+// From a call to the kernel's parameters: which instantiation, how many items. Host code.
+#include "conv/causal_conv.cuh"
+
+namespace longlive::conv {
+enum class Op { kCausal, kPoint, kTime, kUp };  // as kernels/causal_conv.py numbers them
+
+// Frames [count, channels / 8, H, W, 8], of which `places` names those that are meant.
+struct Tensor4 {
+  const void* data;
+  int64_t count;
+  int channels;
+  const int* places;
+};
+
+struct Call {
+  Op op;
+  int frames, height, width;   // of the input, apart from history
+  int channels;                // of an output frame; kPixelChannels: a picture
+  Tensor4 x, residual;         // no residual: no data
+  const void* weight;
+  int64_t part_size;           // elements
+  const float *bias, *gain;
+  Tensor4 raw, act;            // either may have no data
+  void* pixels;
+  bool as_bytes;
+  float eps;
+};
+
+template <class C>
+Items items_of(const Call& call) {
+  const int channel_parts = call.channels / C::N;
+  const int rest = call.op == Op::kUp ? 4 : call.op == Op::kTime ? 2 : 1;
+  return {channel_parts,
+          channel_parts * rest,
+          call.frames,
+          ceil_div(call.width, C::kColumns),
+          ceil_div(call.height, C::kRows),
+          C::kRows,
+          C::kColumns};
+}
+
+template <class C>
+Params params_of(const Call& call) {
+  const auto frames = [](const Tensor4& t) {
+    return Frames{static_cast<bf16*>(const_cast<void*>(t.data)), t.places};
+  };
+  Params p{};
+  p.inputs = call.x.places, p.residuals = call.residual.places;
+  p.weight = static_cast<const bf16*>(call.weight), p.part_size = call.part_size;
+  p.bias = call.bias, p.gain = call.gain;
+  p.raw = frames(call.raw), p.act = frames(call.act);
+  p.pixels = call.pixels, p.as_bytes = call.as_bytes;
+  p.items = items_of<C>(call);
+  p.height = call.height, p.width = call.width, p.channels = call.channels;
+  p.phases = C::phases(call.op == Op::kCausal || call.op == Op::kTime ? 3 : 1);
+  p.chunks = ceil_div(call.x.channels, kChunk);
+  p.residual_chunks = call.residual.data ? ceil_div(call.residual.channels, kChunk) : 0;
+  p.eps = call.eps;
+  return p;
+}
+
+// Calls f with the configuration that serves the call soonest; false if none does.
+template <class F>
+bool choose(const Call& call, int processors, F f) {
+  using Wide = Config<Kind::kCausal, 192, 2>;
+  using Low = Config<Kind::kCausal, 192, 1>;
+  const bool wide = call.channels % 192 == 0, narrow = call.channels == 96;
+  switch (call.op) {
+    case Op::kCausal: {
+      if (call.channels == kPixelChannels) return f(Config<Kind::kCausal, kPixelChannels, 4>{}), true;
+      if (narrow) return f(Config<Kind::kCausal, 96, 4>{}), true;
+      if (!wide) return false;
+      // Half as high a tile, which reads each weight twice as often, only where it fills the last wave much better.
+      const int waves = ceil_div(items_of<Wide>(call).count(), processors);
+      const int low_waves = ceil_div(items_of<Low>(call).count(), processors);
+      if (10 * low_waves < 9 * 2 * waves) {
+        f(Low{});
+      } else {
+        f(Wide{});
+      }
+      return true;
+    }
+    case Op::kUp:
+      if (narrow) return f(Config<Kind::kUp, 96, 4>{}), true;
+      return call.channels == 192 && (f(Config<Kind::kUp, 192, 2>{}), true);
+    default: return wide && (f(Config<Kind::kPoint, 192, 2>{}), true);
+  }
+}
+}  // namespace longlive::conv

@@ -1,0 +1,59 @@
+"""conv_pixels: the convolution that ends the video autoencoder, from grouped channels to pictures."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import native
+from .causal_conv import GROUP, PIXEL, Kind, _check_places, _convolve, _padded, _read, _unstream, pack
+from .checks import expect, expect_float
+from .registry import op
+
+
+def pack_pixels(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """``weight`` [3, Ci, 3, 3, 3] and ``bias`` [3], padded, as ``conv_pixels`` takes them."""
+    expect("weight", weight, (3, None, 3, 3, 3), weight.dtype, weight.device, dense_from=1)
+    expect("bias", bias, (3,), bias.dtype, weight.device)
+    rows = F.pad(weight, (0, 0) * 4 + (0, PIXEL - 3))
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return pack(Kind.CAUSAL, rows), F.pad(bias, (0, PIXEL - 3)).to(wide)
+
+
+@op(mutates=("out",))
+def conv_pixels(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """The causal 3x3x3 convolution of x into pictures, ``out`` [T, H, W, 3].
+
+    x [S, Ci / 8, H, W, 8] and frames [2 + T] are ``causal_conv``'s; weight and bias come from ``pack_pixels``. ``out``
+    is contiguous, of x's dtype, or uint8: trunc(255 clamp(y / 2 + 1/2, 0, 1)) of y rounded to x's dtype.
+    Raises ValueError naming the argument that does not fit.
+    """
+    _check(x, frames, weight, bias, out)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    taps = _unstream(weight.to(wide), x.shape[1] * GROUP, 3, 9, PIXEL)
+    y = (
+        (_convolve(_read(x, frames, wide), taps, Kind.CAUSAL) + bias.view(1, -1, 1, 1))[:, :3]
+        .movedim(1, -1)
+        .to(x.dtype)
+    )
+    if out.dtype == torch.uint8:
+        y = y.to(wide).mul(0.5).add_(0.5).clamp_(0, 1).mul_(255)
+    out.copy_(y)
+
+
+def _check(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    expect_float("x", x)
+    expect("x", x, (None, None, None, None, GROUP), x.dtype, x.device)
+    _check_places("frames", frames, x)
+    if len(frames) < 3:
+        raise ValueError(f"frames must have at least 3 places, got {len(frames)}")
+    expect("weight", weight, (1, _padded(x) * 27 * PIXEL), x.dtype, x.device)
+    expect("bias", bias, (PIXEL,), torch.promote_types(x.dtype, torch.float32), x.device)
+    dtype = out.dtype if out.dtype == torch.uint8 else x.dtype
+    expect("out", out, (len(frames) - 2, *x.shape[2:4], 3), dtype, x.device)
+
+
+@conv_pixels.impl("cuda", when=lambda x, *rest: x.dtype == torch.bfloat16 and native.on_hopper(x))
+def _cuda(x, frames, weight, bias, out) -> None:
+    torch.ops.longlive_C.conv_pixels(x, frames, weight, bias, out)

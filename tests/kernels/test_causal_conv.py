@@ -1,0 +1,329 @@
+"""causal_conv and conv_pixels against torch's convolutions, norm and SiLU in float64 on plain [T, C, H, W]."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from longlive_optimized.kernels.causal_conv import Kind, causal_conv, from_groups, pack, to_groups
+from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
+
+OP = causal_conv
+WEIGHT = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}
+NAMES = "x frames weight bias kind residual residual_frames raw raw_frames act act_frames gain".split()
+
+
+def history(kind: Kind) -> int:
+    return 2 if kind in (Kind.CAUSAL, Kind.TIME) else 0
+
+
+class Network:
+    """Weights of one convolution and what stands beside it, and frames [T, C, H, W] to put through it."""
+
+    def __init__(self, kind, ci, co, size, frames, residual=None, seed=0):
+        torch.manual_seed(seed)
+        self.kind, self.co, self.size, self.frames = kind, co, size, frames
+        rows = co * (2 if kind == Kind.TIME else 1)
+        self.weight, self.bias = torch.randn(rows, ci, *WEIGHT[kind]) / ci**0.5 / 3, torch.randn(rows)
+        self.gain = 1 + 0.3 * torch.randn(co)
+        self.x = torch.randn(history(kind) + frames, ci, *size)
+        identity = residual == "identity"
+        self.point = (
+            torch.eye(co) if identity else None if residual is None else torch.randn(co, residual) / residual**0.5
+        )
+        self.extra = None if residual is None else torch.randn(frames, self.point.shape[1], *size)
+
+    def rounded(self, dtype):
+        """All that the operator sees, as it sees it: bias and gain stay float32."""
+        for name in ("weight", "x", "point", "extra"):
+            t = getattr(self, name)
+            setattr(self, name, None if t is None else t.to(dtype))
+        wide = torch.promote_types(dtype, torch.float32)
+        self.bias, self.gain = self.bias.to(wide), self.gain.to(wide)
+        return self
+
+    def truth(self, round_to=None):
+        """y and SiLU(norm(y)), [T', Co, H', W'] in float64; the norm reads y as rounded."""
+        w, x, bias = self.weight.double(), self.x.double(), self.bias.double()
+        if self.kind == Kind.UP:
+            if round_to is not None:
+                w = folded_and_back(w, round_to)
+            y = up(x, w) if w.dim() == 6 else F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)
+            y = y + bias.view(-1, 1, 1)
+        else:
+            side = w.shape[-1] // 2
+            y = F.conv3d(x.transpose(0, 1)[None], w, bias, padding=(0, side, side))[0].transpose(0, 1)
+        if self.kind == Kind.TIME:
+            y = torch.stack((y[:, : self.co], y[:, self.co :]), 1).flatten(0, 1)
+        if self.extra is not None:
+            y = y + torch.einsum("oc,tchw->tohw", self.point.double(), self.extra.double())
+        seen = y if round_to is None else y.to(round_to).double()
+        norm = seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-12) * self.co**0.5
+        return y, F.silu(norm * self.gain.double().view(-1, 1, 1))
+
+
+def folded_and_back(w, dtype):
+    """[2, 2, Co, Ci, 2, 2]: the kernels of the four pixels, their sums rounded."""
+    w = w.float()
+    rows = torch.stack(
+        (torch.stack((w[:, :, 0], w[:, :, 1] + w[:, :, 2]), 2), torch.stack((w[:, :, 0] + w[:, :, 1], w[:, :, 2]), 2))
+    )
+    both = (
+        [torch.stack((r[..., 0], r[..., 1] + r[..., 2]), -1) for r in rows],
+        [torch.stack((r[..., 0] + r[..., 1], r[..., 2]), -1) for r in rows],
+    )
+    return torch.stack([torch.stack((both[0][i], both[1][i])) for i in range(2)]).to(dtype).double()
+
+
+def up(x, kernels):
+    t, _, h, w = x.shape
+    y = x.new_zeros(t, kernels.shape[2], 2 * h, 2 * w)
+    for i in range(2):
+        for j in range(2):
+            y[:, :, i::2, j::2] = F.conv2d(F.pad(x, (1 - j, j, 1 - i, i)), kernels[i, j])
+    return y
+
+
+def scattered(x, places, slots):
+    """Frames [T, C, H, W] in groups, at these places among NaN."""
+    t = torch.full((slots, x.shape[1] // 8, *x.shape[2:], 8), torch.nan, dtype=x.dtype)
+    t[places.long()] = to_groups(x.permute(0, 2, 3, 1))
+    return t
+
+
+def arguments(net, device, raw=True, act=True, shuffled=True, zeros=0):
+    """Of the operator; every tensor has frames of NaN that are not meant, `zeros` frames of history are none."""
+    g = torch.Generator().manual_seed(1)
+
+    def places(count):
+        order = torch.randperm(count + 2, generator=g) if shuffled else torch.arange(count + 2)
+        return order[:count].int()
+
+    frames, dtype = places(len(net.x)), net.x.dtype
+    outputs = net.frames * (2 if net.kind == Kind.TIME else 1)
+    scale = 2 if net.kind == Kind.UP else 1
+    empty = torch.full((outputs + 2, net.co // 8, *(scale * s for s in net.size), 8), torch.nan, dtype=dtype)
+    x = scattered(net.x, frames, len(frames) + 2)
+    if zeros:
+        net.x[:zeros] = 0
+        frames[:zeros] = -1 - frames[:zeros]
+    a = {
+        "x": x,
+        "frames": frames,
+        "weight": pack(net.kind, net.weight, net.point),
+        "bias": net.bias,
+        "kind": int(net.kind),
+    }
+    if net.extra is not None:
+        a["residual_frames"] = places(net.frames)
+        a["residual"] = scattered(net.extra, a["residual_frames"], net.frames + 2)
+    for name in ["raw"] * raw + ["act"] * act:
+        a[name], a[f"{name}_frames"] = empty.clone(), places(outputs)
+    if act:
+        a["gain"] = net.gain
+    on = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in a.items()}
+    return {name: on.get(name) for name in NAMES}
+
+
+def results(args):
+    """The frames that were written, as [T', Co, H', W']; asserts that no other frame was touched."""
+    found = {}
+    for name in ("raw", "act"):
+        if args[name] is not None:
+            t, places = args[name], args[f"{name}_frames"].long()
+            others = torch.ones(len(t), dtype=torch.bool, device=t.device).index_fill_(0, places, False)
+            assert t[others].isnan().all()
+            found[name] = from_groups(t[places]).permute(0, 3, 1, 2).double().cpu()
+    return found
+
+
+def compare(got, net, dtype):
+    y, act = net.truth(None if dtype == torch.float64 else dtype)
+    # Precision: y is rounded once; act once more, and what float32 sums make of a rounding of y just at its middle.
+    tight = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 2**-8}[dtype]
+    if "raw" in got:
+        torch.testing.assert_close(got["raw"], y, rtol=tight, atol=max(tight / 30, 1e-11))
+    if "act" in got:
+        torch.testing.assert_close(got["act"], act, rtol=2 * tight, atol=2 * tight)
+
+
+CASES = {
+    "causal-96": ((Kind.CAUSAL, 40, 96, (5, 7), 2), {}),
+    "causal-192-in-3-tiles": ((Kind.CAUSAL, 16, 192, (17, 33), 1), {}),
+    "causal-384": ((Kind.CAUSAL, 16, 384, (3, 4), 3), {}),
+    "one-pixel": ((Kind.CAUSAL, 8, 96, (1, 1), 1), {}),
+    "identity": ((Kind.CAUSAL, 96, 96, (6, 9), 2, "identity"), {}),
+    "shortcut": ((Kind.CAUSAL, 32, 384, (4, 5), 2, 200), {}),
+    "no-act": ((Kind.CAUSAL, 32, 96, (4, 5), 2), {"act": False}),
+    "no-raw": ((Kind.CAUSAL, 32, 96, (4, 5), 2), {"raw": False}),
+    "no-history": ((Kind.CAUSAL, 32, 96, (4, 5), 3), {"zeros": 2}),
+    "half-a-history": ((Kind.CAUSAL, 32, 192, (4, 5), 1), {"zeros": 1}),
+    "point": ((Kind.POINT, 24, 192, (5, 6), 2), {"act": False}),
+    "point-residual": ((Kind.POINT, 24, 384, (5, 6), 2, 40), {"act": False}),
+    "time": ((Kind.TIME, 32, 192, (5, 6), 3), {"act": False}),
+    "time-384-no-history": ((Kind.TIME, 24, 384, (5, 6), 1), {"act": False, "zeros": 2}),
+    "up-96": ((Kind.UP, 32, 96, (5, 7), 2), {}),
+    "up-192": ((Kind.UP, 40, 192, (3, 17), 1), {}),
+}
+REAL = {
+    "level-0": ((Kind.CAUSAL, 384, 384, (60, 104), 3, "identity"), {}),
+    "level-1": ((Kind.CAUSAL, 192, 384, (40, 72), 2), {}),
+    "odd": ((Kind.CAUSAL, 192, 192, (67, 93), 2, "identity"), {}),
+    "level-3": ((Kind.CAUSAL, 96, 96, (120, 104), 4, "identity"), {}),
+    "up": ((Kind.UP, 192, 96, (60, 52), 3), {}),
+}
+ALL = [pytest.param(c, id=n) for n, c in CASES.items()]
+ALL += [pytest.param(c, id=n, marks=pytest.mark.gpu) for n, c in REAL.items()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", ALL)
+def test_matches_float64(run, device, case, dtype):
+    shape, options = case
+    net = Network(*shape).rounded(dtype)
+    args = arguments(net, device, **options)
+    run(*args.values())
+    compare(results(args), net, dtype)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in CASES.items()])
+def test_reference_in_float64(case):
+    shape, options = case
+    net = Network(*shape).rounded(torch.float64)
+    args = arguments(net, "cpu", **options)
+    causal_conv.reference(*args.values())
+    compare(results(args), net, torch.float64)
+
+
+def test_folding_an_enlarged_frame_changes_roundings_only():
+    """Against the convolution of the enlarged frame, whose taps are not rounded again."""
+    net = Network(Kind.UP, 64, 96, (6, 8), 2).rounded(torch.bfloat16)
+    args = arguments(net, "cpu", act=False)
+    causal_conv.reference(*args.values())
+    y, _ = net.truth()
+    error = (results(args)["raw"] - y).norm() / y.norm()
+    assert 1e-4 < error < 2**-8  # there, and no more than one rounding of the weights and one of the result
+
+
+def test_adds_in_place(run, device):
+    """The residual stream is advanced where it lies."""
+    net = Network(Kind.CAUSAL, 96, 96, (9, 18), 2, "identity").rounded(torch.bfloat16)
+    apart, args = arguments(net, device), arguments(net, device)
+    run(*apart.values())
+    args["raw"], args["raw_frames"] = args["residual"], args["residual_frames"]
+    run(*args.values())
+    assert torch.equal(args["raw"][args["raw_frames"].long()], apart["raw"][apart["raw_frames"].long()])
+    assert torch.equal(args["act"][args["act_frames"].long()], apart["act"][apart["act_frames"].long()])
+
+
+def test_history_in_any_place_is_the_whole_sequence(run, device):
+    """Calls of two frames, whose history stays where the call before put it, against one call."""
+    net = Network(Kind.CAUSAL, 32, 96, (5, 6), 6).rounded(torch.bfloat16)
+    net.x[:2] = 0
+    whole = arguments(net, device, act=False, shuffled=False)
+    whole["frames"][:2] = -1
+    run(*whole.values())
+    x, slots = whole["x"], torch.full_like(whole["x"][:4], torch.nan)
+    history, work = [-1, -2], [2, 3]  # slots 0 and 1, of no frame yet
+    for start in range(0, 6, 2):
+        slots[work] = x[2 + start : 4 + start]
+        places = torch.tensor(history + work, dtype=torch.int32, device=device)
+        part = whole | {"x": slots, "frames": places, "raw": torch.full_like(whole["raw"][:2], torch.nan)}
+        part["raw_frames"] = torch.arange(2, dtype=torch.int32, device=device)
+        run(*part.values())
+        assert torch.equal(part["raw"], whole["raw"][start : start + 2])
+        history, work = work, [p if p >= 0 else -1 - p for p in history]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("picture", [True, False])
+def test_pixels(device, dtype, picture):
+    torch.manual_seed(3)
+    w, b, x = torch.randn(3, 40, 3, 3, 3) / 30, torch.randn(3) / 3, torch.randn(4, 40, 6, 9)
+    w, b, x = (t.to(dtype) for t in (w, b, x))
+    places = torch.tensor([3, 0, 5, 1], dtype=torch.int32)
+    wide = F.conv3d(x.double().transpose(0, 1)[None], w.double(), b.double(), padding=(0, 1, 1))[0].permute(1, 2, 3, 0)
+    out = torch.empty(2, 6, 9, 3, dtype=torch.uint8 if picture else dtype, device=device)
+    weight, bias = pack_pixels(w, b)
+    args = [scattered(x, places, 6), places, weight, bias]
+    conv_pixels(*(t.to(device) for t in args), out)
+    got = out.double().cpu()
+    if picture:
+        assert (got - (255 * (wide / 2 + 0.5).clamp(0, 1)).floor()).abs().max() <= (0 if dtype == torch.float64 else 1)
+        assert got.min() == 0 and got.max() > 250
+    else:
+        tight = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
+        torch.testing.assert_close(got, wide, rtol=tight, atol=tight / 10)
+
+
+@pytest.mark.parametrize(("kind", "co"), [(Kind.CAUSAL, 384), (Kind.POINT, 192), (Kind.TIME, 192), (Kind.UP, 96)])
+def test_packing_keeps_every_tap_once(kind, co):
+    """Whole numbers in, their counts out; the channels that fill a chunk are zeros."""
+    rows = co * (2 if kind == Kind.TIME else 1)
+    weight = torch.arange(1, 1 + rows * 40 * torch.tensor(WEIGHT[kind]).prod(), dtype=torch.float64).view(
+        rows, 40, *WEIGHT[kind]
+    )
+    packed = pack(kind, weight)
+    assert packed.is_contiguous() and packed.shape[0] == rows * (4 if kind == Kind.UP else 1) // min(co, 192)
+    if kind != Kind.UP:
+        assert torch.equal(packed[packed != 0].sort().values, weight.flatten())
+    assert (packed == 0).sum() == packed.numel() * 24 // 64
+    assert packed.sum() == weight.sum() * (4 if kind == Kind.UP else 1)
+
+
+BAD = {
+    "kind": ({"kind": 7}, "kind must be a Kind"),
+    "x": ({"x": torch.zeros(4, 4, 5, 5, 4)}, "x must be"),
+    "x dtype": ({"x": torch.zeros(6, 4, 4, 5, 8, dtype=torch.float16)}, "x must be bfloat16"),
+    "frames": ({"frames": torch.zeros(2, dtype=torch.int32)}, "frames must have at least 3"),
+    "frames dtype": ({"frames": torch.zeros(4, dtype=torch.int64)}, "frames must be torch.int32"),
+    "weight": ({"weight": torch.zeros(1, 100)}, "weight must be"),
+    "bias": ({"bias": torch.zeros(100)}, "weight must give"),
+    "raw": ({"raw": torch.zeros(4, 12, 4, 6, 8)}, "raw must be"),
+    "raw places": ({"raw_frames": torch.zeros(1, dtype=torch.int32)}, "raw_frames must be"),
+    "no raw places": ({"raw_frames": None}, "raw_frames must not be None"),
+    "gain": ({"gain": None}, "gain must not be None"),
+    "nothing to do": ({"raw": None, "act": None}, "raw and act"),
+    "residual": (
+        {"residual": torch.zeros(1, 12, 4, 6, 8), "residual_frames": torch.zeros(2, dtype=torch.int32)},
+        "residual must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_and_nothing_is_written(name):
+    net = Network(Kind.CAUSAL, 32, 96, (4, 5), 2)
+    args = arguments(net, "cpu")
+    changes, message = BAD[name]
+    before = {n: args[n].clone() for n in ("raw", "act")}
+    with pytest.raises(ValueError, match=message):
+        causal_conv(*(args | changes).values())
+    assert all(torch.equal(t.view(torch.int32), args[n].view(torch.int32)) for n, t in before.items())
+
+
+def test_pack_refuses():
+    with pytest.raises(ValueError, match="multiple of 192"):
+        pack(Kind.CAUSAL, torch.zeros(100, 32, 3, 3, 3))
+    with pytest.raises(ValueError, match="weight must be"):
+        pack(Kind.UP, torch.zeros(96, 32, 3, 3, 3))
+    with pytest.raises(ValueError, match="residual must be None"):
+        pack(Kind.UP, torch.zeros(96, 32, 3, 3), torch.zeros(96, 96))
+    with pytest.raises(ValueError, match="residual must be"):
+        pack(Kind.CAUSAL, torch.zeros(96, 32, 3, 3, 3), torch.zeros(90, 96))
+
+
+@pytest.mark.gpu
+def test_replays_with_other_places():
+    """A captured graph reads the places when it is replayed."""
+    net = Network(Kind.CAUSAL, 96, 96, (24, 40), 2).rounded(torch.bfloat16)
+    args = arguments(net, "cuda", act=False, shuffled=False)
+    causal_conv(*args.values())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        causal_conv(*args.values())
+    want = args["raw"].clone()
+    args["x"].copy_(args["x"].roll(1, 0))
+    args["frames"].copy_((args["frames"] + 1) % len(args["x"]))
+    args["raw"].fill_(torch.nan)
+    graph.replay()
+    assert torch.equal(args["raw"][:2], want[:2])
