@@ -1,4 +1,4 @@
-"""The command line: ``longlive-optimized generate | make-checkpoint | bench | doctor``."""
+"""The command line: ``longlive-optimized generate | serve | make-checkpoint | bench | doctor``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import sys
 import typer
 from rich.console import Console
 
-from . import bench, checkpoint, doctor, generate
+from . import bench, checkpoint, doctor, generate, serve
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Real-time LongLive-1.3B."
 )
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.command("make-checkpoint")(checkpoint.make_checkpoint)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
