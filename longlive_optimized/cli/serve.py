@@ -1,0 +1,129 @@
+"""``serve``: a page with live video, over WebRTC."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..config import PRESETS
+from ..demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from .loading import console
+
+if TYPE_CHECKING:
+    from ..demo.server.room import Room
+    from ..demo.server.settings import ServerSettings
+    from ..demo.server.worker import Status
+
+PROMPT = "a red fox walks through fresh snow, morning light, film grain"
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="Model folder, or 'tiny' for the built-in model.")] = "tiny",
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
+    prompt: Annotated[str, typer.Option(help="What to show at first.")] = PROMPT,
+    host: Annotated[str, typer.Option(help="Address to bind; one that others can reach needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
+    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 832,
+    seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
+    codec: Annotated[str, typer.Option(help="vp8, or h264, which takes twice the processor time.")] = "vp8",
+    bitrate: Annotated[int | None, typer.Option(help="Most bits per second; the default fits the picture.")] = None,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Begin with the latency panel in the video.")] = False,
+    viewers: Annotated[int, typer.Option(help="How many may watch at a time.")] = 8,
+    record_seconds: Annotated[int, typer.Option(help="Video kept for download; 0 keeps none.")] = 30,
+    token: Annotated[
+        str | None, typer.Option(envvar="LONGLIVE_TOKEN", help="What viewers must present, 16 characters or more.")
+    ] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="https://HOST of other pages that may use the server, or of a proxy.")
+    ] = None,
+    ice_address: Annotated[
+        list[str] | None, typer.Option(help="Another address of this machine for the video; Firefox takes no loopback.")
+    ] = None,
+    stun: Annotated[str | None, typer.Option(help="stun:HOST[:PORT]; none by default.")] = None,
+    turn: Annotated[str | None, typer.Option(help="turn:HOST[:PORT][?transport=tcp]; none by default.")] = None,
+    turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
+    turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
+) -> None:
+    """Show live video on a page, and follow what is typed there."""
+    with _extra():
+        from ..demo.server.room import Room
+        from ..demo.server.settings import IceServer, ServerSettings
+
+    servers = [IceServer(urls=stun)] if stun else []
+    servers += [IceServer(urls=turn, username=turn_username, credential=turn_password)] if turn else []
+    settings = ServerSettings(
+        host=host,
+        token=token,
+        origins=tuple(origin or ()),
+        max_viewers=viewers,
+        codec=codec,
+        bitrate=bitrate,
+        ice_servers=tuple(servers),
+        ice_addresses=tuple(ice_address or ()),
+        record_seconds=record_seconds,
+    )
+    config = ScopeOptimizationConfig.preset(preset, height=height, width=width, seed=seed)
+    room = Room(lambda progress: OptimizedScopePipeline(model, config, device, progress), prompt, settings)
+    room.worker.overlay = overlay
+    with _listen(host, port) as listener:
+        _run(room, listener, _address(settings, listener))
+    if room.worker.error:
+        raise room.worker.error
+    # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
+    atexit._run_exitfuncs()
+    os._exit(0)
+
+
+def _run(room: Room, listener: socket.socket, address: str) -> None:
+    """Serve until a signal comes or the model turns out not to load."""
+    import uvicorn
+
+    from ..demo.server.app import create_app
+
+    started = time.perf_counter()
+    quiet = {"log_level": "warning", "access_log": False, "server_header": False}
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(room), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
+    )
+
+    def follow(status: Status) -> None:
+        if status.phase == "ready":
+            console.print(f"ready after {time.perf_counter() - started:.1f} s", highlight=False)
+        server.should_exit |= status.phase == "failed"
+
+    room.on_status = follow
+    console.print(f"open [bold]{address}[/bold]  (Ctrl-C ends)", highlight=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises OSError naming the address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def _address(settings: ServerSettings, listener: socket.socket) -> str:
+    """The address of the page. What follows the # stays in the browser, out of logs."""
+    host = socket.gethostname() if settings.address and settings.address.is_unspecified else settings.host
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{listener.getsockname()[1]}/" + (f"#token={settings.token}" if settings.token else "")
+
+
+@contextlib.contextmanager
+def _extra():
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[serve]'") from error

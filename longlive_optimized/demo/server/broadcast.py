@@ -1,0 +1,158 @@
+"""Frames to everyone who watches, at an even rate."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import av
+import numpy as np
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+
+from .metrics import Metrics
+from .pacing import FrameClock
+from .worker import Worker
+
+log = logging.getLogger(__name__)
+
+CLOCK = 90_000  # ticks a second of RTP's video clock
+REPEAT = 0.5  # seconds after which the last picture is sent again: for those who join while nothing moves
+RATE_WINDOW = 2.0  # seconds that the shown rate is taken over
+
+Listener = Callable[[np.ndarray, float], None]
+
+
+class ViewerTrack(MediaStreamTrack):
+    """One viewer's video. At most ``depth`` pictures wait for the encoder; then the oldest makes way for the newest."""
+
+    # aiortc's MediaRelay would hand one frame object to all encoders, which write the picture type into it.
+
+    kind = "video"
+
+    def __init__(self, depth: int, metrics: Metrics):
+        super().__init__()
+        self._sent, self._dropped = metrics.sent, metrics.dropped.labels("viewer lags")
+        self._waiting: deque[tuple[np.ndarray, int]] = deque()
+        self._depth, self._some = depth, asyncio.Event()
+
+    def show(self, picture: np.ndarray, pts: int) -> None:
+        """Send a picture, planar YUV [3/2 H, W], which must not change afterwards."""
+        while len(self._waiting) >= self._depth:
+            self._waiting.popleft()
+            self._dropped.inc()
+        self._waiting.append((picture, pts))
+        self._some.set()
+
+    async def recv(self) -> av.VideoFrame:
+        """The next picture for the encoder."""
+        while not self._waiting:
+            if self.readyState != "live":
+                raise MediaStreamError
+            self._some.clear()
+            await self._some.wait()
+        picture, pts = self._waiting.popleft()
+        frame = av.VideoFrame.from_numpy_buffer(picture, format="yuv420p")
+        frame.pts, frame.time_base = pts, Fraction(1, CLOCK)
+        self._sent.inc()
+        return frame
+
+    def stop(self) -> None:
+        """End the track."""
+        super().stop()
+        self._waiting.clear()
+        self._some.set()
+
+
+class Broadcast:
+    """The frame clock: takes frames from the worker and shows each to every viewer when it is due.
+
+    Time stamps are due times, so playback stays even though the event loop is not. A late block moves all that follows;
+    nothing is skipped here, as at most a block waits. Belongs to one event loop.
+    """
+
+    def __init__(self, worker: Worker, metrics: Metrics, listener: Listener | None = None):
+        self._worker, self._metrics, self._listener = worker, metrics, listener
+        self._tracks: set[ViewerTrack] = set()
+        self._clock, self._start = FrameClock(), 0.0
+        self._news = asyncio.Event()
+        self._last: np.ndarray | None = None
+        self._shown: deque[float] = deque()
+        # Not the event loop's own threads: those are the encoders', and the clock must not wait for them.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="colours")
+
+    def join(self, depth: int) -> ViewerTrack:
+        """A track of the video for one more viewer."""
+        track = ViewerTrack(depth, self._metrics)
+        self._tracks.add(track)
+        self._worker.set_watched(True)
+        return track
+
+    def leave(self, track: ViewerTrack) -> None:
+        """Forget a viewer's track."""
+        track.stop()
+        self._tracks.discard(track)
+        self._worker.set_watched(bool(self._tracks))
+
+    def wake(self) -> None:
+        """Frames may have come."""
+        self._news.set()
+
+    @property
+    def fps(self) -> float:
+        """Frames that were shown per second, of late."""
+        self._forget(asyncio.get_running_loop().time())
+        return len(self._shown) / RATE_WINDOW
+
+    async def run(self) -> None:
+        """Show frames until cancelled."""
+        self._start = asyncio.get_running_loop().time()
+        with self._thread:
+            while True:
+                try:
+                    await self._next()
+                except Exception:  # the video goes on, whatever is wrong with a frame
+                    log.exception("a frame could not be shown")
+                    await asyncio.sleep(REPEAT)
+
+    async def _next(self) -> None:
+        loop = asyncio.get_running_loop()
+        frame = self._worker.take() if self._tracks else None
+        if frame is None:
+            await self._repeat()
+            return
+        picture = await loop.run_in_executor(self._thread, to_yuv, frame)
+        interval = self._worker.interval
+        due = self._clock.next(loop.time(), interval)
+        await asyncio.sleep(due - loop.time())
+        self._last = picture
+        self._show(due)
+        self._shown.append(due)
+        self._forget(due)
+        if self._listener:
+            self._listener(picture, interval)
+
+    async def _repeat(self) -> None:
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), REPEAT)
+            return
+        if self._last is not None:
+            self._show(self._clock.next(asyncio.get_running_loop().time(), 0.0))
+
+    def _show(self, due: float) -> None:
+        for track in self._tracks:
+            track.show(self._last, round((due - self._start) * CLOCK))
+
+    def _forget(self, now: float) -> None:
+        while self._shown and self._shown[0] < now - RATE_WINDOW:
+            self._shown.popleft()
+
+
+def to_yuv(frame: np.ndarray) -> np.ndarray:
+    """RGB uint8 [H, W, 3] as planar YUV 4:2:0, uint8 [3/2 H, W], as encoders take it."""
+    return av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p").to_ndarray()

@@ -1,0 +1,116 @@
+"""What a viewer may say over the data channel: JSON texts, checked before anything is done."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ...config import PRESETS, preset_name
+from ..scope_integration.prompt_box import as_prompt
+
+MAX_BYTES = 16_384
+LONGEST_PROMPT = 2000
+MOST_BLOCKS = 32  # of a transition: 15 seconds at 25 frames a second
+LONGEST_ERROR = 300
+
+
+class BadMessage(ValueError):
+    """A message without effect; the text says why, and ``id`` is the message's own if it could be read."""
+
+    def __init__(self, reason: str, id: int | str | None = None):
+        super().__init__(reason if len(reason) <= LONGEST_ERROR else reason[: LONGEST_ERROR - 3] + "...")
+        self.id = id
+
+
+def _is_prompt(text: str) -> str:
+    as_prompt(text)
+    return text
+
+
+Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_is_prompt)]
+Blocks = Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
+
+
+class _Identified(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    id: int | Annotated[str, Field(max_length=64)] | None = None  # repeated in the answer
+
+
+class _Message(_Identified):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SwitchPrompt(_Message):
+    """Go over to a prompt; ``transition_blocks`` overrides the transition in force."""
+
+    type: Literal["switch_prompt"]
+    prompt: Prompt
+    transition_blocks: Blocks | None = None
+
+
+class SetOptimizationPreset(_Message):
+    type: Literal["set_optimization_preset"]
+    preset: Annotated[str, AfterValidator(preset_name)]
+
+
+class GetLatencyStats(_Message):
+    type: Literal["get_latency_stats"]
+
+
+class SetTransition(_Message):
+    """Over how many blocks later prompts are reached, and how prompts are mixed on the way."""
+
+    type: Literal["set_transition"]
+    blocks: Blocks
+    blend: Literal["linear", "slerp"] = "linear"
+
+
+class SetOverlay(_Message):
+    type: Literal["set_overlay"]
+    enabled: bool
+
+
+class SetPaused(_Message):
+    type: Literal["set_paused"]
+    paused: bool
+
+
+class Reset(_Message):
+    """Start the video anew with the prompt in force."""
+
+    type: Literal["reset"]
+
+
+Command = SwitchPrompt | SetOptimizationPreset | GetLatencyStats | SetTransition | SetOverlay | SetPaused | Reset
+_COMMAND = TypeAdapter(Annotated[Command, Field(discriminator="type")])
+
+
+def parse(message: str | bytes) -> Command:
+    """The command in a message. Raises BadMessage saying what is wrong with it."""
+    if not isinstance(message, str):
+        raise BadMessage("a message must be text, not bytes")
+    if len(message) > MAX_BYTES or len(message.encode(errors="replace")) > MAX_BYTES:
+        raise BadMessage(f"a message may have at most {MAX_BYTES} bytes")
+    try:
+        return _COMMAND.validate_json(message)
+    except ValidationError as error:
+        raise BadMessage(_faults(error), _id_of(message)) from None
+
+
+def presets() -> list[dict]:
+    """The presets by name, with what each of them asks for."""
+    return [{"name": name, **fields} for name, fields in PRESETS.items()]
+
+
+def _faults(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, f['loc'][1:])) or 'message'}: {f['msg']}" for f in faults)
+
+
+def _id_of(message: str) -> int | str | None:
+    try:
+        return _Identified.model_validate_json(message).id
+    except ValidationError:
+        return None

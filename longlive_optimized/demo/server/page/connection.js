@@ -1,0 +1,122 @@
+// A viewer's connection: made, kept, and made again. Says how it stands by events:
+//   "state"   detail {phase, ...}: connecting, loading, busy, refused, gone, lost or live
+//   "stream"  detail: the MediaStream
+//   "message" detail: what the server said
+
+const GIVE_UP = 15_000; // ms for a connection to come about
+const PATIENCE = 5_000; // ms that a disturbed one may take to recover
+const SLOWEST = 5_000; // ms between attempts
+
+export class Connection extends EventTarget {
+  #token; #peer = null; #channel = null; #wake = null; #ids = 0; #waiting = new Map();
+
+  constructor(token) {
+    super();
+    this.#token = token;
+    addEventListener("pagehide", () => this.#peer?.close());
+    addEventListener("pageshow", (event) => event.persisted && this.retry());
+  }
+
+  async run() {
+    for (let failures = 0; ; ) {
+      const before = performance.now();
+      const state = await this.#once().catch((error) => ({ phase: "gone", detail: String(error.message ?? error) }));
+      if (performance.now() - before > GIVE_UP) failures = 0;
+      const delay = state.phase === "loading" ? 500 : Math.min(1_000 * 2 ** failures++, SLOWEST);
+      this.#say({ ...state, delay });
+      await new Promise((resolve) => { this.#wake = resolve; setTimeout(resolve, delay); });
+    }
+  }
+
+  // Try again now, and not when the delay is over.
+  retry() { this.#wake?.(); }
+
+  // Send a command; its answer, or an Error with what the server says against it.
+  ask(command) {
+    if (this.#channel?.readyState !== "open") return Promise.reject(new Error("not connected"));
+    const id = ++this.#ids;
+    this.#channel.send(JSON.stringify({ ...command, id }));
+    return new Promise((resolve, reject) => this.#waiting.set(id, { resolve, reject }));
+  }
+
+  fetch(path, options = {}) {
+    const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
+    return fetch(path, { ...options, headers: { ...headers, ...options.headers } });
+  }
+
+  // One attempt, up to the end of the connection that it makes. What to say then.
+  async #once() {
+    const answer = await this.fetch("status");
+    if (!answer.ok) return { phase: "refused", detail: (await answer.json()).error };
+    const status = await answer.json();
+    if (["loading", "warming up", "failed"].includes(status.phase)) return { ...status, phase: "loading", stage: status.phase };
+    this.#say({ phase: "connecting" });
+    const servers = status.ice_servers.map(({ urls, username, credential }) => (username ? { urls, username, credential } : { urls }));
+    const peer = (this.#peer = new RTCPeerConnection({ iceServers: servers }));
+    try {
+      const end = this.#follow(peer);
+      const refusal = await this.#offer(peer);
+      return refusal ?? (await end);
+    } finally {
+      peer.close();
+      this.#channel = null;
+      for (const { reject } of this.#waiting.values()) reject(new Error("the connection was lost"));
+      this.#waiting.clear();
+    }
+  }
+
+  async #offer(peer) {
+    await peer.setLocalDescription(await peer.createOffer());
+    await new Promise((resolve) => {
+      const look = () => peer.iceGatheringState === "complete" && resolve();
+      peer.addEventListener("icegatheringstatechange", look);
+      look();
+      setTimeout(resolve, 2_000);
+    });
+    const { type, sdp } = peer.localDescription;
+    const answer = await this.fetch("offer", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ type, sdp }),
+    });
+    const content = await answer.json();
+    if (!answer.ok) return { phase: content.code === "busy" ? "busy" : "refused", detail: content.error };
+    await peer.setRemoteDescription(content);
+    return null;
+  }
+
+  // Resolves with what to say when the connection has ended.
+  #follow(peer) {
+    peer.addTransceiver("video", { direction: "recvonly" });
+    peer.addEventListener("track", (event) => this.#tell("stream", event.streams[0] ?? new MediaStream([event.track])));
+    const channel = (this.#channel = peer.createDataChannel("control"));
+    return new Promise((resolve) => {
+      let live = false;
+      const lost = () => resolve(live ? { phase: "lost" } : { phase: "blocked" });
+      let timer = setTimeout(() => live || lost(), GIVE_UP);
+      channel.addEventListener("open", () => { live = true; this.#say({ phase: "live" }); });
+      channel.addEventListener("close", lost);
+      channel.addEventListener("message", ({ data }) => {
+        const message = JSON.parse(data);
+        if (message.type === "bye") resolve({ phase: "gone", detail: "It has been shut down." });
+        this.#receive(message);
+      });
+      peer.addEventListener("connectionstatechange", () => {
+        const state = peer.connectionState;
+        if (state === "failed" || state === "closed") lost();
+        if (state === "connected") clearTimeout(timer);
+        if (state === "disconnected") timer = setTimeout(lost, PATIENCE);
+      });
+    });
+  }
+
+  #receive(message) {
+    const asked = this.#waiting.get(message.id);
+    this.#waiting.delete(message.id);
+    if (asked && message.type === "error") asked.reject(new Error(message.error));
+    else asked?.resolve(message);
+    this.#tell("message", message);
+  }
+
+  #say(state) { this.#tell("state", state); }
+
+  #tell(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }
+}

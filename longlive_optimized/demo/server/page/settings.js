@@ -1,0 +1,100 @@
+// Presets, transitions, and what is really in force.
+
+const BLOCK = 12; // frames
+const LENGTHS = [1, 2, 4, 8];
+
+export class Settings {
+  #ask; #presets = []; #state = null;
+
+  // ask: sends a command.
+  constructor(ask) {
+    this.#ask = ask;
+    segments("blocks", LENGTHS, (blocks) => this.#transition({ blocks }));
+    segments("blend", ["linear", "slerp"], (blend) => this.#transition({ blend }));
+    for (const button of document.querySelectorAll("#blend button")) button.textContent = { linear: "linear", slerp: "spherical" }[button.value];
+  }
+
+  // The presets that there are, once they are known.
+  offer(presets) {
+    this.#presets = presets;
+    document.getElementById("presets").replaceChildren(...presets.map((preset, i) => {
+      const button = document.createElement("button"), rate = document.createElement("span"), small = document.createElement("small");
+      button.type = "button";
+      button.value = preset.name;
+      button.title = `steps ${preset.denoising_steps.join(" ")}, attention window of ${preset.local_attn_size} latent frames`;
+      button.ariaKeyShortcuts = String(i + 1);
+      button.textContent = preset.name.replace("_", " ");
+      rate.textContent = `${preset.precision === "fp8" ? "fp8 · " : ""}${preset.target_fps} fps`;
+      small.textContent = `${preset.denoising_steps.length} steps · window ${preset.local_attn_size}`;
+      button.append(rate, small);
+      button.addEventListener("click", () => this.choose(i));
+      return button;
+    }));
+  }
+
+  choose(i) {
+    if (this.#presets[i]) this.#ask({ type: "set_optimization_preset", preset: this.#presets[i].name });
+  }
+
+  show(state) {
+    this.#state = state;
+    const { effective, preset, transition } = state;
+    for (const button of document.querySelectorAll("#presets button")) {
+      button.ariaPressed = String(button.value === effective.preset);
+      button.classList.toggle("coming", button.value === preset && preset !== effective.preset);
+    }
+    for (const button of document.querySelectorAll("#blocks button")) {
+      const blocks = Number(button.value), seconds = (blocks * BLOCK) / effective.target_fps;
+      button.textContent = blocks === 1 ? "at once" : `${Number(seconds.toFixed(1))} s`;
+      button.ariaChecked = String(blocks === transition.blocks);
+    }
+    for (const button of document.querySelectorAll("#blend button")) {
+      button.ariaChecked = String(button.value === transition.blend);
+      button.disabled = transition.blocks === 1;
+    }
+    this.#showEffective(effective);
+  }
+
+  #showEffective(effective) {
+    const asked = this.#presets.find((preset) => preset.name === effective.preset)?.precision;
+    const precision = asked === "fp8" && effective.precision !== "fp8" ? `${effective.precision} (fp8 is not there yet)` : effective.precision;
+    const rows = {
+      Steps: effective.denoising_steps.join(" "),
+      Window: `${effective.local_attn_size} latent frames`,
+      Precision: precision,
+      Target: `${effective.target_fps} fps`,
+      Picture: `${effective.width} × ${effective.height}`,
+      Device: effective.device + (effective.cuda_graphs ? ", CUDA graphs" : ""),
+    };
+    document.getElementById("effective").replaceChildren(...Object.entries(rows).flatMap(([name, value]) => {
+      const term = document.createElement("dt"), text = document.createElement("dd");
+      term.textContent = name;
+      text.textContent = value;
+      return [term, text];
+    }));
+  }
+
+  #transition(change) {
+    this.#ask({ type: "set_transition", ...(this.#state?.transition ?? { blocks: 1, blend: "linear" }), ...change });
+  }
+}
+
+// A row of buttons of which one is chosen; arrow keys go from one to the next.
+function segments(id, values, choose) {
+  const row = document.getElementById(id);
+  row.replaceChildren(...values.map((value) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.value = value;
+    button.textContent = value;
+    button.role = "radio";
+    button.ariaChecked = "false";
+    button.addEventListener("click", () => choose(value));
+    return button;
+  }));
+  row.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const next = step && row.children[[...row.children].indexOf(event.target) + step];
+    if (next) { next.focus(); next.click(); }
+  });
+}

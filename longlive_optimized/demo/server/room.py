@@ -1,0 +1,262 @@
+"""One stream and those who watch it: everything between the viewers' messages and the pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable
+
+from ...config import PRESETS
+from ..scope_integration import OptimizedScopePipeline
+from ..scope_integration.prompt_box import Prompt, as_prompt
+from . import messages
+from .access import Refused, TokenBucket
+from .broadcast import Broadcast
+from .metrics import Metrics
+from .recording import Recorder
+from .rtc import BadOffer, Peer, allow_bitrate, fit_bitrate
+from .settings import ServerSettings
+from .worker import BlockMade, Progress, Status, Worker
+
+log = logging.getLogger(__name__)
+
+OFFERS = 2.0, 10  # a second, and at once
+DOWNLOADS = 0.5, 3
+CLOSE_SECONDS = 1.0  # that viewers, and beside them the worker, may take at the end
+HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
+
+
+class Room:
+    """Lets viewers in, does what they say, and tells all of them.
+
+    Everyone may control, and the last word counts; everyone is told what was changed, and by whom.
+    Belongs to one event loop, in which ``on_status`` is called when the stream's status changes.
+    """
+
+    def __init__(
+        self,
+        make_pipeline: Callable[[Progress], OptimizedScopePipeline],
+        prompt: str,
+        settings: ServerSettings,
+        on_status: Callable[[Status], None] = lambda status: None,
+    ):
+        self.settings, self.metrics, self.on_status = settings, Metrics(), on_status
+        self.worker = Worker(
+            make_pipeline,
+            as_prompt(prompt, transition_blocks=1),
+            self._from_thread(self._take_status),
+            self._from_thread(self._take_block),
+        )
+        self.recorder = Recorder(settings.record_seconds) if settings.record_seconds else None
+        self._peers: set[Peer] = set()
+        self._names = itertools.count(1)
+        self._transition, self._blend, self._preset = 1, "linear", None
+        self._stats, self._effective = {}, {}
+
+    async def open(self) -> None:
+        """Begin to load the model."""
+        self._loop = asyncio.get_running_loop()
+        self._offers, self._downloads = (TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS))
+        self._broadcast = Broadcast(self.worker, self.metrics, self.recorder.add if self.recorder else None)
+        self._clock = asyncio.create_task(self._broadcast.run(), name="frame clock")
+        self.metrics.viewers.set_function(lambda: len(self._peers))
+        self.metrics.waiting.set_function(lambda: self.worker.waiting)
+        self.metrics.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
+        self.worker.start()
+
+    async def close(self) -> None:
+        """Say good-bye to everyone and stop. A block under way is waited for, but not long."""
+        self._tell({"type": "bye"})
+        self._clock.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._clock
+        stopped = self._loop.run_in_executor(None, self.worker.stop, CLOSE_SECONDS)
+        if closing := [asyncio.ensure_future(peer.close()) for peer in self._peers]:
+            await asyncio.wait(closing, timeout=CLOSE_SECONDS)
+        if not await stopped:
+            log.warning("a block is under way and not waited for")
+        if self.recorder:
+            self.recorder.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a video to watch."""
+        return self.worker.alive and self.worker.status.phase == "ready"
+
+    def status(self) -> dict:
+        """What a page needs to know before it can watch."""
+        return {
+            **dataclasses.asdict(self.worker.status),
+            "viewers": len(self._peers),
+            "max_viewers": self.settings.max_viewers,
+            "ice_servers": [dataclasses.asdict(server) for server in self.settings.ice_servers],
+        }
+
+    async def admit(self, sdp: str) -> str:
+        """Let a viewer in: the answer to their offer. Raises Refused."""
+        status = self.worker.status
+        if status.phase not in ("ready", "trouble"):
+            raise Refused(503, f"there is no video yet: {status.phase} {status.detail}".strip(), status.phase)
+        if not self._offers.take():
+            raise Refused(429, "too many viewers come at once: try again in a moment", "busy")
+        if len(self._peers) >= self.settings.max_viewers:
+            raise Refused(503, f"no seat is free, of {self.settings.max_viewers}", "busy")
+        track = self._broadcast.join(self.worker.pipeline.config.max_queue_depth)
+        peer = Peer(f"viewer {next(self._names)}", track, self.settings, self._greet, self._hear, self._forget)
+        self._peers.add(peer)
+        try:
+            return await peer.answer(sdp)
+        except BadOffer as error:
+            await peer.close()
+            raise Refused(400, str(error), "bad offer") from error
+
+    async def recording(self, seconds: float) -> bytes:
+        """The last seconds as mp4. Raises Refused where there is nothing."""
+        if self.recorder is None:
+            raise Refused(404, "this server keeps no recording", "off")
+        if not self._downloads.take():
+            raise Refused(429, "too many downloads: try again in a moment", "busy")
+        data = await asyncio.wrap_future(self.recorder.mp4(seconds))
+        if not data:
+            raise Refused(404, "nothing has been shown yet", "empty")
+        return data
+
+    def _greet(self, peer: Peer) -> None:
+        config = self.worker.pipeline.config
+        peer.send(
+            {
+                "type": "hello",
+                "you": peer.name,
+                "presets": messages.presets(),
+                "width": config.width,
+                "height": config.height,
+                "record_seconds": self.settings.record_seconds,
+            }
+        )
+        self._tell_state()
+
+    def _hear(self, peer: Peer, message: str | bytes) -> None:
+        if not peer.rate.take():
+            self._count("too fast")
+            if peer.warnings.take():
+                peer.send({"type": "error", "error": "too many messages: some were ignored", "id": None})
+            return
+        try:
+            command = messages.parse(message)
+            peer.send(self._obey(peer, command) | {"id": command.id})
+            self._count("obeyed")
+        except messages.BadMessage as error:
+            self._count("bad")
+            peer.send({"type": "error", "error": str(error), "id": error.id})
+        except Exception:  # or it would end the connection's own task
+            log.exception("a message could not be obeyed")
+            self._count("failed")
+            peer.send({"type": "error", "error": "the server failed to do this", "id": None})
+
+    def _obey(self, peer: Peer, command: messages.Command) -> dict:
+        match command:
+            case messages.GetLatencyStats():
+                return {"type": "latency_stats", "stats": self._stats}
+            case messages.SwitchPrompt(prompt=text, transition_blocks=blocks):
+                self.worker.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
+            case messages.SetOptimizationPreset(preset=name):
+                self.worker.set_optimization_preset(name)
+                self._preset = name
+            case messages.SetTransition(blocks=blocks, blend=blend):
+                self._transition, self._blend = blocks, blend
+            case messages.SetOverlay(enabled=enabled):
+                self.worker.overlay = enabled
+            case messages.SetPaused(paused=paused):
+                self.worker.set_paused(paused)
+                self._broadcast.wake()
+            case messages.Reset():
+                self.metrics.dropped.labels("reset").inc(self.worker.reset())
+        self._tell_state(changed=command.type, by=peer.name)
+        return {"type": "done"}
+
+    def _forget(self, peer: Peer) -> None:
+        self._peers.discard(peer)
+        self._broadcast.leave(peer.track)
+        self._tell_state()
+
+    def _tell(self, message: dict) -> None:
+        for peer in list(self._peers):
+            peer.send(message)
+
+    def _tell_state(self, changed: str | None = None, by: str | None = None) -> None:
+        """Tell everyone how things stand, and who changed what."""
+        prompt = self.worker.prompt
+        self._tell(
+            {
+                "type": "state",
+                "changed": changed,
+                "by": by,
+                "status": dataclasses.asdict(self.worker.status),
+                "prompt": prompt.prompt,
+                "transition": {"blocks": self._transition, "blend": self._blend},
+                "preset": self._preset,
+                "effective": self._effective,
+                "overlay": self.worker.overlay,
+                "paused": self.worker.paused,
+                "viewers": len(self._peers),
+            }
+        )
+
+    def _take_status(self, status: Status) -> None:
+        if status.phase == "ready" and self._preset is None:
+            config = self.worker.pipeline.config
+            self._preset, self._stats = self.worker.pipeline.preset, self.worker.stats
+            allow_bitrate(self.settings.bitrate or fit_bitrate(config.width, config.height, HIGHEST_FPS))
+            self._effective = self._in_force()
+        if status.phase == "trouble":
+            self.metrics.troubles.inc()
+        self.on_status(status)
+        self._tell_state()
+
+    def _take_block(self, block: BlockMade) -> None:
+        self._broadcast.wake()
+        self.metrics.generated.inc(block.frames)
+        self.metrics.block_ms.observe(block.stats["block_ms"])
+        self.metrics.gpu_bytes.set(block.gpu_bytes)
+        if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
+            self.metrics.switch_ms.observe(block.stats["prompt_switch_ms"])
+        self._stats = block.stats
+        in_force = self._in_force()
+        if in_force != self._effective:
+            self._effective = in_force
+            self._tell_state()
+        self._tell(
+            {
+                "type": "block",
+                "frames": block.frames,
+                "waiting": block.waiting,
+                "shown_fps": self._broadcast.fps,
+                "stats": block.stats,
+            }
+        )
+
+    def _in_force(self) -> dict:
+        """What the last block was really made with."""
+        pipeline, stats = self.worker.pipeline, self._stats
+        names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width")
+        return {name: getattr(pipeline.config, name) for name in names} | {
+            "preset": pipeline.preset,
+            "precision": stats["precision"],
+            "cuda_graphs": stats["cuda_graphs_active"],
+            "device": self.worker.device,
+        }
+
+    def _count(self, outcome: str) -> None:
+        self.metrics.messages.labels(outcome).inc()
+
+    def _from_thread(self, take: Callable) -> Callable:
+        """``take``, for the worker's thread to call: it runs in the event loop."""
+
+        def post(news: Status | BlockMade) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(take, news)
+
+        return post

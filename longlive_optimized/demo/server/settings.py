@@ -1,0 +1,74 @@
+"""How the server is reached, and its limits."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, IPvAnyAddress, model_validator
+from pydantic.dataclasses import dataclass
+
+SHORTEST_TOKEN = 16
+
+
+@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+class IceServer:
+    """A STUN or TURN server, as browsers name them: ``stun:HOST[:PORT]``, ``turn:HOST[:PORT][?transport=udp|tcp]``."""
+
+    urls: Annotated[str, Field(pattern=r"^(stun|turns?):[^?:/\s]+(:\d+)?(\?transport=(udp|tcp))?$")]
+    username: str | None = None
+    credential: str | None = None
+
+    @model_validator(mode="after")
+    def _turn_needs_a_password(self):
+        if self.urls.startswith("turn") and not (self.username and self.credential):
+            raise ValueError("a TURN server needs a user name and a password")
+        return self
+
+
+@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+class ServerSettings:
+    """Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
+
+    host: address that is bound. Any but a loopback address needs a token.
+    token: what a viewer must present; None asks for none.
+    origins: of pages, beside the server's own, that may use it, such as ``https://demo.example``; their host names are
+        then also accepted as the server's, as behind a proxy.
+    max_viewers: connections at a time, those still being made included.
+    codec: of the video. VP8 takes half the processor time of H.264 here.
+    bitrate: bits per second that the video may take; None fits it to the picture.
+    ice_servers: at most one STUN and one TURN server; none are used by default.
+    ice_addresses: of this machine, that video may use beside the one that is bound. Firefox takes none from loopback.
+    record_seconds: of video kept for download; 0 keeps none.
+    """
+
+    host: str = "127.0.0.1"
+    token: Annotated[str, Field(min_length=SHORTEST_TOKEN)] | None = None
+    origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = ()
+    max_viewers: Annotated[int, Field(ge=1)] = 8
+    codec: Literal["vp8", "h264"] = "vp8"
+    bitrate: Annotated[int, Field(ge=100_000)] | None = None
+    ice_servers: tuple[IceServer, ...] = ()
+    ice_addresses: tuple[IPvAnyAddress, ...] = ()
+    record_seconds: Annotated[int, Field(ge=0, le=600)] = 30
+
+    @model_validator(mode="after")
+    def _others_need_a_token(self):
+        if not self.loopback and self.token is None:
+            raise ValueError(
+                f"host {self.host} can be reached by others: a token of at least {SHORTEST_TOKEN} characters is needed"
+            )
+        return self
+
+    @property
+    def address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """The host as an address; None where it is a name."""
+        try:
+            return ipaddress.ip_address("127.0.0.1" if self.host == "localhost" else self.host)
+        except ValueError:
+            return None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.address is not None and self.address.is_loopback

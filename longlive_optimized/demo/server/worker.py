@@ -1,0 +1,259 @@
+"""The one thread that owns the pipeline, and with it the device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..scope_integration import OptimizedScopePipeline
+from ..scope_integration.prompt_box import Prompt
+from .pacing import Pace
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds after an error, doubled each time
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the stream is doing. ``trouble`` is passing, and ``retry_in`` says in how many seconds; ``failed`` is not.
+
+    detail: what is loaded, or what went wrong; done, total: progress of that.
+    """
+
+    phase: Literal["loading", "warming up", "ready", "trouble", "failed", "stopped"]
+    detail: str = ""
+    done: int = 0
+    total: int = 0
+    retry_in: float = 0.0
+
+
+@dataclass(frozen=True)
+class BlockMade:
+    """A block that can be shown: how many frames it has and now wait, and the pipeline's figures after it."""
+
+    frames: int
+    waiting: int
+    stats: dict
+    gpu_bytes: int
+
+
+class Worker:
+    """Makes blocks while someone watches, and keeps their frames until they are taken.
+
+    make_pipeline: called in the thread with a progress callback.
+    on_status, on_block: called in the thread; they must not block.
+    pipeline, device, stats: there when the status is ``ready``: the pipeline, its device's name, its figures of late.
+
+    All other methods may be called from any thread; none waits for the device or for a block, but ``stop``.
+    """
+
+    def __init__(
+        self,
+        make_pipeline: Callable[[Progress], OptimizedScopePipeline],
+        prompt: Prompt,
+        on_status: Callable[[Status], None],
+        on_block: Callable[[BlockMade], None],
+    ):
+        self._make_pipeline, self._on_status, self._on_block = make_pipeline, on_status, on_block
+        self.pipeline: OptimizedScopePipeline | None = None
+        self.device, self.stats = "", {}
+        self.status, self.error = Status("loading"), None
+        self.overlay = False
+        self._prompt, self._pace = prompt, Pace()
+        self._frames: deque[np.ndarray] = deque()
+        self._watched = self._paused = self._stopping = False
+        self._video = self._video_shown = 0  # counts resets: those asked for, and those done
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
+
+    def start(self) -> None:
+        """Load the model, then wait for someone to watch."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Stop after the block under way; whether it ended within ``timeout`` seconds."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def interval(self) -> float:
+        """Seconds between frames when they are shown evenly."""
+        return self._pace.interval(self.pipeline.config.target_fps)
+
+    @property
+    def waiting(self) -> int:
+        """Frames that can be taken."""
+        return len(self._frames)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that was asked for last."""
+        return self._prompt
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    def take(self) -> np.ndarray | None:
+        """The next frame, uint8 [H, W, 3]; None if none is ready or the video is paused."""
+        with self._changed:
+            if self._paused or not self._frames:
+                return None
+            self._changed.notify()
+            return self._frames.popleft()
+
+    def switch_prompt(self, prompt: Prompt) -> None:
+        """Go over to ``prompt`` with the next block that begins."""
+        self._prompt = prompt
+        # The pipeline is told at once, so that its figures count from here; it is told again with each block.
+        self.pipeline.switch_prompt(prompt.prompt, blend=prompt.blend, transition_blocks=prompt.transition_blocks)
+
+    def set_optimization_preset(self, preset: str) -> None:
+        """Go over to a preset with the next block that begins."""
+        self.pipeline.set_optimization_preset(preset)
+
+    def set_watched(self, watched: bool) -> None:
+        """Blocks are made only while someone watches."""
+        with self._changed:
+            self._watched = watched
+            self._changed.notify()
+
+    def set_paused(self, paused: bool) -> None:
+        """Hold the video where it is: no frame is handed out, and none made."""
+        with self._changed:
+            self._paused = paused
+            self._changed.notify()
+
+    def reset(self) -> int:
+        """Begin the video anew; how many frames that waited are dropped. A block under way is dropped too."""
+        with self._changed:
+            dropped = len(self._frames)
+            self._frames.clear()
+            self._video += 1
+            self._changed.notify()
+            return dropped
+
+    def _run(self) -> None:
+        try:
+            self._load()
+        except Exception as error:
+            log.error("cannot load: %s", error)
+            self.error = error
+            self._say(Status("failed", _first_line(error)))
+            return
+        failures = 0
+        while self._wait_for_turn():
+            try:
+                self._make_block()
+            except Exception as error:  # whatever it is, viewers are told, and the next try may succeed
+                failures += 1
+                self._stumble(error, failures)
+            else:
+                if failures:
+                    failures = 0
+                    self._say(Status("ready"))
+        self._say(Status("stopped"))
+
+    def _load(self) -> None:
+        self.pipeline = self._make_pipeline(self._progress)
+        if self._stopping:
+            return
+        device = self.pipeline.engine.device
+        self.device = device.type
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # for all that this thread does beside the engine
+            self.device = torch.cuda.get_device_name(device)
+            self._say(Status("warming up"))
+            self.pipeline.warmup()
+        self.stats = self.pipeline.get_latency_stats()
+        self._say(Status("ready"))
+
+    def _progress(self, what: str, done: int, total: int) -> None:
+        self.status = Status("loading", what, done, total)
+
+    def _wait_for_turn(self) -> bool:
+        """Wait until a block should begin; False when it is time to stop."""
+        with self._changed:
+            self._changed.wait_for(self._is_time)
+            return not self._stopping
+
+    def _is_time(self) -> bool:
+        if self._stopping:
+            return True
+        waiting, fps = len(self._frames), self.pipeline.config.target_fps
+        return self._watched and not self._paused and self._pace.is_time(waiting, fps)
+
+    def _make_block(self) -> None:
+        started, video = time.perf_counter(), self._video
+        if video != self._video_shown:
+            self.pipeline.reset()
+            self._video_shown = video
+        prompt = self._prompt
+        block = self.pipeline.generate_block(
+            prompt.prompt, blend=prompt.blend, transition_blocks=prompt.transition_blocks
+        )
+        if self.overlay:
+            self.pipeline.overlay.apply(block, self.pipeline.get_latency_stats())
+        pictures, gpu_bytes = to_host(block), _allocated(block)
+        seconds = time.perf_counter() - started
+        with self._changed:
+            if video != self._video:
+                return
+            self._pace.block_took(seconds, len(pictures))
+            self._frames.extend(pictures)
+            waiting = len(self._frames)
+        self.stats = self.pipeline.get_latency_stats()
+        self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes))
+
+    def _stumble(self, error: Exception, failures: int) -> None:
+        delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY)
+        log.error("a block failed, the next try is in %g s", delay, exc_info=error)
+        self._say(Status("trouble", _first_line(error), retry_in=delay))
+        with self._changed:
+            if failures > 1:
+                self._video += 1  # it was not a passing fault: give up what the stream remembers
+            self._changed.wait_for(lambda: self._stopping, delay)
+
+    def _say(self, status: Status) -> None:
+        self.status = status
+        self._on_status(status)
+
+
+def to_host(block: Tensor) -> np.ndarray:
+    """A block's frames in memory that the host reads; one copy, and the device has finished when it returns."""
+    if block.device.type != "cuda":
+        return block.numpy()
+    host = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
+    host.copy_(block, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)  # sleeps: the encoders need the core that waiting would burn
+    copied.record(torch.cuda.current_stream(block.device))
+    copied.synchronize()
+    return host.numpy()
+
+
+def _allocated(block: Tensor) -> int:
+    return torch.cuda.memory_allocated(block.device) if block.device.type == "cuda" else 0
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

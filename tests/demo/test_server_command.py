@@ -1,0 +1,53 @@
+"""``serve`` on the command line."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+pytest.importorskip("aiortc")
+pytest.importorskip("fastapi")
+
+from longlive_optimized.cli import main
+
+SMALL = ["serve", "--height", "32", "--width", "48", "--port", "0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "token of at least 16"),
+        (["--host", "0.0.0.0", "--token", "short"], "token"),
+        (["--codec", "av1"], "codec"),
+        (["--preset", "warp"], "preset must be one of"),
+        (["--height", "50"], "height"),
+        (["--prompt", " "], "prompt must hold some text"),
+        (["--turn", "turn:turn.example"], "user name and a password"),
+        (["--model", "/no/such/folder"], "/no/such/folder"),
+        (["--host", "192.0.2.1", "--token", "correct-horse-battery"], "cannot listen on 192.0.2.1"),
+    ],
+)
+def test_mistakes_are_one_line(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["longlive-optimized", *SMALL, *options])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_and_ends_on_a_signal(how):
+    code = "from longlive_optimized.cli import main; main()"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-c", code, *SMALL]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        address = re.search(r"http://127.0.0.1:\d+/", server.stderr.readline()).group()
+        assert "ready after" in server.stderr.readline()
+        with urllib.request.urlopen(address + "readyz", timeout=20) as answer:
+            assert answer.status == 200
+        server.send_signal(how)
+        _, errors = server.communicate(timeout=20)
+    assert server.returncode == {signal.SIGINT: 0, signal.SIGTERM: -signal.SIGTERM}[how] and not errors

@@ -1,0 +1,102 @@
+"""What a viewer says is obeyed or refused, and nothing else."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longlive_optimized.config import PRESETS
+from longlive_optimized.demo.server import messages
+from longlive_optimized.demo.server.messages import BadMessage, parse
+
+GOOD = [
+    {"type": "switch_prompt", "prompt": "a fox"},
+    {"type": "switch_prompt", "prompt": "狐狸\n在雪中", "transition_blocks": 4, "id": "a"},
+    {"type": "set_optimization_preset", "preset": "balanced"},
+    {"type": "set_optimization_preset", "preset": "quality"},
+    {"type": "get_latency_stats", "id": 7},
+    {"type": "set_transition", "blocks": 8, "blend": "slerp"},
+    {"type": "set_overlay", "enabled": True},
+    {"type": "set_paused", "paused": False},
+    {"type": "reset"},
+]
+
+
+@pytest.mark.parametrize("message", GOOD)
+def test_good_messages(message):
+    command = parse(json.dumps(message))
+    for name, value in message.items():
+        wanted = "quality_stream" if value == "quality" else value
+        assert getattr(command, name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("", "Invalid JSON"),
+        ("{", "Invalid JSON"),
+        ("null", "object"),
+        ("[]", "object"),
+        ("{}", "type"),
+        ('{"type": "shutdown"}', "does not match"),
+        ('{"type": ["reset"]}', "does not match"),
+        ('{"type": "reset", "seed": 1}', "seed: Extra inputs"),
+        ('{"type": "switch_prompt"}', "prompt: Field required"),
+        ('{"type": "switch_prompt", "prompt": "  "}', "prompt must hold some text"),
+        ('{"type": "switch_prompt", "prompt": 3}', "prompt: Input should be a valid string"),
+        ('{"type": "switch_prompt", "prompt": "%s"}' % ("x" * 2001), "at most 2000"),
+        ('{"type": "switch_prompt", "prompt": "a", "transition_blocks": 0}', "transition_blocks"),
+        ('{"type": "switch_prompt", "prompt": "a", "transition_blocks": 33}', "transition_blocks"),
+        ('{"type": "switch_prompt", "prompt": "\\ud800"}', "JSON"),
+        ('{"type": "set_optimization_preset", "preset": "warp"}', "preset must be one of quality_stream"),
+        ('{"type": "set_overlay", "enabled": "yes"}', "enabled"),
+        ('{"type": "set_paused", "paused": 1}', "paused"),
+        ('{"type": "set_transition", "blocks": 2.5}', "blocks"),
+        ('{"type": "set_transition", "blocks": 2, "blend": "cubic"}', "blend"),
+        ('{"type": "reset", "id": {}}', "id"),
+        ('{"type": "reset", "id": "%s"}' % ("x" * 65), "id"),
+        (" " * 16_385, "at most 16384 bytes"),
+        ("é" * 9000, "at most 16384 bytes"),
+        ("[" * 10_000, "JSON"),
+        ("\ud800", "unicode"),
+        (b'{"type": "reset"}', "text, not bytes"),
+    ],
+)
+def test_bad_messages_say_why(message, reason):
+    with pytest.raises(BadMessage, match=reason) as caught:
+        parse(message)
+    assert len(str(caught.value)) <= messages.LONGEST_ERROR
+
+
+def test_an_error_keeps_the_id_and_repeats_no_long_input():
+    with pytest.raises(BadMessage) as caught:
+        parse(json.dumps({"type": "z" * 9000, "id": 5}))
+    assert caught.value.id == 5 and len(str(caught.value)) <= messages.LONGEST_ERROR
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = ("prompt", "preset", "blocks", "blend", "enabled", "paused", "id", "transition_blocks")
+TYPES = tuple({message["type"] for message in GOOD})
+NEARLY = st.builds(
+    lambda type, fields: {"type": type, **fields},
+    st.sampled_from(TYPES),
+    st.dictionaries(st.sampled_from(FIELDS), JSON),
+)
+
+
+@given(st.text() | st.binary() | JSON.map(json.dumps) | NEARLY.map(json.dumps))
+def test_anything_is_a_command_or_a_bad_message(message):
+    try:
+        assert isinstance(parse(message), messages.Command)
+    except BadMessage as error:
+        assert str(error)
+
+
+def test_the_presets_are_the_tables():
+    assert [preset["name"] for preset in messages.presets()] == [*PRESETS]
+    json.dumps(messages.presets())

@@ -1,0 +1,78 @@
+"""When frames are shown and blocks begin, played through without clocks."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longlive_optimized.demo.server.pacing import BLOCK, SLACK, FrameClock, Pace
+
+
+def play(durations, fps: float) -> dict:
+    """A worker whose blocks take so long, and a frame clock, against each other. Times are seconds."""
+    pace, clock = Pace(), FrameClock()
+    now, waiting, shown, begun, most, ends = 0.0, 0, [], [], 0, None
+    due, durations = 0.0, list(durations)
+    while durations or ends is not None:
+        may_begin = durations and ends is None and pace.is_time(waiting, fps)
+        events = {"begin": now if may_begin else math.inf, "end": math.inf if ends is None else ends}
+        events["show"] = max(due, now) if waiting else math.inf
+        event = min(events, key=events.get)
+        now = events[event]
+        if event == "begin":
+            begun.append((now, waiting))
+            started, ends = now, now + durations.pop(0)
+        elif event == "end":
+            pace.block_took(now - started, BLOCK)
+            waiting, ends = waiting + BLOCK, None
+            most = max(most, waiting)
+        else:
+            shown.append(clock.next(now, pace.interval(fps)))
+            waiting, due = waiting - 1, shown[-1] + pace.interval(fps)
+    return {
+        "shown": shown,
+        "begun": begun,
+        "most": most,
+        "gaps": [b - a for a, b in itertools.pairwise(shown)],
+    }
+
+
+@given(st.floats(0.001, 1.2), st.sampled_from([20, 25, 30, 40]), st.randoms(use_true_random=False))
+def test_an_engine_with_a_little_jitter_is_shown_evenly(block, fps, dice):
+    """Whether faster or slower than the target: once a few blocks are measured, no gap is much longer than the rest."""
+    video = play([block * dice.uniform(0.98, 1.02) for _ in range(30)], fps)
+    interval = max(1 / fps, SLACK * block / BLOCK)
+    assert max(video["gaps"][10 * BLOCK :]) < 1.15 * interval
+    assert min(video["gaps"]) > 0.9 / fps
+
+
+@given(st.lists(st.floats(0.001, 2.0), min_size=1, max_size=40), st.sampled_from([20, 25, 40]))
+def test_never_more_than_a_block_waits_when_one_begins(durations, fps):
+    video = play(durations, fps)
+    assert all(waiting <= BLOCK for _, waiting in video["begun"]) and video["most"] <= 2 * BLOCK
+    assert all(gap >= 1 / fps - 1e-9 for gap in video["gaps"])
+    assert len(video["shown"]) > BLOCK * (len(durations) - 3)  # nothing hangs
+
+
+def test_a_fast_engine_waits_and_so_knows_the_newest_prompt():
+    begun = [at for at, _ in play([0.05] * 10, fps=25)["begun"]]
+    between = [b - a for a, b in itertools.pairwise(begun)]
+    assert between[3:] == pytest.approx([BLOCK / 25] * 6)
+    waiting = [w for _, w in play([0.05] * 10, fps=25)["begun"]][3:]
+    assert all(1 <= w <= 4 for w in waiting)  # begun at the last moment: what was made earlier is nearly all shown
+
+
+def test_an_engine_slower_than_the_target_begins_at_once():
+    begun = [at for at, _ in play([1.0] * 6, fps=25)["begun"]]
+    assert begun[-1] == pytest.approx(5.0, abs=0.5)
+
+
+def test_a_stall_moves_what_follows_and_a_small_delay_does_not():
+    clock = FrameClock()
+    assert clock.next(10.0, 0.04) == 10.0
+    assert clock.next(10.03, 0.04) == pytest.approx(10.04)
+    assert clock.next(10.045, 0.04) == pytest.approx(10.08)  # 5 ms late: not passed on
+    assert clock.next(12.0, 0.04) == 12.0
+    assert clock.next(12.01, 0.04) == pytest.approx(12.04)  # no rush to make up for it

@@ -1,0 +1,199 @@
+"""The page in a real browser, against the real command; skipped where there is no Chromium or Playwright."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import av
+import pytest
+
+pytest.importorskip("aiortc")
+pytest.importorskip("fastapi")
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("there is no Chromium: apt-get install chromium", allow_module_level=True)
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required"
+)
+# The page keeps its connections to itself; this remembers them, to be asked what they decoded.
+REMEMBER = """
+const Original = RTCPeerConnection; window.peers = [];
+window.RTCPeerConnection = class extends Original { constructor(...all) { super(...all); peers.push(this); } };
+"""
+RECEIVED = """
+async () => {
+  const report = [...(await peers.at(-1).getStats()).values()].find((r) => r.type === "inbound-rtp");
+  return { decoded: report.framesDecoded, dropped: report.framesDropped, freezes: report.freezeCount };
+}
+"""
+PAINTED = """
+(id) => {
+  const canvas = document.getElementById(id), pen = canvas.getContext("2d");
+  const colours = new Set(new Uint32Array(pen.getImageData(0, 0, canvas.width, canvas.height).data.buffer));
+  return colours.size;
+}
+"""
+
+
+@contextlib.contextmanager
+def serving(*options: str, port: int = 0):
+    """The command, running; its address."""
+    code = "from longlive_optimized.cli import main; main()"
+    small = ["--height", "32", "--width", "48", "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, "serve", *small, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    try:
+        address = re.search(r"http://\S+", server.stderr.readline()).group()
+        yield server, address
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that may not log an error."""
+    context = browser.new_context(viewport={"width": 1360, "height": 900}, accept_downloads=True)
+    context.add_init_script(REMEMBER)
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert not errors
+
+
+def is_live(page) -> None:
+    sync_api.expect(page.locator("#pill")).to_have_text(re.compile("live"), timeout=60_000)
+
+
+def plays(page, frames: int) -> dict:
+    """What happened while so many frames were decoded."""
+    before, now = page.evaluate(RECEIVED), None
+    for _ in range(600):
+        now = page.evaluate(RECEIVED)
+        if now["decoded"] >= before["decoded"] + frames:
+            return {name: now[name] - before[name] for name in now}
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{before}, a minute later {now}")
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving("--preset", "balanced") as (_, address):
+        yield address
+
+
+def test_watch_write_choose_and_save(page, address):
+    expect = sync_api.expect
+    page.goto(address)
+    is_live(page)
+    page.wait_for_timeout(2000)  # the browser settles on a buffer
+    # A busy machine may hold everything up for a moment: one quiet stretch out of five shows what the page can do.
+    stretches = []
+    while not stretches or stretches[-1]["freezes"] or stretches[-1]["dropped"]:
+        assert len(stretches) < 5, stretches
+        stretches.append(plays(page, frames=60))
+
+    page.keyboard.press("/")
+    page.keyboard.type("a paper boat on a lake")
+    page.keyboard.press("Enter")
+    expect(page.locator("#shown-prompt")).to_have_text("a paper boat on a lake")
+    expect(page.locator("#history button")).to_have_text(["a paper boat on a lake"])
+    page.locator("#examples button").first.click()
+    expect(page.locator("#shown-prompt")).to_contain_text("red fox")
+    page.focus("#prompt")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#prompt")).to_have_value("a paper boat on a lake")
+    page.keyboard.press("Escape")
+
+    page.get_by_role("button", name="realtime").click()
+    expect(page.locator("#effective")).to_contain_text("1000 500 250", timeout=20_000)
+    expect(page.locator("#effective")).to_contain_text("float32")
+    expect(page.get_by_role("button", name="realtime")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("5")  # turbo asks for fp8
+    expect(page.locator("#effective")).to_contain_text("fp8 is not there yet", timeout=20_000)
+
+    expect(page.locator("#chart")).to_have_attribute(
+        "aria-label", re.compile(r"Last block \d+ ms of \d+ ms, [\d.]+ frames a second")
+    )
+    assert page.evaluate(PAINTED, "chart") > 5  # bars, lines and figures, smoothed
+    expect(page.locator("#figures")).to_contain_text("prompt switch")
+
+    page.locator("#blocks button").nth(2).click()
+    expect(page.locator("#blocks button").nth(2)).to_have_attribute("aria-checked", "true")
+    page.keyboard.press("o")
+    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("k")
+    expect(page.locator("#pill")).to_have_text("paused")
+    page.keyboard.press("k")
+    is_live(page)
+
+    with page.expect_download() as download:
+        page.keyboard.press("s")
+    assert re.fullmatch(r"longlive-.*\.mp4", download.value.suggested_filename)
+    with open(download.value.path(), "rb") as file, av.open(io.BytesIO(file.read())) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) >= 60 and frames[0].shape == (32, 48, 3) and frames[-1].std() > 5
+
+
+def test_two_pages_busy_gone_and_back(page, browser):
+    expect = sync_api.expect
+    with serving("--viewers", "1") as (server, address):
+        page.goto(address)
+        is_live(page)
+        second = browser.new_page()
+        second.goto(address)
+        expect(second.locator("#veil-title")).to_have_text("The server is busy")
+        expect(second.locator("#veil-text")).to_contain_text("No seat is free, of 1")
+        second.close()
+
+        server.send_signal(signal.SIGINT)
+        expect(page.locator("#veil-title")).to_have_text("The server is gone", timeout=20_000)
+        assert server.wait(20) == 0
+    with serving(port=int(address.rstrip("/").rpartition(":")[2])):
+        is_live(page)  # by itself
+        plays(page, frames=10)
+
+
+def test_a_token_is_asked_for_and_taken_from_the_address(page):
+    token = "correct horse battery"
+    with serving("--token", token.replace(" ", "-")) as (_, address):
+        page.goto(address.partition("#")[0])
+        sync_api.expect(page.locator("#veil-text")).to_contain_text("A token is needed")
+        page.goto("about:blank")
+        page.goto(address)
+        is_live(page)
+        assert not page.evaluate(
+            "performance.getEntriesByType('resource').some((entry) => entry.name.includes('horse'))"
+        )
+
+
+def test_readable_on_a_phone(page, address):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(address)
+    is_live(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    heights = page.evaluate("[...document.querySelectorAll('button')].map((b) => b.offsetHeight).filter((h) => h)")
+    assert min(heights) >= 28 and len(heights) > 15

@@ -1,0 +1,15 @@
+"""A few seconds of the soak; ``python tests/support/server_soak.py`` runs it for longer."""
+
+import asyncio
+
+import pytest
+
+pytest.importorskip("aiortc")
+pytest.importorskip("fastapi")
+
+from support.server_soak import soak
+
+
+def test_people_come_talk_nonsense_and_go():
+    report = asyncio.run(soak(seconds=4, messages=80, kill=False))
+    assert report["wrong"] == [] and report["messages"] >= 80 and report["guests"] and report["rude_requests"]

@@ -1,0 +1,207 @@
+"""The thread that owns the pipeline, with a pipeline whose frames are numbered."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from longlive_optimized.demo.scope_integration.prompt_box import Prompt
+from longlive_optimized.demo.server import worker as worker_module
+from longlive_optimized.demo.server.worker import Worker
+from support.painted import level, painted, read_level, read_number
+
+PAINTED = painted()
+FOX, BOAT = Prompt("a fox", "linear", 1), Prompt("a boat", "linear", 1)
+
+
+class Watched:
+    """A started worker and what it reported."""
+
+    def __init__(self, make_pipeline=PAINTED, watched=True):
+        self.statuses, self.blocks = [], []
+        self.worker = Worker(make_pipeline, FOX, self.statuses.append, self.blocks.append)
+        self.worker.start()
+        if watched:
+            self.worker.set_watched(True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        assert self.worker.stop(20)
+
+    def take(self) -> np.ndarray:
+        frame = wait_for(self.worker.take)
+        return frame
+
+    def phases(self) -> list[str]:
+        return [status.phase for status in self.statuses]
+
+
+def wait_for(look, seconds=20):
+    """What ``look`` returns as soon as it is something."""
+    end = time.monotonic() + seconds
+    while (found := look()) is None or found is False:
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+    return found
+
+
+def settle(watched: Watched) -> int:
+    """How many frames wait when nothing moves any more."""
+    wait_for(lambda: watched.worker.waiting)
+    time.sleep(0.2)
+    return watched.worker.waiting
+
+
+def test_frames_come_in_order_and_none_is_lost():
+    with Watched() as watched:
+        assert [read_number(watched.take()) for _ in range(50)] == [*range(50)]
+
+
+def test_nothing_is_made_unless_someone_watches():
+    with Watched(watched=False) as watched:
+        wait_for(lambda: "ready" in watched.phases())
+        time.sleep(0.2)
+        assert watched.worker.waiting == 0 and not watched.worker.pipeline.blocks
+        watched.worker.set_watched(True)
+        watched.take()
+
+
+@pytest.mark.parametrize("block_seconds", [0.0, 0.03])
+def test_it_does_not_run_ahead(block_seconds):
+    with Watched(painted(block_seconds)) as watched:
+        assert settle(watched) <= 24
+        made = len(watched.worker.pipeline.painted)
+        taken = 0
+        for _ in range(100):
+            watched.take()
+            taken += 1
+            assert len(watched.worker.pipeline.painted) <= taken + 24
+        assert made <= 24
+
+
+def test_a_prompt_shows_in_the_next_block_that_begins():
+    with Watched() as watched:
+        settle(watched)
+        waiting = watched.worker.waiting
+        watched.worker.switch_prompt(BOAT)
+        shown = [read_level(watched.take()) for _ in range(waiting + 1)]
+        assert shown == [level("a fox")] * waiting + [level("a boat")]
+
+
+def test_a_pause_holds_and_loses_nothing():
+    with Watched() as watched:
+        before = read_number(watched.take())
+        watched.worker.set_paused(True)
+        time.sleep(0.1)
+        assert watched.worker.take() is None
+        watched.worker.set_paused(False)
+        assert read_number(watched.take()) == before + 1
+
+
+def test_a_reset_drops_what_waits_and_what_is_being_made():
+    with Watched(painted(0.3)) as watched:
+        wait_for(lambda: watched.worker.waiting)  # 9 wait
+        for _ in range(9):
+            watched.take()
+        wait_for(lambda: len(watched.worker.pipeline.blocks) == 2)  # the second one has begun
+        assert watched.worker.reset() == 0
+        first = read_number(watched.take())
+        assert first == 21 and watched.worker.pipeline.calls == ["reset"]
+        assert [block.frames for block in watched.blocks] == [9, 12]
+
+
+def test_a_reset_drops_frames_that_wait():
+    with Watched() as watched:
+        waiting = settle(watched)
+        assert waiting > 0 and watched.worker.reset() == waiting
+        assert read_number(watched.take()) == waiting
+
+
+def test_errors_are_told_and_outlived(monkeypatch):
+    monkeypatch.setattr(worker_module, "FIRST_DELAY", 0.01)
+    with Watched() as watched:
+        settle(watched)
+        pipeline, failures = watched.worker.pipeline, iter(range(3))
+
+        def fail():
+            for i in failures:
+                raise RuntimeError(f"device trouble {i}\nand a long explanation")
+
+        pipeline.fail = fail
+        numbers = [read_number(watched.take()) for _ in range(60)]
+        assert numbers == [*range(60)]
+        assert watched.phases() == ["ready", "trouble", "trouble", "trouble", "ready"]
+        troubles = watched.statuses[1:4]
+        assert [status.detail for status in troubles] == [f"device trouble {i}" for i in range(3)]
+        assert [status.retry_in for status in troubles] == [0.01, 0.02, 0.04]
+        # The first failure may be a passing one; after the second the stream is begun anew.
+        assert pipeline.calls == ["reset", "reset"]
+
+
+def test_a_model_that_does_not_load():
+    def broken(progress):
+        raise FileNotFoundError("model_path: no /nope")
+
+    watched = Watched(broken)
+    wait_for(lambda: watched.phases() == ["failed"])
+    assert watched.statuses[0].detail == "model_path: no /nope" and isinstance(watched.worker.error, FileNotFoundError)
+    wait_for(lambda: not watched.worker.alive)
+
+
+def test_loading_says_how_far_it_is():
+    loaded = threading.Event()
+
+    def slow(progress):
+        progress("generator", 3, 7)
+        loaded.wait(20)
+        return painted()(progress)
+
+    with Watched(slow) as watched:
+        wait_for(lambda: watched.worker.status.total == 7)
+        assert watched.worker.status.phase == "loading" and watched.worker.status.detail == "generator"
+        loaded.set()
+        watched.take()
+
+
+def test_stop_does_not_wait_for_ever():
+    watched = Watched(painted(1.0))
+    wait_for(lambda: bool(watched.worker.pipeline and watched.worker.pipeline.blocks))
+    assert not watched.worker.stop(0.05)
+    assert watched.worker.stop(20) and watched.phases()[-1] == "stopped"
+
+
+def test_frames_are_the_pipelines_own():
+    """None is overwritten while it waits."""
+    config = ScopeOptimizationConfig.preset_balanced(height=32, width=48)
+    direct = OptimizedScopePipeline("tiny", config, device="cpu")
+    wanted = np.concatenate([direct.generate_block(FOX.prompt).numpy() for _ in range(3)])
+    with Watched(lambda progress: OptimizedScopePipeline("tiny", config, device="cpu")) as watched:
+        taken = [watched.take() for _ in range(33)]
+        wait_for(lambda: len(watched.blocks) > 3)
+    assert np.array_equal(taken, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_frames_from_a_gpu_are_the_pipelines_own():
+    config = ScopeOptimizationConfig.preset_balanced(height=64, width=96)
+    direct = OptimizedScopePipeline("tiny", config, device="cuda")
+    direct.warmup()
+    wanted = np.concatenate([direct.generate_block(FOX.prompt).cpu().numpy() for _ in range(4)])
+    with Watched(lambda progress: OptimizedScopePipeline("tiny", config, device="cuda")) as watched:
+        assert np.array_equal([watched.take() for _ in range(45)], wanted)
+        assert watched.phases() == ["warming up", "ready"]
+        assert all(block.gpu_bytes > 0 for block in watched.blocks)
+
+
+def test_the_overlay_is_drawn_on_request():
+    with Watched() as watched:
+        clean = watched.take()
+        watched.worker.overlay = True
+        marked = [watched.take() for _ in range(60)][-1]
+        assert (clean[:, 64:] != marked[:, 64:]).sum() > 100

@@ -1,0 +1,92 @@
+"""A pipeline whose every frame says which it is."""
+
+from __future__ import annotations
+
+import time
+import types
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from longlive_optimized.demo.scope_integration import LatencyStats, ScopeOptimizationConfig, create_latency_overlay
+
+BITS = 16
+CELL = 16  # pixels: survives the encoder
+
+
+class PaintedPipeline:
+    """Frames that carry their number in black and white cells and their prompt in a grey level; a block takes
+    ``block_seconds``.
+
+    painted: when each frame was made (time.monotonic). blocks: when each block began, and its first frame's number.
+    fail: called before each block, and may raise.
+    """
+
+    def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0):
+        self.config, self.block_seconds = config, block_seconds
+        self.engine = types.SimpleNamespace(device=torch.device("cpu"))
+        self.overlay = create_latency_overlay()
+        self.preset, self.prompt = "balanced", None
+        self.calls: list[str] = []
+        self.painted: list[float] = []
+        self.blocks: list[tuple[float, int]] = []
+        self.fail: Callable[[], None] = lambda: None
+
+    def generate_block(self, prompt: str, blend: str, transition_blocks: int) -> torch.Tensor:
+        self.blocks.append((time.monotonic(), len(self.painted)))
+        self.fail()
+        time.sleep(self.block_seconds)
+        count = 9 if not self.painted else 12
+        first = len(self.painted)
+        block = torch.stack([self._paint(first + i, prompt) for i in range(count)])
+        self.painted += [time.monotonic()] * count
+        self.prompt = prompt
+        return block
+
+    def switch_prompt(self, prompt: str, **how) -> None:
+        self.calls.append("switch_prompt")
+
+    def set_optimization_preset(self, preset: str) -> None:
+        self.calls.append("set_optimization_preset")
+        self.preset = preset
+
+    def reset(self) -> None:
+        self.calls.append("reset")
+
+    def get_latency_stats(self) -> dict:
+        return vars(LatencyStats(block_ms=self.block_seconds * 1e3, frame_count=len(self.painted), preset=self.preset))
+
+    def _paint(self, number: int, prompt: str) -> torch.Tensor:
+        picture = torch.full((self.config.height, self.config.width, 3), level(prompt), dtype=torch.uint8)
+        for bit in range(BITS):
+            row, column = divmod(bit, 8)
+            picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = 255 * (number >> bit & 1)
+        return picture
+
+
+def level(prompt: str) -> int:
+    """The grey level that stands for a prompt."""
+    return 40 + zlib.crc32(prompt.encode()) % 8 * 24
+
+
+def read_number(picture: np.ndarray) -> int:
+    """The number painted in a frame [H, W, 3] that has been through an encoder."""
+    cells = [
+        picture[r * CELL + 4 : (r + 1) * CELL - 4, c * CELL + 4 : (c + 1) * CELL - 4]
+        for r in range(2)
+        for c in range(8)
+    ]
+    return sum((cell.mean() > 128) << bit for bit, cell in enumerate(cells))
+
+
+def read_level(picture: np.ndarray) -> int:
+    """The nearest of the levels that stand for prompts."""
+    return round((picture[2 * CELL + 4 :].mean() - 40) / 24) * 24 + 40
+
+
+def painted(block_seconds: float = 0.0, **fields) -> Callable:
+    """A maker of a PaintedPipeline of a small picture."""
+    config = ScopeOptimizationConfig.preset_balanced(**{"height": 64, "width": 128, **fields})
+    return lambda progress: PaintedPipeline(config, block_seconds)
