@@ -135,7 +135,8 @@ class Schedule {
   };
 
   constexpr int span_for(int missing) const {
-    return pool_ == 0 || missing <= 0 ? 0 : std::max(missing, kMinSpan);
+    // By value: std::max would take the address of a constant that the device has no copy of, and the kernel would trap.
+    return pool_ == 0 || missing <= 0 ? 0 : std::max(missing, int{kMinSpan});
   }
   constexpr int start_of(int cta) const {
     return std::min(cta, turn_) * step_[0] + std::max(cta - turn_, 0) * step_[1];

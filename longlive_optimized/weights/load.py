@@ -75,7 +75,8 @@ def refill_generator(
     under way, and what was computed with the old weights (keys and values) is the caller's.
 
     Raises what load_generator raises, and ValueError for ``files`` of another model, before anything is written;
-    RuntimeError where writing itself fails, as weights are then partly new: refill again, or load anew.
+    RuntimeError (OutOfMemoryError for want of memory) where writing itself fails, as weights are then partly new:
+    refill again, or load anew.
     """
     config = _config(files)
     if config != model.config:
@@ -87,10 +88,9 @@ def refill_generator(
         return
     try:
         _fill(views, tensors, _source(files, loras), progress, _terms(own, *users))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
-        raise RuntimeError(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
+        kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
+        raise kind(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
 
 
 def load_vae(

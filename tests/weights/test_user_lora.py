@@ -499,20 +499,22 @@ def test_refill_touches_nothing_if_a_file_is_bad(files, two, path):
     assert not same(bits(model), before)
 
 
-def test_refill_that_fails_while_writing_says_so_and_can_be_repeated(model_files, two, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError("the disk is gone")])
+def test_refill_that_fails_while_writing_says_so_and_can_be_repeated(model_files, two, monkeypatch, error):
     model = load_generator(model_files, "cpu", torch.bfloat16, loras=two)
     wanted, calls, merge = bits(model), [], load.merge
 
     def failing(*arguments):
         calls.append(1)
         if len(calls) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return merge(*arguments)
 
     monkeypatch.setattr(load, "merge", failing)
-    with pytest.raises(RuntimeError, match=r"partly rewritten.*CUDA out of memory") as caught:
+    with pytest.raises(RuntimeError, match=rf"partly rewritten.*{error}") as caught:
         refill_generator(model, model_files, scaled(two, 3, 3))
-    assert type(caught.value) is RuntimeError and not same(bits(model), wanted)
+    kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
+    assert type(caught.value) is kind and not same(bits(model), wanted)
     refill_generator(model, model_files, two)
     assert same(bits(model), wanted)
 
