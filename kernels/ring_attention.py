@@ -47,11 +47,13 @@ def ring_attention(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor, sp
     return torch.cat(out)
 
 
-def home_of_ranges(device: torch.device | str) -> torch.device:
-    """Where the ranges for keys on ``device`` should lie: on the host, which leaves attention to the library, unless a
-    kernel of ours is forced, as none is measured yet.
+def home_of_ranges(device: torch.device | str, keys: int) -> torch.device:
+    """Where the ranges of that many ``keys`` on ``device`` should lie: there, for our kernels, or on the host, for the
+    library, which is ahead where keys are few, as a prompt's are (docs/performance.md).
     """
-    return torch.device(device if forced() in ("cuda", "triton") else "cpu")
+    device = torch.device(device)
+    few = keys < 1024 and forced() not in ("cuda", "triton")
+    return torch.device("cpu") if few else device
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@
 
 namespace longlive {
 namespace {
-using Config = attention::Config<176, 4>;
+using Config = attention::Config<192, 4>;
 
 // Keys from which on it pays to cut items for the last wave, and to merge what that leaves.
 constexpr int kCutFrom = 16 * Config::kTileKeys;
@@ -73,7 +73,7 @@ Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_rin
                             cut};
   LL_CUDA_CHECK(attention::launch<Config>(map_of(q, q.stride(0), rows, columns, attention::kRows),
                                           map_of(k_ring, columns, tokens, columns, Config::kTileKeys),
-                                          map_of(v_ring, columns, tokens, columns, Config::kTileKeys), p, false,
+                                          map_of(v_ring, columns, tokens, columns, Config::kTileKeys), p,
                                           current_stream(q.get_device_index())));
   return out;
 }

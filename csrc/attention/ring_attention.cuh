@@ -4,7 +4,7 @@
 //
 // A warp feeds tiles of keys and values through a ring of buffers in shared memory; two warpgroups of 64 queries each
 // consume them. Each keeps the tensor cores busy with q k^T of the next tile and p v of this one while it computes its
-// softmax, and they take turns: while one issues its products, the other computes exponentials.
+// softmax. They are left to find their own rhythm: taking turns by barriers costs 2 % (docs/attention.md).
 #include <cuda_bf16.h>
 
 #include <cfloat>
@@ -28,11 +28,11 @@ constexpr int kFeedRegisters = 24, kConsumeRegisters = 240;
 
 // exp(x / sqrt(d)) = exp2(kScale x)
 constexpr float kScale = 1.4426950408889634f * 0.08838834764831845f;
+constexpr float kSlack = 8;  // binary orders by which exponentials may exceed 1
 
-template <int tile_keys, int stages, bool overlap = true, bool turns = true>
+template <int tile_keys, int stages>
 struct Config {
   static constexpr int kTileKeys = tile_keys, kStages = stages;
-  static constexpr bool kOverlap = overlap, kTurns = turns;
   static constexpr int kHalfTileBytes = kTileKeys * kHalf * 2, kTileBytes = 2 * kHalfTileBytes;
   static constexpr int kHalfQueryBytes = kRows * kHalf * 2, kQueryBytes = 2 * kHalfQueryBytes;
   static_assert(kTileKeys % 16 == 0 && kTileKeys <= 256);
@@ -41,7 +41,7 @@ struct Config {
 struct Params {
   bf16* out;           // [rows, heads, 128]
   float* part_out;     // [parts, kTileRows, 128], not yet divided by their sums
-  float2* part_stats;  // [parts, kTileRows]: the largest score, the sum of exponentials relative to it
+  float2* part_stats;  // [parts, kTileRows]: the base, the sum of exponentials relative to it
   const int* ranges;   // [groups, 2, 2]
   int rows, split, heads, tokens, ctas;
   bool cut;
@@ -148,13 +148,8 @@ struct Feeder {
       load_query(work, count);
 #pragma unroll 1
       for (int t = work.first; t < work.last; ++t) {
-        if constexpr (C::kOverlap) {  // in the order in which they are wanted: scores run one tile ahead
-          if (t + 1 < work.last) load_keys(keys[t + 1], work.head);
-          load_values(keys[t], work.head);
-        } else {
-          load_values(keys[t], work.head);
-          if (t + 1 < work.last) load_keys(keys[t + 1], work.head);
-        }
+        if (t + 1 < work.last) load_keys(keys[t + 1], work.head);  // scores run one tile ahead
+        load_values(keys[t], work.head);
       }
     }
   }
@@ -174,28 +169,29 @@ __device__ float over_row(float x, F f) {
 // The softmax of a thread's two rows so far.
 template <int kSize>
 struct Softmax {
-  // Precision: scores and sums are float32. The largest score starts at a finite value, so that rows without keys
-  // meet no difference of infinities.
-  float largest[2] = {-FLT_MAX, -FLT_MAX};
+  // Precision: scores and sums are float32, relative to a base, which is the largest score or up to kSlack below it: a
+  // factor common to sum and weights costs no precision, and what was summed is seldom rescaled. The base starts at a
+  // finite value, so that rows without keys meet no difference of infinities.
+  float base[2] = {-FLT_MAX, -FLT_MAX};
   float sum[2] = {0, 0};  // of this thread's columns
 
-  // Scores become exponentials relative to the largest score so far; `shrink` is what earlier results lose by that.
+  // Scores become exponentials relative to the base; `shrink` is what earlier results lose where it rises.
   __device__ void update(float (&x)[kSize], float (&shrink)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float a = x[2 * r], b = x[2 * r + 1];  // two chains each, for their latency
 #pragma unroll
       for (int i = 4; i < kSize; i += 4) a = fmaxf(a, x[i + 2 * r]), b = fmaxf(b, x[i + 2 * r + 1]);
-      const float before = largest[r];
-      largest[r] = fmaxf(before, over_row(fmaxf(a, b), fmaxf));
-      shrink[r] = exp2((before - largest[r]) * kScale);
-      const float base = largest[r] * kScale;
+      const float found = over_row(fmaxf(a, b), fmaxf), before = base[r];
+      if ((found - before) * kScale > kSlack) base[r] = found;
+      shrink[r] = exp2((before - base[r]) * kScale);
+      const float shift = base[r] * kScale;
       a = b = 0;
 #pragma unroll
       for (int i = 0; i < kSize; i += 4) {
         float &y = x[i + 2 * r], &z = x[i + 2 * r + 1];
-        y = exp2(fmaf(y, kScale, -base));
-        z = exp2(fmaf(z, kScale, -base));
+        y = exp2(fmaf(y, kScale, -shift));
+        z = exp2(fmaf(z, kScale, -shift));
         a += y, b += z;
       }
       sum[r] = fmaf(sum[r], shrink[r], a + b);
@@ -222,13 +218,6 @@ struct Consumer {
 
   __device__ void release(int stage) {
     if (lane == 0) s.empty[stage].arrive();
-  }
-
-  __device__ void wait_turn() {
-    if constexpr (C::kTurns) sm90::named_barrier_sync(1 + index, kConsumers * kWarpgroup);
-  }
-  __device__ void give_turn() {
-    if constexpr (C::kTurns) sm90::named_barrier_arrive(1 + (index ^ 1), kConsumers * kWarpgroup);
   }
 
   // scores = q k^T, under way
@@ -280,30 +269,25 @@ struct Consumer {
   }
 
   __device__ void shrink_out(const float (&by)[2]) {
+    if (!__any_sync(0xffffffffu, by[0] != 1 || by[1] != 1)) return;
 #pragma unroll
     for (int i = 0; i < kOut; ++i) out[i] *= by[i / 2 % 2];
   }
 
   __device__ void run() {
-    if (index == 1) give_turn();
     Schedule::Cursor at = s.schedule.start(blockIdx.x);
     Work work;
 #pragma unroll 1
     for (int count = 0; s.schedule.next(blockIdx.x, at, work); ++count) {
       s.query_full[index].wait(count & 1);
       Softmax<kScores> softmax;
-      if constexpr (C::kOverlap) {
-        attend_overlapped(work, softmax);
-      } else {
-        attend(work, softmax);
-      }
+      attend(work, softmax);
       for (float& sum : softmax.sum) sum = over_row(sum, [](float a, float b) { return a + b; });
       work.part < 0 ? store(work, softmax) : store_part(work, softmax);
     }
-    if (index == 0) wait_turn();  // takes the last turn given: barriers are left as they were found
   }
 
-  __device__ void attend_overlapped(const Work& work, Softmax<kScores>& softmax) {
+  __device__ void attend(const Work& work, Softmax<kScores>& softmax) {
     const KeyTiles<C::kTileKeys>& keys = s.keys[work.group];
     const int end_0 = keys.tiles[0] - 1, end_1 = keys.count() - 1;  // the tiles that may be short
     float shrink[2];
@@ -324,11 +308,9 @@ struct Consumer {
       const Place<C> k = place;
       place.advance();
       s.full[k.stage].wait(k.parity);
-      wait_turn();
       start_scores(k.stage);
       s.full[place.stage].wait(place.parity);
       start_out(place.stage);
-      give_turn();
       await_scores(true);
       release(k.stage);
       if (t == end_0 || t == end_1) mask(keys[t].count);
@@ -353,33 +335,6 @@ struct Consumer {
     pack_weights();
   }
 
-  __device__ void attend(const Work& work, Softmax<kScores>& softmax) {
-    const KeyTiles<C::kTileKeys>& keys = s.keys[work.group];
-    float shrink[2];
-#pragma unroll
-    for (float& x : out) x = 0;
-#pragma unroll 1
-    for (int t = work.first; t < work.last; ++t) {
-      s.full[place.stage].wait(place.parity);
-      wait_turn();
-      start_scores(place.stage);
-      give_turn();
-      await_scores(false);
-      release(place.stage);
-      place.advance();
-      if (keys.is_last(t)) mask(keys[t].count);
-      softmax.update(scores, shrink);
-      shrink_out(shrink);
-      pack_weights();
-      s.full[place.stage].wait(place.parity);
-      start_out(place.stage);
-      await_out();
-      release(place.stage);
-      place.advance();
-    }
-    if (lane == 0) s.query_empty[index].arrive();
-  }
-
   __device__ int row_of(int r) const { return index * kRows + warp * 16 + lane / 4 + 8 * r; }  // within the item
 
   __device__ void store(const Work& work, const Softmax<kScores>& softmax) {
@@ -399,7 +354,7 @@ struct Consumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = int64_t(work.part) * kTileRows + row_of(r);
-      if (lane % 4 == 0) p.part_stats[row] = {softmax.largest[r], softmax.sum[r]};
+      if (lane % 4 == 0) p.part_stats[row] = {softmax.base[r], softmax.sum[r]};
       float* to = p.part_out + row * kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < kOut; i += 4)
@@ -417,7 +372,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
   if (threadIdx.x == 0) {
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
-    sm90::let_next_grid_start();                    // the merge, which fits in beside no CTA of this grid
     for (int i = 0; i < kConsumers; ++i) s.query_full[i].init(1), s.query_empty[i].init(kWarpgroup / 32);
     for (int i = 0; i < C::kStages; ++i) s.full[i].init(1), s.empty[i].init(kConsumers * kWarpgroup / 32);
     s.raw.init(1);
@@ -442,12 +396,13 @@ constexpr int kMergeThreads = 128, kMergeRows = kMergeThreads / 32;
 
 template <class C>
 __global__ void __launch_bounds__(kMergeThreads) ring_attention_merge_kernel(const __grid_constant__ Params p) {
-  KeyTiles<C::kTileKeys> keys[2];
-  const Schedule schedule = make_schedule<C>(p, keys);
+  static __shared__ KeyTiles<C::kTileKeys> keys[2];
+  static __shared__ Schedule schedule;
+  if (threadIdx.x == 0) schedule = make_schedule<C>(p, keys);
+  __syncthreads();
   const int n = blockIdx.x / (kTileRows / kMergeRows), lane = threadIdx.x % 32;
   const int row = blockIdx.x % (kTileRows / kMergeRows) * kMergeRows + threadIdx.x / 32;  // within the item
   const Schedule::Parts parts = schedule.parts_of(n);
-  sm90::wait_for_last_grid();  // by all: what comes after this grid takes its end for the end of both
   if (parts.first == parts.last || parts.item.row + row >= parts.item.end_row) return;
   // Precision: float32, in the order of the keys: the result is the same every time.
   float largest = -FLT_MAX, sum = 0;
@@ -470,30 +425,20 @@ __global__ void __launch_bounds__(kMergeThreads) ring_attention_merge_kernel(con
   reinterpret_cast<uint2*>(to)[lane] = {pack(total.x * scale, total.y * scale), pack(total.z * scale, total.w * scale)};
 }
 
-// Attention, then, where items are cut, the merge: `early` lets it start up while the last CTAs of attention end.
+// Attention, then, where items are cut, the merge.
 template <class C>
-cudaError_t launch(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap& v, const Params& p, bool early,
+cudaError_t launch(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap& v, const Params& p,
                    cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<C>);
   const auto kernel = ring_attention_kernel<C>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchConfig_t config{};
-  config.gridDim = p.ctas;
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  error = cudaLaunchKernelEx(&config, kernel, q, k, v, p);
+  const cudaLaunchConfig_t attend{.gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
+  error = cudaLaunchKernelEx(&attend, kernel, q, k, v, p);
   const int cut = p.cut ? Schedule::pool_items(p.heads, p.rows, p.split, p.ctas) : 0;
   if (error != cudaSuccess || cut == 0) return error;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = early;
-  config.gridDim = cut * (kTileRows / kMergeRows);
-  config.blockDim = kMergeThreads;
-  config.dynamicSmemBytes = 0;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, ring_attention_merge_kernel<C>, p);
+  const cudaLaunchConfig_t merge{
+      .gridDim = cut * (kTileRows / kMergeRows), .blockDim = kMergeThreads, .dynamicSmemBytes = 0, .stream = stream};
+  return cudaLaunchKernelEx(&merge, ring_attention_merge_kernel<C>, p);
 }
 }  // namespace longlive::attention

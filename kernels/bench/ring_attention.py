@@ -45,10 +45,11 @@ MERGED = ((0, 3 * FRAME), (6 * FRAME, 15 * FRAME)), ((0, 3 * FRAME), (3 * FRAME,
 
 BENCH = Bench(
     real=[
-        case(3 * FRAME, 12 * FRAME, 12, torch.bfloat16),
+        *(case(3 * FRAME, frames * FRAME, 12, torch.bfloat16) for frames in (12, 9, 8, 6, 3)),
         case(6 * FRAME, 15 * FRAME, 12, torch.bfloat16, MERGED),
         case(9 * FRAME, 9 * FRAME, 12, torch.bfloat16),
         case(2160, 8640, 12, torch.bfloat16),
+        case(3072, 12288, 12, torch.bfloat16),
         case(3 * FRAME, 512, 12, torch.bfloat16),
     ],
     small=[case(180, 720, 2, torch.float32)],

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..kernels.ring_advance import ring_advance
-from ..kernels.ring_attention import home_of_ranges
 from ..kernels.rotate_sinks import rotate_sinks
 from . import rope
 from .config import ModelConfig
@@ -53,7 +52,7 @@ class RingCache:
         self._slots = torch.zeros(window, dtype=torch.int64, device=device)
         self._start = torch.zeros(1, dtype=torch.int64, device=device)
         # The tokens to attend to: [0, valid * S).
-        self.ranges = torch.zeros(1, 2, 2, dtype=torch.int32, device=home_of_ranges(device))
+        self.ranges = torch.zeros(1, 2, 2, dtype=torch.int32, device=device)
         self.reset()
 
     @property

@@ -72,7 +72,7 @@ def test_attention_runs_on_hoppers_own_units(library):
     assert "UTMALDG" in kernel and not re.search(r"\b(LDL|STL|HMMA)\b", kernel)
     # The last of a group of products signals. Where registers are short each of them does, and is waited for.
     products = [line for line in kernel.splitlines() if "HGMMA" in line]
-    assert len(products) == 2 * (8 + 11) and sum("gsb0" in line for line in products) == 4
+    assert len(products) == 2 * (8 + 12) and sum("gsb0" in line for line in products) == 4
 
 
 @pytest.mark.gpu

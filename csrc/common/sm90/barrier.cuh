@@ -1,10 +1,7 @@
 #pragma once
-// Barriers in shared memory (mbarrier), named barriers (bar), and the register budget of a warpgroup (setmaxnreg).
+// Barriers in shared memory (mbarrier), and the register budget of a warpgroup (setmaxnreg).
 // One instruction each; the PTX name stands beside it.
 #include <cstdint>
-#ifdef LL_WATCHDOG
-#include <cstdio>
-#endif
 
 namespace longlive::sm90 {
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
@@ -40,16 +37,8 @@ struct alignas(8) Barrier {
   }
   // Returns once the phase of this parity has ended. On a fresh barrier the phase "before the first" has parity 1.
   __device__ void wait(uint32_t parity) {
-#ifdef LL_WATCHDOG  // bring-up only
-    for (long long start = clock64(); !try_wait(parity);)
-      if (clock64() - start > 4000000000ll) {
-        printf("stuck: cta %d thread %d at %u, %u\n", blockIdx.x, threadIdx.x, shared_address(this), parity);
-        asm volatile("trap;");
-      }
-#else
     while (!try_wait(parity)) {
     }
-#endif
   }
 };
 
@@ -58,14 +47,6 @@ __device__ inline void fence_barrier_init() { asm volatile("fence.mbarrier_init.
 
 // Orders this thread's plain accesses to shared memory before later ones by the copy engine and the tensor cores.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// Named barriers 1-15 (0 is __syncthreads): `threads` counts those that arrive and those that wait.
-__device__ inline void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ inline void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 
 // By all warps of a warpgroup: give registers back, or take what others gave. A multiple of 8.
 template <int kCount>
@@ -77,8 +58,4 @@ __device__ void registers_take() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
-// griddepcontrol: the next grid of the stream may be launched early, if it was allowed to, and waits there until this
-// one has ended and its writes are seen.
-__device__ inline void let_next_grid_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-__device__ inline void wait_for_last_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 }  // namespace longlive::sm90

@@ -44,45 +44,6 @@ __device__ inline uint64_t matrix_descriptor(const void* matrix, int leading, in
 
 // d (+)= a b^T: a [64, 16] and b [N, 16], both in shared memory with rows along the depth.
 template <bool kAccumulate>
-__device__ void mma_ss(float (&d)[64], uint64_t a, uint64_t b) {  // N = 128
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
-      "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
-      "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, %66, 1, 1, 0, 0;"
-      : LL_ACC16(d, 0), LL_ACC16(d, 16), LL_ACC16(d, 32), LL_ACC16(d, 48)
-      : "l"(a), "l"(b), "n"(int(kAccumulate)));
-}
-
-template <bool kAccumulate>
-__device__ void mma_ss(float (&d)[80], uint64_t a, uint64_t b) {  // N = 160
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
-      "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
-      "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, "
-      "%65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79}, "
-      "%80, %81, %82, 1, 1, 0, 0;"
-      : LL_ACC16(d, 0), LL_ACC16(d, 16), LL_ACC16(d, 32), LL_ACC16(d, 48), LL_ACC16(d, 64)
-      : "l"(a), "l"(b), "n"(int(kAccumulate)));
-}
-
-template <bool kAccumulate>
-__device__ void mma_ss(float (&d)[88], uint64_t a, uint64_t b) {  // N = 176
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
-      "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
-      "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, "
-      "%65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "
-      "%86, %87}, "
-      "%88, %89, %90, 1, 1, 0, 0;"
-      : LL_ACC16(d, 0), LL_ACC16(d, 16), LL_ACC16(d, 32), LL_ACC16(d, 48), LL_ACC16(d, 64), LL_ACC8(d, 80)
-      : "l"(a), "l"(b), "n"(int(kAccumulate)));
-}
-
-template <bool kAccumulate>
 __device__ void mma_ss(float (&d)[96], uint64_t a, uint64_t b) {  // N = 192
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
@@ -109,5 +70,4 @@ __device__ inline void mma_rs(float (&d)[64], const uint32_t* a, uint64_t b) {
 }
 
 #undef LL_ACC16
-#undef LL_ACC8
 }  // namespace longlive::sm90

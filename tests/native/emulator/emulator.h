@@ -13,7 +13,6 @@
 #include <memory>
 #include <numeric>
 #include <random>
-#include <set>
 #include <vector>
 
 namespace emulator {
@@ -62,10 +61,6 @@ struct Block {
   std::vector<Meeting> warps;
   std::vector<float> lanes;  // what the threads of a warp show each other
   Meeting all;
-  struct Named {
-    std::multiset<int> came;
-    int turn = 0;
-  } named[16];
   std::vector<std::function<void()>> copies;
   std::vector<Tensor> tensor;
 };
@@ -156,7 +151,6 @@ inline void run_block(unsigned index, int threads, std::function<void()> body) {
   }
   require(here.copies.empty(), "a copy was not waited for");
   for (const Tensor& t : here.tensor) require(t.queue.empty(), "a product was not waited for");
-  for (const auto& n : here.named) require(n.came.empty(), "a named barrier was left in use");
 }
 }  // namespace emulator
 
@@ -171,6 +165,11 @@ inline float __shfl_xor_sync(unsigned, float x, int lane) {
   const float y = block->lanes[i ^ lane];
   meet(block->warps[warp], 32);
   return y;
+}
+inline bool __any_sync(unsigned, bool x) {
+  float sum = x;
+  for (int lane = 1; lane < 32; lane *= 2) sum += __shfl_xor_sync(~0u, sum, lane);
+  return sum > 0;
 }
 inline int __shfl_sync(unsigned, int x, int) { return x; }  // used for what is the same in all lanes
 inline void __syncwarp() { emulator::meet(emulator::block->warps[emulator::thread_index.x / 32], 32); }

@@ -34,24 +34,6 @@ static_assert(sizeof(Barrier) == 8);
 
 inline void fence_barrier_init() {}
 inline void fence_proxy_async() {}
-inline void let_next_grid_start() {}
-inline void wait_for_last_grid() {}
-
-inline int named_barrier_come(int id, int threads) {
-  auto& barrier = emulator::block->named[id];
-  const int warp = emulator::thread_index.x / 32, turn = barrier.turn;
-  emulator::require(barrier.came.count(warp) < 32, "a warp came twice to a named barrier");
-  barrier.came.insert(warp);
-  if (int(barrier.came.size()) == threads) barrier.came.clear(), ++barrier.turn;
-  return turn;
-}
-inline void named_barrier_arrive(int id, int threads) { named_barrier_come(id, threads); }
-inline void named_barrier_sync(int id, int threads) {
-  auto& barrier = emulator::block->named[id];
-  const int turn = named_barrier_come(id, threads);
-  emulator::wait_until([&barrier, turn] { return barrier.turn != turn; });
-}
-
 template <int kCount>
 void registers_give() {}
 template <int kCount>
