@@ -42,6 +42,12 @@ def pytest_runtest_setup(item):
         pytest.skip("built without nvcc")
 
 
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch):
+    """float32 means float32, in the references' convolutions too, where torch's default is less."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def run(request, backend):
     """The operator on one backend; a call that a library leaves to another is skipped there."""
