@@ -19,6 +19,8 @@ from .registry import op
 GROUP = 8  # channels that lie together
 PIXEL = 16  # channels that the three of a picture are padded to
 _CHUNK = 32  # channels whose weights lie together
+_PART = 192  # channels of the result that are computed together where they divide it
+_BY_COLUMN = 96  # a part of CAUSAL so wide reads its input once for each column of taps
 _EPS = 1e-24  # of |x|^2: the network's norm divides by max(|x|, 1e-12)
 
 
@@ -65,6 +67,8 @@ def pack(kind: Kind, weight: Tensor, residual: Tensor | None = None) -> Tensor:
     else:
         rows, taps = weight, _TAPS[kind]
     rows = rows.reshape(len(rows), weight.shape[1], _PHASES[kind], taps)
+    if kind == Kind.CAUSAL and width == _BY_COLUMN:
+        rows = rows.unflatten(3, (3, 3)).mT.flatten(2, 3)
     streams = [_stream(rows, width)]
     if residual is not None:
         if kind not in (Kind.CAUSAL, Kind.POINT):
@@ -76,11 +80,9 @@ def pack(kind: Kind, weight: Tensor, residual: Tensor | None = None) -> Tensor:
 
 def _width(channels: int) -> int:
     """Channels of a part."""
-    if channels in (PIXEL, 96):
-        return channels
-    if channels == 0 or channels % 192:
-        raise ValueError(f"weight must give {PIXEL}, 96 or a multiple of 192 channels, got {channels}")
-    return 192
+    if channels == 0 or channels % GROUP:
+        raise ValueError(f"weight must give a multiple of {GROUP} channels, got {channels}")
+    return channels if channels % _PART else _PART
 
 
 def _fold(weight: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ def causal_conv(
     # is rounded once. The published order also rounds before the residual sum, and the norm before SiLU.
     wide = torch.promote_types(x.dtype, torch.float32)
     main = weight.shape[1] - (0 if residual is None else width * _padded(residual))
-    taps = _unstream(weight[:, :main].to(wide), x.shape[1] * GROUP, _PHASES[kind], _TAPS[kind], width)
+    taps = _taps(weight[:, :main].to(wide), x.shape[1] * GROUP, kind, width)
     y = _convolve(_read(x, frames, wide), taps, kind) + bias.view(1, -1, 1, 1)
     if kind == Kind.TIME:
         y = y.unflatten(1, (2, channels)).flatten(0, 1)
@@ -158,6 +160,13 @@ def causal_conv(
     if act is not None:
         normed = F.rms_norm(y.movedim(1, -1).to(wide), (channels,), gain, eps=_EPS / channels)
         _write(act, act_frames, F.silu(normed).movedim(-1, 1).to(x.dtype))
+
+
+def _taps(stream: Tensor, channels: int, kind: int, width: int) -> Tensor:
+    """What ``pack`` made of a weight: [rows, channels, phases, taps]."""
+    if kind == Kind.CAUSAL and width == _BY_COLUMN:
+        return _unstream(stream, channels, 9, 3, width).unflatten(2, (3, 3)).mT.flatten(3)
+    return _unstream(stream, channels, _PHASES[kind], _TAPS[kind], width)
 
 
 def _read(x: Tensor, frames: Tensor, dtype: torch.dtype) -> Tensor:
@@ -254,9 +263,11 @@ def _fits_library(
     if x.dtype != torch.bfloat16 or not native.on_hopper(x):
         return False
     channels = len(bias) // (2 if kind == Kind.TIME else 1)
-    if act is not None and channels > (384 if kind == Kind.CAUSAL else 192):  # the norm spans at most two parts
+    if act is not None and channels > (2 * _PART if kind == Kind.CAUSAL else _PART):  # the norm spans two parts at most
         return False
-    return channels % 192 == 0 if kind in (Kind.POINT, Kind.TIME) else channels in (96, 192) or kind == Kind.CAUSAL
+    if kind == Kind.UP:
+        return channels in (96, _PART)
+    return channels % _PART == 0 or (kind == Kind.CAUSAL and channels == 96)
 
 
 @causal_conv.impl("cuda", when=_fits_library)

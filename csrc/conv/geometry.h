@@ -26,12 +26,11 @@ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // N: channels of an item; kTiles: blocks of a warpgroup. With kSplit a patch serves one column of taps: three times the
 // patches, but each tap then reads whole, aligned lines of shared memory.
-template <Kind kKind_, int N_, int kTiles_, bool kSplit_ = false>
+template <Kind kKind_, int N_, int kTiles_>
 struct Config {
   static constexpr Kind kKind = kKind_;
   static constexpr int N = N_, kTiles = kTiles_;
-  static constexpr bool kSplit = kSplit_;
-  static_assert(!kSplit || kKind == Kind::kCausal);
+  static constexpr bool kSplit = kKind == Kind::kCausal && N == 96;
 
   static constexpr bool kPairs = kKind == Kind::kCausal && N == 192;  // two CTAs may share the norm of 384 channels
 

@@ -71,10 +71,11 @@ bool choose(const Call& call, int processors, F f) {
       if (call.channels == kPixelChannels) return f(Config<Kind::kCausal, kPixelChannels, 4>{}), true;
       if (narrow) return f(Config<Kind::kCausal, 96, 4>{}), true;
       if (!wide) return false;
-      // Half as high a tile, which reads each weight twice as often, only where it fills the last wave much better.
+      // Half as high a tile reads each weight twice as often: only where it leaves less of the last wave, or of tiles
+      // that reach beyond the frame, without work.
       const int waves = ceil_div(items_of<Wide>(call).count(), processors);
       const int low_waves = ceil_div(items_of<Low>(call).count(), processors);
-      if (10 * low_waves < 9 * 2 * waves) {
+      if (low_waves < 2 * waves) {
         f(Low{});
       } else {
         f(Wide{});

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 
 import torch
 
 from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.timing import percentile
+from ..kernels.bench.causal_conv import arguments, decoder
+from ..kernels.bench.runner import time_on_gpu
+from ..kernels.causal_conv import causal_conv
 from ..vae.stream import DecoderStream, EncoderStream
 
 PIXEL_FRAMES = 4 * BLOCK_FRAMES
@@ -26,21 +30,60 @@ def _times(engine: LongLiveEngine, call, blocks: int) -> list[float]:
     return times[3:]
 
 
+def _allocated(engine: LongLiveEngine, peak: bool = False) -> int:
+    """Bytes on the device: now, or at most since this was last asked."""
+    if engine.device.type != "cuda":
+        return 0
+    if peak:
+        return torch.cuda.max_memory_allocated(engine.device)
+    torch.cuda.reset_peak_memory_stats(engine.device)
+    return torch.cuda.memory_allocated(engine.device)
+
+
+def _decoding(engine: LongLiveEngine, stream: DecoderStream, blocks: int) -> tuple[dict[str, list[float]], float]:
+    """Times to decode a block and one latent to uint8, and GiB that came to the weights meanwhile."""
+    latents = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, device=engine.device, dtype=engine.dtype)
+    before = _allocated(engine)
+    stream.decode_uint8(latents)
+    times = {
+        "decode": _times(engine, lambda: stream.decode_uint8(latents), blocks),
+        "decode_one_latent": _times(engine, lambda: stream.decode_uint8(latents[:1]), blocks),
+    }
+    return times, (_allocated(engine, peak=True) - before) / 2**30
+
+
+def _levels(height: int, width: int) -> dict[str, dict[str, float]]:
+    """The fused convolutions of a block, each by itself, summed by size of frames."""
+    spent, flops = defaultdict(float), defaultdict(int)
+    for layer in decoder(height, width):
+        seconds = statistics.median(time_on_gpu(causal_conv, [arguments(layer, "cuda")], samples=10))
+        spent[layer.size] += layer.times * seconds
+        flops[layer.size] += layer.times * layer.flops
+    return {
+        f"convolutions_{h}x{w}": {"ms": spent[h, w] * 1e3, "tflop_s": flops[h, w] / spent[h, w] / 1e12}
+        for h, w in spent
+    }
+
+
 @torch.no_grad()
 def run(engine: LongLiveEngine, blocks: int) -> dict:
-    """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call."""
+    """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call.
+
+    Where the decoder runs on fused convolutions, the same with the library's, and what each size of frames takes.
+    """
     height, width = engine.stream.height, engine.stream.width
-    where = {"device": engine.device, "dtype": engine.dtype}
-    latents = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, **where)
-    video = torch.rand(PIXEL_FRAMES + 1, 3, height, width, **where) * 2 - 1
-    decoder, encoder = DecoderStream(engine.vae), EncoderStream(engine.vae)
-    decoder.decode_uint8(latents), encoder.encode(video)
-    rows = {
-        "decode": _times(engine, lambda: decoder.decode_uint8(latents), blocks),
-        "decode_one_latent": _times(engine, lambda: decoder.decode_uint8(latents[:1]), blocks),
-        "encode": _times(engine, lambda: encoder.encode(video[1:]), blocks),
-    }
+    video = torch.rand(PIXEL_FRAMES + 1, 3, height, width, device=engine.device, dtype=engine.dtype) * 2 - 1
+    ours, encoder = engine.stream.decoder, EncoderStream(engine.vae)
+    rows, gib = _decoding(engine, ours, blocks)
+    memory, levels = {"decode_gib": gib}, {}
+    if ours.packed:
+        library, memory["library_decode_gib"] = _decoding(engine, DecoderStream(engine.vae, packed=False), blocks)
+        rows |= {f"library_{name}": times for name, times in library.items()}
+        levels = _levels(*engine.stream.latent_shape[1:])
+    encoder.encode(video)
+    rows["encode"] = _times(engine, lambda: encoder.encode(video[1:]), blocks)
+    engine.stream.reset()
     row = {"height": height, "width": width, "dtype": str(engine.dtype).removeprefix("torch."), "blocks": blocks}
     for name, times in rows.items():
         row |= {f"{name}_ms": statistics.median(times), f"{name}_p99_ms": percentile(times, 0.99)}
-    return row
+    return row | memory | levels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from .config import VaeConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .layers import pointwise
+from .packed_decoder import PackedDecoder
 from .state import CausalState
 
 
@@ -30,6 +33,23 @@ class WanVae(Autoencoder):
             self.conv2 = nn.Conv3d(z_dim, z_dim, 1)
             self.decoder = Decoder(self.config)
         self.requires_grad_(False)
+        self._packed: PackedDecoder | None = None
+
+    @property
+    def packed_decoder(self) -> PackedDecoder:
+        """The decoder's weights as the fused convolutions read them; made when first asked for, kept beside these."""
+        if self._packed is None:
+            self._packed = PackedDecoder(self)
+        return self._packed
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        self._packed = None
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _apply(self, fn, recurse: bool = True):
+        """Runs whenever the weights go to another dtype or device."""
+        self._packed = None
+        return super()._apply(fn, recurse)
 
     def decode(self, z: Tensor, state: CausalState) -> Tensor:
         """Latents [T, h, w, z_dim] to pixels [F, 8h, 8w, 3], not clamped; ``state`` is advanced in place."""

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from ..kernels import native
 from .autoencoder import Autoencoder
+from .model import WanVae
+from .packed_state import LATENTS, Graphs, PackedState
 from .state import CausalState
 
 _MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bits
@@ -26,7 +29,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 class _Stream:
     def __init__(self, vae: Autoencoder):
         self.vae = vae
-        self._state = CausalState()
+        self._state: CausalState | PackedState = CausalState()
         self._bound: tuple | None = None
 
     def reset(self) -> None:
@@ -50,9 +53,14 @@ class _Stream:
     def _bind(self, x: Tensor) -> None:
         bound = (*x.shape[2:], x.dtype, x.device)
         if bound != self._bound:
-            self._bound, self._state = bound, CausalState()
+            self._bound, self._state = None, CausalState()  # the old buffers go before there are new ones
+            self._state = self._new_state(x)
+            self._bound = bound
             # In the latents' own dtype: this rounding is part of the reference (specification 7.1).
             self._mean, self._std = (x.new_tensor(v) for v in (self.vae.config.latent_mean, self.vae.config.latent_std))
+
+    def _new_state(self, x: Tensor) -> CausalState | PackedState:
+        return CausalState()
 
     def _run(self, model: Callable[[Tensor, CausalState], Tensor], parts: Iterable[Tensor]) -> list[Tensor]:
         try:
@@ -63,7 +71,24 @@ class _Stream:
 
 
 class DecoderStream(_Stream):
-    """Latents in, pixels out: T latents give 4T frames, and 4T - 3 on a fresh stream."""
+    """Latents in, pixels out: T latents give 4T frames, and 4T - 3 on a fresh stream.
+
+    packed: use the fused convolutions, for a Wan VAE; None: where they are fast. They hold all memory that they need
+    from the first call to the last. new_graphs: what those calls are captured with, for each size of frames anew.
+    """
+
+    def __init__(self, vae: Autoencoder, packed: bool | None = None, new_graphs: Callable[[], Graphs] | None = None):
+        super().__init__(vae)
+        if packed and not isinstance(vae, WanVae):
+            raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
+        self.packed = _packed_is_fast(vae) if packed is None else packed
+        self.use_graphs(new_graphs)
+
+    def use_graphs(self, new_graphs: Callable[[], Graphs] | None) -> None:
+        """Capture anew from here on, or not at all."""
+        self._new_graphs = new_graphs
+        if isinstance(self._state, PackedState):
+            self._state.graphs = new_graphs and new_graphs()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [F, 3, 8h, 8w] from normalised ``latents`` [T, z_dim, h, w], both in the VAE's dtype.
@@ -71,20 +96,29 @@ class DecoderStream(_Stream):
         Pixels are channels-last in memory; only a TAE's are clamped to [-1, 1]. Raises ValueError naming ``latents`` if
         shape, dtype or device do not fit.
         """
-        return _join(self._decode(latents)).permute(0, 3, 1, 2)
+        return _join(self._decode(latents, latents.dtype)).permute(0, 3, 1, 2)
 
     def decode_uint8(self, latents: Tensor) -> Tensor:
         """``decode`` as pictures: uint8 [F, 8h, 8w, 3], see ``to_uint8``."""
-        return _join([to_uint8(frames) for frames in self._decode(latents)])
+        return _join(self._decode(latents, torch.uint8))
+
+    def _new_state(self, x: Tensor) -> CausalState | PackedState:
+        if not self.packed:
+            return CausalState()
+        return PackedState(self.vae.packed_decoder, tuple(x.shape[2:]), self._new_graphs and self._new_graphs())
 
     @torch.no_grad()
-    def _decode(self, latents: Tensor) -> list[Tensor]:
+    def _decode(self, latents: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """Frames [F, 8h, 8w, 3] of the dtype, in parts."""
         self._check("latents", latents, self.vae.config.z_dim)
         self._bind(latents)
         z = self.vae.denormalise(latents.permute(0, 2, 3, 1), self._mean, self._std).contiguous()
+        if isinstance(self._state, PackedState):
+            return self._run(lambda part, state: state.decode(part, dtype), z.split(LATENTS))
         # The largest tensor has four full-size frames per latent.
         per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self.vae.config.full_size_widths[1]
-        return self._run(self.vae.decode, z.split(max(1, _MAX_ELEMENTS // per_latent)))
+        parts = self._run(self.vae.decode, z.split(max(1, _MAX_ELEMENTS // per_latent)))
+        return [to_uint8(frames) for frames in parts] if dtype == torch.uint8 else parts
 
 
 class EncoderStream(_Stream):
@@ -118,6 +152,12 @@ class EncoderStream(_Stream):
         parts = x.tensor_split([*range(group + len(x) % 4, len(x), group)])
         mu = _join(self._run(self.vae.encode, parts))
         return self.vae.normalise(mu, self._mean, self._std).permute(0, 3, 1, 2).contiguous()
+
+
+def _packed_is_fast(vae: Autoencoder) -> bool:
+    """Whether the library has kernels for all of the decoder's convolutions, where it lies."""
+    full_size = isinstance(vae, WanVae) and vae.config.widths == (96, 192, 384, 384)
+    return full_size and vae.dtype == torch.bfloat16 and native.on_hopper(next(vae.decoder.parameters()))
 
 
 def _join(parts: list[Tensor]) -> Tensor:

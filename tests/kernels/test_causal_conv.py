@@ -150,6 +150,7 @@ CASES = {
     "causal-96": ((Kind.CAUSAL, 40, 96, (5, 7), 2), {}),
     "causal-192-in-3-tiles": ((Kind.CAUSAL, 16, 192, (17, 33), 1), {}),
     "causal-384": ((Kind.CAUSAL, 16, 384, (3, 4), 3), {}),
+    "causal-40": ((Kind.CAUSAL, 24, 40, (4, 5), 2, "identity"), {}),
     "one-pixel": ((Kind.CAUSAL, 8, 96, (1, 1), 1), {}),
     "identity": ((Kind.CAUSAL, 96, 96, (6, 9), 2, "identity"), {}),
     "shortcut": ((Kind.CAUSAL, 32, 384, (4, 5), 2, 200), {}),
@@ -302,7 +303,7 @@ def test_bad_input_is_named_and_nothing_is_written(name):
 
 
 def test_pack_refuses():
-    with pytest.raises(ValueError, match="multiple of 192"):
+    with pytest.raises(ValueError, match="multiple of 8 channels"):
         pack(Kind.CAUSAL, torch.zeros(100, 32, 3, 3, 3))
     with pytest.raises(ValueError, match="weight must be"):
         pack(Kind.UP, torch.zeros(96, 32, 3, 3, 3))

@@ -1,10 +1,14 @@
-"""Narrow VAEs of each kind, parameters from their names; Wan's is that of the conformance vectors, base width 8."""
+"""Narrow VAEs of each kind, parameters from their names; Wan's is that of the conformance vectors, base width 8.
+
+"packed" is Wan's, decoded by the fused convolutions: their references, where there is no GPU.
+"""
 
 from functools import cache
 
 import pytest
 import torch
 
+from longlive_optimized.vae import stream as stream_module
 from longlive_optimized.vae.autoencoder import Autoencoder
 from longlive_optimized.vae.config import LATENT_MEAN, LATENT_STD, TaeConfig, VaeConfig
 from longlive_optimized.vae.model import WanVae
@@ -27,7 +31,7 @@ def tae_parameter(key: str, shape: torch.Size) -> torch.Tensor:
 
 
 def empty_vae(kind: str, encoder: bool = True) -> Autoencoder:
-    if kind == "wan":
+    if kind in ("wan", "packed"):
         return WanVae(VaeConfig(base=8), encoder=encoder, device="meta")
     return Tae(TaeConfig(**WIDTHS, **LIGHT if kind == "lighttae" else {}), encoder=encoder, device="meta")
 
@@ -36,7 +40,7 @@ def empty_vae(kind: str, encoder: bool = True) -> Autoencoder:
 def make_vae(dtype: torch.dtype = torch.float32, device: str = "cpu", kind: str = "wan") -> Autoencoder:
     vae = empty_vae(kind)
     shapes = {k: p.shape for k, p in vae.state_dict().items()}
-    if kind == "wan":
+    if kind in ("wan", "packed"):
         weights = {k: parameter(k, shape, 0.1, "gamma" in k) for k, shape in shapes.items()}
     else:
         weights = {k: tae_parameter(k, shape) for k, shape in shapes.items()}
@@ -52,6 +56,12 @@ def _make_vae():
 @pytest.fixture(name="empty_vae", scope="session")
 def _empty_vae():
     return empty_vae
+
+
+@pytest.fixture
+def packed(monkeypatch) -> None:
+    """Every decoder's stream runs on the fused convolutions."""
+    monkeypatch.setattr(stream_module, "_packed_is_fast", lambda vae: True)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The printed vectors of model specification 10.3: base width 8, float32."""
 
+import pytest
 import torch
 
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
@@ -11,9 +12,10 @@ FRAME_MEANS = (
 )  # fmt: skip
 
 
-def test_decoder(vae):
+@pytest.mark.parametrize("packed", [False, True])
+def test_decoder(vae, packed):
     latents = h(7000, 1, 16, 6, 4, 6)[0].transpose(0, 1)
-    stream = DecoderStream(vae)
+    stream = DecoderStream(vae, packed=packed)
     first, later = stream.decode(latents[:3]), stream.decode(latents[3:])
     assert first.shape == (9, 3, 32, 48) and later.shape == (12, 3, 32, 48)
     # The vectors are printed in [C, T, H, W] order.

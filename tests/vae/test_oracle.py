@@ -1,6 +1,7 @@
 """Streams against the whole sequence at once, written from specification 7.2, 7.4 and 7.5 in plain NCTHW torch."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -100,12 +101,13 @@ def in_groups(fn, x, sizes):
 groupings = st.lists(st.integers(1, 4), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) <= 7)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @SETTINGS
 @given(sizes=groupings, grid=st.sampled_from([(3, 5), (1, 1), (2, 3)]))
-def test_decoding_in_any_groups(make_vae, sizes, grid):
+def test_decoding_in_any_groups(make_vae, packed, sizes, grid):
     vae = make_vae(torch.float64)
     latents = h(sum(sizes), sum(sizes), 16, *grid, dtype=torch.float64)
-    pixels = in_groups(DecoderStream(vae).decode, latents, sizes)
+    pixels = in_groups(DecoderStream(vae, packed=packed).decode, latents, sizes)
     assert pixels.shape == (4 * sum(sizes) - 3, 3, 8 * grid[0], 8 * grid[1])
     torch.testing.assert_close(pixels, WholeSequence(vae).decode(latents), rtol=0, atol=1e-10)
 
@@ -128,7 +130,12 @@ def relative_l2(x, truth):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     ("stream", "direction", "shape"),
-    [(DecoderStream, "decode", (3, 16, 3, 4)), (EncoderStream, "encode", (9, 3, 24, 32))],
+    [
+        (functools.partial(DecoderStream, packed=False), "decode", (3, 16, 3, 4)),
+        (functools.partial(DecoderStream, packed=True), "decode", (3, 16, 3, 4)),
+        (EncoderStream, "encode", (9, 3, 24, 32)),
+    ],
+    ids=["decode", "packed", "encode"],
 )
 def test_bfloat16_rounds_no_more_than_the_eager_network(make_vae, stream, direction, shape, seed):
     vae, x = make_vae(torch.bfloat16), h(seed, *shape).bfloat16()

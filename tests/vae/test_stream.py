@@ -6,18 +6,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longlive_optimized.vae import stream as stream_module
 from longlive_optimized.vae.config import VaeConfig
-from longlive_optimized.vae.layers import Head
+from longlive_optimized.vae.layers import AttentionBlock, Head
 from longlive_optimized.vae.model import WanVae
+from longlive_optimized.vae.packed_state import PackedState
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream, to_uint8
 from longlive_optimized.vae.tae import Grow, Tae
 from support.vectors import h
 
-KINDS = ["wan", "tae"]
+KINDS = ["wan", "packed", "tae"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(params=KINDS)
 def kind(request):
+    if request.param == "packed":
+        request.getfixturevalue("packed")
     return request.param
 
 
@@ -67,10 +70,17 @@ def test_streams_share_weights_only(vae):
 
 
 def buffers_of(stream):
+    if isinstance(stream._state, PackedState):
+        return [pool.tensor for pool in stream._state.pools]
     return list(stream._state._frames.values())
 
 
-LAYERS_THAT_LOOK_BACK = {("wan", "decode"): 32, ("wan", "encode"): 24, ("tae", "decode"): 9, ("tae", "encode"): 9}
+# Layers that look back; of the packed decoder, sizes of frames.
+BUFFERS = {
+    "wan": {"decode": 32, "encode": 24},
+    "packed": {"decode": 6, "encode": 24},
+    "tae": {"decode": 9, "encode": 9},
+}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +98,7 @@ def test_reset_is_a_fresh_stream_in_the_same_buffers(vae, kind, make, call, firs
     stream, expected = make(vae), play(make(vae))
     assert_same(play(stream), expected)
     before = buffers_of(stream)
-    assert len(before) == LAYERS_THAT_LOOK_BACK[kind, call]
+    assert len(before) == BUFFERS[kind][call]
     for buffer in before:
         buffer.fill_(float("nan"))
     stream.reset()
@@ -222,7 +232,7 @@ def test_a_failure_in_the_midst_resets(vae, kind, monkeypatch):
     expected = DecoderStream(vae).decode(latents)
     for _ in range(2):  # on a fresh stream, then in the middle of one
         with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-            patch.setattr({"wan": Head, "tae": Grow}[kind], "forward", out_of_memory)
+            patch.setattr({"wan": Head, "packed": AttentionBlock, "tae": Grow}[kind], "forward", out_of_memory)
             stream.decode(latents)
         assert_same(stream.decode(latents), expected)
 
@@ -376,6 +386,7 @@ def test_cuda_equals_cpu(make_vae, kind, no_tf32):
 
 @pytest.mark.gpu
 @needs_cuda
+@pytest.mark.parametrize("kind", ["wan", "tae"], indirect=True)  # the packed one brings its own graphs
 def test_steady_decoding_neither_waits_nor_leaves_its_graph(make_vae, kind):
     """After the first calls nothing synchronises with the host, and a captured call continues the stream."""
     vae = make_vae(torch.bfloat16, "cuda", kind)

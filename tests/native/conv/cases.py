@@ -54,21 +54,12 @@ def make(kind, size, ci, co, frames, residual=None, raw=True, act=False, shuffle
     return {name: a.get(name) for name in NAMES}
 
 
-def by_columns(args):
-    """The weights of a CAUSAL call for a kernel that fetches a patch for each column of taps."""
-    width = min(len(args["bias"]), 192)
-    chunks = -(-args["x"].shape[1] // 4)
-    main = 27 * chunks * 32 * width
-    w = args["weight"][:, :main].view(-1, 3, chunks, 3, 3, 32 * width)
-    return torch.cat((w.permute(0, 1, 4, 2, 3, 5).flatten(1), args["weight"][:, main:]), 1).contiguous()
-
-
 def double(args):
     """The same call in float64, its outputs apart."""
     return {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in args.items()}
 
 
-def check(run, args, weight=None):
+def check(run, args):
     """Largest error of raw and of act, as parts of what one rounding allows; what is not an output stays NaN."""
     truth = double(args)
     if args["raw"] is not None and args["raw"] is args["residual"]:
@@ -76,7 +67,7 @@ def check(run, args, weight=None):
     causal_conv.reference(**truth)
     outputs = {n: args[n] for n in ("raw", "act") if args[n] is not None}
     before = {n: t.clone() for n, t in outputs.items()}
-    run(**(args | {"weight": weight} if weight is not None else args))
+    run(**args)
     worst = {}
     for name, t in outputs.items():
         rest = torch.ones(len(t), dtype=torch.bool)

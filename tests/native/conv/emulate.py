@@ -12,12 +12,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from calls import Build  # noqa: E402
-from cases import by_columns, check, check_pixels, make, make_pixels, staged  # noqa: E402
+from cases import check, check_pixels, make, make_pixels, staged  # noqa: E402
 
 
 def build(path, *flags):
     command = "g++ -x c++ -std=c++20 -O2 -g -shared -fPIC -fno-strict-aliasing -Wno-unknown-pragmas"
-    includes = [f"-I{HERE}/emulated", f"-I{HERE.parent}/csrc", "-I/usr/local/cuda/include"]
+    includes = [f"-I{HERE}/emulated", f"-I{HERE.parents[2]}/csrc", "-I/usr/local/cuda/include"]
     subprocess.run([*command.split(), *flags, *includes, "-o", path, HERE / "entry.cu"], check=True)
     return path
 
@@ -37,13 +37,11 @@ def main(seeds=1):
             started = time.time()
             run = Build(path, 0, ctas, lateness, seed)
             good &= report(f"{stage} {name}, lateness {lateness}", check(run, make(**case, seed=seed)), started)
-        for variant in (1, 2, 3):
-            if case["kind"] == 0 and (case["co"] != 96 or variant == 3):
+        for variant in (1, 2):
+            if case["kind"] == 0 and case["co"] != 96:
                 started = time.time()
                 run = Build(path, variant, 2, 1, seed)
-                args = make(**case, seed=seed)
-                errors = check(run, args, by_columns(args) if variant == 3 else None)
-                good &= report(f"{stage} {name}, variant {variant}", errors, started)
+                good &= report(f"{stage} {name}, variant {variant}", check(run, make(**case, seed=seed)), started)
     for as_bytes in (False, True):
         started = time.time()
         run = Build(path, 0, 2, 1, 0).pixels

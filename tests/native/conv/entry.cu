@@ -24,7 +24,7 @@ int run(const Call& call, int processors, int lateness, int seed, void* stream) 
 #endif
 }
 
-// `variant`: 0 as the library would choose; 1, 2: low or high tiles of 192 channels; 3: a patch for each column of taps.
+// `variant`: 0 as the library would choose; 1, 2: low or high tiles of 192 channels.
 extern "C" int convolve_once(const Call* call, int variant, int processors, int lateness, int seed, void* stream) {
   int status = -1;
   const auto with = [&]<class C>(C) { status = run<C>(*call, processors, lateness, seed, stream); };
@@ -33,9 +33,6 @@ extern "C" int convolve_once(const Call* call, int variant, int processors, int 
   } else if (call->op == Op::kCausal && call->channels % 192 == 0) {
     if (variant == 1) with(Config<Kind::kCausal, 192, 1>{});
     if (variant == 2) with(Config<Kind::kCausal, 192, 2>{});
-    if (variant == 3) with(Config<Kind::kCausal, 192, 2, true>{});
-  } else if (call->op == Op::kCausal && call->channels == 96 && variant == 3) {
-    with(Config<Kind::kCausal, 96, 4, true>{});
   }
   return status;
 }

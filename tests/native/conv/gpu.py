@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from calls import Build
-from cases import by_columns, check, check_pixels, make, make_pixels, staged
+from cases import check, check_pixels, make, make_pixels, staged
 
 from longlive_optimized.kernels.bench.causal_conv import arguments, decoder, library
 from longlive_optimized.kernels.causal_conv import Kind, causal_conv, from_groups, pack  # noqa: F401
@@ -19,7 +19,7 @@ torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def applies(variant, kind, co):
-    return variant == 0 or (kind == Kind.CAUSAL and (co % 192 == 0 or (co == 96 and variant == 3)))
+    return variant == 0 or (kind == Kind.CAUSAL and co % 192 == 0)
 
 
 def check_stages(path, variant):
@@ -29,12 +29,12 @@ def check_stages(path, variant):
             continue
         print("   ", stage, name, flush=True)  # what runs when the device gives up
         args = make(**case, device="cuda", seed=stage)
-        errors = check(Build(path, variant), args, by_columns(args) if variant == 3 else None)
+        errors = check(Build(path, variant), args)
         torch.cuda.synchronize()
         again = {n: args[n].clone() for n in ("raw", "act") if args[n] is not None and args[n] is not args["residual"]}
         for _ in range(20):  # a result that changes is a race
             if args["raw"] is None or args["raw"] is not args["residual"]:
-                Build(path, variant)(**(args | ({"weight": by_columns(args)} if variant == 3 else {})))
+                Build(path, variant)(**args)
         moved = [n for n, t in again.items() if not torch.equal(t.view(torch.int16), args[n].view(torch.int16))]
         ok = all(v <= 1 for v in errors.values()) and not moved
         bad += not ok
@@ -55,17 +55,14 @@ def check_real(path, variant):
         if not applies(variant, layer.kind, layer.channels[1]):
             continue
         args = list(arguments(layer, "cuda"))
-        weight = args[2]
         run = Build(path, variant)
         names = "x frames weight bias kind residual residual_frames raw raw_frames act act_frames gain".split()
         call = dict(zip(names, args, strict=True))
-        if variant == 3:
-            call["weight"] = by_columns(call)
         run(**call)
         torch.cuda.synchronize()
         side, scale = 40, 2 if layer.kind == Kind.UP else 1
         cut = lambda t, n=side: None if t is None else t[:, :, -n:, -n:].contiguous()  # noqa: E731
-        small = call | {"weight": weight, "x": cut(call["x"]), "residual": cut(call["residual"])}
+        small = call | {"x": cut(call["x"]), "residual": cut(call["residual"])}
         for n in ("raw", "act"):
             if call[n] is not None:
                 small[n] = torch.empty_like(call[n][:, :, : scale * side, : scale * side])
