@@ -433,7 +433,8 @@ cudaError_t launch(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap
   const auto kernel = ring_attention_kernel<C>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  const cudaLaunchConfig_t attend{.gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
+  const cudaLaunchConfig_t attend{
+      .gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
   error = cudaLaunchKernelEx(&attend, kernel, q, k, v, p);
   const int cut = p.cut ? Schedule::pool_items(p.heads, p.rows, p.split, p.ctas) : 0;
   if (error != cudaSuccess || cut == 0) return error;

@@ -9,6 +9,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "common/math.cuh"
 #include "common/sm90/barrier.cuh"
 #include "common/sm90/cluster.cuh"
 #include "common/sm90/order.cuh"
@@ -141,7 +142,8 @@ __device__ inline uint32_t pack(float low, float high) {
 __device__ inline float low(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ inline float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-__device__ inline float silu(float x) { return __fdividef(x, 1 + __expf(-x)); }
+// x / (1 + exp(-x))
+__device__ inline float silu(float x) { return x * reciprocal(1 + exp2(x * -1.4426950408889634f)); }
 
 template <class C>
 struct Consumer {
@@ -296,31 +298,45 @@ struct Consumer {
     }
   }
 
-  // Of a few groups at once: registers are short, but a load takes its time.
-  static constexpr int kBatch = 4;
+  // A value for each channel, of a few groups at once, and loaded that much ahead of their use: registers are short.
+  static constexpr int kBatch = 2;
   static_assert(kGroups % kBatch == 0 || N == kPixelChannels);
-  __device__ static void load_batch(float2 (&x)[kBatch], const float2* from) {
+  struct PerChannel {
+    const float2* from;
+    float2 now[kBatch], next[kBatch];
+
+    __device__ explicit PerChannel(const float* x) : from(reinterpret_cast<const float2*>(x) + threadIdx.x % 4) {
+      load();
+    }
+    __device__ void load() {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) x[i] = sm90::load_in_order(from + i * (kGroup / 2));
-  }
+      for (int i = 0; i < kBatch; ++i) next[i] = sm90::load_in_order(from + i * (kGroup / 2));
+      from += kBatch * (kGroup / 2);
+    }
+    // To the batch that begins with this group.
+    __device__ void advance(int group) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) now[i] = next[i];
+      if (group + kBatch < kGroups) load();
+    }
+  };
 
   // y = sum + bias, and the sum of its squares over the pixel's channels.
   __device__ void store_raw(const Item& item, int tile, uint32_t (&y)[2][kGroups], float (&squares)[2]) {
     Writer raw(*this, p.raw, item, spot(item, tile));
     const int part = (C::kKind == Kind::kPoint ? item.rest * p.items.channel_parts : 0) + item.channels;
-    const float2* bias = reinterpret_cast<const float2*>(p.bias + part * N) + lane % 4;
+    PerChannel bias(p.bias + part * N);
     squares[0] = squares[1] = 0;
 #pragma unroll
     for (int first = 0; first < kGroups; first += kBatch) {
-      float2 b[kBatch];
-      load_batch(b, bias + first * (kGroup / 2));
+      bias.advance(first);
 #pragma unroll
       for (int g = first; g < first + kBatch; ++g) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           // Precision: float32 up to here, rounded once; the norm reads it rounded, as the published order does.
           const float* sum = sums[tile] + 4 * g + 2 * r;
-          const uint32_t value = pack(sum[0] + b[g - first].x, sum[1] + b[g - first].y);
+          const uint32_t value = pack(sum[0] + bias.now[g - first].x, sum[1] + bias.now[g - first].y);
           raw.put(r, value);
           squares[r] = fmaf(low(value), low(value), fmaf(high(value), high(value), squares[r]));
           y[r][g] = value;
@@ -358,23 +374,25 @@ struct Consumer {
   // SiLU of the norm of y over the pixel's channels.
   __device__ void store_act(const Item& item, int tile, const uint32_t (&y)[2][kGroups], const float (&squares)[2]) {
     Writer act(*this, p.act, item, spot(item, tile));
-    const float2* gain = reinterpret_cast<const float2*>(p.gain + item.channels * N) + lane % 4;
+    PerChannel gain(p.gain + item.channels * N);
     float scale[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) scale[r] = rsqrtf(squares[r] / float(p.channels) + p.eps);
 #pragma unroll
     for (int first = 0; first < kGroups; first += kBatch) {
-      float2 w[kBatch];
-      load_batch(w, gain + first * (kGroup / 2));
+      gain.advance(first);
+      uint32_t values[kBatch][2];  // all before any is stored: many at once, for the latency of each
 #pragma unroll
-      for (int g = first; g < first + kBatch; ++g) {
+      for (int i = 0; i < kBatch; ++i)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           // Precision: float32, rounded once; the published order rounds the norm, too.
-          const float a = silu(low(y[r][g]) * scale[r] * w[g - first].x);
-          const float b = silu(high(y[r][g]) * scale[r] * w[g - first].y);
-          act.put(r, pack(a, b));
+          const uint32_t pair = y[r][first + i];
+          values[i][r] = pack(silu(low(pair) * scale[r] * gain.now[i].x), silu(high(pair) * scale[r] * gain.now[i].y));
         }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        act.put(0, values[i][0]), act.put(1, values[i][1]);
         act.next_group();
       }
     }
