@@ -51,7 +51,8 @@ def measure_engine(engine: LongLiveEngine, blocks: int) -> dict:
 
 
 def measure_switch(engine: LongLiveEngine, switches: int, at_random: bool = False) -> dict:
-    """Milliseconds from a request with a new prompt to its pixels, all of the block's: medians, with the parts.
+    """Milliseconds from a request with a new prompt to its first pixels, those of the first latent, and to all of the
+    block's: medians, with the parts.
 
     The request comes at a block boundary with the device idle, or ``at_random``: at a moment drawn evenly from the
     time in which the device makes the block before, whose rest is waited for.
@@ -68,17 +69,21 @@ def measure_switch(engine: LongLiveEngine, switches: int, at_random: bool = Fals
         else:
             engine.synchronize()
         started = time.perf_counter()
-        engine.generate_block(BlockRequest(f"{PROMPT}, take {i}{' later' * at_random}"))
+        engine.generate_block(BlockRequest(f"{PROMPT}, take {i}{' later' * at_random}"), first_latent_only=True)
         engine.synchronize()
-        wall = (time.perf_counter() - started) * 1e3
-        times.append({"wall": wall, **engine.block_times()[-1].stages})
+        first = time.perf_counter()
+        engine.rest_of_block()
+        engine.synchronize()
+        wall = {"wall": time.perf_counter() - started, "first_pixel": first - started}
+        stages = engine.block_times()[-1].stages
+        times.append({name: seconds * 1e3 for name, seconds in wall.items()} | stages)
     return {f"switch_{name}_ms": statistics.median(t[name] for t in times) for name in times[0]}
 
 
 def measure_switches(engine: LongLiveEngine, boundary: int, at_random: int) -> dict:
     """So many prompt switches from a block boundary, with their parts, and so many from a random moment."""
-    row = measure_switch(engine, boundary)
-    return row | {"switch_at_random_ms": measure_switch(engine, at_random, at_random=True)["switch_wall_ms"]}
+    row, random_row = measure_switch(engine, boundary), measure_switch(engine, at_random, at_random=True)
+    return row | {f"switch_at_random_{name}_ms": random_row[f"switch_{name}_ms"] for name in ("wall", "first_pixel")}
 
 
 @torch.no_grad()

@@ -167,15 +167,22 @@ class LongLiveEngine:
             blocks = max(blocks or 0, -(-stream.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
             for i in range(blocks):
                 last = i == blocks - 1
-                self.generate_block(BlockRequest(f"{prompt}!" if last else prompt), stream)  # the last one recaches
+                request = BlockRequest(f"{prompt}!" if last else prompt)  # the last one recaches
+                self.generate_block(request, stream, first_latent_only=last)
+            self.rest_of_block(stream)
             self.synchronize()
             stream.reset()
             stream.timer.clear()
             self.prompts.hits = self.prompts.misses = 0
         return time.perf_counter() - started
 
-    def generate_block(self, request: BlockRequest, stream: Stream | None = None) -> Tensor:
+    def generate_block(
+        self, request: BlockRequest, stream: Stream | None = None, first_latent_only: bool = False
+    ) -> Tensor:
         """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
+
+        ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others,
+        which are skipped if the next block is asked for instead.
 
         Does not wait for the device. After an error the same request may be made again: nothing is lost, unless the VAE
         failed, whose state is then gone; the stream begins anew.
@@ -183,13 +190,23 @@ class LongLiveEngine:
         with self._turn():
             stream = stream or self.stream
             self._begin(stream, request)
-            try:
-                frames = self._generate(stream, request)
-            except BaseException:
-                stream.timer.discard()
-                raise
-            stream.timer.block_done(len(frames))
-            return frames
+            if stream.undecoded:
+                self.rest_of_block(stream)
+            with _untimed_if_it_fails(stream):
+                latents = self._generate(stream, request)
+                frames = self._decode(stream, latents[:1] if first_latent_only else latents)
+                stream.keep(latents)
+                return self._hand_out(stream, frames, len(latents) - 1 if first_latent_only else 0)
+
+    def rest_of_block(self, stream: Stream | None = None) -> Tensor:
+        """The frames that ``generate_block`` left out, uint8 [T, H, W, 3]. Raises RuntimeError if there are none."""
+        with self._turn():
+            stream = stream or self.stream
+            if not stream.undecoded:
+                raise RuntimeError("no frames are left: the last block was given whole")
+            with _untimed_if_it_fails(stream):
+                frames = self._decode(stream, stream.history[-stream.undecoded :], "decode_rest")
+                return self._hand_out(stream, frames, 0)
 
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
         """Forget a stream's frames; weights, prompt cache and config stay."""
@@ -259,7 +276,8 @@ class LongLiveEngine:
         if self.config.precision == "fp8":
             _warn_once(f"precision fp8 is not available yet: linears run in {self.dtype}")
         if self.config.use_async_vae:
-            _warn_once("use_async_vae is not available yet: a block is decoded after its denoising, on the same stream")
+            # Measured: both are limited by the card's power, and together take as long as one after the other.
+            _warn_once("use_async_vae gains nothing and is not done: a block is decoded after its denoising")
 
     def _begin(self, stream: Stream, request: BlockRequest) -> None:
         """Take over what a request says about where the stream stands."""
@@ -277,10 +295,18 @@ class LongLiveEngine:
     def _generate(self, stream: Stream, request: BlockRequest) -> Tensor:
         self._follow_prompt(stream, request)
         self._settle(stream)
-        latents = self._denoise(stream, request)
-        with stream.timer.stage("decode"), _reset_if_it_fails(stream):
-            frames = stream.decoder.decode_uint8(latents)
-        stream.keep(latents)
+        return self._denoise(stream, request)
+
+    def _decode(self, stream: Stream, latents: Tensor, stage: str = "decode") -> Tensor:
+        with stream.timer.stage(stage), _reset_if_it_fails(stream):
+            return stream.decoder.decode_uint8(latents)
+
+    def _hand_out(self, stream: Stream, frames: Tensor, undecoded: int) -> Tensor:
+        stream.given += len(frames)
+        stream.undecoded = undecoded
+        if not undecoded:
+            stream.timer.block_done(stream.given)
+            stream.given = 0
         return frames
 
     def _follow_prompt(self, stream: Stream, request: BlockRequest) -> None:
@@ -346,6 +372,15 @@ class LongLiveEngine:
             scale = stream.motion.noise_scale(video, scale)
         with _reset_if_it_fails(stream):
             return stream.encoder.encode(video), scale
+
+
+@contextlib.contextmanager
+def _untimed_if_it_fails(stream: Stream) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        stream.timer.discard()
+        raise
 
 
 @contextlib.contextmanager

@@ -78,6 +78,9 @@ class Stream:
         """The next frames are the first of a video for the VAE alone."""
         # The next block's video, encoded, and its share of noise: kept until the block is, for a second try.
         self.encoded: tuple[Tensor, float] | None = None
+        # Of the last block: latents, at the end of ``history``, whose frames were not asked for yet, and frames given.
+        self.undecoded, self.given = 0, 0
+        self.timer.discard()
         self.decoder.reset()
         self.encoder.reset()
 

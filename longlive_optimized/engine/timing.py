@@ -33,7 +33,7 @@ class _HostMark:
 
 @dataclass
 class BlockTimes:
-    """Milliseconds of one block: ``stages`` by name, ``total`` from the first one's start to the last one's end."""
+    """Milliseconds of one block: ``stages`` by name, and ``total``, their sum."""
 
     index: int
     frames: int
@@ -83,8 +83,7 @@ class BlockTimer:
                 times: dict[str, float] = {}
                 for name, start, end in stages:
                     times[name] = times.get(name, 0.0) + start.elapsed_time(end)
-                total = stages[0][1].elapsed_time(stages[-1][2])
-                self._history.append(BlockTimes(index, frames, total, times))
+                self._history.append(BlockTimes(index, frames, sum(times.values()), times))
             return list(self._history)
 
     def clear(self) -> None:

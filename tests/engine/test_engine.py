@@ -69,6 +69,32 @@ def test_blocks_are_nine_then_twelve_frames(engine):
     assert all(b.dtype == torch.uint8 and b.float().std() > 5 for b in blocks)
 
 
+def test_the_first_latents_frames_may_come_first(engine):
+    """1 + 8 and 4 + 8 frames are the 9 and 12 of a block; each block is counted once, with all of its time."""
+    whole, parts = engine.open_stream(), engine.open_stream()
+    for prompt in ("a fox", "a fox", "a boat"):
+        block = engine.generate_block(BlockRequest(prompt), whole)
+        first = engine.generate_block(BlockRequest(prompt), parts, first_latent_only=True)
+        assert len(first) == len(block) - 8 and len(engine.block_times(parts)) == len(engine.block_times(whole)) - 1
+        torch.testing.assert_close(torch.cat((first, engine.rest_of_block(parts))), block, rtol=0, atol=1)
+        with pytest.raises(RuntimeError, match="no frames are left"):
+            engine.rest_of_block(parts)
+    assert [t.frames for t in engine.block_times(parts)] == [9, 12, 12]
+    assert all(t.stages["decode_rest"] > 0 for t in engine.block_times(parts))
+
+
+def test_frames_not_asked_for_are_skipped(engine):
+    whole, parts = engine.open_stream(), engine.open_stream()
+    for _ in range(2):
+        block = engine.generate_block(BlockRequest("a fox"), whole)
+        first = engine.generate_block(BlockRequest("a fox"), parts, first_latent_only=True)
+    torch.testing.assert_close(first, block[:4], rtol=0, atol=1)
+    engine.reset(parts)
+    assert parts.undecoded == 0
+    assert len(engine.generate_block(BlockRequest("a fox"), parts)) == 9
+    assert engine.block_times(parts)[-1].frames == 9
+
+
 def test_the_seed_decides_the_video(engine):
     def video(seed):
         stream = engine.open_stream(seed=seed)

@@ -21,7 +21,7 @@ from .overlay import LatencyOverlay, create_latency_overlay
 from .prompt_box import Prompt, PromptBox, as_prompt
 from .stats import LatencyMeter
 
-BLOCK_PIXEL_FRAMES = 12
+LATENT_PIXEL_FRAMES, BLOCK_PIXEL_FRAMES = 4, 12
 
 
 class OptimizedScopePipeline:
@@ -81,7 +81,8 @@ class OptimizedScopePipeline:
         with self._lock:
             self._follow(prompt, steps)
             if not self._queue:
-                self._queue.put(self._make_block())
+                rest = self.engine.stream.undecoded
+                self._queue.put(self.engine.rest_of_block() if rest else self._make_block(first_latent_first=True))
             depth = self.config.max_queue_depth if self.config.drop_frames_on_lag else None
             frame = self._queue.get(time.monotonic(), self.config.target_fps, depth)
             self._delivered += 1
@@ -95,8 +96,9 @@ class OptimizedScopePipeline:
         """
         prompt, steps = _read(prompt, kwargs)
         with self._lock:
-            if self._queue:
-                raise RuntimeError(f"{len(self._queue)} frames wait: take them with generate_frame, or reset, first")
+            waiting = len(self._queue) + LATENT_PIXEL_FRAMES * self.engine.stream.undecoded
+            if waiting:
+                raise RuntimeError(f"{waiting} frames wait: take them with generate_frame, or reset, first")
             self._follow(prompt, steps)
             block = self._make_block()
             self._delivered += len(block)
@@ -155,13 +157,15 @@ class OptimizedScopePipeline:
         self._apply_config()
         self._steps = steps or self._steps
 
-    def _make_block(self) -> Tensor:
+    def _make_block(self, first_latent_first: bool = False) -> Tensor:
+        """The next block; where the prompt is new, with ``first_latent_first`` what can be shown soonest of it."""
         now = time.monotonic()
         prompt, wish = self._prompts.take(now, self._debounce)
         blocks = prompt.transition_blocks or self._smooth_blocks()
         request = BlockRequest(prompt.prompt, prompt.blend, blocks, denoising_steps=self._steps)
-        block = self.engine.generate_block(request)
-        if wish and self._delivered:
+        switched = bool(wish and self._delivered)
+        block = self.engine.generate_block(request, first_latent_only=switched and first_latent_first)
+        if switched:
             self._meter.block_was_switch((now - wish.asked_at) * 1e3)
         return block
 

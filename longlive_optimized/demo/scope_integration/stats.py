@@ -106,7 +106,8 @@ class LatencyMeter:
     def block_was_switch(self, waited_ms: float) -> None:
         """The last block made was the first of a new prompt, whose caller had waited so long for its start."""
         with self._lock:
-            self._switch = self._stream.timer.count - 1, waited_ms
+            under_way = self._stream.undecoded > 0  # counted when it is given whole
+            self._switch = self._stream.timer.count - (not under_way), waited_ms
 
     def stats(self, **others) -> LatencyStats:
         """All that is known; ``others`` are fields that the engine does not know."""
@@ -132,6 +133,7 @@ class LatencyMeter:
                     self._last = block.index
                     self._tracker.add_block(block.total, block.frames)
                 if self._switch and block.index == self._switch[0]:
-                    self._tracker.add_switch(self._switch[1] + block.total)
+                    to_first_pixel = block.total - block.stages.get("decode_rest", 0)
+                    self._tracker.add_switch(self._switch[1] + to_first_pixel)
                     self._switch = None
             return self._tracker.figures()
