@@ -53,7 +53,7 @@ class OptimizationConfig:
     seed: of streams that name none.
     use_cuda_graphs: replay each kind of pass from a CUDA graph, captured when it is first run.
     use_static_kv: always true: the ring of keys and values is the only cache.
-    use_async_vae: decode beside the next block's denoising; not there yet, and reported as what it is.
+    use_async_vae: decode beside the next block's denoising. Accepted, not done: it gains nothing (docs/performance.md).
     use_torch_compile, compile_mode: compile the layers with torch.compile instead, which takes long to warm up.
     enable_profiling: name the stages of a block in torch.profiler's traces.
     """
