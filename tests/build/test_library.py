@@ -54,8 +54,8 @@ def test_needs_no_torch_newer_than_2_9(library):
 def test_no_kernel_spills(library):
     dump = subprocess.run([cuobjdump(), "-res-usage", library], capture_output=True, text=True, check=True).stdout
     kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", dump)
-    operators = "modulate_norm overlay_blend qk_norm_rope_store residual_norm rms_norm ring_advance ring_attention"
-    for operator in [*operators.split(), "x0_renoise"]:
+    operators = "causal_conv modulate_norm overlay_blend qk_norm_rope_store residual_norm rms_norm ring_advance"
+    for operator in [*operators.split(), "ring_attention", "x0_renoise"]:
         assert any(f"{operator}_kernel" in name for name, _, _ in kernels), operator
     for name, registers, stack in kernels:
         assert stack == "0", name
@@ -66,13 +66,29 @@ def test_no_kernel_spills(library):
         assert int(registers) <= most, name
 
 
-def test_attention_runs_on_hoppers_own_units(library):
+@pytest.fixture(scope="module")
+def kernels(library) -> list[str]:
+    """Machine code, each beginning with its name."""
     code = subprocess.run([cuobjdump(), "-sass", library], capture_output=True, text=True, check=True).stdout
-    kernel = next(f for f in code.split("Function : ")[1:] if "ring_attention_kernel" in f.split("\n", 1)[0])
+    return code.split("Function : ")[1:]
+
+
+def products(kernel: str) -> tuple[int, int]:
+    """How many there are, and how many signal: the last of a group. Where registers are short each does, and waits."""
     assert "UTMALDG" in kernel and not re.search(r"\b(LDL|STL|HMMA)\b", kernel)
-    # The last of a group of products signals. Where registers are short each of them does, and is waited for.
-    products = [line for line in kernel.splitlines() if "HGMMA" in line]
-    assert len(products) == 2 * (8 + 12) and sum("gsb0" in line for line in products) == 4
+    found = [line for line in kernel.splitlines() if "HGMMA" in line]
+    return len(found), sum("gsb0" in line for line in found)
+
+
+def test_attention_runs_on_hoppers_own_units(kernels):
+    kernel = next(k for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0])
+    assert products(kernel) == (2 * (8 + 12), 4)
+
+
+def test_convolution_runs_on_hoppers_own_units(kernels):
+    """Two products of each block of pixels in one group, but all nine taps at once for pictures."""
+    found = [products(k) for k in kernels if "causal_conv_kernel" in k.split("\n", 1)[0]]
+    assert sorted(found) == [(2, 1), (4, 1), (4, 1), (4, 1), (8, 1), (8, 1), (9 * 8, 1)]
 
 
 @pytest.mark.gpu

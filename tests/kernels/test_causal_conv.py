@@ -1,9 +1,15 @@
 """causal_conv and conv_pixels against torch's convolutions, norm and SiLU in float64 on plain [T, C, H, W]."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from longlive_optimized.kernels.bench import causal_conv as bench
 from longlive_optimized.kernels.causal_conv import Kind, causal_conv, from_groups, pack, to_groups
 from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
 
@@ -311,6 +317,27 @@ def test_pack_refuses():
         pack(Kind.UP, torch.zeros(96, 32, 3, 3), torch.zeros(96, 96))
     with pytest.raises(ValueError, match="residual must be"):
         pack(Kind.CAUSAL, torch.zeros(96, 32, 3, 3, 3), torch.zeros(90, 96))
+
+
+def test_on_a_cpu():
+    """The CUDA kernel's source, its threads and engines in random order: each kind of work once."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    emulate = Path(__file__).parents[1] / "native/conv/emulate.py"
+    done = subprocess.run([sys.executable, emulate], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["second of a block, shortcut", "time, 384", "up, 192 to 96", "second of a block, 96"])
+def test_the_baseline_gives_as_much(name):
+    layer = next(layer for layer in bench.decoder(1, 2) if layer.name == name)
+    args = dict(zip(NAMES, bench.arguments(layer, "cpu"), strict=True))
+    y, *act = bench.published(**args)
+    assert len(act) == layer.act
+    for got, want in zip((y, *act), filter(lambda t: t is not None, (args["raw"], args["act"])), strict=False):
+        assert got.movedim(1, -1)[0].shape == from_groups(want).shape and got.isfinite().all()
+    used = ("x", "weight", "residual", "raw", "act")
+    assert layer.bytes == sum(2 * args[name].numel() for name in used if args[name] is not None)
 
 
 @pytest.mark.gpu

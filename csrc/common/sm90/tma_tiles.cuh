@@ -34,11 +34,6 @@ __device__ inline void load_bytes(void* to, const void* from, int bytes, Barrier
                : "memory");
 }
 
-// prefetch.global.L2
-__device__ inline void prefetch_line(const void* line) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory");
-}
-
 // The description of a bfloat16 tensor that load_tile reads in boxes of this shape: sizes, box and strides innermost
 // first; strides in bytes, multiples of 16, of all dimensions but the innermost, which is dense.
 inline TensorMap tile_map(const void* data, const cuuint64_t (&size)[4], const cuuint64_t (&stride)[3],

@@ -9,11 +9,7 @@ namespace longlive::sm90 {
 // of 16 bytes can be such rows. (CUTLASS writes this layout ((8,m),(T,2)):((1T,SBO),(1,LBO)).)
 __device__ inline uint64_t plain_descriptor(const void* matrix, int leading, int stride) {
   const auto field = [](uint32_t bytes) { return uint64_t(bytes >> 4 & 0x3fff); };
-#ifdef LL_SWAP_OFFSETS  // bring-up only: the other reading of the two fields
-  return field(leading) << 32 | field(stride) << 16 | field(shared_address(matrix));
-#else
   return field(stride) << 32 | field(leading) << 16 | field(shared_address(matrix));
-#endif
 }
 
 #define LL_ACC8(d, i)                                                                                               \
@@ -33,16 +29,6 @@ __device__ inline void mma_plain<16>(float* d, uint64_t a, uint64_t b) {
       "{%0, %1, %2, %3, %4, %5, %6, %7}, "
       "%8, %9, 1, 1, 1, 0, 0;"
       : LL_ACC8(d, 0)
-      : "l"(a), "l"(b));
-}
-
-template <>
-__device__ inline void mma_plain<32>(float* d, uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "%16, %17, 1, 1, 1, 0, 0;"
-      : LL_ACC16(d, 0)
       : "l"(a), "l"(b));
 }
 

@@ -1,8 +1,8 @@
 #pragma once
+#include <cuda_runtime.h>
+
 #include <bit>
 #include <cstdint>
-
-#include "cuda_runtime.h"
 
 struct __nv_bfloat16 {
   uint16_t bits;
@@ -17,4 +17,5 @@ inline uint16_t narrow(float x) {  // to nearest even
   const uint32_t u = std::bit_cast<uint32_t>(x);
   return uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
+inline __nv_bfloat16 __float2bfloat16_rn(float x) { return {narrow(x)}; }
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {{narrow(x)}, {narrow(y)}}; }

@@ -1,5 +1,5 @@
 #pragma once
-#include "emulated.h"
+#include <cuda_runtime.h>
 
 namespace longlive::sm90 {
 inline float2 load_in_order(const float2* p) { return *p; }

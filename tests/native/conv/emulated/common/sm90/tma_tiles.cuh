@@ -1,7 +1,8 @@
 #pragma once
-#include <cuda.h>
-
 #include "common/sm90/barrier.cuh"
+
+using cuuint32_t = uint32_t;
+using cuuint64_t = uint64_t;
 
 namespace longlive::sm90 {
 struct TensorMap {
@@ -9,8 +10,8 @@ struct TensorMap {
   int64_t size[4], stride[3];
   int box[4];
 };
-inline TensorMap tile_map(const void* data, const cuuint64_t (&size)[4],
-                          const cuuint64_t (&stride)[3], const cuuint32_t (&box)[4]) {
+inline TensorMap tile_map(const void* data, const cuuint64_t (&size)[4], const cuuint64_t (&stride)[3],
+                          const cuuint32_t (&box)[4]) {
   TensorMap m{static_cast<const uint16_t*>(data), {}, {}, {}};
   for (int i = 0; i < 4; ++i) {
     m.size[i] = size[i], m.box[i] = box[i];
@@ -36,7 +37,8 @@ inline void load_tile(void* to, const TensorMap& map, int c0, int c1, int c2, in
             const int64_t at[4] = {c0 + i, c1 + j, c2 + k, c3 + l};
             bool inside = true;
             for (int d = 0; d < 4; ++d) inside &= at[d] >= 0 && at[d] < map.size[d];
-            *out++ = inside ? map.data[at[0] + (at[1] * map.stride[0] + at[2] * map.stride[1] + at[3] * map.stride[2]) / 2] : 0;
+            const int64_t bytes = at[1] * map.stride[0] + at[2] * map.stride[1] + at[3] * map.stride[2];
+            *out++ = inside ? map.data[at[0] + bytes / 2] : 0;
           }
     landed.land(2 * map.box[0] * map.box[1] * map.box[2] * map.box[3]);
   });
