@@ -4,8 +4,8 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
-#include "common/error.h"
 #include "common/sm90/barrier.cuh"
+#include "common/sm90/tensor_map.h"
 
 namespace longlive::sm90 {
 using TensorMap = CUtensorMap;
@@ -38,21 +38,12 @@ __device__ inline void load_bytes(void* to, const void* from, int bytes, Barrier
 // first; strides in bytes, multiples of 16, of all dimensions but the innermost, which is dense.
 inline TensorMap tile_map(const void* data, const cuuint64_t (&size)[4], const cuuint64_t (&stride)[3],
                           const cuuint32_t (&box)[4]) {
-  // By way of the runtime: the library does not link the driver, so that it loads where there is none.
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-    LL_CHECK(entry != nullptr, "this driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<Encode>(entry);
-  }();
   TensorMap map;
   const cuuint32_t steps[] = {1, 1, 1, 1};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), size, stride, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = tensor_map_encoder()(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), size, stride, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   LL_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed: ", int(result));
   return map;
 }
