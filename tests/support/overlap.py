@@ -1,11 +1,13 @@
-"""Does decoding gain from running beside the next block's denoising? ``python tests/support/overlap.py MODEL H W``.
+"""Does decoding gain from running beside the next block's denoising? ``python tests/support/overlap.py MODEL --height H --width W``.
 
 Milliseconds per block of the transformer alone, the decoder alone, one after the other on a stream, and both at once on
 two streams: without any of the dependencies that a video has between them, so an upper bound.
 """
 
-import sys
+import argparse
+import json
 import time
+from pathlib import Path
 
 import torch
 
@@ -53,4 +55,13 @@ def _milliseconds(work) -> float:
 
 
 if __name__ == "__main__":
-    print(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("model", help="a folder of weights, or tiny")
+    arguments.add_argument("--height", type=int, default=480)
+    arguments.add_argument("--width", type=int, default=832)
+    arguments.add_argument("--json", type=Path)
+    given = arguments.parse_args()
+    result = measure(given.model, given.height, given.width)
+    print(json.dumps(result, indent=2))
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=2))
