@@ -1,10 +1,11 @@
-"""Error of one forward against float32: ours and the plain network's, in the model's dtype, on the same inputs.
+"""Error of one forward, and of decoding, against float32: ours and the plain network's, in the model's dtype.
 
 Every pass is given the same latents in all three networks (teacher-forced): rollouts decorrelate and tell nothing.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
+from ..vae.stream import DecoderStream
 from .block import PROMPT
 from .eager import plain_network
 
@@ -87,7 +89,7 @@ def run(engine: LongLiveEngine, seeds: int) -> dict:
                     rows.append((f"flow, t {t:.0f}", relative_error(ours, truth), relative_error(plain, truth)))
         for what, ours, plain, truth in trio.cached():
             rows.append((f"context pass, {what}", relative_error(ours, truth), relative_error(plain, truth)))
-    return _summary(rows) | _logits(trio, engine)
+    return _summary(rows) | _logits(trio, engine) | _pixels(engine, seeds)
 
 
 def _summary(rows: list[tuple[str, float, float]]) -> dict:
@@ -102,6 +104,30 @@ def _summary(rows: list[tuple[str, float, float]]) -> dict:
         "max_flow_error_ours": max(row[1] for row in flows),
         "max_flow_error_plain": max(row[2] for row in flows),
         "measurements": len(rows),
+    }
+
+
+def _pixels(engine: LongLiveEngine, seeds: int) -> dict:
+    """Worst ratio of errors of a block's pixels: the engine's decoder, and the plain one, against that in float32."""
+    wide = copy.deepcopy(engine.vae).float()
+    ours, plain = engine.stream.decoder, DecoderStream(engine.vae, packed=False)
+    truth = DecoderStream(wide, packed=False)
+    shape = BLOCK_FRAMES, *engine.stream.latent_shape
+    rows = []
+    for seed in range(seeds):
+        generator = torch.Generator(engine.device).manual_seed(seed)
+        for stream in (ours, plain, truth):
+            stream.reset()
+        for _ in range(3):
+            latents = torch.randn(shape, generator=generator, device=engine.device).to(engine.dtype)
+            want = truth.decode(latents.float())
+            rows.append(tuple(relative_error(stream.decode(latents), want) for stream in (ours, plain)))
+    engine.stream.reset()
+    worst = max(rows, key=lambda row: row[0] / max(row[1], 1e-12))
+    return {
+        "pixels_worst_ratio": worst[0] / max(worst[1], 1e-12),
+        "pixels_ours": worst[0],
+        "pixels_plain": worst[1],
     }
 
 

@@ -93,7 +93,7 @@ def quality(
     device: Device = None,
     json_path: Json = None,
 ) -> None:
-    """Error of each forward against float32, ours beside the plain network's."""
+    """Error of each forward, and of decoding, against float32: ours beside the plain network's."""
     from ..bench.quality import run
 
     config = OptimizationConfig.preset(preset, height=height, width=width, positions="base")
