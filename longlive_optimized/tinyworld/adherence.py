@@ -1,0 +1,36 @@
+"""How often videos show what they were asked for: scores of many clips as one small table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..vae.model import WanVae
+from ..vae.stream import to_uint8
+from .autoencode import decode, denormalise
+from .score import Score
+
+KINDS = ("ground", "count", "motion", "colour", "form")
+
+
+def tally(scores: Iterable[Score]) -> dict[str, float]:
+    """Share of attributes met, by kind, over all shapes of all clips; ``all`` is the share of clips that meet all."""
+    held: dict[str, list[bool]] = defaultdict(list)
+    for each in scores:
+        for name, met in each.attributes.items():
+            held[name.split()[0]].append(met)
+        held["all"].append(each.met)
+    return {kind: sum(held[kind]) / len(held[kind]) for kind in (*KINDS, "all")}
+
+
+@torch.no_grad()
+def videos_of(vae: WanVae, latents: Tensor) -> list[Tensor]:
+    """Videos uint8 [4 T - 3, H, W, 3] on the CPU of the diffusion model's latents [B, T, C, h, w]."""
+    videos = []
+    for some in latents.split(8):  # more would only take memory
+        frames = decode(vae, denormalise(some.float()).to(vae.conv2.weight.dtype))
+        videos += to_uint8(frames.float()).permute(0, 2, 3, 4, 1).cpu()
+    return videos

@@ -1,0 +1,156 @@
+"""What the trained model must show, measured through the engine: ``python -m longlive_optimized.tinyworld.evaluate``.
+
+All prompts are of combinations that were held out of training. Small numbers by default, for a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from ..config import OptimizationConfig
+from ..engine.engine import LongLiveEngine
+from ..engine.request import BlockRequest
+from ..engine.stream import Stream
+from .adherence import tally
+from .render import NATIVE
+from .score import Score, score
+from .world import Scene, caption, sample_scene
+
+FPS = 16
+_WINDOWS, _STEPS = (12, 9, 6), ((1000, 750, 500, 250), (1000, 500, 250), (1000, 250))
+
+
+class Evaluation:
+    """Streams of held-out prompts through one engine; the same for the same seed."""
+
+    def __init__(self, engine: LongLiveEngine, seed: int = 0):
+        self.engine, self.seed = engine, seed
+
+    def adherence(self, prompts: int, seconds: float) -> dict[str, float]:
+        """Share of attributes met by whole videos of ``seconds``; and blocks a second."""
+        started, scores, blocks = time.perf_counter(), [], 0
+        for scene, text, stream in self._streams(prompts):
+            frames, made = self._video(stream, text, seconds)
+            scores.append(score(frames, scene))
+            blocks += made
+        return tally(scores) | {"blocks/s": blocks / (time.perf_counter() - started)}
+
+    def long(self, streams: int, minutes: float, last: float = 5.0) -> dict[str, dict[str, float]]:
+        """Share of attributes met in the last seconds of each minute of long streams, by minute."""
+        scores: dict[str, list[Score]] = {}
+        for scene, text, stream in self._streams(streams):
+            for minute in range(1, max(1, round(minutes)) + 1):
+                seconds = 60 * minutes / max(1, round(minutes))
+                self._video(stream, text, seconds - last, kept=False)
+                scores.setdefault(f"minute {minute}", []).append(score(self._video(stream, text, last)[0], scene))
+        return {name: tally(each) for name, each in scores.items()}
+
+    def switches(self, count: int, recache: bool = True) -> dict[str, dict[str, float]]:
+        """Share of the new prompt's attributes met by the first, second and third block after a switch."""
+        scores: list[list[Score]] = [[], [], []]
+        for _, text, stream in self._streams(count):
+            random = Random(text)
+            for _ in range(random.randint(2, 9)):
+                self._block(stream, text)
+            after = sample_scene(random, held_out=True)
+            text = caption(after, random)
+            with contextlib.nullcontext() if recache else self._old_keys(stream):
+                for each in scores:
+                    each.append(score(self._block(stream, text), after))
+        return {f"block {i}": tally(each) for i, each in enumerate(scores, 1)}
+
+    def presets(self, prompts: int, seconds: float) -> dict[str, dict[str, float]]:
+        """``adherence`` for every number of steps and window that presets have."""
+        table, before = {}, self.engine.config
+        for steps in _STEPS:
+            for window in _WINDOWS:
+                self.engine.configure(denoising_steps=steps, local_attn_size=window)
+                table[f"{len(steps)} steps, window {window}"] = self.adherence(prompts, seconds)
+        self.engine.configure(denoising_steps=before.denoising_steps, local_attn_size=before.local_attn_size)
+        return table
+
+    def _streams(self, count: int) -> Iterator[tuple[Scene, str, Stream]]:
+        for i in range(count):
+            random = Random(f"{self.seed} {i}")
+            scene = sample_scene(random, held_out=True)
+            yield scene, caption(scene, random), self.engine.open_stream(seed=self.seed + 10**6 * i)
+
+    def _block(self, stream: Stream, text: str) -> Tensor:
+        return self.engine.generate_block(BlockRequest(text), stream).cpu()
+
+    def _video(self, stream: Stream, text: str, seconds: float, kept: bool = True) -> tuple[Tensor, int]:
+        """At least ``seconds`` of video, and how many blocks that were."""
+        frames: list[Tensor] = []
+        made = blocks = 0
+        while made < seconds * FPS:
+            block = self._block(stream, text)
+            made, blocks = made + len(block), blocks + 1
+            frames += [block] if kept else []
+        return torch.cat(frames) if kept else torch.empty(0), blocks
+
+    @contextlib.contextmanager
+    def _old_keys(self, stream: Stream) -> Iterator[None]:
+        """Inside, a new prompt leaves the keys and values of the old one where they are."""
+        with torch.no_grad():
+            self.engine._settle(stream)  # the clean pass of the last block, still under the old prompt
+        self.engine._recache = lambda stream: None
+        try:
+            yield
+        finally:
+            del self.engine._recache
+
+
+def _row(name: str, table: dict[str, float]) -> str:
+    return f"{name:28}" + "".join(f"{kind} {share:6.3f}   " for kind, share in table.items())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the measurements named and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    measures = "adherence", "switches", "no-recache", "long", "presets", "precision"
+    parser.add_argument("measures", nargs="+", choices=measures)
+    parser.add_argument("--model", default="tiny", help="folder, or 'tiny'")
+    parser.add_argument("--prompts", type=int, default=8, help="or streams, or switches")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of adherence, presets and precision")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+
+    def evaluation(**changes) -> Evaluation:
+        config = OptimizationConfig(height=NATIVE[0], width=NATIVE[1], **changes)
+        return Evaluation(LongLiveEngine(options.model, config, options.device), options.seed)
+
+    own, n, seconds = evaluation(), options.prompts, options.seconds
+    results: dict[str, dict] = {}
+    for measure in options.measures:
+        match measure:
+            case "adherence":
+                found = {f"{seconds:g} s": own.adherence(n, seconds)}
+            case "switches" | "no-recache":
+                found = own.switches(n, recache=measure == "switches")
+            case "long":
+                found = own.long(n, options.minutes)
+            case "presets":
+                found = own.presets(n, seconds)
+            case "precision":
+                dtypes = "float32", "bfloat16"
+                found = {dtype: evaluation(model_dtype=dtype).adherence(n, seconds) for dtype in dtypes}
+        results[measure] = found
+        print(measure, *(_row(name, table) for name, table in found.items()), sep="\n  ", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

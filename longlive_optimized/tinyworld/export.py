@@ -1,0 +1,66 @@
+"""Trained stages to a checkpoint in LongLive's public layout, which the engine loads like any other.
+
+``python -m longlive_optimized.tinyworld.export TRAINED FOLDER`` with the folder that ``train`` has filled.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..weights.locate import VAE_FILES
+from ..weights.lora import adapter_shapes
+from .checkpoint import load, save
+from .networks import SIZES, Size, new_text, new_transformer, new_vae
+from .vocabulary import write_tokenizer
+
+_MODELS = Path("longlive_models", "models")
+_WAN = Path("wan_models", "Wan2.1-T2V-1.3B")
+
+
+def export(trained: Path, folder: Path, size: Size, stage: str = "steps") -> None:
+    """Write the checkpoint of ``stage``'s transformer into ``folder``, which must not exist: FileExistsError.
+
+    Everything is rounded to bfloat16. The LoRA that LongLive has beside its weights is there, of rank 1, and zero.
+    """
+    if folder.exists():
+        raise FileExistsError(f"folder: {folder} exists")
+    vae, model, text = new_vae(size, 0), new_transformer(size, 0), new_text(size, 0)
+    load(trained / "vae.pt", {"vae": vae})
+    load(trained / "flow.pt", {"text": text})
+    load(trained / f"{stage}.pt", {"model": model})
+    write_tokenizer(folder / _WAN / "google" / "umt5-xxl", size.model.text_len)
+    size.model.to_json(folder / _WAN / "config.json")
+    generator = model.checkpoint_views()
+    adapter = adapter_shapes({key: view.shape for key, view in generator.items()}, rank=1)
+    lora = {key: torch.zeros(shape) for key, shape in adapter.items()}
+    prefixed = {f"model.{key}": tensor for key, tensor in generator.items()}
+    save(folder / _MODELS / "longlive_base.pt", {"generator": _rounded(prefixed)})
+    save(folder / _MODELS / "lora.pt", {"generator_lora": _rounded(lora)})
+    save(folder / _WAN / VAE_FILES["wan"], _rounded(vae.state_dict()))
+    save(folder / _WAN / "models_t5_umt5-xxl-enc-bf16.pth", _rounded(text.state_dict()))
+
+
+def _rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Cloned: a view would bring the whole of what it is a part of into the file.
+    return {key: tensor.detach().to(torch.bfloat16).contiguous().clone() for key, tensor in tensors.items()}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Export and say how large it is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("trained", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--stage", choices=("flow", "steps"), default="steps", help="whose transformer")
+    options = parser.parse_args(arguments)
+    export(options.trained, options.folder, SIZES[options.size], options.stage)
+    total = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
+    print(f"{options.folder}: {total / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

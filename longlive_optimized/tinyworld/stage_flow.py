@@ -1,0 +1,156 @@
+"""Stage 2: the transformer and the text encoder, by flow matching on clips, with every block's past given.
+
+All blocks of a stream are denoised at once, each at its own noise level, from the clean latents before it, as the
+script says. Pasts are not only the clips' own: half are disturbed by noise, some are the network's guesses, so that it
+goes on well from what it will have made itself.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.sampler import TIMESTEP_SHIFT
+from .adherence import tally, videos_of
+from .checkpoint import load
+from .data import Bank, Clips, tokens
+from .forward import forward
+from .networks import Size, new_text, new_transformer, new_vae
+from .sample import Streams
+from .score import score
+from .script import BLOCK
+from .stage import Sample
+from .tasks import CONTEXT, NOW, PAST, SINKS, Task, draw_task
+from .world import sample_scene
+
+_DROPPED = 0.1  # share of streams that are denoised without a prompt: what guidance is measured against
+_DISTURBED = 0.3  # largest noise level in the past that is not declared
+_GUESSES_FROM, _GUESSES_EVERY = 0.25, 3  # share of the training after which pasts are guesses; and in which steps
+_GUIDANCES = (1.0, 1.5, 2.5)  # that samples are made with
+
+
+class _Rows(NamedTuple):
+    """A task's rows as indices on the device."""
+
+    which: Tensor  # clip, or the sinks' clip
+    frame: Tensor  # of it
+    step: Tensor  # the pass that a row is in
+    is_noisy: Tensor
+    noisy: Tensor  # the rows that are
+    guess: Tensor  # for each row, the noisy row of the same picture, or itself
+
+
+@cache
+def _rows(task: Task, device: torch.device) -> _Rows:
+    rows = task.script.rows
+    guess = {source: i for i, source in enumerate(task.sources) if rows[i].noisy}
+    columns = (
+        [which for which, _ in task.sources],
+        [frame for _, frame in task.sources],
+        [next(n for n, step in enumerate(task.script.passes) if i in step.rows) for i in range(len(rows))],
+        [row.noisy for row in rows],
+        [i for i, row in enumerate(rows) if row.noisy],
+        [guess.get(source, i) for i, source in enumerate(task.sources)],
+    )
+    return _Rows(*(torch.tensor(column, device=device) for column in columns))
+
+
+class FlowStage:
+    """Trains ``flow.pt``: transformer and text encoder."""
+
+    name, share, batch, rate = "flow", 0.5, 64, 1e-3
+    clips = 6000  # in the bank
+
+    def __init__(self, size: Size, out: Path, device: torch.device, dtype: torch.dtype, seed: int):
+        self.size, self.device = size, device
+        self.vae = new_vae(size, seed).requires_grad_(False)
+        load(out / "vae.pt", {"vae": self.vae})
+        self.vae.to(device, dtype)
+        self.model, self.text = (new(size, seed).to(device, dtype) for new in (new_transformer, new_text))
+        self.parts: dict[str, nn.Module] = {"model": self.model, "text": self.text}
+        self._steps = 0
+
+    def begin(self, seed: int) -> None:
+        """Draw from other random numbers from here on, and other clips."""
+        self.random = Random(seed)
+        self.bank = Bank(self.vae, self.size, self.clips, seed, self.device)
+
+    def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
+        """The flow's mean squared error over all denoised frames, and over those of the script's first block."""
+        task = draw_task(self.random)
+        rows = _rows(task, self.device)
+        clip, other = self.bank.draw(task.cut, batch), self.bank.draw(task.cut, batch)
+        if self.random.random() < 0.5:
+            other = clip  # the sinks are the stream's own
+        latents = torch.stack((clip.latents, other.latents))[rows.which, :, rows.frame].transpose(0, 1)
+        prompts = self._prompts(task, clip, other)
+        self._steps += 1
+        if progress >= _GUESSES_FROM and self._steps % _GUESSES_EVERY == 0:
+            past = self._guesses(task, latents, prompts)
+        else:
+            past = self._disturbed(latents)
+        sigma, noise = self._noise_levels(rows, batch), torch.randn_like(latents)
+        s = sigma[:, :, None, None, None]
+        x = torch.where(rows.is_noisy[:, None, None, None], (1 - s) * latents + s * noise, past)
+        flow = forward(self.model, x, 1000 * sigma, prompts, task.script).flow
+        errors = (flow.float() - (noise - latents)).square().mean((0, 2, 3, 4))[rows.noisy]
+        return {"loss": errors.mean(), "first": errors[:BLOCK].mean(), "rest": errors[BLOCK:].mean()}
+
+    @torch.no_grad()
+    def sample(self, count: int, blocks: int = 5, steps: int = 16) -> Sample:
+        """Streams of held-out prompts, solved in many steps, with no guidance and with more; pictures of 1.5."""
+        scenes = [sample_scene(self.random, held_out=True) for _ in range(count)]
+        prompts = self.text(tokens(scenes, self.random, self.device), self.size.model.text_len)
+        shape = count, 1, BLOCK, self.size.model.in_dim, self.size.height // 8, self.size.width // 8
+        table, shown = {}, []
+        for guidance in _GUIDANCES:
+            streams, made = Streams(self.model, prompts), []
+            for _ in range(blocks):
+                noise = torch.randn(shape, device=self.device)
+                made.append(streams.solve(noise, noise.new_ones(1), steps, guidance)[:, 0])
+                streams.keep(made[-1])
+            videos = videos_of(self.vae, torch.cat(made, 1))
+            scores = tally(score(video, scene) for video, scene in zip(videos, scenes, strict=True))
+            table |= {f"{kind} {guidance}": share for kind, share in scores.items()}
+            shown = videos if guidance == _GUIDANCES[1] else shown
+        return Sample(table, shown, scenes)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def _prompts(self, task: Task, clip: Clips, other: Clips) -> Tensor:
+        """Embeddings [B, 4, text_len, text_dim] of NOW, CONTEXT, PAST and SINKS; one stream keeps to one wording."""
+        ids = {CONTEXT: clip.after, PAST: clip.before, SINKS: other.before}
+        if other is clip:
+            ids[SINKS] = ids[CONTEXT] if task.cut is None else ids[PAST]
+        roles = CONTEXT, PAST, SINKS
+        encoded = self.text(torch.cat([ids[role] for role in roles]), self.size.model.text_len)
+        encoded = dict(zip(roles, encoded.chunk(len(roles)), strict=True))
+        kept = torch.rand(len(clip.latents), 1, 1, device=self.device) >= _DROPPED
+        encoded[NOW] = encoded[CONTEXT] * kept
+        return torch.stack([encoded[role] for role in (NOW, CONTEXT, PAST, SINKS)], 1)
+
+    def _noise_levels(self, rows: _Rows, batch: int) -> Tensor:
+        """A noise level [B, rows] for each denoising pass, even over the shifted schedule, and 0 for clean ones."""
+        u = torch.rand(batch, len(rows.step), device=self.device)[:, rows.step]
+        return rows.is_noisy * TIMESTEP_SHIFT * u / (1 + (TIMESTEP_SHIFT - 1) * u)
+
+    def _disturbed(self, latents: Tensor) -> Tensor:
+        """Latents with a noise of which the network is not told, in half of the streams."""
+        strength = _DISTURBED * torch.rand(len(latents), 1, 1, 1, 1, device=self.device)
+        return latents + strength * (torch.rand_like(strength) < 0.5) * torch.randn_like(latents)
+
+    @torch.no_grad()
+    def _guesses(self, task: Task, latents: Tensor, prompts: Tensor) -> Tensor:
+        """What the network makes of the clips through some noise: its own errors, but in the clips' places."""
+        rows = _rows(task, self.device)
+        sigma = rows.is_noisy * (0.3 + 0.6 * torch.rand(len(latents), 1, device=self.device))
+        s = sigma[:, :, None, None, None]
+        x = (1 - s) * latents + s * torch.randn_like(latents)
+        made = x - s * forward(self.model, x, 1000 * sigma, prompts, task.script).flow.float()
+        return made[:, rows.guess]  # where nothing was denoised, made is the clip itself

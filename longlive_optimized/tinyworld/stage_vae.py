@@ -1,0 +1,94 @@
+"""Stage 1: the autoencoder, by reconstruction, with a little noise in the latents so that their errors do not show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor, nn
+
+from ..vae.stream import to_uint8
+from .adherence import tally
+from .autoencode import decode, encode, fold_statistics
+from .data import clips
+from .networks import Size, new_vae
+from .score import score
+from .stage import Sample
+from .world import sample_scene
+
+_LATENTS = (2, 2, 5, 15)  # latent frames of a clip, by step: mostly many scenes, now and then long ones
+# Weights of the losses beside the mean absolute error. It alone rests at the median of the few colours there are: the
+# square leads away from there.
+_SQUARE, _EDGES, _KL = 2.0, 0.5, 5e-4
+_SMALLEST_STD = 0.1  # a latent channel that says nothing is not blown up to say it loudly
+
+
+class VaeStage:
+    """Trains ``vae.pt``."""
+
+    name, share, batch, rate = "vae", 0.2, 12, 3e-3
+    clips = 0  # it makes its own all the time
+
+    def __init__(self, size: Size, out: Path, device: torch.device, dtype: torch.dtype, seed: int):
+        self.size, self.device = size, device
+        self.vae = new_vae(size, seed).to(device, dtype)
+        for weight in self.vae.parameters():
+            if weight.ndim == 5:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
+        self.parts: dict[str, nn.Module] = {"vae": self.vae}
+        self._steps = 0
+
+    def begin(self, seed: int) -> None:
+        """Draw from other random numbers from here on."""
+        self.random = Random(seed)
+
+    def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
+        """``loss``, and what it is made of."""
+        latents = _LATENTS[self._steps % len(_LATENTS)]
+        self._steps += 1
+        frames = self._clips(max(1, batch * 5 // latents), latents)
+        mean, log_variance = (part.float() for part in self._encode(frames))
+        log_variance = log_variance.clamp(-30, 20)
+        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        made = self._decode(z)
+        error = made - frames
+        picture, square = error.abs().mean(), error.square().mean()
+        edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = picture + _SQUARE * square + _EDGES * edges + _KL * kl
+        return {"loss": loss, "picture": picture, "edges": edges, "kl": kl}
+
+    @torch.no_grad()
+    def sample(self, count: int) -> Sample:
+        """Clips after the way through the VAE, and its noise; pictures of each clip before and after."""
+        scenes = [sample_scene(self.random, held_out=True) for _ in range(count)]
+        frames = self._render([(scene,) for scene in scenes], _LATENTS[-1], None)
+        made = torch.cat([self._decode(self._encode(some)[0]) for some in frames.split(8)])
+        error = (made.clamp(-1, 1) - frames).square().mean().item()
+        before, after = (list(to_uint8(part).permute(0, 2, 3, 4, 1).cpu()) for part in (frames, made))
+        scores = tally(score(video, scene) for video, scene in zip(after, scenes, strict=True))
+        psnr = 10 * torch.tensor(4 / error).log10().item()
+        pairs = zip(before, after, strict=True)
+        return Sample({"psnr": psnr, **scores}, [video for pair in pairs for video in pair], scenes)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Give the latents the mean and deviation that the engine expects of them."""
+        means = torch.cat([self._encode(self._clips(8, _LATENTS[-1]))[0] for _ in range(16)])
+        latents = means.transpose(0, 1).flatten(1).double()
+        fold_statistics(self.vae, latents.mean(1), latents.std(1).clamp(min=_SMALLEST_STD))
+
+    def _encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        return encode(self.vae, frames.to(self.vae.conv2.weight.dtype))
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return decode(self.vae, z.to(self.vae.conv2.weight.dtype)).float()
+
+    def _clips(self, batch: int, latents: int) -> Tensor:
+        pairs = [tuple(sample_scene(self.random, held_out=False) for _ in range(2)) for _ in range(batch)]
+        return self._render(pairs, latents, self.random.choice((None, *range(1, latents))))
+
+    def _render(self, scenes: list, latents: int, cut: int | None) -> Tensor:
+        frames = clips(scenes, latents, cut, self.size, self.random.getrandbits(31), self.device)
+        return frames.contiguous(memory_format=torch.channels_last_3d)
