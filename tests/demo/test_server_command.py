@@ -1,5 +1,6 @@
 """``serve`` on the command line."""
 
+import contextlib
 import os
 import re
 import signal
@@ -38,16 +39,25 @@ def test_mistakes_are_one_line(options, message, monkeypatch, capsys):
     assert caught.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_and_ends_on_a_signal(how):
+def test_it_serves_and_ends_on_a_signal():
+    endings = {signal.SIGINT: 0, signal.SIGTERM: -signal.SIGTERM}
     code = "from longlive_optimized.cli import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-c", code, *SMALL]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
-        address = re.search(r"http://127.0.0.1:\d+/", server.stderr.readline()).group()
-        assert "ready after" in server.stderr.readline()
-        with urllib.request.urlopen(address + "readyz", timeout=20) as answer:
-            assert answer.status == 200
-        server.send_signal(how)
-        _, errors = server.communicate(timeout=20)
-    assert server.returncode == {signal.SIGINT: 0, signal.SIGTERM: -signal.SIGTERM}[how] and not errors
+    with contextlib.ExitStack() as stack:
+        servers = {  # side by side: most of the time is theirs, until they are ready
+            how: stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", code, *SMALL], stderr=subprocess.PIPE, text=True, env=environment
+                )
+            )
+            for how in endings
+        }
+        for how, server in servers.items():
+            address = re.search(r"http://127.0.0.1:\d+/", server.stderr.readline()).group()
+            assert "ready after" in server.stderr.readline()
+            with urllib.request.urlopen(address + "readyz", timeout=20) as answer:
+                assert answer.status == 200
+            server.send_signal(how)
+        for how, server in servers.items():
+            _, errors = server.communicate(timeout=20)
+            assert server.returncode == endings[how] and not errors

@@ -365,6 +365,23 @@ async def test_text_that_is_no_text_ends_only_that_connection(room, http):
     await asyncio.gather(one.leave(), two.leave())
 
 
+@in_room()
+async def test_nothing_is_said_to_one_who_hangs_up(room, http):
+    """The connection ends before the channel is closed: sending in between would fail in a task that nobody awaits."""
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    viewer = await Viewer(http).join()
+    (peer,) = room._peers
+    await viewer.connection.sctp.transport.stop()
+    while peer._connection.sctp.transport.state == "connected":
+        await asyncio.sleep(0)
+    while room._peers:
+        peer.send({"type": "news"})
+        await asyncio.sleep(0)
+    await viewer.leave()
+    assert not faults
+
+
 @in_room(host="0.0.0.0", token="correct horse battery")
 async def test_what_needs_a_token(room, http):
     async with httpx.AsyncClient(transport=http._transport, base_url="http://gpu.example") as stranger:

@@ -152,7 +152,8 @@ async def guests(http: httpx.AsyncClient, end: float, dice: random.Random) -> in
         with contextlib.suppress(httpx.HTTPStatusError, TimeoutError):
             await viewer.join()
             count += 1
-            for _ in range(dice.randint(0, 100)):
+            leaves = min(end, time.monotonic() + dice.uniform(0, 4))
+            while time.monotonic() < leaves:
                 await viewer.frame()
         await viewer.leave()
         await asyncio.sleep(dice.uniform(0, 2))
@@ -221,7 +222,7 @@ async def _scene(server: Server, http: httpx.AsyncClient, dice: random.Random, s
     watcher = Watcher(http)
     await watcher.viewer.join()
     watching = asyncio.create_task(watcher.run())
-    await asyncio.sleep(3)
+    await asyncio.sleep(1)
     alone, end, samples = await server.sample(http), time.monotonic() + seconds, []
 
     async def measure() -> None:
@@ -241,7 +242,7 @@ async def _scene(server: Server, http: httpx.AsyncClient, dice: random.Random, s
         rude(server.address, http, end, dice),
         measure(),
     )
-    await asyncio.sleep(CONSENT if kill else 2)
+    await asyncio.sleep(CONSENT if kill else 1)
     left = await server.sample(http)
     assert not watching.done(), watching.exception()
     longest = watcher.longest
@@ -250,6 +251,7 @@ async def _scene(server: Server, http: httpx.AsyncClient, dice: random.Random, s
     await watcher.viewer.leave()
     # What is held for a moment does not count.
     floors = [min(s["process_resident_memory_bytes"] for s in quarter) / 2**20 for quarter in _quarters(samples)]
+    peak = {name: max(sample[name] for sample in samples) for name in samples[0]}
     return {
         "seconds": seconds,
         "messages": said,
@@ -260,6 +262,7 @@ async def _scene(server: Server, http: httpx.AsyncClient, dice: random.Random, s
         "longest_gap_seconds": round(longest, 2),
         "follows_a_prompt": usable,
         "alone": alone,
+        "peak": peak,
         "left": left,
         "least_mib_by_quarter": [round(floor, 1) for floor in floors],
     }
@@ -295,6 +298,7 @@ def _wrong(report: dict) -> list[str]:
             "memory grew": report["seconds"] >= 600 and floors[3] > 1.02 * floors[1] + 10,
             "the video stood still": report["longest_gap_seconds"] > 10,
             "it does not follow a prompt": not report["follows_a_prompt"],
+            "it took long to end": report["seconds"] >= 600 and report["shutdown_seconds"] > 2,
             "it did not end well": report["exit_code"] != 0 or "Traceback" in report["server_said"],
         }.items()
         if is_wrong

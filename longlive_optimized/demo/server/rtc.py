@@ -74,12 +74,14 @@ class Peer:
 
     def send(self, message: dict) -> None:
         """Send a message, if the channel is open."""
-        if self._channel is None or self._channel.readyState != "open":
+        channel = self._channel
+        # A channel counts as open for a while after the transport below has ended; then a task of aiortc's would fail.
+        if channel is None or channel.readyState != "open" or channel.transport.transport.state != "connected":
             return
-        if self._channel.bufferedAmount > MOST_UNREAD:
+        if channel.bufferedAmount > MOST_UNREAD:
             self.close_soon()
             return
-        self._channel.send(json.dumps(message))
+        channel.send(json.dumps(message))
 
     def close_soon(self) -> None:
         """Begin to close."""

@@ -31,8 +31,9 @@ connection.addEventListener("stream", ({ detail }) => {
 let link = { phase: "connecting" };
 connection.addEventListener("state", ({ detail }) => {
   link = detail;
-  if (detail.phase !== "live") pictures = 0;
-  for (const id of ["pause", "overlay", "reset", "save", "send"]) at(id).disabled = detail.phase !== "live";
+  const away = detail.phase !== "live";
+  if (away) { pictures = 0; at("people").textContent = ""; }
+  for (const id of ["pause", "overlay", "reset", "save", "send", "transition", "preset"]) at(id).disabled = away;
   showVeil();
 });
 
