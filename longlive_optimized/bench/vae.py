@@ -52,6 +52,17 @@ def _decoding(engine: LongLiveEngine, stream: DecoderStream, blocks: int) -> tup
     return times, (_allocated(engine, peak=True) - before) / 2**30
 
 
+def _encoding(engine: LongLiveEngine, stream: EncoderStream, blocks: int) -> tuple[dict[str, list[float]], float]:
+    """Times to encode a block's frames, and GiB that came to the weights meanwhile."""
+    shape = PIXEL_FRAMES + 1, 3, engine.stream.height, engine.stream.width
+    video = torch.rand(shape, device=engine.device, dtype=engine.dtype) * 2 - 1
+    stream.reset()
+    before = _allocated(engine)
+    stream.encode(video)
+    times = _times(engine, lambda: stream.encode(video[1:]), blocks)
+    return {"encode": times}, (_allocated(engine, peak=True) - before) / 2**30
+
+
 def _levels(height: int, width: int) -> dict[str, dict[str, float]]:
     """The fused convolutions of a block, each by itself, summed by size of frames."""
     spent, flops = defaultdict(float), defaultdict(int)
@@ -69,20 +80,21 @@ def _levels(height: int, width: int) -> dict[str, dict[str, float]]:
 def run(engine: LongLiveEngine, blocks: int) -> dict:
     """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call.
 
-    Where the decoder runs on fused convolutions, the same with the library's, and what each size of frames takes.
+    Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes.
     """
-    height, width = engine.stream.height, engine.stream.width
-    video = torch.rand(PIXEL_FRAMES + 1, 3, height, width, device=engine.device, dtype=engine.dtype) * 2 - 1
-    ours, encoder = engine.stream.decoder, EncoderStream(engine.vae)
-    rows, gib = _decoding(engine, ours, blocks)
-    memory, levels = {"decode_gib": gib}, {}
-    if ours.packed:
-        library, memory["library_decode_gib"] = _decoding(engine, DecoderStream(engine.vae, packed=False), blocks)
-        rows |= {f"library_{name}": times for name, times in library.items()}
+    rows, memory, levels = {}, {}, {}
+    sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
+    for name, measure, ours in sides:
+        times, memory[f"{name}_gib"] = measure(engine, ours, blocks)
+        rows |= times
+        if ours.packed:
+            library = type(ours)(engine.vae, packed=False)
+            times, memory[f"library_{name}_gib"] = measure(engine, library, blocks)
+            rows |= {f"library_{key}": value for key, value in times.items()}
+    if engine.stream.decoder.packed:
         levels = _levels(*engine.stream.latent_shape[1:])
-    encoder.encode(video)
-    rows["encode"] = _times(engine, lambda: encoder.encode(video[1:]), blocks)
     engine.stream.reset()
+    height, width = engine.stream.height, engine.stream.width
     row = {"height": height, "width": width, "dtype": str(engine.dtype).removeprefix("torch."), "blocks": blocks}
     for name, times in rows.items():
         row |= {f"{name}_ms": statistics.median(times), f"{name}_p99_ms": percentile(times, 0.99)}

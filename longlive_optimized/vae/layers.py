@@ -142,7 +142,7 @@ class Downsample(nn.Module):
         last.copy_(x[-1:])
         if not state.fresh:
             return conv3d(self.time_conv, window)
-        return x if len(x) == 1 else torch.cat((x[:1], conv3d(self.time_conv, window)))
+        return x[:1] if len(x) < 3 else torch.cat((x[:1], conv3d(self.time_conv, window)))
 
 
 class Middle(nn.ModuleList):

@@ -15,6 +15,7 @@ from .decoder import Decoder
 from .encoder import Encoder
 from .layers import pointwise
 from .packed_decoder import PackedDecoder
+from .packed_encoder import PackedEncoder
 from .state import CausalState
 
 
@@ -33,22 +34,30 @@ class WanVae(Autoencoder):
             self.conv2 = nn.Conv3d(z_dim, z_dim, 1)
             self.decoder = Decoder(self.config)
         self.requires_grad_(False)
-        self._packed: PackedDecoder | None = None
+        self._packed_decoder: PackedDecoder | None = None
+        self._packed_encoder: PackedEncoder | None = None
 
     @property
     def packed_decoder(self) -> PackedDecoder:
         """The decoder's weights as the fused convolutions read them; made when first asked for, kept beside these."""
-        if self._packed is None:
-            self._packed = PackedDecoder(self)
-        return self._packed
+        if self._packed_decoder is None:
+            self._packed_decoder = PackedDecoder(self)
+        return self._packed_decoder
+
+    @property
+    def packed_encoder(self) -> PackedEncoder:
+        """Likewise the encoder's."""
+        if self._packed_encoder is None:
+            self._packed_encoder = PackedEncoder(self)
+        return self._packed_encoder
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        self._packed = None
+        self._packed_decoder = self._packed_encoder = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def _apply(self, fn, recurse: bool = True):
         """Runs whenever the weights go to another dtype or device."""
-        self._packed = None
+        self._packed_decoder = self._packed_encoder = None
         return super()._apply(fn, recurse)
 
     def decode(self, z: Tensor, state: CausalState) -> Tensor:

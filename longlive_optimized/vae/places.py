@@ -26,7 +26,14 @@ class Pool:
     """
 
     def __init__(
-        self, channels: int, size: tuple[int, int], layers: Sequence[Hashable], a: int, x: int = 0, b: int = 0, **make
+        self,
+        channels: int,
+        size: tuple[int, int],
+        layers: Sequence[Hashable] = (),
+        a: int = 0,
+        x: int = 0,
+        b: int = 0,
+        **make,
     ):
         work = a + x + b
         self.tensor = torch.empty(work + 2 * len(layers), channels // GROUP, *size, GROUP, **make)
@@ -42,6 +49,10 @@ class Pool:
     def at(self, places: list[int], count: int) -> Frames:
         """The first ``count`` of these."""
         return Frames(self.tensor, places[:count])
+
+    def fixed(self, count: int) -> Tensor:
+        """The first ``count`` of x as they lie, side by side: no layer reads x, so its places never change."""
+        return self.tensor[self.x[0] : self.x[0] + count]
 
     def read(self, layer: Hashable, work: list[int], first: int, end: int) -> Frames:
         """What ``layer`` reads to convolve work[first:end]: two frames of history before them.

@@ -7,6 +7,7 @@ a call that fails in its midst resets it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from ..kernels import native
 from .autoencoder import Autoencoder
+from .decoder_state import LATENTS, DecoderState
+from .encoder_state import FRAMES, EncoderState
 from .model import WanVae
-from .packed_state import LATENTS, Graphs, PackedState
+from .packed_state import Graphs, PackedState
 from .state import CausalState
 
 _MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bits
@@ -26,11 +29,26 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return pixels.float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).to(torch.uint8)
 
 
-class _Stream:
-    def __init__(self, vae: Autoencoder):
-        self.vae = vae
+class _Stream(ABC):
+    """What both directions share.
+
+    packed: use the fused convolutions, for a Wan VAE; None: where they are fast. They hold all memory that they need
+    from the first call to the last. new_graphs: what those calls are captured with, for each size of frames anew.
+    """
+
+    def __init__(self, vae: Autoencoder, packed: bool | None = None, new_graphs: Callable[[], Graphs] | None = None):
+        if packed and not isinstance(vae, WanVae):
+            raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
+        self.vae, self.packed = vae, _packed_is_fast(vae) if packed is None else packed
         self._state: CausalState | PackedState = CausalState()
         self._bound: tuple | None = None
+        self.use_graphs(new_graphs)
+
+    def use_graphs(self, new_graphs: Callable[[], Graphs] | None) -> None:
+        """Capture anew from here on, or not at all."""
+        self._new_graphs = new_graphs
+        if isinstance(self._state, PackedState):
+            self._state.graphs = new_graphs and new_graphs()
 
     def reset(self) -> None:
         """Forget every frame: the next call starts a new video, of any size. Buffers of the same size are kept."""
@@ -54,13 +72,15 @@ class _Stream:
         bound = (*x.shape[2:], x.dtype, x.device)
         if bound != self._bound:
             self._bound, self._state = None, CausalState()  # the old buffers go before there are new ones
-            self._state = self._new_state(x)
+            if self.packed:
+                self._state = self._packed_state(tuple(x.shape[2:]), self._new_graphs and self._new_graphs())
             self._bound = bound
             # In the latents' own dtype: this rounding is part of the reference (specification 7.1).
             self._mean, self._std = (x.new_tensor(v) for v in (self.vae.config.latent_mean, self.vae.config.latent_std))
 
-    def _new_state(self, x: Tensor) -> CausalState | PackedState:
-        return CausalState()
+    @abstractmethod
+    def _packed_state(self, size: tuple[int, int], graphs: Graphs | None) -> PackedState:
+        """For frames of this size."""
 
     def _run(self, model: Callable[[Tensor, CausalState], Tensor], parts: Iterable[Tensor]) -> list[Tensor]:
         try:
@@ -71,24 +91,7 @@ class _Stream:
 
 
 class DecoderStream(_Stream):
-    """Latents in, pixels out: T latents give 4T frames, and 4T - 3 on a fresh stream.
-
-    packed: use the fused convolutions, for a Wan VAE; None: where they are fast. They hold all memory that they need
-    from the first call to the last. new_graphs: what those calls are captured with, for each size of frames anew.
-    """
-
-    def __init__(self, vae: Autoencoder, packed: bool | None = None, new_graphs: Callable[[], Graphs] | None = None):
-        super().__init__(vae)
-        if packed and not isinstance(vae, WanVae):
-            raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
-        self.packed = _packed_is_fast(vae) if packed is None else packed
-        self.use_graphs(new_graphs)
-
-    def use_graphs(self, new_graphs: Callable[[], Graphs] | None) -> None:
-        """Capture anew from here on, or not at all."""
-        self._new_graphs = new_graphs
-        if isinstance(self._state, PackedState):
-            self._state.graphs = new_graphs and new_graphs()
+    """Latents in, pixels out: T latents give 4T frames, and 4T - 3 on a fresh stream."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [F, 3, 8h, 8w] from normalised ``latents`` [T, z_dim, h, w], both in the VAE's dtype.
@@ -102,10 +105,8 @@ class DecoderStream(_Stream):
         """``decode`` as pictures: uint8 [F, 8h, 8w, 3], see ``to_uint8``."""
         return _join(self._decode(latents, torch.uint8))
 
-    def _new_state(self, x: Tensor) -> CausalState | PackedState:
-        if not self.packed:
-            return CausalState()
-        return PackedState(self.vae.packed_decoder, tuple(x.shape[2:]), self._new_graphs and self._new_graphs())
+    def _packed_state(self, size: tuple[int, int], graphs: Graphs | None) -> DecoderState:
+        return DecoderState(self.vae.packed_decoder, size, graphs)
 
     @torch.no_grad()
     def _decode(self, latents: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -113,7 +114,7 @@ class DecoderStream(_Stream):
         self._check("latents", latents, self.vae.config.z_dim)
         self._bind(latents)
         z = self.vae.denormalise(latents.permute(0, 2, 3, 1), self._mean, self._std).contiguous()
-        if isinstance(self._state, PackedState):
+        if self.packed:
             return self._run(lambda part, state: state.decode(part, dtype), z.split(LATENTS))
         # The largest tensor has four full-size frames per latent.
         per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self.vae.config.full_size_widths[1]
@@ -124,10 +125,10 @@ class DecoderStream(_Stream):
 class EncoderStream(_Stream):
     """Pixels in, latents out: 4T frames give T latents; a fresh stream takes one frame more for one latent more."""
 
-    def __init__(self, vae: Autoencoder):
+    def __init__(self, vae: Autoencoder, packed: bool | None = None, new_graphs: Callable[[], Graphs] | None = None):
         if vae.encoder is None:
             raise ValueError("vae must have its encoder, this one was built with encoder=False")
-        super().__init__(vae)
+        super().__init__(vae, packed, new_graphs)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -144,18 +145,30 @@ class EncoderStream(_Stream):
         if count % 4 not in (0, fresh):
             raise ValueError(f"frames must number {'1 + 4k or 4k on a fresh stream' if fresh else '4k'}, got {count}")
         self._bind(frames)
-        x = frames.permute(0, 2, 3, 1).contiguous()
-        if count % 4:
-            x = self.vae.pad_first(x)
-        # The largest tensor has a group of full-size frames, the very first one and two past ones.
-        group = max(4, (_MAX_ELEMENTS // (height * width * self.vae.config.full_size_widths[0]) - 3) // 4 * 4)
-        parts = x.tensor_split([*range(group + len(x) % 4, len(x), group)])
-        mu = _join(self._run(self.vae.encode, parts))
-        return self.vae.normalise(mu, self._mean, self._std).permute(0, 3, 1, 2).contiguous()
+        x = frames.permute(0, 2, 3, 1)
+        if self.packed:
+            mu = self._run(lambda part, state: state.encode(part), self._parts(x, FRAMES))
+        else:
+            x = self.vae.pad_first(x) if count % 4 else x
+            # The largest tensor has a group of full-size frames, up to four more (``_parts``) and two past ones.
+            group = (_MAX_ELEMENTS // (height * width * self.vae.config.full_size_widths[0]) - 6) // 4 * 4
+            mu = self._run(self.vae.encode, self._parts(x.contiguous(), max(4, group)))
+        return self.vae.normalise(_join(mu), self._mean, self._std).permute(0, 3, 1, 2).contiguous()
+
+    def _parts(self, x: Tensor, group: int) -> tuple[Tensor, ...]:
+        """In groups of frames; on a fresh stream the first has one more, which is a latent of its own.
+
+        Three frames that make no latent stay with those before them.
+        """
+        single = int(self._state.fresh and isinstance(self.vae, WanVae))  # a TAE's first latent has four frames too
+        return x.tensor_split([*range(group + single, len(x) - 3, group)])
+
+    def _packed_state(self, size: tuple[int, int], graphs: Graphs | None) -> EncoderState:
+        return EncoderState(self.vae.packed_encoder, size, graphs)
 
 
 def _packed_is_fast(vae: Autoencoder) -> bool:
-    """Whether the library has kernels for all of the decoder's convolutions, where it lies."""
+    """Whether the library has kernels for all of the causal convolutions, where they lie."""
     full_size = isinstance(vae, WanVae) and vae.config.widths == (96, 192, 384, 384)
     return full_size and vae.dtype == torch.bfloat16 and native.on_hopper(next(vae.decoder.parameters()))
 

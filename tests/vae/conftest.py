@@ -1,6 +1,6 @@
 """Narrow VAEs of each kind, parameters from their names; Wan's is that of the conformance vectors, base width 8.
 
-"packed" is Wan's, decoded by the fused convolutions: their references, where there is no GPU.
+"packed" is Wan's, on the fused convolutions: their references, where there is no GPU.
 """
 
 from functools import cache
@@ -60,7 +60,7 @@ def _empty_vae():
 
 @pytest.fixture
 def packed(monkeypatch) -> None:
-    """Every decoder's stream runs on the fused convolutions."""
+    """Every stream runs on the fused convolutions."""
     monkeypatch.setattr(stream_module, "_packed_is_fast", lambda vae: True)
 
 

@@ -25,7 +25,8 @@ def test_decoder(vae, packed):
     torch.testing.assert_close(means, torch.tensor(FRAME_MEANS, dtype=torch.float64), rtol=0, atol=5e-5)
 
 
-def test_encoder(vae):
-    latents = EncoderStream(vae).encode(h(7001, 1, 3, 13, 16, 16)[0].transpose(0, 1))
+@pytest.mark.parametrize("packed", [False, True])
+def test_encoder(vae, packed):
+    latents = EncoderStream(vae, packed=packed).encode(h(7001, 1, 3, 13, 16, 16)[0].transpose(0, 1))
     assert latents.shape == (4, 16, 2, 2)
     check(latents.transpose(0, 1), 0.032390, 0.364428, [0.26689, 0.31713, 0.30502, 0.29878], -0.33852)

@@ -112,13 +112,14 @@ def test_decoding_in_any_groups(make_vae, packed, sizes, grid):
     torch.testing.assert_close(pixels, WholeSequence(vae).decode(latents), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @SETTINGS
 @given(sizes=groupings, grid=st.sampled_from([(3, 5), (1, 1), (2, 3)]))
-def test_encoding_in_any_groups(make_vae, sizes, grid):
+def test_encoding_in_any_groups(make_vae, packed, sizes, grid):
     vae = make_vae(torch.float64)
     counts = [4 * sizes[0] - 3, *(4 * size for size in sizes[1:])]
     frames = h(sum(sizes), sum(counts), 3, 8 * grid[0], 8 * grid[1], dtype=torch.float64)
-    latents = in_groups(EncoderStream(vae).encode, frames, counts)
+    latents = in_groups(EncoderStream(vae, packed=packed).encode, frames, counts)
     assert latents.shape == (sum(sizes), 16, *grid)
     torch.testing.assert_close(latents, WholeSequence(vae).encode(frames), rtol=0, atol=1e-10)
 
@@ -133,9 +134,10 @@ def relative_l2(x, truth):
     [
         (functools.partial(DecoderStream, packed=False), "decode", (3, 16, 3, 4)),
         (functools.partial(DecoderStream, packed=True), "decode", (3, 16, 3, 4)),
-        (EncoderStream, "encode", (9, 3, 24, 32)),
+        (functools.partial(EncoderStream, packed=False), "encode", (9, 3, 24, 32)),
+        (functools.partial(EncoderStream, packed=True), "encode", (9, 3, 24, 32)),
     ],
-    ids=["decode", "packed", "encode"],
+    ids=["decode", "packed-decode", "encode", "packed-encode"],
 )
 def test_bfloat16_rounds_no_more_than_the_eager_network(make_vae, stream, direction, shape, seed):
     vae, x = make_vae(torch.bfloat16), h(seed, *shape).bfloat16()
