@@ -133,7 +133,7 @@ def causal_conv(
     - residual [S', Cr / 8, H, W, 8], if weight was packed with one, read at residual_frames [T] (as frames).
     - raw, act [S'', Co / 8, H', W', 8], either or both; results are written at raw_frames, act_frames [T'], nowhere
       else. T' = T and [H', W'] = [H, W], but TIME has 2 T frames and UP twice the height and width.
-      raw may be residual itself, at the same places.
+      raw may be residual itself, at the same places, if it is added as it is: with the identity for ``pack``.
     - gain [Co], like bias, with act: norm(y) = y / max(|y|_2, 1e-12) * sqrt(Co) over the channels (specification 7.2).
 
     All lists of places are int32, contiguous, on x's device, and are read when the operator runs: a captured graph

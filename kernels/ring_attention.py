@@ -47,13 +47,12 @@ def ring_attention(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor, sp
     return torch.cat(out)
 
 
-def home_of_ranges(device: torch.device | str, keys: int) -> torch.device:
-    """Where the ranges of that many ``keys`` on ``device`` should lie: there, for our kernels, or on the host, for the
-    library, which is ahead where keys are few, as a prompt's are (docs/performance.md).
+def home_of_ranges(keys: Tensor) -> torch.device:
+    """Where the ranges of ``keys`` [N, ...] should lie: beside them, for our kernels, or on the host, for the library,
+    which is ahead where keys are few, as a prompt's are (docs/performance.md).
     """
-    device = torch.device(device)
-    few = keys < 1024 and forced() not in ("cuda", "triton")
-    return torch.device("cpu") if few else device
+    few = len(keys) < 1024 and keys.dtype == torch.bfloat16
+    return torch.device("cpu") if few and forced() in (None, "library") else keys.device
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -88,7 +87,9 @@ def _check(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor, split: int
 
 
 def _fits_library(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor, split: int | None = None) -> bool:
-    return not ranges.is_cuda and (q.dtype == torch.bfloat16 if q.is_cuda else q.dtype.is_floating_point)
+    # Ranges on the device have to be waited for: only where nothing else is wanted.
+    known = not ranges.is_cuda or forced() == "library"
+    return known and (q.dtype == torch.bfloat16 if q.is_cuda else q.dtype.is_floating_point)
 
 
 @ring_attention.impl("library", when=_fits_library)

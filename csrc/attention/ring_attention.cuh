@@ -88,6 +88,7 @@ struct Feeder {
   __device__ void load_query(const Work& work, int count) {
     for (int i = 0; i < kConsumers; ++i) {
       s.query_empty[i].wait(~count & 1);
+      __syncwarp();  // the first lane must not run ahead: a barrier that is a phase further looks like one not yet there
       if (lane == 0) {
         s.query_full[i].arrive_and_expect(C::kQueryBytes);
         for (int half = 0; half < 2; ++half)
@@ -109,6 +110,7 @@ struct Feeder {
   // Keys that are not meant may be anything: their scores are overwritten.
   __device__ void load_keys(const KeyTile& tile, int head) {
     s.empty[place.stage].wait(place.parity ^ 1);
+    __syncwarp();
     load_tile(k, tile.row, head, s.full[place.stage]);
     place.advance();
   }
@@ -116,6 +118,7 @@ struct Feeder {
   // Values that are not meant would be multiplied by zero, which does not remove NaN: they are cleared.
   __device__ void load_values(const KeyTile& tile, int head) {
     s.empty[place.stage].wait(place.parity ^ 1);
+    __syncwarp();
     if (tile.count == C::kTileKeys) {
       load_tile(v, tile.row, head, s.full[place.stage]);
     } else {

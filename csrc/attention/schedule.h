@@ -38,8 +38,6 @@ struct KeyTiles {
     const int run = i >= tiles[0], row = begin[run] + (run ? i - tiles[0] : i) * kTileKeys;
     return {row, std::min(kTileKeys, end[run] - row)};
   }
-  // Whether the tile may have fewer keys than it has room for.
-  constexpr bool is_last(int i) const { return i == tiles[0] - 1 || i == count() - 1; }
 };
 
 struct Item {

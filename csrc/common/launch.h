@@ -34,5 +34,6 @@ __device__ inline int row_of_warp() { return blockIdx.x * kWarpsPerBlock + threa
 #define LL_CUDA_CHECK(expr)                                                            \
   do {                                                                                 \
     const cudaError_t err_ = (expr);                                                   \
-    LL_CHECK(err_ == cudaSuccess, #expr " failed: ", cudaGetErrorString(err_)); \
+    if (err_ != cudaSuccess) cudaGetLastError(); /* or the next launch would raise it again */ \
+    LL_CHECK(err_ == cudaSuccess, #expr " failed: ", cudaGetErrorString(err_));              \
   } while (0)

@@ -70,7 +70,7 @@ struct alignas(128) Shared {
   // The last barrier of either list of empty ones is of no stage, and none waits for it.
   sm90::Barrier patch_full[C::kPatches], patch_empty[C::kPatches + 1];
   sm90::Barrier weight_full[C::kStages], weight_empty[C::kStages + 1];
-  sm90::Barrier squares_full[kConsumers];
+  sm90::Barrier squares_full[2][kConsumers];
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -111,6 +111,7 @@ struct Feeder {
 
   __device__ void load_patch(const sm90::TensorMap& map, int x, int y, int chunk, int frame) {
     s.patch_empty[patch.stage].wait(patch.parity ^ 1);
+    __syncwarp();  // the first lane must not run ahead: a barrier that is a phase further looks like one not yet there
     if (issues) {
       s.patch_full[patch.stage].arrive_and_expect(C::kPatchBytes);
       sm90::load_tile(s.patch[patch.stage].bytes, map, x * kGroup, y, chunk * (kChunk / kGroup), frame,
@@ -121,6 +122,7 @@ struct Feeder {
 
   __device__ const bf16* load_weight(const bf16* from) {
     s.weight_empty[weight.stage].wait(weight.parity ^ 1);
+    __syncwarp();
     if (issues) {
       s.weight_full[weight.stage].arrive_and_expect(C::kStageBytes);
       sm90::load_bytes(s.weight[weight.stage].bytes, from, C::kStageBytes, s.weight_full[weight.stage]);
@@ -352,9 +354,9 @@ struct Consumer {
   }
 
   // The other half of the channels is with the other CTA of the cluster. What it sent for the last item but one has
-  // been read by all before they sent for the last one, so two buffers do.
+  // been read by all before they sent for the last one, so two buffers do, each with a barrier.
   __device__ void add_other_half(float (&squares)[kTiles][2]) {
-    const uint32_t other = sm90::cluster_rank() ^ 1, turn = exchanges++ & 1;
+    const uint32_t other = sm90::cluster_rank() ^ 1, turn = exchanges & 1, parity = exchanges++ >> 1 & 1;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i)
 #pragma unroll
@@ -362,8 +364,8 @@ struct Consumer {
         if (lane % 4 == 0)
           sm90::remote_store(sm90::remote_address(&s.squares[turn][index][i][pixel(r)], other), squares[i][r]);
     __syncwarp();
-    if (lane == 0) sm90::remote_arrive(sm90::remote_address(&s.squares_full[index], other));
-    sm90::wait_for_cluster(s.squares_full[index], turn);
+    if (lane == 0) sm90::remote_arrive(sm90::remote_address(&s.squares_full[turn][index], other));
+    sm90::wait_for_cluster(s.squares_full[turn][index], parity);
 #pragma unroll
     for (int i = 0; i < kTiles; ++i)
 #pragma unroll
@@ -436,7 +438,8 @@ __device__ void convolve(const sm90::TensorMap& input, const sm90::TensorMap& re
     for (sm90::Barrier& full : s.weight_full) full.init(1);
     for (sm90::Barrier& empty : s.patch_empty) empty.init(kConsumers * kWarps);
     for (sm90::Barrier& empty : s.weight_empty) empty.init(kConsumers * kWarps);
-    for (sm90::Barrier& full : s.squares_full) full.init(kWarps);
+    for (auto& both : s.squares_full)
+      for (sm90::Barrier& full : both) full.init(kWarps);
     sm90::fence_barrier_init();
   }
   __syncthreads();

@@ -67,7 +67,7 @@ class RingCache:
 
     def reset(self) -> None:
         """Forget every frame; the storage stays."""
-        self.frames = self.valid = self._origin = 0
+        self.frames = self._origin = 0
         self.turns_sinks = self._sink_written = False
 
     def take_sinks(self, other: RingCache) -> None:
@@ -90,12 +90,12 @@ class RingCache:
         if not 1 <= frames <= self.window:
             raise ValueError(f"frames must lie in 1..{self.window}, got {frames}")
         self.frames, self._origin = frames, origin
-        self.valid = min(start + frames - origin, self.window)
+        valid = min(start + frames - origin, self.window)
         writes_sinks = start - origin < self.sink
         self.turns_sinks = self.relative and self._sink_written and not writes_sinks
         self._sink_written |= writes_sinks
         self._start.fill_(start)
-        self.ranges[0, 0, 1:].fill_(self.valid * self.k.shape[2])
+        self.ranges[0, 0, 1:].fill_(valid * self.k.shape[2])
 
     def advance(self) -> None:
         """The device's half of ``seek``: write slots, rotations and the sinks' keys where they stand now."""

@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         # Zero rows become the biases' constant vector and are attended to: there is no mask.
         context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
         k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)
-        home = home_of_ranges(context.device, len(context))
+        home = home_of_ranges(context)
         ranges = torch.tensor([[[0, len(context)], [0, 0]]], dtype=torch.int32, device=home)
         return CrossCache(torch.stack(k)[:, None], torch.stack(v)[:, None], ranges)
 

@@ -211,15 +211,18 @@ def test_folding_an_enlarged_frame_changes_roundings_only():
     assert 1e-4 < error < 2**-8  # there, and no more than one rounding of the weights and one of the result
 
 
-def test_adds_in_place(run, device):
-    """The residual stream is advanced where it lies."""
-    net = Network(Kind.CAUSAL, 96, 96, (9, 18), 2, "identity").rounded(torch.bfloat16)
-    apart, args = arguments(net, device), arguments(net, device)
+@pytest.mark.parametrize(("channels", "act"), [(96, True), (384, True), (384, False)])
+def test_adds_in_place(run, device, channels, act):
+    """The residual stream is advanced where it lies, also where 384 channels are computed in two parts."""
+    net = Network(Kind.CAUSAL, channels, channels, (9, 18), 2, "identity").rounded(torch.bfloat16)
+    apart, args = arguments(net, device, act=act), arguments(net, device, act=act)
     run(*apart.values())
     args["raw"], args["raw_frames"] = args["residual"], args["residual_frames"]
     run(*args.values())
-    assert torch.equal(args["raw"][args["raw_frames"].long()], apart["raw"][apart["raw_frames"].long()])
-    assert torch.equal(args["act"][args["act_frames"].long()], apart["act"][apart["act_frames"].long()])
+    for name in ("raw", "act")[: 1 + act]:
+        places = (t[f"{name}_frames"].long() for t in (args, apart))
+        got, want = (t[name][at] for t, at in zip((args, apart), places, strict=True))
+        assert torch.equal(got, want), name
 
 
 def test_history_in_any_place_is_the_whole_sequence(run, device):

@@ -37,7 +37,7 @@ bool covers(const Keys& keys, const int* ranges, int tokens, int tile) {
   for (int i = 0; i < keys.count(); ++i) {
     const KeyTile t = keys[i];
     EXPECT(t.count <= tile && t.row >= 0 && t.row + t.count <= tokens);
-    EXPECT(keys.is_last(i) ? t.count >= 0 : t.count == tile);
+    EXPECT(i == keys.tiles[0] - 1 || i == keys.count() - 1 ? t.count >= 0 : t.count == tile);
     for (int j = 0; j < t.count; ++j) ++seen[t.row + j];
   }
   EXPECT(seen == want);

@@ -70,4 +70,5 @@ __device__ inline void mma_rs(float (&d)[64], const uint32_t* a, uint64_t b) {
 }
 
 #undef LL_ACC16
+#undef LL_ACC8
 }  // namespace longlive::sm90
