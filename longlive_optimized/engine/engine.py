@@ -140,14 +140,8 @@ class LongLiveEngine:
             if fixed := [name for name in changed if name not in HOT_FIELDS]:
                 raise ValueError(f"{', '.join(fixed)} cannot change while the engine runs; {', '.join(HOT_FIELDS)} can")
             self.config = config
-            try:
-                for stream in self._streams:
-                    stream.resize(config.local_attn_size)
-            except BaseException:
-                self.config = before
-                for stream in self._streams:
-                    stream.resize(before.local_attn_size)
-                raise
+            if "local_attn_size" in changed:
+                self._resize_all(before)
             if "use_cuda_graphs" in changed:
                 for stream in self._streams:
                     stream.passes.graphs = self._new_graphs()
@@ -155,26 +149,42 @@ class LongLiveEngine:
                     stream.encoder.use_graphs(self._new_graphs)
             self._note_what_is_missing()
 
+    def _resize_all(self, before: OptimizationConfig) -> None:
+        """Give every stream the config's window. If one fails, all get their own back, and the config is ``before``."""
+        windows = {stream: stream.window for stream in self._streams}
+        try:
+            for stream in windows:
+                stream.resize(self.config.local_attn_size)
+        except BaseException:
+            self.config = before
+            for stream, window in windows.items():
+                stream.resize(window)
+            raise
+
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
         """Fill a stream's window and switch its prompt once, then reset it; returns seconds.
 
         What only the first seconds of a stream need (recaches within its first window) and video input are compiled and
         captured when they first occur. ``blocks`` is how many to make, at least enough to fill the window; ``stream``
-        is the default one unless given.
+        is the default one unless given. Raises ValueError for one with ``total_frames``, which may end before that.
         """
         started, prompt = time.perf_counter(), "warm-up"
         with self._turn():
             stream = stream or self.stream
+            if stream.total_frames is not None:
+                raise ValueError("stream must have no total_frames to be warmed up")
             blocks = max(blocks or 0, -(-stream.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
-            for i in range(blocks):
-                last = i == blocks - 1
-                request = BlockRequest(f"{prompt}!" if last else prompt)  # the last one recaches
-                self.generate_block(request, stream, first_latent_only=last)
-            self.rest_of_block(stream)
-            self.synchronize()
-            stream.reset()
-            stream.timer.clear()
-            self.prompts.hits = self.prompts.misses = 0
+            try:
+                for i in range(blocks):
+                    last = i == blocks - 1
+                    request = BlockRequest(f"{prompt}!" if last else prompt)  # the last one recaches
+                    self.generate_block(request, stream, first_latent_only=last)
+                self.rest_of_block(stream)
+                self.synchronize()
+            finally:
+                stream.reset()
+                stream.timer.clear()
+                self.prompts.hits = self.prompts.misses = 0
         return time.perf_counter() - started
 
     def generate_block(
@@ -183,7 +193,7 @@ class LongLiveEngine:
         """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
 
         ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others,
-        which are skipped if the next block is asked for instead.
+        which are given up when the next block is asked for instead.
 
         Does not wait for the device. After an error the same request may be made again: nothing is lost, unless the VAE
         failed, whose state is then gone; the stream begins anew.
@@ -195,8 +205,9 @@ class LongLiveEngine:
                 self.rest_of_block(stream)
             with _untimed_if_it_fails(stream):
                 latents = self._generate(stream, request)
+                history = stream.history_with(latents)  # whatever may fail comes before the decoder moves on
                 frames = self._decode(stream, latents[:1] if first_latent_only else latents)
-                stream.keep(latents)
+                stream.keep(history, len(latents))
                 return self._hand_out(stream, frames, len(latents) - 1 if first_latent_only else 0)
 
     def rest_of_block(self, stream: Stream | None = None) -> Tensor:
@@ -204,7 +215,7 @@ class LongLiveEngine:
         with self._turn():
             stream = stream or self.stream
             if not stream.undecoded:
-                raise RuntimeError("no frames are left: the last block was given whole")
+                raise RuntimeError("no frames of the last block are left")
             with _untimed_if_it_fails(stream):
                 frames = self._decode(stream, stream.history[-stream.undecoded :], "decode_rest")
                 return self._hand_out(stream, frames, 0)

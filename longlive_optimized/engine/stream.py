@@ -53,6 +53,8 @@ class Stream:
         latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
         self.passes = self._new_passes(config.local_attn_size)
+        # Of the last block: latents, at the end of ``history``, whose frames were not asked for yet, and frames given.
+        self.undecoded, self.given = 0, 0
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
@@ -78,9 +80,9 @@ class Stream:
         """The next frames are the first of a video for the VAE alone."""
         # The next block's video, encoded, and its share of noise: kept until the block is, for a second try.
         self.encoded: tuple[Tensor, float] | None = None
-        # Of the last block: latents, at the end of ``history``, whose frames were not asked for yet, and frames given.
+        if self.given:
+            self.timer.block_done(self.given)  # the rest of that block will not come
         self.undecoded, self.given = 0, 0
-        self.timer.discard()
         self.decoder.reset()
         self.encoder.reset()
 
@@ -134,11 +136,15 @@ class Stream:
         """Latent frames of the next block: 3, and 4 for the first block of video mode."""
         return BLOCK_FRAMES + (from_video and self.position == 0)
 
-    def keep(self, latents: Tensor) -> None:
-        """The block is generated: move on."""
+    def history_with(self, latents: Tensor) -> Tensor:
+        """``history`` once ``latents`` belong to it."""
+        return torch.cat((self.history, latents))[-MAX_WINDOW:]
+
+    def keep(self, history: Tensor, frames: int) -> None:
+        """A block of so many latent frames is generated, at the end of ``history``: move on."""
         self.prompt.block_made()
-        self.history = torch.cat((self.history, latents))[-MAX_WINDOW:]
-        self.position += len(latents)
+        self.history = history
+        self.position += frames
         self.context_due = True
         self.encoded = None
 

@@ -77,7 +77,7 @@ def test_the_first_latents_frames_may_come_first(engine):
         first = engine.generate_block(BlockRequest(prompt), parts, first_latent_only=True)
         assert len(first) == len(block) - 8 and len(engine.block_times(parts)) == len(engine.block_times(whole)) - 1
         torch.testing.assert_close(torch.cat((first, engine.rest_of_block(parts))), block, rtol=0, atol=1)
-        with pytest.raises(RuntimeError, match="no frames are left"):
+        with pytest.raises(RuntimeError, match="no frames of the last block"):
             engine.rest_of_block(parts)
     assert [t.frames for t in engine.block_times(parts)] == [9, 12, 12]
     assert all(t.stages["decode_rest"] > 0 for t in engine.block_times(parts))
@@ -92,7 +92,53 @@ def test_frames_not_asked_for_are_skipped(engine):
     engine.reset(parts)
     assert parts.undecoded == 0
     assert len(engine.generate_block(BlockRequest("a fox"), parts)) == 9
-    assert engine.block_times(parts)[-1].frames == 9
+    assert [t.frames for t in engine.block_times(parts)] == [9, 4, 9]  # what was given of the second one counts
+
+
+def test_the_first_latents_frames_of_a_video(engine):
+    """13 frames are 1 + 12, and a change of mode gives up what was not asked for."""
+    video, stream = torch.randint(0, 256, (13, 32, 48, 3), dtype=torch.uint8), engine.open_stream()
+    assert len(engine.generate_block(BlockRequest("a fox", video=video), stream, first_latent_only=True)) == 1
+    assert len(engine.rest_of_block(stream)) == 12
+    assert len(engine.generate_block(BlockRequest("a fox", video=video), stream, first_latent_only=True)) == 4
+    assert len(engine.generate_block(BlockRequest("a fox"), stream, first_latent_only=True)) == 1
+    assert len(engine.rest_of_block(stream)) == 8
+    assert [t.frames for t in engine.block_times(stream)] == [13, 4, 9]
+
+
+def test_a_rest_that_fails_begins_the_stream_anew(engine, monkeypatch):
+    stream = engine.open_stream(seed=4)
+    first = engine.generate_block(BlockRequest("a fox"), stream, first_latent_only=True)
+
+    def fail(latents):
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(stream.decoder, "decode_uint8", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.rest_of_block(stream)
+    with pytest.raises(RuntimeError, match="no frames of the last block"):
+        engine.rest_of_block(stream)
+    assert torch.equal(engine.generate_block(BlockRequest("a fox"), stream, first_latent_only=True), first)
+
+
+def test_a_window_of_a_stream_outlives_other_changes(engine):
+    stream = engine.open_stream()
+    engine.resize(stream, 9)
+    steps = engine.config.denoising_steps
+    engine.configure(denoising_steps=(1000, 500))
+    assert stream.window == 9
+    engine.configure(denoising_steps=steps)
+
+
+def test_a_warm_up_that_fails_leaves_no_trace(engine, monkeypatch):
+    stream = engine.open_stream()
+    monkeypatch.setattr(engine, "rest_of_block", lambda stream: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.warmup(stream=stream)
+    assert stream.position == 0 and not engine.block_times(stream)
+    with pytest.raises(ValueError, match="total_frames"):
+        engine.warmup(stream=engine.open_stream(total_frames=6))
 
 
 def test_the_seed_decides_the_video(engine):
