@@ -83,7 +83,7 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes.
     """
     rows, memory, levels = {}, {}, {}
-    sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
+    sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, EncoderStream(engine.vae))
     for name, measure, ours in sides:
         times, memory[f"{name}_gib"] = measure(engine, ours, blocks)
         rows |= times
