@@ -8,6 +8,7 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
+from ..vae.model import WanVae
 from ..vae.stream import to_uint8
 from .adherence import tally
 from .autoencode import decode, encode, fold_statistics
@@ -21,13 +22,40 @@ _LATENTS = (2, 2, 5, 15)  # latent frames of a clip, by step: mostly many scenes
 # Weights of the losses beside the mean absolute error. It alone rests at the median of the few colours there are: the
 # square leads away from there.
 _SQUARE, _EDGES, _KL = 2.0, 0.5, 5e-4
+_LOSSES = "loss", "picture", "edges", "kl"
 _SMALLEST_STD = 0.1  # a latent channel that says nothing is not blown up to say it loudly
+
+
+class _Reconstruction(nn.Module):
+    """The losses of frames on their way through the VAE and its noise."""
+
+    def __init__(self, vae: WanVae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, frames: Tensor, noise: Tensor) -> Tensor:
+        """frames [B, 3, 4T - 3, 8h, 8w], noise [B, z_dim, T, h, w]; the losses by the names of ``_LOSSES``."""
+        mean, log_variance = (part.float() for part in _encode(self.vae, frames))
+        log_variance = log_variance.clamp(-30, 20)
+        error = _decode(self.vae, mean + (0.5 * log_variance).exp() * noise) - frames
+        picture, square = error.abs().mean(), error.square().mean()
+        edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return torch.stack((picture + _SQUARE * square + _EDGES * edges + _KL * kl, picture, edges, kl))
+
+
+def _encode(vae: WanVae, frames: Tensor) -> tuple[Tensor, Tensor]:
+    return encode(vae, frames.to(vae.conv2.weight.dtype))
+
+
+def _decode(vae: WanVae, z: Tensor) -> Tensor:
+    return decode(vae, z.to(vae.conv2.weight.dtype)).float()
 
 
 class VaeStage:
     """Trains ``vae.pt``."""
 
-    name, share, batch, rate = "vae", 0.2, 12, 3e-3
+    name, share, batch, rate = "vae", 0.2, 12, 1e-3
     clips = 0  # it makes its own all the time
 
     def __init__(self, size: Size, out: Path, device: torch.device, dtype: torch.dtype, seed: int):
@@ -37,6 +65,7 @@ class VaeStage:
             if weight.ndim == 5:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
         self.parts: dict[str, nn.Module] = {"vae": self.vae}
+        self._reconstructions: dict[int, nn.Module] = {}  # by latent frames
         self._steps = 0
 
     def begin(self, seed: int) -> None:
@@ -48,23 +77,18 @@ class VaeStage:
         latents = _LATENTS[self._steps % len(_LATENTS)]
         self._steps += 1
         frames = self._clips(max(1, batch * 5 // latents), latents)
-        mean, log_variance = (part.float() for part in self._encode(frames))
-        log_variance = log_variance.clamp(-30, 20)
-        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-        made = self._decode(z)
-        error = made - frames
-        picture, square = error.abs().mean(), error.square().mean()
-        edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = picture + _SQUARE * square + _EDGES * edges + _KL * kl
-        return {"loss": loss, "picture": picture, "edges": edges, "kl": kl}
+        places = latents, frames.shape[3] // 8, frames.shape[4] // 8
+        noise = torch.randn(len(frames), self.size.vae.z_dim, *places, device=self.device)
+        if latents not in self._reconstructions:
+            self._reconstructions[latents] = self._new_reconstruction(frames, noise)
+        return dict(zip(_LOSSES, self._reconstructions[latents](frames, noise), strict=True))
 
     @torch.no_grad()
     def sample(self, count: int) -> Sample:
         """Clips after the way through the VAE, and its noise; pictures of each clip before and after."""
         scenes = [sample_scene(self.random, held_out=True) for _ in range(count)]
         frames = self._render([(scene,) for scene in scenes], _LATENTS[-1], None)
-        made = torch.cat([self._decode(self._encode(some)[0]) for some in frames.split(8)])
+        made = torch.cat([_decode(self.vae, _encode(self.vae, some)[0]) for some in frames.split(8)])
         error = (made.clamp(-1, 1) - frames).square().mean().item()
         before, after = (list(to_uint8(part).permute(0, 2, 3, 4, 1).cpu()) for part in (frames, made))
         scores = tally(score(video, scene) for video, scene in zip(after, scenes, strict=True))
@@ -75,15 +99,14 @@ class VaeStage:
     @torch.no_grad()
     def finish(self) -> None:
         """Give the latents the mean and deviation that the engine expects of them."""
-        means = torch.cat([self._encode(self._clips(8, _LATENTS[-1]))[0] for _ in range(16)])
+        means = torch.cat([_encode(self.vae, self._clips(8, _LATENTS[-1]))[0] for _ in range(16)])
         latents = means.transpose(0, 1).flatten(1).double()
         fold_statistics(self.vae, latents.mean(1), latents.std(1).clamp(min=_SMALLEST_STD))
 
-    def _encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        return encode(self.vae, frames.to(self.vae.conv2.weight.dtype))
-
-    def _decode(self, z: Tensor) -> Tensor:
-        return decode(self.vae, z.to(self.vae.conv2.weight.dtype)).float()
+    def _new_reconstruction(self, *sample: Tensor) -> nn.Module:
+        """Losses of batches like ``sample``; on a GPU a graph, as the thousands of kernels of a step are all short."""
+        made = _Reconstruction(self.vae)
+        return torch.cuda.make_graphed_callables(made, sample) if self.device.type == "cuda" else made
 
     def _clips(self, batch: int, latents: int) -> Tensor:
         pairs = [tuple(sample_scene(self.random, held_out=False) for _ in range(2)) for _ in range(batch)]
