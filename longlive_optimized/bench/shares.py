@@ -21,21 +21,21 @@ KINDS = {
 
 
 @torch.no_grad()
+def undecoded_block(engine: LongLiveEngine) -> None:
+    """The transformer's passes of the default stream's next block: the last one's context, then the steps."""
+    stream = engine.stream
+    stream.passes.clean(stream.history[-BLOCK_FRAMES:])
+    inputs = stream.passes.inputs(BLOCK_FRAMES, len(engine.config.denoising_steps))
+    stream.keep(stream.history_with(stream.passes.denoise(stream.position, inputs)), BLOCK_FRAMES)
+
+
 def measure_shares(engine: LongLiveEngine, blocks: int = 5) -> dict:
     """Milliseconds per block of each kind, over ``blocks`` steady blocks of the default stream, without decoding."""
-    stream = engine.stream
-    inputs = stream.passes.inputs(BLOCK_FRAMES, len(engine.config.denoising_steps))
-
-    def block() -> None:
-        stream.passes.clean(stream.history[-BLOCK_FRAMES:])
-        latents = stream.passes.denoise(stream.position, inputs)
-        stream.keep(latents)
-
-    block()
+    undecoded_block(engine)
     engine.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(blocks):
-            block()
+            undecoded_block(engine)
         engine.synchronize()
     kernels = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     by_kind: dict[str, float] = defaultdict(float)

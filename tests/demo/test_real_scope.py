@@ -16,6 +16,8 @@ import av
 import numpy as np
 import pytest
 
+pytest.importorskip("aiortc")
+
 from longlive_optimized.demo.scope_integration import LatencyStats
 from support.scope_real import ScopeServer, Viewer, refused
 

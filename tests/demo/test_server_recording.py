@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 av = pytest.importorskip("av")
+pytest.importorskip("aiortc")
 
 from longlive_optimized.demo.server.broadcast import to_yuv  # noqa: E402
 from longlive_optimized.demo.server.recording import LAG, Recorder  # noqa: E402

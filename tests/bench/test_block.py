@@ -1,0 +1,40 @@
+"""``bench block`` measures what it names, on every device."""
+
+import pytest
+import torch
+
+from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+from longlive_optimized.bench.block import run
+from longlive_optimized.bench.shares import undecoded_block
+
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+DEVICES = pytest.mark.parametrize("device", ["cpu", GPU])
+
+
+def tiny(device: str) -> LongLiveEngine:
+    return LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), device)
+
+
+@DEVICES
+def test_an_undecoded_block_is_the_next_one(device):
+    """The same latents as the engine's own block from the same noise, and the stream stands behind it."""
+    engine, other = tiny(device), tiny(device)
+    for each in (engine, other):
+        for _ in range(2):
+            each.generate_block(BlockRequest("a fox"))
+    inputs = other.stream.passes.inputs(3, len(other.config.denoising_steps))
+    other.generate_block(BlockRequest("a fox"))
+    engine.stream.passes.inputs(3, len(engine.config.denoising_steps)).noise.copy_(inputs.noise)
+    undecoded_block(engine)
+    assert engine.stream.position == other.stream.position == 9
+    torch.testing.assert_close(engine.stream.history, other.stream.history)
+
+
+@DEVICES
+def test_run_has_every_figure(device):
+    row = run(tiny(device), blocks=2, plain_blocks=1)
+    assert row["blocks"] == 2 and row["fps"] > 0 and row["plain_dit_ms"] > 0 and row["switch_first_pixel_ms"] > 0
+    assert row["switch_first_pixel_ms"] <= row["switch_wall_ms"]
+    if device == "cuda":
+        shares = row["shares"]
+        assert 0 < shares["attention_ms"] < shares["span_ms"] and row["ungraphed_dit_ms"] > 0
