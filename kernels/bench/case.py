@@ -27,6 +27,7 @@ class Bench:
     real: list[Case]
     small: list[Case]
     published: Callable | None = None  # the published order of operations and roundings, in plain torch
+    peers: Callable[[], dict[str, Callable]] = dict  # other libraries' operators of the same arguments, if installed
     time_reference: bool = True  # on a GPU too; false where it would take minutes
 
 

@@ -1,5 +1,7 @@
 """Shapes, counts and baseline of ring_attention."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,22 @@ def published(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor, split: 
     return torch.cat([run_on(part, k_ring, v_ring, run) for part in parts])
 
 
+def peers() -> dict[str, Callable]:
+    """FlashAttention-4 (``pip install flash-attn-4``) on the same keys as the published order."""
+    try:
+        from flash_attn.cute import flash_attn_func
+    except ImportError:
+        return {}
+
+    def flash_attention_4(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor, split: int | None) -> Tensor:
+        parts = (q,) if split is None else (q[:split], q[split:])
+        k, v = (ring[:, : min(k_ring.shape[1], 12 * FRAME)] for ring in (k_ring, v_ring))
+        outs = [flash_attn_func(part[None], k, v) for part in parts]
+        return torch.cat([(out[0] if isinstance(out, tuple) else out)[0] for out in outs])
+
+    return {"flash-attention-4": flash_attention_4}
+
+
 # Two groups: the context pass of a block and the first step of the next one, in a ring of 15 frames.
 MERGED = ((0, 3 * FRAME), (6 * FRAME, 15 * FRAME)), ((0, 3 * FRAME), (3 * FRAME, 12 * FRAME))
 
@@ -54,4 +72,5 @@ BENCH = Bench(
     ],
     small=[case(180, 720, 2, torch.float32)],
     published=published,
+    peers=peers,
 )

@@ -75,12 +75,12 @@ def _known() -> list[str]:
 
 
 def _load(name: str) -> tuple[Bench, dict[str, Callable]]:
-    """The operator's cases, and whatever can run them: its backends in order, then the published baseline."""
+    """The operator's cases, and whatever can run them: its backends, other libraries, the published baseline."""
     import_module(f"...{name}", __package__ + ".runner")
     bench: Bench = import_module(f".{name}", __package__).BENCH
     impls = OPS[name].impls
     runners = {b: impls[b][0] for b in ORDER if b in impls}
-    return bench, runners | ({"published": bench.published} if bench.published else {})
+    return bench, runners | bench.peers() | ({"published": bench.published} if bench.published else {})
 
 
 def _on_gpu(name: str, ceilings: Ceilings) -> list[dict]:
@@ -93,7 +93,7 @@ def _on_gpu(name: str, ceilings: Ceilings) -> list[dict]:
         for backend, function in runners.items():
             if backend == "reference" and not bench.time_reference:
                 continue
-            if backend == "published" or OPS[name].impls[backend][1](*sets[0]):
+            if backend not in OPS[name].impls or OPS[name].impls[backend][1](*sets[0]):
                 rows.append(_row(name, case, backend, time_on_gpu(function, sets), ceilings))
     return rows
 

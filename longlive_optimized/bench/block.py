@@ -17,6 +17,7 @@ from .eager import plain_network, predict_x0, renoise
 from .shares import measure_shares
 
 PROMPT = "a lighthouse above a stormy sea"
+_OTHER_STEPS, _OTHER_WINDOW = (1000, 500, 250), 9
 
 
 def measure_engine(engine: LongLiveEngine, blocks: int) -> dict:
@@ -86,6 +87,34 @@ def measure_switches(engine: LongLiveEngine, boundary: int, at_random: int) -> d
     return row | {f"switch_at_random_{name}_ms": random_row[f"switch_{name}_ms"] for name in ("wall", "first_pixel")}
 
 
+def measure_preset_switch(engine: LongLiveEngine) -> dict:
+    """Wall milliseconds of the blocks before, at and after a change to fewer steps and a smaller window, never seen.
+
+    The first block after it recomputes its window and runs everything as it is; the second captures.
+    """
+    before = engine.config
+
+    def blocks(count: int) -> list[float]:
+        times = []
+        for _ in range(count):
+            started = time.perf_counter()
+            engine.generate_block(BlockRequest(PROMPT))
+            engine.synchronize()
+            times.append((time.perf_counter() - started) * 1e3)
+        return times
+
+    steady = statistics.median(blocks(5))
+    engine.configure(denoising_steps=_OTHER_STEPS, local_attn_size=_OTHER_WINDOW)
+    first, second, *after = blocks(6)
+    engine.configure(denoising_steps=before.denoising_steps, local_attn_size=before.local_attn_size)
+    return {
+        "preset_before_ms": steady,
+        "preset_first_ms": first,
+        "preset_second_ms": second,
+        "preset_after_ms": statistics.median(after),
+    }
+
+
 @torch.no_grad()
 def measure_plain(engine: LongLiveEngine, blocks: int) -> dict:
     """DiT milliseconds of the plain network on the same weights: as many steps, then the clean pass."""
@@ -112,7 +141,7 @@ def measure_plain(engine: LongLiveEngine, blocks: int) -> dict:
 
 
 def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
-    """One row: the engine, a prompt switch, the engine without graphs, and the plain network."""
+    """One row: the engine, prompt switches, a preset switch, the engine without graphs, and the plain network."""
     config = engine.config
     row = {
         "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
@@ -125,6 +154,7 @@ def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
         "load_s": engine.load_seconds,
         **measure_engine(engine, blocks),
         **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),
+        **measure_preset_switch(engine),
     }
     if engine.cuda_graphs_active:
         row["shares"] = measure_shares(engine)

@@ -14,7 +14,9 @@ from ..engine.timing import percentile
 from ..kernels.bench.causal_conv import arguments, decoder
 from ..kernels.bench.runner import time_on_gpu
 from ..kernels.causal_conv import causal_conv
-from ..vae.stream import DecoderStream, EncoderStream
+from ..vae.model import WanVae
+from ..vae.stream import DecoderStream, EncoderStream, to_uint8
+from .eager_vae import PlainDecoder
 
 PIXEL_FRAMES = 4 * BLOCK_FRAMES
 
@@ -52,6 +54,14 @@ def _decoding(engine: LongLiveEngine, stream: DecoderStream, blocks: int) -> tup
     return times, (_allocated(engine, peak=True) - before) / 2**30
 
 
+def _plain_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
+    """Times of a block in the published order, to uint8."""
+    decoder = PlainDecoder(engine.vae)
+    z = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, device=engine.device, dtype=engine.dtype)
+    decoder.decode(z)
+    return _times(engine, lambda: to_uint8(decoder.decode(z)), blocks)
+
+
 def _encoding(engine: LongLiveEngine, stream: EncoderStream, blocks: int) -> tuple[dict[str, list[float]], float]:
     """Times to encode a block's frames, and GiB that came to the weights meanwhile."""
     shape = PIXEL_FRAMES + 1, 3, engine.stream.height, engine.stream.width
@@ -80,10 +90,11 @@ def _levels(height: int, width: int) -> dict[str, dict[str, float]]:
 def run(engine: LongLiveEngine, blocks: int) -> dict:
     """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call.
 
-    Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes.
+    Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes;
+    and decoding in the published order.
     """
     rows, memory, levels = {}, {}, {}
-    sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, EncoderStream(engine.vae))
+    sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
     for name, measure, ours in sides:
         times, memory[f"{name}_gib"] = measure(engine, ours, blocks)
         rows |= times
@@ -91,6 +102,8 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
             library = type(ours)(engine.vae, packed=False)
             times, memory[f"library_{name}_gib"] = measure(engine, library, blocks)
             rows |= {f"library_{key}": value for key, value in times.items()}
+    if isinstance(engine.vae, WanVae):
+        rows["plain_decode"] = _plain_decoding(engine, min(blocks, 10))
     if engine.stream.decoder.packed:
         levels = _levels(*engine.stream.latent_shape[1:])
     engine.stream.reset()

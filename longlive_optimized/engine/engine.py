@@ -146,6 +146,7 @@ class LongLiveEngine:
                 for stream in self._streams:
                     stream.passes.graphs = self._new_graphs()
                     stream.decoder.use_graphs(self._new_graphs)
+                    stream.encoder.use_graphs(self._new_graphs)
             self._note_what_is_missing()
 
     def _resize_all(self, before: OptimizationConfig) -> None:

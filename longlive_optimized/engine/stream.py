@@ -48,8 +48,7 @@ class Stream:
             dtype=model.dtype,
             device=model.device,
         )
-        self.decoder = DecoderStream(vae, new_graphs=new_graphs)
-        self.encoder = EncoderStream(vae, packed=False)  # the packed one has not run on a GPU yet
+        self.decoder, self.encoder = (side(vae, new_graphs=new_graphs) for side in (DecoderStream, EncoderStream))
         self.timer = BlockTimer(model.device, named=config.enable_profiling)
         latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.dtype, device=model.device)

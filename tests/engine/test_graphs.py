@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
-from longlive_optimized.kernels.registry import backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 PROMPTS = ["a fox"] * 3 + ["a boat"] * 4 + ["a storm"] * 3
@@ -18,22 +17,14 @@ def video(engine, prompts=PROMPTS, **wishes) -> torch.Tensor:
     return torch.cat([engine.generate_block(BlockRequest(prompt, **wishes)).cpu() for prompt in prompts])
 
 
-@pytest.mark.parametrize(
-    "changes", [{"positions": "relative"}, {"positions": "base"}, {"model_dtype": "float32"}], ids=str
-)
-def test_a_graph_equals_eager_bit_for_bit(changes):
-    graphed, eager = engine(**changes), engine(**changes, use_cuda_graphs=False)
+@pytest.mark.parametrize("positions", ["relative", "base"])
+def test_a_graph_equals_eager_bit_for_bit(positions):
+    graphed, eager = engine(positions=positions), engine(positions=positions, use_cuda_graphs=False)
     expected = video(eager)
     assert torch.equal(video(graphed), expected)  # captures on the way
     graphed.reset()
     assert torch.equal(video(graphed), expected)  # replays all the way
     assert graphed.cuda_graphs_active and not eager.cuda_graphs_active
-
-
-@pytest.mark.parametrize("name", ["reference", "library", "triton"])
-def test_every_backend_makes_a_video(name):
-    with backend(name):
-        assert video(engine(), ["a fox", "a fox", "a boat"]).shape == (9 + 12 + 12, 64, 96, 3)
 
 
 def test_steady_blocks_capture_nothing_new():
@@ -110,3 +101,24 @@ def test_a_block_never_waits_for_the_device():
             graphed.generate_block(request)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_five_thousand_blocks_neither_drift_nor_grow():
+    graphed = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48, positions="relative"), device="cuda")
+    seen = []
+    for block in range(5000):
+        frames = graphed.generate_block(BlockRequest("a fox"))
+        if block % 1000 == 99:
+            assert frames.float().std() > 0
+            seen.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    assert len(seen) == 5 and len(set(seen)) == 1
+    assert graphed.stream.position == 15000 and graphed.stream.history.isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_an_engine_on_the_second_gpu_works_there():
+    config = OptimizationConfig(height=64, width=96)
+    first, second = (LongLiveEngine("tiny", config, device=f"cuda:{i}") for i in range(2))
+    both = [[e.generate_block(BlockRequest(prompt)) for e in (first, second)] for prompt in PROMPTS]
+    assert all(b.device.index == 1 and torch.equal(a.cpu(), b.cpu()) for a, b in both)
+    assert second.cuda_graphs_active and torch.cuda.current_device() == 0

@@ -49,9 +49,10 @@ def case(
     ranges=WHOLE,
     spread=4.0,
     outlier=0.0,
+    seed=0,
 ):
     """Logits of about the deviation ``spread``; with an ``outlier``, one key of that many times the usual length."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     size = slots * per_slot
     q = spread**0.5 * torch.randn(tokens, heads, head_dim, device=device)
     k = spread**0.5 * torch.randn(size, heads, head_dim, device=device)
@@ -276,11 +277,17 @@ REAL = {
 }
 
 
+LOGITS = {"small": {"spread": 1.0}, "usual": {}, "large": {"spread": 30.0}, "outlier": {"outlier": 40.0}}
+
+
+SEEDS = [*((name, 0) for name in REAL), *(("self-attention", seed) for seed in range(1, 10))]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("spread", [1.0, 4.0, 30.0])
-@pytest.mark.parametrize("name", REAL)
-def test_is_as_exact_as_cudnn(kernel, device, name, spread):
-    q, k, v, ranges, split = args = case(torch.bfloat16, device, **REAL[name], spread=spread)
+@pytest.mark.parametrize("logits", LOGITS)
+@pytest.mark.parametrize(("name", "seed"), SEEDS)
+def test_is_as_exact_as_cudnn(kernel, device, name, seed, logits):
+    q, k, v, ranges, split = args = case(torch.bfloat16, device, **REAL[name], **LOGITS[logits], seed=seed)
     got, library = kernel(*args), OP.impls["library"][0](q, k, v, ranges.cpu(), split)
     want = torch.cat([truth(*(x[..., i : i + 1, :] for x in (q, k, v)), ranges, split) for i in range(12)], dim=1)
     assert error(got, want) <= 1.02 * error(library, want)
