@@ -28,7 +28,6 @@ constexpr int kFeedRegisters = 24, kConsumeRegisters = 240;
 
 // exp(x / sqrt(d)) = exp2(kScale x)
 constexpr float kScale = 1.4426950408889634f * 0.08838834764831845f;
-constexpr float kSlack = 8;  // binary orders by which exponentials may exceed 1
 
 template <int tile_keys, int stages>
 struct Config {
@@ -172,9 +171,9 @@ __device__ float over_row(float x, F f) {
 // The softmax of a thread's two rows so far.
 template <int kSize>
 struct Softmax {
-  // Precision: scores and sums are float32, relative to a base, which is the largest score or up to kSlack below it: a
-  // factor common to sum and weights costs no precision, and what was summed is seldom rescaled. The base starts at a
-  // finite value, so that rows without keys meet no difference of infinities.
+  // Precision: scores and sums are float32, relative to the largest score so far: where one weight outdoes all others
+  // it is 1 then, which rounding to bfloat16 leaves alone. The base starts at a finite value, so that rows without keys
+  // meet no difference of infinities.
   float base[2] = {-FLT_MAX, -FLT_MAX};
   float sum[2] = {0, 0};  // of this thread's columns
 
@@ -185,8 +184,8 @@ struct Softmax {
       float a = x[2 * r], b = x[2 * r + 1];  // two chains each, for their latency
 #pragma unroll
       for (int i = 4; i < kSize; i += 4) a = fmaxf(a, x[i + 2 * r]), b = fmaxf(b, x[i + 2 * r + 1]);
-      const float found = over_row(fmaxf(a, b), fmaxf), before = base[r];
-      if ((found - before) * kScale > kSlack) base[r] = found;
+      const float before = base[r];
+      base[r] = fmaxf(before, over_row(fmaxf(a, b), fmaxf));
       shrink[r] = exp2((before - base[r]) * kScale);
       const float shift = base[r] * kScale;
       a = b = 0;

@@ -141,7 +141,7 @@ def measure_plain(engine: LongLiveEngine, blocks: int) -> dict:
 
 
 def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
-    """One row: the engine, prompt switches, a preset switch, the engine without graphs, and the plain network."""
+    """One row: the engine, prompt switches, with graphs a preset switch, without graphs; the plain network."""
     config = engine.config
     row = {
         "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
@@ -154,10 +154,10 @@ def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
         "load_s": engine.load_seconds,
         **measure_engine(engine, blocks),
         **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),
-        **measure_preset_switch(engine),
     }
     if engine.cuda_graphs_active:
         row["shares"] = measure_shares(engine)
+        row |= measure_preset_switch(engine)
         engine.configure(use_cuda_graphs=False)
         row["ungraphed_dit_ms"] = measure_engine(engine, max(1, blocks // 5))["dit_ms"]
     if plain_blocks:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.sampler import TIMESTEP_SHIFT
+from ..model.transformer import Transformer
 from .adherence import tally, videos_of
 from .checkpoint import load
 from .data import Bank, Clips, tokens
@@ -23,7 +24,7 @@ from .forward import forward
 from .networks import Size, new_text, new_transformer, new_vae
 from .sample import Streams
 from .score import score
-from .script import BLOCK
+from .script import BLOCK, Script
 from .stage import Sample
 from .tasks import CONTEXT, NOW, PAST, SINKS, Task, draw_task
 from .world import sample_scene
@@ -43,6 +44,17 @@ class _Rows(NamedTuple):
     is_noisy: Tensor
     noisy: Tensor  # the rows that are
     guess: Tensor  # for each row, the noisy row of the same picture, or itself
+
+
+class _Passes(nn.Module):
+    """The network on one script: ``forward`` with nothing but tensors."""
+
+    def __init__(self, model: Transformer, script: Script):
+        super().__init__()
+        self.model, self.script = model, script
+
+    def forward(self, x: Tensor, timesteps: Tensor, prompts: Tensor) -> Tensor:
+        return forward(self.model, x, timesteps, prompts, self.script).flow
 
 
 @cache
@@ -73,6 +85,8 @@ class FlowStage:
         self.vae.to(device, dtype)
         self.model, self.text = (new(size, seed).to(device, dtype) for new in (new_transformer, new_text))
         self.parts: dict[str, nn.Module] = {"model": self.model, "text": self.text}
+        self._passes: dict[Task, nn.Module] = {}
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._steps = 0
 
     def begin(self, seed: int) -> None:
@@ -97,7 +111,7 @@ class FlowStage:
         sigma, noise = self._noise_levels(rows, batch), torch.randn_like(latents)
         s = sigma[:, :, None, None, None]
         x = torch.where(rows.is_noisy[:, None, None, None], (1 - s) * latents + s * noise, past)
-        flow = forward(self.model, x, 1000 * sigma, prompts, task.script).flow
+        flow = self._flow(task, x, 1000 * sigma, prompts)
         errors = (flow.float() - (noise - latents)).square().mean((0, 2, 3, 4))[rows.noisy]
         return {"loss": errors.mean(), "first": errors[:BLOCK].mean(), "rest": errors[BLOCK:].mean()}
 
@@ -122,6 +136,22 @@ class FlowStage:
 
     def finish(self) -> None:
         """Nothing is left to do."""
+
+    def _flow(self, task: Task, *given: Tensor) -> Tensor:
+        """Flow of a task's rows from latents, timesteps and prompts, until the next call."""
+        if task not in self._passes:
+            self._passes[task] = self._new_passes(task, *given)
+        return self._passes[task](*given)
+
+    @torch.enable_grad()
+    def _new_passes(self, task: Task, x: Tensor, timesteps: Tensor, prompts: Tensor) -> nn.Module:
+        """The network on the task's script; on a GPU a graph, as its kernels are short. One pool serves all graphs:
+        of each, only what comes out is used after it has run."""
+        passes = _Passes(self.model, task.script)
+        if self.device.type != "cuda":
+            return passes
+        sample = x.detach().clone(), timesteps.detach().clone(), prompts.detach().clone().requires_grad_()
+        return torch.cuda.make_graphed_callables(passes, sample, pool=self._pool)
 
     def _prompts(self, task: Task, clip: Clips, other: Clips) -> Tensor:
         """Embeddings [B, 4, text_len, text_dim] of NOW, CONTEXT, PAST and SINKS; one stream keeps to one wording."""
@@ -152,5 +182,5 @@ class FlowStage:
         sigma = rows.is_noisy * (0.3 + 0.6 * torch.rand(len(latents), 1, device=self.device))
         s = sigma[:, :, None, None, None]
         x = (1 - s) * latents + s * torch.randn_like(latents)
-        made = x - s * forward(self.model, x, 1000 * sigma, prompts, task.script).flow.float()
+        made = x - s * self._flow(task, x, 1000 * sigma, prompts).float()
         return made[:, rows.guess]  # where nothing was denoised, made is the clip itself

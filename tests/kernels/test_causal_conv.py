@@ -62,9 +62,12 @@ class Network:
             y = torch.stack((y[:, : self.co], y[:, self.co :]), 1).flatten(0, 1)
         if self.extra is not None:
             y = y + torch.einsum("oc,tchw->tohw", self.point.double(), self.extra.double())
-        seen = y if round_to is None else y.to(round_to).double()
-        norm = seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-12) * self.co**0.5
-        return y, F.silu(norm * self.gain.double().view(-1, 1, 1))
+        return y, self.act(y if round_to is None else y.to(round_to).double())
+
+    def act(self, y):
+        """SiLU(norm(y))."""
+        norm = y / y.norm(dim=1, keepdim=True).clamp(min=1e-12) * self.co**0.5
+        return F.silu(norm * self.gain.double().view(-1, 1, 1))
 
 
 def folded_and_back(w, dtype):
@@ -144,10 +147,11 @@ def results(args):
 
 def compare(got, net, dtype):
     y, act = net.truth(None if dtype == torch.float64 else dtype)
-    # Precision: y is rounded once; act once more, and what float32 sums make of a rounding of y just at its middle.
-    tight = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 2**-8}[dtype]
+    # Precision: y is rounded once, act once more. Sums in float32 of 10,000 products are off by up to 3e-5.
+    tight, least = {torch.float64: (1e-11, 1e-11), torch.float32: (1e-4, 5e-5), torch.bfloat16: (2**-8, 4e-4)}[dtype]
     if "raw" in got:
-        torch.testing.assert_close(got["raw"], y, rtol=tight, atol=max(tight / 10, 1e-11))
+        torch.testing.assert_close(got["raw"], y, rtol=tight, atol=least)
+        act = net.act(got["raw"])  # of what was stored: y may have been rounded the other way, just at its middle
     if "act" in got:
         torch.testing.assert_close(got["act"], act, rtol=2 * tight, atol=2 * tight)
 

@@ -104,7 +104,9 @@ def test_matches_float64(run, backend, device, dtype, name):
     args = case(dtype, device, **CASES[name])
     got, want = run(*fit(backend, args)), truth(*args)
     assert got.dtype == dtype and got.is_contiguous() and got.shape == want.shape
-    assert error(got, want) <= TOLERANCE[dtype] * (20 if name == "an outlier" and dtype == torch.float32 else 1)
+    # A float32 score of 100 is off by 4e-6, and its exponential by as much of itself.
+    wide = {"an outlier": 20, "large logits": 3}.get(name, 1) if dtype == torch.float32 else 1
+    assert error(got, want) <= TOLERANCE[dtype] * wide
 
 
 def test_without_keys_the_result_is_zero(run, backend, device):
