@@ -3,8 +3,8 @@
 Stages, in order: ``vae``, ``flow``, ``steps``. Each leaves STAGE.pt in DIR, a contact sheet STAGE.png of held-out
 prompts, and its lines in ``log.jsonl``. The minutes are shared out among the stages named and pace their learning
 rates. A call that is cut short loses a minute at most: the same call again goes on from there. Everything random is
-seeded; how many steps fit into the minutes is the machine's, and ``--steps`` fixes it. ``trained/`` beside this file has
-the stages that are good enough to be kept: copied into DIR, they need not be trained again.
+seeded; how many steps fit into the minutes is the machine's, and ``--steps`` fixes it. ``trained/``, beside this file,
+has the stages that are good enough to be kept: copied into DIR, they need not be trained again.
 """
 
 from __future__ import annotations
