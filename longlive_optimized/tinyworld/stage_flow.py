@@ -2,7 +2,8 @@
 
 All blocks of a stream are denoised at once, each at its own noise level, from the clean latents before it, as the
 script says. Pasts are not only the clips' own: half are disturbed by noise, some are the network's guesses, so that it
-goes on well from what it will have made itself.
+goes on well from what it will have made itself. Where a scene begins, the noise decides on its layout (``coupling``),
+so that few steps can make it: half of the noise levels are those of the presets' steps.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..engine.sampler import TIMESTEP_SHIFT
+from ..engine.sampler import TIMESTEP_SHIFT, make_schedule
 from ..model.transformer import Transformer
+from . import coupling
 from .adherence import tally, videos_of
 from .checkpoint import load
 from .data import Bank, Clips, tokens
@@ -32,7 +34,9 @@ from .world import sample_scene
 _DROPPED = 0.1  # share of streams that are denoised without a prompt: what guidance is measured against
 _DISTURBED = 0.3  # largest noise level in the past that is not declared
 _GUESSES_FROM, _GUESSES_EVERY = 0.25, 3  # share of the training after which pasts are guesses; and in which steps
-_GUIDANCES = (1.0, 1.5, 2.5)  # that samples are made with
+_DECIDES = 0.9  # noise level from which the noise says where shapes stand; below, what lies under it does
+_STEPS = make_schedule((1000, 750, 500, 250), "longlive")
+_GUIDANCE = 1.5  # that samples in many steps are made with
 
 
 class _Rows(NamedTuple):
@@ -85,6 +89,7 @@ class FlowStage:
         self.vae.to(device, dtype)
         self.model, self.text = (new(size, seed).to(device, dtype) for new in (new_transformer, new_text))
         self.parts: dict[str, nn.Module] = {"model": self.model, "text": self.text}
+        self._levels = torch.tensor([step.sigma for step in _STEPS], device=device)
         self._passes: dict[Task, nn.Module] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._steps = 0
@@ -109,30 +114,39 @@ class FlowStage:
         else:
             past = self._disturbed(latents)
         sigma, noise = self._noise_levels(rows, batch), torch.randn_like(latents)
+        under = self._decide(task, clip, sigma, latents, noise)
         s = sigma[:, :, None, None, None]
-        x = torch.where(rows.is_noisy[:, None, None, None], (1 - s) * latents + s * noise, past)
+        x = torch.where(rows.is_noisy[:, None, None, None], (1 - s) * under + s * noise, past)
         flow = self._flow(task, x, 1000 * sigma, prompts)
-        errors = (flow.float() - (noise - latents)).square().mean((0, 2, 3, 4))[rows.noisy]
+        # The flow leads from x to the clip, also where something else lies under the noise.
+        wanted = noise - latents + (1 - s) / s.clamp(min=_DECIDES) * (under - latents)
+        errors = (flow.float() - wanted).square().mean((0, 2, 3, 4))[rows.noisy]
         return {"loss": errors.mean(), "first": errors[:BLOCK].mean(), "rest": errors[BLOCK:].mean()}
 
     @torch.no_grad()
     def sample(self, count: int, blocks: int = 5, steps: int = 16) -> Sample:
-        """Streams of held-out prompts, solved in many steps, with no guidance and with more; pictures of 1.5."""
+        """Streams of held-out prompts, made in the engine's four steps, and solved in many; pictures of the former."""
         scenes = [sample_scene(self.random, held_out=True) for _ in range(count)]
         prompts = self.text(tokens(scenes, self.random, self.device), self.size.model.text_len)
         shape = count, 1, BLOCK, self.size.model.in_dim, self.size.height // 8, self.size.width // 8
-        table, shown = {}, []
-        for guidance in _GUIDANCES:
+
+        def few(streams: Streams) -> Tensor:
+            return streams.denoise(list(torch.randn(len(_STEPS), *shape, device=self.device)[:, :, 0]), _STEPS)[0]
+
+        def many(streams: Streams) -> Tensor:
+            noise = torch.randn(shape, device=self.device)
+            return streams.solve(noise, noise.new_ones(1), steps, _GUIDANCE)[:, 0]
+
+        table, videos = {}, {}
+        for name, make in (("", few), (f" in {steps} steps", many)):
             streams, made = Streams(self.model, prompts), []
             for _ in range(blocks):
-                noise = torch.randn(shape, device=self.device)
-                made.append(streams.solve(noise, noise.new_ones(1), steps, guidance)[:, 0])
+                made.append(make(streams))
                 streams.keep(made[-1])
-            videos = videos_of(self.vae, torch.cat(made, 1))
-            scores = tally(score(video, scene) for video, scene in zip(videos, scenes, strict=True))
-            table |= {f"{kind} {guidance}": share for kind, share in scores.items()}
-            shown = videos if guidance == _GUIDANCES[1] else shown
-        return Sample(table, shown, scenes)
+            videos[name] = videos_of(self.vae, torch.cat(made, 1))
+            scores = tally(score(video, scene) for video, scene in zip(videos[name], scenes, strict=True))
+            table |= {f"{kind}{name}": share for kind, share in scores.items()}
+        return Sample(table, videos[""], scenes)
 
     def finish(self) -> None:
         """Nothing is left to do."""
@@ -166,9 +180,32 @@ class FlowStage:
         return torch.stack([encoded[role] for role in (NOW, CONTEXT, PAST, SINKS)], 1)
 
     def _noise_levels(self, rows: _Rows, batch: int) -> Tensor:
-        """A noise level [B, rows] for each denoising pass, even over the shifted schedule, and 0 for clean ones."""
-        u = torch.rand(batch, len(rows.step), device=self.device)[:, rows.step]
-        return rows.is_noisy * TIMESTEP_SHIFT * u / (1 + (TIMESTEP_SHIFT - 1) * u)
+        """A noise level [B, rows] for each denoising pass and 0 for clean ones: half of them of the presets' steps, the
+        others even over the shifted schedule."""
+        u, step = torch.rand(2, batch, len(rows.step), device=self.device)[:, :, rows.step]
+        level = TIMESTEP_SHIFT * u / (1 + (TIMESTEP_SHIFT - 1) * u)
+        levels = self._levels[(step * 2 * len(self._levels)).long().clamp(max=len(self._levels) - 1)]
+        return rows.is_noisy * torch.where(step < 0.5, levels, level)
+
+    def _decide(self, task: Task, clip: Clips, sigma: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
+        """Where a scene begins in much noise, let the noise [B, R, C, h, w] decide on its layout, in place.
+
+        Returns what lies under the noise: the latents, or, in half of the streams that begin so, another layout, which
+        is what a step finds that follows the first one, as each draws noise of its own.
+        """
+        first = next(i for i, row in enumerate(task.script.rows) if row.noisy)
+        begins = task.script.rows[first].frame == 0
+        if not begins and task.cut is None:
+            return latents
+        decides = (sigma[:, first] >= _DECIDES)[:, None, None, None]
+        write = coupling.write if begins else coupling.write_signs
+        noise[:, first] = torch.where(decides, write(noise[:, first], clip.layout), noise[:, first])
+        if not begins:
+            return latents
+        under, block = latents.clone(), slice(first, first + BLOCK)
+        other = (decides & (torch.rand_like(sigma[:, :1, None, None]) < 0.5))[:, None]
+        under[:, block] = torch.where(other, clip.elsewhere, under[:, block])
+        return under
 
     def _disturbed(self, latents: Tensor) -> Tensor:
         """Latents with a noise of which the network is not told, in half of the streams."""

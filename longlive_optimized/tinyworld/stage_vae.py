@@ -14,6 +14,7 @@ from .adherence import tally
 from .autoencode import decode, encode, fold_statistics
 from .data import clips
 from .networks import Size, new_vae
+from .render import layouts
 from .score import score
 from .stage import Sample
 from .world import sample_scene
@@ -113,5 +114,7 @@ class VaeStage:
         return self._render(pairs, latents, self.random.choice((None, *range(1, latents))))
 
     def _render(self, scenes: list, latents: int, cut: int | None) -> Tensor:
-        frames = clips(scenes, latents, cut, self.size, self.random.getrandbits(31), self.device)
+        generator = torch.Generator().manual_seed(self.random.getrandbits(31))
+        centres = layouts(len(scenes), self.size.height, self.size.width, generator)
+        frames = clips(scenes, centres, latents, cut, self.size, self.device)
         return frames.contiguous(memory_format=torch.channels_last_3d)

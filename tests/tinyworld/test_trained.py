@@ -11,6 +11,7 @@ from longlive_optimized.tinyworld.autoencode import decode, encode, normalise
 from longlive_optimized.tinyworld.checkpoint import load
 from longlive_optimized.tinyworld.data import clips
 from longlive_optimized.tinyworld.networks import SIZES, new_vae
+from longlive_optimized.tinyworld.render import layouts
 from longlive_optimized.tinyworld.score import score
 from longlive_optimized.tinyworld.world import sample_scene
 from longlive_optimized.vae.stream import to_uint8
@@ -25,7 +26,8 @@ def trained():
     load(Path(tinyworld.__file__).with_name("trained") / "vae.pt", {"vae": vae})
     random = Random(1)
     scenes = [sample_scene(random, held_out=True) for _ in range(COUNT)]
-    frames = clips([(scene,) for scene in scenes], LATENTS, None, SIZE, 2, torch.device("cpu"))
+    centres = layouts(COUNT, SIZE.height, SIZE.width, torch.Generator().manual_seed(2))
+    frames = clips([(scene,) for scene in scenes], centres, LATENTS, None, SIZE, torch.device("cpu"))
     return vae, scenes, frames, encode(vae, frames)[0]
 
 
