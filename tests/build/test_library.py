@@ -91,6 +91,15 @@ def test_convolution_runs_on_hoppers_own_units(kernels):
     assert sorted(found) == [(2, 1), (4, 1), (4, 1), (4, 1), (8, 1), (8, 1), (9 * 8, 1)]
 
 
+def test_the_handshake_compiles(tmp_path):
+    """The program by which docs/performance.md explains what racecheck says is not in the library."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    root = Path(__file__).parents[2]
+    flags = ["-std=c++17", "-arch=sm_90a", f"-I{root / 'csrc'}", "-o", tmp_path / "handshake"]
+    subprocess.run(["nvcc", *flags, root / "tests/native/cluster_handshake.cu"], check=True, capture_output=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_machine_has_the_library():
