@@ -71,9 +71,9 @@ class Bank:
         random, self._device = Random(seed), device
         self._groups: dict[int | None, Clips] = {}
         shares = {None: count // 2} | {cut: -(-count // (2 * len(CUTS))) for cut in CUTS}
+        grid, generator = (size.height // GRID, size.width // GRID), torch.Generator().manual_seed(seed)
         for cut, share in shares.items():
             scenes = [tuple(sample_scene(random, held_out=False) for _ in range(2)) for _ in range(share)]
-            grid, generator = (size.height // GRID, size.width // GRID), torch.Generator().manual_seed(seed)
             layout, other = (coupling.draw(share, grid, generator) for _ in range(2))
             latents, elsewhere = [], []
             for some in (slice(start, start + batch) for start in range(0, share, batch)):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+from longlive_optimized.kernels.registry import backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 PROMPTS = ["a fox"] * 3 + ["a boat"] * 4 + ["a storm"] * 3
@@ -17,14 +18,22 @@ def video(engine, prompts=PROMPTS, **wishes) -> torch.Tensor:
     return torch.cat([engine.generate_block(BlockRequest(prompt, **wishes)).cpu() for prompt in prompts])
 
 
-@pytest.mark.parametrize("positions", ["relative", "base"])
-def test_a_graph_equals_eager_bit_for_bit(positions):
-    graphed, eager = engine(positions=positions), engine(positions=positions, use_cuda_graphs=False)
+@pytest.mark.parametrize(
+    "changes", [{"positions": "relative"}, {"positions": "base"}, {"model_dtype": "float32"}], ids=str
+)
+def test_a_graph_equals_eager_bit_for_bit(changes):
+    graphed, eager = engine(**changes), engine(**changes, use_cuda_graphs=False)
     expected = video(eager)
     assert torch.equal(video(graphed), expected)  # captures on the way
     graphed.reset()
     assert torch.equal(video(graphed), expected)  # replays all the way
     assert graphed.cuda_graphs_active and not eager.cuda_graphs_active
+
+
+@pytest.mark.parametrize("name", ["reference", "library", "triton"])
+def test_every_backend_makes_a_video(name):
+    with backend(name):
+        assert video(engine(), ["a fox", "a fox", "a boat"]).shape == (9 + 12 + 12, 64, 96, 3)
 
 
 def test_steady_blocks_capture_nothing_new():

@@ -37,7 +37,8 @@ def test_the_autoencoder_keeps_every_attribute(trained):
     error = (made.clamp(-1, 1) - frames).square().mean()
     assert 10 * torch.log10(4 / error) > 33
     scores = [score(video, scene) for video, scene in zip(to_uint8(made).permute(0, 2, 3, 4, 1), scenes, strict=True)]
-    assert sum(s.met for s in scores) >= COUNT - 1, [str(scene) for s, scene in zip(scores, scenes, strict=True)]
+    missed = [f"{scene}: {s}" for s, scene in zip(scores, scenes, strict=True) if not s.met]
+    assert len(missed) <= 1, missed
 
 
 def test_its_latents_are_what_the_engine_expects(trained):
