@@ -39,11 +39,9 @@ class GraphCache:
             self._capture(key, work)
 
     def _capture(self, key: Hashable, work: Callable[[], None]) -> None:
-        started, graph = time.perf_counter(), torch.cuda.CUDAGraph()
+        started, before, graph = time.perf_counter(), torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                before = torch.cuda.memory_reserved()
-                work()
+            self._record(graph, work)
         except RuntimeError as error:
             self.failed = True
             self._graphs.clear()
@@ -52,6 +50,16 @@ class GraphCache:
         self._graphs[key] = graph
         self.capture_seconds += time.perf_counter() - started
         self.capture_bytes += max(0, torch.cuda.memory_reserved() - before)
+
+    def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], None]) -> None:
+        """Not by ``torch.cuda.graph``, which first waits for the device: this goes on while the device is busy with
+        the eager pass, so that a stream whose preset has changed does not stand still for it."""
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
 
 
 class Eager:

@@ -5,76 +5,66 @@ only say the mean of all layouts, and would have to be taught later which noise 
 decides by a rule that a transformer can read off it: from pure noise on there is one right video, and few steps can
 make it.
 
-The rule, on the first latent frame of a block: the first shape stands at the cell where channel 0 is largest, the next
-ones a third of the width further on each, and lower by so many quarters of the height as the signs of channels 1 to 4
-say there. For white noise all layouts are equally likely; ``write`` turns noise into noise of a wanted layout, and if
-that layout is drawn evenly, the result is white again.
+The rule, on a stream's first block: where the sum of channel 0 over a patch is largest among all patches of all its
+frames, there and then stands the first shape; the next ones stand a third of the width further on each, every other
+one half the height lower. For a transformer a patch is a token, and it knows of tokens only how far one is from
+another, in space as in time: that is why the rule names no frame. For white noise all layouts are equally likely.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .render import GRID
-from .world import MAX_SHAPES
+from ..model.config import PATCH
+from .render import GRID, scale_of
+from .script import BLOCK
+from .world import MAX_SHAPES, MOTIONS, Scene
 
-_QUARTERS = 4
-_BITS = 2 * (MAX_SHAPES - 1)  # signs that are read
-
-
-class Layout(NamedTuple):
-    """Where the shapes of B clips stand."""
-
-    cell: Tensor  # int64 [B, 2]: row and column of the first one's cell
-    lower: Tensor  # int64 [B, MAX_SHAPES - 1] in 0..3: quarters of the height between it and each of the others
-
-    def moved(self, by: Tensor, grid: tuple[int, int]) -> Layout:
-        """All shapes further by [B, 2] cells, around the edges."""
-        return Layout((self.cell + by) % torch.tensor(grid, device=by.device), self.lower)
-
-    def centres(self, grid: tuple[int, int]) -> Tensor:
-        """Pixels [B, MAX_SHAPES, 2] as (row, column), for ``render``."""
-        rows, columns = grid
-        steps = torch.arange(1, MAX_SHAPES, device=self.cell.device) * (columns // MAX_SHAPES)
-        others = torch.stack((self.lower * (rows // _QUARTERS), steps.expand_as(self.lower)), -1)
-        cells = torch.cat((self.cell[:, None], self.cell[:, None] + others), 1)
-        return GRID * (cells % torch.tensor(grid, device=cells.device)).float()
+_CELL = GRID * PATCH  # pixels a patch
+_FRAMES = 4  # pixel frames between one latent frame and the next
 
 
-def draw(count: int, grid: tuple[int, int], generator: torch.Generator) -> Layout:
-    """``count`` layouts, all equally likely; on the generator's device."""
-    cells = [torch.randint(n, (count,), generator=generator, device=generator.device) for n in grid]
-    lower = torch.randint(_QUARTERS, (count, MAX_SHAPES - 1), generator=generator, device=generator.device)
-    return Layout(torch.stack(cells, 1), lower)
+def draw(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Marks int64 [count, 3] for frames of that height and width: latent frame, row and column of the first shape's
+    patch, all equally likely; on the generator's device."""
+    extents = BLOCK, size[0] // _CELL, size[1] // _CELL
+    drawn = [torch.randint(n, (count,), generator=generator, device=generator.device) for n in extents]
+    return torch.stack(drawn, 1)
 
 
-def read(noise: Tensor) -> Layout:
-    """The layout that noise [B, C, h, w] decides on."""
-    batch, columns = len(noise), noise.shape[3]
-    at = noise[:, 0].flatten(1).argmax(1)
-    signs = (noise[torch.arange(batch, device=noise.device), 1 : 1 + _BITS, at // columns, at % columns] > 0).long()
-    return Layout(torch.stack((at // columns, at % columns), 1), 2 * signs[:, 0::2] + signs[:, 1::2])
+def centres(marks: Tensor, scenes: Sequence[Scene], size: tuple[int, int]) -> Tensor:
+    """Pixels [B, MAX_SHAPES, 2] as (row, column) in frame 0, for ``render``; on the CPU."""
+    velocity = torch.tensor([MOTIONS[scene.motion] for scene in scenes]) * scale_of(*size).speed
+    first = (marks[:, 1:] + 0.5) * _CELL - velocity * _FRAMES * marks[:, :1]
+    others = [(i % 2 * size[0] / 2, i * size[1] / MAX_SHAPES) for i in range(MAX_SHAPES)]
+    return (first[:, None] + torch.tensor(others)) % torch.tensor(size)
 
 
-def write(noise: Tensor, layout: Layout) -> Tensor:
-    """A copy of noise [B, C, h, w] that decides on ``layout``: two values change places, four take other signs."""
-    batch, columns = torch.arange(len(noise), device=noise.device), noise.shape[3]
-    noise = write_signs(noise, layout)
-    first = noise[:, 0].flatten(1)
-    largest, to = first.argmax(1), layout.cell[:, 0] * columns + layout.cell[:, 1]
-    swapped = first.clone()
-    swapped[batch, largest], swapped[batch, to] = first[batch, to], first[batch, largest]
-    noise[:, 0] = swapped.view_as(noise[:, 0])
-    return noise
+def read(x: Tensor) -> Tensor:
+    """The marks that noise x [B, 3, C, h, w] decides on."""
+    patches = _patches(x)
+    at = patches.sum(-1).argmax(1)
+    rows, columns = (n // PATCH for n in x.shape[3:])
+    return torch.stack((at // (rows * columns), at // columns % rows, at % columns), 1)
 
 
-def write_signs(noise: Tensor, layout: Layout) -> Tensor:
-    """``write`` where the first shape's place is known already: the signs alone."""
-    batch, noise = torch.arange(len(noise), device=noise.device), noise.clone()
-    signs = torch.stack((layout.lower // 2, layout.lower % 2), 2).flatten(1)
-    place = batch, slice(1, 1 + _BITS), layout.cell[:, 0], layout.cell[:, 1]
-    noise[place] = noise[place].abs() * (2 * signs - 1)
-    return noise
+def write(x: Tensor, marks: Tensor) -> Tensor:
+    """A copy of x that decides on ``marks``: two patches of channel 0 change places, so white noise remains white."""
+    batch, patches = torch.arange(len(x), device=x.device), _patches(x)
+    rows, columns = (n // PATCH for n in x.shape[3:])
+    largest, to = patches.sum(-1).argmax(1), (marks[:, 0] * rows + marks[:, 1]) * columns + marks[:, 2]
+    swapped = patches.clone()
+    swapped[batch, largest], swapped[batch, to] = patches[batch, to], patches[batch, largest]
+    written = x.clone()
+    grid = swapped.view(len(x), BLOCK, rows, columns, PATCH, PATCH)
+    written[:, :, 0] = grid.transpose(3, 4).reshape(len(x), BLOCK, *x.shape[3:])
+    return written
+
+
+def _patches(x: Tensor) -> Tensor:
+    """Channel 0 of x [B, 3, C, h, w] as [B, patches, values]."""
+    grid = x[:, :, 0].unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH))
+    return grid.transpose(3, 4).flatten(4).flatten(1, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -12,16 +11,16 @@ from torch import Tensor
 from ..vae.model import WanVae
 from . import coupling
 from .autoencode import encode, normalise
-from .coupling import Layout
 from .networks import Size
-from .render import GRID, render, scale_of, send
+from .render import render, send
 from .script import BLOCK
 from .vocabulary import LONGEST, batch_of_ids
-from .world import MOTIONS, Scene, caption, sample_scene
+from .world import Scene, caption, sample_scene
 
 LENGTH = 27  # latent frames of a clip in the bank
 CUTS = (3, 6, 9, 12, 15)  # where a clip of the bank may turn into another scene: block boundaries
 _WORDINGS = 4  # captions of each scene in the bank
+_ENCODED = 60  # clips that are encoded at once
 
 
 def pixel_of(latent: int) -> int:
@@ -47,61 +46,58 @@ def tokens(scenes: list[Scene], random: Random, device: torch.device) -> Tensor:
 class Clips(NamedTuple):
     """B encoded clips."""
 
-    latents: Tensor  # [B, LENGTH, C, h, w]
+    latents: Tensor  # [B, frames, C, h, w]
     before: Tensor  # ids [B, L] of captions of the scene before the cut
     after: Tensor  # and from there on
-    layout: Layout  # in the first frame; of clips with a cut, in the last one before it
-    elsewhere: Tensor  # [B, 3, C, h, w]: how the clip would begin with another layout
-
-
-def _cells_until(cut: int, scenes: Sequence[Scene], size: Size) -> Tensor:
-    """Cells [B, 2] that scenes move from the first frame to the last one before latent frame ``cut``."""
-    frames, speed = pixel_of(cut) - 1, scale_of(size.height, size.width).speed
-    motions = torch.tensor([MOTIONS[scene.motion] for scene in scenes])
-    return (motions * frames * speed / GRID).round().long()
+    marks: Tensor  # int64 [B, 3]: the layout that they begin with, see ``coupling``
 
 
 class Bank:
-    """``count`` encoded clips of training scenes; half never change scene, the others at one of CUTS.
+    """``count`` encoded clips of training scenes, of which half never change scene and the others do at one of CUTS;
+    and three times as many openings, which are one block long.
 
     It lies on ``device`` and is drawn from there by torch's generator for it: nothing waits for the host.
     """
 
-    def __init__(self, vae: WanVae, size: Size, count: int, seed: int, device: torch.device, batch: int = 60):
-        random, self._device = Random(seed), device
-        self._groups: dict[int | None, Clips] = {}
+    def __init__(self, vae: WanVae, size: Size, count: int, seed: int, device: torch.device):
+        self._vae, self._size, self._device = vae, size, device
+        random, generator = Random(seed), torch.Generator().manual_seed(seed)
+        self._openings = self._make(3 * count, BLOCK, None, random, generator)
         shares = {None: count // 2} | {cut: -(-count // (2 * len(CUTS))) for cut in CUTS}
-        grid, generator = (size.height // GRID, size.width // GRID), torch.Generator().manual_seed(seed)
-        for cut, share in shares.items():
-            scenes = [tuple(sample_scene(random, held_out=False) for _ in range(2)) for _ in range(share)]
-            layout, other = (coupling.draw(share, grid, generator) for _ in range(2))
-            latents, elsewhere = [], []
-            for some in (slice(start, start + batch) for start in range(0, share, batch)):
-                for places, frames, found in ((layout, LENGTH, latents), (other, BLOCK, elsewhere)):
-                    made = clips(scenes[some], places.centres(grid)[some], frames, cut, size, device)
-                    found.append(self._encode(vae, made))
-            if cut is not None:
-                layout = layout.moved(_cells_until(cut, [scene for scene, _ in scenes], size), grid)
-            before, after = (self._wordings(part, random) for part in zip(*scenes, strict=True))
-            self._groups[cut] = Clips(
-                torch.cat(latents), before, before if cut is None else after,
-                Layout(*(part.to(device) for part in layout)), torch.cat(elsewhere),
-            )  # fmt: skip
+        self._groups = {cut: self._make(share, LENGTH, cut, random, generator) for cut, share in shares.items()}
 
     def draw(self, cut: int | None, count: int) -> Clips:
         """``count`` random clips that change scene at latent frame ``cut``, float32, in one of their wordings."""
-        group = self._groups[cut]
+        return self._draw(self._groups[cut], count)
+
+    def draw_openings(self, count: int) -> Clips:
+        """``count`` random openings, likewise."""
+        return self._draw(self._openings, count)
+
+    def _draw(self, group: Clips, count: int) -> Clips:
         index = torch.randint(len(group.latents), (count,), device=self._device)
         wording = torch.randint(_WORDINGS, (count,), device=self._device)
         ids = (part[index, wording] for part in (group.before, group.after))
-        layout = Layout(*(part[index] for part in group.layout))
-        return Clips(group.latents[index].float(), *ids, layout, group.elsewhere[index].float())
+        return Clips(group.latents[index].float(), *ids, group.marks[index])
 
-    @staticmethod
+    def _make(self, count: int, frames: int, cut: int | None, random: Random, generator: torch.Generator) -> Clips:
+        scenes = [tuple(sample_scene(random, held_out=False) for _ in range(2)) for _ in range(count)]
+        first, second = zip(*scenes, strict=True)
+        size = self._size.height, self._size.width
+        marks = coupling.draw(count, size, generator)
+        centres = coupling.centres(marks, first, size)
+        latents, batch = [], _ENCODED * LENGTH // frames
+        for some in (slice(start, start + batch) for start in range(0, count, batch)):
+            made = clips(scenes[some], centres[some], frames, cut, self._size, self._device)
+            latents.append(self._encode(made))
+        before = self._wordings(first, random)
+        after = before if cut is None else self._wordings(second, random)
+        return Clips(torch.cat(latents), before, after, marks.to(self._device))
+
     @torch.no_grad()
-    def _encode(vae: WanVae, frames: Tensor) -> Tensor:
-        frames = frames.to(vae.conv2.weight.dtype).contiguous(memory_format=torch.channels_last_3d)
-        return normalise(encode(vae, frames)[0].float()).to(torch.bfloat16)
+    def _encode(self, frames: Tensor) -> Tensor:
+        frames = frames.to(self._vae.conv2.weight.dtype).contiguous(memory_format=torch.channels_last_3d)
+        return normalise(encode(self._vae, frames)[0].float()).to(torch.bfloat16)
 
     def _wordings(self, scenes: tuple[Scene, ...], random: Random) -> Tensor:
         """Ids [scenes, _WORDINGS, L] of captions, L = LONGEST."""

@@ -21,8 +21,8 @@ _MODELS = Path("longlive_models", "models")
 _WAN = Path("wan_models", "Wan2.1-T2V-1.3B")
 
 
-def export(trained: Path, folder: Path, size: Size, stage: str = "steps") -> None:
-    """Write the checkpoint of ``stage``'s transformer into ``folder``, which must not exist: FileExistsError.
+def export(trained: Path, folder: Path, size: Size) -> None:
+    """Write the checkpoint into ``folder``, which must not exist: FileExistsError.
 
     Everything is rounded to bfloat16. The LoRA that LongLive has beside its weights is there, of rank 1, and zero.
     """
@@ -30,8 +30,7 @@ def export(trained: Path, folder: Path, size: Size, stage: str = "steps") -> Non
         raise FileExistsError(f"folder: {folder} exists")
     vae, model, text = new_vae(size, 0), new_transformer(size, 0), new_text(size, 0)
     load(trained / "vae.pt", {"vae": vae})
-    load(trained / "flow.pt", {"text": text})
-    load(trained / f"{stage}.pt", {"model": model})
+    load(trained / "flow.pt", {"model": model, "text": text})
     write_tokenizer(folder / _WAN / "google" / "umt5-xxl", size.model.text_len)
     size.model.to_json(folder / _WAN / "config.json")
     generator = model.checkpoint_views()
@@ -55,9 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("trained", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--stage", choices=("flow", "steps"), default="steps", help="whose transformer")
     options = parser.parse_args(arguments)
-    export(options.trained, options.folder, SIZES[options.size], options.stage)
+    export(options.trained, options.folder, SIZES[options.size])
     total = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
     print(f"{options.folder}: {total / 1e6:.2f} MB")
 

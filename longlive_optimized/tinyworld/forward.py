@@ -31,10 +31,6 @@ class Memory(NamedTuple):
         index = _index(tuple(rows), self.k.device)
         return Memory(self.k.index_select(2, index), self.v.index_select(2, index))
 
-    def twice(self) -> Memory:
-        """The batch, and once more behind it."""
-        return Memory(*(part.repeat(1, 2, 1, 1, 1, 1) for part in self))
-
 
 @lru_cache(maxsize=512)
 def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:

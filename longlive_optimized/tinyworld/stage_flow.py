@@ -2,8 +2,9 @@
 
 All blocks of a stream are denoised at once, each at its own noise level, from the clean latents before it, as the
 script says. Pasts are not only the clips' own: half are disturbed by noise, some are the network's guesses, so that it
-goes on well from what it will have made itself. Where a scene begins, the noise decides on its layout (``coupling``),
-so that few steps can make it: half of the noise levels are those of the presets' steps.
+goes on well from what it will have made itself. Where a stream begins, the noise decides on its layout (``coupling``);
+whatever follows is decided by the past: so few steps can make it, and half of the noise levels are those of the
+presets' steps. Openings are the hardest to learn and the quickest to train on: they come first, and most often.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from ..model.transformer import Transformer
 from . import coupling
 from .adherence import tally, videos_of
 from .checkpoint import load
-from .data import Bank, Clips, tokens
+from .data import Bank, Clips, pixel_of, tokens
 from .forward import forward
 from .networks import Size, new_text, new_transformer, new_vae
 from .sample import Streams
 from .score import score
 from .script import BLOCK, Script
 from .stage import Sample
-from .tasks import CONTEXT, NOW, PAST, SINKS, Task, draw_task
-from .world import sample_scene
+from .tasks import NOW, PAST, SINKS, Task, draw_task, opening
+from .world import Scene, sample_scene
 
-_DROPPED = 0.1  # share of streams that are denoised without a prompt: what guidance is measured against
 _DISTURBED = 0.3  # largest noise level in the past that is not declared
-_GUESSES_FROM, _GUESSES_EVERY = 0.25, 3  # share of the training after which pasts are guesses; and in which steps
+_OPENINGS_UNTIL = 0.25  # share of the training that is openings only
+_OPENINGS = 8  # of them in the place of one stream
+_GUESSES_FROM, _GUESSES_EVERY = 0.5, 3  # share of the training after which pasts are guesses; and in which steps
 _DECIDES = 0.9  # noise level from which the noise says where shapes stand; below, what lies under it does
-_STEPS = make_schedule((1000, 750, 500, 250), "longlive")
-_GUIDANCE = 1.5  # that samples in many steps are made with
+_LEAST = 0.01  # noise level that is trained
+_SCHEDULES = [make_schedule((1000, 750, 500, 250), kind) for kind in ("longlive", "scope")]
 
 
 class _Rows(NamedTuple):
@@ -79,7 +81,7 @@ def _rows(task: Task, device: torch.device) -> _Rows:
 class FlowStage:
     """Trains ``flow.pt``: transformer and text encoder."""
 
-    name, share, batch, rate = "flow", 0.5, 64, 1e-3
+    name, share, batch, rate = "flow", 0.6, 64, 1e-3
     clips = 6000  # in the bank
 
     def __init__(self, size: Size, out: Path, device: torch.device, dtype: torch.dtype, seed: int):
@@ -89,7 +91,7 @@ class FlowStage:
         self.vae.to(device, dtype)
         self.model, self.text = (new(size, seed).to(device, dtype) for new in (new_transformer, new_text))
         self.parts: dict[str, nn.Module] = {"model": self.model, "text": self.text}
-        self._levels = torch.tensor([step.sigma for step in _STEPS], device=device)
+        self._levels = torch.tensor([step.sigma for schedule in _SCHEDULES for step in schedule], device=device)
         self._passes: dict[Task, nn.Module] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._steps = 0
@@ -100,53 +102,39 @@ class FlowStage:
         self.bank = Bank(self.vae, self.size, self.clips, seed, self.device)
 
     def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
-        """The flow's mean squared error over all denoised frames, and over those of the script's first block."""
-        task = draw_task(self.random)
-        rows = _rows(task, self.device)
-        clip, other = self.bank.draw(task.cut, batch), self.bank.draw(task.cut, batch)
-        if self.random.random() < 0.5:
-            other = clip  # the sinks are the stream's own
+        """The flow's mean squared error over all denoised frames, and over those of streams' first blocks."""
+        task = opening() if progress < _OPENINGS_UNTIL else draw_task(self.random)
+        rows, clip, other = _rows(task, self.device), *self._clips(task, batch)
         latents = torch.stack((clip.latents, other.latents))[rows.which, :, rows.frame].transpose(0, 1)
         prompts = self._prompts(task, clip, other)
-        self._steps += 1
-        if progress >= _GUESSES_FROM and self._steps % _GUESSES_EVERY == 0:
-            past = self._guesses(task, latents, prompts)
-        else:
-            past = self._disturbed(latents)
-        sigma, noise = self._noise_levels(rows, batch), torch.randn_like(latents)
-        under = self._decide(task, clip, sigma, latents, noise)
-        s = sigma[:, :, None, None, None]
-        x = torch.where(rows.is_noisy[:, None, None, None], (1 - s) * under + s * noise, past)
+        sigma = self._noise_levels(rows, len(latents))
+        x = torch.where(
+            rows.is_noisy[:, None, None, None],
+            _in_noise(task, clip, sigma, latents),
+            self._past(task, latents, prompts, progress),
+        )
         flow = self._flow(task, x, 1000 * sigma, prompts)
         # The flow leads from x to the clip, also where something else lies under the noise.
-        wanted = noise - latents + (1 - s) / s.clamp(min=_DECIDES) * (under - latents)
+        wanted = (x - latents) / sigma.clamp(min=_LEAST)[:, :, None, None, None]
         errors = (flow.float() - wanted).square().mean((0, 2, 3, 4))[rows.noisy]
-        return {"loss": errors.mean(), "first": errors[:BLOCK].mean(), "rest": errors[BLOCK:].mean()}
+        return {"loss": errors.mean()} | ({"first": errors[:BLOCK].mean()} if task.begins else {})
 
     @torch.no_grad()
-    def sample(self, count: int, blocks: int = 5, steps: int = 16) -> Sample:
-        """Streams of held-out prompts, made in the engine's four steps, and solved in many; pictures of the former."""
-        scenes = [sample_scene(self.random, held_out=True) for _ in range(count)]
-        prompts = self.text(tokens(scenes, self.random, self.device), self.size.model.text_len)
-        shape = count, 1, BLOCK, self.size.model.in_dim, self.size.height // 8, self.size.width // 8
-
-        def few(streams: Streams) -> Tensor:
-            return streams.denoise(list(torch.randn(len(_STEPS), *shape, device=self.device)[:, :, 0]), _STEPS)[0]
-
-        def many(streams: Streams) -> Tensor:
-            noise = torch.randn(shape, device=self.device)
-            return streams.solve(noise, noise.new_ones(1), steps, _GUIDANCE)[:, 0]
-
-        table, videos = {}, {}
-        for name, make in (("", few), (f" in {steps} steps", many)):
-            streams, made = Streams(self.model, prompts), []
-            for _ in range(blocks):
-                made.append(make(streams))
-                streams.keep(made[-1])
-            videos[name] = videos_of(self.vae, torch.cat(made, 1))
-            scores = tally(score(video, scene) for video, scene in zip(videos[name], scenes, strict=True))
-            table |= {f"{kind}{name}": share for kind, share in scores.items()}
-        return Sample(table, videos[""], scenes)
+    def sample(self, count: int, blocks: int = 10) -> Sample:
+        """Streams of held-out prompts, made in the engine's four steps, which change half-way; scores of the first half
+        and of the second."""
+        before, after = ([sample_scene(self.random, held_out=True) for _ in range(count)] for _ in range(2))
+        streams, made = Streams(self.model, self._embed(before)), []
+        shape = len(_SCHEDULES[0]), count, BLOCK, self.size.model.in_dim, self.size.height // 8, self.size.width // 8
+        for block in range(blocks):
+            if block == blocks // 2:
+                streams.switch(self._embed(after))
+            made.append(streams.denoise(torch.randn(shape, device=self.device).unbind(), _SCHEDULES[0]))
+            streams.keep(made[-1])
+        videos, cut = videos_of(self.vae, torch.cat(made, 1)), pixel_of(blocks // 2 * BLOCK)
+        table = tally(score(video[:cut], scene) for video, scene in zip(videos, before, strict=True))
+        switched = tally(score(video[cut:], scene) for video, scene in zip(videos, after, strict=True))
+        return Sample(table | {f"{kind} after a switch": share for kind, share in switched.items()}, videos, before)
 
     def finish(self) -> None:
         """Nothing is left to do."""
@@ -167,48 +155,43 @@ class FlowStage:
         sample = x.detach().clone(), timesteps.detach().clone(), prompts.detach().clone().requires_grad_()
         return torch.cuda.make_graphed_callables(passes, sample, pool=self._pool)
 
+    def _embed(self, scenes: list[Scene]) -> Tensor:
+        return self.text(tokens(scenes, self.random, self.device), self.size.model.text_len)
+
+    def _clips(self, task: Task, batch: int) -> tuple[Clips, Clips]:
+        """The streams' clips, and those of the sinks, which are the same ones in half of the steps."""
+        if task.opening:
+            clip = self.bank.draw_openings(_OPENINGS * batch)
+            return clip, clip
+        clip, other = self.bank.draw(task.cut, batch), self.bank.draw(task.cut, batch)
+        return clip, clip if self.random.random() < 0.5 else other
+
     def _prompts(self, task: Task, clip: Clips, other: Clips) -> Tensor:
-        """Embeddings [B, 4, text_len, text_dim] of NOW, CONTEXT, PAST and SINKS; one stream keeps to one wording."""
-        ids = {CONTEXT: clip.after, PAST: clip.before, SINKS: other.before}
+        """Embeddings [B, P, text_len, text_dim] of NOW, PAST and SINKS, as far as the task has them; a stream keeps to
+        one wording."""
+        ids = {NOW: clip.after, PAST: clip.before, SINKS: other.before}
         if other is clip:
-            ids[SINKS] = ids[CONTEXT] if task.cut is None else ids[PAST]
-        roles = CONTEXT, PAST, SINKS
+            ids[SINKS] = ids[NOW] if task.cut is None else ids[PAST]
+        roles = range(1 + max(row.prompt for row in task.script.rows))
         encoded = self.text(torch.cat([ids[role] for role in roles]), self.size.model.text_len)
-        encoded = dict(zip(roles, encoded.chunk(len(roles)), strict=True))
-        kept = torch.rand(len(clip.latents), 1, 1, device=self.device) >= _DROPPED
-        encoded[NOW] = encoded[CONTEXT] * kept
-        return torch.stack([encoded[role] for role in (NOW, CONTEXT, PAST, SINKS)], 1)
+        return torch.stack(encoded.chunk(len(roles)), 1)
 
     def _noise_levels(self, rows: _Rows, batch: int) -> Tensor:
         """A noise level [B, rows] for each denoising pass and 0 for clean ones: half of them of the presets' steps, the
         others even over the shifted schedule."""
         u, step = torch.rand(2, batch, len(rows.step), device=self.device)[:, :, rows.step]
-        level = TIMESTEP_SHIFT * u / (1 + (TIMESTEP_SHIFT - 1) * u)
+        level = (TIMESTEP_SHIFT * u / (1 + (TIMESTEP_SHIFT - 1) * u)).clamp(min=_LEAST)
         levels = self._levels[(step * 2 * len(self._levels)).long().clamp(max=len(self._levels) - 1)]
         return rows.is_noisy * torch.where(step < 0.5, levels, level)
 
-    def _decide(self, task: Task, clip: Clips, sigma: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
-        """Where a scene begins in much noise, let the noise [B, R, C, h, w] decide on its layout, in place.
-
-        Returns what lies under the noise: the latents, or, in half of the streams that begin so, another layout, which
-        is what a step finds that follows the first one, as each draws noise of its own.
-        """
-        first = next(i for i, row in enumerate(task.script.rows) if row.noisy)
-        begins = task.script.rows[first].frame == 0
-        if not begins and task.cut is None:
+    def _past(self, task: Task, latents: Tensor, prompts: Tensor, progress: float) -> Tensor:
+        """What is shown of the past, for every row: the clips, or what the network makes of them."""
+        self._steps += 1
+        if task.opening:
             return latents
-        decides = (sigma[:, first] >= _DECIDES)[:, None, None, None]
-        write = coupling.write if begins else coupling.write_signs
-        noise[:, first] = torch.where(decides, write(noise[:, first], clip.layout), noise[:, first])
-        if not begins:
-            return latents
-        under, block = latents.clone(), slice(first, first + BLOCK)
-        other = (decides & (torch.rand_like(sigma[:, :1, None, None]) < 0.5))[:, None]
-        under[:, block] = torch.where(other, clip.elsewhere, under[:, block])
-        return under
-
-    def _disturbed(self, latents: Tensor) -> Tensor:
-        """Latents with a noise of which the network is not told, in half of the streams."""
+        if progress >= _GUESSES_FROM and self._steps % _GUESSES_EVERY == 0:
+            return self._guesses(task, latents, prompts)
+        # Noise of which the network is not told, in half of the streams.
         strength = _DISTURBED * torch.rand(len(latents), 1, 1, 1, 1, device=self.device)
         return latents + strength * (torch.rand_like(strength) < 0.5) * torch.randn_like(latents)
 
@@ -221,3 +204,18 @@ class FlowStage:
         x = (1 - s) * latents + s * torch.randn_like(latents)
         made = x - s * self._flow(task, x, 1000 * sigma, prompts).float()
         return made[:, rows.guess]  # where nothing was denoised, made is the clip itself
+
+
+def _in_noise(task: Task, clip: Clips, sigma: Tensor, latents: Tensor) -> Tensor:
+    """Latents [B, R, C, h, w] in noise of levels sigma [B, R].
+
+    Where a stream begins in much of it, the noise decides on the clip's layout. What lies under it is another stream's
+    then: a step that follows the first one finds there a layout that other noise had decided on.
+    """
+    s, noise = sigma[:, :, None, None, None], torch.randn_like(latents)
+    x = (1 - s) * latents + s * noise
+    if task.begins:
+        first, s = slice(BLOCK), s[:, :BLOCK]
+        begun = coupling.write((1 - s) * latents.roll(1, 0)[:, first] + s * noise[:, first], clip.marks)
+        x[:, first] = torch.where(s >= _DECIDES, begun, x[:, first])
+    return x

@@ -1,4 +1,5 @@
-"""What the flow stage trains on: a stream's beginning, its midst, or a change of prompt, as scripts over clips."""
+"""What the flow stage trains on: a stream's first block, its first blocks, its midst, or a change of prompt, as scripts
+over clips."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from random import Random
 from .data import CUTS
 from .script import BLOCK, Script
 
-# Prompts of a script's rows: what is denoised, which may be denied its prompt; its clean context; what came before a
-# change of prompt; and the sinks, where an even earlier prompt made them.
-NOW, CONTEXT, PAST, SINKS = range(4)
+# Prompts of a script's rows: of what is denoised; of what came before a change of prompt; and of the sinks, where an
+# even earlier prompt made them.
+NOW, PAST, SINKS = range(3)
 
 _FRAMES = 8 * BLOCK  # of a script that is no switch
 _AFTER = 4 * BLOCK  # frames under the new prompt
@@ -29,11 +30,24 @@ class Task:
     sources: list[tuple[int, int]]
     cut: int | None  # the latent frame at which the clip changes scene
 
+    @property
+    def begins(self) -> bool:
+        """Whether its first row is a stream's first frame, made from noise."""
+        return self.script.rows[0].noisy
+
+    @property
+    def opening(self) -> bool:
+        """Whether it is one block and nothing else."""
+        return len(self.script.passes) == 1
+
 
 def draw_task(random: Random) -> Task:
-    """One of the three, for one of the windows in which a block sees the one before it."""
+    """An opening, the hardest and the shortest, as often as one of the others, for one of the windows in which a block
+    sees the one before it."""
+    if random.random() < 0.5:
+        return opening()
     window = random.choice((12, 12, 12, 9))
-    kind = random.choice(("beginning", "beginning", "midst", "switch", "switch"))
+    kind = random.choice(("beginning", "midst", "midst", "switch", "switch"))
     if kind == "beginning":
         return beginning(window)
     if kind == "midst":
@@ -43,12 +57,20 @@ def draw_task(random: Random) -> Task:
 
 
 @cache
+def opening() -> Task:
+    """The first block of a stream."""
+    script = Script()
+    script.noisy(0, NOW)
+    return Task(script, [(0, row.frame) for row in script.rows], None)
+
+
+@cache
 def beginning(window: int) -> Task:
     """The first blocks of a stream."""
     script = Script(window)
     for start in range(0, _FRAMES, BLOCK):
         script.noisy(start, NOW)
-        script.clean(start, CONTEXT)
+        script.clean(start, NOW)
     return Task(script, [(0, row.frame) for row in script.rows], None)
 
 
@@ -64,7 +86,7 @@ def midst(window: int, positions: str, first: int) -> Task:
     for start in range(first, first + _FRAMES, BLOCK):
         if start >= first + 2 * BLOCK:
             script.noisy(start, NOW)
-        script.clean(start, CONTEXT)
+        script.clean(start, NOW)
     place = {row.frame: (1, row.frame) if row.frame < BLOCK else (0, row.frame - first + BLOCK) for row in script.rows}
     return Task(script, [place[row.frame] for row in script.rows], None)
 
@@ -76,8 +98,8 @@ def switch(window: int, cut: int) -> Task:
     old_sinks = cut > window  # then the recache leaves them as they are
     for start in range(0, cut, BLOCK):
         script.clean(start, SINKS if old_sinks and start == 0 else PAST)
-    script.recache(cut, CONTEXT)
+    script.recache(cut, NOW)
     for start in range(cut, cut + _AFTER, BLOCK):
         script.noisy(start, NOW)
-        script.clean(start, CONTEXT)
+        script.clean(start, NOW)
     return Task(script, [(int(old_sinks and row.frame < BLOCK), row.frame) for row in script.rows], cut)

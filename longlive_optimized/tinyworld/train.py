@@ -1,6 +1,6 @@
 """Training of the tiny model: ``python -m longlive_optimized.tinyworld.train --out DIR --minutes 9``.
 
-Stages, in order: ``vae``, ``flow``, ``steps``. Each leaves STAGE.pt in DIR, a contact sheet STAGE.png of held-out
+Stages, in order: ``vae``, ``flow``. Each leaves STAGE.pt in DIR, a contact sheet STAGE.png of held-out
 prompts, and its lines in ``log.jsonl``. The minutes are shared out among the stages named and pace their learning
 rates. A call that is cut short loses a minute at most: the same call again goes on from there. Everything random is
 seeded; how many steps fit into the minutes is the machine's, and ``--steps`` fixes it. ``trained/``, beside this file,
@@ -14,6 +14,7 @@ import json
 import math
 import time
 import zlib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ from .networks import SIZES
 from .pictures import contact_sheet, write_png
 from .stage import Stage
 from .stage_flow import FlowStage
-from .stage_steps import StepsStage
 from .stage_vae import VaeStage
 
-STAGES = {stage.name: stage for stage in (VaeStage, FlowStage, StepsStage)}
+STAGES = {stage.name: stage for stage in (VaeStage, FlowStage)}
 _BETAS = (0.9, 0.95)
 _WARM, _COOL = 100, 0.3  # steps until the full rate; share of the training in which it falls to nothing
 _AVERAGED = 0.05  # the weights' average looks back on so large a share of the steps: it is what a stage leaves
@@ -89,19 +89,19 @@ class Trainer:
         torch.manual_seed(begun)
         self.stage.begin(begun)
         print(f"{self.stage.name}: data ready after {time.monotonic() - clock:.1f} s", flush=True)
-        sums, since = None, self.step
+        seen, since = defaultdict(list), self.step
         while self.progress < 1 and clock < deadline:
-            losses = self.train_step(batch)
-            sums = losses if sums is None else {name: sums[name] + value for name, value in losses.items()}
+            for name, value in self.train_step(batch).items():
+                seen[name].append(value)
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
             if now - logged > _LOG_EVERY or self.progress >= 1:
                 count = self.step - since
-                means = {name: value.item() / count for name, value in sums.items()}  # waits for the device
+                means = {name: torch.stack(each).mean().item() for name, each in seen.items()}  # waits for the device
                 self._log(means | {"steps/s": count / (time.monotonic() - logged), "progress": self.progress})
                 if means["skipped"] > 0.5:
                     self._fall_back()
-                sums, since, logged = None, self.step, time.monotonic()
+                seen, since, logged = defaultdict(list), self.step, time.monotonic()
             if now - saved > _SAVE_EVERY:
                 self.save()
                 saved = time.monotonic()

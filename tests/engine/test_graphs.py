@@ -93,7 +93,7 @@ def test_a_failed_capture_goes_on_eagerly(monkeypatch, caplog):
     def refuse(*args, **kwargs):
         raise RuntimeError("no capture today")
 
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", refuse)
     assert torch.equal(video(graphed), video(eager))
     assert not graphed.cuda_graphs_active and "no capture today" in caplog.text
 

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from longlive_optimized.tinyworld.data import CUTS, LENGTH, pixel_of
-from longlive_optimized.tinyworld.tasks import CONTEXT, NOW, PAST, SINKS, beginning, draw_task, midst, switch
+from longlive_optimized.tinyworld.tasks import NOW, PAST, SINKS, beginning, draw_task, midst, opening, switch
 
 
 def rows_seen(task, step):
@@ -17,20 +17,29 @@ def test_pixels_of_latents():
 
 
 def test_all_kinds_come_up_and_stay_within_their_clips():
-    random, kinds, tasks = Random(0), set(), set()
-    for _ in range(300):
+    random, kinds, tasks, openings = Random(0), set(), set(), 0
+    for _ in range(600):
         task = draw_task(random)
         tasks.add(task)
+        openings += task.opening
         assert len(task.sources) == len(task.script.rows)
         assert all(0 <= frame < LENGTH and which in (0, 1) for which, frame in task.sources)
         kinds.add((task.script.window, task.cut, task.script.relative))
         noisy = [row.noisy for row in task.script.rows]
-        assert any(noisy) and not all(noisy)
+        assert any(noisy) and all(noisy) == task.opening
+        assert task.begins == (task.script.rows[0].frame == 0 and noisy[0])
         assert {row.prompt for row in task.script.rows if row.noisy} == {NOW}
     assert {window for window, _, _ in kinds} == {12, 9}
     assert {cut for _, cut, _ in kinds} == {None, *CUTS}
     assert {relative for _, _, relative in kinds} == {True, False}
     assert len(tasks) < 50  # each is made once
+    assert 240 < openings < 360
+
+
+def test_an_opening_is_one_block_from_noise():
+    task = opening()
+    assert task.opening and task.begins and not beginning(12).opening and beginning(12).begins
+    assert task.sources == [(0, 0), (0, 1), (0, 2)] and [row.noisy for row in task.script.rows] == [True] * 3
 
 
 @pytest.mark.parametrize("window", [12, 9, 6])
@@ -38,7 +47,7 @@ def test_the_past_is_shown_as_it_was_and_the_present_under_its_own_prompt(window
     task = beginning(window)
     for step in task.script.passes:
         for row, (which, frame) in rows_seen(task, step):
-            assert which == 0 and frame == row.frame and row.prompt == (NOW if row.noisy else CONTEXT)
+            assert which == 0 and frame == row.frame and row.prompt == NOW
 
 
 @pytest.mark.parametrize("positions", ["relative", "base"])
@@ -64,7 +73,7 @@ def test_a_switch(window, cut):
     assert [task.script.rows[step.rows[0]].frame for step in denoised] == [cut, cut + 3, cut + 6, cut + 9]
     first = rows_seen(task, denoised[0])
     old = [row.prompt for row, _ in first if row.frame < 3]
-    assert old == [SINKS if cut > window else CONTEXT] * 3
-    assert {row.prompt for row, _ in first if 3 <= row.frame < cut} <= {CONTEXT}
+    assert old == [SINKS if cut > window else NOW] * 3
+    assert {row.prompt for row, _ in first if 3 <= row.frame < cut} <= {NOW}
     assert max(frame for _, frame in task.sources) == cut + 11 < LENGTH
-    assert {row.prompt for row in task.script.rows if row.frame < cut} <= {PAST, SINKS, CONTEXT}
+    assert {row.prompt for row in task.script.rows if row.frame < cut} <= {PAST, SINKS, NOW}
