@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Hashable, Callable, Iterator, Sequence
 from os import PathLike
 
 import torch
@@ -80,6 +80,7 @@ class LongLiveEngine:
         self._stream: Stream | None = None
         self._enqueued = torch.cuda.Event() if self.device.type == "cuda" else None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._loaded: set[Hashable] = set()  # what has run on the device, for streams' graphs
         if self.config.use_torch_compile:
             for block in self.model.blocks:
                 block.compile(mode=self.config.compile_mode)
@@ -268,7 +269,7 @@ class LongLiveEngine:
         if self.device.type != "cuda" or self.config.use_torch_compile:
             log.info("no CUDA graphs: %s", "torch.compile is used" if self.config.use_torch_compile else "no GPU")
             return Eager()
-        return GraphCache(self.device)
+        return GraphCache(self.device, self._loaded)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

@@ -15,10 +15,12 @@ class GraphCache:
     """Runs work that only reads and writes fixed buffers: at first as it is, from then on by replaying its graph.
 
     Its graphs share one memory pool, so they must not run at once and must leave their results in buffers of the
-    caller's. A capture that fails is logged; everything runs eagerly from then on.
+    caller's. A capture that fails is logged; everything runs eagerly from then on. ``loaded`` is a set of what has run
+    on the device, which caches may share.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, loaded: set[Hashable] | None = None):
+        self._loaded = set() if loaded is None else loaded
         self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self.capture_seconds, self.capture_bytes = 0.0, 0
@@ -29,12 +31,20 @@ class GraphCache:
         """How many graphs there are."""
         return len(self._graphs)
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Do ``work``; ``key`` names all in it that a graph cannot follow: shapes, addresses, host values."""
+    def run(self, key: Hashable, work: Callable[[], None], kernels: Hashable = None) -> None:
+        """Do ``work``; ``key`` names all in it that a graph cannot follow: shapes, addresses, host values.
+
+        ``kernels`` names what it launches, if work under other keys launches the same: where that has run before, this
+        is captured at once.
+        """
+        if key not in self._graphs and not self.failed and kernels in self._loaded:
+            self._capture(key, work)
         if graph := self._graphs.get(key):
             graph.replay()
             return
         work()  # compiles kernels and makes the libraries' plans, which a capture must not
+        if kernels is not None:
+            self._loaded.add(kernels)
         if not self.failed:
             self._capture(key, work)
 
@@ -52,8 +62,8 @@ class GraphCache:
         self.capture_bytes += max(0, torch.cuda.memory_reserved() - before)
 
     def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], None]) -> None:
-        """Not by ``torch.cuda.graph``, which first waits for the device: this goes on while the device is busy with
-        the eager pass, so that a stream whose preset has changed does not stand still for it."""
+        """Not by ``torch.cuda.graph``, which first waits for the device: this goes on while the device is busy, so
+        that a stream whose preset has changed does not stand still for it."""
         with torch.cuda.stream(self._stream):
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
@@ -67,6 +77,6 @@ class Eager:
 
     captured, capture_seconds, capture_bytes, failed = 0, 0.0, 0, False
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+    def run(self, key: Hashable, work: Callable[[], None], kernels: Hashable = None) -> None:
         """Do ``work``."""
         work()

@@ -89,7 +89,8 @@ class Passes:
                 x = x0_renoise(x, flow, inputs.noise[i + 1] if i + 1 < steps else None, inputs.sigmas, i)
             out.copy_(x)
 
-        self.graphs.run(("denoise", frames, steps, self.ring.turns_sinks), work)
+        kernels = "denoise", self._latent.shape, frames, self.ring.turns_sinks
+        self.graphs.run((*kernels, steps), work, kernels)
         return out
 
     def clean(self, latents: Tensor) -> None:
@@ -101,7 +102,8 @@ class Passes:
         def work() -> None:
             self.model(x, self._clean, self.ring, self.cross, store_only=True)
 
-        self.graphs.run(("clean", frames), work)
+        kernels = "clean", self._latent.shape, frames
+        self.graphs.run(kernels, work, kernels)
 
     def _clean_modulation(self) -> Modulation:
         return self.model.modulation(torch.zeros(1, dtype=torch.float64, device=self._latent.device))

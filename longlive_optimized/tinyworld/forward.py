@@ -88,14 +88,16 @@ class _Choice(NamedTuple):
     """Rows of many, in any order and number, in ``shape``.
 
     Chosen by a product with ones and zeros: exact, and its gradient is a product too, where that of an index adds up
-    in an order that changes from run to run, and slowly.
+    in an order that changes from run to run, and slowly. Nothing is done where all are chosen as they are.
     """
 
-    matrix: Tensor  # [chosen, of]
+    matrix: Tensor | None  # [chosen, of]
     shape: tuple[int, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, of, ...] to [B, chosen, ...]."""
+        if self.matrix is None:
+            return x
         matrix = self.matrix.to(x.dtype).expand(len(x), -1, -1)
         return torch.bmm(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
@@ -133,8 +135,10 @@ def _plan(passes: tuple[Pass, ...], memory: int, prompts: tuple[int, ...], devic
     new, every = len(prompts), memory + len(prompts)
 
     def choice(indices: list[list[int]], of: int) -> _Choice:
-        matrix = F.one_hot(torch.tensor(indices).flatten(), of).to(device, torch.bfloat16)
-        return _Choice(matrix, (len(indices), len(indices[0])))
+        shape, rows = (len(indices), len(indices[0])), [row for some in indices for row in some]
+        if rows == list(range(of)):
+            return _Choice(None, shape)
+        return _Choice(F.one_hot(torch.tensor(rows), of).to(device, torch.bfloat16), shape)
 
     def inverse(order: list[int]) -> _Choice:
         return choice([torch.tensor(order).argsort().tolist()], new)

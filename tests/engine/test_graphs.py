@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+from longlive_optimized.engine.graphs import GraphCache
 from longlive_optimized.kernels.registry import backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -85,6 +86,33 @@ def test_streams_have_graphs_of_their_own():
         mixed.append(graphed.generate_block(BlockRequest(prompt)).cpu())
         graphed.generate_block(BlockRequest("noise"), other)
     assert torch.equal(torch.cat(mixed), alone)
+
+
+def test_work_whose_kernels_have_run_is_captured_at_once():
+    """Once on the host instead of twice, with the same result; also where that capture fails."""
+    device, loaded, runs = torch.device("cuda"), set(), []
+    numbers = torch.zeros(3, device=device)
+
+    def work(place):
+        runs.append(place)
+        numbers[place].add_(1)
+
+    first, second = GraphCache(device, loaded), GraphCache(device, loaded)
+    first.run("a", lambda: work(0), "kernels")
+    assert runs == [0, 0]  # as it is, and for the graph
+    second.run("b", lambda: work(1), "kernels")
+    assert runs == [0, 0, 1]
+    for cache, key in ((first, "a"), (second, "b")):
+        cache.run(key, lambda: work(2), "kernels")
+    assert runs == [0, 0, 1] and numbers.tolist() == [2, 2, 0]
+
+    def stumbling():
+        work(2)
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("not while capturing")
+
+    second.run("c", stumbling, "kernels")
+    assert second.failed and numbers.tolist() == [2, 2, 1]
 
 
 def test_a_failed_capture_goes_on_eagerly(monkeypatch, caplog):
