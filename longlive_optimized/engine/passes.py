@@ -29,7 +29,9 @@ class BlockInputs:
         """Take over new timesteps and noise levels."""
         if schedule == self._schedule:
             return
-        timesteps, sigmas = torch.tensor(schedule, dtype=torch.float64, device=self.sigmas.device).unbind(1)
+        device = self.sigmas.device
+        host = torch.tensor(schedule, dtype=torch.float64, pin_memory=device.type == "cuda")
+        timesteps, sigmas = host.to(device, non_blocking=True).unbind(1)  # the device may be busy with a recache
         self.sigmas.copy_(sigmas)
         for mine, new in zip(self.modulation, self._model.modulation(timesteps), strict=True):
             mine.copy_(new)

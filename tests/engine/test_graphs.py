@@ -134,8 +134,8 @@ def test_a_block_never_waits_for_the_device():
         graphed.generate_block(request)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(3):
-            graphed.generate_block(request)
+        for step in (750, 700, 600):  # nor when the steps change
+            graphed.generate_block(BlockRequest("a fox", denoising_steps=(1000, step, 500, 250)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
