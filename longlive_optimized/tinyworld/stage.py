@@ -25,6 +25,7 @@ class Stage(Protocol):
     batch: int
     rate: float  # of learning, at its height
     clips: int  # that are made before the training, and kept
+    again: bool  # trained before
     parts: dict[str, nn.Module]
 
     def begin(self, seed: int) -> None:

@@ -33,7 +33,7 @@ from .tasks import NOW, PAST, SINKS, Task, draw_task, opening
 from .world import Scene, sample_scene
 
 _DISTURBED = 0.3  # largest noise level in the past that is not declared
-_OPENINGS_UNTIL = 0.25  # share of the training that is openings only
+_OPENINGS_UNTIL = 0.25  # share of the first training that is openings only
 _OPENINGS = 8  # of them in the place of one stream
 _GUESSES_FROM, _GUESSES_EVERY = 0.5, 3  # share of the training after which pasts are guesses; and in which steps
 _DECIDES = 0.9  # noise level from which the noise says where shapes stand; below, what lies under it does
@@ -83,6 +83,7 @@ class FlowStage:
 
     name, share, batch, rate = "flow", 0.6, 64, 1e-3
     clips = 6000  # in the bank
+    again = False
 
     def __init__(self, size: Size, out: Path, device: torch.device, dtype: torch.dtype, seed: int):
         self.size, self.device = size, device
@@ -103,7 +104,7 @@ class FlowStage:
 
     def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
         """The flow's mean squared error over all denoised frames, and over those of streams' first blocks."""
-        task = opening() if progress < _OPENINGS_UNTIL else draw_task(self.random)
+        task = opening() if progress < _OPENINGS_UNTIL and not self.again else draw_task(self.random)
         rows, clip, other = _rows(task, self.device), *self._clips(task, batch)
         latents = torch.stack((clip.latents, other.latents))[rows.which, :, rows.frame].transpose(0, 1)
         prompts = self._prompts(task, clip, other)

@@ -56,6 +56,7 @@ def _decode(vae: WanVae, z: Tensor) -> Tensor:
 class VaeStage:
     """Trains ``vae.pt``."""
 
+    again = False
     name, share, batch, rate = "vae", 0.2, 12, 1e-3
     clips = 0  # it makes its own all the time
 

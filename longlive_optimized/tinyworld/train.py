@@ -3,8 +3,8 @@
 Stages, in order: ``vae``, ``flow``. Each leaves STAGE.pt in DIR, a contact sheet STAGE.png of held-out
 prompts, and its lines in ``log.jsonl``. The minutes are shared out among the stages named and pace their learning
 rates. A call that is cut short loses a minute at most: the same call again goes on from there. Everything random is
-seeded; how many steps fit into the minutes is the machine's, and ``--steps`` fixes it. ``trained/``, beside this file,
-has the stages that are good enough to be kept: copied into DIR, they need not be trained again.
+seeded; how many steps fit into the minutes is the machine's, and ``--steps`` fixes it. docs/performance.md tells how
+the model in ``trained/`` was made, which ``export`` wrote there.
 """
 
 from __future__ import annotations
@@ -196,6 +196,7 @@ def begin_again(stage: Stage, out: Path) -> None:
     if torch.load(path, map_location="cpu", weights_only=True)["done"]:
         load(path, stage.parts)
         path.replace(path.with_suffix(".before"))
+        stage.again = True
 
 
 def main(arguments: list[str] | None = None) -> None:
