@@ -21,6 +21,7 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.stream import Stream
 from .adherence import tally
+from .pictures import contact_sheet, write_png
 from .render import NATIVE
 from .score import Score, score
 from .world import Scene, caption, sample_scene
@@ -57,16 +58,26 @@ class Evaluation:
     def switches(self, count: int, recache: bool = True) -> dict[str, dict[str, float]]:
         """Share of the new prompt's attributes met by the first, second and third block after a switch."""
         scores: list[list[Score]] = [[], [], []]
+        for after, blocks in self._switched(count, recache):
+            for each, block in zip(scores, blocks[-3:], strict=True):
+                each.append(score(block, after))
+        return {f"block {i}": tally(each) for i, each in enumerate(scores, 1)}
+
+    def sheet(self, count: int) -> Tensor:
+        """A picture of switches: two blocks before and three after, with recache, and below it the same without."""
+        both = [[torch.cat(blocks[-5:]) for _, blocks in self._switched(count, recache)] for recache in (True, False)]
+        return contact_sheet([video for pair in zip(*both, strict=True) for video in pair])
+
+    def _switched(self, count: int, recache: bool) -> Iterator[tuple[Scene, list[Tensor]]]:
+        """Streams whose prompt changes after two to nine blocks, with three to come: the new scene, and all blocks."""
         for _, text, stream in self._streams(count):
             random = Random(text)
-            for _ in range(random.randint(2, 9)):
-                self._block(stream, text)
+            blocks = [self._block(stream, text) for _ in range(random.randint(2, 9))]
             after = sample_scene(random, held_out=True)
             text = caption(after, random)
             with contextlib.nullcontext() if recache else self._old_keys(stream):
-                for each in scores:
-                    each.append(score(self._block(stream, text), after))
-        return {f"block {i}": tally(each) for i, each in enumerate(scores, 1)}
+                blocks += [self._block(stream, text) for _ in range(3)]
+            yield after, blocks
 
     def presets(self, prompts: int, seconds: float) -> dict[str, dict[str, float]]:
         """``adherence`` for every number of steps and window that presets have."""
@@ -116,7 +127,7 @@ def _row(name: str, table: dict[str, float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the measurements named and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    measures = "adherence", "switches", "no-recache", "long", "presets", "precision"
+    measures = "adherence", "switches", "no-recache", "long", "presets", "precision", "sheet"
     parser.add_argument("measures", nargs="+", choices=measures)
     parser.add_argument("--model", default="tiny", help="folder, or 'tiny'")
     parser.add_argument("--prompts", type=int, default=8, help="or streams, or switches")
@@ -125,6 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path, default=Path("switches.png"), help="what sheet writes")
     options = parser.parse_args(arguments)
 
     def evaluation(**changes) -> Evaluation:
@@ -135,6 +147,9 @@ def main(arguments: list[str] | None = None) -> None:
     results: dict[str, dict] = {}
     for measure in options.measures:
         match measure:
+            case "sheet":
+                write_png(options.png, own.sheet(n))
+                continue
             case "adherence":
                 found = {f"{seconds:g} s": own.adherence(n, seconds)}
             case "switches" | "no-recache":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..weights.locate import VAE_FILES
 from ..weights.lora import adapter_shapes
+from ..weights.random_checkpoint import write_small_vaes
 from .checkpoint import load, save
 from .networks import SIZES, Size, new_text, new_transformer, new_vae
 from .vocabulary import write_tokenizer
@@ -24,7 +25,8 @@ _WAN = Path("wan_models", "Wan2.1-T2V-1.3B")
 def export(trained: Path, folder: Path, size: Size) -> None:
     """Write the checkpoint into ``folder``, which must not exist: FileExistsError.
 
-    Everything is rounded to bfloat16. The LoRA that LongLive has beside its weights is there, of rank 1, and zero.
+    Everything is rounded to bfloat16. The LoRA that LongLive has beside its weights is there, of rank 1, and zero; the
+    small autoencoders that a stream may choose are there too, but random.
     """
     if folder.exists():
         raise FileExistsError(f"folder: {folder} exists")
@@ -41,6 +43,7 @@ def export(trained: Path, folder: Path, size: Size) -> None:
     save(folder / _MODELS / "lora.pt", {"generator_lora": _rounded(lora)})
     save(folder / _WAN / VAE_FILES["wan"], _rounded(vae.state_dict()))
     save(folder / _WAN / "models_t5_umt5-xxl-enc-bf16.pth", _rounded(text.state_dict()))
+    write_small_vaes(folder)
 
 
 def _rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

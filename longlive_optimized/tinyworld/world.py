@@ -7,6 +7,7 @@ shapes stand is a layout, drawn beside it, so one sentence has many videos.
 from __future__ import annotations
 
 import itertools
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,6 +161,22 @@ def caption(scene: Scene, random: Random) -> str:
     place = f"{random.choice(_PLACES)} a {scene.ground} {random.choice(_GROUND_WORDS[scene.ground])}"
     sentence = f"{place}, {subject} {verb}" if random.random() < 0.3 else f"{subject} {verb} {place}"
     return sentence + random.choice(("", "."))
+
+
+def read_caption(text: str) -> Scene:
+    """The scene that a caption means; ValueError where it means none."""
+    found = re.findall("[a-z]+", text.lower())
+    pairs = list(itertools.pairwise(found))
+    shapes = [Shape(a, form) for a, b in pairs for form, names in _FORM_WORDS.items() if a in COLOURS and b in names]
+    grounds = [
+        ground for pair in pairs for ground, names in _GROUND_WORDS.items() if pair[0] == ground and pair[1] in names
+    ]
+    still = {word for verbs in _RESTS for verb in verbs for word in verb.split()} & set(found)
+    named = {"left", "right", "up", "down"} & {word.removesuffix("ward") for word in found}
+    motions = ["still"] if still and not named else sorted(named)
+    if not shapes or len(grounds) != 1 or len(motions) != 1:
+        raise ValueError(f"no caption of this world: {text!r}")
+    return Scene(tuple(shapes), grounds[0], motions[0])
 
 
 def words() -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TINY = "tiny"
+_BUILT_IN = Path(__file__).parents[1] / "tinyworld" / "trained"
 VAE_FILES = {
     "wan": "Wan2.1_VAE.pth",
     "lightvae": "lightvaew2_1.pth",
@@ -45,11 +46,7 @@ def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFi
         raise ValueError(f"vae_type must be one of {', '.join(VAE_FILES)}, got {vae_type!r}")
     if not isinstance(model_path, str | os.PathLike):
         raise TypeError(f"model_path must be a folder or {TINY!r}, got {type(model_path).__name__}")
-    if model_path == TINY:
-        from .tiny import tiny_folder
-
-        model_path = tiny_folder()
-    root = Path(model_path).expanduser()
+    root = _BUILT_IN if model_path == TINY else Path(model_path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"model_path: {root} is not a folder" if root.exists() else f"model_path: no {root}")
     # Not resolved: beside a linked folder means beside the link.

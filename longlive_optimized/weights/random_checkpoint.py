@@ -103,6 +103,14 @@ def make_checkpoint(
     return root
 
 
+def write_small_vaes(root: Path) -> None:
+    """Write random autoencoders of every small type, as narrow as can be, into ``Autoencoders`` of ``root``."""
+    light, tae = VaeConfig(base=2, multipliers=(1, 1, 1, 1)), TaeConfig(4, (4, 4, 4, 4))
+    for file in _small_vae_files(light, tae, torch.bfloat16):
+        for _ in _write(root / file.path, file, seed=0):
+            pass
+
+
 def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: Callable[[int, int], None] | None) -> None:
     vocabulary = write_tokenizer(root / _WAN / "google" / "umt5-xxl")
     _CONFIGS[name][0].to_json(root / _WAN / "config.json")
@@ -119,23 +127,29 @@ def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: Call
 def _checkpoint_files(name: str, vocabulary: int, full_text: bool) -> list[_File]:
     config, vae, rank = _CONFIGS[name]
     generator = {key: view.shape for key, view in Transformer(config, device="meta").checkpoint_views().items()}
-    vaes = (
-        WanVae(vae, device="meta"),
-        WanVae(_SMALL_VAES[name][0], device="meta"),
-        Tae(_SMALL_VAES[name][1], device="meta"),
-    )
-    wan, light, tae = ({key: tensor.shape for key, tensor in network.state_dict().items()} for network in vaes)
+    wan = _shapes(WanVae(vae, device="meta"))
     adapter, bf16 = adapter_shapes(generator, rank), torch.bfloat16
     text = _text_shapes(config, vocabulary, full_text)
     return [
         _File(_MODELS / "longlive_base.pt", generator, _generator_rule, bf16, "generator", "model."),
         _File(_MODELS / "lora.pt", adapter, _adapter_rule, bf16, "generator_lora"),
         _File(_WAN / VAE_FILES["wan"], wan, _vae_rule, torch.float32),
-        _File(_SMALL / VAE_FILES["lightvae"], light, _vae_rule, torch.float32),
-        _File(_SMALL / VAE_FILES["tae"], tae, _tae_rule, torch.float32),
-        _File(_SMALL / VAE_FILES["lighttae"], tae, _tae_rule, torch.float32),
+        *_small_vae_files(*_SMALL_VAES[name], torch.float32),
         _File(_WAN / "models_t5_umt5-xxl-enc-bf16.pth", text, _text_rule, bf16),
     ]
+
+
+def _small_vae_files(light: VaeConfig, tae: TaeConfig, dtype: torch.dtype) -> list[_File]:
+    light_shapes, tae_shapes = _shapes(WanVae(light, device="meta")), _shapes(Tae(tae, device="meta"))
+    return [
+        _File(_SMALL / VAE_FILES["lightvae"], light_shapes, _vae_rule, dtype),
+        _File(_SMALL / VAE_FILES["tae"], tae_shapes, _tae_rule, dtype),
+        _File(_SMALL / VAE_FILES["lighttae"], tae_shapes, _tae_rule, dtype),
+    ]
+
+
+def _shapes(network: torch.nn.Module) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in network.state_dict().items()}
 
 
 def _move_files(made: Path, root: Path) -> None:

@@ -43,7 +43,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     roots = {name.split("/")[0] for name in names}
     assert {r for r in roots if not r.endswith(".dist-info")} == {"longlive_optimized"}  # above all: no "kernels"
     expected = {f"longlive_optimized/{p.relative_to(ROOT)}" for p in ROOT.glob("kernels/**/*.py")}
-    expected |= {str(p.relative_to(ROOT)) for p in ROOT.glob("longlive_optimized/**/*") if p.suffix not in ("", ".pyc")}
+    files = [path for path in ROOT.glob("longlive_optimized/**/*") if path.is_file() and path.suffix != ".pyc"]
+    expected |= {str(path.relative_to(ROOT)) for path in files}
     assert expected <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("entry_points.txt") for name in names)

@@ -1,34 +1,64 @@
-"""What the shipped training results can do, on combinations that were held out of training."""
+"""What the built-in model can do, on combinations that were held out of training."""
 
-from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 
-from longlive_optimized import tinyworld
+from longlive_optimized import LongLiveEngine, OptimizationConfig
 from longlive_optimized.tinyworld.autoencode import decode, encode, normalise
-from longlive_optimized.tinyworld.checkpoint import load
 from longlive_optimized.tinyworld.data import clips
+from longlive_optimized.tinyworld.evaluate import Evaluation
 from longlive_optimized.tinyworld.networks import SIZES, new_vae
 from longlive_optimized.tinyworld.render import layouts
 from longlive_optimized.tinyworld.score import score
 from longlive_optimized.tinyworld.world import sample_scene
 from longlive_optimized.vae.stream import to_uint8
+from longlive_optimized.weights.load import check
+from longlive_optimized.weights.locate import VAE_FILES, locate
 
 SIZE, LATENTS, COUNT = SIZES["tiny"], 5, 12
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+    ),
+]
 
 
 @pytest.fixture(scope="module")
 def trained():
     """The autoencoder, scenes, their clips [B, 3, T, H, W] and latents of its own scale."""
     vae = new_vae(SIZE, 0).requires_grad_(False)
-    load(Path(tinyworld.__file__).with_name("trained") / "vae.pt", {"vae": vae})
+    vae.load_state_dict(torch.load(locate("tiny").vae, weights_only=True))
     random = Random(1)
     scenes = [sample_scene(random, held_out=True) for _ in range(COUNT)]
     centres = layouts(COUNT, SIZE.height, SIZE.width, torch.Generator().manual_seed(2))
     frames = clips([(scene,) for scene in scenes], centres, LATENTS, None, SIZE, torch.device("cpu"))
     return vae, scenes, frames, encode(vae, frames)[0]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def evaluation(request):
+    config = OptimizationConfig(height=SIZE.height, width=SIZE.width)
+    return Evaluation(LongLiveEngine("tiny", config, request.param))
+
+
+def test_its_files_are_complete_and_small():
+    for vae_type in VAE_FILES:
+        check(locate("tiny", vae_type))
+    files = [path for path in locate("tiny").generator.parents[2].rglob("*") if path.is_file()]
+    assert len(files) == 10 and sum(path.stat().st_size for path in files) <= 12e6
+
+
+def test_videos_show_what_was_asked_for(evaluation):
+    shares = evaluation.adherence(5, 4.0)
+    assert min(shares[kind] for kind in ("ground", "count", "motion", "colour", "form")) >= 0.9, shares
+
+
+def test_a_switch_takes_effect_within_two_blocks_and_needs_the_recache(evaluation):
+    after, without = (evaluation.switches(5, recache)["block 2"]["all"] for recache in (True, False))
+    assert after >= 0.8 and without <= 0.6
 
 
 def test_the_autoencoder_keeps_every_attribute(trained):

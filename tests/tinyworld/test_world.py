@@ -16,6 +16,7 @@ from longlive_optimized.tinyworld.world import (
     Shape,
     caption,
     one_wrong,
+    read_caption,
     sample_scene,
     words,
 )
@@ -130,3 +131,21 @@ def test_one_wrong_changes_one_attribute_and_all_get_their_turn():
         assert len(changed) == 1, (scene, other)
         kinds |= set(changed)
     assert kinds == {"ground", "motion", "count", "colour", "form"}
+
+
+def test_captions_are_read_back():
+    random = Random(3)
+    for _ in range(500):
+        scene = sample_scene(random, held_out=random.random() < 0.5)
+        text = caption(scene, random)
+        assert read_caption(text) == scene == read_caption(text.upper()), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a red fox in the snow", "a red circle moves left", "a red circle over a green field", "over a blue sea, up",
+     "a red circle moves left and right over a green field"],
+)  # fmt: skip
+def test_what_is_no_caption_is_not_read(text):
+    with pytest.raises(ValueError, match="no caption of this world"):
+        read_caption(text)
