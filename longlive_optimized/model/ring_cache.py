@@ -7,6 +7,8 @@ cache would evict. Nothing is rolled, cloned or concatenated.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,18 @@ from ..kernels.ring_advance import ring_advance
 from ..kernels.rotate_sinks import rotate_sinks
 from . import rope
 from .config import ModelConfig
+
+
+class RingLayer(NamedTuple):
+    """One layer's part of the ring, and the pass's place in it; as in RingCache."""
+
+    k: Tensor  # [window, S, heads, head_dim]
+    v: Tensor
+    k_sink: Tensor
+    rope_time: Tensor
+    rope_space: Tensor
+    slots: Tensor
+    ranges: Tensor
 
 
 class RingCache:
@@ -64,6 +78,12 @@ class RingCache:
     def rope_time(self) -> Tensor:
         """Rotations of the current pass's frames, [F, time pairs, 2]."""
         return self._rope_time[: self.frames]
+
+    def layer(self, index: int) -> RingLayer:
+        """What one layer's pass reads and writes. Tensors, as of an index torch.compile (2.13) makes a symbol, and then
+        code that computes something else."""
+        keys = self.k[index], self.v[index], self.k_sink[index]
+        return RingLayer(*keys, self.rope_time, self.rope_space, self.slots, self.ranges)
 
     def reset(self) -> None:
         """Forget every frame; the storage stays."""

@@ -18,7 +18,7 @@ from ..kernels.residual_norm import residual_norm
 from ..kernels.ring_attention import home_of_ranges, ring_attention
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
-from .ring_cache import RingCache
+from .ring_cache import RingCache, RingLayer
 
 
 class Modulation(NamedTuple):
@@ -38,6 +38,10 @@ class CrossCache(NamedTuple):
     k: Tensor
     v: Tensor
     ranges: Tensor  # all of them, as ring_attention takes them
+
+    def layer(self, index: int) -> CrossCache:
+        """One layer's, [1, text_len, heads, head_dim]."""
+        return CrossCache(self.k[index], self.v[index], self.ranges)
 
 
 class Linear(nn.Module):
@@ -82,7 +86,7 @@ class Block(nn.Module):
         self.cross_out = Linear(d, d, **where)
         self.ffn_in, self.ffn_out = Linear(d, config.ffn_dim, **where), Linear(config.ffn_dim, d, **where)
 
-    def store(self, z: Tensor, ring: RingCache, layer: int) -> Tensor:
+    def store(self, z: Tensor, ring: RingLayer) -> Tensor:
         """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim]."""
         return qk_norm_rope_store(
             self.qkv(z),
@@ -90,26 +94,24 @@ class Block(nn.Module):
             self.k_gain,
             ring.rope_time,
             ring.rope_space,
-            ring.k[layer],
-            ring.v[layer],
-            ring.k_sink[layer],
+            ring.k,
+            ring.v,
+            ring.k_sink,
             ring.slots,
             self.eps,
         )
 
-    def forward(
-        self, x: Tensor, z: Tensor, m: Tensor, following: Tensor, ring: RingCache, layer: int, cross: CrossCache
-    ) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, m: Tensor, following: Tensor, ring: RingLayer, cross: CrossCache) -> Tensor:
         """One layer on the residual stream x [N, D], which is updated in place.
 
         z [N, D] is x normed for this layer, the result x normed for the next one, whose shift and scale are
-        ``following`` [G, 2, D]; m [G, 6, D] serves G equal groups of tokens.
+        ``following`` [G, 2, D]; m [G, 6, D] serves G equal groups of tokens; ring and cross are this layer's.
         """
-        y = ring_attention(self.store(z, ring, layer), ring.k[layer], ring.v[layer], ring.ranges)
+        y = ring_attention(self.store(z, ring), ring.k, ring.v, ring.ranges)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = residual_norm(x, self.out(y.flatten(1)), m[:, 2], bias, gain, 0.0, self.eps)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
-        y = self.cross_out(ring_attention(q, cross.k[layer], cross.v[layer], cross.ranges).flatten(1))
+        y = self.cross_out(ring_attention(q, cross.k, cross.v, cross.ranges).flatten(1))
         z = residual_norm(x, y, None, m[:, 3], m[:, 4], 1.0, self.eps)
         y = self.ffn_out(linear_gelu(z, self.ffn_in.weight, self.ffn_in.bias))
         return residual_norm(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps)
@@ -178,9 +180,9 @@ class Transformer(nn.Module):
         z = modulate_norm(x, norms[0][:, 0], norms[0][:, 1], self.config.eps)
         for layer, block in enumerate(self.blocks):
             if store_only and layer == len(self.blocks) - 1:
-                block.store(z, ring, layer)
+                block.store(z, ring.layer(layer))
                 return None
-            z = block(x, z, modulation.layers[:, layer], norms[layer + 1], ring, layer, cross)
+            z = block(x, z, modulation.layers[:, layer], norms[layer + 1], ring.layer(layer), cross.layer(layer))
         return unpatchify(self.head(z), grid)
 
     def modulation(self, timesteps: Tensor) -> Modulation:

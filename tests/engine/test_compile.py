@@ -6,12 +6,14 @@ from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 
 
 def test_compiled_layers_give_the_same_pictures():
+    torch._dynamo.utils.counters.clear()
     plain, compiled = (
-        LongLiveEngine("tiny", OptimizationConfig(height=32, width=32, use_torch_compile=c), device="cpu")
+        LongLiveEngine("tiny", OptimizationConfig(height=64, width=96, use_torch_compile=c), device="cpu")
         for c in (False, True)
     )
-    for prompt in ("a fox", "a fox", "a boat"):
+    for prompt in ("a red circle moves left over a black night",) * 2 + ("a white cross rests on a blue sea",):
         a, b = (engine.generate_block(BlockRequest(prompt)) for engine in (plain, compiled))
         assert (a.int() - b.int()).abs().max() <= 1
     assert not compiled.cuda_graphs_active
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    # One for all five layers, of each kind of pass: a graph for each layer would be too many for the real model.
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] < 10
