@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh checkout to something that runs.
 #   ./setup_env.sh        a virtual environment with the package built into it
-#   ./setup_env.sh demo   the same, then a short video of the built-in model in out/
+#   ./setup_env.sh demo   the same, then a short video of the built-in model in out/, and what it shows of its prompts
 #   ./setup_env.sh test   the same, then the test suite
 # PYTHON  the interpreter to start from (python3); its own torch is used if it has one of at least 2.9
 # TORCH   what to install otherwise (torch==2.13.0)
@@ -66,9 +66,11 @@ if [[ ${1:-} == test ]]; then build "[test]"; else build ""; fi
 
 case ${1:-} in
   demo)
-    "$VENV/bin/longlive-optimized" generate --model tiny --preset balanced --height 320 --width 576 --seconds 4 --seed 0 \
-      --prompt "a red fox walks through fresh snow" --switch "2:the fox leaps over a frozen stream" \
-      --out out/demo.mp4 --json out/demo.json
+    first="a red circle and a blue square move left over a green field"
+    then="4:a yellow triangle, a white cross and a red square drift up over a black night"
+    "$VENV/bin/longlive-optimized" generate --model tiny --preset balanced --seconds 8 --seed 0 --enlarge 6 \
+      --prompt "$first" --switch "$then" --out out/demo.mp4 --json out/demo.json
+    "$python" -P -m longlive_optimized.tinyworld.watch out/demo.mp4 "$first" "$then"
     ;;
   test) "$python" -P -m pytest -q ;; # -P: the installed package, not the checkout
   *) say "ready: $VENV/bin/longlive-optimized --help" ;;

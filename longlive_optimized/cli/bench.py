@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from ..config import PRESETS, OptimizationConfig
-from .loading import load_engine, results
+from ..weights.locate import TINY
+from .loading import console, load_engine, results
 
 app = typer.Typer(no_args_is_help=True, help="Measure operators, blocks and errors.")
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
@@ -90,24 +91,36 @@ def quality(
     height: Pixels = 480,
     width: Pixels = 832,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of latents.")] = 5,
+    prompts: Annotated[int, typer.Option(min=0, help="Of the built-in model, to be scored; 0 leaves that out.")] = 10,
+    seconds: Annotated[float, typer.Option(min=2.0, help="Of video for each prompt.")] = 5.0,
     device: Device = None,
     json_path: Json = None,
 ) -> None:
-    """Error of each forward, and of decoding, against float32: ours beside the plain network's."""
+    """Error of each forward, and of decoding, against float32: ours beside the plain network's. Of the built-in model
+    also what its pictures show, for every preset and dtype; ends with status 1 where that is too little."""
+    from ..bench import score
     from ..bench.quality import run
 
     config = OptimizationConfig.preset(preset, height=height, width=width, positions="base")
-    _show(f"{height}x{width}, {preset}", run(load_engine(model, config, device), seeds), json_path)
+    row = run(load_engine(model, config, device), seeds)
+    scores = score.run(device, prompts, seconds) if model == TINY and prompts else {}
+    _show(f"{height}x{width}, {preset}", row | {"scores": scores} if scores else row, json_path)
+    if failed := score.failures(scores):
+        console.print(f"under {score.WANTED:.0%} of the prompts are shown by {', '.join(failed)}", style="red")
+        raise typer.Exit(1)
 
 
 def _show(title: str, row: dict, json_path: Path | None) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in row.items():
         for part, number in value.items() if isinstance(value, dict) else ((None, value),):
-            shown = ", ".join(f"{k}: {v}" for k, v in number.items()) if isinstance(number, dict) else number
-            text = f"{shown:.4g}" if isinstance(shown, float) else str(shown)
-            table.add_row(name if part is None else f"{name}, {part}", text)
+            shown = ", ".join(f"{k} {_short(v)}" for k, v in number.items()) if isinstance(number, dict) else number
+            table.add_row(name if part is None else f"{name}, {part}", _short(shown))
     results.print(table)
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(row, indent=2) + "\n")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -15,12 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..config import PRESETS, OptimizationConfig
-from ..demo.scope_integration.overlay import create_latency_overlay
+from ..demo.scope_integration.overlay import LatencyOverlay, create_latency_overlay
 from ..demo.scope_integration.stats import LatencyMeter
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.timing import BlockTimes
-from .loading import console, load_engine, results
+from .loading import Height, Width, console, load_engine, picture_size, results
 from .video import FPS, Mp4Writer
 
 
@@ -51,8 +51,9 @@ def generate(
     seconds: Annotated[float, typer.Option(help=f"Length of the video at {FPS} frames a second.")] = 5.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video on one device.")] = 42,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
-    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
-    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 832,
+    height: Height = None,
+    width: Width = None,
+    enlarge: Annotated[int, typer.Option(help="Write pictures so many times as large.", min=1)] = 1,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the latency panel into the video.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write statistics here.")] = None,
@@ -62,6 +63,7 @@ def generate(
     if not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
     BlockRequest(prompt)  # an empty prompt is refused before anything is loaded
+    height, width = picture_size(model, height, width)
     config = OptimizationConfig.preset(preset, height=height, width=width, seed=seed)
     engine = load_engine(model, config, device)
     warmup = None
@@ -70,7 +72,9 @@ def generate(
         torch.cuda.reset_peak_memory_stats(engine.device)
         console.print(f"warmed up in {warmup:.1f} s", highlight=False)
     started = time.perf_counter()
-    _write(engine, prompt, switches, round(seconds * FPS) or 1, out, overlay)
+    panel = create_latency_overlay() if overlay else None
+    with Mp4Writer(out, height, width, enlarge) as video:
+        _write(engine, prompt, switches, round(seconds * FPS) or 1, video, panel)
     report = _report(engine, preset, warmup, time.perf_counter() - started)
     _print(report, out)
     if json_path:
@@ -78,12 +82,19 @@ def generate(
         json_path.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _write(engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: int, out: Path, overlay: bool) -> None:
-    panel, meter = create_latency_overlay() if overlay else None, LatencyMeter(engine)
+def _write(
+    engine: LongLiveEngine,
+    prompt: str,
+    switches: list[Switch],
+    frames: int,
+    video: Mp4Writer,
+    panel: LatencyOverlay | None,
+) -> None:
+    meter = LatencyMeter(engine)
     count, speed = TextColumn("{task.completed}/{task.total} frames"), TextColumn("{task.fields[speed]}")
     columns = TextColumn("generating"), BarColumn(), count, TimeRemainingColumn(), speed
     pending = list(switches)
-    with Mp4Writer(out, engine.config.height, engine.config.width) as video, Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=frames, speed="")
         while video.frames < frames:
             while pending and pending[0].second * FPS <= video.frames:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..config import OptimizationConfig
 from ..engine.engine import LongLiveEngine
+from ..tinyworld.render import NATIVE
+from ..weights.locate import TINY
 
 console = Console(stderr=True)  # progress and remarks
 results = Console()  # what was asked for
+
+
+Height = Annotated[
+    int | None,
+    typer.Option(help="Pixels, a multiple of 16; 480 by default, of the built-in model 64.", show_default=False),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(help="Pixels, a multiple of 16; 832 by default, of the built-in model 96.", show_default=False),
+]
+
+
+def picture_size(model: str, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width as given, or what the model was trained at."""
+    native = NATIVE if model == TINY else (480, 832)
+    return height or native[0], width or native[1]
 
 
 def load_engine(model: str, config: OptimizationConfig, device: str | None) -> LongLiveEngine:

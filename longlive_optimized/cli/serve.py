@@ -13,7 +13,8 @@ import typer
 
 from ..config import PRESETS
 from ..demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
-from .loading import console
+from ..weights.locate import TINY
+from .loading import Height, Width, console, picture_size
 
 if TYPE_CHECKING:
     from ..demo.server.room import Room
@@ -21,16 +22,17 @@ if TYPE_CHECKING:
     from ..demo.server.worker import Status
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
+TINY_PROMPT = "a red circle and a blue square move left over a green field"
 
 
 def serve(
     model: Annotated[str, typer.Option(help="Model folder, or 'tiny' for the built-in model.")] = "tiny",
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
-    prompt: Annotated[str, typer.Option(help="What to show at first.")] = PROMPT,
+    prompt: Annotated[str | None, typer.Option(help="What to show at first; the default suits the model.")] = None,
     host: Annotated[str, typer.Option(help="Address to bind; one that others can reach needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
-    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 480,
-    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 832,
+    height: Height = None,
+    width: Width = None,
     seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
     codec: Annotated[str, typer.Option(help="vp8, or h264, which takes twice the processor time.")] = "vp8",
     bitrate: Annotated[int | None, typer.Option(help="Most bits per second; the default fits the picture.")] = None,
@@ -70,6 +72,8 @@ def serve(
         ice_addresses=tuple(ice_address or ()),
         record_seconds=record_seconds,
     )
+    prompt = prompt or (TINY_PROMPT if model == TINY else PROMPT)
+    height, width = picture_size(model, height, width)
     config = ScopeOptimizationConfig.preset(preset, height=height, width=width, seed=seed)
     room = Room(lambda progress: OptimizedScopePipeline(model, config, device, progress), prompt, settings)
     room.worker.overlay = overlay

@@ -11,16 +11,21 @@ FPS = 16  # pixel frames per second that the model was trained at
 
 
 class Mp4Writer:
-    """H.264, 16 frames a second; use as a context manager. Raises OSError where the file cannot be written."""
+    """H.264, 16 frames a second, pictures ``enlarge`` times as large as they come; use as a context manager.
 
-    def __init__(self, path: Path, height: int, width: int):
+    Raises OSError where the file cannot be written.
+    """
+
+    def __init__(self, path: Path, height: int, width: int, enlarge: int = 1):
         import av
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._av = av
         self._container = av.open(str(path), "w")
         self._stream = self._container.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "medium"})
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._size = {"width": enlarge * width, "height": enlarge * height}
+        self._stream.width, self._stream.height = self._size.values()
+        self._stream.pix_fmt = "yuv420p"
         self._stream.time_base = Fraction(1, FPS)
         self.frames = 0
 
@@ -28,6 +33,7 @@ class Mp4Writer:
         """Append uint8 frames [T, H, W, 3]."""
         for picture in frames:
             frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(**self._size, format="yuv420p", interpolation="BICUBIC")
             frame.pts, self.frames = self.frames, self.frames + 1
             self._container.mux(self._stream.encode(frame))
 
