@@ -30,7 +30,7 @@ Width = Annotated[
 def picture_size(model: str, height: int | None, width: int | None) -> tuple[int, int]:
     """Height and width as given, or what the model was trained at."""
     native = NATIVE if model == TINY else (480, 832)
-    return height or native[0], width or native[1]
+    return native[0] if height is None else height, native[1] if width is None else width
 
 
 def load_engine(model: str, config: OptimizationConfig, device: str | None) -> LongLiveEngine:

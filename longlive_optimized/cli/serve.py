@@ -72,7 +72,8 @@ def serve(
         ice_addresses=tuple(ice_address or ()),
         record_seconds=record_seconds,
     )
-    prompt = prompt or (TINY_PROMPT if model == TINY else PROMPT)
+    if prompt is None:
+        prompt = TINY_PROMPT if model == TINY else PROMPT
     height, width = picture_size(model, height, width)
     config = ScopeOptimizationConfig.preset(preset, height=height, width=width, seed=seed)
     room = Room(lambda progress: OptimizedScopePipeline(model, config, device, progress), prompt, settings)

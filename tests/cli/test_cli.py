@@ -38,6 +38,7 @@ def test_generate_writes_a_video_and_its_statistics(tmp_path):
         (["--prompt", " "], "prompt must hold some text"),
         (["--prompt", "a", "--preset", "fast"], "preset must be one of quality_stream"),
         (["--prompt", "a", "--height", "100"], "height"),
+        (["--prompt", "a", "--height", "0"], "height"),
         (["--prompt", "a", "--switch", "soon:b"], "--switch must be SECONDS:TEXT"),
         (["--prompt", "a", "--seconds", "0"], "--seconds must be positive"),
         (["--prompt", "a", "--enlarge", "0"], "--enlarge"),
