@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..config import PRESETS, OptimizationConfig
 from ..weights.locate import TINY
-from .loading import console, load_engine, results
+from .loading import Height, Width, console, load_engine, picture_size, results
 
 app = typer.Typer(no_args_is_help=True, help="Measure operators, blocks and errors.")
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
@@ -88,8 +88,8 @@ def switch(
 def quality(
     model: Model = "tiny",
     preset: Preset = "balanced",
-    height: Pixels = 480,
-    width: Pixels = 832,
+    height: Height = None,
+    width: Width = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of latents.")] = 5,
     prompts: Annotated[int, typer.Option(min=0, help="Of the built-in model, to be scored; 0 leaves that out.")] = 10,
     seconds: Annotated[float, typer.Option(min=2.0, help="Of video for each prompt.")] = 5.0,
@@ -101,6 +101,7 @@ def quality(
     from ..bench import score
     from ..bench.quality import run
 
+    height, width = picture_size(model, height, width)
     config = OptimizationConfig.preset(preset, height=height, width=width, positions="base")
     row = run(load_engine(model, config, device), seeds)
     scores = score.run(device, prompts, seconds) if model == TINY and prompts else {}
