@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .data import pixel_of
 from .evaluate import FPS
 from .render import NATIVE
 from .score import score
+from .script import BLOCK
 from .world import read_caption
 
-_FIRST, _BLOCK = 9, 12  # pixel frames of a stream's first block, and of every other one
+_BLOCK = pixel_of(2 * BLOCK) - pixel_of(BLOCK)  # pixel frames of every block but a stream's first
 
 
 def read_video(path: Path) -> Tensor:
@@ -32,7 +35,7 @@ def read_video(path: Path) -> Tensor:
 
 def first_block(second: float) -> int:
     """The frame at which the first block begins that a prompt given at ``second`` is for."""
-    return _FIRST + _BLOCK * max(0, -(-(round(second * FPS) - _FIRST) // _BLOCK))
+    return pixel_of(BLOCK) + _BLOCK * max(0, math.ceil((second * FPS - pixel_of(BLOCK)) / _BLOCK))
 
 
 def part(text: str) -> tuple[float, str]:
