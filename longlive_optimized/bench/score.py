@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import OptimizationConfig
-from ..engine.engine import LongLiveEngine
-from ..tinyworld.evaluate import Evaluation
-from ..tinyworld.render import NATIVE
+from ..tinyworld.evaluate import Evaluation, precisions
 from ..weights.locate import TINY
 
 WANTED = 0.9  # share of prompts whose every attribute is shown
@@ -13,13 +10,8 @@ WANTED = 0.9  # share of prompts whose every attribute is shown
 
 def run(device: str | None, prompts: int, seconds: float) -> dict[str, dict[str, float]]:
     """Shares of attributes met, over videos of held-out prompts, for each preset's steps and windows and each dtype."""
-
-    def evaluation(dtype: str) -> Evaluation:
-        config = OptimizationConfig(height=NATIVE[0], width=NATIVE[1], model_dtype=dtype)
-        return Evaluation(LongLiveEngine(TINY, config, device))
-
-    table = evaluation("auto").presets(prompts, seconds)
-    return table | {dtype: evaluation(dtype).adherence(prompts, seconds) for dtype in ("float32", "bfloat16")}
+    presets = Evaluation.of(TINY, device).presets(prompts, seconds)
+    return presets | precisions(TINY, prompts, seconds, device)
 
 
 def failures(table: dict[str, dict[str, float]]) -> list[str]:

@@ -36,6 +36,12 @@ class Evaluation:
     def __init__(self, engine: LongLiveEngine, seed: int = 0):
         self.engine, self.seed = engine, seed
 
+    @classmethod
+    def of(cls, model: str, device: str | None = None, seed: int = 0, **changes) -> Evaluation:
+        """Of a model's folder, or 'tiny', at the world's own size; ``changes`` are fields of the engine's config."""
+        config = OptimizationConfig(height=NATIVE[0], width=NATIVE[1], **changes)
+        return cls(LongLiveEngine(model, config, device), seed)
+
     def adherence(self, prompts: int, seconds: float) -> dict[str, float]:
         """Share of attributes met by whole videos of ``seconds``; and blocks a second."""
         started, scores, blocks = time.perf_counter(), [], 0
@@ -120,6 +126,14 @@ class Evaluation:
             del self.engine._recache
 
 
+def precisions(
+    model: str, prompts: int, seconds: float, device: str | None = None, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """``Evaluation.adherence`` in each dtype."""
+    dtypes = "float32", "bfloat16"
+    return {t: Evaluation.of(model, device, seed, model_dtype=t).adherence(prompts, seconds) for t in dtypes}
+
+
 def _row(name: str, table: dict[str, float]) -> str:
     return f"{name:28}" + "".join(f"{kind} {share:6.3f}   " for kind, share in table.items())
 
@@ -138,12 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path, default=Path("switches.png"), help="what sheet writes")
     options = parser.parse_args(arguments)
-
-    def evaluation(**changes) -> Evaluation:
-        config = OptimizationConfig(height=NATIVE[0], width=NATIVE[1], **changes)
-        return Evaluation(LongLiveEngine(options.model, config, options.device), options.seed)
-
-    own, n, seconds = evaluation(), options.prompts, options.seconds
+    own, n, seconds = Evaluation.of(options.model, options.device, options.seed), options.prompts, options.seconds
     results: dict[str, dict] = {}
     for measure in options.measures:
         match measure:
@@ -159,8 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
             case "presets":
                 found = own.presets(n, seconds)
             case "precision":
-                dtypes = "float32", "bfloat16"
-                found = {dtype: evaluation(model_dtype=dtype).adherence(n, seconds) for dtype in dtypes}
+                found = precisions(options.model, n, seconds, options.device, options.seed)
         results[measure] = found
         print(measure, *(_row(name, table) for name, table in found.items()), sep="\n  ", flush=True)
     if options.json:

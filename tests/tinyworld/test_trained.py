@@ -5,7 +5,6 @@ from random import Random
 import pytest
 import torch
 
-from longlive_optimized import LongLiveEngine, OptimizationConfig
 from longlive_optimized.tinyworld.autoencode import decode, encode, normalise
 from longlive_optimized.tinyworld.data import clips
 from longlive_optimized.tinyworld.evaluate import Evaluation
@@ -40,8 +39,7 @@ def trained():
 
 @pytest.fixture(scope="module", params=DEVICES)
 def evaluation(request):
-    config = OptimizationConfig(height=SIZE.height, width=SIZE.width)
-    return Evaluation(LongLiveEngine("tiny", config, request.param))
+    return Evaluation.of("tiny", request.param)
 
 
 def test_its_files_are_complete_and_small():
