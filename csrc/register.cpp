@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "-> Tensor");
   m.def(
       "ring_advance(Tensor start, Tensor freqs, Tensor(a!) slots, Tensor(b!) rope_time, Tensor(c!) sink_time, "
-      "int window, int sink, int origin) -> ()");
+      "Tensor window, int sink, int origin) -> ()");
   m.def(
       "causal_conv(Tensor x, Tensor frames, Tensor weight, Tensor bias, int kind, Tensor? residual, "
       "Tensor? residual_frames, Tensor(a!)? raw, Tensor? raw_frames, Tensor(b!)? act, Tensor? act_frames, Tensor? gain, "
@@ -21,5 +21,6 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
   m.def("conv_pixels(Tensor x, Tensor frames, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
   m.def("ring_attention(Tensor q, Tensor k_ring, Tensor v_ring, Tensor ranges, int split) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor gain, float eps) -> Tensor");
+  m.def("rotate_sinks(Tensor k_sink, Tensor rope_time, Tensor rope_space, Tensor(a!) k_ring) -> ()");
   m.def("x0_renoise(Tensor x, Tensor flow, Tensor? noise, Tensor sigmas, int index) -> Tensor");
 }

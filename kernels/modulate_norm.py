@@ -57,8 +57,8 @@ def _cuda(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 if triton:
-
-    @triton.jit
+    # Not specialised: what varies from pass to pass must not wait for a compiler in the middle of a stream.
+    @triton.jit(do_not_specialize=["group_rows"])
     def _kernel(x, shift, scale, out, shift_stride, scale_stride, group_rows, size, eps, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         group = row // group_rows

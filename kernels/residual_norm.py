@@ -72,8 +72,8 @@ def _cuda(x, y, gate, shift, scale, offset, eps) -> Tensor:
 
 
 if triton:
-
-    @triton.jit
+    # Not specialised: what varies from pass to pass must not wait for a compiler in the middle of a stream.
+    @triton.jit(do_not_specialize=["gate_rows", "group_rows"])
     def _kernel(
         x, y, gate, shift, scale, out, gate_stride, shift_stride, scale_stride, gate_rows, group_rows, size,
         offset, eps, GATED: tl.constexpr, BLOCK: tl.constexpr,

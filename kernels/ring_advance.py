@@ -21,20 +21,23 @@ def ring_advance(
     slots: Tensor,
     rope_time: Tensor,
     sink_time: Tensor,
-    window: int,
+    window: Tensor,
     sink: int,
     origin: int,
 ) -> None:
     """Point a pass at frames start, start+1, …: their slots, their rotations, and those of the sinks.
 
-    - start [1], int64: at least ``origin``, which is not checked, that would wait for the device.
+    - start [1], int64: at least ``origin``.
     - freqs [Pt], float64: angle per frame of each time pair.
     - slots [F], int64, written: frame f goes to slot f - origin if that is below ``sink``, otherwise to
       sink + (f - sink) mod (window - sink): distinct unless more than window - sink of the frames are no sinks.
+    - window [1], int64: more than ``sink``, and at least F.
     - rope_time [F, Pt, 2], written: (cos, sin) of f * freqs; float32 or float64.
     - sink_time [sink or 0, Pt, 2], of the same dtype, written: (cos, sin) of (first + i) * freqs for sink frame i,
       where first = max(origin, start + F - window) is the position that the window's first slot stands for.
 
+    ``start`` and ``window`` are read when the operator runs: a captured graph serves all. They are not checked, which
+    would wait for the device.
     Source: model specification 3.3, 3.6. Raises ValueError naming the argument that does not fit.
     """
     _check(start, freqs, slots, rope_time, sink_time, window, sink, origin)
@@ -43,7 +46,7 @@ def ring_advance(
     in_window = sink + (positions - sink) % (window - sink)
     slots.copy_(torch.where(positions - origin < sink, positions - origin, in_window))
     rope_time.copy_(_rotation(positions, freqs))
-    first = (start + (frames - window)).clamp(min=origin)
+    first = (start + frames - window).clamp(min=origin)
     sink_time.copy_(_rotation(first + torch.arange(sink_time.shape[0], device=start.device), freqs))
 
 
@@ -62,14 +65,14 @@ def _check(start, freqs, slots, rope_time, sink_time, window, sink, origin) -> N
         raise ValueError(f"rope_time must be float32 or float64, got {rope_time.dtype}")
     expect("rope_time", rope_time, (slots.shape[0], freqs.shape[0], 2), rope_time.dtype, device)
     expect("sink_time", sink_time, (None, freqs.shape[0], 2), rope_time.dtype, device)
-    if not 0 <= sink < window:
-        raise ValueError(f"window must be larger than the {sink} sink frames, got {window}")
+    expect("window", window, (1,), torch.int64, device)
+    if slots.shape[0] == 0:
+        raise ValueError("slots must have at least 1 frame, got 0")
+    for name, value in (("sink", sink), ("origin", origin)):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
     if sink_time.shape[0] not in (0, sink):
         raise ValueError(f"sink_time must have {sink} frames or none, got {sink_time.shape[0]}")
-    if not 1 <= slots.shape[0] <= window:
-        raise ValueError(f"slots must have 1 to {window} frames, got {slots.shape[0]}")
-    if origin < 0:
-        raise ValueError(f"origin must be at least 0, got {origin}")
 
 
 def _fits_library(start, freqs, slots, rope_time, *rest) -> bool:
@@ -82,14 +85,15 @@ def _cuda(start, freqs, slots, rope_time, sink_time, window, sink, origin) -> No
 
 
 if triton:
-
-    @triton.jit
+    # Not specialised: what varies from pass to pass must not wait for a compiler in the middle of a stream.
+    @triton.jit(do_not_specialize=["count", "origin"])
     def _kernel(
         start, freqs, slots, rope_time, sink_time, count, window, sink, origin, time_pairs, BLOCK: tl.constexpr
     ):
         """One program to each of the pass's ``count`` frames, then one to each sink frame."""
         i = tl.program_id(0)
         first = tl.load(start)
+        window = tl.load(window)
         pair = tl.arange(0, BLOCK)
         live = pair < time_pairs
         place, home = first + i, rope_time + i * time_pairs * 2

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
 
@@ -49,6 +50,21 @@ def _check(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor
     expect("rope_space", rope_space, (tokens, head_dim // 2 - rope_time.shape[1], 2), table, device)
 
 
+def _fits_library(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> bool:
+    return (
+        native.takes(k_sink)
+        and k_sink.dim() == 5
+        and k_sink.shape[4] == 128
+        and k_sink.shape[3] <= 12
+        and all(t.data_ptr() % 16 == 0 for t in (k_sink, k_ring))
+    )
+
+
+@rotate_sinks.impl("cuda", when=_fits_library)
+def _cuda(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:
+    torch.ops.longlive_C.rotate_sinks(k_sink, rope_time, rope_space, k_ring)
+
+
 if triton:
 
     @triton.jit
@@ -67,7 +83,8 @@ if triton:
         re, im = tl.split(tl.reshape(z, (BLOCK // 2, 2)))
         return tl.interleave(re * cos - im * sin, re * sin + im * cos)
 
-    @triton.jit
+    # Not specialised: a stream whose window grows must not wait for a compiler.
+    @triton.jit(do_not_specialize=["ring_tokens"])
     def _kernel(
         k_sink, rope_time, rope_space, k_ring, sink_tokens, ring_tokens, tokens, size, time_pairs,
         PAIRS: tl.constexpr, BLOCK: tl.constexpr,

@@ -7,26 +7,24 @@
 #include "common/check.h"
 #include "common/launch.h"
 #include "common/reduce.cuh"
+#include "common/rope.cuh"
 #include "common/vec.cuh"
 
 namespace longlive {
 namespace {
 constexpr int kMaxSize = 1536;
-constexpr int kHeadDim = 128;
-constexpr int kPairs = kHeadDim / 2;
 
 template <class T>
 struct Params {
-  const T* qkv;                               // [frames * tokens, 3, size]
-  const T *q_gain, *k_gain;                   // [size]
-  const float2* rope_time;                    // [frames, time_pairs]
-  const float2* rope_space;                   // [tokens, kPairs - time_pairs]
-  T* q;                                       // [frames * tokens, size]
-  T *k_ring, *v_ring;                         // [ring, tokens, size]
-  T* k_sink;                                  // [sinks, tokens, size]
-  const int64_t* slots;                       // [frames]
-  int rows, tokens, size, time_pairs, sinks;  // rows = 3 * frames * tokens
-  float per_size, eps;                        // per_size = 1 / size
+  const T* qkv;                   // [frames * tokens, 3, size]
+  const T *q_gain, *k_gain;       // [size]
+  Rope rope;
+  T* q;                           // [frames * tokens, size]
+  T *k_ring, *v_ring;             // [ring, tokens, size]
+  T* k_sink;                      // [sinks, tokens, size]
+  const int64_t* slots;           // [frames]
+  int rows, tokens, size, sinks;  // rows = 3 * frames * tokens
+  float per_size, eps;            // per_size = 1 / size
 };
 
 // Consecutive elements, normed and with their gain, in float32; rounded once, where they are stored.
@@ -38,14 +36,6 @@ struct Normed {
   __device__ Normed(const Vec<T>& z, float inverse, const Vec<T>& gain) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) at[i] = z[i] * inverse * gain[i];
-  }
-  __device__ void rotate(const float2 (&turn)[kSize / 2]) {
-#pragma unroll
-    for (int i = 0; i < kSize / 2; ++i) {
-      const float re = at[2 * i], im = at[2 * i + 1];
-      at[2 * i] = re * turn[i].x - im * turn[i].y;
-      at[2 * i + 1] = re * turn[i].y + im * turn[i].x;
-    }
   }
   __device__ void store(T* p) const { Vec<T>::of(at).store(p); }
 };
@@ -69,13 +59,7 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Para
   }
 
   static_assert(R::kStride % kHeadDim == 0);  // a lane's vectors lie whole heads apart: one set of turns serves all
-  float2 turn[V::kSize / 2];
-#pragma unroll
-  for (int j = 0; j < V::kSize / 2; ++j) {
-    const int pair = z.first % kHeadDim / 2 + j;
-    turn[j] = pair < p.time_pairs ? p.rope_time[frame * p.time_pairs + pair]
-                                  : p.rope_space[place * (kPairs - p.time_pairs) + pair - p.time_pairs];
-  }
+  const Turns<V::kSize> turns(p.rope, frame, place, z.first);
   const T* gain = part == kQuery ? p.q_gain : p.k_gain;
   T* out = part == kQuery ? p.q + int64_t(token) * p.size : p.k_ring + in_ring;
   T* sink = part == kKey && slot < p.sinks ? p.k_sink + in_ring : nullptr;
@@ -86,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Para
     if (!z.has(i)) break;
     Normed<T> normed(z.vector[i], inverse, V::load(gain + z.offset(i)));
     if (sink) normed.store(sink + z.offset(i));
-    normed.rotate(turn);
+    turns.rotate(normed.at);
     normed.store(out + z.offset(i));
   }
 }
@@ -129,8 +113,7 @@ Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor&
     const Params<T> p{data<T>(qkv),
                       data<T>(q_gain),
                       data<T>(k_gain),
-                      data<float2>(rope_time),
-                      data<float2>(rope_space),
+                      {data<float2>(rope_time), data<float2>(rope_space), int(time_pairs)},
                       data<T>(q),
                       data<T>(k_ring),
                       data<T>(v_ring),
@@ -139,7 +122,6 @@ Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor&
                       int(3 * frames * tokens),
                       int(tokens),
                       int(size),
-                      int(time_pairs),
                       int(sinks),
                       1.f / float(size),
                       float(eps)};

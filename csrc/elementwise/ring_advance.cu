@@ -1,4 +1,5 @@
-// ring_advance: write slots and rotations of the frames at `start`, which is read on the device. A thread has one turn.
+// ring_advance: write slots and rotations of the frames at `start` in a window, which are read on the device. A thread
+// has one turn.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -8,12 +9,12 @@
 namespace longlive {
 namespace {
 struct Params {
-  const int64_t* start;  // [1]
-  const double* freqs;   // [pairs]
-  int64_t* slots;        // [frames]
-  float2* rope_time;     // [frames, pairs]
-  float2* sink_time;     // [sink_frames, pairs]
-  int64_t window, sink, origin;
+  const int64_t *start, *window;  // [1]
+  const double* freqs;            // [pairs]
+  int64_t* slots;                 // [frames]
+  float2* rope_time;              // [frames, pairs]
+  float2* sink_time;              // [sink_frames, pairs]
+  int64_t sink, origin;
   int frames, sink_frames, pairs;
 };
 
@@ -30,17 +31,17 @@ __device__ float2 turn_of(double angle) {
 
 __global__ void __launch_bounds__(kThreads) ring_advance_kernel(const Params p) {
   const int i = blockIdx.x * kThreads + threadIdx.x;
-  const int64_t start = *p.start;
+  const int64_t start = *p.start, window = *p.window;
   if (i < p.frames) {
     const int64_t frame = start + i;
-    p.slots[i] = frame - p.origin < p.sink ? frame - p.origin : p.sink + (frame - p.sink) % (p.window - p.sink);
+    p.slots[i] = frame - p.origin < p.sink ? frame - p.origin : p.sink + (frame - p.sink) % (window - p.sink);
   }
   const int row = i / p.pairs, sink_row = row - p.frames;
   const double freq = p.freqs[i % p.pairs];
   if (row < p.frames) {
     p.rope_time[i] = turn_of(double(start + row) * freq);
   } else if (sink_row < p.sink_frames) {
-    const int64_t first = max(p.origin, start + p.frames - p.window);
+    const int64_t first = max(p.origin, start + p.frames - window);
     p.sink_time[i - p.frames * p.pairs] = turn_of(double(first + sink_row) * freq);
   }
 }
@@ -54,7 +55,7 @@ void check(const Tensor& t, const char* name, std::initializer_list<int64_t> sha
 }
 
 void ring_advance(const Tensor& start, const Tensor& freqs, const Tensor& slots, const Tensor& rope_time,
-                  const Tensor& sink_time, int64_t window, int64_t sink, int64_t origin) {
+                  const Tensor& sink_time, const Tensor& window, int64_t sink, int64_t origin) {
   LL_CHECK(freqs.dim() == 1 && freqs.size(0) > 0, "freqs must have 1 dimension, not empty");
   LL_CHECK(slots.dim() == 1, "slots must have 1 dimension, got ", slots.dim());
   LL_CHECK(sink_time.dim() == 3, "sink_time must have 3 dimensions, got ", sink_time.dim());
@@ -64,17 +65,25 @@ void ring_advance(const Tensor& start, const Tensor& freqs, const Tensor& slots,
   check(slots, "slots", {frames}, ScalarType::Long, start, sizeof(int64_t));
   check(rope_time, "rope_time", {frames, pairs, 2}, ScalarType::Float, start, sizeof(float2));
   check(sink_time, "sink_time", {sink_frames, pairs, 2}, ScalarType::Float, start, sizeof(float2));
-  LL_CHECK(sink >= 0 && sink < window, "window must be larger than the ", sink, " sink frames, got ", window);
+  check(window, "window", {1}, ScalarType::Long, start, sizeof(int64_t));
+  LL_CHECK(sink >= 0, "sink must be at least 0, got ", sink);
   LL_CHECK(sink_frames == 0 || sink_frames == sink, "sink_time must have ", sink, " frames or none, got ", sink_frames);
-  LL_CHECK(frames > 0 && frames <= window, "slots must have 1 to ", window, " frames, got ", frames);
+  LL_CHECK(frames > 0, "slots must have at least 1 frame, got 0");
   LL_CHECK(origin >= 0, "origin must be at least 0, got ", origin);
   const int64_t turns = (frames + sink_frames) * pairs;
   LL_CHECK(turns <= INT32_MAX - kThreads, "freqs must fit one launch, got ", pairs);
   torch::stable::accelerator::DeviceGuard guard(start.get_device_index());
-  const Params p{data<int64_t>(start),    data<double>(freqs),     data<int64_t>(slots),
-                 data<float2>(rope_time), data<float2>(sink_time), window,
-                 sink,                    origin,                  int(frames),
-                 int(sink_frames),        int(pairs)};
+  const Params p{data<int64_t>(start),
+                 data<int64_t>(window),
+                 data<double>(freqs),
+                 data<int64_t>(slots),
+                 data<float2>(rope_time),
+                 data<float2>(sink_time),
+                 sink,
+                 origin,
+                 int(frames),
+                 int(sink_frames),
+                 int(pairs)};
   const unsigned blocks = unsigned((turns + kThreads - 1) / kThreads);
   ring_advance_kernel<<<blocks, kThreads, 0, current_stream(start.get_device_index())>>>(p);
   LL_CUDA_CHECK(cudaGetLastError());

@@ -10,9 +10,10 @@ def case(frames: int, window: int, sink: int = 3, pairs: int = 22) -> Case:
         freqs = 10000.0 ** -(torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
         tables = (torch.zeros(n, pairs, 2, device=device) for n in (frames, sink))
         slots = torch.zeros(frames, dtype=torch.int64, device=device)
-        return torch.full((1,), 1_000_000, device=device), freqs, slots, *tables, window, sink, 0
+        start, size = (torch.full((1,), n, device=device) for n in (1_000_000, window))
+        return start, freqs, slots, *tables, size, sink, 0
 
-    moved = 8 * (1 + pairs + frames + (frames + sink) * pairs)
+    moved = 8 * (2 + pairs + frames + (frames + sink) * pairs)
     return Case(f"{frames} frames, window {window}", torch.float32, make, moved)
 
 

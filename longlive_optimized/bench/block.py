@@ -90,8 +90,7 @@ def measure_switches(engine: LongLiveEngine, boundary: int, at_random: int) -> d
 def measure_preset_switch(engine: LongLiveEngine) -> dict:
     """Wall milliseconds of the blocks before, at and after a change to fewer steps and a smaller window, never seen.
 
-    The first block after it recomputes its window, runs its new passes as they are and captures them; the second does
-    so with the context pass.
+    The first block after it recomputes its window, and captures the denoising in so many steps.
     """
     before = engine.config
 

@@ -131,9 +131,9 @@ class LongLiveEngine:
     def configure(self, **changes) -> None:
         """Change fields of the config while streams are under way; weights stay.
 
-        The fields of HOT_FIELDS may change, from the next block on; a new local_attn_size rebuilds each open stream's
-        ring and recomputes its window before that, without a cut. Raises ValueError for the other fields, which are
-        fixed at construction, and for bad values; nothing has changed then.
+        The fields of HOT_FIELDS may change, from the next block on; a new local_attn_size recomputes each open stream's
+        window before that, without a cut, in the memory that it has unless the window grows beyond that. Raises
+        ValueError for the other fields, which are fixed at construction, and for bad values; nothing has changed then.
         """
         with self._turn():
             before, config = self.config, dataclasses.replace(self.config, **changes)
@@ -163,30 +163,38 @@ class LongLiveEngine:
             raise
 
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
-        """Fill a stream's window and switch its prompt once, then reset it; returns seconds.
+        """Fill a stream's window, switch its prompt at every length of its history, then reset it; returns seconds.
 
-        What only the first seconds of a stream need (recaches within its first window) and video input are compiled and
-        captured when they first occur. ``blocks`` is how many to make, at least enough to fill the window; ``stream``
-        is the default one unless given. Raises ValueError for one with ``total_frames``, which may end before that.
+        What is left to be compiled and captured when it first occurs is video input, and other numbers of steps.
+        ``blocks`` is how many to make, at least enough to fill the window; ``stream`` is the default one unless given.
+        Raises ValueError for one with ``total_frames``, which may end before that.
         """
-        started, prompt = time.perf_counter(), "warm-up"
+        started = time.perf_counter()
         with self._turn():
             stream = stream or self.stream
             if stream.total_frames is not None:
                 raise ValueError("stream must have no total_frames to be warmed up")
             blocks = max(blocks or 0, -(-stream.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
             try:
-                for i in range(blocks):
-                    last = i == blocks - 1
-                    request = BlockRequest(f"{prompt}!" if last else prompt)  # the last one recaches
-                    self.generate_block(request, stream, first_latent_only=last)
-                self.rest_of_block(stream)
+                self._warm(stream, blocks)
                 self.synchronize()
             finally:
                 stream.reset()
                 stream.timer.clear()
                 self.prompts.hits = self.prompts.misses = 0
         return time.perf_counter() - started
+
+    def _warm(self, stream: Stream, blocks: int) -> None:
+        prompt = "warm-up"
+        for i in range(blocks):
+            last = i == blocks - 1
+            request = BlockRequest(f"{prompt}!" if last else prompt)  # the last one recaches
+            self.generate_block(request, stream, first_latent_only=last)
+        self.rest_of_block(stream)
+        # Recaches within the first window, or of a smaller one.
+        for frames in range(2 * BLOCK_FRAMES, stream.window + 1, BLOCK_FRAMES):
+            stream.ring.seek(0, frames)
+            stream.passes.clean(stream.history[-frames:])
 
     def generate_block(
         self, request: BlockRequest, stream: Stream | None = None, first_latent_only: bool = False

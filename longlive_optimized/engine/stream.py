@@ -118,14 +118,16 @@ class Stream:
     def resize(self, window: int) -> None:
         """Go on with another window: the sinks are kept, the frames beside them recomputed before the next block.
 
-        With ``global_sink`` false that recomputation replaces the sinks, as at a prompt switch.
+        With ``global_sink`` false that recomputation replaces the sinks, as at a prompt switch. Buffers and graphs
+        stay, unless the window is larger than any before.
         """
-        if window != self.window:
-            passes = self._new_passes(window)
-            passes.ring.take_sinks(self.ring)
-            if self.passes.cross is not None:
-                passes.set_prompt(self.passes.cross)
-            self.passes, self.recache_due = passes, self.position > 0
+        if window == self.window:
+            return
+        if window <= self.ring.capacity:
+            self.ring.resize(window)
+        else:
+            self._grow(window)
+        self.recache_due = self.position > 0
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's, are computed anew."""
@@ -147,6 +149,13 @@ class Stream:
         self.position += frames
         self.context_due = True
         self.encoded = None
+
+    def _grow(self, window: int) -> None:
+        passes = self._new_passes(window)
+        passes.ring.take_sinks(self.ring)
+        if self.passes.cross is not None:
+            passes.set_prompt(self.passes.cross)
+        self.passes = passes
 
     def _new_passes(self, window: int) -> Passes:
         return Passes(self._model, self._new_ring(window=window), self._like, self._new_graphs())

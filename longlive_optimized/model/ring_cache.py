@@ -33,7 +33,8 @@ class RingLayer(NamedTuple):
 class RingCache:
     """Keys and values of ``window`` latent frames for every layer, and where the next pass reads and writes.
 
-    k, v [layers, window, S, heads, head_dim]. With ``relative`` positions the sinks' keys are kept un-rotated in
+    k, v [layers, capacity, S, heads, head_dim]: the window that it was made with is its capacity, ``resize`` goes up
+    to that. With ``relative`` positions the sinks' keys are kept un-rotated in
     ``k_sink`` and re-rotated as time advances; all other keys stay at their absolute position, since between them only
     differences of position matter (model specification 3.6).
     """
@@ -49,9 +50,7 @@ class RingCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ):
-        if window <= sink:
-            raise ValueError(f"window must be larger than the {sink} sink frames, got {window}")
-        self.window, self.sink, self.relative = window, sink, relative
+        self.capacity, self.sink, self.relative = window, sink, relative
         tokens = grid[0] * grid[1]
         frame = (tokens, config.num_heads, config.head_dim)
         self.k = torch.zeros(config.num_layers, window, *frame, dtype=dtype, device=device)
@@ -64,9 +63,10 @@ class RingCache:
         self._rope_time = torch.zeros(window, len(self._freqs), 2, dtype=table, device=device)
         self._sink_time = self._rope_time.new_zeros(sink if relative else 0, len(self._freqs), 2)
         self._slots = torch.zeros(window, dtype=torch.int64, device=device)
-        self._start = torch.zeros(1, dtype=torch.int64, device=device)
+        self._start, self._window = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
         # The tokens to attend to: [0, valid * S).
         self.ranges = torch.zeros(1, 2, 2, dtype=torch.int32, device=device)
+        self.resize(window)
         self.reset()
 
     @property
@@ -90,8 +90,19 @@ class RingCache:
         self.frames = self._origin = 0
         self.turns_sinks = self._sink_written = False
 
+    def resize(self, window: int) -> None:
+        """Attend to so many frames from the next pass on; all beside the sinks are then to be written anew.
+
+        Captured passes stay good: the window is read on the device.
+        """
+        if not self.sink < window <= self.capacity:
+            wanted = f"be larger than the {self.sink} sink frames and at most {self.capacity}"
+            raise ValueError(f"window must {wanted}, got {window}")
+        self.window = window
+        self._window.fill_(window)
+
     def take_sinks(self, other: RingCache) -> None:
-        """Copy the sink frames of a ring that differs in its window only."""
+        """Copy the sink frames of a ring that differs in its capacity only."""
         s = self.sink
         self.k[:, :s], self.v[:, :s] = other.k[:, :s], other.v[:, :s]
         self.k_sink.copy_(other.k_sink)
@@ -120,7 +131,7 @@ class RingCache:
     def advance(self) -> None:
         """The device's half of ``seek``: write slots, rotations and the sinks' keys where they stand now."""
         sink = self.sink, self._origin
-        ring_advance(self._start, self._freqs, self.slots, self.rope_time, self._sink_time, self.window, *sink)
+        ring_advance(self._start, self._freqs, self.slots, self.rope_time, self._sink_time, self._window, *sink)
         if self.turns_sinks:
             # Seen from the window's first slot, sink frame i stands at position i wherever the stream is.
             rotate_sinks(self.k_sink, self._sink_time, self.rope_space, self.k)

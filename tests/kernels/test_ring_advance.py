@@ -28,7 +28,7 @@ def inputs(start, device, frames=3, window=12, sink=3, origin=0, table=torch.flo
         "slots": torch.full((frames + 2,), -7, device=device)[1:-1],
         "rope_time": poison(frames),
         "sink_time": poison(sinks),
-        "window": window,
+        "window": torch.tensor([window], device=device),
         "sink": sink,
         "origin": origin,
     }
@@ -59,7 +59,8 @@ def exact_table(positions: list[int], freqs: torch.Tensor) -> torch.Tensor:
 def check(args: dict) -> None:
     """Slots in whole numbers; rotations to one unit in the last place of their dtype; the sentinels as before."""
     start, frames, window, sink, origin = (args[n] for n in ("start", "slots", "window", "sink", "origin"))
-    positions = [int(start) + f for f in range(len(frames))]
+    start, window = int(start), int(window)
+    positions = [start + f for f in range(len(frames))]
     slots = [p - origin if p - origin < sink else sink + (p - sink) % (window - sink) for p in positions]
     assert args["slots"].tolist() == slots
     assert all(0 <= slot < window for slot in slots) and len(set(slots)) == len(slots)
@@ -148,7 +149,8 @@ BAD = {
     "slots": [lambda t: t.int(), lambda t: t[None], lambda t: t.repeat_interleave(2)[::2], other_device],
     "rope_time": [lambda t: t[:-1], lambda t: t[..., 0], lambda t: t.half(), lambda t: t.mT.contiguous().mT],
     "sink_time": [lambda t: t[:-1], lambda t: t[..., 0], lambda t: t.half(), lambda t: t.mT.contiguous().mT],
-    "window": [lambda _: 3, lambda _: -1],
+    "window": [lambda t: t.int(), lambda t: t.repeat(2), lambda t: t[0], other_device],
+    "sink": [lambda _: -1],
     "origin": [lambda _: -1],
 }
 
@@ -165,10 +167,9 @@ def test_bad_input_is_named_and_nothing_written(backend, device, name, spoil):
     assert before["slots"].eq(-7).all() and before["rope_time"].isnan().all() and before["sink_time"].isnan().all()
 
 
-@pytest.mark.parametrize("frames", [0, 13])
-def test_frames_must_fit_the_window(backend, device, frames):
-    args = inputs(9, device, frames=frames)
-    with pytest.raises((ValueError, RuntimeError), match="slots must have 1 to 12 frames"):
+def test_there_must_be_frames(backend, device):
+    args = inputs(9, device, frames=0)
+    with pytest.raises((ValueError, RuntimeError), match="slots must have at least 1 frame"):
         OP.impls[backend][0](*args.values())
 
 
@@ -183,12 +184,13 @@ def test_compiles_to_one_graph(device):
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_replays_at_another_start(run, device):
+def test_a_cuda_graph_replays_at_another_start_and_window(run, device):
     args = inputs(0, device)
     run(*args.values())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run(*args.values())
     args["start"].fill_(1_000_000)
+    args["window"].fill_(9)
     graph.replay()
     check(args)

@@ -20,12 +20,12 @@ from longlive_optimized.kernels import ring_advance, ring_attention, rotate_sink
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
 SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False}
 INTEGERS = ("shift_stride", "scale_stride", "group_rows", "size", "tokens", "sinks", "time_pairs")
-INTEGERS += ("window", "sink", "origin", "sink_tokens", "ring_tokens", "gate_stride", "gate_rows", "count", "index")
+INTEGERS += ("sink", "origin", "sink_tokens", "ring_tokens", "gate_stride", "gate_rows", "count", "index")
 INTEGERS += ("frame_stride", "row_stride", "column_stride", "channel_stride", "top", "left", "width", "area")
 INTEGERS += ("rows", "split", "q_stride", "heads")
 TYPES = {"eps": "fp32", "slots": "*i64", "rope_time": "*fp32", "rope_space": "*fp32", "frames": "*u8", "panel": "*u8"}
 TYPES |= {"offset": "fp32", "sigmas": "*fp64", "start": "*i64", "freqs": "*fp64", "sink_time": "*fp32"}
-TYPES |= {"ranges": "*i32", "scale_log2": "fp32"}
+TYPES |= {"window": "*i64", "ranges": "*i32", "scale_log2": "fp32"}
 TYPES |= dict.fromkeys(SIZES, "constexpr") | dict.fromkeys(INTEGERS, "i32")
 target = GPUTarget("cuda", int(sys.argv[1]), 32)
 modules = modulate_norm, overlay_blend, qk_norm_rope_store, residual_norm, rms_norm, ring_advance, rotate_sinks

@@ -110,8 +110,37 @@ def test_a_pass_fits_the_window(model, frames):
         ring_of(model, GRID, window=8).seek(0, frames)
 
 
+@pytest.mark.parametrize("relative", [False, True], ids=["base", "relative"])
+@pytest.mark.parametrize("window", [6, 7, 9, 12])
+def test_another_window_is_a_ring_of_that_size(model, window, relative):
+    """In the storage of 12 frames a window sees what a ring of its own sees, whatever lies in the other slots."""
+    torch.manual_seed(3)
+    cross, modulation = model.cross_cache(torch.randn(2, 4).double()), model.modulation(torch.zeros(1).double())
+    large = ring_of(model, GRID, 12, relative=relative)
+    large.seek(0, 12)
+    model(torch.randn(12, 2, 2, 4).double(), modulation, large, cross)
+    small = ring_of(model, GRID, window, relative=relative)
+    small.take_sinks(large)
+    large.resize(window)
+    large.k[:, window:], large.v[:, window:] = float("nan"), float("nan")
+    plan = plan_recache(12, window, 3, global_sink=True)
+    for start, frames in [(plan.start, plan.frames)] + [(p, 3) for p in range(12, 40, 3)]:
+        x = torch.randn(frames, 2, 2, 4, dtype=torch.float64)
+        for ring in (small, large):
+            ring.seek(start, frames)
+        torch.testing.assert_close(*(model(x, modulation, ring, cross) for ring in (small, large)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("window", [3, 9])
+def test_a_ring_neither_loses_its_sinks_nor_grows(model, window):
+    ring = ring_of(model, GRID, window=8)
+    with pytest.raises(ValueError, match=f"window must be larger than the 3 sink frames and at most 8, got {window}"):
+        ring.resize(window)
+    assert ring.window == 8
+
+
 def test_window_must_exceed_the_sinks(model):
-    with pytest.raises(ValueError, match="window must be larger than the 3 sink frames, got 3"):
+    with pytest.raises(ValueError, match="window must be larger than the 3 sink frames and at most 3, got 3"):
         RingCache(model.config, GRID, window=3, sink=3, relative=False, dtype=torch.float32, device="cpu")
 
 
