@@ -57,8 +57,8 @@ def _cuda(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index: 
 
 
 if triton:
-
-    @triton.jit
+    # Not specialised: another number of steps must not wait for a compiler.
+    @triton.jit(do_not_specialize=["index"])
     def _kernel(x, flow, noise, sigmas, out, count, index, RENOISE: tl.constexpr, BLOCK: tl.constexpr):
         here = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         live = here < count

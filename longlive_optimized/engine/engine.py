@@ -152,14 +152,16 @@ class LongLiveEngine:
 
     def _resize_all(self, before: OptimizationConfig) -> None:
         """Give every stream the config's window. If one fails, all get their own back, and the config is ``before``."""
-        windows = {stream: stream.window for stream in self._streams}
+        had = [(stream, stream.window, stream.ring.capacity, stream.recache_due) for stream in self._streams]
         try:
-            for stream in windows:
+            for stream, *_ in had:
                 stream.resize(self.config.local_attn_size)
         except BaseException:
             self.config = before
-            for stream, window in windows.items():
+            for stream, window, capacity, recache_due in had:
                 stream.resize(window)
+                if stream.ring.capacity == capacity:  # nothing was written: what the window held is still there
+                    stream.recache_due = recache_due
             raise
 
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
@@ -194,7 +196,7 @@ class LongLiveEngine:
         # Recaches within the first window, or of a smaller one.
         for frames in range(2 * BLOCK_FRAMES, stream.window + 1, BLOCK_FRAMES):
             stream.ring.seek(0, frames)
-            stream.passes.clean(stream.history[-frames:])
+            stream.passes.clean(torch.zeros(frames, *stream.latent_shape, dtype=self.dtype, device=self.device))
 
     def generate_block(
         self, request: BlockRequest, stream: Stream | None = None, first_latent_only: bool = False
@@ -204,8 +206,8 @@ class LongLiveEngine:
         ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others,
         which are given up when the next block is asked for instead.
 
-        Does not wait for the device. After an error the same request may be made again: nothing is lost, unless the VAE
-        failed, whose state is then gone; the stream begins anew.
+        Does not wait for the device, unless the noise depends on the video's motion. After an error the same request
+        may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the stream begins anew.
         """
         with self._turn():
             stream = stream or self.stream
@@ -259,7 +261,8 @@ class LongLiveEngine:
 
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
-        return (stream or self.stream).timer.collect()
+        stream = stream or self._stream
+        return stream.timer.collect() if stream else []
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -35,7 +35,7 @@ class GraphCache:
         """Do ``work``; ``key`` names all in it that a graph cannot follow: shapes, addresses, host values.
 
         ``kernels`` names what it launches, if work under other keys launches the same: where that has run before, this
-        is captured at once.
+        is captured at once. If that fails, as it may in a thread which has not loaded them, the work runs as it is.
         """
         if key not in self._graphs and not self.failed and kernels in self._loaded:
             self._capture(key, work)
@@ -45,21 +45,27 @@ class GraphCache:
         work()  # compiles kernels and makes the libraries' plans, which a capture must not
         if kernels is not None:
             self._loaded.add(kernels)
-        if not self.failed:
-            self._capture(key, work)
+        if self.failed:
+            return
+        error = self._capture(key, work)
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()  # a graph's pool cannot have the blocks that the allocator keeps for others
+            error = self._capture(key, work)
+        if error:
+            self.failed = True
+            self._graphs.clear()
+            log.warning("CUDA graphs are off, capturing %s failed: %s", key, error)
 
-    def _capture(self, key: Hashable, work: Callable[[], None]) -> None:
+    def _capture(self, key: Hashable, work: Callable[[], None]) -> RuntimeError | None:
         started, before, graph = time.perf_counter(), torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
         try:
             self._record(graph, work)
         except RuntimeError as error:
-            self.failed = True
-            self._graphs.clear()
-            log.warning("CUDA graphs are off, capturing %s failed: %s", key, error)
-            return
+            return error.with_traceback(None)  # which would hold the memory that was short
         self._graphs[key] = graph
         self.capture_seconds += time.perf_counter() - started
         self.capture_bytes += max(0, torch.cuda.memory_reserved() - before)
+        return None
 
     def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], None]) -> None:
         """Not by ``torch.cuda.graph``, which first waits for the device: this goes on while the device is busy, so

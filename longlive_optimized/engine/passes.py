@@ -29,6 +29,7 @@ class BlockInputs:
         """Take over new timesteps and noise levels."""
         if schedule == self._schedule:
             return
+        self._schedule = None  # if this fails half-way, neither is there
         device = self.sigmas.device
         host = torch.tensor(schedule, dtype=torch.float64, pin_memory=device.type == "cuda")
         timesteps, sigmas = host.to(device, non_blocking=True).unbind(1)  # the device may be busy with a recache

@@ -21,7 +21,7 @@ from .config import ModelConfig
 class RingLayer(NamedTuple):
     """One layer's part of the ring, and the pass's place in it; as in RingCache."""
 
-    k: Tensor  # [window, S, heads, head_dim]
+    k: Tensor  # [capacity, S, heads, head_dim]
     v: Tensor
     k_sink: Tensor
     rope_time: Tensor
@@ -102,7 +102,7 @@ class RingCache:
         self._window.fill_(window)
 
     def take_sinks(self, other: RingCache) -> None:
-        """Copy the sink frames of a ring that differs in its capacity only."""
+        """Copy the sink frames of a ring that differs in window and capacity only."""
         s = self.sink
         self.k[:, :s], self.v[:, :s] = other.k[:, :s], other.v[:, :s]
         self.k_sink.copy_(other.k_sink)

@@ -109,6 +109,20 @@ def test_going_back_within_a_burst_is_no_switch():
     assert box.take(6.0, 0.1) == ("a", None)
 
 
+def test_a_switch_whose_block_failed_stands_again():
+    box = PromptBox()
+    box.follow("a", 0.0, 0.1)
+    box.take(0.0, 0.1)
+    box.switch("b", 1.0, 0.1)
+    prompt, wish = box.take(1.0, 0.1)
+    box.give_back(wish)
+    assert box.take(2.0, 0.1) == (prompt, wish) == ("b", wish) and wish.asked_at == 1.0
+    box.give_back(wish)
+    box.switch("c", 3.0, 0.1)
+    box.give_back(wish)  # too late: there is a newer one
+    assert box.take(3.0, 0.1)[0] == "c"
+
+
 def test_tracker_figures():
     tracker = LatencyTracker(window=100)
     tracker.add_block(1000, 1)

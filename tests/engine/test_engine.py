@@ -408,6 +408,41 @@ def test_warm_up_leaves_no_trace():
     assert torch.equal(warm.generate_block(request), cold.generate_block(request))
 
 
+def test_warm_up_takes_a_restart_within_the_window():
+    config = OptimizationConfig(height=32, width=32, restart_at=6)
+    engine = LongLiveEngine("tiny", config, device="cpu")
+    engine.warmup()
+    assert len(engine.generate_block(BlockRequest("a fox"))) == 9
+
+
+def test_a_schedule_that_fails_half_way_is_not_there(engine, monkeypatch):
+    steps, others = make_schedule((1000, 500), "longlive"), make_schedule((1000, 250), "longlive")
+    inputs = engine.open_stream().passes.inputs(3, 2)
+    inputs.set_schedule(tuple(steps))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model, "modulation", lambda timesteps: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            inputs.set_schedule(tuple(others))
+    inputs.set_schedule(tuple(steps))
+    assert inputs.sigmas.tolist() == [step.sigma for step in steps]
+
+
+def test_a_window_that_fails_leaves_every_stream_as_it_was(monkeypatch):
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=32), device="cpu")
+    one, other = engine.open_stream(), engine.open_stream()
+    engine.generate_block(BlockRequest("a fox"), one)
+
+    def fail(window):
+        if window != 12:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(other, "resize", fail)
+    monkeypatch.setattr(engine, "_streams", [one, other])  # in this order
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.configure(local_attn_size=9)
+    assert engine.config.local_attn_size == one.window == 12 and not one.recache_due
+
+
 def test_restart_at_begins_again():
     config = OptimizationConfig(height=32, width=48, positions="base", restart_at=7)
     engine = LongLiveEngine("tiny", config, device="cpu")

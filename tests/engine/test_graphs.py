@@ -1,5 +1,7 @@
 """Replayed passes against the same passes run one by one, bit for bit."""
 
+import threading
+
 import pytest
 import torch
 
@@ -90,7 +92,7 @@ def test_streams_have_graphs_of_their_own():
 
 
 def test_work_whose_kernels_have_run_is_captured_at_once():
-    """Once on the host instead of twice, with the same result; also where that capture fails."""
+    """Once on the host instead of twice, with the same result."""
     device, loaded, runs = torch.device("cuda"), set(), []
     numbers = torch.zeros(3, device=device)
 
@@ -107,13 +109,67 @@ def test_work_whose_kernels_have_run_is_captured_at_once():
         cache.run(key, lambda: work(2), "kernels")
     assert runs == [0, 0, 1] and numbers.tolist() == [2, 2, 0]
 
-    def stumbling():
-        work(2)
+
+@pytest.mark.parametrize(("error", "failures"), [(RuntimeError, 1), (torch.OutOfMemoryError, 2)])
+def test_a_capture_that_fails_once_is_tried_again(error, failures):
+    """Kernels that this thread had not loaded yet, or a cache that was full: then the work runs as it is first."""
+    number, left = torch.zeros(1, device="cuda"), [failures]
+
+    def work():
+        number.add_(1)
+        if torch.cuda.is_current_stream_capturing() and left[0]:
+            left[0] -= 1
+            raise error("not yet")
+
+    cache = GraphCache(torch.device("cuda"), {"kernels"})
+    cache.run("key", work, "kernels")
+    assert number.item() == 1 and cache.captured == 1 and not cache.failed
+    cache.run("key", work, "kernels")
+    assert number.item() == 2
+
+
+def test_a_capture_that_fails_again_is_given_up():
+    number, cache = torch.zeros(1, device="cuda"), GraphCache(torch.device("cuda"), {"kernels"})
+
+    def work():
+        number.add_(1)
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("not while capturing")
 
-    second.run("c", stumbling, "kernels")
-    assert second.failed and numbers.tolist() == [2, 2, 1]
+    for _ in range(2):
+        cache.run("key", work, "kernels")
+    assert cache.failed and number.item() == 2
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_fewer_steps_than_ever_are_captured_too(name):
+    with backend(name):
+        graphed, eager = engine(), engine(use_cuda_graphs=False)
+        for steps in ((1000, 750, 500, 250), (1000, 250), (1000,)):
+            assert torch.equal(*(video(e, denoising_steps=steps) for e in (graphed, eager)))
+    assert graphed.cuda_graphs_active
+
+
+def test_another_thread_captures_and_replays():
+    """Libraries have handles and plans of each thread: the first one's are of no use to the second."""
+    graphed = engine()
+    graphed.warmup()
+    other, made = graphed.open_stream(), []
+
+    def work():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            made.extend(graphed.generate_block(BlockRequest(prompt), other) for prompt in PROMPTS)
+            graphed.resize(other, 15)
+            made.extend(graphed.generate_block(BlockRequest(prompt), other) for prompt in PROMPTS)
+        stream.synchronize()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    alone = video(graphed)
+    assert len(made) == 2 * len(PROMPTS) and torch.equal(torch.cat(made[: len(PROMPTS)]).cpu(), alone)
+    assert other.cuda_graphs_active
 
 
 def test_a_failed_capture_goes_on_eagerly(monkeypatch, caplog):

@@ -55,6 +55,7 @@ def test_prompt_of_another_type():
         ({"denoising_steps": (250, 500)}, "denoising_steps must fall"),
         ({"denoising_steps": (0,)}, "denoising_steps"),
         ({"local_attn_size": 5}, r"local_attn_size must be at least sink_size \+ 3 = 6, got 5"),
+        ({"sink_size": 0, "local_attn_size": 3}, "local_attn_size must be at least 4, got 3"),
         ({"sink_size": -1}, "sink_size"),
         ({"precision": "int4"}, "precision"),
         ({"prompt_cache_size": 0}, "prompt_cache_size"),

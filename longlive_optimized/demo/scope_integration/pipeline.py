@@ -164,7 +164,12 @@ class OptimizedScopePipeline:
         blocks = prompt.transition_blocks or self._smooth_blocks()
         request = BlockRequest(prompt.prompt, prompt.blend, blocks, denoising_steps=self._steps)
         switched = bool(wish and self._delivered)
-        block = self.engine.generate_block(request, first_latent_only=switched and first_latent_first)
+        try:
+            block = self.engine.generate_block(request, first_latent_only=switched and first_latent_first)
+        except BaseException:
+            if wish:
+                self._prompts.give_back(wish)
+            raise
         if switched:
             self._meter.block_was_switch((now - wish.asked_at) * 1e3)
         return block

@@ -58,6 +58,11 @@ class PromptBox:
             self._current = wish.prompt
             return wish.prompt, wish if changed else None
 
+    def give_back(self, wish: Wish) -> None:
+        """The block that was to fulfil ``wish`` has failed: it stands again, unless there is a newer one."""
+        with self._lock:
+            self._current, self._wish = None, self._wish or wish
+
     def clear(self) -> None:
         """Forget every prompt."""
         with self._lock:

@@ -47,10 +47,10 @@ class LongLiveOptimizedPipeline(Pipeline):
         )
         # scope copies frames, in and out, on the default stream: work there would hold them up for a whole block.
         self._work = torch.cuda.Stream(self._engine.device) if self._engine.device.type == "cuda" else None
-        self._warm = [self._engine.open_stream()]  # goes to the first session
-        if self._work:
-            set_loading_stage("Warming up...")
-            with torch.cuda.stream(self._work):
+        with torch.cuda.stream(self._work):
+            self._warm = [self._engine.open_stream()]  # goes to the first session
+            if self._work:
+                set_loading_stage("Warming up...")
                 self._engine.warmup(stream=self._warm[0])
         self._sessions = Sessions(self._new_session, self._load.max_sessions)
         self.state = _State(self._sessions)
@@ -62,6 +62,8 @@ class LongLiveOptimizedPipeline(Pipeline):
 
     def __call__(self, **keywords: Any) -> dict[str, Tensor]:
         """The next frames of the calling thread's session, ``{"video": uint8 [T, H, W, 3]}``, or ``{}``."""
+        if self._work:
+            self._receive(keywords.get("video"))
         with torch.cuda.stream(self._work):
             session = self._sessions.enter()
             result = {} if session is None else session.call(keywords)
@@ -74,6 +76,13 @@ class LongLiveOptimizedPipeline(Pipeline):
         """Each LoRA, for scope's status."""
         modes = {lora.path: lora.merge_mode or "permanent_merge" for lora in self._load.loras}
         return [{"path": p, "scale": lora.scale, "merge_mode": modes[p]} for p, lora in self._loras.items()]
+
+    def _receive(self, video: Any) -> None:
+        """Let work begin when scope's frames have arrived, and their memory be reused when it has read them."""
+        self._work.wait_stream(torch.cuda.default_stream(self._engine.device))
+        for frame in video if isinstance(video, list | tuple) else ():
+            if isinstance(frame, Tensor) and frame.is_cuda:
+                frame.record_stream(self._work)
 
     def _new_session(self) -> Session:
         stream = self._warm.pop() if self._warm else self._engine.open_stream()
