@@ -1,23 +1,45 @@
 """The command line as a user meets it."""
 
+import contextlib
+import io
 import json
+import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import av
 import pytest
 
+from longlive_optimized.cli import main
 from longlive_optimized.cli.generate import parse_switch
 
 
-def run(*args, check=True):
-    code = "import sys; from longlive_optimized.cli import main; sys.argv[0] = 'longlive-optimized'; main()"
-    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=300)
-    assert not check or done.returncode == 0, done.stderr
-    return done
+@pytest.fixture
+def run(monkeypatch):
+    """The command in this process, which has loaded torch."""
+    monkeypatch.setattr(logging, "basicConfig", lambda **options: None)
+
+    def call(*args, check=True) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["longlive-optimized", *map(str, args)])
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+            main()
+        done = SimpleNamespace(returncode=end.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return call
 
 
-def test_generate_writes_a_video_and_its_statistics(tmp_path):
+def test_in_a_process_of_its_own():
+    code = "from longlive_optimized.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", "--out", "x.mp4", "--prompt", " "]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.startswith("error: prompt must hold some text")
+
+
+def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
     out, report = tmp_path / "deep" / "fox.mp4", tmp_path / "fox.json"
     args = ["--switch", "1:a boat", "--seconds", "2", "--seed", "1", "--device", "cpu", "--json", report]
     done = run("generate", "--prompt", "a fox", "--out", out, "--enlarge", "2", *args)
@@ -45,13 +67,13 @@ def test_generate_writes_a_video_and_its_statistics(tmp_path):
         (["--prompt", "a", "--model", "/no/such/folder"], "/no/such/folder"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, args, message):
+def test_mistakes_are_one_line(run, tmp_path, args, message):
     done = run("generate", *args, "--out", tmp_path / "x.mp4", check=False)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "x.mp4").exists()
 
 
-def test_make_checkpoint_then_doctor_then_a_broken_file(tmp_path):
+def test_make_checkpoint_then_doctor_then_a_broken_file(run, tmp_path):
     folder = tmp_path / "model"
     run("make-checkpoint", folder, "--config", "tiny", "--seed", "3")
     assert "fit together" in run("doctor", folder).stdout
@@ -61,7 +83,7 @@ def test_make_checkpoint_then_doctor_then_a_broken_file(tmp_path):
     assert done.returncode == 2 and "longlive_base.pt is damaged or cut short" in " ".join(done.stderr.split())
 
 
-def test_benches(tmp_path):
+def test_benches(run, tmp_path):
     report, size = tmp_path / "block.json", ["--height", "32", "--width", "32", "--device", "cpu"]
     run("bench", "block", *size, "--blocks", "2", "--plain-blocks", "1", "--json", report)
     row = json.loads(report.read_text())

@@ -50,12 +50,12 @@ def test_its_files_are_complete_and_small():
 
 
 def test_videos_show_what_was_asked_for(evaluation):
-    shares = evaluation.adherence(5, 4.0)
+    shares = evaluation.adherence(4, 2.0)
     assert min(shares[kind] for kind in ("ground", "count", "motion", "colour", "form")) >= 0.9, shares
 
 
 def test_a_switch_takes_effect_within_two_blocks_and_needs_the_recache(evaluation):
-    after, without = (evaluation.switches(5, recache)["block 2"]["all"] for recache in (True, False))
+    after, without = (evaluation.switches(3, recache)["block 2"]["all"] for recache in (True, False))
     assert after >= 0.8 and without <= 0.6
 
 

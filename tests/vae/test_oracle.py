@@ -103,7 +103,7 @@ groupings = st.lists(st.integers(1, 4), min_size=1, max_size=4).filter(lambda si
 
 @pytest.mark.parametrize("packed", [False, True])
 @SETTINGS
-@given(sizes=groupings, grid=st.sampled_from([(3, 5), (1, 1), (2, 3)]))
+@given(sizes=groupings, grid=st.sampled_from([(1, 1), (2, 3)]))
 def test_decoding_in_any_groups(make_vae, packed, sizes, grid):
     vae = make_vae(torch.float64)
     latents = h(sum(sizes), sum(sizes), 16, *grid, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_decoding_in_any_groups(make_vae, packed, sizes, grid):
 
 @pytest.mark.parametrize("packed", [False, True])
 @SETTINGS
-@given(sizes=groupings, grid=st.sampled_from([(3, 5), (1, 1), (2, 3)]))
+@given(sizes=groupings, grid=st.sampled_from([(1, 1), (2, 3)]))
 def test_encoding_in_any_groups(make_vae, packed, sizes, grid):
     vae = make_vae(torch.float64)
     counts = [4 * sizes[0] - 3, *(4 * size for size in sizes[1:])]
