@@ -14,7 +14,7 @@ OPS: dict[str, Op] = {}
 
 _LIB = torch.library.Library("longlive", "DEF")
 _log = logging.getLogger(__name__)
-_forced: str | None = None
+_forced: str | None = os.environ.get("LONGLIVE_BACKEND") or None  # checked when it is asked for
 
 
 class Op:
@@ -47,10 +47,11 @@ class Op:
 
         A forced backend is used by every operator that has it; NotImplementedError if it does not take this call.
         """
-        for backend_name in (_forced,) if _forced in self.impls else ORDER:
+        wanted = forced()
+        for backend_name in (wanted,) if wanted in self.impls else ORDER:
             if backend_name in self.impls and self.impls[backend_name][1](*args, **kwargs):
                 return backend_name
-        raise NotImplementedError(f"{self.name}: backend {_forced!r} does not take these arguments")
+        raise NotImplementedError(f"{self.name}: backend {wanted!r} does not take these arguments")
 
     def _run(self, *args, **kwargs):
         chosen = self.choose(*args, **kwargs)
@@ -78,7 +79,9 @@ def force(name: str | None) -> None:
 
 
 def forced() -> str | None:
-    """The backend that everything runs on, if one was forced."""
+    """The backend that everything runs on, if one was forced. Raises ValueError for a LONGLIVE_BACKEND that is none."""
+    if _forced is not None and _forced not in ORDER:
+        raise ValueError(f"LONGLIVE_BACKEND must be one of {', '.join(ORDER)}, got {_forced!r}")
     return _forced
 
 
@@ -91,6 +94,3 @@ def backend(name: str):
         yield
     finally:
         force(before)
-
-
-force(os.environ.get("LONGLIVE_BACKEND") or None)

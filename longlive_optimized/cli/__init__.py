@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 
+import torch
 import typer
 from rich.console import Console
 
@@ -30,7 +32,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2, not a traceback."""
     try:
         app()
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, OSError, NotImplementedError, torch.OutOfMemoryError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {_plain(error)}", highlight=False)
         sys.exit(2)
 
@@ -39,5 +41,12 @@ def _plain(error: Exception) -> str:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
+        return "; ".join(map(_fault, error.errors()))
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU is out of memory: close other programs, or take a smaller size or window. {error}"
     return str(error)
+
+
+def _fault(found: Mapping) -> str:
+    text = found["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, found['loc']))}: {text}, got {found['input']!r}" if found["loc"] else text

@@ -21,7 +21,7 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.timing import BlockTimes
 from .loading import Height, Width, console, load_engine, picture_size, results
-from .video import FPS, Mp4Writer
+from .video import FPS, Mp4Writer, check_mp4
 
 
 class Switch(NamedTuple):
@@ -64,6 +64,7 @@ def generate(
         raise ValueError(f"--seconds must be positive, got {seconds}")
     BlockRequest(prompt)  # an empty prompt is refused before anything is loaded
     height, width = picture_size(model, height, width)
+    check_mp4(out)
     config = OptimizationConfig.preset(preset, height=height, width=width, seed=seed)
     engine = load_engine(model, config, device)
     warmup = None

@@ -10,16 +10,22 @@ import numpy as np
 FPS = 16  # pixel frames per second that the model was trained at
 
 
+def check_mp4(path: Path) -> None:
+    """Make the folder of an mp4 to come. Raises ValueError or OSError where it cannot be one."""
+    if path.suffix.lower() != ".mp4" or path.is_dir():
+        raise ValueError(f"--out must be an .mp4 file, got {str(path)!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 class Mp4Writer:
     """H.264, 16 frames a second, pictures ``enlarge`` times as large as they come; use as a context manager.
 
-    Raises OSError where the file cannot be written.
+    Its folder exists. Raises OSError where the file cannot be written.
     """
 
     def __init__(self, path: Path, height: int, width: int, enlarge: int = 1):
         import av
 
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._av = av
         self._container = av.open(str(path), "w")
         self._stream = self._container.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "medium"})

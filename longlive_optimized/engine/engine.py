@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import BLOCK_FRAMES, PIXELS_PER_TOKEN, OptimizationConfig
+from ..kernels.registry import forced
 from ..text import blend as blending
 from ..text.prompt_cache import PromptCache
 from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
@@ -55,6 +56,7 @@ class LongLiveEngine:
         progress: Progress | None = None,
         loras: Sequence[UserLora] = (),
     ):
+        forced()  # raises for a LONGLIVE_BACKEND that is none
         self.config = config or OptimizationConfig()
         self.device = _device(device)
         self.dtype = _dtype(self.config.model_dtype, self.device)
@@ -426,7 +428,12 @@ def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         log.info("device: %s", device)
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be cuda, cuda:N or cpu, got {device!r}") from None
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(f"device must be cuda, cuda:N or cpu, got {str(device)!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be one that is here, got {str(device)!r}: torch finds no CUDA")
     if device.type == "cuda" and device.index is None:

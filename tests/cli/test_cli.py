@@ -4,14 +4,16 @@ import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import av
 import pytest
+import torch
 
-from longlive_optimized.cli import main
+from longlive_optimized.cli import generate, main
 from longlive_optimized.cli.generate import parse_switch
 
 
@@ -59,8 +61,10 @@ def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
     [
         (["--prompt", " "], "prompt must hold some text"),
         (["--prompt", "a", "--preset", "fast"], "preset must be one of quality_stream"),
-        (["--prompt", "a", "--height", "100"], "height"),
+        (["--prompt", "a", "--height", "100"], "error: height: Input should be a multiple of 16, got 100"),
         (["--prompt", "a", "--height", "0"], "height"),
+        (["--prompt", "a", "--device", "gpu"], "device must be cuda, cuda:N or cpu, got 'gpu'"),
+        (["--prompt", "a", "--device", "meta"], "device must be cuda, cuda:N or cpu, got 'meta'"),
         (["--prompt", "a", "--switch", "soon:b"], "--switch must be SECONDS:TEXT"),
         (["--prompt", "a", "--seconds", "0"], "--seconds must be positive"),
         (["--prompt", "a", "--enlarge", "0"], "--enlarge"),
@@ -70,6 +74,31 @@ def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
 def test_mistakes_are_one_line(run, tmp_path, args, message):
     done = run("generate", *args, "--out", tmp_path / "x.mp4", check=False)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.mp4").exists()
+
+
+@pytest.mark.parametrize("out", ["x.txt", "x", "."])
+def test_what_is_no_mp4_is_named_before_anything_is_loaded(run, tmp_path, monkeypatch, out):
+    monkeypatch.setattr(generate, "load_engine", lambda *args: 1 / 0)
+    done = run("generate", "--prompt", "a", "--out", tmp_path / out, check=False)
+    assert done.returncode == 2 and "--out must be an .mp4 file, got" in done.stderr
+
+
+def test_a_gpu_without_memory_is_one_line(run, tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+
+    monkeypatch.setattr(generate, "load_engine", full)
+    done = run("generate", "--prompt", "a", "--out", tmp_path / "x.mp4", check=False)
+    assert done.returncode == 2 and "the GPU is out of memory: close other programs" in done.stderr
+
+
+def test_a_wrong_backend_is_one_line(tmp_path):
+    code = "from longlive_optimized.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", "--out", tmp_path / "x.mp4", "--prompt", "a", "--device", "cpu"]
+    env = {**os.environ, "LONGLIVE_BACKEND": "gpu"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 2 and "LONGLIVE_BACKEND must be one of cuda" in done.stderr and "Trace" not in done.stderr
     assert not (tmp_path / "x.mp4").exists()
 
 

@@ -63,7 +63,7 @@ def test_the_choice_is_logged_once(args, monkeypatch, caplog):
 
 @pytest.mark.parametrize(("value", "outcome"), [("reference", "reference"), ("", "None"), ("gpu", "ValueError")])
 def test_the_environment_can_force(value, outcome):
-    code = "from longlive_optimized.kernels import registry; print(registry._forced)"
+    code = "from longlive_optimized.kernels import registry; print(registry.forced())"
     env = {**os.environ, "LONGLIVE_BACKEND": value, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert outcome in (done.stderr if done.returncode else done.stdout)
