@@ -31,7 +31,7 @@ PRESETS: dict[str, dict] = {
 ALIASES = {"quality": "quality_stream"}
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
 class OptimizationConfig:
     """The engine's switches.
 

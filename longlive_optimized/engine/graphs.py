@@ -61,6 +61,8 @@ class GraphCache:
         try:
             self._record(graph, work)
         except RuntimeError as error:
+            if not self._graphs:
+                self._pool = torch.cuda.graph_pool_handle()  # one that only a failed capture has used is refused
             return error.with_traceback(None)  # which would hold the memory that was short
         self._graphs[key] = graph
         self.capture_seconds += time.perf_counter() - started

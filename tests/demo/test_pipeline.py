@@ -432,9 +432,45 @@ def test_the_device_defaults_to_what_is_there():
         {"denoising_steps": (250, 1000)},
     ],
 )
-def test_bad_fields_are_named(change):
+def test_bad_fields_are_named(pipeline, change):
     with pytest.raises(ValueError, match=next(iter(change))):
         ScopeOptimizationConfig(**change)
+    before = pipeline.config
+    with pytest.raises(ValueError, match=next(iter(change))):
+        pipeline.configure(**change)
+    pipeline.generate_frame(FOX)
+    assert pipeline.config == before
+
+
+def test_fields_change_with_the_next_block(pipeline):
+    blocks(pipeline, FOX, 1, first=True)
+    pipeline.configure(target_fps=60, denoising_steps=(1000, 500))
+    pipeline.configure(overlay_position="bottom-left", use_cuda_graphs=False)
+    assert pipeline.config.target_fps == 25
+    blocks(pipeline, FOX, 1)
+    config = pipeline.config
+    assert (config.target_fps, config.overlay_position, config.use_cuda_graphs) == (60, "bottom-left", False)
+    assert pipeline.engine.config.denoising_steps == (1000, 500) and not pipeline.engine.config.use_cuda_graphs
+    assert pipeline.overlay.config.position == "bottom-left"
+    pipeline.configure(enable_latency_overlay=False)
+    blocks(pipeline, FOX, 1)
+    assert pipeline.overlay is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 64}, "height cannot change while the pipeline runs"),
+        ({"positions": "base", "target_fps": 60}, "positions cannot change"),
+        ({"no_such_field": 1}, "no_such_field"),
+    ],
+)
+def test_what_is_fixed_stays(pipeline, change, message):
+    before = pipeline.config
+    with pytest.raises(ValueError, match=message):
+        pipeline.configure(**change)
+    pipeline.generate_frame(FOX)
+    assert pipeline.config == before
 
 
 def test_threads_may_switch_prompts_presets_and_reset(pipeline):

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from ...config import OptimizationConfig
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
 class ScopeOptimizationConfig(OptimizationConfig):
     """OptimizationConfig, and how frames are handed out; presets by name or as ``preset_realtime()`` and so on.
 

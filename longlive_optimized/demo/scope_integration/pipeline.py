@@ -22,6 +22,8 @@ from .prompt_box import Prompt, PromptBox, as_prompt
 from .stats import LatencyMeter
 
 LATENT_PIXEL_FRAMES, BLOCK_PIXEL_FRAMES = 4, 12
+_ENGINE_FIELDS = {field.name for field in dataclasses.fields(OptimizationConfig)}
+_OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
 
 class OptimizedScopePipeline:
@@ -44,8 +46,7 @@ class OptimizedScopePipeline:
         progress: Progress | None = None,
     ):
         self.config = config or ScopeOptimizationConfig.preset_balanced()
-        own = {field.name for field in dataclasses.fields(OptimizationConfig)}
-        engine_config = OptimizationConfig(**{name: getattr(self.config, name) for name in own})
+        engine_config = OptimizationConfig(**{name: getattr(self.config, name) for name in _ENGINE_FIELDS})
         self.engine = LongLiveEngine(model_path, engine_config, device, progress)
         self.overlay = self._new_overlay()
         self._queue, self._prompts = FrameQueue(), PromptBox()
@@ -74,8 +75,8 @@ class OptimizedScopePipeline:
 
         prompt: a text or (text, weight) pairs; what counts is that it *changes*: repeating the old one does not undo a
         switch_prompt. kwargs: ``blend`` and ``transition_blocks`` of BlockRequest go with the prompt;
-        ``denoising_steps`` hold from the next block on, until others or a preset are set. Raises ValueError or
-        TypeError naming a bad argument; the stream goes on.
+        ``denoising_steps`` hold from the next block on, until others are given or the config changes. Raises ValueError
+        or TypeError naming a bad argument; the stream goes on.
         """
         prompt, steps = _read(prompt, kwargs)
         with self._lock:
@@ -131,9 +132,20 @@ class OptimizedScopePipeline:
         """Go over to a preset with the next block; weights, size and prompt stay, and so does the picture: a new window
         is recomputed from the frames already made. Raises ValueError listing the names; nothing has changed then.
         """
+        self.configure(**self.config.preset_fields(preset))
+
+    def configure(self, **changes) -> None:
+        """Change fields of the config with the next block, from any thread: HOT_FIELDS of the engine, and all that
+        ScopeOptimizationConfig adds. Raises ValueError for bad values, for what is no field, and for fields that are
+        fixed at construction; nothing has changed then.
+        """
         with self._mail:
             base = self._next_config or self.config
-            self._next_config = dataclasses.replace(base, **base.preset_fields(preset))
+            config = dataclasses.replace(base, **changes)
+            fixed = _ENGINE_FIELDS - set(HOT_FIELDS)
+            if fixed := [name for name in changes if name in fixed and getattr(config, name) != getattr(base, name)]:
+                raise ValueError(f"{', '.join(fixed)} cannot change while the pipeline runs")
+            self._next_config = config
 
     def reset(self) -> None:
         """Start the stream, its statistics and the overlay anew; weights, prompt cache and preset stay."""
@@ -185,7 +197,9 @@ class OptimizedScopePipeline:
             config, self._next_config = self._next_config, None
         if config is not None:
             self.engine.configure(**{name: getattr(config, name) for name in HOT_FIELDS})
-            self.config, self._steps = config, None
+            before, self.config, self._steps = self.config, config, None
+            if any(getattr(config, name) != getattr(before, name) for name in _OVERLAY_FIELDS):
+                self.overlay = self._new_overlay()
 
     def _new_overlay(self) -> LatencyOverlay | None:
         if not self.config.enable_latency_overlay:
