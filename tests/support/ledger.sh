@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/performance.md records of a GPU, in one go: tests/support/ledger.sh MODEL OUT [PART]...
-# MODEL: a folder made by `longlive-optimized make-checkpoint MODEL --config 1.3b --text tiny`. Parts: kernels block vae
-# quality scope gains; all unless given. One JSON file each in OUT.
+# MODEL: a folder made by `longlive-optimized make-checkpoint MODEL --config 1.3b --text tiny`. Parts: kernels block
+# presets vae quality scope gains; all unless given. One JSON file each in OUT.
 set -euo pipefail
 model=$1 out=$2
 shift 2
@@ -12,6 +12,12 @@ bench() { longlive-optimized bench "$@"; }
 kernels() { bench kernels --json "$out/kernels.json"; }
 quality() { bench quality --model "$model" --json "$out/quality.json"; }
 block() { sized bench block --model "$model" --json "$out/block"; }
+presets() {
+  local preset
+  for preset in realtime ultra; do
+    sized bench block --model "$model" --preset "$preset" --blocks 20 --plain-blocks 0 --json "$out/$preset"
+  done
+}
 vae() { sized bench vae --model "$model" --json "$out/vae"; }
 scope() { sized python "$support/plugin_bench.py" "$model" --json "$out/scope"; }
 gains() { python "$support/merged_pass.py" && sized python "$support/overlap.py" "$model" --json "$out/overlap"; }
@@ -24,7 +30,7 @@ sized() {
 }
 
 parts=("$@")
-((${#parts[@]})) || parts=(kernels block vae quality scope gains)
+((${#parts[@]})) || parts=(kernels block presets vae quality scope gains)
 for part in "${parts[@]}"; do
   declare -F "$part" > /dev/null || { echo "unknown part: $part" >&2; exit 2; }
 done
