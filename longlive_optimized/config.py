@@ -89,11 +89,10 @@ class OptimizationConfig:
 
     @model_validator(mode="after")
     def _window_holds_a_block(self):
-        if self.local_attn_size < max(self.sink_size, 1) + BLOCK_FRAMES:
-            # Without sinks it is the first block of a video, of one frame more.
+        least = max(self.sink_size, 1) + BLOCK_FRAMES  # without sinks: the first block of a video, of one frame more
+        if self.local_attn_size < least:
             named = f"sink_size + {BLOCK_FRAMES} = " if self.sink_size else ""
-            wanted = f"{named}{max(self.sink_size, 1) + BLOCK_FRAMES}"
-            raise ValueError(f"local_attn_size must be at least {wanted}, got {self.local_attn_size}")
+            raise ValueError(f"local_attn_size must be at least {named}{least}, got {self.local_attn_size}")
         return self
 
     @classmethod

@@ -54,4 +54,13 @@ inline void check_aligned(const Tensor& t, const char* name, int bytes = kVector
 inline void check_contiguous(const Tensor& t, const char* name) {
   LL_CHECK(t.is_contiguous(), name, " must be contiguous");
 }
+
+// All of that: t is contiguous, of this shape and dtype, beside `like`, and starts at a multiple of `alignment` bytes.
+inline void check_tensor(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType dtype,
+                         const Tensor& like, int alignment = kVectorBytes) {
+  check_shape(t, name, shape);
+  check_like(t, name, dtype, like);
+  check_contiguous(t, name);
+  check_aligned(t, name, alignment);
+}
 }  // namespace longlive

@@ -75,14 +75,6 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Para
   }
 }
 
-void check(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& qkv,
-           int alignment = kVectorBytes) {
-  check_shape(t, name, shape);
-  check_like(t, name, dtype, qkv);
-  check_contiguous(t, name);
-  check_aligned(t, name, alignment);
-}
-
 Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
                           const Tensor& rope_space, const Tensor& k_ring, const Tensor& v_ring, const Tensor& k_sink,
                           const Tensor& slots, double eps) {
@@ -97,15 +89,15 @@ Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor&
   LL_CHECK(heads > 0 && size <= kMaxSize, "k_ring must have 1 to ", kMaxSize / kHeadDim, " heads, got ", heads);
   LL_CHECK(frames > 0 && frames <= ring, "slots must name 1 to ", ring, " frames of k_ring, got ", frames);
   const ScalarType dtype = qkv.scalar_type();
-  check(qkv, "qkv", {frames * tokens, 3 * size}, dtype, qkv);
-  check(q_gain, "q_gain", {size}, dtype, qkv);
-  check(k_gain, "k_gain", {size}, dtype, qkv);
-  check(rope_time, "rope_time", {frames, time_pairs, 2}, ScalarType::Float, qkv, sizeof(float2));
-  check(rope_space, "rope_space", {tokens, kPairs - time_pairs, 2}, ScalarType::Float, qkv, sizeof(float2));
-  check(k_ring, "k_ring", {ring, tokens, heads, kHeadDim}, dtype, qkv);
-  check(v_ring, "v_ring", {ring, tokens, heads, kHeadDim}, dtype, qkv);
-  check(k_sink, "k_sink", {sinks, tokens, heads, kHeadDim}, dtype, qkv);
-  check(slots, "slots", {frames}, ScalarType::Long, qkv, sizeof(int64_t));
+  check_tensor(qkv, "qkv", {frames * tokens, 3 * size}, dtype, qkv);
+  check_tensor(q_gain, "q_gain", {size}, dtype, qkv);
+  check_tensor(k_gain, "k_gain", {size}, dtype, qkv);
+  check_tensor(rope_time, "rope_time", {frames, time_pairs, 2}, ScalarType::Float, qkv, sizeof(float2));
+  check_tensor(rope_space, "rope_space", {tokens, kPairs - time_pairs, 2}, ScalarType::Float, qkv, sizeof(float2));
+  check_tensor(k_ring, "k_ring", {ring, tokens, heads, kHeadDim}, dtype, qkv);
+  check_tensor(v_ring, "v_ring", {ring, tokens, heads, kHeadDim}, dtype, qkv);
+  check_tensor(k_sink, "k_sink", {sinks, tokens, heads, kHeadDim}, dtype, qkv);
+  check_tensor(slots, "slots", {frames}, ScalarType::Long, qkv, sizeof(int64_t));
   torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
   Tensor q = torch::stable::new_empty(qkv, {frames * tokens, heads, kHeadDim});
   if (tokens == 0) return q;

@@ -46,26 +46,18 @@ __global__ void __launch_bounds__(kThreads) ring_advance_kernel(const Params p) 
   }
 }
 
-void check(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType dtype,
-           const Tensor& start, int alignment) {
-  check_shape(t, name, shape);
-  check_like(t, name, dtype, start);
-  check_contiguous(t, name);
-  check_aligned(t, name, alignment);
-}
-
 void ring_advance(const Tensor& start, const Tensor& freqs, const Tensor& slots, const Tensor& rope_time,
                   const Tensor& sink_time, const Tensor& window, int64_t sink, int64_t origin) {
   LL_CHECK(freqs.dim() == 1 && freqs.size(0) > 0, "freqs must have 1 dimension, not empty");
   LL_CHECK(slots.dim() == 1, "slots must have 1 dimension, got ", slots.dim());
   LL_CHECK(sink_time.dim() == 3, "sink_time must have 3 dimensions, got ", sink_time.dim());
   const int64_t frames = slots.size(0), pairs = freqs.size(0), sink_frames = sink_time.size(0);
-  check(start, "start", {1}, ScalarType::Long, start, sizeof(int64_t));
-  check(freqs, "freqs", {pairs}, ScalarType::Double, start, sizeof(double));
-  check(slots, "slots", {frames}, ScalarType::Long, start, sizeof(int64_t));
-  check(rope_time, "rope_time", {frames, pairs, 2}, ScalarType::Float, start, sizeof(float2));
-  check(sink_time, "sink_time", {sink_frames, pairs, 2}, ScalarType::Float, start, sizeof(float2));
-  check(window, "window", {1}, ScalarType::Long, start, sizeof(int64_t));
+  check_tensor(start, "start", {1}, ScalarType::Long, start, sizeof(int64_t));
+  check_tensor(freqs, "freqs", {pairs}, ScalarType::Double, start, sizeof(double));
+  check_tensor(slots, "slots", {frames}, ScalarType::Long, start, sizeof(int64_t));
+  check_tensor(rope_time, "rope_time", {frames, pairs, 2}, ScalarType::Float, start, sizeof(float2));
+  check_tensor(sink_time, "sink_time", {sink_frames, pairs, 2}, ScalarType::Float, start, sizeof(float2));
+  check_tensor(window, "window", {1}, ScalarType::Long, start, sizeof(int64_t));
   LL_CHECK(sink >= 0, "sink must be at least 0, got ", sink);
   LL_CHECK(sink_frames == 0 || sink_frames == sink, "sink_time must have ", sink, " frames or none, got ", sink_frames);
   LL_CHECK(frames > 0, "slots must have at least 1 frame, got 0");

@@ -42,14 +42,6 @@ __global__ void __launch_bounds__(kThreads) rotate_sinks_kernel(const Params<T> 
   }
 }
 
-void check(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType dtype,
-           const Tensor& k_sink, int alignment) {
-  check_shape(t, name, shape);
-  check_like(t, name, dtype, k_sink);
-  check_contiguous(t, name);
-  check_aligned(t, name, alignment);
-}
-
 void rotate_sinks(const Tensor& k_sink, const Tensor& rope_time, const Tensor& rope_space, const Tensor& k_ring) {
   vector_size(k_sink, "k_sink");
   LL_CHECK(k_sink.dim() == 5, "k_sink must have 5 dimensions, got ", k_sink.dim());
@@ -61,10 +53,10 @@ void rotate_sinks(const Tensor& k_sink, const Tensor& rope_time, const Tensor& r
   LL_CHECK(heads > 0 && size <= kMaxSize, "k_sink must have 1 to ", kMaxSize / kHeadDim, " heads, got ", heads);
   LL_CHECK(ring >= sinks, "k_ring must have at least k_sink's ", sinks, " slots, got ", ring);
   const ScalarType dtype = k_sink.scalar_type();
-  check(k_sink, "k_sink", {layers, sinks, tokens, heads, kHeadDim}, dtype, k_sink, kVectorBytes);
-  check(rope_time, "rope_time", {sinks, time_pairs, 2}, ScalarType::Float, k_sink, sizeof(float2));
-  check(rope_space, "rope_space", {tokens, kPairs - time_pairs, 2}, ScalarType::Float, k_sink, sizeof(float2));
-  check(k_ring, "k_ring", {layers, ring, tokens, heads, kHeadDim}, dtype, k_sink, kVectorBytes);
+  check_tensor(k_sink, "k_sink", {layers, sinks, tokens, heads, kHeadDim}, dtype, k_sink);
+  check_tensor(rope_time, "rope_time", {sinks, time_pairs, 2}, ScalarType::Float, k_sink, sizeof(float2));
+  check_tensor(rope_space, "rope_space", {tokens, kPairs - time_pairs, 2}, ScalarType::Float, k_sink, sizeof(float2));
+  check_tensor(k_ring, "k_ring", {layers, ring, tokens, heads, kHeadDim}, dtype, k_sink);
   const int64_t rows = layers * sinks * tokens;
   if (rows == 0) return;
   torch::stable::accelerator::DeviceGuard guard(k_sink.get_device_index());

@@ -139,9 +139,7 @@ class LongLiveEngine:
         """
         with self._turn():
             before, config = self.config, dataclasses.replace(self.config, **changes)
-            changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(before, f.name)]
-            if fixed := [name for name in changed if name not in HOT_FIELDS]:
-                raise ValueError(f"{', '.join(fixed)} cannot change while the engine runs; {', '.join(HOT_FIELDS)} can")
+            changed = changed_fields(before, config)
             self.config = config
             if "local_attn_size" in changed:
                 self._resize_all(before)
@@ -398,6 +396,15 @@ class LongLiveEngine:
             scale = stream.motion.noise_scale(video, scale)
         with _reset_if_it_fails(stream):
             return stream.encoder.encode(video), scale
+
+
+def changed_fields(before: OptimizationConfig, after: OptimizationConfig, running: str = "engine") -> list[str]:
+    """The engine's fields in which two configs differ. Raises ValueError for one that is fixed while it runs."""
+    names = (field.name for field in dataclasses.fields(OptimizationConfig))
+    changed = [name for name in names if getattr(before, name) != getattr(after, name)]
+    if fixed := [name for name in changed if name not in HOT_FIELDS]:
+        raise ValueError(f"{', '.join(fixed)} cannot change while the {running} runs; {', '.join(HOT_FIELDS)} can")
+    return changed
 
 
 @contextlib.contextmanager

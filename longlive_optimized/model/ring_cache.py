@@ -34,9 +34,9 @@ class RingCache:
     """Keys and values of ``window`` latent frames for every layer, and where the next pass reads and writes.
 
     k, v [layers, capacity, S, heads, head_dim]: the window that it was made with is its capacity, ``resize`` goes up
-    to that. With ``relative`` positions the sinks' keys are kept un-rotated in
-    ``k_sink`` and re-rotated as time advances; all other keys stay at their absolute position, since between them only
-    differences of position matter (model specification 3.6).
+    to that. With ``relative`` positions the sinks' keys are kept un-rotated in ``k_sink`` and re-rotated as time
+    advances; all other keys stay at their absolute position, since between them only differences of position matter
+    (model specification 3.6).
     """
 
     def __init__(

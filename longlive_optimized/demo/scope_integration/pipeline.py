@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...config import PRESETS, OptimizationConfig
-from ...engine.engine import HOT_FIELDS, LongLiveEngine, Progress
+from ...engine.engine import HOT_FIELDS, LongLiveEngine, Progress, changed_fields
 from ...engine.request import BlockRequest
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
@@ -22,7 +22,6 @@ from .prompt_box import Prompt, PromptBox, as_prompt
 from .stats import LatencyMeter
 
 LATENT_PIXEL_FRAMES, BLOCK_PIXEL_FRAMES = 4, 12
-_ENGINE_FIELDS = {field.name for field in dataclasses.fields(OptimizationConfig)}
 _OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
 
@@ -46,7 +45,8 @@ class OptimizedScopePipeline:
         progress: Progress | None = None,
     ):
         self.config = config or ScopeOptimizationConfig.preset_balanced()
-        engine_config = OptimizationConfig(**{name: getattr(self.config, name) for name in _ENGINE_FIELDS})
+        own = {field.name for field in dataclasses.fields(OptimizationConfig)}
+        engine_config = OptimizationConfig(**{name: getattr(self.config, name) for name in own})
         self.engine = LongLiveEngine(model_path, engine_config, device, progress)
         self.overlay = self._new_overlay()
         self._queue, self._prompts = FrameQueue(), PromptBox()
@@ -142,9 +142,7 @@ class OptimizedScopePipeline:
         with self._mail:
             base = self._next_config or self.config
             config = dataclasses.replace(base, **changes)
-            fixed = _ENGINE_FIELDS - set(HOT_FIELDS)
-            if fixed := [name for name in changes if name in fixed and getattr(config, name) != getattr(base, name)]:
-                raise ValueError(f"{', '.join(fixed)} cannot change while the pipeline runs")
+            changed_fields(base, config, running="pipeline")
             self._next_config = config
 
     def reset(self) -> None:
