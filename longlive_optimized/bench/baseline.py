@@ -1,7 +1,7 @@
-"""The plain network: published order of operations and roundings, over a rolling cache.
+"""The baseline: the published order of operations and roundings in eager torch, over a rolling KV cache.
 
-Nothing here is fast on purpose. It is what the engine is measured against (time and error), and the independent oracle
-of its tests: it shares no arithmetic with ``longlive_optimized.model``. Section numbers are the model specification's.
+Nothing here is fast on purpose. The engine's time and error are measured against it, and it is the oracle of the tests:
+it shares no arithmetic with ``longlive_optimized.model``. Section numbers are those of docs/model.md.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RollingCache:
         return torch.cat((x[: min(self.sink, self._seen)], x[rest : self._seen]))
 
 
-class EagerNetwork:
+class BaselineNetwork:
     """Sections 2 and 3, step by step, from the checkpoint's own tensors; every step rounds to their dtype."""
 
     def __init__(
@@ -186,10 +186,10 @@ class EagerNetwork:
         return torch.view_as_real(z * torch.polar(torch.ones_like(angle), angle)).flatten(-2).to(x.dtype)
 
 
-def plain_network(engine: LongLiveEngine, dtype: torch.dtype | None = None) -> EagerNetwork:
-    """The plain network on an engine's weights, in their dtype or another, for its default stream's size and config."""
+def baseline_network(engine: LongLiveEngine, dtype: torch.dtype | None = None) -> BaselineNetwork:
+    """The baseline on an engine's weights, in their dtype or another, for its default stream's size and config."""
     config, (_, rows, columns) = engine.config, engine.stream.latent_shape
-    return EagerNetwork(
+    return BaselineNetwork(
         engine.model.config,
         {key: view.to(dtype or view.dtype) for key, view in engine.model.checkpoint_views().items()},
         (rows // PATCH, columns // PATCH),
@@ -217,8 +217,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # The fastest library kernel for half precision, so that the engine gains nothing by its choice of library; the
-    # plain one for float32, which is the truth that errors are measured against.
+    # The fastest library kernel for half precision, so that the engine gains nothing by its choice of library; torch's
+    # own arithmetic for float32, which is the truth that errors are measured against.
     half = q.dtype in (torch.bfloat16, torch.float16)
     backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION] if half and q.is_cuda else [SDPBackend.MATH]
     with sdpa_kernel(backends, set_priority=True):
