@@ -1,7 +1,8 @@
 """The baseline: the published order of operations and roundings in eager torch, over a rolling KV cache.
 
 Nothing here is fast on purpose. The engine's time and error are measured against it, and it is the oracle of the tests:
-it shares no arithmetic with ``longlive_optimized.model``. Section numbers are those of docs/model.md.
+it shares no arithmetic with ``longlive_optimized.model``, and reads a model's files, not the engine's weights. Section
+numbers are those of docs/model.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..model.config import PATCH, ModelConfig
+from ..weights.load import read_generator
 
 if TYPE_CHECKING:
     from ..engine.engine import LongLiveEngine
@@ -187,11 +189,16 @@ class BaselineNetwork:
 
 
 def baseline_network(engine: LongLiveEngine, dtype: torch.dtype | None = None) -> BaselineNetwork:
-    """The baseline on an engine's weights, in their dtype or another, for its default stream's size and config."""
+    """The baseline of an engine's model without users' LoRAs, for its default stream's size and config.
+
+    The weights are read from the files, rounded to the engine's dtype as the engine rounds them, and then widened to
+    ``dtype``, if one is given. Raises CheckpointError.
+    """
     config, (_, rows, columns) = engine.config, engine.stream.latent_shape
+    weights = read_generator(engine.files, engine.device, engine.dtype)
     return BaselineNetwork(
         engine.model.config,
-        {key: view.to(dtype or view.dtype) for key, view in engine.model.checkpoint_views().items()},
+        {key: weight.to(dtype or weight.dtype) for key, weight in weights.items()},
         (rows // PATCH, columns // PATCH),
         config.local_attn_size,
         config.sink_size,

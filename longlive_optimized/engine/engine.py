@@ -62,16 +62,16 @@ class LongLiveEngine:
         self.dtype = _dtype(self.config.model_dtype, self.device)
         self._note_what_is_missing()
         started = time.perf_counter()
-        self._files = locate(model_path, self.config.vae_type)
-        check(self._files)
-        check_loras(self._files, loras)
+        self.files = locate(model_path, self.config.vae_type)
+        check(self.files)
+        check_loras(self.files, loras)
         stages = (
             (functools.partial(load_generator, loras=loras), "generator"),
             (load_vae, "VAE"),
             (load_text_encoder, "text encoder"),
         )
         self.model, self.vae, self.text = (
-            load(self._files, self.device, self.dtype, progress=functools.partial(progress, what) if progress else None)
+            load(self.files, self.device, self.dtype, progress=functools.partial(progress, what) if progress else None)
             for load, what in stages
         )
         self.load_seconds = time.perf_counter() - started
@@ -246,7 +246,7 @@ class LongLiveEngine:
         """
         with self._turn():
             self.synchronize()
-            refill_generator(self.model, self._files, loras)
+            refill_generator(self.model, self.files, loras)
             for stream in self._streams:
                 stream.weights_changed()
 

@@ -1,4 +1,4 @@
-"""LongLive's LoRA: checked against the generator, then folded into its weights (model specification 1.4)."""
+"""LongLive's LoRA: checked against the generator, then folded into its weights (docs/model.md 1.4)."""
 
 from __future__ import annotations
 

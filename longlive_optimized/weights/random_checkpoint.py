@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..model.config import ModelConfig
-from ..model.transformer import Transformer
+from ..model.transformer import generator_shapes
 from ..vae.config import TaeConfig, VaeConfig
 from ..vae.model import WanVae
 from ..vae.tae import Tae
@@ -126,7 +126,7 @@ def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: Call
 
 def _checkpoint_files(name: str, vocabulary: int, full_text: bool) -> list[_File]:
     config, vae, rank = _CONFIGS[name]
-    generator = {key: view.shape for key, view in Transformer(config, device="meta").checkpoint_views().items()}
+    generator = generator_shapes(config)
     wan = _shapes(WanVae(vae, device="meta"))
     adapter, bf16 = adapter_shapes(generator, rank), torch.bfloat16
     text = _text_shapes(config, vocabulary, full_text)

@@ -115,11 +115,11 @@ def return_to_slots(ring, keys: torch.Tensor) -> None:
 
 def test_checkpoint_has_825_tensors_of_the_published_size():
     from longlive_optimized.model.config import ModelConfig
-    from longlive_optimized.model.transformer import Transformer
+    from longlive_optimized.model.transformer import Transformer, generator_shapes
 
     model = Transformer(ModelConfig(), device="meta")
-    views = model.checkpoint_views()
-    assert len(views) == 825
-    assert sum(v.numel() for v in views.values()) == 1_418_996_800 == sum(p.numel() for p in model.parameters())
-    assert views["patch_embedding.weight"].shape == (1536, 16, 1, 2, 2)
-    assert views["blocks.29.ffn.2.weight"].shape == (1536, 8960)
+    shapes = generator_shapes(model.config)
+    assert len(shapes) == 825
+    assert sum(s.numel() for s in shapes.values()) == 1_418_996_800 == sum(p.numel() for p in model.parameters())
+    assert shapes["patch_embedding.weight"] == (1536, 16, 1, 2, 2)
+    assert shapes["blocks.29.ffn.2.weight"] == (1536, 8960)

@@ -17,9 +17,9 @@ VECTOR_GRID = (4, 6)
 def vector_network(dtype: torch.dtype = torch.float32) -> Transformer:
     """The network of docs/model.md 10.1: 0.2 h, norm gains 1 + 0.2 h."""
     model = Transformer(VECTOR_CONFIG, dtype=dtype)
-    for key, view in model.checkpoint_views().items():
+    for key, slot in model.checkpoint_slots().items():
         gain = "norm" in key and key.endswith("weight")
-        view.copy_(parameter(key, view.shape, 0.2, gain))
+        slot.write(parameter(key, slot.shape, 0.2, gain))
     return model
 
 
@@ -29,5 +29,10 @@ def ring_of(model: Transformer, grid, window=12, sink=3, relative=False) -> Ring
     )
 
 
+def stored(model: Transformer) -> dict[str, torch.Tensor]:
+    """The network's tensors by the checkpoint's keys."""
+    return {key: slot.read() for key, slot in model.checkpoint_slots().items()}
+
+
 def baseline_of(model: Transformer, grid, window=12, sink=3, relative=False) -> BaselineNetwork:
-    return BaselineNetwork(model.config, model.checkpoint_views(), grid, window, sink, relative)
+    return BaselineNetwork(model.config, stored(model), grid, window, sink, relative)
