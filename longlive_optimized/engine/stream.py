@@ -45,13 +45,13 @@ class Stream:
             (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN),
             sink=config.sink_size,
             relative=config.positions == "relative",
-            dtype=model.dtype,
+            dtype=model.kv_dtype,
             device=model.device,
         )
         self.decoder, self.encoder = (side(vae, new_graphs=new_graphs) for side in (DecoderStream, EncoderStream))
         self.timer = BlockTimer(model.device, named=config.enable_profiling)
         latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
-        self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
+        self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
         self.passes = self._new_passes(config.local_attn_size)
         # Of the last block: latents, at the end of ``history``, whose frames were not asked for yet, and frames given.
         self.undecoded, self.given = 0, 0

@@ -49,7 +49,7 @@ def _vector(*shape: int, **where) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, **where), requires_grad=False)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One transformer layer (docs/model.md 2.2)."""
 
     def __init__(self, config: ModelConfig, **where):
@@ -135,13 +135,24 @@ class Transformer(nn.Module):
         self.text_in, self.text_out = Linear(config.text_dim, d, **where), Linear(d, d, **where)
         self.time_in, self.time_out = Linear(config.freq_dim, d, **where), Linear(d, d, **where)
         self.time_projection = Linear(d, 6 * d, **where)
-        self.blocks = nn.ModuleList(Block(config, **where) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(TransformerBlock(config, **where) for _ in range(config.num_layers))
         self.head_modulation = _vector(2, d, **where)
         self.head = Linear(d, config.out_dim * patch, **where)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
+        """Of activations and what is added to them: modulation, a prompt's keys and values."""
         return self.head.weight.dtype
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the ring's keys and values."""
+        return self.compute_dtype
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        """Of the latents that a pass is given, their noise, and the flow."""
+        return self.compute_dtype
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +182,7 @@ class Transformer(nn.Module):
         half = self.config.freq_dim // 2
         freqs = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
         angles = timesteps.double()[:, None] * freqs
-        features = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.dtype)
+        features = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.compute_dtype)
         e = self.time_out(F.silu(self.time_in(features)))
         e0 = self.time_projection(F.silu(e)).unflatten(-1, (6, -1))
         layers = torch.stack([block.modulation for block in self.blocks])
@@ -180,7 +191,7 @@ class Transformer(nn.Module):
     def cross_cache(self, embedding: Tensor) -> CrossCache:
         """Cross-attention keys and values of a prompt, embedding [L <= text_len, text_dim]; missing rows are zeros."""
         rows = self.config.text_len - embedding.shape[0]
-        padded = F.pad(embedding.to(self.device, self.dtype), (0, 0, 0, rows))
+        padded = F.pad(embedding.to(self.device, self.compute_dtype), (0, 0, 0, rows))
         # Zero rows become the biases' constant vector and are attended to: there is no mask.
         context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
         k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)

@@ -25,7 +25,7 @@ def vector_network(dtype: torch.dtype = torch.float32) -> Transformer:
 
 def ring_of(model: Transformer, grid, window=12, sink=3, relative=False) -> RingCache:
     return RingCache(
-        model.config, grid, window=window, sink=sink, relative=relative, dtype=model.dtype, device=model.device
+        model.config, grid, window=window, sink=sink, relative=relative, dtype=model.kv_dtype, device=model.device
     )
 
 
