@@ -160,13 +160,14 @@ class BaselineNetwork:
     def _cross_attention(self, x: Tensor, p: str, layer: int, prompt: Tensor) -> Tensor:
         z, p = self._affine_norm(x, p + "norm3"), p + "cross_attn."
         q = self._heads(self._rms_norm(self._linear(p + "q", z), p + "norm_q.weight"))
-        if self.cross[layer] is None:
+        cached = self.cross[layer]
+        if cached is None:
             padded = F.pad(prompt, (0, 0, 0, self.config.text_len - len(prompt)))
             text = F.gelu(self._linear("text_embedding.0", padded), approximate="tanh")
             text = self._linear("text_embedding.2", text)
             k = self._heads(self._rms_norm(self._linear(p + "k", text), p + "norm_k.weight"))
-            self.cross[layer] = k, self._heads(self._linear(p + "v", text))
-        return self._linear(p + "o", _attention(q, *self.cross[layer]))
+            cached = self.cross[layer] = k, self._heads(self._linear(p + "v", text))
+        return self._linear(p + "o", _attention(q, *cached))
 
     def _affine_norm(self, x: Tensor, key: str) -> Tensor:
         gain, bias = (_at_least_float32(self.weights[f"{key}.{n}"]) for n in ("weight", "bias"))
@@ -228,6 +229,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # own arithmetic for float32, which is the truth that errors are measured against.
     half = q.dtype in (torch.bfloat16, torch.float16)
     backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION] if half and q.is_cuda else [SDPBackend.MATH]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     with sdpa_kernel(backends, set_priority=True):
-        out = F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)))
+        out = F.scaled_dot_product_attention(q, k, v)
     return out[0].transpose(0, 1).flatten(1)

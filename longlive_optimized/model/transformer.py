@@ -5,7 +5,8 @@ Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,8 @@ class Transformer(nn.Module):
         self.text_in, self.text_out = Linear(config.text_dim, d, **where), Linear(d, d, **where)
         self.time_in, self.time_out = Linear(config.freq_dim, d, **where), Linear(d, d, **where)
         self.time_projection = Linear(d, 6 * d, **where)
-        self.blocks = nn.ModuleList(TransformerBlock(config, **where) for _ in range(config.num_layers))
+        blocks = nn.ModuleList(TransformerBlock(config, **where) for _ in range(config.num_layers))
+        self.blocks = cast("Sequence[TransformerBlock]", blocks)
         self.head_modulation = _vector(2, d, **where)
         self.head = Linear(d, config.out_dim * patch, **where)
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -196,6 +196,7 @@ def _text_shapes(config: ModelConfig, vocabulary: int, full: bool) -> dict[str, 
     from ..text.encoder import checkpoint_shapes
 
     width = config.text_dim
+    size: dict[str, Any]
     if full:
         size = {"vocab_size": 256384, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24}
     elif width < 1024:

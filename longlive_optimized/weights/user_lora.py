@@ -116,7 +116,7 @@ def _sort(
         suffix = next((suffix for suffix in _PARTS if key.endswith(suffix)), "")
         name = key.removesuffix(suffix)
         prefix = _UNDERSCORED.match(name)
-        module = underscored.get(name[prefix.end() :]) if prefix else name[_PREFIXES.match(name).end() :]
+        module = underscored.get(name[prefix.end() :]) if prefix else _PREFIXES.sub("", name, count=1)
         if not suffix or module not in linears:
             ignored.append(key)
             continue
