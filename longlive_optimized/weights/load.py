@@ -82,13 +82,13 @@ def refill_generator(
 ) -> None:
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
-    Only the weights that ``loras`` adapt are written, in place, from ``files``: addresses stay, and nothing drifts. All
-    LoRAs that the model holds must be among ``loras``, at scale 0 if they are to go; new ones may be. No pass may be
-    under way, and what was computed with the old weights (keys and values) is the caller's.
+    Only the weights that ``loras`` adapt are written, in place, from ``files``: addresses stay, and nothing drifts.
+    ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
+    may be under way; the caller computes anew what the old weights gave (keys and values).
 
     Raises what load_generator raises, and ValueError for ``files`` of another model, before anything is written;
-    RuntimeError (OutOfMemoryError for want of memory) where writing itself fails, as weights are then partly new:
-    refill again, or load anew.
+    RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
+    again, or load anew.
     """
     config = _config(files)
     if config != model.config:
