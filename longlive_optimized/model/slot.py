@@ -17,19 +17,8 @@ class Slot:
 
     def __init__(self, stored: Tensor, shape: Sequence[int] | None = None):
         self._stored = stored.detach() if shape is None else stored.detach().view(*shape)
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._stored.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self._stored.device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device."""
-        return self._stored.nbytes
+        self.shape, self.device = self._stored.shape, self._stored.device
+        self.nbytes = self._stored.nbytes  # on the device
 
     def write(self, tensor: Tensor) -> None:
         """Store ``tensor``, rounded once to the dtype here. Raises ValueError for one of another shape."""

@@ -166,7 +166,7 @@ def test_two_at_once(tmp_path):
 
 
 def test_attention_logits_are_neither_flat_nor_one_hot(pristine):
-    """q.k / sqrt(head_dim) over the keys of one self-attention has a standard deviation of 3 to 5 (design page, 5)."""
+    """q.k / sqrt(head_dim) over the keys of one self-attention has a standard deviation of 3 to 5."""
     model = load_generator(locate(pristine), "cpu", torch.float32)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(256, TINY.dim, generator=generator)
