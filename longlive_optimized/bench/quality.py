@@ -108,26 +108,26 @@ def _summary(rows: list[tuple[str, float, float]]) -> dict:
 
 
 def _pixels(engine: LongLiveEngine, seeds: int) -> dict:
-    """Worst ratio of errors of a block's pixels: the engine's decoder, and the library's, against that in float32."""
+    """Worst ratio of errors of a block's pixels to float32: the engine's decoder, and its network as modules."""
     wide = copy.deepcopy(engine.vae).float()
-    ours, library = engine.stream.decoder, DecoderStream(engine.vae, packed=False)
+    ours, modules = engine.stream.decoder, DecoderStream(engine.vae, packed=False)
     truth = DecoderStream(wide, packed=False)
     shape = BLOCK_FRAMES, *engine.stream.latent_shape
     rows = []
     for seed in range(seeds):
         generator = torch.Generator(engine.device).manual_seed(seed)
-        for stream in (ours, library, truth):
+        for stream in (ours, modules, truth):
             stream.reset()
         for _ in range(3):
             latents = torch.randn(shape, generator=generator, device=engine.device).to(engine.dtype)
             want = truth.decode(latents.float())
-            rows.append(tuple(relative_error(stream.decode(latents), want) for stream in (ours, library)))
+            rows.append(tuple(relative_error(stream.decode(latents), want) for stream in (ours, modules)))
     engine.stream.reset()
     worst = max(rows, key=lambda row: row[0] / max(row[1], 1e-12))
     return {
         "pixels_worst_ratio": worst[0] / max(worst[1], 1e-12),
         "pixels_ours": worst[0],
-        "pixels_library": worst[1],
+        "pixels_modules": worst[1],
     }
 
 

@@ -125,7 +125,7 @@ def test_benches(run, tmp_path):
     run("bench", "quality", *size, "--seeds", "1", "--prompts", "0", "--json", report)
     row = json.loads(report.read_text())
     assert row["max_flow_error_ours"] < 1e-5 and 0.5 < min(row["logit_std_estimate"]) < 6
-    assert 0 <= row["pixels_ours"] < 1e-5 and row["pixels_library"] == 0
+    assert 0 <= row["pixels_ours"] < 1e-5 and row["pixels_modules"] == 0
 
 
 @pytest.mark.parametrize("text", ["2", "x:y", "-1:y", "nan:y", "inf:y", "2:", "2: "])
