@@ -92,8 +92,8 @@ class StreamSettings:
         return self
 
     @classmethod
-    def of(cls, config: StreamSettings) -> StreamSettings:
-        """The settings among the fields of ``config``, which may be of a class with more."""
+    def of(cls, config: StreamSettings) -> Self:
+        """This class's fields of ``config``, which may be of a class with more."""
         return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
     def changed(self, **changes) -> Self:

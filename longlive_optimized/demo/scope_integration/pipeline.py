@@ -46,8 +46,7 @@ class OptimizedScopePipeline:
         progress: Progress | None = None,
     ):
         config = config or ScopeOptimizationConfig.preset_balanced()
-        engine_config = OptimizationConfig(**_fields(config, OptimizationConfig))
-        engine = LongLiveEngine(model_path, engine_config, device, progress)
+        engine = LongLiveEngine(model_path, OptimizationConfig.of(config), device, progress)
         self._show(engine, engine.stream, config)
 
     @classmethod
@@ -57,10 +56,10 @@ class OptimizedScopePipeline:
         ``config`` is the engine's own unless given. Raises ValueError naming the fields in which it is of another
         engine: vae_type, model_dtype and all else that is no StreamSettings.
         """
-        config = config or ScopeOptimizationConfig(**_fields(engine.config, OptimizationConfig))
-        mine, theirs = _fields(config, OptimizationConfig), _fields(engine.config, OptimizationConfig)
-        settings = _fields(config, StreamSettings)
-        if wrong := [name for name in mine if name not in settings and mine[name] != theirs[name]]:
+        theirs = dataclasses.asdict(engine.config)
+        config = config or ScopeOptimizationConfig(**theirs)
+        settings = dataclasses.asdict(StreamSettings.of(config))
+        if wrong := [name for name in theirs if name not in settings and getattr(config, name) != theirs[name]]:
             raise ValueError(f"config must have the engine's {', '.join(wrong)}: they are the same for all its streams")
         pipeline = cls.__new__(cls)
         pipeline._show(engine, engine.open_stream(**settings), config)
@@ -230,11 +229,6 @@ def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prom
     if steps is not None:
         steps = BlockRequest(prompt.prompt, denoising_steps=steps).denoising_steps
     return prompt, steps
-
-
-def _fields(config: OptimizationConfig, of: type) -> dict:
-    """``config``'s values of the fields that the class ``of`` has."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(of)}
 
 
 def _only(kwargs: dict, *names: str) -> dict:
