@@ -190,20 +190,20 @@ class BaselineNetwork:
 
 
 def baseline_network(engine: LongLiveEngine, dtype: torch.dtype | None = None) -> BaselineNetwork:
-    """The baseline of an engine's model without users' LoRAs, for its default stream's size and config.
+    """The baseline of an engine's model without users' LoRAs, for its default stream's settings.
 
     The weights are read from the files, rounded to the engine's dtype as the engine rounds them, and then widened to
     ``dtype``, if one is given. Raises CheckpointError.
     """
-    config, (_, rows, columns) = engine.config, engine.stream.latent_shape
+    settings, (_, rows, columns) = engine.stream.settings, engine.stream.latent_shape
     weights = read_generator(engine.files, engine.device, engine.dtype)
     return BaselineNetwork(
         engine.model.config,
         {key: weight.to(dtype or weight.dtype) for key, weight in weights.items()},
         (rows // PATCH, columns // PATCH),
-        config.local_attn_size,
-        config.sink_size,
-        config.positions == "relative",
+        settings.local_attn_size,
+        settings.sink_size,
+        settings.positions == "relative",
     )
 
 

@@ -29,7 +29,7 @@ class RecordingNetwork:
 
     def __init__(self, real):
         self.config, self.device, self.blocks = real.config, real.device, ()
-        self.kv_dtype, self.latent_dtype = real.kv_dtype, real.latent_dtype
+        self.compute_dtype, self.kv_dtype, self.latent_dtype = real.compute_dtype, real.kv_dtype, real.latent_dtype
         self.events: list[dict] = []
 
     def modulation(self, timesteps):
