@@ -25,32 +25,21 @@ CUtensorMap map_of(const Tensor& t, int64_t stride, int64_t rows, int64_t column
   return sm90::matrix_map(t.data_ptr(), rows, columns, stride * int64_t(sizeof(attention::bf16)), box_rows);
 }
 
-Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, const Tensor& ranges,
-                      int64_t split) {
+Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, const Tensor& ranges) {
   LL_CHECK(q.dim() == 3, "q must have 3 dimensions, got ", q.dim());
   LL_CHECK(k_ring.dim() == 4, "k_ring must have 4 dimensions, got ", k_ring.dim());
-  LL_CHECK(ranges.dim() == 3, "ranges must have 3 dimensions, got ", ranges.dim());
   const int64_t rows = q.size(0), heads = q.size(1), slots = k_ring.size(0), size = k_ring.size(1);
-  const int64_t tokens = slots * size, columns = heads * attention::kHeadDim, groups = ranges.size(0);
+  const int64_t tokens = slots * size, columns = heads * attention::kHeadDim;
   check_shape(q, "q", {rows, heads, attention::kHeadDim});
   check_like(q, "q", ScalarType::BFloat16, q);
   check_aligned(q, "q");
   LL_CHECK(q.stride(2) == 1 && q.stride(1) == attention::kHeadDim && q.stride(0) % 8 == 0,
            "q must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
-  for (const auto& [ring, name] : {std::pair{&k_ring, "k_ring"}, std::pair{&v_ring, "v_ring"}}) {
-    check_shape(*ring, name, {slots, size, heads, attention::kHeadDim});
-    check_like(*ring, name, ScalarType::BFloat16, q);
-    check_contiguous(*ring, name);
-    check_aligned(*ring, name);
-  }
-  LL_CHECK(groups == 1 || groups == 2, "ranges must have 1 or 2 groups, got ", groups);
-  check_shape(ranges, "ranges", {groups, 2, 2});
-  check_like(ranges, "ranges", ScalarType::Int, q);
-  check_contiguous(ranges, "ranges");
-  LL_CHECK(split >= 0 && split <= rows && (groups == 2 || split == rows), "split must lie in 0..", rows,
-           ", at its end where there is one group, got ", split);
+  check_tensor(k_ring, "k_ring", {slots, size, heads, attention::kHeadDim}, ScalarType::BFloat16, q);
+  check_tensor(v_ring, "v_ring", {slots, size, heads, attention::kHeadDim}, ScalarType::BFloat16, q);
+  check_tensor(ranges, "ranges", {2, 2}, ScalarType::Int, q, sizeof(int));
   LL_CHECK(heads > 0 && tokens > 0, "k_ring must not be empty");
-  const int64_t steps = heads * (rows / attention::kTileRows + 2) * (tokens / Config::kTileKeys + 2);
+  const int64_t steps = heads * (rows / attention::kTileRows + 1) * (tokens / Config::kTileKeys + 2);
   LL_CHECK(steps <= INT32_MAX / 2, "q must have fewer rows for ", tokens, " keys of ", heads, " heads, got ", rows);
 
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
@@ -66,7 +55,6 @@ Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_rin
                             data<float2>(part_stats),
                             data<const int>(ranges),
                             int(rows),
-                            int(split),
                             int(heads),
                             int(tokens),
                             ctas,

@@ -41,8 +41,8 @@ struct Params {
   bf16* out;           // [rows, heads, 128]
   float* part_out;     // [parts, kTileRows, 128], not yet divided by their sums
   float2* part_stats;  // [parts, kTileRows]: the base, the sum of exponentials relative to it
-  const int* ranges;   // [groups, 2, 2]
-  int rows, split, heads, tokens, ctas;
+  const int* ranges;   // [2, 2]
+  int rows, heads, tokens, ctas;
   bool cut;
 };
 
@@ -51,7 +51,7 @@ struct Shared {
   alignas(1024) uint8_t query[kConsumers][C::kQueryBytes];
   alignas(1024) uint8_t tile[C::kStages][C::kTileBytes];
   Barrier query_full[kConsumers], query_empty[kConsumers], full[C::kStages], empty[C::kStages], raw;
-  KeyTiles<C::kTileKeys> keys[2];
+  KeyTiles<C::kTileKeys> keys;
   Schedule schedule;
 };
 
@@ -66,11 +66,9 @@ struct Place {
 };
 
 template <class C>
-__device__ Schedule make_schedule(const Params& p, KeyTiles<C::kTileKeys> (&keys)[2]) {
-  const bool grouped = p.split < p.rows;
-  keys[0] = {p.ranges, p.tokens};
-  keys[1] = {p.ranges + 4 * grouped, p.tokens};
-  return {p.heads, p.rows, p.split, keys[0].count(), keys[1].count(), p.ctas, p.cut};
+__device__ Schedule make_schedule(const Params& p, KeyTiles<C::kTileKeys>& keys) {
+  keys = {p.ranges, p.tokens};
+  return {p.heads, p.rows, keys.count(), p.ctas, p.cut};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -145,13 +143,12 @@ struct Feeder {
     Work work;
 #pragma unroll 1
     for (int count = 0; s.schedule.next(blockIdx.x, at, work); ++count) {
-      const KeyTiles<C::kTileKeys>& keys = s.keys[work.group];
-      load_keys(keys[work.first], work.head);
+      load_keys(s.keys[work.first], work.head);
       load_query(work, count);
 #pragma unroll 1
       for (int t = work.first; t < work.last; ++t) {
-        if (t + 1 < work.last) load_keys(keys[t + 1], work.head);  // scores run one tile ahead
-        load_values(keys[t], work.head);
+        if (t + 1 < work.last) load_keys(s.keys[t + 1], work.head);  // scores run one tile ahead
+        load_values(s.keys[t], work.head);
       }
     }
   }
@@ -290,7 +287,7 @@ struct Consumer {
   }
 
   __device__ void attend(const Work& work, Softmax<kScores>& softmax) {
-    const KeyTiles<C::kTileKeys>& keys = s.keys[work.group];
+    const KeyTiles<C::kTileKeys>& keys = s.keys;
     const int end_0 = keys.tiles[0] - 1, end_1 = keys.count() - 1;  // the tiles that may be short
     float shrink[2];
     s.full[place.stage].wait(place.parity);
@@ -398,7 +395,7 @@ constexpr int kMergeThreads = 128, kMergeRows = kMergeThreads / 32;
 
 template <class C>
 __global__ void __launch_bounds__(kMergeThreads) ring_attention_merge_kernel(const __grid_constant__ Params p) {
-  static __shared__ KeyTiles<C::kTileKeys> keys[2];
+  static __shared__ KeyTiles<C::kTileKeys> keys;
   static __shared__ Schedule schedule;
   if (threadIdx.x == 0) schedule = make_schedule<C>(p, keys);
   __syncthreads();
@@ -438,7 +435,7 @@ cudaError_t launch(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap
   const cudaLaunchConfig_t attend{
       .gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
   error = cudaLaunchKernelEx(&attend, kernel, q, k, v, p);
-  const int cut = p.cut ? Schedule::pool_items(p.heads, p.rows, p.split, p.ctas) : 0;
+  const int cut = p.cut ? Schedule::pool_items(p.heads, p.rows, p.ctas) : 0;
   if (error != cudaSuccess || cut == 0) return error;
   const cudaLaunchConfig_t merge{
       .gridDim = cut * (kTileRows / kMergeRows), .blockDim = kMergeThreads, .dynamicSmemBytes = 0, .stream = stream};

@@ -18,7 +18,7 @@ struct KeyTile {
   int row, count;
 };
 
-// The keys of one group of queries: two runs of tokens, either of which may be empty, each cut from its start.
+// The keys: two runs of tokens, either of which may be empty, each cut from its start.
 template <int kTileKeys>
 struct KeyTiles {
   int begin[2], end[2], tiles[2];
@@ -41,7 +41,7 @@ struct KeyTiles {
 };
 
 struct Item {
-  int group, head, row, end_row;  // queries [row, end_row)
+  int head, row, end_row;  // queries [row, end_row)
 };
 
 struct Work : Item {
@@ -56,39 +56,24 @@ struct Span {
 class Schedule {
  public:
   Schedule() = default;
-  // Queries [0, split) are group 0, [split, rows) group 1. Without `cut` there is no pool: the last wave is not full.
-  constexpr Schedule(int heads, int rows, int split, int tiles_0, int tiles_1, int ctas, bool cut)
-      : row_{0, split, rows}, tiles_{tiles_0, tiles_1}, ctas_(ctas) {
-    for (int g = 0; g < 2; ++g) row_tiles_[g] = ceil_div(row_[g + 1] - row_[g], kTileRows);
-    items_0_ = heads * row_tiles_[0];
-    items_ = items_0_ + heads * row_tiles_[1];
-    whole_ = cut ? items_ / ctas * ctas : items_;
-    // Of the whole items, the first `whole_0` belong to group 0: one more for CTAs below `turn_` than for the others.
-    const int whole_0 = std::min(items_0_, whole_), waves = whole_ / ctas, waves_0 = whole_0 / ctas;
-    turn_ = whole_0 % ctas;
-    pool_0_ = (items_0_ - whole_0) * tiles_0;
-    pool_ = pool_0_ + (items_ - whole_ - (items_0_ - whole_0)) * tiles_1;
-    const int before = (waves_0 + 1) * tiles_0 + (waves - waves_0 - 1) * tiles_1;
-    const int after = waves_0 * tiles_0 + (waves - waves_0) * tiles_1;
-    const int total = turn_ * before + (ctas - turn_) * after + pool_, share = ceil_div(total, ctas);
-    step_[0] = span_for(share - before);
-    step_[1] = span_for(share - after);
+  // Without `cut` there is no pool: the last wave is not full.
+  constexpr Schedule(int heads, int rows, int tiles, int ctas, bool cut)
+      : rows_(rows), tiles_(tiles), row_tiles_(ceil_div(rows, kTileRows)), ctas_(ctas) {
+    const int items = heads * row_tiles_;
+    whole_ = cut ? items / ctas * ctas : items;
+    pool_ = (items - whole_) * tiles;
+    // By value: std::max would take the address of a constant that the device has no copy of, and the kernel would trap.
+    step_ = pool_ == 0 ? 0 : std::max(ceil_div(pool_, ctas), int{kMinSpan});
   }
 
   static constexpr int parts(int ctas) { return 2 * ctas; }  // a span has at most two ends that cut an item
   // Items of the pool; the host knows them before the keys are known.
-  static constexpr int pool_items(int heads, int rows, int split, int ctas) {
-    return heads * (ceil_div(split, kTileRows) + ceil_div(rows - split, kTileRows)) % ctas;
-  }
+  static constexpr int pool_items(int heads, int rows, int ctas) { return heads * ceil_div(rows, kTileRows) % ctas; }
 
   constexpr Span span(int cta) const {
-    return {std::min(start_of(cta), pool_), std::min(start_of(cta + 1), pool_)};
+    return {std::min(cta * step_, pool_), std::min((cta + 1) * step_, pool_)};
   }
-  // The CTA whose span has this step of the pool.
-  constexpr int owner(int step) const {
-    const int turn = turn_ * step_[0];
-    return step < turn ? step / step_[0] : turn_ + (step - turn) / step_[1];
-  }
+  constexpr int owner(int step) const { return step / step_; }  // the CTA whose span has this step of the pool
   // A CTA's work, in its order: from `start` on, until `next` is false.
   struct Cursor {
     int item, step;
@@ -97,19 +82,19 @@ class Schedule {
   constexpr bool next(int cta, Cursor& at, Work& work) const {
     if (at.item < whole_) {
       static_cast<Item&>(work) = item(at.item);
-      work.first = 0, work.last = tiles_[work.group], work.part = -1;
+      work.first = 0, work.last = tiles_, work.part = -1;
       at.item += ctas_;
       return true;
     }
     const Span mine = span(cta);
     if (at.step >= mine.end) return false;
-    const Pooled pooled = pool_item_at(at.step);
-    static_cast<Item&>(work) = item(pooled.index);
-    work.first = at.step - pooled.steps.begin;
-    work.last = std::min(mine.end, pooled.steps.end) - pooled.steps.begin;
-    const bool is_whole = work.first == 0 && work.last == tiles_[work.group];
+    const int n = at.step / tiles_, begin = n * tiles_;
+    static_cast<Item&>(work) = item(whole_ + n);
+    work.first = at.step - begin;
+    work.last = std::min(mine.end - begin, tiles_);
+    const bool is_whole = work.first == 0 && work.last == tiles_;
     work.part = is_whole ? -1 : 2 * cta + (at.step != mine.begin);
-    at.step = pooled.steps.end;
+    at.step = begin + tiles_;
     return true;
   }
 
@@ -119,42 +104,19 @@ class Schedule {
     int first, last, begin;
   };
   constexpr Parts parts_of(int n) const {
-    const int items_0 = items_0_ - std::min(items_0_, whole_);
-    const int begin = n < items_0 ? n * tiles_[0] : pool_0_ + (n - items_0) * tiles_[1];
-    const Item it = item(whole_ + n);
-    return {it, owner(begin), owner(begin + tiles_[it.group] - 1), begin};
+    const int begin = n * tiles_;
+    return {item(whole_ + n), owner(begin), owner(begin + tiles_ - 1), begin};
   }
   constexpr int part_of(int cta, const Parts& parts) const { return 2 * cta + (span(cta).begin < parts.begin); }
 
  private:
-  struct Pooled {
-    int index;
-    Span steps;
-  };
-
-  constexpr int span_for(int missing) const {
-    // By value: std::max would take the address of a constant that the device has no copy of, and the kernel would trap.
-    return pool_ == 0 || missing <= 0 ? 0 : std::max(missing, int{kMinSpan});
-  }
-  constexpr int start_of(int cta) const {
-    return std::min(cta, turn_) * step_[0] + std::max(cta - turn_, 0) * step_[1];
-  }
   constexpr Item item(int index) const {
-    const int group = index >= items_0_, in_group = group ? index - items_0_ : index;
-    const int head = in_group / row_tiles_[group], row = row_[group] + in_group % row_tiles_[group] * kTileRows;
-    return {group, head, row, std::min(row + kTileRows, row_[group + 1])};
-  }
-  constexpr Pooled pool_item_at(int step) const {
-    const bool second = step >= pool_0_;
-    const int tiles = tiles_[second], n = (second ? step - pool_0_ : step) / tiles;
-    const int begin = (second ? pool_0_ : 0) + n * tiles;
-    const int first = second ? std::max(items_0_, whole_) : whole_;
-    return {first + n, {begin, begin + tiles}};
+    const int row = index % row_tiles_ * kTileRows;
+    return {index / row_tiles_, row, std::min(row + kTileRows, rows_)};
   }
 
-  int row_[3], tiles_[2], row_tiles_[2], ctas_;
-  int items_0_, items_, whole_;   // of group 0, all, those taken whole
-  int turn_, pool_0_, pool_;      // steps of the pool: of group 0, all
-  int step_[2];                   // length of the span of CTAs below turn_, and of the others
+  int rows_, tiles_, row_tiles_, ctas_;
+  int whole_;        // items taken whole
+  int pool_, step_;  // steps of the pool, of a span
 };
 }  // namespace longlive::attention
