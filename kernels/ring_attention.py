@@ -104,28 +104,28 @@ if triton:
         live = (row < rows)[:, None]
         row = row.to(tl.int64)[:, None]
         query = tl.load(q + row * q_stride + head * DIM + channel, mask=live, other=0.0)
-        # Precision: float32, but for the weights of the values, which are of their dtype. The largest score starts
-        # finite: rows without keys then meet no difference of infinities.
-        largest = tl.full((ROWS,), -3.0e38, tl.float32)
-        total = tl.zeros((ROWS,), tl.float32)
-        sums = tl.zeros((ROWS, DIM), tl.float32)
+        # Precision: float32, but p is rounded to the values' dtype for p v. row_max starts finite: rows without keys
+        # then meet no difference of infinities.
+        row_max = tl.full((ROWS,), -3.0e38, tl.float32)
+        row_sum = tl.zeros((ROWS,), tl.float32)
+        acc = tl.zeros((ROWS, DIM), tl.float32)
         for run in tl.static_range(2):
             begin = tl.maximum(tl.load(ranges + 2 * run), 0)
             end = tl.minimum(tl.load(ranges + 2 * run + 1), tokens)
             for start in range(begin, end, KEYS):
                 token = start + tl.arange(0, KEYS)
-                meant = token < end
-                place = token.to(tl.int64)[:, None] * size + head * DIM + channel
-                key = tl.load(k_ring + place, mask=meant[:, None], other=0.0)
-                scores = tl.where(meant, _product(query, tl.trans(key), WIDE) * scale_log2, -float("inf"))
-                before = largest
-                largest = tl.maximum(before, tl.max(scores, axis=1))
-                weights = tl.exp2(scores - largest[:, None])
-                shrink = tl.exp2(before - largest)
-                total = total * shrink + tl.sum(weights, axis=1)
-                value = tl.load(v_ring + place, mask=meant[:, None], other=0.0)
-                sums = sums * shrink[:, None] + _product(weights.to(value.dtype), value, WIDE)
-        result = sums / tl.where(total == 0, 1.0, total)[:, None]
+                seen = token < end
+                at = token.to(tl.int64)[:, None] * size + head * DIM + channel
+                key = tl.load(k_ring + at, mask=seen[:, None], other=0.0)
+                scores = tl.where(seen, _product(query, tl.trans(key), WIDE) * scale_log2, -float("inf"))
+                before = row_max
+                row_max = tl.maximum(before, tl.max(scores, axis=1))
+                p = tl.exp2(scores - row_max[:, None])
+                rescale = tl.exp2(before - row_max)
+                row_sum = row_sum * rescale + tl.sum(p, axis=1)
+                value = tl.load(v_ring + at, mask=seen[:, None], other=0.0)
+                acc = acc * rescale[:, None] + _product(p.to(value.dtype), value, WIDE)
+        result = acc / tl.where(row_sum == 0, 1.0, row_sum)[:, None]
         tl.store(out + row * size + head * DIM + channel, result.to(out.dtype.element_ty), mask=live)
 
     def _fits_triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> bool:

@@ -12,8 +12,8 @@ namespace longlive {
 namespace {
 using Config = attention::Config<192, 4>;
 
-// Keys from which on it pays to cut items for the last wave, and to merge what that leaves.
-constexpr int kCutFrom = 16 * Config::kTileKeys;
+// Keys from which on split-KV of the last wave saves more than the second kernel costs.
+constexpr int kSplitFrom = 16 * Config::kTileKeys;
 
 int processors(int device) {
   int count = 0;
@@ -46,19 +46,20 @@ Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_rin
   Tensor out = torch::stable::new_empty(q, {rows, heads, attention::kHeadDim});
   if (rows == 0) return out;
   const int ctas = processors(q.get_device_index());
-  const bool cut = tokens >= kCutFrom;
-  const int64_t parts = cut ? attention::Schedule::parts(ctas) : 0;
-  Tensor part_out = torch::stable::new_empty(q, {parts, attention::kTileRows, attention::kHeadDim}, ScalarType::Float);
-  Tensor part_stats = torch::stable::new_empty(q, {parts, attention::kTileRows, 2}, ScalarType::Float);
+  const bool split_kv = tokens >= kSplitFrom;
+  const int64_t partials = split_kv ? attention::Schedule::partials(ctas) : 0;
+  Tensor partial_out =
+      torch::stable::new_empty(q, {partials, attention::kTileRows, attention::kHeadDim}, ScalarType::Float);
+  Tensor partial_stats = torch::stable::new_empty(q, {partials, attention::kTileRows, 2}, ScalarType::Float);
   const attention::Params p{data<attention::bf16>(out),
-                            data<float>(part_out),
-                            data<float2>(part_stats),
+                            data<float>(partial_out),
+                            data<float2>(partial_stats),
                             data<const int>(ranges),
                             int(rows),
                             int(heads),
                             int(tokens),
                             ctas,
-                            cut};
+                            split_kv};
   LL_CUDA_CHECK(attention::launch<Config>(map_of(q, q.stride(0), rows, columns, attention::kRows),
                                           map_of(k_ring, columns, tokens, columns, Config::kTileKeys),
                                           map_of(v_ring, columns, tokens, columns, Config::kTileKeys), p,
