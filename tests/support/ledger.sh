@@ -20,7 +20,7 @@ presets() {
 }
 vae() { sized bench vae --model "$model" --json "$out/vae"; }
 scope() { sized python "$support/plugin_bench.py" "$model" --json "$out/scope"; }
-gains() { sized python "$support/overlap.py" "$model" --json "$out/overlap"; }
+gains() { python "$support/merged_pass.py" && sized python "$support/overlap.py" "$model" --json "$out/overlap"; }
 
 # The command for both sizes; its last word is what the names of its JSON files begin with.
 sized() {
