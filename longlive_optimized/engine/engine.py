@@ -19,6 +19,7 @@ from ..config import BLOCK_FRAMES, PIXELS_PER_TOKEN, OptimizationConfig
 from ..kernels.registry import forced
 from ..text import blend as blending
 from ..text.prompt_cache import PromptCache
+from ..vae.backends import codec_for
 from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
 from ..weights.locate import locate
 from ..weights.user_lora import UserLora
@@ -74,6 +75,7 @@ class LongLiveEngine:
             load(self._files, self.device, self.dtype, progress=functools.partial(progress, what) if progress else None)
             for load, what in stages
         )
+        self.codec = codec_for(self.vae)  # one for all streams: packed weights are made once
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
@@ -120,7 +122,7 @@ class LongLiveEngine:
         with self._turn():
             stream = Stream(
                 self.model,
-                self.vae,
+                self.codec,
                 self.config,
                 **size,
                 seed=seed,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import BLOCK_FRAMES, MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
-from ..vae.autoencoder import Autoencoder
+from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from .graphs import Eager, GraphCache
 from .noise import BlockNoise, VideoNoise
@@ -29,7 +29,7 @@ class Stream:
     def __init__(
         self,
         model: Transformer,
-        vae: Autoencoder,
+        codec: Codec,
         config: OptimizationConfig,
         height: int,
         width: int,
@@ -48,7 +48,7 @@ class Stream:
             dtype=model.dtype,
             device=model.device,
         )
-        self.decoder, self.encoder = (side(vae, new_graphs=new_graphs) for side in (DecoderStream, EncoderStream))
+        self.decoder, self.encoder = (side(codec, new_graphs=new_graphs) for side in (DecoderStream, EncoderStream))
         self.timer = BlockTimer(model.device, named=config.enable_profiling)
         latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.dtype, device=model.device)

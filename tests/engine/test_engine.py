@@ -274,7 +274,7 @@ def test_a_change_of_mode_starts_the_vae_anew_and_nothing_else(engine):
     modes = [None, None, video, video, None, None]
     frames = [engine.generate_block(BlockRequest("a fox", video=mode), stream) for mode in modes]
     assert [len(block) for block in frames] == [9, 12, 9, 12, 9, 12] and stream.position == 18
-    decoder = DecoderStream(engine.vae)
+    decoder = DecoderStream(engine.codec)
     assert torch.equal(frames[4], decoder.decode_uint8(stream.history[-6:-3]))
     assert len(engine.generate_block(BlockRequest("a fox", video=video, reset=True), stream)) == 13
 
@@ -284,7 +284,7 @@ def test_video_after_text_is_encoded_as_a_new_one(engine):
     stream = engine.open_stream()
     engine.generate_block(BlockRequest("a fox"), stream)
     seen = []
-    stream.encoder.encode = lambda frames: seen.append(frames) or EncoderStream(engine.vae).encode(frames)
+    stream.encoder.encode = lambda frames: seen.append(frames) or EncoderStream(engine.codec).encode(frames)
     engine.generate_block(BlockRequest("a fox", video=video), stream)
     assert torch.equal(seen[0], video.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
 
