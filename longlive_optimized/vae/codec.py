@@ -29,10 +29,7 @@ NewGraphs = Callable[[], Graphs] | None  # None: no graphs
 class Causal(Protocol):
     """One video on its way through a network, all frames of one size."""
 
-    @property
-    def fresh(self) -> bool:
-        """Whether no frame has been seen: a video's first frame is apart in time."""
-        ...
+    fresh: bool  # no frame has been seen: a video's first frame is apart in time
 
     def reset(self) -> None:
         """Back to before the first frame, in the same buffers."""
@@ -42,44 +39,29 @@ class Causal(Protocol):
 
 
 class CausalDecoder(Causal, Protocol):
-    """Latents to pixels."""
-
     def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        """Latents of the network's own scale [T, h, w, z_dim] to [F, 8h, 8w, 3].
+        """Latents of the network's own scale [T, h, w, z_dim] to [F, 8h, 8w, 3]; F is 4T, or 4T - 3 where fresh.
 
-        F is 4T, on a fresh state 4T - 3. ``dtype`` is that of ``z``, for pixels, or uint8, for pictures.
+        ``dtype`` is that of ``z``, for pixels, or uint8, for pictures.
         """
         ...
 
 
 class CausalEncoder(Causal, Protocol):
-    """Pixels to latents."""
-
     def encode(self, frames: Tensor) -> Tensor:
         """Pixels [F, 8h, 8w, 3] in [-1, 1] to latents of the network's own scale [T, h, w, z_dim].
 
-        F is 4T. On a fresh state it is 4T - 3, or 4T, of which the last three are then in no latent yet.
+        F is 4T. Where fresh it is 4T - 3, or 4T, of which the last three are then in no latent yet.
         """
         ...
 
 
 class Codec(Protocol):
-    """A VAE on one backend."""
+    """A VAE on one backend, as it is when this is made: with other weights, or moved, it needs another codec."""
 
-    @property
-    def vae(self) -> Autoencoder:
-        """The network that it computes."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of latents and frames."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Of latents and frames."""
-        ...
+    vae: Autoencoder
+    dtype: torch.dtype  # of latents and frames
+    device: torch.device
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> CausalDecoder:
         """For latents of this height and width. ``new_graphs`` makes what calls are captured with, if they can be."""

@@ -16,15 +16,7 @@ class ModulesCodec:
     """A ``Codec`` over the weights of ``vae`` as they lie. Its tensors come and go, so no graphs are captured."""
 
     def __init__(self, vae: Autoencoder):
-        self.vae = vae
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.vae.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.vae.device
+        self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesDecoder:
         return ModulesDecoder(self.vae)
@@ -33,19 +25,13 @@ class ModulesCodec:
         return ModulesEncoder(self.vae)
 
 
-class _Modules:
+class _Modules(CausalState):
     def __init__(self, vae: Autoencoder):
-        self.vae, self.state = vae, CausalState()
-
-    @property
-    def fresh(self) -> bool:
-        return self.state.fresh
-
-    def reset(self) -> None:
-        self.state.reset()
+        super().__init__()
+        self._vae = vae
 
     def use_graphs(self, new_graphs: NewGraphs) -> None:
-        pass
+        """None are captured."""
 
 
 class ModulesDecoder(_Modules):
@@ -53,8 +39,8 @@ class ModulesDecoder(_Modules):
 
     def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         # The largest tensor has four full-size frames per latent.
-        per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self.vae.config.full_size_widths[1]
-        parts = (self.vae.decode(part, self.state) for part in z.split(max(1, _MAX_ELEMENTS // per_latent)))
+        per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self._vae.config.full_size_widths[1]
+        parts = (self._vae.decode(part, self) for part in z.split(max(1, _MAX_ELEMENTS // per_latent)))
         return join([to_uint8(frames) if dtype == torch.uint8 else frames for frames in parts])
 
 
@@ -63,8 +49,8 @@ class ModulesEncoder(_Modules):
 
     def encode(self, frames: Tensor) -> Tensor:
         count, height, width, _ = frames.shape
-        x = (self.vae.pad_first(frames) if count % 4 else frames).contiguous()
+        x = (self._vae.pad_first(frames) if count % 4 else frames).contiguous()
         # The largest tensor has a group of full-size frames, up to four more (``split_frames``) and two past ones.
-        group = (_MAX_ELEMENTS // (height * width * self.vae.config.full_size_widths[0]) - 6) // 4 * 4
-        parts = split_frames(x, max(4, group), int(self.fresh and self.vae.first_frame_alone))
-        return join([self.vae.encode(part, self.state) for part in parts])
+        group = (_MAX_ELEMENTS // (height * width * self._vae.config.full_size_widths[0]) - 6) // 4 * 4
+        parts = split_frames(x, max(4, group), int(self.fresh and self._vae.first_frame_alone))
+        return join([self._vae.encode(part, self) for part in parts])

@@ -17,7 +17,6 @@ from torch import Tensor
 from .codec import Causal, CausalDecoder, CausalEncoder, Codec, NewGraphs
 
 _Side = TypeVar("_Side", bound=Causal)
-_Format = tuple[int, int, torch.dtype, torch.device]  # of frames: height and width, and where they lie
 
 
 class _Stream(Generic[_Side]):
@@ -27,8 +26,8 @@ class _Stream(Generic[_Side]):
         self, codec: Codec, new_side: Callable[[tuple[int, int], NewGraphs], _Side], new_graphs: NewGraphs = None
     ):
         self.codec, self._new_side, self._new_graphs = codec, new_side, new_graphs
-        self._side: _Side | None = None  # made by the first call, for frames of its format
-        self._format: _Format | None = None
+        self._side: _Side | None = None  # made by the first call, for frames of its size
+        self._size = 0, 0
 
     def use_graphs(self, new_graphs: NewGraphs) -> None:
         """Capture anew from here on, or not at all."""
@@ -52,19 +51,19 @@ class _Stream(Generic[_Side]):
         dtype, device = self.codec.dtype, self.codec.device
         if x.dtype != dtype or x.device != device:
             raise ValueError(f"{name} must be {dtype} on {device} like the VAE, got {x.dtype} on {x.device}")
-        if self._format and not self._fresh and self._format != _format(x):
-            had, got = (f"{f[0]}x{f[1]}, {f[2]} on {f[3]}" for f in (self._format, _format(x)))
+        if not self._fresh and x.shape[2:] != self._size:
+            had, got = (f"{height}x{width}" for height, width in (self._size, x.shape[2:]))
             raise ValueError(f"{name} must stay {had} until reset(), got {got}")
 
     def _bind(self, x: Tensor) -> _Side:
         """The side for frames like ``x``: that of the calls before, if it fits."""
-        if self._side is None or self._format != _format(x):
+        size = x.shape[2], x.shape[3]
+        if self._side is None or size != self._size:
             self._side = None  # the old buffers go before there are new ones
             config = self.codec.vae.config
             # In the latents' own dtype: this rounding is part of the reference (docs/model.md 7.1).
             self._mean, self._std = (x.new_tensor(values) for values in (config.latent_mean, config.latent_std))
-            self._side = self._new_side((x.shape[2], x.shape[3]), self._new_graphs)
-            self._format = _format(x)
+            self._side, self._size = self._new_side(size, self._new_graphs), size
         return self._side
 
     @contextlib.contextmanager
@@ -138,7 +137,3 @@ class EncoderStream(_Stream[CausalEncoder]):
         with self._reset_on_failure():
             mu = side.encode(frames.permute(0, 2, 3, 1))
         return self.codec.vae.normalise(mu, self._mean, self._std).permute(0, 3, 1, 2).contiguous()
-
-
-def _format(x: Tensor) -> _Format:
-    return x.shape[2], x.shape[3], x.dtype, x.device

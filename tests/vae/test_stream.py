@@ -72,7 +72,7 @@ def test_streams_share_weights_only(codec):
 def buffers_of(stream):
     if isinstance(stream.codec, PackedCodec):
         return [pool.tensor for pool in stream._side.pools]
-    return list(stream._side.state._frames.values())
+    return list(stream._side._frames.values())
 
 
 # Layers that look back; of the packed networks, sizes of frames and, for the encoder, what is halved in time.

@@ -19,8 +19,8 @@ from .weights import DecoderWeights, EncoderWeights
 class PackedCodec:
     """A ``Codec`` over packed copies of a Wan VAE's weights; its streams hold all memory that they need.
 
-    Each half is copied when a stream first needs it. Where the VAE's weights change afterwards, make another codec.
-    Raises ValueError naming ``vae`` if it is another network or its widths are no multiples of 8.
+    Each half is copied when a stream first needs it; the VAE's own weights do not matter from then on. Raises
+    ValueError naming ``vae`` if it is another network or its widths are no multiples of 8.
     """
 
     def __init__(self, vae: Autoencoder):
@@ -28,7 +28,8 @@ class PackedCodec:
             raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
         if any(width % GROUP for width in (*vae.config.widths, vae.config.z_dim)):
             raise ValueError(f"vae must have widths that are multiples of {GROUP} to be packed, got {vae.config}")
-        self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
+        self.vae: Autoencoder = vae
+        self.dtype, self.device, self._wan = vae.dtype, vae.device, vae
 
     @staticmethod
     def is_fast(vae: Autoencoder) -> bool:
@@ -38,11 +39,11 @@ class PackedCodec:
 
     @cached_property
     def decoder_weights(self) -> DecoderWeights:
-        return DecoderWeights.of(self.vae)
+        return DecoderWeights.of(self._wan)
 
     @cached_property
     def encoder_weights(self) -> EncoderWeights:
-        return EncoderWeights.of(self.vae)
+        return EncoderWeights.of(self._wan)
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedDecoder:
         return PackedDecoder(self.decoder_weights, size, new_graphs)

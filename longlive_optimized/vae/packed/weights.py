@@ -112,7 +112,7 @@ class DecoderWeights:
             times=tuple(Convolution.of(Kind.TIME, up.time_conv) for up in ups if up.time_conv is not None),
             ups=tuple(Convolution.of(Kind.UP, up.conv) for up in ups),
             head=_gain(norm),
-            pixels=Convolution(Kind.CAUSAL, *pack_pixels(last.weight.contiguous(), _bias(last))),
+            pixels=Convolution(Kind.CAUSAL, *pack_pixels(last.weight.contiguous(), last.bias)),
         )
 
 
@@ -171,11 +171,6 @@ def _filled_up(rows: Tensor) -> Tensor:
 def _gain(norm: RMSNorm) -> Tensor:
     """The weight of a norm as ``causal_conv`` takes it."""
     return _wide(norm.gamma.flatten())
-
-
-def _bias(layer: nn.Conv3d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias
 
 
 def _wide(t: Tensor | None) -> Tensor:

@@ -31,6 +31,8 @@ class RMSNorm(nn.Module):
 class CausalConv3d(nn.Conv3d):
     """Convolution over three frames, the present and two past ones, and over space with zero padding."""
 
+    bias: nn.Parameter
+
     def __init__(self, channels_in: int, channels_out: int, size: int = 3):
         super().__init__(channels_in, channels_out, (3, size, size), padding=(0, size // 2, size // 2))
 
