@@ -269,6 +269,12 @@ def test_video_input_matters_and_full_noise_hides_it(engine):
     assert torch.equal(run(one, 1.0), run(other, 1.0))
 
 
+def test_streams_share_one_codec(engine):
+    """Packed weights are made once, whatever the number of streams."""
+    streams = [engine.open_stream() for _ in range(2)]
+    assert {side.codec for stream in streams for side in (stream.decoder, stream.encoder)} == {engine.codec}
+
+
 def test_a_change_of_mode_starts_the_vae_anew_and_nothing_else(engine):
     stream, video = engine.open_stream(), torch.randint(0, 256, (12, 32, 48, 3), dtype=torch.uint8)
     modes = [None, None, video, video, None, None]

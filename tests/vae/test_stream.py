@@ -164,6 +164,48 @@ def test_encoder_size_may_change_after_reset(codec):
     assert_same(stream.encode(large), EncoderStream(codec).encode(large))
 
 
+class Elsewhere:
+    """A third backend: nothing but the face of one of ours."""
+
+    def __init__(self, codec):
+        self.vae, self.dtype, self.device = codec.vae, codec.dtype, codec.device
+        self.new_decoder = lambda size, new_graphs: Far(codec.new_decoder(size, new_graphs), "decode")
+        self.new_encoder = lambda size, new_graphs: Far(codec.new_encoder(size, new_graphs), "encode")
+
+
+class Far:
+    def __init__(self, side, call):
+        self._side, self.reset, self.use_graphs = side, side.reset, side.use_graphs
+        setattr(self, call, lambda x, *rest: getattr(side, call)(x.clone(), *rest).clone())
+
+    @property
+    def fresh(self):
+        return self._side.fresh
+
+
+def test_another_backend_fits(codec):
+    def play(codec):
+        decoder, encoder = DecoderStream(codec), EncoderStream(codec)
+        for _ in range(2):
+            for stream in (decoder, encoder):
+                stream.reset()
+            yield from (decoder.decode(latents_of(0, 2)), decoder.decode_uint8(latents_of(1, 3)))
+            yield from (encoder.encode(frames_of(0, 5)), encoder.encode(frames_of(1, 8)))
+
+    for got, expected in zip(play(Elsewhere(codec)), play(codec), strict=True):
+        assert_same(got, expected)
+
+
+def test_modules_are_not_captured(make_codec):
+    def never():
+        raise AssertionError
+
+    stream = DecoderStream(make_codec(), never)
+    stream.decode(latents_of(0, 1))
+    stream.use_graphs(never)
+    stream.decode(latents_of(0, 1))
+
+
 BAD_LATENTS = [
     latents_of(0, 2)[0],
     latents_of(0, 2)[None],

@@ -14,7 +14,7 @@ from .plan import Plan
 from .state import LevelPools, PackedState
 from .weights import DecoderWeights
 
-LATENTS = 3  # of a call at most: a block
+LATENTS = 3  # that pass together at most: a block
 _FINE = 6  # frames of the two largest sizes that pass together: half a block's, to halve the memory
 
 
@@ -58,14 +58,14 @@ class PackedDecoder(PackedState):
         plan = Plan()
         self._begin(plan, latents)
         self._level(plan, 0, latents)
-        count = self._upsample(plan, 1, self._upsample_time(plan, 0, latents))
+        count = self._upsample_space(plan, 1, self._upsample_time(plan, 0, latents))
         self._level(plan, 1, count)
         frames = self._upsample_time(plan, 1, count)
         for start in range(0, len(frames.indices), _FINE):
             part = Frames(frames.tensor, frames.indices[start : start + _FINE])
-            count = self._upsample(plan, 2, part)
+            count = self._upsample_space(plan, 2, part)
             self._level(plan, 2, count)
-            self._upsample(plan, 3, self._levels[2].pool.at(self._levels[2].pool.a, count))
+            self._upsample_space(plan, 3, self._levels[2].pool.at(self._levels[2].pool.a, count))
             self._level(plan, 3, count)
             self._end(plan, out[start : start + count])
         return plan
@@ -104,8 +104,8 @@ class PackedDecoder(PackedState):
             plan.convolve(layer, pool.read(layer, pool.a, single, count), raw=doubled)
         return Frames(pool.tensor, pool.a[:single] + doubled.indices)
 
-    def _upsample(self, plan: Plan, index: int, frames: Frames) -> int:
-        """Spatial 2x upsampling of the level before's ``frames`` into this one's ``x`` and ``a``; how many they are."""
+    def _upsample_space(self, plan: Plan, index: int, frames: Frames) -> int:
+        """Spatial 2x upsampling of the level before's ``frames`` into this one's ``x`` and ``a``; their number."""
         entry, count = self._levels[index].entry, len(frames.indices)
         raw, act = entry.at(entry.x, count), entry.at(entry.a, count)
         plan.convolve(self.weights.ups[index - 1], frames, raw=raw, act=act, gain=self.weights.levels[index][0].gain)

@@ -13,7 +13,7 @@ from .plan import Plan, in_groups
 from .state import LevelPools, PackedState
 from .weights import EncoderWeights
 
-FRAMES = 12  # of a steady call: a block's
+FRAMES = 12  # that pass together in a steady call: a block
 # Most latents of a call: the first call may hold 1 + 12 frames, and up to 3 more that do not complete a latent.
 _LATENTS = 4
 _FINE = 4  # frames of the two largest sizes that pass together: a third of a block's, for the memory
@@ -29,13 +29,7 @@ class PackedEncoder(PackedState):
         self._frames = torch.zeros(4 * _LATENTS, 1, *size, GROUP, **make)  # three channels are ever written
         self._pixels = self._new_pool(GROUP, size, [weights.pixels], a=_FINE)
         self._levels = [self._level_pools(index) for index in range(4)]
-        # What temporal downsampling reads, in x: the last frame before, then the frames.
-        self._paired = {
-            index: self._new_pool(
-                weights.levels[index][0].channels, self._sizes[index + 1], x=1 + (4 * _LATENTS >> index - 1)
-            )
-            for index in weights.times
-        }
+        self._paired = {index: self._pair_pool(index) for index in weights.times}
         self._moments = self._new_pool(weights.moments.channels, self._sizes[3], x=_LATENTS)
         self._out = torch.empty(_LATENTS, *self._sizes[3], weights.z_dim, **make)
 
@@ -58,6 +52,11 @@ class PackedEncoder(PackedState):
         frames = (_FINE, _FINE, 2 * _LATENTS, _LATENTS)[index]
         return self._new_level(channels, blocks, self._sizes[index], frames, [weights.moments] if index == 3 else [])
 
+    def _pair_pool(self, index: int) -> FramePool:
+        """What temporal downsampling after the level reads, in ``x``: the last frame before a call, then the call's."""
+        frames = 4 * _LATENTS >> index - 1
+        return self._new_pool(self.weights.levels[index][0].channels, self._sizes[index + 1], x=1 + frames)
+
     def _plan(self, count: int, out: Tensor) -> Plan:
         """All steps for so many frames, up to the means in ``out``; moves all history on."""
         plan, paired, first = Plan(), self._paired, int(not self.fresh)
@@ -65,13 +64,13 @@ class PackedEncoder(PackedState):
             part = self._frames[start : min(start + _FINE, count)]
             self._begin(plan, part)
             self._level(plan, 0, len(part))
-            self._downsample(plan, 0, self._levels[1].entry.fixed(len(part)))
+            self._downsample_space(plan, 0, self._levels[1].entry.fixed(len(part)))
             plan.activate(self.weights.levels[1][0], self._levels[1].entry, len(part))
             self._level(plan, 1, len(part))
-            self._downsample(plan, 1, paired[1].tensor[first + start : first + start + len(part)])
+            self._downsample_space(plan, 1, paired[1].tensor[first + start : first + start + len(part)])
         count = self._downsample_time(plan, 1, count)
         self._level(plan, 2, count)
-        self._downsample(plan, 2, paired[2].tensor[first : first + count])
+        self._downsample_space(plan, 2, paired[2].tensor[first : first + count])
         self._downsample_time(plan, 2, count)
         self._level(plan, 3, len(out))
         self._end(plan, out)
@@ -94,13 +93,13 @@ class PackedEncoder(PackedState):
         level = self._levels[index]
         plan.blocks(self.weights.levels[index], level.entry, level.pool, count, raw=level.pool.x)
 
-    def _downsample(self, plan: Plan, index: int, to: Tensor) -> None:
+    def _downsample_space(self, plan: Plan, index: int, to: Tensor) -> None:
         """Spatial 2x downsampling of the level's ``x`` into the frames ``to``."""
         layer, x = self.weights.downs[index], self._levels[index].pool.fixed(len(to))
         plan.add(lambda: to.copy_(in_groups(_strided(layer, x))))
 
     def _downsample_time(self, plan: Plan, index: int, count: int) -> int:
-        """Temporal 2x downsampling of ``count`` frames into the next level's ``x`` and ``a``; how many they are.
+        """Temporal 2x downsampling of ``count`` frames into the next level's ``x`` and ``a``; their number.
 
         A video's first frame is passed through. Later ones go in pairs, with the frame before them.
         """
