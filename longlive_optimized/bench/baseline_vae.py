@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..vae.layers import AttentionBlock, ResidualBlock, RMSNorm, Upsample
-from ..vae.model import WanVae
+from ..vae.wan.layers import AttentionBlock, ResidualBlock, RMSNorm, Upsample
+from ..vae.wan.model import WanVae
 
 
 class BaselineDecoder:

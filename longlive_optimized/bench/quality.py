@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
+from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
 from .baseline import baseline_network
 from .block import PROMPT
@@ -110,8 +111,8 @@ def _summary(rows: list[tuple[str, float, float]]) -> dict:
 def _pixels(engine: LongLiveEngine, seeds: int) -> dict:
     """Worst ratio of errors of a block's pixels to float32: the engine's decoder, and its network as modules."""
     wide = copy.deepcopy(engine.vae).float()
-    ours, modules = engine.stream.decoder, DecoderStream(engine.vae, packed=False)
-    truth = DecoderStream(wide, packed=False)
+    ours, modules = engine.stream.decoder, DecoderStream(ModulesCodec(engine.vae))
+    truth = DecoderStream(ModulesCodec(wide))
     shape = BLOCK_FRAMES, *engine.stream.latent_shape
     rows = []
     for seed in range(seeds):

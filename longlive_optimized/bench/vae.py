@@ -14,8 +14,11 @@ from ..engine.timing import percentile
 from ..kernels.bench.causal_conv import arguments, decoder
 from ..kernels.bench.runner import time_on_gpu
 from ..kernels.causal_conv import causal_conv
-from ..vae.model import WanVae
-from ..vae.stream import DecoderStream, EncoderStream, to_uint8
+from ..vae.autoencoder import to_uint8
+from ..vae.modules import ModulesCodec
+from ..vae.packed.codec import PackedCodec
+from ..vae.stream import DecoderStream, EncoderStream
+from ..vae.wan.model import WanVae
 from .baseline_vae import BaselineDecoder
 
 PIXEL_FRAMES = 4 * BLOCK_FRAMES
@@ -93,18 +96,18 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes;
     and the baseline's decoding.
     """
-    rows, memory, levels = {}, {}, {}
+    rows, memory, levels, packed = {}, {}, {}, isinstance(engine.codec, PackedCodec)
     sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
     for name, measure, ours in sides:
         times, memory[f"{name}_gib"] = measure(engine, ours, blocks)
         rows |= times
-        if ours.packed:
-            library = type(ours)(engine.vae, packed=False)
+        if packed:
+            library = type(ours)(ModulesCodec(engine.vae))
             times, memory[f"library_{name}_gib"] = measure(engine, library, blocks)
             rows |= {f"library_{key}": value for key, value in times.items()}
     if isinstance(engine.vae, WanVae):
         rows["baseline_decode"] = _baseline_decoding(engine, min(blocks, 10))
-    if engine.stream.decoder.packed:
+    if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
     engine.stream.reset()
     height, width = engine.stream.settings.height, engine.stream.settings.width

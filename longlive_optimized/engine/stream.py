@@ -14,7 +14,7 @@ from ..config import BLOCK_FRAMES, MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
-from ..vae.autoencoder import Autoencoder
+from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from .devices import Devices
 from .graphs import Eager, GraphCache
@@ -33,7 +33,7 @@ class Networks(NamedTuple):
     """An engine's networks, shared by its streams."""
 
     model: Transformer
-    vae: Autoencoder
+    codec: Codec
     prompts: PromptCache
 
 
@@ -76,8 +76,8 @@ class Stream:
             dtype=model.kv_dtype,
             device=model.device,
         )
-        self.decoder = DecoderStream(networks.vae, new_graphs=self._new_graphs)
-        self.encoder = EncoderStream(networks.vae, new_graphs=self._new_graphs)
+        self.decoder = DecoderStream(networks.codec, new_graphs=self._new_graphs)
+        self.encoder = EncoderStream(networks.codec, new_graphs=self._new_graphs)
         self.timer = BlockTimer(devices.model, named=named)
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)

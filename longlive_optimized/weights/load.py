@@ -17,8 +17,8 @@ from ..model.slot import Slot
 from ..model.transformer import Transformer, generator_shapes
 from ..vae.autoencoder import Autoencoder
 from ..vae.config import TaeConfig, VaeConfig
-from ..vae.model import WanVae
 from ..vae.tae import Tae, last_rows
+from ..vae.wan.model import WanVae
 from . import CheckpointError
 from .files import check_tensors, some, tensors_in
 from .locate import ModelFiles

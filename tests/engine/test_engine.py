@@ -286,12 +286,18 @@ def test_video_input_matters_and_full_noise_hides_it(engine):
     assert torch.equal(run(one, 1.0), run(other, 1.0))
 
 
+def test_streams_share_one_codec(engine):
+    """Packed weights are made once, whatever the number of streams."""
+    streams = [engine.open_stream() for _ in range(2)]
+    assert {side.codec for stream in streams for side in (stream.decoder, stream.encoder)} == {engine.codec}
+
+
 def test_a_change_of_mode_starts_the_vae_anew_and_nothing_else(engine):
     stream, video = engine.open_stream(), torch.randint(0, 256, (12, 32, 48, 3), dtype=torch.uint8)
     modes = [None, None, video, video, None, None]
     frames = [engine.generate_block(BlockRequest("a fox", video=mode), stream) for mode in modes]
     assert [len(block) for block in frames] == [9, 12, 9, 12, 9, 12] and stream.position == 18
-    decoder = DecoderStream(engine.vae)
+    decoder = DecoderStream(engine.codec)
     assert torch.equal(frames[4], decoder.decode_uint8(stream.history[-6:-3]))
     assert len(engine.generate_block(BlockRequest("a fox", video=video, reset=True), stream)) == 13
 
@@ -301,7 +307,7 @@ def test_video_after_text_is_encoded_as_a_new_one(engine):
     stream = engine.open_stream()
     engine.generate_block(BlockRequest("a fox"), stream)
     seen = []
-    stream.encoder.encode = lambda frames: seen.append(frames) or EncoderStream(engine.vae).encode(frames)
+    stream.encoder.encode = lambda frames: seen.append(frames) or EncoderStream(engine.codec).encode(frames)
     engine.generate_block(BlockRequest("a fox", video=video), stream)
     assert torch.equal(seen[0], video.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
 
