@@ -195,7 +195,7 @@ def _rms(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 def _layer(
     block: Block, x: Tensor, m: Tensor, context: Tensor, plan: _Plan, turns: Tensor, past_k: Tensor, past_v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer (model specification 2.2) on x [B, R, S, D]; also the keys and values of memory's and the new rows."""
+    """One layer (docs/model.md 2.2) on x [B, R, S, D]; also the keys and values of memory's and the new rows."""
     shift1, scale1, gate1, shift2, scale2, gate2 = m.unbind(2)
     q, k, v = block.qkv(torch.addcmul(shift1, _norm(x, block.eps), 1 + scale1)).chunk(3, dim=-1)
     q = _rms(q, block.q_gain, block.eps).unflatten(-1, block.heads)
