@@ -42,8 +42,8 @@ def test_links_and_paths_lead_somewhere(document):
         assert target.exists(), f"link to {path}"
         if anchor:
             assert anchor in _anchors(target.read_text()), f"link to {path}#{anchor}"
-    for path in _PATH.findall(text):
-        assert any(ROOT.glob(path)), path
+    for path in _PATH.findall(text.partition("## Where what comes next")[0]):
+        assert any(ROOT.glob(re.sub("[A-Z]{4,}", "*", path))), path  # kernels/NAME.py is any of its kind
 
 
 def _anchors(text: str) -> set[str]:
