@@ -156,7 +156,7 @@ def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
         **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),
     }
     if engine.cuda_graphs_active:
-        row["shares"] = measure_shares(engine)
+        row["shares"] = measure_shares(engine, PROMPT)
         row |= measure_preset_switch(engine)
         engine.configure(use_cuda_graphs=False)
         row["ungraphed_dit_ms"] = measure_engine(engine, max(1, blocks // 5))["dit_ms"]
