@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from measure.record import rows, write
 from measure.report import REPORT, report, show
 
 ROOT = Path(__file__).parents[2]
@@ -53,3 +54,22 @@ def _numbers(text: str) -> list[str]:
 def test_cells():
     assert show({"median": 1.5, "p99": 2.0}) == "1.5 (2.0)"
     assert show([1, 2.5]) == "1, 2.5" and show(None) == "" and show(0.25, 1) == "0.2" and show(7.0e-7) == "7.0e-7"
+
+
+def test_a_run_of_bench_block_is_kept(tmp_path):
+    stages = ("wall", "first_pixel", "text", "recache", "denoise", "decode", "decode_rest")
+    bench = {"height": 480, "width": 832, "dit_ms": 235.71, "dit_p99_ms": 240.7, "fps": 39.76, "peak_gib": None}
+    bench |= {f"switch_{stage}_ms": 10.04 for stage in stages} | {"baseline_over_engine": 1.934}
+    block, switch = rows(bench)
+    assert block == {
+        "table": "block",
+        "size": "480×832",
+        "dit_ms": {"median": 235.7, "p99": 240.7},
+        "fps": 39.8,
+        "baseline_by_ours": 1.93,
+    }
+    assert switch["last_pixel_ms"] == 10.0 and switch["decode_ms"] == [10.0, 10.0] and "at_random_last_ms" not in switch
+    run = {"date": "2026-12-01", "commit": "0000000", "device": "GPU", "command": "bench", "rows": [block, switch]}
+    paths = [write(run, tmp_path), write(run, tmp_path)]
+    assert [path.name for path in paths] == ["block-2026-12-01-1.json", "block-2026-12-01-2.json"]
+    assert json.loads(paths[0].read_text()) == run
