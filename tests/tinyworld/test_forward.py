@@ -161,10 +161,10 @@ def engine_latents(model, ring, prompts, noise, schedule, switch):
             passes.set_prompt(model.cross_cache(prompts[1]))
             plan = plan_recache(3 * block, ring.window, 3, True)
             ring.seek(*plan)
-            passes.clean(made[-plan.frames :])
+            passes.context(made[-plan.frames :])
         inputs = passes.inputs(3, len(schedule))
         inputs.draw(iter(noise[block]))
         inputs.set_schedule(tuple(schedule))
         made = torch.cat((made, passes.denoise(3 * block, inputs)))
-        passes.clean(made[-3:])
+        passes.context(made[-3:])
     return made
