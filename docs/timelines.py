@@ -251,8 +251,9 @@ def panel(bars: list[Bar], lanes: Iterable[str], begin: float, end: float, title
                 f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{HEIGHT}" fill="{COLOURS[bar.colour]}" '
                 'stroke="#fff" stroke-width="0.7"/>'
             )
-            if bar.label and max(8, 5.5 * len(bar.label)) < width:
-                parts.append(_text(x + width / 2, y + 15, bar.label, anchor="middle", size=11))
+            size = 11 if 6.4 * len(bar.label) < width else 9
+            if bar.label and max(8, 5.2 * len(bar.label)) < width:
+                parts.append(_text(x + width / 2, y + 15, bar.label, anchor="middle", size=size))
         y += HEIGHT + GAP
     axis = f"{(end - begin) / 1000:.1f} thousand cycles"
     parts.append(_text(WIDTH - 10, y + 10, axis, anchor="end", size=11))
