@@ -14,9 +14,12 @@ from ..engine.timing import percentile
 from ..kernels.bench.causal_conv import arguments, decoder
 from ..kernels.bench.runner import time_on_gpu
 from ..kernels.causal_conv import causal_conv
-from ..vae.model import WanVae
-from ..vae.stream import DecoderStream, EncoderStream, to_uint8
-from .eager_vae import PlainDecoder
+from ..vae.autoencoder import to_uint8
+from ..vae.modules import ModulesCodec
+from ..vae.packed.codec import PackedCodec
+from ..vae.stream import DecoderStream, EncoderStream
+from ..vae.wan.model import WanVae
+from .baseline_vae import BaselineDecoder
 
 PIXEL_FRAMES = 4 * BLOCK_FRAMES
 
@@ -54,9 +57,9 @@ def _decoding(engine: LongLiveEngine, stream: DecoderStream, blocks: int) -> tup
     return times, (_allocated(engine, peak=True) - before) / 2**30
 
 
-def _plain_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
-    """Times of a block in the published order, to uint8."""
-    decoder = PlainDecoder(engine.vae)
+def _baseline_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
+    """Times of a block decoded by the baseline, to uint8."""
+    decoder = BaselineDecoder(engine.vae)
     z = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, device=engine.device, dtype=engine.dtype)
     decoder.decode(z)
     return _times(engine, lambda: to_uint8(decoder.decode(z)), blocks)
@@ -91,20 +94,20 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call.
 
     Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes;
-    and decoding in the published order.
+    and the baseline's decoding.
     """
-    rows, memory, levels = {}, {}, {}
+    rows, memory, levels, packed = {}, {}, {}, isinstance(engine.codec, PackedCodec)
     sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
     for name, measure, ours in sides:
         times, memory[f"{name}_gib"] = measure(engine, ours, blocks)
         rows |= times
-        if ours.packed:
-            library = type(ours)(engine.vae, packed=False)
+        if packed:
+            library = type(ours)(ModulesCodec(engine.vae))
             times, memory[f"library_{name}_gib"] = measure(engine, library, blocks)
             rows |= {f"library_{key}": value for key, value in times.items()}
     if isinstance(engine.vae, WanVae):
-        rows["plain_decode"] = _plain_decoding(engine, min(blocks, 10))
-    if engine.stream.decoder.packed:
+        rows["baseline_decode"] = _baseline_decoding(engine, min(blocks, 10))
+    if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
     engine.stream.reset()
     height, width = engine.stream.settings.height, engine.stream.settings.width

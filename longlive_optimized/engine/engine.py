@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config import BLOCK_FRAMES, CHANGEABLE, OptimizationConfig, StreamSettings
 from ..kernels.registry import forced
 from ..text.prompt_cache import PromptCache
+from ..vae.backends import codec_for
 from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
 from ..weights.locate import locate
 from ..weights.user_lora import UserLora
@@ -64,6 +65,7 @@ class LongLiveEngine:
         self.model = load("generator", functools.partial(load_generator, loras=loras), self.devices.model)
         self.vae = load("VAE", load_vae, self.devices.vae)
         self.text = load("text encoder", load_text_encoder, self.devices.text)
+        self.codec = codec_for(self.vae)  # one for all streams: packed weights are made once
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
@@ -108,7 +110,7 @@ class LongLiveEngine:
             raise ValueError(f"total_frames must be a whole number of at least 1, got {total_frames!r}")
         settings = dataclasses.replace(StreamSettings.of(self.config), **settings)
         with self.devices.turn():
-            networks = Networks(self.model, self.vae, self.prompts)
+            networks = Networks(self.model, self.codec, self.prompts)
             named = self.config.enable_profiling
             stream = Stream(networks, settings, self.devices, self._new_graphs, total_frames, named)
             self._streams.add(stream)

@@ -14,7 +14,7 @@ from ..config import BLOCK_FRAMES, MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
-from ..vae.autoencoder import Autoencoder
+from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from .devices import Devices
 from .graphs import Eager, GraphCache
@@ -33,7 +33,7 @@ class Networks(NamedTuple):
     """An engine's networks, shared by its streams."""
 
     model: Transformer
-    vae: Autoencoder
+    codec: Codec
     prompts: PromptCache
 
 
@@ -73,14 +73,14 @@ class Stream:
             (rows // PIXELS_PER_TOKEN, columns // PIXELS_PER_TOKEN),
             sink=settings.sink_size,
             relative=settings.positions == "relative",
-            dtype=model.dtype,
+            dtype=model.kv_dtype,
             device=model.device,
         )
-        self.decoder = DecoderStream(networks.vae, new_graphs=self._new_graphs)
-        self.encoder = EncoderStream(networks.vae, new_graphs=self._new_graphs)
+        self.decoder = DecoderStream(networks.codec, new_graphs=self._new_graphs)
+        self.encoder = EncoderStream(networks.codec, new_graphs=self._new_graphs)
         self.timer = BlockTimer(devices.model, named=named)
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
-        self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
+        self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
         self.passes = self._new_passes(settings.local_attn_size)
         self.undecoded = self.given = 0
         self.reset()
@@ -163,7 +163,7 @@ class Stream:
     @property
     def precision(self) -> str:
         """What its linears run in, whatever the settings ask for: ``bf16`` or ``float32``."""
-        return str(self.networks.model.dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+        return str(self.networks.model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's, are computed anew."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..vae.model import WanVae
+from ..vae.wan.model import WanVae
 from . import coupling
 from .autoencode import encode, normalise
 from .networks import Size

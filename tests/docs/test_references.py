@@ -18,7 +18,7 @@ SOURCES = [
 _CITATION = re.compile(r"docs/model\.md\W{1,2}((?:\d+(?:\.\d+)?(?:, | and )?)+)")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)?(?:#([^)]+))?\)")
 _ROOMS = "csrc|docs|kernels|longlive_optimized|tests"
-_PACKAGE_ROOMS = "bench|cli|demo|engine|model|text|tinyworld|weights"
+_PACKAGE_ROOMS = "bench|cli|demo|engine|model|text|tinyworld|vae|weights"
 _PATH = re.compile(rf"`((?:{_ROOMS}|{_PACKAGE_ROOMS})/[\w/.-]+\.\w+)`")
 
 

@@ -15,7 +15,7 @@ block() { sized bench block --model "$model" --json "$out/block"; }
 presets() {
   local preset
   for preset in realtime ultra; do
-    sized bench block --model "$model" --preset "$preset" --blocks 20 --plain-blocks 0 --json "$out/$preset"
+    sized bench block --model "$model" --preset "$preset" --blocks 20 --baseline-blocks 0 --json "$out/$preset"
   done
 }
 vae() { sized bench vae --model "$model" --json "$out/vae"; }
