@@ -64,7 +64,7 @@ def test_block_frames():
     ],
 )
 def test_windows_are_the_published_ones(block, past):
-    """Model specification 3.3."""
+    """docs/model.md 3.3."""
     script = Script()
     for start in range(0, 3 * block, 3):
         script.clean(start)
@@ -77,7 +77,7 @@ def test_windows_are_the_published_ones(block, past):
 
 
 def test_a_recache_under_a_new_prompt():
-    """Model specification 5.1, sinks kept: old sinks and the rest anew; up to a window's length all anew."""
+    """docs/model.md 5.1, sinks kept: old sinks and the rest anew; up to a window's length all anew."""
     script = Script()
     for start in range(0, 18, 3):
         script.clean(start, 0)
