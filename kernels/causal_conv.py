@@ -134,7 +134,7 @@ def causal_conv(
     - raw, act [S'', Co / 8, H', W', 8], either or both; results are written at raw_frames, act_frames [T'], nowhere
       else. T' = T and [H', W'] = [H, W], but TIME has 2 T frames and UP twice the height and width.
       raw may be residual itself, at the same places, if it is added as it is: with the identity for ``pack``.
-    - gain [Co], like bias, with act: norm(y) = y / max(|y|_2, 1e-12) * sqrt(Co) over the channels (specification 7.2).
+    - gain [Co], like bias, with act: norm(y) = y / max(|y|_2, 1e-12) * sqrt(Co) over the channels (docs/model.md 7.2).
 
     All lists of places are int32, contiguous, on x's device, and are read when the operator runs: a captured graph
     serves any. Places must not repeat within an output, nor may what is read be written, but for residual and raw.

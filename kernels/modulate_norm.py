@@ -23,7 +23,7 @@ def modulate_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
     Returns [N, D] in x's dtype: bfloat16, float32 or float64. Raises ValueError naming the argument that does not fit.
     """
     _check(x, shift, scale)
-    # Precision: all in float32, rounded once at the end. The published order (model specification, section 2.2) rounds
+    # Precision: all in float32, rounded once at the end. The published order (docs/model.md 2.2) rounds
     # to bfloat16 four times: after the norm, 1 + scale, the product and the sum.
     wide = torch.promote_types(x.dtype, torch.float32)
     groups = shift.shape[0]

@@ -43,8 +43,8 @@ def qk_norm_rope_store(
     Returns q [F*S, H, hd]. Raises ValueError naming the argument that does not fit.
     """
     _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots)
-    # Precision: norm, gain and rotation in float32, rounded once at each store. The published order (model
-    # specification, sections 2.2 and 2.3) rounds to bfloat16 after the norm, after the gain and after the rotation.
+    # Precision: norm, gain and rotation in float32, rounded once at each store. The published order
+    # (docs/model.md 2.2 and 2.3) rounds to bfloat16 after the norm, after the gain and after the rotation.
     wide = torch.promote_types(qkv.dtype, torch.float32)
     _, tokens, heads, head_dim = k_ring.shape
     q, k, v = qkv.view(slots.shape[0], tokens, 3, heads, head_dim).unbind(2)

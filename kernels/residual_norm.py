@@ -22,7 +22,7 @@ def residual_norm(
     """``x += y * gate``, then ``LN(x) * (offset + scale) + shift``, the statistics over the last dimension.
 
     x and y [N, D], contiguous; only x is written. gate [Gg, D], or None for 1; shift and scale [G, D]; their rows may
-    have any stride, and row g of G serves x's rows g*N/G up to (g+1)*N/G. offset 1 is a modulation (model specification
+    have any stride, and row g of G serves x's rows g*N/G up to (g+1)*N/G. offset 1 is a modulation (docs/model.md
     2.2, steps 1 and 6); offset 0 is an affine norm, whose gain and bias are scale and shift (step 5).
     Returns [N, D] in x's dtype: bfloat16, float32 or float64. Raises ValueError naming the argument that does not fit.
     """

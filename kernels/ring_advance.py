@@ -38,7 +38,7 @@ def ring_advance(
 
     ``start`` and ``window`` are read when the operator runs: a captured graph serves all. They are not checked, which
     would wait for the device.
-    Source: model specification 3.3, 3.6. Raises ValueError naming the argument that does not fit.
+    Source: docs/model.md 3.3, 3.6. Raises ValueError naming the argument that does not fit.
     """
     _check(start, freqs, slots, rope_time, sink_time, window, sink, origin)
     frames = slots.shape[0]

@@ -18,8 +18,8 @@ except ImportError:
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * gain``, the mean over the last dimension.
 
-    x [N, D], contiguous; gain [D]. Returns [N, D] in x's dtype: bfloat16, float32 or float64. Source: model
-    specification 2.2, step 2. Raises ValueError naming the argument that does not fit.
+    x [N, D], contiguous; gain [D]. Returns [N, D] in x's dtype: bfloat16, float32 or float64. Source:
+    docs/model.md 2.2, step 2. Raises ValueError naming the argument that does not fit.
     """
     _check(x, gain)
     # Precision: float32, rounded once at the end. The published order rounds before the gain as well.

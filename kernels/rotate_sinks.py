@@ -29,7 +29,7 @@ def rotate_sinks(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: 
     """k_ring[:, i] = rotate(k_sink[:, i]) for every layer and sink frame i; one rounding, at the store.
 
     k_sink [L, s, S, H, hd]; k_ring [L, R, S, H, hd] with R >= s; rope_time [s, Pt, 2] and rope_space [S, Ps, 2] hold
-    (cos, sin), with Pt + Ps = hd / 2. Only slots 0..s-1 are written. Source: model specification 3.6.
+    (cos, sin), with Pt + Ps = hd / 2. Only slots 0..s-1 are written. Source: docs/model.md 3.6.
     Raises ValueError naming the argument that does not fit.
     """
     _check(k_sink, rope_time, rope_space, k_ring)

@@ -20,7 +20,7 @@ def x0_renoise(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, in
 
     sigma = sigmas[index] and sigma' = sigmas[index + 1]. x, flow and noise are contiguous, of one shape and dtype:
     bfloat16, float32 or float64. sigmas [steps], float64, on the same device; its values are float32 numbers.
-    Source: model specification 4.3. Raises ValueError naming the argument that does not fit.
+    Source: docs/model.md 4.3. Raises ValueError naming the argument that does not fit.
     """
     _check(x, flow, noise, sigmas, index)
     # Precision, in every implementation bit for bit: x0 in float64, rounded to x's dtype; the rest in float32, where
