@@ -47,8 +47,8 @@ class PromptBox:
                 self._argument = argument
                 self._ask(argument, now, debounce)
 
-    def take(self, now: float, debounce: float) -> tuple[Prompt, Wish | None]:
-        """The prompt of the block that begins now, and the wish that it fulfils, if any."""
+    def take(self, now: float, debounce: float) -> tuple[Prompt | None, Wish | None]:
+        """The prompt of the block that begins now, if there was one yet, and the wish that it fulfils, if any."""
         with self._lock:
             wish = self._wish
             if wish is None or (self._burst and now - self._last_change < debounce and self._current is not None):
@@ -63,10 +63,9 @@ class PromptBox:
         with self._lock:
             self._current, self._wish = None, self._wish or wish
 
-    def clear(self) -> None:
-        """Forget every prompt."""
+    def hold_nothing_back(self) -> None:
+        """The next block is of the last prompt that was asked for, even within a burst."""
         with self._lock:
-            self._argument = self._current = self._wish = None
             self._last_change, self._burst = float("-inf"), False
 
     def _ask(self, prompt: Prompt, now: float, debounce: float) -> None:
