@@ -10,26 +10,26 @@ from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
 
 TAPS = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}
 
-# Arguments of ``make`` and, of three frames in 192 channels a part, the height of a tile. Simplest first.
+# Arguments of ``make`` and, of CAUSAL in 192 channels, the subtiles of a warpgroup. Simplest first.
 CASES = {
     "one tap, one chunk": {"kind": Kind.POINT, "size": (16, 16), "ci": 32, "co": 192, "frames": 1},
     "one tap, ragged": {"kind": Kind.POINT, "size": (20, 27), "ci": 96, "co": 384, "frames": 2},
     "one tap and a residual": {"kind": Kind.POINT, "size": (8, 24), "ci": 32, "co": 192, "frames": 2, "residual": 192},
     "96": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 96, "frames": 2},
-    "192": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 192, "frames": 2, "tiles": 2},
-    "16 to 384": {"kind": Kind.CAUSAL, "size": (8, 24), "ci": 16, "co": 384, "frames": 3, "zeros": 2, "tiles": 1},
-    "many items": {"kind": Kind.CAUSAL, "size": (33, 40), "ci": 32, "co": 96, "frames": 2, "zeros": 1},
+    "192": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 192, "frames": 2, "subtiles": 2},
+    "16 to 384": {"kind": Kind.CAUSAL, "size": (8, 24), "ci": 16, "co": 384, "frames": 3, "zeros": 2, "subtiles": 1},
+    "many tiles": {"kind": Kind.CAUSAL, "size": (33, 40), "ci": 32, "co": 96, "frames": 2, "zeros": 1},
     "96, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 96, "co": 96, "frames": 2, "raw": False, "act": True},
-    "192, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 64, "co": 192, "frames": 1, "act": True, "tiles": 1},
-    "384, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "tiles": 2},
-    "384, act, low": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "tiles": 1},
+    "192, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 64, "co": 192, "frames": 1, "act": True, "subtiles": 1},
+    "384, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "subtiles": 2},
+    "384, act, low": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "subtiles": 1},
     "residual in place": {
         "kind": Kind.CAUSAL, "size": (20, 27), "ci": 96, "co": 96, "frames": 2, "act": True, "residual": 96,
         "in_place": True,
     },
     "shortcut": {
         "kind": Kind.CAUSAL, "size": (8, 24), "ci": 64, "co": 384, "frames": 2, "act": True, "residual": 200,
-        "tiles": 1,
+        "subtiles": 1,
     },
     "time": {"kind": Kind.TIME, "size": (20, 27), "ci": 64, "co": 384, "frames": 2, "zeros": 2},
     "up, 96": {"kind": Kind.UP, "size": (20, 27), "ci": 64, "co": 96, "frames": 2, "act": True},
