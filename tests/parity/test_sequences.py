@@ -35,7 +35,7 @@ class RecordingNetwork:
         return Modulation(timesteps.view(-1, 1, 1, 1).clone(), timesteps.view(-1, 1, 1).clone())
 
     def cross_cache(self, embedding):
-        return CrossCache(embedding.clone(), embedding.clone(), torch.zeros(1, 2, 2, dtype=torch.int32))
+        return CrossCache(embedding.clone(), embedding.clone())
 
     def __call__(self, x, modulation, ring, cross, store_only=False):
         event = {
