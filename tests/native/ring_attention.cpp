@@ -6,12 +6,9 @@
 #include <limits>
 #include <vector>
 
-namespace longlive::attention {
-alignas(1024) uint8_t memory[emulator::kSharedBytes];  // the kernel's name for its shared memory
-}
-
 using namespace longlive::attention;
-using longlive::sm90::matrix_map;
+using longlive::bf16;
+using longlive::kHeadDim;
 
 struct Case {
   int heads, rows, tokens, ctas, split_kv, ranges[4];
@@ -47,9 +44,12 @@ bool check(const Case& c) {
   std::vector<float2> partial_stats(Schedule::partials(c.ctas) * kTileRows, {kNaN, kNaN});
   const Params p{reinterpret_cast<bf16*>(out.data()), partial_out.data(), partial_stats.data(), c.ranges, c.rows,
                  c.heads, c.tokens, c.ctas, bool(c.split_kv)};
-  launch<C>(matrix_map(q.data(), c.rows, columns, 2 * columns, kRows),
-            matrix_map(k.data(), c.tokens, columns, 2 * columns, C::kTileKeys),
-            matrix_map(v.data(), c.tokens, columns, 2 * columns, C::kTileKeys), p, nullptr);
+  const auto map = [&](const std::vector<uint16_t>& x, int rows, int box_rows) {
+    return longlive::sm90::matrix_map(reinterpret_cast<const bf16*>(x.data()), rows, columns, 2 * columns, box_rows);
+  };
+  const auto error_code = launch<C>(map(q, c.rows, kRows), map(k, c.tokens, C::kTileKeys),
+                                    map(v, c.tokens, C::kTileKeys), p, nullptr);
+  emulator::require(error_code == cudaSuccess, "no launch");
 
   for (size_t i = c.rows * columns; i < out.size(); ++i) emulator::require(out[i] == 0x7fff, "a row too many");
   double error = 0, norm = 0;
@@ -97,7 +97,6 @@ Case draw_case(int tile) {
 }
 
 int main(int, char** argv) {
-  emulator::shared = memory;
   const int cases = std::atoi(argv[1]);
   bool good = true;
   for (int i = 0; i < cases && good; ++i) {
