@@ -10,7 +10,7 @@ from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
 
 TAPS = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}
 
-# Arguments of ``make`` and, of CAUSAL in 192 channels, the subtiles of a warpgroup. Simplest first.
+# Arguments of ``make``; of CAUSAL in 192 channels, the subtiles of a warpgroup; under how many schedules, if not one.
 CASES = {
     "one tap, one chunk": {"kind": Kind.POINT, "size": (16, 16), "ci": 32, "co": 192, "frames": 1},
     "one tap, ragged": {"kind": Kind.POINT, "size": (20, 27), "ci": 96, "co": 384, "frames": 2},
@@ -22,7 +22,10 @@ CASES = {
     "96, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 96, "co": 96, "frames": 2, "raw": False, "act": True},
     "192, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 64, "co": 192, "frames": 1, "act": True, "subtiles": 1},
     "384, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "subtiles": 2},
-    "384, act, low": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "subtiles": 1},
+    "384, act, low": {
+        "kind": Kind.CAUSAL, "size": (8, 32), "ci": 16, "co": 384, "frames": 3, "act": True, "subtiles": 1,
+        "schedules": 16,
+    },
     "residual in place": {
         "kind": Kind.CAUSAL, "size": (20, 27), "ci": 96, "co": 96, "frames": 2, "act": True, "residual": 96,
         "in_place": True,

@@ -1,8 +1,9 @@
 #pragma once
 // A cluster of CTAs on a CPU, slowly: each CUDA thread is a fibre, and warps are stepped in random order between the
-// points where they may wait. Copies and tensor cores act beside them: as soon as they can, at random moments, or when
-// nothing else can go on. So a missing wait shows: what is read too early has not landed, what is written too early is
-// still in use. Shared memory starts as NaN. A wait that nothing can end is reported.
+// points where they may wait; some warps and lanes move only when nothing else can. Copies and tensor cores act beside
+// them: as soon as they can, at random moments, or when no thread can go on. So a missing wait shows: what is read too
+// early has not landed, what is written too early is still in use. Shared memory starts as NaN. A wait that nothing can
+// end is reported.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -45,8 +46,8 @@ struct Meeting {
 struct Warp {
   Meeting meeting;
   uint32_t lanes[2][kWarp];  // what they show each other, at every other meeting
-  unsigned slowness;         // it moves in one of so many sweeps
-  int laggard;               // a lane that moves less often than the others
+  unsigned slowness;         // it moves in one of so many sweeps; 0: when nothing else can go on
+  int laggard;               // a lane that moves when nothing else can go on; -1: none
 };
 
 // A product of a warpgroup, complete when all its threads have issued it.
@@ -99,6 +100,7 @@ struct Machine {
   Meeting cluster;
   std::vector<std::function<void()>> copies;
   Pace copy_pace, product_pace;
+  bool engines_first;  // of what is left when nothing else can go on
   std::function<void()> kernel;
   int running;
 };
@@ -127,7 +129,7 @@ inline TensorCore& tensor_core() { return self->cta->tensor_cores[self->index / 
 
 template <class F>
 void wait_until(const char* what, const void* where, const F& condition) {
-  if (condition()) return;
+  if (condition() && below(8)) return;  // else others move first
   self->condition = &condition, self->waits_for = what, self->waits_at = where;
   self->holds = [](const void* f) { return (*static_cast<const F*>(f))(); };
   yield();
@@ -160,12 +162,12 @@ inline void run_thread() {
 
 inline bool ready(const Thread& t) { return !t.over && (!t.condition || t.holds(t.condition)); }
 
-// Lets the threads of a warp go on that can; false if none can.
-inline bool step(unsigned first, Warp& warp, bool all) {
+// Lets lanes [begin, end) of a warp go on, but for its laggard; false if none can.
+inline bool step(unsigned first, int begin, int end, int laggard = -1) {
   bool moved = false;
-  for (int lane = 0; lane < kWarp; ++lane) {
+  for (int lane = begin; lane < end; ++lane) {
     Thread& t = *machine->threads[first + lane];
-    if (!ready(t) || (lane == warp.laggard && !all && below(32))) continue;
+    if (!ready(t) || lane == laggard) continue;
     t.condition = nullptr;
     resume(t);
     moved = true;
@@ -197,7 +199,7 @@ inline bool run_engines() {
       while (is_time(machine->product_pace) && run_product(tensor)) moved = true;
   return moved;
 }
-// One action, when no thread can go on.
+// One action of a copy or a tensor core, and one of a slow warp or a laggard; false if there is none.
 inline bool force_engine() {
   std::vector<std::function<bool()>> actions;
   for (size_t i = 0; i < machine->copies.size(); ++i) actions.push_back([i] { return land_copy(i); });
@@ -206,6 +208,15 @@ inline bool force_engine() {
       if (!tensor.queue.empty()) actions.push_back([&tensor] { return run_product(tensor); });
   std::shuffle(actions.begin(), actions.end(), random_source);
   return std::any_of(actions.begin(), actions.end(), [](auto& act) { return act(); });
+}
+inline bool force_thread(const std::vector<unsigned>& priority) {
+  for (const unsigned first : priority) {
+    const Thread& t = *machine->threads[first];
+    const Warp& w = t.cta->warps[t.index / kWarp];
+    if (w.slowness == 0 && step(first, 0, kWarp, w.laggard)) return true;
+    if (w.laggard >= 0 && step(first, w.laggard, w.laggard + 1)) return true;
+  }
+  return false;
 }
 
 [[noreturn]] inline void report_deadlock() {
@@ -229,7 +240,10 @@ inline void set_up(Machine& m, unsigned ctas, unsigned first_block) {
     std::memset(cta.memory, 0xff, kSharedBytes);
     cta.warps.resize(m.threads_per_cta / kWarp);
     cta.tensor_cores.resize((m.threads_per_cta + kWarpgroup - 1) / kWarpgroup);
-    for (Warp& w : cta.warps) w.slowness = 1 + below(4) * below(8), w.laggard = below(2) ? int(below(kWarp)) : -1;
+    for (Warp& w : cta.warps) {
+      w.slowness = below(6) ? 1 + below(4) * below(8) : 0;
+      w.laggard = below(2) ? int(below(kWarp)) : -1;
+    }
     for (unsigned i = 0; i < m.threads_per_cta; ++i) {
       if (pool.size() == m.threads.size()) pool.push_back(std::make_unique<Thread>());
       Thread& t = *pool[m.threads.size()];
@@ -241,7 +255,7 @@ inline void set_up(Machine& m, unsigned ctas, unsigned first_block) {
       makecontext(&t.start, run_thread, 0);
     }
   }
-  m.copy_pace = Pace(below(3)), m.product_pace = Pace(below(3));
+  m.copy_pace = Pace(below(3)), m.product_pace = Pace(below(3)), m.engines_first = below(2);
   m.running = int(m.threads.size());
 }
 
@@ -254,14 +268,20 @@ inline void run_cluster(unsigned ctas, unsigned first_block, unsigned grid, unsi
   set_up(m, ctas, first_block);
   std::vector<unsigned> order(m.threads.size() / kWarp);
   for (unsigned i = 0; i < order.size(); ++i) order[i] = i * kWarp;
+  std::shuffle(order.begin(), order.end(), random_source);
+  const std::vector<unsigned> priority = order;  // the last of these is as late as can be
   for (bool idle = false; m.running > 0;) {
     std::shuffle(order.begin(), order.end(), random_source);
     bool moved = run_engines();
     for (const unsigned first : order) {
-      Warp& w = m.threads[first]->cta->warps[m.threads[first]->index / kWarp];
-      if (idle || below(w.slowness) == 0) moved |= step(first, w, idle);
+      const Warp& w = m.threads[first]->cta->warps[m.threads[first]->index / kWarp];
+      if (w.slowness && (idle || below(w.slowness) == 0)) moved |= step(first, 0, kWarp, w.laggard);
     }
-    if (!moved && idle && !force_engine()) report_deadlock();
+    if (!moved && idle) {
+      const bool forced = m.engines_first ? force_engine() || force_thread(priority)
+                                          : force_thread(priority) || force_engine();
+      if (!forced) report_deadlock();
+    }
     idle = !moved;
   }
   require(m.copies.empty(), "a copy was not waited for");
