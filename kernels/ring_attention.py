@@ -44,8 +44,8 @@ def ring_attention(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) ->
 def _attend_masked(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor) -> Tensor:
     token = torch.arange(len(k), device=q.device)
     seen = ((token >= ranges[:, :1]) & (token < ranges[:, 1:])).any(dim=0)
-    meant = seen[:, None, None]
-    return attend(q, k.where(meant, 0), v.where(meant, 0), seen[None]).where(seen.any(), 0)
+    mask = seen[:, None, None]
+    return attend(q, k.where(mask, 0), v.where(mask, 0), seen[None]).where(seen.any(), 0)
 
 
 def _attend_runs(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ NATIVE = Path(__file__).parents[1] / "native"
 @pytest.mark.parametrize(
     ("source", "cases"),
     [
-        ("attention_schedule", 3000),  # each key tile of each item once, each part merged once, evenly shared
+        ("attention_schedule", 3000),  # each key tile of each output tile once, each partial result once, evenly shared
         ("ring_attention", 60),  # the CUDA kernel's source, its threads and engines in random order
     ],
 )
