@@ -9,6 +9,7 @@
 #include <vector>
 
 using namespace longlive::attention;
+using longlive::ceil_div;
 
 struct Shape {
   int heads, rows, tokens, ctas, split_kv, ranges[4];

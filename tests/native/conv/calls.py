@@ -53,7 +53,8 @@ class Emulated:
                  act=None, act_frames=None, gain=None):  # fmt: skip
         channels = len(bias) // (2 if kind == Kind.TIME else 1)
         self._run(
-            x, frames, weight, bias, kind, residual=frame_list(residual, residual_frames), raw=frame_list(raw, raw_frames),
+            x, frames, weight, bias, kind,
+            residual=frame_list(residual, residual_frames), raw=frame_list(raw, raw_frames),
             act=frame_list(act, act_frames), gain=None if gain is None else gain.data_ptr(), eps=1e-24 / channels,
         )  # fmt: skip
 

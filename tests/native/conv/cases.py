@@ -41,7 +41,7 @@ CASES = {
 
 
 def make(kind, size, ci, co, frames, residual=0, raw=True, act=False, zeros=0, seed=0, in_place=False) -> dict:
-    """Arguments of causal_conv, frames in random places; the first ``zeros`` frames of history are none.
+    """Arguments of causal_conv, frames at random indices; the first ``zeros`` frames of history are none.
 
     ``residual`` counts channels: with as many as the result, it is added as it is.
     """
@@ -92,10 +92,10 @@ def check(run: Callable, args: dict) -> dict[str, float]:
     run(**args)
     worst = {}
     for name, t in outputs.items():
-        places = args[f"{name}_frames"].long()
-        others = torch.ones(len(t), dtype=torch.bool).index_fill_(0, places, False)
+        indices = args[f"{name}_frames"].long()
+        others = torch.ones(len(t), dtype=torch.bool).index_fill_(0, indices, False)
         stayed = torch.equal(t[others].view(torch.int16), before[name][others].view(torch.int16))
-        got, want = t[places].double(), truth[name][places]
+        got, want = t[indices].double(), truth[name][indices]
         # One rounding of the value; the rounding of y that the norm reads, and float32 sums that cancel.
         allowed = 2**-8 * want.abs() * (1 if name == "raw" else 2) + (1e-4 if name == "raw" else 8e-3)
         worst[name] = ((got - want).abs() / allowed).nan_to_num(torch.inf).max().item() if stayed else torch.inf
@@ -109,8 +109,8 @@ def make_pixels(as_bytes: bool, seed: int = 0) -> tuple:
     x = torch.randn(frames + 3, channels // GROUP, *size, GROUP, generator=g).bfloat16()
     weight = torch.randn(3, channels, 3, 3, 3, generator=g) * 0.7 * (27 * channels) ** -0.5
     packed = pack_pixels(weight.bfloat16(), torch.randn(3, generator=g).mul(0.1).bfloat16())
-    places = torch.randperm(frames + 3, generator=g)[: frames + 2].int()
-    return x, places, *packed, torch.full((frames, *size, 3), 77, dtype=torch.uint8 if as_bytes else torch.bfloat16)
+    indices = torch.randperm(frames + 3, generator=g)[: frames + 2].int()
+    return x, indices, *packed, torch.full((frames, *size, 3), 77, dtype=torch.uint8 if as_bytes else torch.bfloat16)
 
 
 def check_pixels(run: Callable, args: tuple) -> dict[str, float]:
