@@ -21,8 +21,8 @@ def overlay_blend(frames: Tensor, panel: Tensor, y: int, x: int) -> None:
     """``frames += (panel.rgb - frames) * panel.alpha`` where the panel lies, its top left corner at row y, column x.
 
     frames [T, H, W, 3], of any strides under which no two elements share memory: uint8 in 0..255, or float16, bfloat16
-    or float32 in 0..1. panel [h, w, 4], uint8, contiguous: red, green, blue (not premultiplied), alpha. The panel must lie
-    inside the frames; no pixel outside of it is touched. Raises ValueError naming the argument that does not fit.
+    or float32 in 0..1. panel [h, w, 4], uint8, contiguous: red, green, blue (not premultiplied), alpha. The panel must
+    lie inside the frames; no pixel outside of it is touched. Raises ValueError naming the argument that does not fit.
     """
     _check(frames, panel, y, x)
     under = frames[:, y : y + panel.shape[0], x : x + panel.shape[1]]
