@@ -180,7 +180,8 @@ struct Consumer {
 #pragma unroll
         for (int t = 0; t < C::kTapsPerStage; ++t) {
           const int tap = is_residual ? C::kCentre : stage * C::kTapsPerStage + t;
-          const int start = tap / C::kTapsX * C::kPatchColumns + tap % C::kTapsX;  // in 16 bytes, the unit of descriptors
+          // In 16 bytes, the unit of descriptors.
+          const int start = tap / C::kTapsX * C::kPatchColumns + tap % C::kTapsX;
 #pragma unroll
           for (int k = 0; k < kChunk / 16; ++k)
 #pragma unroll

@@ -78,8 +78,9 @@ __device__ void mma_ss(Sum<T>* d, uint64_t a, uint64_t b) {
 #undef LL_MMA_SS
 }
 
-// d (+)= a b: a [64, kDepth<T>] in four registers of each thread, laid out as d is: 16 bytes of a row where d has eight
-// columns. b [kDepth<T>, 128] in shared memory: of bfloat16 MN-major, of one byte K-major, as the tensor cores have it.
+// d (+)= a b: a [64, kDepth<T>] in four registers of each thread. Register j is 4 bytes of row lane / 4 + 8 (j % 2) of the
+// warp's 16, from byte 16 (j / 2) + 4 (lane % 4) on; in bfloat16, that is how d lies. b [kDepth<T>, 128] is in shared
+// memory: of bfloat16 MN-major, of one byte K-major, the only order that wgmma has for them.
 template <class T, bool kAccumulate = true>
 __device__ void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
 #define LL_MMA_RS(TYPES, C, REST)                                                                              \

@@ -77,6 +77,14 @@ inline cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** entry, u
   return cudaSuccess;
 }
 
+template <class T>
+cudaError_t cudaMallocManaged(T** p, size_t bytes) {
+  *p = static_cast<T*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+  return cudaSuccess;
+}
+inline void cudaFree(void* p) { std::free(p); }
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, int, int bytes) {

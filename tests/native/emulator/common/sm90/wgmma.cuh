@@ -46,7 +46,8 @@ Sum<T> decode(const uint8_t* x) {
     return widen(uint16_t(x[0] | x[1] << 8));
   } else if constexpr (std::is_same_v<T, int8_t>) {
     return int8_t(*x);
-  } else {  // e4m3
+  } else {
+    static_assert(std::is_same_v<T, __nv_fp8_e4m3>, "no product of this type");
     const int exponent = *x >> 3 & 15, mantissa = *x & 7;
     const float value = exponent == 15 && mantissa == 7 ? NAN
                         : exponent                      ? std::ldexp(8.f + mantissa, exponent - 10)
