@@ -22,7 +22,7 @@ conv::FrameList frames_of(const Tensor& t, const char* name, const std::optional
   LL_CHECK(indices.has_value(), name, "_frames must not be None");
   const std::string list = std::string(name) + "_frames";
   check_tensor(*indices, list.c_str(), {count}, ScalarType::Int, x, sizeof(int));
-  return {data<const bf16>(t), t.size(0), int(groups * conv::kGroup), data<const int>(*indices)};
+  return {data<bf16>(t), t.size(0), int(groups * conv::kGroup), data<const int>(*indices)};
 }
 
 void run(conv::Call& call, const Tensor& x, const Tensor& weight) {

@@ -7,7 +7,7 @@ enum class Op { kCausal, kPoint, kTime, kUp };  // as kernels/causal_conv.py num
 
 // Frames [count, channels / 8, H, W, 8]; `indices` lists those to read or write.
 struct FrameList {
-  const bf16* data;
+  bf16* data;
   int64_t count;
   int channels;
   const int* indices;
@@ -42,9 +42,7 @@ WorkTiles work_tiles_of(const Call& call) {
 
 template <class C>
 Params params_of(const Call& call) {
-  const auto frames = [](const FrameList& t) {
-    return Frames{const_cast<bf16*>(t.data), t.indices};
-  };
+  const auto frames = [](const FrameList& t) { return Frames{t.data, t.indices}; };
   Params p{};
   p.inputs = call.x.indices, p.residuals = call.residual.indices;
   p.weight = call.weight, p.part_size = call.part_size;
