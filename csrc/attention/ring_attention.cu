@@ -1,10 +1,9 @@
 // ring_attention: the kernel of ring_attention.cuh at the edge to torch.
-#include "attention/ring_attention.cuh"
-
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "attention/ring_attention.cuh"
 #include "common/check.h"
 #include "common/launch.h"
 
@@ -42,8 +41,7 @@ Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_rin
   const int ctas = processors(q.get_device_index());
   const bool split_kv = tokens >= kSplitFrom;
   const int64_t partials = split_kv ? attention::Schedule::partials(ctas) : 0;
-  Tensor partial_out =
-      torch::stable::new_empty(q, {partials, attention::kTileRows, kHeadDim}, ScalarType::Float);
+  Tensor partial_out = torch::stable::new_empty(q, {partials, attention::kTileRows, kHeadDim}, ScalarType::Float);
   Tensor partial_stats = torch::stable::new_empty(q, {partials, attention::kTileRows, 2}, ScalarType::Float);
   const attention::Params p{data<bf16>(out),
                             data<float>(partial_out),

@@ -408,8 +408,7 @@ __global__ void __launch_bounds__(kCombineThreads) ring_attention_combine_kernel
 
 // Attention, then, where output tiles are split, the combination.
 template <class C>
-cudaError_t launch(const TensorMap& q, const TensorMap& k, const TensorMap& v, const Params& p,
-                   cudaStream_t stream) {
+cudaError_t launch(const TensorMap& q, const TensorMap& k, const TensorMap& v, const Params& p, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<C>);
   const auto kernel = ring_attention_kernel<C>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);

@@ -14,11 +14,11 @@
 // CUDA tensor exists to reach the call.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) __attribute__((weak));
 
-#define LL_CUDA_CHECK(expr)                                                            \
-  do {                                                                                 \
-    const cudaError_t err_ = (expr);                                                   \
+#define LL_CUDA_CHECK(expr)                                                                    \
+  do {                                                                                         \
+    const cudaError_t err_ = (expr);                                                           \
     if (err_ != cudaSuccess) cudaGetLastError(); /* or the next launch would raise it again */ \
-    LL_CHECK(err_ == cudaSuccess, #expr " failed: ", cudaGetErrorString(err_));              \
+    LL_CHECK(err_ == cudaSuccess, #expr " failed: ", cudaGetErrorString(err_));                \
   } while (0)
 
 namespace longlive {

@@ -17,7 +17,8 @@ conv::FrameList frames_of(const Tensor& t, const char* name, const std::optional
                           const Tensor& x, int64_t channels, int scale = 1) {
   LL_CHECK(t.dim() == 5, name, " must have 5 dimensions, got ", t.dim());
   const int64_t groups = channels ? channels / conv::kGroup : t.size(1);
-  check_tensor(t, name, {t.size(0), groups, scale * x.size(2), scale * x.size(3), conv::kGroup}, ScalarType::BFloat16, x);
+  check_tensor(t, name, {t.size(0), groups, scale * x.size(2), scale * x.size(3), conv::kGroup}, ScalarType::BFloat16,
+               x);
   LL_CHECK(t.size(1) * t.size(2) * t.size(3) * conv::kGroup <= INT32_MAX, name, " must have smaller frames");
   LL_CHECK(indices.has_value(), name, "_frames must not be None");
   const std::string list = std::string(name) + "_frames";

@@ -1,6 +1,6 @@
 #pragma once
-// Convolutions of the video autoencoder as implicit GEMM on Hopper's tensor cores; the epilogue adds bias, norm and SiLU
-// before anything is stored. See geometry.h for the order of the work.
+// Convolutions of the video autoencoder as implicit GEMM on Hopper's tensor cores; the epilogue adds bias, norm and
+// SiLU before anything is stored. See geometry.h for the order of the work.
 //
 // Activations are [frames, C / 8, H, W, 8] bfloat16: eight consecutive pixels of a group of channels are 128 bytes in
 // memory, in shared memory, and as wgmma reads them, so that a tap is a start address. One producer warp loads; two
@@ -35,11 +35,11 @@ struct Params {
   const float* bias;   // [C]; [2, C] where frames are doubled
   const float* gain;   // [C], with act
   Frames raw, act;
-  void* pixels;        // [frames, H, W, 3], with N = kPixelChannels: bytes or bfloat16
+  void* pixels;  // [frames, H, W, 3], with N = kPixelChannels: bytes or bfloat16
   bool as_bytes;
   WorkTiles tiles;
-  int height, width;   // of the input
-  int channels;        // C, of the output
+  int height, width;  // of the input
+  int channels;       // C, of the output
   int slices, chunks, residual_chunks;
   float eps;
 };
@@ -123,8 +123,8 @@ struct Producer {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Consumer: a warpgroup. Of each of its subtiles, a thread has pixel lane / 4 of rows 2 warp and 2 warp + 1, and of each
-// group of channels the pair lane % 4: accumulator 4 g + 2 r + j is row r, group g, channel 2 (lane % 4) + j.
+// Consumer: a warpgroup. Of each of its subtiles, a thread has pixel lane / 4 of rows 2 warp and 2 warp + 1, and of
+// each group of channels the pair lane % 4: accumulator 4 g + 2 r + j is row r, group g, channel 2 (lane % 4) + j.
 
 // x / (1 + exp(-x))
 __device__ inline float silu(float x) { return x * reciprocal(1 + exp2(x * -1.4426950408889634f)); }
@@ -233,8 +233,8 @@ struct Consumer {
     for (int r = 0; r < 2; ++r) {
       const int y = tile.y + subtile / 2 * kSide + 2 * warp + r;
       pixels.live[r] = y < p.height && x < p.width;
-      pixels.at[r] = C::kKind == Kind::kUp ? (2 * y + tile.result / 2) * 2 * p.width + 2 * x + tile.result % 2
-                                           : y * p.width + x;
+      pixels.at[r] =
+          C::kKind == Kind::kUp ? (2 * y + tile.result / 2) * 2 * p.width + 2 * x + tile.result % 2 : y * p.width + x;
     }
     return pixels;
   }
@@ -248,7 +248,8 @@ struct Consumer {
     __device__ Writer(const Consumer& c, const Frames& t, const WorkTile& tile, const Pixels& pixels)
         : plane(c.p.height * c.p.width * (C::kKind == Kind::kUp ? 4 : 1) * kGroup) {
       bf16* start = t.data;
-      if (start) start += (int64_t(t.indices[pixels.frame]) * (c.p.channels / kGroup) + tile.channels * kGroups) * plane;
+      if (start)
+        start += (int64_t(t.indices[pixels.frame]) * (c.p.channels / kGroup) + tile.channels * kGroups) * plane;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         to[r] = start + pixels.at[r] * kGroup + c.lane % 4 * 2;
@@ -413,8 +414,7 @@ struct Consumer {
 
 // All threads of a CTA.
 template <class C>
-__device__ void convolve(const sm90::TensorMap& input, const sm90::TensorMap& residual, const Params& p,
-                         Shared<C>& s) {
+__device__ void convolve(const sm90::TensorMap& input, const sm90::TensorMap& residual, const Params& p, Shared<C>& s) {
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), warpgroup = warp / kWarpgroupWarps;
   if (threadIdx.x == 0) {
     sm90::prefetch(input);

@@ -2,9 +2,9 @@
 // Shapes of the convolution kernel: integers alone, so that a CPU can check them.
 //
 // Implicit GEMM: a work tile is a tile of pixels of one frame times N output channels. Its depth K runs over slices
-// (input frames), within a slice over chunks of 32 channels, within a chunk over taps. For each slice and chunk one patch
-// of the input, tile and halo, is loaded; a tap is a start address in that patch. The residual comes last, as one more
-// slice with a single tap. Weights are one stream, in the order of their use.
+// (input frames), within a slice over chunks of 32 channels, within a chunk over taps. For each slice and chunk one
+// patch of the input, tile and halo, is loaded; a tap is a start address in that patch. The residual comes last, as one
+// more slice with a single tap. Weights are one stream, in the order of their use.
 #include <algorithm>
 #include <cstdint>
 
@@ -23,8 +23,8 @@ enum class Kind {
   kUp,      // nearest-neighbour 2x upsampling, then 3x3 taps: to an output pixel, 2x2 taps at the low resolution
 };
 
-// N: output channels of a work tile; kSubtiles: 64 pixels each, of a warpgroup. With kSplit a patch serves one column of
-// taps: three times the patches, but each tap then reads whole, aligned lines of shared memory.
+// N: output channels of a work tile; kSubtiles: 64 pixels each, of a warpgroup. With kSplit a patch serves one column
+// of taps: three times the patches, but each tap then reads whole, aligned lines of shared memory.
 template <Kind kKind_, int N_, int kSubtiles_>
 struct Config {
   static constexpr Kind kKind = kKind_;
@@ -53,8 +53,8 @@ struct Config {
                                                         : 3;
   static constexpr int kStages = (kSpace - kPatches * kPatchSpace) / kStageBytes;
   static_assert(kPatches >= 3 && kStages >= 4);
-  // Weight stages by which warpgroup 1 lags warpgroup 0, so that one's epilogue overlaps the other's products. They read
-  // at most kPatches - 1 patches: else the producer waits for a warpgroup that waits for the producer.
+  // Weight stages by which warpgroup 1 lags warpgroup 0, so that one's epilogue overlaps the other's products. They
+  // read at most kPatches - 1 patches: else the producer waits for a warpgroup that waits for the producer.
   static constexpr int kLag = std::min(kStages / 2, (kPatches - 1) * kStagesPerPatch);
 
   static constexpr int slices(int frames) { return frames * (kSplit ? 3 : 1); }

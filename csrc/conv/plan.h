@@ -15,13 +15,13 @@ struct FrameList {
 
 struct Call {
   Op op;
-  int frames, height, width;   // of the input, apart from history
-  int channels;                // of an output frame; kPixelChannels: a picture
-  FrameList x, residual;         // no residual: no data
+  int frames, height, width;  // of the input, apart from history
+  int channels;               // of an output frame; kPixelChannels: a picture
+  FrameList x, residual;      // no residual: no data
   const bf16* weight;
-  int64_t part_size;           // elements
+  int64_t part_size;  // elements
   const float *bias, *gain;
-  FrameList raw, act;            // either may have no data
+  FrameList raw, act;  // either may have no data
   void* pixels;
   bool as_bytes;
   float eps;

@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kPixels) overlay_blend_kernel(const Params<T> 
   const int pixel = blockIdx.x * kPixels + threadIdx.x;
   if (pixel >= p.area) return;
   const uchar4 over = p.panel[pixel];
-  T* under = p.frames + blockIdx.y * p.frame_stride + pixel / p.width * p.row_stride + pixel % p.width * p.column_stride;
+  T* under =
+      p.frames + blockIdx.y * p.frame_stride + pixel / p.width * p.row_stride + pixel % p.width * p.column_stride;
   const T red = under[0], green = under[p.channel_stride], blue = under[2 * p.channel_stride];
   under[0] = blend(red, over.x, over.w);
   under[p.channel_stride] = blend(green, over.y, over.w);
@@ -56,8 +57,7 @@ void overlay_blend(const Tensor& frames, const Tensor& panel, int64_t y, int64_t
   LL_CHECK(dtype == ScalarType::Byte || dtype == ScalarType::BFloat16 || dtype == ScalarType::Float,
            "frames must be uint8, bfloat16 or float32, got ", toString(dtype));
   LL_CHECK(frames.dim() == 4 && frames.size(3) == 3, "frames must be [T, H, W, 3], got ", text(frames.sizes()));
-  for (int64_t i = 0; i < 4; ++i)
-    LL_CHECK(frames.size(i) <= 1 || frames.stride(i) != 0, "frames must not be expanded");
+  for (int64_t i = 0; i < 4; ++i) LL_CHECK(frames.size(i) <= 1 || frames.stride(i) != 0, "frames must not be expanded");
   LL_CHECK(panel.dim() == 3, "panel must have 3 dimensions, got ", panel.dim());
   const int64_t height = panel.size(0), width = panel.size(1), count = frames.size(0), area = height * width;
   check_tensor(panel, "panel", {height, width, 4}, ScalarType::Byte, frames, sizeof(uchar4));

@@ -14,8 +14,8 @@ namespace longlive {
 namespace {
 template <class T>
 struct Params {
-  const T* qkv;                   // [frames * tokens, 3, size]
-  const T *q_gain, *k_gain;       // [size]
+  const T* qkv;              // [frames * tokens, 3, size]
+  const T *q_gain, *k_gain;  // [size]
   Rope rope;
   T* q;                           // [frames * tokens, size]
   T *k_ring, *v_ring;             // [ring, tokens, size]

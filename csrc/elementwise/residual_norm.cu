@@ -17,7 +17,7 @@ constexpr int kBlocks = 1024 / BlockRow<T>::kThreads;
 
 template <class T>
 struct Groups {
-  const T* data;   // [groups, size], rows `stride` elements apart; null: none
+  const T* data;  // [groups, size], rows `stride` elements apart; null: none
   int64_t stride;
   int rows;  // rows of x that a group serves
 
@@ -26,9 +26,9 @@ struct Groups {
 
 template <class T>
 struct Params {
-  T* x;          // [rows, size]
-  const T* y;    // [rows, size]
-  T* out;        // [rows, size]
+  T* x;        // [rows, size]
+  const T* y;  // [rows, size]
+  T* out;      // [rows, size]
   Groups<T> gate, shift, scale;
   int size;
   float per_size, offset, eps;  // per_size = 1 / size

@@ -11,9 +11,9 @@ namespace longlive {
 namespace {
 template <class T>
 struct Params {
-  const T* x;           // [rows, size]
-  const T* gain;        // [size]
-  T* out;               // [rows, size]
+  const T* x;     // [rows, size]
+  const T* gain;  // [size]
+  T* out;         // [rows, size]
   int size;
   float per_size, eps;  // per_size = 1 / size
 };

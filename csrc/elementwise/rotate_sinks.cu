@@ -13,7 +13,7 @@ template <class T>
 struct Params {
   const T* k_sink;  // [layers, sinks, tokens, size]
   Rope rope;
-  T* k_ring;        // [layers, ring, tokens, size]
+  T* k_ring;                            // [layers, ring, tokens, size]
   int rows, sinks, ring, tokens, size;  // rows = layers * sinks * tokens
 };
 
@@ -59,14 +59,10 @@ void rotate_sinks(const Tensor& k_sink, const Tensor& rope_time, const Tensor& r
   if (rows == 0) return;
   torch::stable::accelerator::DeviceGuard guard(k_sink.get_device_index());
   launch_as(k_sink, [&]<class T>(T, cudaStream_t stream) {
-    const Params<T> p{data<T>(k_sink),
-                      {data<float2>(rope_time), data<float2>(rope_space), int(time_pairs)},
-                      data<T>(k_ring),
-                      int(rows),
-                      int(sinks),
-                      int(ring),
-                      int(tokens),
-                      int(size)};
+    const Params<T> p{data<T>(k_sink), {data<float2>(rope_time), data<float2>(rope_space), int(time_pairs)},
+                      data<T>(k_ring), int(rows),
+                      int(sinks),      int(ring),
+                      int(tokens),     int(size)};
     rotate_sinks_kernel<T><<<blocks_for_rows(rows), kThreads, 0, stream>>>(p);
   });
 }

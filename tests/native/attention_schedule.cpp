@@ -1,12 +1,12 @@
 // Checks csrc/attention/schedule.h on a CPU, over random shapes: run by tests/kernels/test_ring_attention.py.
-#include "attention/schedule.h"
-
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <random>
 #include <utility>
 #include <vector>
+
+#include "attention/schedule.h"
 
 using namespace longlive::attention;
 using longlive::ceil_div;

@@ -54,8 +54,7 @@ __global__ void product_kernel(const __grid_constant__ sm90::TensorMap a_map,
   }
   sm90::mma_commit();
   sm90::mma_wait<0>();
-  for (int e = 0; e < N / 2; ++e)
-    out[(row + 8 * (e / 2 % 2)) * N + 8 * (e / 4) + 2 * (lane % 4) + e % 2] = d[e];
+  for (int e = 0; e < N / 2; ++e) out[(row + 8 * (e / 2 % 2)) * N + 8 * (e / 4) + 2 * (lane % 4) + e % 2] = d[e];
 }
 
 template <class T>
@@ -90,11 +89,11 @@ bool check(const char* type) {
   const auto map = [&](int start, int rows) {
     return sm90::matrix_map(bytes + start * kRowBytes, rows, kRowBytes, kRowBytes, rows);
   };
-  bool good = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<N>)) ==
-                  cudaSuccess &&
-              cudaLaunchKernelEx(&config, kernel, map(0, kRows), map(kRows, N), static_cast<const uint8_t*>(bytes),
-                                 out) == cudaSuccess &&
-              cudaDeviceSynchronize() == cudaSuccess;
+  bool good =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<N>)) == cudaSuccess &&
+      cudaLaunchKernelEx(&config, kernel, map(0, kRows), map(kRows, N), static_cast<const uint8_t*>(bytes), out) ==
+          cudaSuccess &&
+      cudaDeviceSynchronize() == cudaSuccess;
   for (int m = 0; good && m < kRows; ++m)
     for (int n = 0; good && n < N; ++n) {
       int want = 0;

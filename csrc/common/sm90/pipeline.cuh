@@ -36,8 +36,9 @@ struct Pipeline {
     for (Barrier& barrier : empty) barrier.init(consumers);
   }
 
-  // Producer, all lanes of a warp: returns once the stage is empty. The first lane, which issues the copies, must not run
-  // ahead of the others: to them a barrier that is a phase further looks like one that has not completed this phase.
+  // Producer, all lanes of a warp: returns once the stage is empty. The first lane, which issues the copies, must not
+  // run ahead of the others: to them a barrier that is a phase further looks like one that has not completed this
+  // phase.
   __device__ void acquire(const State& at) {
     empty[at.stage].wait(at.phase ^ 1);
     __syncwarp();

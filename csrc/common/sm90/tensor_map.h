@@ -45,10 +45,9 @@ TensorMap tile_map(const T* data, const cuuint64_t (&size)[kRank], const cuuint6
   TensorMap map;
   cuuint32_t steps[kRank];
   for (cuuint32_t& step : steps) step = 1;
-  const CUresult result = tensor_map_encoder()(
-      &map, tensor_map_type<T>(), kRank, const_cast<T*>(data), size, stride, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CUtensorMapSwizzle(swizzle), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = tensor_map_encoder()(&map, tensor_map_type<T>(), kRank, const_cast<T*>(data), size, stride,
+                                               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CUtensorMapSwizzle(swizzle),
+                                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   LL_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed: ", int(result));
   return map;
 }

@@ -32,8 +32,10 @@ __device__ void mma_wait() {
 #define LL_SUMS_64 LL_SUMS_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define LL_SUMS_80 LL_SUMS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define LL_SUMS_96 LL_SUMS_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define LL_SUMS_112 LL_SUMS_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
-#define LL_SUMS_128 LL_SUMS_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define LL_SUMS_112 \
+  LL_SUMS_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define LL_SUMS_128 \
+  LL_SUMS_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 #define LL_IN_OUT_8(C, i) \
   C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3]), C(d[i + 4]), C(d[i + 5]), C(d[i + 6]), C(d[i + 7])
@@ -45,27 +47,27 @@ __device__ void mma_wait() {
 
 // The instruction for N columns, N / 2 sums a thread: its types, the constraint of a sum, the operands after the sums,
 // and what follows scale-d.
-#define LL_MMA(N, SUMS, TYPES, C, OPERANDS, REST, ...)                                                       \
+#define LL_MMA(N, SUMS, TYPES, C, OPERANDS, REST, ...)                                                  \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #N TYPES " {" LL_SUMS_##SUMS "}, " OPERANDS REST ";" \
-               : LL_IN_OUT_##SUMS(C, 0)                                                                      \
+               : LL_IN_OUT_##SUMS(C, 0)                                                                 \
                : __VA_ARGS__, "n"(int(kAccumulate)))
 
 // d (+)= a b^T: a [64, kDepth<T>] and b [N, kDepth<T>] in shared memory, K-major; d are N / 2 registers. A part of one
 // product's registers may be another's, from a multiple of 8 on.
 template <class T, int N, bool kAccumulate = true>
 __device__ void mma_ss(Sum<T>* d, uint64_t a, uint64_t b) {
-#define LL_MMA_SS(TYPES, C, REST)                                                        \
-  if constexpr (N == 16)                                                                 \
-    LL_MMA(16, 8, TYPES, C, "%8, %9, %10", REST, "l"(a), "l"(b));                        \
-  else if constexpr (N == 96)                                                            \
-    LL_MMA(96, 48, TYPES, C, "%48, %49, %50", REST, "l"(a), "l"(b));                     \
-  else if constexpr (N == 128)                                                           \
-    LL_MMA(128, 64, TYPES, C, "%64, %65, %66", REST, "l"(a), "l"(b));                    \
-  else if constexpr (N == 192)                                                           \
-    LL_MMA(192, 96, TYPES, C, "%96, %97, %98", REST, "l"(a), "l"(b));                    \
-  else if constexpr (N == 256)                                                           \
-    LL_MMA(256, 128, TYPES, C, "%128, %129, %130", REST, "l"(a), "l"(b));                \
-  else                                                                                   \
+#define LL_MMA_SS(TYPES, C, REST)                                         \
+  if constexpr (N == 16)                                                  \
+    LL_MMA(16, 8, TYPES, C, "%8, %9, %10", REST, "l"(a), "l"(b));         \
+  else if constexpr (N == 96)                                             \
+    LL_MMA(96, 48, TYPES, C, "%48, %49, %50", REST, "l"(a), "l"(b));      \
+  else if constexpr (N == 128)                                            \
+    LL_MMA(128, 64, TYPES, C, "%64, %65, %66", REST, "l"(a), "l"(b));     \
+  else if constexpr (N == 192)                                            \
+    LL_MMA(192, 96, TYPES, C, "%96, %97, %98", REST, "l"(a), "l"(b));     \
+  else if constexpr (N == 256)                                            \
+    LL_MMA(256, 128, TYPES, C, "%128, %129, %130", REST, "l"(a), "l"(b)); \
+  else                                                                    \
     static_assert(N == 16, "no product of this width")
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     LL_MMA_SS("k16.f32.bf16.bf16", "+f", ", 1, 1, 0, 0");
@@ -78,14 +80,13 @@ __device__ void mma_ss(Sum<T>* d, uint64_t a, uint64_t b) {
 #undef LL_MMA_SS
 }
 
-// d (+)= a b: a [64, kDepth<T>] in four registers of each thread. Register j is 4 bytes of row lane / 4 + 8 (j % 2) of the
-// warp's 16, from byte 16 (j / 2) + 4 (lane % 4) on; in bfloat16, that is how d lies. b [kDepth<T>, 128] is in shared
-// memory: of bfloat16 MN-major, of one byte K-major, the only order that wgmma has for them.
+// d (+)= a b: a [64, kDepth<T>] in four registers of each thread. Register j is 4 bytes of row lane / 4 + 8 (j % 2) of
+// the warp's 16, from byte 16 (j / 2) + 4 (lane % 4) on; in bfloat16, that is how d lies. b [kDepth<T>, 128] is in
+// shared memory: of bfloat16 MN-major, of one byte K-major, the only order that wgmma has for them.
 template <class T, bool kAccumulate = true>
 __device__ void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
-#define LL_MMA_RS(TYPES, C, REST)                                                                              \
-  LL_MMA(128, 64, TYPES, C, "{%64, %65, %66, %67}, %68, %69", REST, "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), \
-         "l"(b))
+#define LL_MMA_RS(TYPES, C, REST) \
+  LL_MMA(128, 64, TYPES, C, "{%64, %65, %66, %67}, %68, %69", REST, "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     LL_MMA_RS("k16.f32.bf16.bf16", "+f", ", 1, 1, 1");
   } else if constexpr (std::is_same_v<T, int8_t>) {

@@ -23,8 +23,13 @@ inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType typ
                                        const cuuint64_t* size, const cuuint64_t* stride, const cuuint32_t* box,
                                        const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
                                        CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-  *map = {static_cast<const uint8_t*>(data), int(rank), type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2,
-          swizzle == CU_TENSOR_MAP_SWIZZLE_128B, {}, {}, {}};
+  *map = {static_cast<const uint8_t*>(data),
+          int(rank),
+          type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2,
+          swizzle == CU_TENSOR_MAP_SWIZZLE_128B,
+          {},
+          {},
+          {}};
   bool good = rank >= 1 && rank <= 4 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
   for (int i = 0; good && i < int(rank); ++i) {
     map->size[i] = int64_t(size[i]), map->box[i] = int(box[i]);

@@ -278,8 +278,8 @@ inline void run_cluster(unsigned ctas, unsigned first_block, unsigned grid, unsi
       if (w.slowness && (idle || below(w.slowness) == 0)) moved |= step(first, 0, kWarp, w.laggard);
     }
     if (!moved && idle) {
-      const bool forced = m.engines_first ? force_engine() || force_thread(priority)
-                                          : force_thread(priority) || force_engine();
+      const bool forced =
+          m.engines_first ? force_engine() || force_thread(priority) : force_thread(priority) || force_engine();
       if (!forced) report_deadlock();
     }
     idle = !moved;
