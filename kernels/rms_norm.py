@@ -34,7 +34,7 @@ def _check(x: Tensor, gain: Tensor) -> None:
     expect("gain", gain, (x.shape[1],), x.dtype, x.device)
 
 
-def _fits_library(x: Tensor, gain: Tensor, eps: float) -> bool:
+def _fits_cuda(x: Tensor, gain: Tensor, eps: float) -> bool:
     return (
         native.takes(x)
         and x.dim() == 2
@@ -45,7 +45,7 @@ def _fits_library(x: Tensor, gain: Tensor, eps: float) -> bool:
     )
 
 
-@rms_norm.impl("cuda", when=_fits_library)
+@rms_norm.impl("cuda", when=_fits_cuda)
 def _cuda(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return torch.ops.longlive_C.rms_norm(x, gain, eps)
 
