@@ -83,7 +83,6 @@ class FlowStage:
 
     name, share, batch, rate = "flow", 0.6, 64, 1e-3
     clips = 6000  # in the bank
-    again = False
 
     def __init__(self, size: Size, out: Path, device: torch.device, dtype: torch.dtype, seed: int):
         self.size, self.device = size, device
@@ -97,14 +96,15 @@ class FlowStage:
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._steps = 0
 
-    def begin(self, seed: int) -> None:
-        """Draw from other random numbers from here on, and other clips."""
+    def begin(self, seed: int, again: bool = False) -> None:
+        """Draw from other random numbers from here on, and other clips; if trained before, without openings alone."""
+        self._openings_until = 0.0 if again else _OPENINGS_UNTIL
         self.random = Random(seed)
         self.bank = Bank(self.vae, self.size, self.clips, seed, self.device)
 
     def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
         """The flow's mean squared error over all denoised frames, and over those of streams' first blocks."""
-        task = opening() if progress < _OPENINGS_UNTIL and not self.again else draw_task(self.random)
+        task = opening() if progress < self._openings_until else draw_task(self.random)
         rows, clip, other = _rows(task, self.device), *self._clips(task, batch)
         latents = torch.stack((clip.latents, other.latents))[rows.which, :, rows.frame].transpose(0, 1)
         prompts = self._prompts(task, clip, other)

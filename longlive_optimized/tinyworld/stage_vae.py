@@ -56,7 +56,6 @@ def _decode(vae: WanVae, z: Tensor) -> Tensor:
 class VaeStage:
     """Trains ``vae.pt``."""
 
-    again = False
     name, share, batch, rate = "vae", 0.2, 12, 1e-3
     clips = 0  # it makes its own all the time
 
@@ -70,7 +69,7 @@ class VaeStage:
         self._reconstructions: dict[int, nn.Module] = {}  # by latent frames
         self._steps = 0
 
-    def begin(self, seed: int) -> None:
+    def begin(self, seed: int, again: bool = False) -> None:
         """Draw from other random numbers from here on."""
         self.random = Random(seed)
 
