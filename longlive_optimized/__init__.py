@@ -1,11 +1,6 @@
 """Real-time LongLive: prompt in, frames out."""
 
 import importlib
-import os
-
-_HERE = os.path.dirname(os.path.abspath(__file__))
-if not os.path.isdir(os.path.join(_HERE, "kernels")):  # a checkout: kernels/ lies beside this package, not in it
-    __path__.append(os.path.dirname(_HERE))
 
 __version__ = "0.1.0"
 _PUBLIC = {"LongLiveEngine": "engine.engine", "BlockRequest": "engine.request", "OptimizationConfig": "config"}
