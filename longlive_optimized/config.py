@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-BLOCK_FRAMES = 3  # latent frames per block: fixed by how LongLive was trained
+from .video_time import BLOCK_FRAMES
+
 PIXELS_PER_TOKEN = 16
 MAX_WINDOW = 64
 

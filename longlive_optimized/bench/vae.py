@@ -8,7 +8,6 @@ from collections import defaultdict
 
 import torch
 
-from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.timing import percentile
 from ..kernels.bench.causal_conv import arguments, decoder
@@ -16,9 +15,8 @@ from ..kernels.bench.runner import time_on_gpu
 from ..kernels.causal_conv import causal_conv
 from ..vae.model import WanVae
 from ..vae.stream import DecoderStream, EncoderStream, to_uint8
+from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .eager_vae import PlainDecoder
-
-PIXEL_FRAMES = 4 * BLOCK_FRAMES
 
 
 def _times(engine: LongLiveEngine, call, blocks: int) -> list[float]:
@@ -64,7 +62,7 @@ def _plain_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
 
 def _encoding(engine: LongLiveEngine, stream: EncoderStream, blocks: int) -> tuple[dict[str, list[float]], float]:
     """Times to encode a block's frames, and GiB that came to the weights meanwhile."""
-    shape = PIXEL_FRAMES + 1, 3, engine.stream.height, engine.stream.width
+    shape = BLOCK_PIXEL_FRAMES + 1, 3, engine.stream.height, engine.stream.width
     video = torch.rand(shape, device=engine.device, dtype=engine.dtype) * 2 - 1
     stream.reset()
     before = _allocated(engine)

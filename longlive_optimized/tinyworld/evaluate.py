@@ -20,13 +20,13 @@ from ..config import OptimizationConfig
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.stream import Stream
+from ..video_time import TRAINED_FPS
 from .adherence import tally
 from .pictures import contact_sheet, write_png
 from .render import NATIVE
 from .score import Score, score
 from .world import Scene, caption, sample_scene
 
-FPS = 16
 _WINDOWS, _STEPS = (12, 9, 6), ((1000, 750, 500, 250), (1000, 500, 250), (1000, 250))
 
 
@@ -108,7 +108,7 @@ class Evaluation:
         """At least ``seconds`` of video, and how many blocks that were."""
         frames: list[Tensor] = []
         made = blocks = 0
-        while made < seconds * FPS:
+        while made < seconds * TRAINED_FPS:
             block = self._block(stream, text)
             made, blocks = made + len(block), blocks + 1
             frames += [block] if kept else []

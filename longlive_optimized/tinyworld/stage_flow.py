@@ -19,15 +19,16 @@ from torch import Tensor, nn
 
 from ..engine.sampler import TIMESTEP_SHIFT, make_schedule
 from ..model.transformer import Transformer
+from ..video_time import BLOCK_FRAMES, pixel_of
 from . import coupling
 from .adherence import tally, videos_of
 from .checkpoint import load
-from .data import Bank, Clips, pixel_of, tokens
+from .data import Bank, Clips, tokens
 from .forward import forward
 from .networks import Size, new_text, new_transformer, new_vae
 from .sample import Streams
 from .score import score
-from .script import BLOCK, Script
+from .script import Script
 from .stage import Sample
 from .tasks import NOW, PAST, SINKS, Task, draw_task, opening
 from .world import Scene, sample_scene
@@ -118,7 +119,7 @@ class FlowStage:
         # The flow leads from x to the clip, also where something else lies under the noise.
         wanted = (x - latents) / sigma.clamp(min=_LEAST)[:, :, None, None, None]
         errors = (flow.float() - wanted).square().mean((0, 2, 3, 4))[rows.noisy]
-        return {"loss": errors.mean()} | ({"first": errors[:BLOCK].mean()} if task.begins else {})
+        return {"loss": errors.mean()} | ({"first": errors[:BLOCK_FRAMES].mean()} if task.begins else {})
 
     @torch.no_grad()
     def sample(self, count: int, blocks: int = 10) -> Sample:
@@ -126,13 +127,14 @@ class FlowStage:
         and of the second."""
         before, after = ([sample_scene(self.random, held_out=True) for _ in range(count)] for _ in range(2))
         streams, made = Streams(self.model, self._embed(before)), []
-        shape = len(_SCHEDULES[0]), count, BLOCK, self.size.model.in_dim, self.size.height // 8, self.size.width // 8
+        latent = self.size.model.in_dim, self.size.height // 8, self.size.width // 8
+        shape = len(_SCHEDULES[0]), count, BLOCK_FRAMES, *latent
         for block in range(blocks):
             if block == blocks // 2:
                 streams.switch(self._embed(after))
             made.append(streams.denoise(torch.randn(shape, device=self.device).unbind(), _SCHEDULES[0]))
             streams.keep(made[-1])
-        videos, cut = videos_of(self.vae, torch.cat(made, 1)), pixel_of(blocks // 2 * BLOCK)
+        videos, cut = videos_of(self.vae, torch.cat(made, 1)), pixel_of(blocks // 2 * BLOCK_FRAMES)
         table = tally(score(video[:cut], scene) for video, scene in zip(videos, before, strict=True))
         switched = tally(score(video[cut:], scene) for video, scene in zip(videos, after, strict=True))
         return Sample(table | {f"{kind} after a switch": share for kind, share in switched.items()}, videos, before)
@@ -216,7 +218,7 @@ def _in_noise(task: Task, clip: Clips, sigma: Tensor, latents: Tensor) -> Tensor
     s, noise = sigma[:, :, None, None, None], torch.randn_like(latents)
     x = (1 - s) * latents + s * noise
     if task.begins:
-        first, s = slice(BLOCK), s[:, :BLOCK]
+        first, s = slice(BLOCK_FRAMES), s[:, :BLOCK_FRAMES]
         begun = coupling.write((1 - s) * latents.roll(1, 0)[:, first] + s * noise[:, first], clip.marks)
         x[:, first] = torch.where(s >= _DECIDES, begun, x[:, first])
     return x

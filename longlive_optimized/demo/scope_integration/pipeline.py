@@ -15,13 +15,13 @@ from torch import Tensor
 from ...config import PRESETS, OptimizationConfig
 from ...engine.engine import HOT_FIELDS, LongLiveEngine, Progress, changed_fields
 from ...engine.request import BlockRequest
+from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
 from .prompt_box import Prompt, PromptBox, as_prompt
 from .stats import LatencyMeter
 
-LATENT_PIXEL_FRAMES, BLOCK_PIXEL_FRAMES = 4, 12
 _OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
 

@@ -13,14 +13,13 @@ from scope.core.pipelines.interface import Pipeline, Requirements
 from torch import Tensor
 
 from ...engine.engine import LongLiveEngine
+from ...video_time import BLOCK_PIXEL_FRAMES
 from ...weights.user_lora import UserLora
 from .load_params import read_load
 from .notify import set_loading_stage
 from .schema import LongLiveOptimizedConfig
 from .session import Session
 from .sessions import Sessions
-
-INPUT_FRAMES = 12  # pixel frames of one block of video input
 
 
 class LongLiveOptimizedPipeline(Pipeline):
@@ -58,7 +57,7 @@ class LongLiveOptimizedPipeline(Pipeline):
     def prepare(self, **keywords: Any) -> Requirements | None:
         """How many frames of video a call wants: none in text mode."""
         # True is scope's own word for video mode; anything else came from a client, and stays among its parameters.
-        return Requirements(input_size=INPUT_FRAMES) if keywords.get("video") is True else None
+        return Requirements(input_size=BLOCK_PIXEL_FRAMES) if keywords.get("video") is True else None
 
     def __call__(self, **keywords: Any) -> dict[str, Tensor]:
         """The next frames of the calling thread's session, ``{"video": uint8 [T, H, W, 3]}``, or ``{}``."""

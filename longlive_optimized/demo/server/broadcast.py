@@ -14,13 +14,13 @@ import av
 import numpy as np
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
+from ...video_time import RTP_CLOCK
 from .metrics import Metrics
 from .pacing import FrameClock
 from .worker import Worker
 
 log = logging.getLogger(__name__)
 
-CLOCK = 90_000  # ticks a second of RTP's video clock
 REPEAT = 0.5  # seconds after which the last picture is sent again: for those who join while nothing moves
 RATE_WINDOW = 2.0  # seconds that the shown rate is taken over
 
@@ -57,7 +57,7 @@ class ViewerTrack(MediaStreamTrack):
             await self._some.wait()
         picture, pts = self._waiting.popleft()
         frame = av.VideoFrame.from_numpy_buffer(picture, format="yuv420p")
-        frame.pts, frame.time_base = pts, Fraction(1, CLOCK)
+        frame.pts, frame.time_base = pts, Fraction(1, RTP_CLOCK)
         self._sent.inc()
         return frame
 
@@ -146,7 +146,7 @@ class Broadcast:
 
     def _show(self, due: float) -> None:
         for track in self._tracks:
-            track.show(self._last, round((due - self._start) * CLOCK))
+            track.show(self._last, round((due - self._start) * RTP_CLOCK))
 
     def _forget(self, now: float) -> None:
         while self._shown and self._shown[0] < now - RATE_WINDOW:

@@ -11,9 +11,11 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from ...video_time import RTP_CLOCK
+
 log = logging.getLogger(__name__)
 
-TIME_BASE = Fraction(1, 90_000)
+TIME_BASE = Fraction(1, RTP_CLOCK)
 SEGMENT = 1.0  # seconds: what is forgotten at a time
 LAG = 50  # frames that may wait to be encoded
 OPTIONS = {"preset": "superfast", "tune": "zerolatency", "crf": "20"}  # 3-5 ms a frame of 832x480 on one core
