@@ -20,16 +20,16 @@ _forced: str | None = os.environ.get("LONGLIVE_BACKEND") or None  # checked when
 class Op:
     """One operator: its reference, the implementations beside it, and the rule that picks one.
 
-    The reference gives the schema and is the fake kernel too, so it must not look at values.
+    The reference gives the schema. It is the fake kernel too, and must not look at values, unless ``fake`` is given.
     """
 
-    def __init__(self, reference: Callable, mutates: tuple[str, ...]):
+    def __init__(self, reference: Callable, mutates: tuple[str, ...], fake: Callable | None = None):
         self.name, self.reference, self.__doc__ = reference.__name__, reference, reference.__doc__
         self.impls: dict[str, tuple[Callable, Callable[..., bool]]] = {"reference": (reference, lambda *a, **k: True)}
         self._logged: set[str] = set()
         _LIB.define(self.name + torch.library.infer_schema(reference, mutates_args=mutates))
         _LIB.impl(self.name, self._run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"longlive::{self.name}", reference, lib=_LIB)
+        torch.library.register_fake(f"longlive::{self.name}", fake or reference, lib=_LIB)
         self.torch_op = getattr(torch.ops.longlive, self.name).default
         OPS[self.name] = self
 
@@ -65,9 +65,9 @@ class Op:
         return self.torch_op(*args, **kwargs) if torch.compiler.is_compiling() else self._run(*args, **kwargs)
 
 
-def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable], Op]:
+def op(*, mutates: tuple[str, ...] = (), fake: Callable | None = None) -> Callable[[Callable], Op]:
     """Make an operator of its reference."""
-    return lambda reference: Op(reference, mutates)
+    return lambda reference: Op(reference, mutates, fake)
 
 
 def force(name: str | None) -> None:

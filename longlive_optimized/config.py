@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -16,7 +16,7 @@ MAX_WINDOW = 64
 
 Size = Annotated[int, Field(ge=PIXELS_PER_TOKEN, multiple_of=PIXELS_PER_TOKEN)]
 
-# The one table of presets. The last two columns are of those who stream; the engine has no such fields.
+# The one table of presets. The last two columns belong to ScopeOptimizationConfig; the engine has no such fields.
 _COLUMNS = ("denoising_steps", "local_attn_size", "precision", "target_fps", "drop_frames_on_lag")
 PRESETS: dict[str, dict] = {
     name: dict(zip(_COLUMNS, row, strict=True))
@@ -32,31 +32,36 @@ PRESETS: dict[str, dict] = {
 ALIASES = {"quality": "quality_stream"}
 
 
+# What a stream may change while it runs; its other fields are fixed when it is opened, the engine's when it is made.
+CHANGEABLE = (
+    "denoising_steps",
+    "step_schedule",
+    "local_attn_size",
+    "global_sink",
+    "restart_at",
+    "precision",
+    "use_cuda_graphs",
+)
+
+
 @dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
-class OptimizationConfig:
-    """The engine's switches.
+class StreamSettings:
+    """What one stream (one video) chooses for itself.
 
     Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
 
     height, width: pixels, multiples of 16.
     denoising_steps: nominal timesteps, falling, each in 1..1000.
     step_schedule: ``longlive`` warps the steps as the model was distilled, ``scope`` takes them raw.
-    local_attn_size: latent frames in the attention window, sinks and current block included.
-    sink_size: first latent frames of a stream that never leave the window.
+    local_attn_size: the attention window in latent frames, sinks and current block included.
+    sink_size: attention sinks: the first latent frames of a stream, which never leave the window.
     global_sink: keep the sinks over a prompt switch, instead of making the window's oldest frames the new ones.
     positions: ``relative`` streams without end; ``base`` is the release's absolute RoPE.
     restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where
         the release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here.
     precision: of the linears; fp8 runs as bf16 until it exists, and is reported as what it is.
-    vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
-    model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
-    use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
-    seed: of streams that name none.
+    seed: of the noise.
     use_cuda_graphs: replay each kind of pass from a CUDA graph, captured when it is first run.
-    use_static_kv: always true: the ring of keys and values is the only cache.
-    use_async_vae: decode beside the next block's denoising. Accepted, not done: it gains nothing (docs/performance.md).
-    use_torch_compile, compile_mode: compile the layers with torch.compile instead, which takes long to warm up.
-    enable_profiling: name the stages of a block in torch.profiler's traces.
     """
 
     height: Size = 480
@@ -69,17 +74,8 @@ class OptimizationConfig:
     positions: Literal["relative", "base"] = "relative"
     restart_at: Annotated[int, Field(ge=BLOCK_FRAMES)] | None = None
     precision: Literal["bf16", "fp8"] = "bf16"
-    vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
-    model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    use_prompt_cache: bool = True
-    prompt_cache_size: Annotated[int, Field(ge=1)] = 32
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     use_cuda_graphs: bool = True
-    use_static_kv: Literal[True] = True
-    use_async_vae: bool = False
-    use_torch_compile: bool = False
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
-    enable_profiling: bool = False
 
     @field_validator("denoising_steps")
     @classmethod
@@ -97,7 +93,44 @@ class OptimizationConfig:
         return self
 
     @classmethod
-    def preset(cls, name: str, **changes) -> OptimizationConfig:
+    def of(cls, config: StreamSettings) -> Self:
+        """This class's fields of ``config``, which may be of a class with more."""
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
+
+    def changed(self, **changes) -> Self:
+        """These settings with ``changes``. Raises ValueError for bad values and for fields that cannot change while a
+        stream runs (all of OptimizationConfig's but CHANGEABLE).
+        """
+        after = dataclasses.replace(self, **changes)
+        fixed = {field.name for field in dataclasses.fields(OptimizationConfig)} - {*CHANGEABLE}
+        if wrong := [name for name in changes if name in fixed and getattr(after, name) != getattr(self, name)]:
+            raise ValueError(f"{', '.join(wrong)} cannot change while a stream runs; {', '.join(CHANGEABLE)} can")
+        return after
+
+
+@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+class OptimizationConfig(StreamSettings):
+    """The engine's switches, and the settings of the streams that it opens.
+
+    Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
+
+    vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
+    model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
+    use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
+    use_torch_compile, compile_mode: compile the layers with torch.compile instead, which takes long to warm up.
+    enable_profiling: name the stages of a block in torch.profiler's traces.
+    """
+
+    vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
+    model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    use_prompt_cache: bool = True
+    prompt_cache_size: Annotated[int, Field(ge=1)] = 32
+    use_torch_compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    enable_profiling: bool = False
+
+    @classmethod
+    def preset(cls, name: str, **changes) -> Self:
         """The config called ``name``, with ``changes``. Raises ValueError listing the names."""
         return cls(**{**cls.preset_fields(name), **changes})
 

@@ -12,8 +12,8 @@ namespace longlive {
 namespace {
 using Config = attention::Config<192, 4>;
 
-// Keys from which on it pays to cut items for the last wave, and to merge what that leaves.
-constexpr int kCutFrom = 16 * Config::kTileKeys;
+// Keys from which on split-KV of the last wave saves more than the second kernel costs.
+constexpr int kSplitFrom = 16 * Config::kTileKeys;
 
 int processors(int device) {
   int count = 0;
@@ -25,52 +25,41 @@ CUtensorMap map_of(const Tensor& t, int64_t stride, int64_t rows, int64_t column
   return sm90::matrix_map(t.data_ptr(), rows, columns, stride * int64_t(sizeof(attention::bf16)), box_rows);
 }
 
-Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, const Tensor& ranges,
-                      int64_t split) {
+Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, const Tensor& ranges) {
   LL_CHECK(q.dim() == 3, "q must have 3 dimensions, got ", q.dim());
   LL_CHECK(k_ring.dim() == 4, "k_ring must have 4 dimensions, got ", k_ring.dim());
-  LL_CHECK(ranges.dim() == 3, "ranges must have 3 dimensions, got ", ranges.dim());
   const int64_t rows = q.size(0), heads = q.size(1), slots = k_ring.size(0), size = k_ring.size(1);
-  const int64_t tokens = slots * size, columns = heads * attention::kHeadDim, groups = ranges.size(0);
+  const int64_t tokens = slots * size, columns = heads * attention::kHeadDim;
   check_shape(q, "q", {rows, heads, attention::kHeadDim});
   check_like(q, "q", ScalarType::BFloat16, q);
   check_aligned(q, "q");
   LL_CHECK(q.stride(2) == 1 && q.stride(1) == attention::kHeadDim && q.stride(0) % 8 == 0,
            "q must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
-  for (const auto& [ring, name] : {std::pair{&k_ring, "k_ring"}, std::pair{&v_ring, "v_ring"}}) {
-    check_shape(*ring, name, {slots, size, heads, attention::kHeadDim});
-    check_like(*ring, name, ScalarType::BFloat16, q);
-    check_contiguous(*ring, name);
-    check_aligned(*ring, name);
-  }
-  LL_CHECK(groups == 1 || groups == 2, "ranges must have 1 or 2 groups, got ", groups);
-  check_shape(ranges, "ranges", {groups, 2, 2});
-  check_like(ranges, "ranges", ScalarType::Int, q);
-  check_contiguous(ranges, "ranges");
-  LL_CHECK(split >= 0 && split <= rows && (groups == 2 || split == rows), "split must lie in 0..", rows,
-           ", at its end where there is one group, got ", split);
+  check_tensor(k_ring, "k_ring", {slots, size, heads, attention::kHeadDim}, ScalarType::BFloat16, q);
+  check_tensor(v_ring, "v_ring", {slots, size, heads, attention::kHeadDim}, ScalarType::BFloat16, q);
+  check_tensor(ranges, "ranges", {2, 2}, ScalarType::Int, q, sizeof(int));
   LL_CHECK(heads > 0 && tokens > 0, "k_ring must not be empty");
-  const int64_t steps = heads * (rows / attention::kTileRows + 2) * (tokens / Config::kTileKeys + 2);
+  const int64_t steps = heads * (rows / attention::kTileRows + 1) * (tokens / Config::kTileKeys + 2);
   LL_CHECK(steps <= INT32_MAX / 2, "q must have fewer rows for ", tokens, " keys of ", heads, " heads, got ", rows);
 
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   Tensor out = torch::stable::new_empty(q, {rows, heads, attention::kHeadDim});
   if (rows == 0) return out;
   const int ctas = processors(q.get_device_index());
-  const bool cut = tokens >= kCutFrom;
-  const int64_t parts = cut ? attention::Schedule::parts(ctas) : 0;
-  Tensor part_out = torch::stable::new_empty(q, {parts, attention::kTileRows, attention::kHeadDim}, ScalarType::Float);
-  Tensor part_stats = torch::stable::new_empty(q, {parts, attention::kTileRows, 2}, ScalarType::Float);
+  const bool split_kv = tokens >= kSplitFrom;
+  const int64_t partials = split_kv ? attention::Schedule::partials(ctas) : 0;
+  Tensor partial_out =
+      torch::stable::new_empty(q, {partials, attention::kTileRows, attention::kHeadDim}, ScalarType::Float);
+  Tensor partial_stats = torch::stable::new_empty(q, {partials, attention::kTileRows, 2}, ScalarType::Float);
   const attention::Params p{data<attention::bf16>(out),
-                            data<float>(part_out),
-                            data<float2>(part_stats),
+                            data<float>(partial_out),
+                            data<float2>(partial_stats),
                             data<const int>(ranges),
                             int(rows),
-                            int(split),
                             int(heads),
                             int(tokens),
                             ctas,
-                            cut};
+                            split_kv};
   LL_CUDA_CHECK(attention::launch<Config>(map_of(q, q.stride(0), rows, columns, attention::kRows),
                                           map_of(k_ring, columns, tokens, columns, Config::kTileKeys),
                                           map_of(v_ring, columns, tokens, columns, Config::kTileKeys), p,

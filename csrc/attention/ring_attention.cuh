@@ -1,14 +1,13 @@
 #pragma once
-// softmax(q k^T / sqrt(128)) v over runs of a ring of keys, for Hopper: one CTA to a multiprocessor, each with its
-// share of a schedule that all work out from the runs, which are read on the device.
+// FlashAttention for Hopper: softmax(q k^T / sqrt(128)) v over runs of a KV cache that is a ring. Persistent: a CTA per
+// multiprocessor computes the stream-K schedule from the runs, which it reads on the device, and does its share.
 //
-// A warp feeds tiles of keys and values through a ring of buffers in shared memory; two warpgroups of 64 queries each
-// consume them. Each keeps the tensor cores busy with q k^T of the next tile and p v of this one while it computes its
-// softmax. They are left to find their own rhythm: taking turns by barriers costs 2 % (docs/attention.md).
+// Warp-specialised: a producer warp loads tiles of keys and values by TMA into the stages of a pipeline; two consumer
+// warpgroups of 64 queries each run q k^T of the next tile and p v of this one while they compute this tile's online
+// softmax. They are not ordered among themselves: ping-pong by named barriers costs 2 % (docs/attention.md).
 #include <cuda_bf16.h>
 
 #include <cfloat>
-#include <type_traits>
 
 #include "attention/schedule.h"
 #include "common/math.cuh"
@@ -20,11 +19,11 @@ namespace longlive::attention {
 using sm90::Barrier;
 using bf16 = __nv_bfloat16;
 
-constexpr int kHeadDim = 128, kHalf = 64;  // a row of a head is two boxes of the copy engine
+constexpr int kHeadDim = 128, kHalf = 64;  // a row of a head is two TMA boxes
 constexpr int kWarpgroup = 128, kConsumers = 2, kRows = kTileRows / kConsumers;
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-// 65536 registers, 168 for each of 384 threads at the start: the feeding warpgroup hands its own to the others.
-constexpr int kFeedRegisters = 24, kConsumeRegisters = 240;
+// A multiprocessor has 65536 registers: 168 for each of 384 threads at launch, then redistributed.
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
 // exp(x / sqrt(d)) = exp2(kScale x)
 constexpr float kScale = 1.4426950408889634f * 0.08838834764831845f;
@@ -38,56 +37,56 @@ struct Config {
 };
 
 struct Params {
-  bf16* out;           // [rows, heads, 128]
-  float* part_out;     // [parts, kTileRows, 128], not yet divided by their sums
-  float2* part_stats;  // [parts, kTileRows]: the base, the sum of exponentials relative to it
-  const int* ranges;   // [groups, 2, 2]
-  int rows, split, heads, tokens, ctas;
-  bool cut;
+  bf16* out;              // [rows, heads, 128]
+  float* partial_out;     // [partials, kTileRows, 128], not yet divided by row_sum
+  float2* partial_stats;  // [partials, kTileRows]: row_max, row_sum
+  const int* ranges;      // [2, 2]
+  int rows, heads, tokens, ctas;
+  bool split_kv;
 };
 
 template <class C>
 struct Shared {
   alignas(1024) uint8_t query[kConsumers][C::kQueryBytes];
   alignas(1024) uint8_t tile[C::kStages][C::kTileBytes];
-  Barrier query_full[kConsumers], query_empty[kConsumers], full[C::kStages], empty[C::kStages], raw;
-  KeyTiles<C::kTileKeys> keys[2];
+  Barrier query_full[kConsumers], query_empty[kConsumers], full[C::kStages], empty[C::kStages];
+  Barrier raw;  // the values of a short tile have landed; the producer has not cleared the rest of the tile yet
+  KeyTiles<C::kTileKeys> keys;
   Schedule schedule;
 };
 
-// A place in the ring of buffers, and the parity of the phase in which it is filled.
-template <class C>
-struct Place {
+// The stage that a role uses next, and the parity of the phase in which that stage is filled.
+template <int kStages>
+struct PipelineState {
   int stage = 0;
-  uint32_t parity = 0;
+  uint32_t phase = 0;
+
   __device__ void advance() {
-    if (++stage == C::kStages) stage = 0, parity ^= 1;
+    if (++stage == kStages) stage = 0, phase ^= 1;
   }
 };
 
 template <class C>
-__device__ Schedule make_schedule(const Params& p, KeyTiles<C::kTileKeys> (&keys)[2]) {
-  const bool grouped = p.split < p.rows;
-  keys[0] = {p.ranges, p.tokens};
-  keys[1] = {p.ranges + 4 * grouped, p.tokens};
-  return {p.heads, p.rows, p.split, keys[0].count(), keys[1].count(), p.ctas, p.cut};
+__device__ Schedule make_schedule(const Params& p, KeyTiles<C::kTileKeys>& keys) {
+  keys = {p.ranges, p.tokens};
+  return {p.heads, p.rows, keys.count(), p.ctas, p.split_kv};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Feeding: one warp. Its lanes run together; the first one talks to the copy engine.
+// The producer: one warp. Its lanes run together; the first one issues the copies.
 
 template <class C>
-struct Feeder {
+struct Producer {
   Shared<C>& s;
   const CUtensorMap &q, &k, &v;
   const int lane = threadIdx.x % 32;
-  Place<C> place;
-  uint32_t raw_parity = 0;
+  PipelineState<C::kStages> state;
+  uint32_t raw_phase = 0;
 
-  __device__ void load_query(const Work& work, int count) {
+  __device__ void load_query(const WorkTile& work, int count) {
     for (int i = 0; i < kConsumers; ++i) {
       s.query_empty[i].wait(~count & 1);
-      __syncwarp();  // the first lane must not run ahead: a barrier that is a phase further looks like one not yet there
+      __syncwarp();  // the first lane must not run ahead: to the others, the phase after this one looks like this one
       if (lane == 0) {
         s.query_full[i].arrive_and_expect(C::kQueryBytes);
         for (int half = 0; half < 2; ++half)
@@ -101,40 +100,40 @@ struct Feeder {
     if (lane == 0) {
       landed.arrive_and_expect(C::kTileBytes);
       for (int half = 0; half < 2; ++half)
-        sm90::load_box(s.tile[place.stage] + half * C::kHalfTileBytes, map, row, head * kHeadDim + half * kHalf,
+        sm90::load_box(s.tile[state.stage] + half * C::kHalfTileBytes, map, row, head * kHeadDim + half * kHalf,
                        landed);
     }
   }
 
-  // Keys that are not meant may be anything: their scores are overwritten.
+  // Keys outside of the runs may be anything: their scores are masked.
   __device__ void load_keys(const KeyTile& tile, int head) {
-    s.empty[place.stage].wait(place.parity ^ 1);
+    s.empty[state.stage].wait(state.phase ^ 1);
     __syncwarp();
-    load_tile(k, tile.row, head, s.full[place.stage]);
-    place.advance();
+    load_tile(k, tile.row, head, s.full[state.stage]);
+    state.advance();
   }
 
-  // Values that are not meant would be multiplied by zero, which does not remove NaN: they are cleared.
+  // Values outside of the runs are multiplied by p = 0, which does not remove NaN: they are cleared.
   __device__ void load_values(const KeyTile& tile, int head) {
-    s.empty[place.stage].wait(place.parity ^ 1);
+    s.empty[state.stage].wait(state.phase ^ 1);
     __syncwarp();
     if (tile.count == C::kTileKeys) {
-      load_tile(v, tile.row, head, s.full[place.stage]);
+      load_tile(v, tile.row, head, s.full[state.stage]);
     } else {
       load_tile(v, tile.row, head, s.raw);
-      s.raw.wait(raw_parity);
-      raw_parity ^= 1;
+      s.raw.wait(raw_phase);
+      raw_phase ^= 1;
       clear_from(tile.count);
       sm90::fence_proxy_async();
       __syncwarp();
-      if (lane == 0) s.full[place.stage].arrive();
+      if (lane == 0) s.full[state.stage].arrive();
     }
-    place.advance();
+    state.advance();
   }
 
   // The swizzle permutes the bytes of a row among themselves, so rows are where they would be without it.
   __device__ void clear_from(int row) {
-    uint4* tile = reinterpret_cast<uint4*>(s.tile[place.stage]);
+    uint4* tile = reinterpret_cast<uint4*>(s.tile[state.stage]);
     constexpr int kHalfSize = C::kHalfTileBytes / sizeof(uint4), kRowSize = kHalf * 2 / sizeof(uint4);
 #pragma unroll 1
     for (int i = row * kRowSize + lane; i < kHalfSize; i += 32) tile[i] = tile[kHalfSize + i] = uint4{};
@@ -142,52 +141,50 @@ struct Feeder {
 
   __device__ void run() {
     Schedule::Cursor at = s.schedule.start(blockIdx.x);
-    Work work;
+    WorkTile work;
 #pragma unroll 1
     for (int count = 0; s.schedule.next(blockIdx.x, at, work); ++count) {
-      const KeyTiles<C::kTileKeys>& keys = s.keys[work.group];
-      load_keys(keys[work.first], work.head);
+      load_keys(s.keys[work.first], work.head);
       load_query(work, count);
 #pragma unroll 1
       for (int t = work.first; t < work.last; ++t) {
-        if (t + 1 < work.last) load_keys(keys[t + 1], work.head);  // scores run one tile ahead
-        load_values(keys[t], work.head);
+        if (t + 1 < work.last) load_keys(s.keys[t + 1], work.head);  // q k^T runs one tile ahead of p v
+        load_values(s.keys[t], work.head);
       }
     }
   }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Consuming: a warpgroup. A thread holds, of each of its two rows, 16 warp + lane / 4 and 8 below it, the columns
-// 8 i + 2 (lane % 4) and the next one, for all i: element 4 i + 2 r + j of its sums is row r, column j of these.
+// A consumer: one warpgroup. wgmma's accumulator layout: a thread holds two rows, 16 warp + lane / 4 and 8 below it; of
+// each the columns 8 i + 2 (lane % 4) and the next one, for all i. Element 4 i + 2 r + j: row r, column j of these.
 
-// Over the four lanes that share a row.
+// Over the quad of lanes that share a row.
 template <class F>
-__device__ float over_row(float x, F f) {
+__device__ float quad_reduce(float x, F f) {
   x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// The softmax of a thread's two rows so far.
+// The online softmax of a thread's two rows.
 template <int kSize>
-struct Softmax {
-  // Precision: scores and sums are float32, relative to the largest score so far: where one weight outdoes all others
-  // it is 1 then, which rounding to bfloat16 leaves alone. The base starts at a finite value, so that rows without keys
-  // meet no difference of infinities.
-  float base[2] = {-FLT_MAX, -FLT_MAX};
-  float sum[2] = {0, 0};  // of this thread's columns
+struct OnlineSoftmax {
+  // Precision: float32, and no lazy rescaling: row_max is the largest score so far, so that the largest p is 1, which
+  // rounding to bfloat16 leaves alone. It starts at a finite value: rows without keys meet no difference of infinities.
+  float row_max[2] = {-FLT_MAX, -FLT_MAX};
+  float row_sum[2] = {0, 0};  // of this thread's columns
 
-  // Scores become exponentials relative to the base; `shrink` is what earlier results lose where it rises.
-  __device__ void update(float (&x)[kSize], float (&shrink)[2]) {
+  // Scores become exp((score - row_max) / sqrt(d)); earlier results must be multiplied by `rescale`.
+  __device__ void update(float (&x)[kSize], float (&rescale)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float a = x[2 * r], b = x[2 * r + 1];  // two chains each, for their latency
 #pragma unroll
       for (int i = 4; i < kSize; i += 4) a = fmaxf(a, x[i + 2 * r]), b = fmaxf(b, x[i + 2 * r + 1]);
-      const float before = base[r];
-      base[r] = fmaxf(before, over_row(fmaxf(a, b), fmaxf));
-      shrink[r] = exp2((before - base[r]) * kScale);
-      const float shift = base[r] * kScale;
+      const float before = row_max[r];
+      row_max[r] = fmaxf(before, quad_reduce(fmaxf(a, b), fmaxf));
+      rescale[r] = exp2((before - row_max[r]) * kScale);
+      const float shift = row_max[r] * kScale;
       a = b = 0;
 #pragma unroll
       for (int i = 0; i < kSize; i += 4) {
@@ -196,7 +193,7 @@ struct Softmax {
         z = exp2(fmaf(z, kScale, -shift));
         a += y, b += z;
       }
-      sum[r] = fmaf(sum[r], shrink[r], a + b);
+      row_sum[r] = fmaf(row_sum[r], rescale[r], a + b);
     }
   }
 };
@@ -210,20 +207,20 @@ template <class C>
 struct Consumer {
   static constexpr int kScores = C::kTileKeys / 2, kOut = kHeadDim / 2;
 
-  const Params& p;
+  const Params& params;
   Shared<C>& s;
   const int index;  // of the warpgroup, among the consumers
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  Place<C> place;
+  PipelineState<C::kStages> state;
   float scores[kScores], out[kOut];
-  uint32_t weights[kScores / 2];  // exponentials in bfloat16, as the product with the values reads them
+  uint32_t p[kScores / 2];  // probabilities in bfloat16, not yet divided by row_sum
 
   __device__ void release(int stage) {
     if (lane == 0) s.empty[stage].arrive();
   }
 
-  // scores = q k^T, under way
-  __device__ void start_scores(int stage) {
+  // Issues scores = q k^T.
+  __device__ void issue_qk(int stage) {
     const uint64_t q = sm90::matrix_descriptor(s.query[index], 0), k = sm90::matrix_descriptor(s.tile[stage], 0);
     sm90::pin(scores);
     sm90::mma_fence();
@@ -236,131 +233,130 @@ struct Consumer {
     sm90::mma_commit();
   }
 
-  // out += weights v, under way
-  __device__ void start_out(int stage) {
+  // Issues out += p v.
+  __device__ void issue_pv(int stage) {
     const uint64_t v = sm90::matrix_descriptor(s.tile[stage], C::kHalfTileBytes);
     sm90::pin(out);
-    sm90::pin(weights);
+    sm90::pin(p);
     sm90::mma_fence();
 #pragma unroll
-    for (int i = 0; i < C::kTileKeys / 16; ++i) sm90::mma_rs(out, weights + 4 * i, v + i * 16 * kHalf * 2 / 16);
+    for (int i = 0; i < C::kTileKeys / 16; ++i) sm90::mma_rs(out, p + 4 * i, v + i * 16 * kHalf * 2 / 16);
     sm90::mma_commit();
   }
 
-  __device__ void await_scores(bool out_is_under_way) {
-    out_is_under_way ? sm90::mma_wait<1>() : sm90::mma_wait<0>();
+  __device__ void wait_qk(bool pv_in_flight) {
+    pv_in_flight ? sm90::mma_wait<1>() : sm90::mma_wait<0>();
     sm90::pin(scores);
   }
-  __device__ void await_out() {
+  __device__ void wait_pv() {
     sm90::mma_wait<0>();
     sm90::pin(out);
-    sm90::pin(weights);
+    sm90::pin(p);
   }
 
-  // Scores of keys from `count` on are of no key.
+  // Keys from `count` on are outside of the run.
   __device__ void mask(int count) {
 #pragma unroll
     for (int i = 0; i < kScores; ++i)
       if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= count) scores[i] = -INFINITY;
   }
 
-  __device__ void pack_weights() {
-    // Precision: exponentials are rounded to bfloat16 for the product with the values, not for their sum.
+  __device__ void round_p() {
+    // Precision: p is rounded to bfloat16 for p v, not for row_sum.
 #pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) weights[i] = pack(scores[2 * i], scores[2 * i + 1]);
+    for (int i = 0; i < kScores / 2; ++i) p[i] = pack(scores[2 * i], scores[2 * i + 1]);
   }
 
-  __device__ void shrink_out(const float (&by)[2]) {
-    if (!__any_sync(0xffffffffu, by[0] != 1 || by[1] != 1)) return;
+  __device__ void rescale_out(const float (&rescale)[2]) {
+    if (!__any_sync(0xffffffffu, rescale[0] != 1 || rescale[1] != 1)) return;
 #pragma unroll
-    for (int i = 0; i < kOut; ++i) out[i] *= by[i / 2 % 2];
+    for (int i = 0; i < kOut; ++i) out[i] *= rescale[i / 2 % 2];
   }
 
   __device__ void run() {
     Schedule::Cursor at = s.schedule.start(blockIdx.x);
-    Work work;
+    WorkTile work;
 #pragma unroll 1
     for (int count = 0; s.schedule.next(blockIdx.x, at, work); ++count) {
       s.query_full[index].wait(count & 1);
-      Softmax<kScores> softmax;
+      OnlineSoftmax<kScores> softmax;
       attend(work, softmax);
-      for (float& sum : softmax.sum) sum = over_row(sum, [](float a, float b) { return a + b; });
-      work.part < 0 ? store(work, softmax) : store_part(work, softmax);
+      for (float& sum : softmax.row_sum) sum = quad_reduce(sum, [](float a, float b) { return a + b; });
+      work.partial < 0 ? store(work, softmax) : store_partial(work, softmax);
     }
   }
 
-  __device__ void attend(const Work& work, Softmax<kScores>& softmax) {
-    const KeyTiles<C::kTileKeys>& keys = s.keys[work.group];
+  __device__ void attend(const WorkTile& work, OnlineSoftmax<kScores>& softmax) {
+    const KeyTiles<C::kTileKeys>& keys = s.keys;
     const int end_0 = keys.tiles[0] - 1, end_1 = keys.count() - 1;  // the tiles that may be short
-    float shrink[2];
-    s.full[place.stage].wait(place.parity);
-    start_scores(place.stage);
-    await_scores(false);
-    release(place.stage);
-    place.advance();
+    float rescale[2];
+    s.full[state.stage].wait(state.phase);
+    issue_qk(state.stage);
+    wait_qk(false);
+    release(state.stage);
+    state.advance();
     if (work.first == end_0 || work.first == end_1) mask(keys[work.first].count);
-    softmax.update(scores, shrink);
+    softmax.update(scores, rescale);
 #pragma unroll
     for (float& x : out) x = 0;
 
-    int values = -1;  // the buffer of the values that are in use
+    int v_stage = -1;  // of the p v in flight
 #pragma unroll 1
     for (int t = work.first + 1; t < work.last; ++t) {
-      finish_out(values, shrink);
-      const Place<C> k = place;
-      place.advance();
-      s.full[k.stage].wait(k.parity);
-      start_scores(k.stage);
-      s.full[place.stage].wait(place.parity);
-      start_out(place.stage);
-      await_scores(true);
+      finish_pv(v_stage, rescale);
+      const PipelineState<C::kStages> k = state;
+      state.advance();
+      s.full[k.stage].wait(k.phase);
+      issue_qk(k.stage);
+      s.full[state.stage].wait(state.phase);
+      issue_pv(state.stage);
+      wait_qk(true);
       release(k.stage);
       if (t == end_0 || t == end_1) mask(keys[t].count);
-      softmax.update(scores, shrink);
-      values = place.stage;
-      place.advance();
+      softmax.update(scores, rescale);
+      v_stage = state.stage;
+      state.advance();
     }
     if (lane == 0) s.query_empty[index].arrive();
-    finish_out(values, shrink);
-    s.full[place.stage].wait(place.parity);
-    start_out(place.stage);
-    await_out();
-    release(place.stage);
-    place.advance();
+    finish_pv(v_stage, rescale);
+    s.full[state.stage].wait(state.phase);
+    issue_pv(state.stage);
+    wait_pv();
+    release(state.stage);
+    state.advance();
   }
 
-  // The exponentials at hand become the weights of the next product.
-  __device__ void finish_out(int values, const float (&shrink)[2]) {
-    await_out();
-    if (values >= 0) release(values);
-    shrink_out(shrink);
-    pack_weights();
+  // Ends the p v in flight, if any, and prepares the next one: out relative to the new row_max, and p.
+  __device__ void finish_pv(int v_stage, const float (&rescale)[2]) {
+    wait_pv();
+    if (v_stage >= 0) release(v_stage);
+    rescale_out(rescale);
+    round_p();
   }
 
-  __device__ int row_of(int r) const { return index * kRows + warp * 16 + lane / 4 + 8 * r; }  // within the item
+  __device__ int row_of(int r) const { return index * kRows + warp * 16 + lane / 4 + 8 * r; }  // within the output tile
 
-  __device__ void store(const Work& work, const Softmax<kScores>& softmax) {
+  __device__ void store(const WorkTile& work, const OnlineSoftmax<kScores>& softmax) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = work.row + row_of(r);
       if (row >= work.end_row) continue;
-      const float scale = softmax.sum[r] == 0 ? 0 : 1 / softmax.sum[r];  // no key at all: zeros
-      bf16* to = p.out + (int64_t(row) * p.heads + work.head) * kHeadDim + lane % 4 * 2;
+      const float scale = softmax.row_sum[r] == 0 ? 0 : 1 / softmax.row_sum[r];  // no key at all: zeros
+      bf16* to = params.out + (int64_t(row) * params.heads + work.head) * kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < kOut; i += 4)
         *reinterpret_cast<uint32_t*>(to + 2 * i) = pack(out[i + 2 * r] * scale, out[i + 2 * r + 1] * scale);
     }
   }
 
-  __device__ void store_part(const Work& work, const Softmax<kScores>& softmax) {
+  __device__ void store_partial(const WorkTile& work, const OnlineSoftmax<kScores>& softmax) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t row = int64_t(work.part) * kTileRows + row_of(r);
-      if (lane % 4 == 0) p.part_stats[row] = {softmax.base[r], softmax.sum[r]};
-      float* to = p.part_out + row * kHeadDim + lane % 4 * 2;
+      const int64_t row = int64_t(work.partial) * kTileRows + row_of(r);
+      if (lane % 4 == 0) params.partial_stats[row] = {softmax.row_max[r], softmax.row_sum[r]};
+      float* to = params.partial_out + row * kHeadDim + lane % 4 * 2;
 #pragma unroll
-      for (int i = 0; i < kOut; i += 4)
-        *reinterpret_cast<float2*>(to + 2 * i) = {out[i + 2 * r], out[i + 2 * r + 1]};
+      for (int i = 0; i < kOut; i += 4) *reinterpret_cast<float2*>(to + 2 * i) = {out[i + 2 * r], out[i + 2 * r + 1]};
     }
   }
 };
@@ -383,51 +379,51 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   if (warpgroup == 0) {
-    sm90::registers_give<kFeedRegisters>();
-    if (threadIdx.x < 32) Feeder<C>{s, q, k, v}.run();
+    sm90::registers_give<kProducerRegisters>();
+    if (threadIdx.x < 32) Producer<C>{s, q, k, v}.run();
   } else {
-    sm90::registers_take<kConsumeRegisters>();
+    sm90::registers_take<kConsumerRegisters>();
     Consumer<C>{p, s, warpgroup - 1}.run();
   }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Merging the partial results of the items that were cut: a warp has a row.
+// Combines the partial results of the output tiles that are split: a warp has a row.
 
-constexpr int kMergeThreads = 128, kMergeRows = kMergeThreads / 32;
+constexpr int kCombineThreads = 128, kCombineRows = kCombineThreads / 32;
 
 template <class C>
-__global__ void __launch_bounds__(kMergeThreads) ring_attention_merge_kernel(const __grid_constant__ Params p) {
-  static __shared__ KeyTiles<C::kTileKeys> keys[2];
+__global__ void __launch_bounds__(kCombineThreads) ring_attention_combine_kernel(const __grid_constant__ Params p) {
+  static __shared__ KeyTiles<C::kTileKeys> keys;
   static __shared__ Schedule schedule;
   if (threadIdx.x == 0) schedule = make_schedule<C>(p, keys);
   __syncthreads();
-  const int n = blockIdx.x / (kTileRows / kMergeRows), lane = threadIdx.x % 32;
-  const int row = blockIdx.x % (kTileRows / kMergeRows) * kMergeRows + threadIdx.x / 32;  // within the item
-  const Schedule::Parts parts = schedule.parts_of(n);
-  if (parts.first == parts.last || parts.item.row + row >= parts.item.end_row) return;
+  const int n = blockIdx.x / (kTileRows / kCombineRows), lane = threadIdx.x % 32;
+  const int row = blockIdx.x % (kTileRows / kCombineRows) * kCombineRows + threadIdx.x / 32;  // within the output tile
+  const Schedule::Split split = schedule.split(n);
+  if (split.first == split.last || split.tile.row + row >= split.tile.end_row) return;
   // Precision: float32, in the order of the keys: the result is the same every time.
-  float largest = -FLT_MAX, sum = 0;
-  float4 total{};
-  for (int cta = parts.first; cta <= parts.last; ++cta) {
-    const int64_t at = int64_t(schedule.part_of(cta, parts)) * kTileRows + row;
-    const float2 stats = p.part_stats[at];
-    const float4 x = reinterpret_cast<const float4*>(p.part_out + at * kHeadDim)[lane];
-    const float before = largest;
-    largest = fmaxf(before, stats.x);
-    const float shrink = exp2((before - largest) * kScale), scale = exp2((stats.x - largest) * kScale);
-    sum = fmaf(sum, shrink, stats.y * scale);
-    total.x = fmaf(total.x, shrink, x.x * scale);
-    total.y = fmaf(total.y, shrink, x.y * scale);
-    total.z = fmaf(total.z, shrink, x.z * scale);
-    total.w = fmaf(total.w, shrink, x.w * scale);
+  float row_max = -FLT_MAX, row_sum = 0;
+  float4 out{};
+  for (int cta = split.first; cta <= split.last; ++cta) {
+    const int64_t at = int64_t(schedule.partial_of(cta, split)) * kTileRows + row;
+    const float2 stats = p.partial_stats[at];
+    const float4 x = reinterpret_cast<const float4*>(p.partial_out + at * kHeadDim)[lane];
+    const float before = row_max;
+    row_max = fmaxf(before, stats.x);
+    const float rescale = exp2((before - row_max) * kScale), scale = exp2((stats.x - row_max) * kScale);
+    row_sum = fmaf(row_sum, rescale, stats.y * scale);
+    out.x = fmaf(out.x, rescale, x.x * scale);
+    out.y = fmaf(out.y, rescale, x.y * scale);
+    out.z = fmaf(out.z, rescale, x.z * scale);
+    out.w = fmaf(out.w, rescale, x.w * scale);
   }
-  const float scale = sum == 0 ? 0 : 1 / sum;
-  bf16* to = p.out + (int64_t(parts.item.row + row) * p.heads + parts.item.head) * kHeadDim;
-  reinterpret_cast<uint2*>(to)[lane] = {pack(total.x * scale, total.y * scale), pack(total.z * scale, total.w * scale)};
+  const float scale = row_sum == 0 ? 0 : 1 / row_sum;
+  bf16* to = p.out + (int64_t(split.tile.row + row) * p.heads + split.tile.head) * kHeadDim;
+  reinterpret_cast<uint2*>(to)[lane] = {pack(out.x * scale, out.y * scale), pack(out.z * scale, out.w * scale)};
 }
 
-// Attention, then, where items are cut, the merge.
+// Attention, then, where output tiles are split, the combination.
 template <class C>
 cudaError_t launch(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap& v, const Params& p,
                    cudaStream_t stream) {
@@ -438,10 +434,12 @@ cudaError_t launch(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap
   const cudaLaunchConfig_t attend{
       .gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
   error = cudaLaunchKernelEx(&attend, kernel, q, k, v, p);
-  const int cut = p.cut ? Schedule::pool_items(p.heads, p.rows, p.split, p.ctas) : 0;
-  if (error != cudaSuccess || cut == 0) return error;
-  const cudaLaunchConfig_t merge{
-      .gridDim = cut * (kTileRows / kMergeRows), .blockDim = kMergeThreads, .dynamicSmemBytes = 0, .stream = stream};
-  return cudaLaunchKernelEx(&merge, ring_attention_merge_kernel<C>, p);
+  const int tiles = p.split_kv ? Schedule::split_tiles(p.heads, p.rows, p.ctas) : 0;
+  if (error != cudaSuccess || tiles == 0) return error;
+  const cudaLaunchConfig_t combine{.gridDim = tiles * (kTileRows / kCombineRows),
+                                   .blockDim = kCombineThreads,
+                                   .dynamicSmemBytes = 0,
+                                   .stream = stream};
+  return cudaLaunchKernelEx(&combine, ring_attention_combine_kernel<C>, p);
 }
 }  // namespace longlive::attention

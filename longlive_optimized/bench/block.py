@@ -8,11 +8,11 @@ import time
 
 import torch
 
-from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule
 from ..engine.timing import percentile
+from ..video_time import BLOCK_FRAMES
 from .eager import plain_network, predict_x0, renoise
 from .shares import measure_shares
 
@@ -156,7 +156,7 @@ def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
         **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),
     }
     if engine.cuda_graphs_active:
-        row["shares"] = measure_shares(engine)
+        row["shares"] = measure_shares(engine, PROMPT)
         row |= measure_preset_switch(engine)
         engine.configure(use_cuda_graphs=False)
         row["ungraphed_dit_ms"] = measure_engine(engine, max(1, blocks // 5))["dit_ms"]

@@ -1,4 +1,4 @@
-"""The published order of decoding (model specification 7), eager: one latent frame at a time, channels first."""
+"""The published order of decoding (docs/model.md 7), eager: one latent frame at a time, channels first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..vae.layers import AttentionBlock, ResidualBlock, RMSNorm, Upsample
-from ..vae.model import WanVae
+from ..vae.wan.layers import AttentionBlock, ResidualBlock, RMSNorm, Upsample
+from ..vae.wan.model import WanVae
 
 
 class PlainDecoder:

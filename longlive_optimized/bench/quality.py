@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
+from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
+from ..video_time import BLOCK_FRAMES
 from .block import PROMPT
 from .eager import plain_network
 
@@ -110,8 +111,8 @@ def _summary(rows: list[tuple[str, float, float]]) -> dict:
 def _pixels(engine: LongLiveEngine, seeds: int) -> dict:
     """Worst ratio of errors of a block's pixels: the engine's decoder, and the plain one, against that in float32."""
     wide = copy.deepcopy(engine.vae).float()
-    ours, plain = engine.stream.decoder, DecoderStream(engine.vae, packed=False)
-    truth = DecoderStream(wide, packed=False)
+    ours, plain = engine.stream.decoder, DecoderStream(ModulesCodec(engine.vae))
+    truth = DecoderStream(ModulesCodec(wide))
     shape = BLOCK_FRAMES, *engine.stream.latent_shape
     rows = []
     for seed in range(seeds):

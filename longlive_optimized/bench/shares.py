@@ -8,8 +8,9 @@ from collections import defaultdict
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ..config import BLOCK_FRAMES
+from ..engine.block import next_latents
 from ..engine.engine import LongLiveEngine
+from ..engine.request import BlockRequest
 
 # The first pattern that a kernel's name matches; what matches none is named in the result.
 KINDS = {
@@ -20,22 +21,24 @@ KINDS = {
 }
 
 
-@torch.no_grad()
-def undecoded_block(engine: LongLiveEngine) -> None:
-    """The transformer's passes of the default stream's next block: the last one's context, then the steps."""
-    stream = engine.stream
-    stream.passes.clean(stream.history[-BLOCK_FRAMES:])
-    inputs = stream.passes.inputs(BLOCK_FRAMES, len(engine.config.denoising_steps))
-    stream.keep(stream.history_with(stream.passes.denoise(stream.position, inputs)), BLOCK_FRAMES)
+def undecoded_block(engine: LongLiveEngine, prompt: str) -> None:
+    """The default stream's next block up to its latents: the last block's context pass, noise, the steps."""
+    with engine.devices.turn():
+        latents = next_latents(engine.stream, BlockRequest(prompt))
+        engine.stream.keep(engine.stream.history_with(latents), len(latents))
+        engine.stream.timer.discard()  # it is no whole block
 
 
-def measure_shares(engine: LongLiveEngine, blocks: int = 5) -> dict:
-    """Milliseconds per block of each kind, over ``blocks`` steady blocks of the default stream, without decoding."""
-    undecoded_block(engine)
+def measure_shares(engine: LongLiveEngine, prompt: str, blocks: int = 5) -> dict:
+    """Milliseconds per block of each kind, over ``blocks`` steady blocks of the default stream, without decoding.
+
+    prompt: the one in force.
+    """
+    undecoded_block(engine, prompt)
     engine.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(blocks):
-            undecoded_block(engine)
+            undecoded_block(engine, prompt)
         engine.synchronize()
     kernels = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     by_kind: dict[str, float] = defaultdict(float)

@@ -13,8 +13,11 @@ from ..engine.timing import percentile
 from ..kernels.bench.causal_conv import arguments, decoder
 from ..kernels.bench.runner import time_on_gpu
 from ..kernels.causal_conv import causal_conv
-from ..vae.model import WanVae
-from ..vae.stream import DecoderStream, EncoderStream, to_uint8
+from ..vae.autoencoder import to_uint8
+from ..vae.modules import ModulesCodec
+from ..vae.packed.codec import PackedCodec
+from ..vae.stream import DecoderStream, EncoderStream
+from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .eager_vae import PlainDecoder
 
@@ -62,7 +65,7 @@ def _plain_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
 
 def _encoding(engine: LongLiveEngine, stream: EncoderStream, blocks: int) -> tuple[dict[str, list[float]], float]:
     """Times to encode a block's frames, and GiB that came to the weights meanwhile."""
-    shape = BLOCK_PIXEL_FRAMES + 1, 3, engine.stream.height, engine.stream.width
+    shape = BLOCK_PIXEL_FRAMES + 1, 3, engine.stream.settings.height, engine.stream.settings.width
     video = torch.rand(shape, device=engine.device, dtype=engine.dtype) * 2 - 1
     stream.reset()
     before = _allocated(engine)
@@ -91,21 +94,21 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes;
     and decoding in the published order.
     """
-    rows, memory, levels = {}, {}, {}
+    rows, memory, levels, packed = {}, {}, {}, isinstance(engine.codec, PackedCodec)
     sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
     for name, measure, ours in sides:
         times, memory[f"{name}_gib"] = measure(engine, ours, blocks)
         rows |= times
-        if ours.packed:
-            library = type(ours)(engine.vae, packed=False)
+        if packed:
+            library = type(ours)(ModulesCodec(engine.vae))
             times, memory[f"library_{name}_gib"] = measure(engine, library, blocks)
             rows |= {f"library_{key}": value for key, value in times.items()}
     if isinstance(engine.vae, WanVae):
         rows["plain_decode"] = _plain_decoding(engine, min(blocks, 10))
-    if engine.stream.decoder.packed:
+    if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
     engine.stream.reset()
-    height, width = engine.stream.height, engine.stream.width
+    height, width = engine.stream.settings.height, engine.stream.settings.width
     row = {"height": height, "width": width, "dtype": str(engine.dtype).removeprefix("torch."), "blocks": blocks}
     for name, times in rows.items():
         row |= {f"{name}_ms": statistics.median(times), f"{name}_p99_ms": percentile(times, 0.99)}

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from ..config import PRESETS, OptimizationConfig
 from ..demo.scope_integration.overlay import LatencyOverlay, create_latency_overlay
-from ..demo.scope_integration.stats import LatencyMeter
 from ..engine.engine import LongLiveEngine
+from ..engine.latency import LatencyMeter
 from ..engine.request import BlockRequest
 from ..engine.timing import BlockTimes
 from ..video_time import TRAINED_FPS

@@ -34,8 +34,9 @@ class GraphCache:
     def run(self, key: Hashable, work: Callable[[], None], kernels: Hashable = None) -> None:
         """Do ``work``; ``key`` names all in it that a graph cannot follow: shapes, addresses, host values.
 
-        ``kernels`` names what it launches, if work under other keys launches the same: where that has run before, this
-        is captured at once. If that fails, as it may in a thread which has not loaded them, the work runs as it is.
+        ``kernels``: a key for the set of kernels launched. If work with the same ``kernels`` has run before, the eager
+        warm-up call is skipped and the graph is captured at once. If that capture fails, as it may in a thread that
+        has not loaded the kernels, the work runs eagerly.
         """
         if key not in self._graphs and not self.failed and kernels in self._loaded:
             self._capture(key, work)
@@ -88,3 +89,23 @@ class Eager:
     def run(self, key: Hashable, work: Callable[[], None], kernels: Hashable = None) -> None:
         """Do ``work``."""
         work()
+
+
+class GraphCaches:
+    """Makes the graph caches of one engine's streams, which share what has run on the device.
+
+    compiled: the layers are compiled by torch.compile, which makes graphs of its own or none.
+    """
+
+    def __init__(self, device: torch.device, compiled: bool):
+        self._device, self._compiled = device, compiled
+        self._loaded: set[Hashable] = set()
+
+    def __call__(self, wanted: bool) -> GraphCache | Eager:
+        """A new cache; one that runs everything eagerly where graphs are not wanted or not to be had."""
+        if not wanted:
+            return Eager()
+        if self._device.type != "cuda" or self._compiled:
+            log.info("no CUDA graphs: %s", "torch.compile is used" if self._compiled else "no GPU")
+            return Eager()
+        return GraphCache(self._device, self._loaded)

@@ -1,4 +1,4 @@
-"""Where a stream's random numbers come from: torch's generator, drawn in a fixed order (model specification 4.4)."""
+"""Where a stream's random numbers come from: torch's generator, drawn in a fixed order (docs/model.md 4.4)."""
 
 from __future__ import annotations
 

@@ -49,14 +49,14 @@ class BlockInputs:
 
 
 class Passes:
-    """The two kinds of pass of one stream: denoising a block, and cleaning latents into the ring."""
+    """The two kinds of pass of one stream: denoising a block, and the context pass."""
 
     def __init__(self, model: Transformer, ring: RingCache, latent: Tensor, graphs: GraphCache | Eager):
         self.model, self.ring, self.graphs, self._latent = model, ring, graphs, latent
         self.cross: CrossCache | None = None
         self._inputs: dict[tuple[int, int], BlockInputs] = {}
         self._latents: dict[int, Tensor] = {}
-        self._clean = self._clean_modulation()
+        self._context = self._context_modulation()
 
     def set_prompt(self, cross: CrossCache) -> None:
         """Attend to another prompt from here on."""
@@ -67,7 +67,7 @@ class Passes:
 
     def weights_changed(self) -> None:
         """Recompute in place what was computed with the old weights; the prompt is the caller's."""
-        for mine, new in zip(self._clean, self._clean_modulation(), strict=True):
+        for mine, new in zip(self._context, self._context_modulation(), strict=True):
             mine.copy_(new)
         for inputs in self._inputs.values():
             inputs.forget_schedule()
@@ -96,19 +96,19 @@ class Passes:
         self.graphs.run((*kernels, steps), work, kernels)
         return out
 
-    def clean(self, latents: Tensor) -> None:
+    def context(self, latents: Tensor) -> None:
         """Write the keys and values of clean latents [F, C, h, w] to where the ring points."""
         frames = len(latents)
         x = self._buffer(frames)
         x.copy_(latents)
 
         def work() -> None:
-            self.model(x, self._clean, self.ring, self.cross, store_only=True)
+            self.model(x, self._context, self.ring, self.cross, store_only=True)
 
-        kernels = "clean", self._latent.shape, frames
+        kernels = "context", self._latent.shape, frames
         self.graphs.run(kernels, work, kernels)
 
-    def _clean_modulation(self) -> Modulation:
+    def _context_modulation(self) -> Modulation:
         return self.model.modulation(torch.zeros(1, dtype=torch.float64, device=self._latent.device))
 
     def _buffer(self, frames: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which frames a prompt switch recomputes, and where they go (model specification 5; design: prompt switch)."""
+"""Which frames a prompt switch recomputes, and where they go (docs/model.md 5; design: prompt switch)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class BlockRequest:
     video: frames to start from (video-to-video), uint8 [T, H, W, 3] or T of [H, W, 3] of any sizes, resized and
         resampled to fit; None is text mode. Changing between the two starts the VAE anew: nine frames, but no cut.
     noise_scale: share of noise in the start latents of video mode, in [0.1, 1].
-    noise_from_motion: take that share from how much the video moves, near ``noise_scale`` (model specification 4.6).
+    noise_from_motion: take that share from how much the video moves, near ``noise_scale`` (docs/model.md 4.6).
     """
 
     prompt: str | tuple[tuple[str, float], ...]

@@ -1,4 +1,4 @@
-"""The flow-matching schedule: timesteps and noise levels (model specification 4). Its steps are ``x0_renoise``."""
+"""The flow-matching schedule: timesteps and noise levels (docs/model.md 4). Its steps are ``x0_renoise``."""
 
 from __future__ import annotations
 

@@ -1,18 +1,23 @@
-"""One video under way: everything that belongs to a stream and not to the weights."""
+"""One video under way: its settings, and everything that belongs to it and not to the weights."""
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES, MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig
+from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
-from ..vae.autoencoder import Autoencoder
+from ..text.prompt_cache import PromptCache
+from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
+from ..video_time import BLOCK_FRAMES
+from .devices import Devices
 from .graphs import Eager, GraphCache
 from .noise import BlockNoise, VideoNoise
 from .passes import Passes
@@ -22,45 +27,88 @@ from .video_input import MotionMeter
 
 LATENT_SCALE = 8  # pixels per latent row and column
 
+log = logging.getLogger(__name__)
+
+
+class Networks(NamedTuple):
+    """An engine's networks, shared by its streams."""
+
+    model: Transformer
+    codec: Codec
+    prompts: PromptCache
+
 
 class Stream:
-    """Ring, VAE state, prompt, seed, position and times of one video of height x width pixels; made by the engine."""
+    """One video: its settings, prompt, ring, VAE state, noise, position and times. Made by ``LongLiveEngine``; its
+    blocks are made in ``engine.block``.
+
+    settings: in force from the next block on. Changed by ``configure``.
+    position: latent frame at which the next block starts.
+    history: the last clean latents [F, C, h, w], for a context pass or a recache.
+    prompt_due: the prompt in force has not reached the network yet.
+    context_due: the last block's clean keys and values are not in the ring yet.
+    recache_due: the ring's keys and values are of another prompt, window or weights.
+    undecoded: latent frames at the end of ``history`` that are generated but not yet decoded.
+    given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
+    encoded: the next block's video as latents, and its share of noise; kept until the block is made, for a second try.
+    from_video: whether the last block was made from video; None before the first.
+    """
 
     def __init__(
         self,
-        model: Transformer,
-        vae: Autoencoder,
-        config: OptimizationConfig,
-        height: int,
-        width: int,
-        seed: int,
-        total_frames: int | None,
-        new_graphs: Callable[[], GraphCache | Eager],
+        networks: Networks,
+        settings: StreamSettings,
+        devices: Devices,
+        new_graphs: Callable[[bool], GraphCache | Eager],
+        total_frames: int | None = None,
+        named: bool = False,
     ):
-        self._model, self._new_graphs = model, new_graphs
-        self.height, self.width, self.seed, self.total_frames = height, width, seed, total_frames
+        self.networks, self.settings, self.total_frames = networks, settings, total_frames
+        self._devices, self._graphs_if = devices, new_graphs
+        _note_what_is_missing(settings, self.precision)
+        model, self.seed = networks.model, settings.seed
+        rows, columns = settings.height, settings.width
         self._new_ring = functools.partial(
             RingCache,
             model.config,
-            (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN),
-            sink=config.sink_size,
-            relative=config.positions == "relative",
+            (rows // PIXELS_PER_TOKEN, columns // PIXELS_PER_TOKEN),
+            sink=settings.sink_size,
+            relative=settings.positions == "relative",
             dtype=model.dtype,
             device=model.device,
         )
-        self.decoder, self.encoder = (side(vae, new_graphs=new_graphs) for side in (DecoderStream, EncoderStream))
-        self.timer = BlockTimer(model.device, named=config.enable_profiling)
-        latent = (model.config.in_dim, height // LATENT_SCALE, width // LATENT_SCALE)
+        self.decoder = DecoderStream(networks.codec, new_graphs=self._new_graphs)
+        self.encoder = EncoderStream(networks.codec, new_graphs=self._new_graphs)
+        self.timer = BlockTimer(devices.model, named=named)
+        latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
-        self.passes = self._new_passes(config.local_attn_size)
-        # Of the last block: latents, at the end of ``history``, whose frames were not asked for yet, and frames given.
-        self.undecoded, self.given = 0, 0
+        self.passes = self._new_passes(settings.local_attn_size)
+        self.undecoded = self.given = 0
         self.reset()
+
+    def configure(self, **changes) -> None:
+        """Change settings (those in ``config.CHANGEABLE``) from the next block on; weights and picture stay.
+
+        A new local_attn_size recomputes the window before that block, without a cut: the sinks are kept (with
+        ``global_sink`` false replaced, as at a prompt switch). Buffers and graphs stay, unless the window grows beyond
+        any before. Raises ValueError for other fields and bad values; nothing has changed then, nor where memory is
+        short.
+        """
+        with self._devices.turn():
+            before, after = self.settings, self.settings.changed(**changes)
+            if after.local_attn_size != before.local_attn_size:
+                self._resize(after.local_attn_size)
+            self.settings = after
+            if after.use_cuda_graphs != before.use_cuda_graphs:
+                self.passes.graphs = self._new_graphs()
+                self.decoder.use_graphs(self._new_graphs)
+                self.encoder.use_graphs(self._new_graphs)
+            _note_what_is_missing(after, self.precision)
 
     def reset(self, seed: int | None = None) -> None:
         """Back to an empty stream; buffers stay. The seed stays too unless one is given."""
         self.prompt = PromptTrack()
-        self.prompt_due = False  # the prompt in force has not reached the network yet
+        self.prompt_due = False
         self.motion = MotionMeter()
         self.restart(seed)
 
@@ -68,21 +116,19 @@ class Stream:
         """Back to frame 0 with the prompt in force, and the transition under way."""
         self.seed = self.seed if seed is None else seed
         self.noise = self._new_noise()
-        self.position = 0  # latent frame at which the next block starts
-        self.history = self._like.new_empty(0, *self._like.shape)  # clean latents, for a recache
-        self.context_due = False  # the last block's clean keys and values are not in the ring yet
-        self.recache_due = False  # those in the ring are of another prompt or window
+        self.position = 0
+        self.history = self._like.new_empty(0, *self._like.shape)
+        self.context_due = self.recache_due = False
         self.from_video: bool | None = None
         self.ring.reset()
         self.restart_vae()
 
     def restart_vae(self) -> None:
         """The next frames are the first of a video for the VAE alone."""
-        # The next block's video, encoded, and its share of noise: kept until the block is, for a second try.
         self.encoded: tuple[Tensor, float] | None = None
         if self.given:
             self.timer.block_done(self.given)  # the rest of that block will not come
-        self.undecoded, self.given = 0, 0
+        self.undecoded = self.given = 0
         self.decoder.reset()
         self.encoder.reset()
 
@@ -106,28 +152,19 @@ class Stream:
         return self.passes.ring
 
     @property
+    def window(self) -> int:
+        """Latent frames that a block attends to, its own included."""
+        return self.settings.local_attn_size
+
+    @property
     def cuda_graphs_active(self) -> bool:
         """Whether its passes are replayed from CUDA graphs."""
         return self.passes.graphs.captured > 0 and not self.passes.graphs.failed
 
     @property
-    def window(self) -> int:
-        """Latent frames that a block attends to, its own included."""
-        return self.ring.window
-
-    def resize(self, window: int) -> None:
-        """Go on with another window: the sinks are kept, the frames beside them recomputed before the next block.
-
-        With ``global_sink`` false that recomputation replaces the sinks, as at a prompt switch. Buffers and graphs
-        stay, unless the window is larger than any before.
-        """
-        if window == self.window:
-            return
-        if window <= self.ring.capacity:
-            self.ring.resize(window)
-        else:
-            self._grow(window)
-        self.recache_due = self.position > 0
+    def precision(self) -> str:
+        """What its linears run in, whatever the settings ask for: ``bf16`` or ``float32``."""
+        return str(self.networks.model.dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's, are computed anew."""
@@ -150,17 +187,36 @@ class Stream:
         self.context_due = True
         self.encoded = None
 
-    def _grow(self, window: int) -> None:
-        passes = self._new_passes(window)
-        passes.ring.take_sinks(self.ring)
-        if self.passes.cross is not None:
-            passes.set_prompt(self.passes.cross)
-        self.passes = passes
+    def _resize(self, window: int) -> None:
+        if window <= self.ring.capacity:
+            self.ring.resize(window)
+        else:
+            passes = self._new_passes(window)
+            passes.ring.take_sinks(self.ring)
+            if self.passes.cross is not None:
+                passes.set_prompt(self.passes.cross)
+            self.passes = passes
+        self.recache_due = self.position > 0
 
     def _new_passes(self, window: int) -> Passes:
-        return Passes(self._model, self._new_ring(window=window), self._like, self._new_graphs())
+        return Passes(self.networks.model, self._new_ring(window=window), self._like, self._new_graphs())
+
+    @property
+    def _new_graphs(self) -> Callable[[], GraphCache | Eager]:
+        """Makes a graph cache as the settings say. Holds no stream: the decoder keeps it, which would be a cycle."""
+        return functools.partial(self._graphs_if, self.settings.use_cuda_graphs)
 
     def _new_noise(self) -> BlockNoise | VideoNoise:
         if self.total_frames is None:
             return BlockNoise(self.seed, self._like)
         return VideoNoise(self.seed, self._like, self.total_frames)
+
+
+def _note_what_is_missing(settings: StreamSettings, runs: str) -> None:
+    if settings.precision == "fp8":
+        _warn_once(f"precision fp8 is not available yet: linears run in {runs}")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning(text)

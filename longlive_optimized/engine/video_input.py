@@ -1,4 +1,4 @@
-"""Frames that come in (video-to-video): resampled, resized, measured (model specification 4.6 and 7.6)."""
+"""Frames that come in (video-to-video): resampled, resized, measured (docs/model.md 4.6 and 7.6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES
+from ..video_time import BLOCK_FRAMES
 
 
 def prepare_video(

@@ -65,7 +65,7 @@ class RingCache:
         self._slots = torch.zeros(window, dtype=torch.int64, device=device)
         self._start, self._window = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
         # The tokens to attend to: [0, valid * S).
-        self.ranges = torch.zeros(1, 2, 2, dtype=torch.int32, device=device)
+        self.ranges = torch.zeros(2, 2, dtype=torch.int32, device=device)
         self.resize(window)
         self.reset()
 
@@ -126,7 +126,7 @@ class RingCache:
         self.turns_sinks = self.relative and self._sink_written and not writes_sinks
         self._sink_written |= writes_sinks
         self._start.fill_(start)
-        self.ranges[0, 0, 1:].fill_(valid * self.k.shape[2])
+        self.ranges[0, 1:].fill_(valid * self.k.shape[2])
 
     def advance(self) -> None:
         """The device's half of ``seek``: write slots, rotations and the sinks' keys where they stand now."""

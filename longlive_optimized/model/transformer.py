@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.attention import attention
 from ..kernels.linear_gelu import linear_gelu
 from ..kernels.modulate_norm import modulate_norm
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store
 from ..kernels.residual_norm import residual_norm
-from ..kernels.ring_attention import home_of_ranges, ring_attention
+from ..kernels.ring_attention import ring_attention
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .ring_cache import RingCache, RingLayer
@@ -33,15 +34,14 @@ class Modulation(NamedTuple):
 
 
 class CrossCache(NamedTuple):
-    """Cross-attention keys and values of one prompt, computed once: [layers, 1, text_len, heads, head_dim]."""
+    """Cross-attention keys and values of one prompt, computed once: [layers, text_len, heads, head_dim]."""
 
     k: Tensor
     v: Tensor
-    ranges: Tensor  # all of them, as ring_attention takes them
 
     def layer(self, index: int) -> CrossCache:
-        """One layer's, [1, text_len, heads, head_dim]."""
-        return CrossCache(self.k[index], self.v[index], self.ranges)
+        """One layer's, [text_len, heads, head_dim]."""
+        return CrossCache(self.k[index], self.v[index])
 
 
 class Linear(nn.Module):
@@ -111,7 +111,7 @@ class Block(nn.Module):
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = residual_norm(x, self.out(y.flatten(1)), m[:, 2], bias, gain, 0.0, self.eps)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
-        y = self.cross_out(ring_attention(q, cross.k, cross.v, cross.ranges).flatten(1))
+        y = self.cross_out(attention(q, cross.k, cross.v).flatten(1))
         z = residual_norm(x, y, None, m[:, 3], m[:, 4], 1.0, self.eps)
         y = self.ffn_out(linear_gelu(z, self.ffn_in.weight, self.ffn_in.bias))
         return residual_norm(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps)
@@ -203,9 +203,7 @@ class Transformer(nn.Module):
         # Zero rows become the biases' constant vector and are attended to: there is no mask.
         context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
         k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)
-        home = home_of_ranges(context)
-        ranges = torch.tensor([[[0, len(context)], [0, 0]]], dtype=torch.int32, device=home)
-        return CrossCache(torch.stack(k)[:, None], torch.stack(v)[:, None], ranges)
+        return CrossCache(torch.stack(k), torch.stack(v))
 
     def checkpoint_views(self) -> dict[str, Tensor]:
         """Every tensor of the published checkpoint by its key, as a writable view into the parameters here."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..vae.model import WanVae
-from ..vae.stream import to_uint8
+from ..vae.autoencoder import to_uint8
+from ..vae.wan.model import WanVae
 from .autoencode import decode, denormalise
 from .score import Score
 

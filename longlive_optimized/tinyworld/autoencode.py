@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..vae.config import LATENT_MEAN, LATENT_STD
-from ..vae.layers import AttentionBlock, CausalConv3d, Downsample, Head, ResidualBlock, RMSNorm, Upsample
-from ..vae.model import WanVae
+from ..vae.wan.layers import AttentionBlock, CausalConv3d, Downsample, Head, ResidualBlock, RMSNorm, Upsample
+from ..vae.wan.model import WanVae
 
 
 def encode(vae: WanVae, frames: Tensor) -> tuple[Tensor, Tensor]:

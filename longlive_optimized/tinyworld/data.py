@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..vae.model import WanVae
+from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, pixel_of
 from . import coupling
 from .autoencode import encode, normalise

@@ -6,7 +6,7 @@ All prompts are of combinations that were held out of training. Small numbers by
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import OptimizationConfig
+from ..engine.block import follow_prompt, settle
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.stream import Stream
@@ -42,10 +43,10 @@ class Evaluation:
         config = OptimizationConfig(height=NATIVE[0], width=NATIVE[1], **changes)
         return cls(LongLiveEngine(model, config, device), seed)
 
-    def adherence(self, prompts: int, seconds: float) -> dict[str, float]:
-        """Share of attributes met by whole videos of ``seconds``; and blocks a second."""
+    def adherence(self, prompts: int, seconds: float, **settings) -> dict[str, float]:
+        """Share of attributes met by whole videos of ``seconds``, with these StreamSettings; and blocks a second."""
         started, scores, blocks = time.perf_counter(), [], 0
-        for scene, text, stream in self._streams(prompts):
+        for scene, text, stream in self._streams(prompts, **settings):
             frames, made = self._video(stream, text, seconds)
             scores.append(score(frames, scene))
             blocks += made
@@ -81,25 +82,24 @@ class Evaluation:
             blocks = [self._block(stream, text) for _ in range(random.randint(2, 9))]
             after = sample_scene(random, held_out=True)
             text = caption(after, random)
-            with contextlib.nullcontext() if recache else self._old_keys(stream):
-                blocks += [self._block(stream, text) for _ in range(3)]
-            yield after, blocks
+            if not recache:
+                self._leave_old_keys(stream, text)
+            yield after, blocks + [self._block(stream, text) for _ in range(3)]
 
     def presets(self, prompts: int, seconds: float) -> dict[str, dict[str, float]]:
         """``adherence`` for every number of steps and window that presets have."""
-        table, before = {}, self.engine.config
-        for steps in _STEPS:
-            for window in _WINDOWS:
-                self.engine.configure(denoising_steps=steps, local_attn_size=window)
-                table[f"{len(steps)} steps, window {window}"] = self.adherence(prompts, seconds)
-        self.engine.configure(denoising_steps=before.denoising_steps, local_attn_size=before.local_attn_size)
-        return table
+        return {
+            f"{len(steps)} steps, window {window}": self.adherence(
+                prompts, seconds, denoising_steps=steps, local_attn_size=window
+            )
+            for steps, window in itertools.product(_STEPS, _WINDOWS)
+        }
 
-    def _streams(self, count: int) -> Iterator[tuple[Scene, str, Stream]]:
+    def _streams(self, count: int, **settings) -> Iterator[tuple[Scene, str, Stream]]:
         for i in range(count):
             random = Random(f"{self.seed} {i}")
             scene = sample_scene(random, held_out=True)
-            yield scene, caption(scene, random), self.engine.open_stream(seed=self.seed + 10**6 * i)
+            yield scene, caption(scene, random), self.engine.open_stream(seed=self.seed + 10**6 * i, **settings)
 
     def _block(self, stream: Stream, text: str) -> Tensor:
         return self.engine.generate_block(BlockRequest(text), stream).cpu()
@@ -114,16 +114,13 @@ class Evaluation:
             frames += [block] if kept else []
         return torch.cat(frames) if kept else torch.empty(0), blocks
 
-    @contextlib.contextmanager
-    def _old_keys(self, stream: Stream) -> Iterator[None]:
-        """Inside, a new prompt leaves the keys and values of the old one where they are."""
-        with torch.no_grad():
-            self.engine._settle(stream)  # the clean pass of the last block, still under the old prompt
-        self.engine._recache = lambda stream: None
-        try:
-            yield
-        finally:
-            del self.engine._recache
+    def _leave_old_keys(self, stream: Stream, text: str) -> None:
+        """Take over a new prompt, and leave the keys and values of the old one where they are."""
+        with self.engine.devices.turn():
+            settle(stream)  # the last block's context pass, still under the old prompt
+            follow_prompt(stream, BlockRequest(text))
+            stream.prompt.block_made()
+            stream.recache_due = False
 
 
 def precisions(

@@ -10,7 +10,7 @@ from torch import nn
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
 from ..vae.config import VaeConfig
-from ..vae.model import WanVae
+from ..vae.wan.model import WanVae
 from .render import NATIVE
 from .umt5 import TextConfig, TextNetwork
 from .vocabulary import pieces

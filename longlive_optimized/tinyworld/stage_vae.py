@@ -8,8 +8,8 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
-from ..vae.model import WanVae
-from ..vae.stream import to_uint8
+from ..vae.autoencoder import to_uint8
+from ..vae.wan.model import WanVae
 from .adherence import tally
 from .autoencode import decode, encode, fold_statistics
 from .data import clips

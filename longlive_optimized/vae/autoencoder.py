@@ -1,4 +1,4 @@
-"""What a stream asks of a network, be it Wan 2.1's or a tiny one."""
+"""A video autoencoder as a network of modules, be it Wan 2.1's or a tiny one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from .state import CausalState
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def to_uint8(pixels: Tensor) -> Tensor:
+    """trunc(255 clamp(x / 2 + 1/2, 0, 1)) in float32, whatever the dtype of ``pixels``."""
+    return pixels.float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).to(torch.uint8)
+
+
 class Autoencoder(nn.Module, ABC):
     """Causal video autoencoder, 8x in space and 4x in time, for Wan 2.1's latents.
 
@@ -25,6 +30,7 @@ class Autoencoder(nn.Module, ABC):
     config: VaeConfig | TaeConfig
     encoder: nn.Module | None
     decoder: nn.Module
+    first_frame_alone: bool  # whether a video's first frame is a latent by itself; else ``pad_first`` makes it four
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
-# Wan 2.1's latents, channel by channel (model specification 7.1).
+_Four = tuple[int, int, int, int]
+
+# Wan 2.1's latents, channel by channel (docs/model.md 7.1).
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
     0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -26,7 +29,7 @@ class VaeConfig:
 
     base: int = 96
     z_dim: int = 16
-    multipliers: tuple[int, int, int, int] = (1, 2, 4, 4)
+    multipliers: _Four = (1, 2, 4, 4)
     latent_mean: tuple[float, ...] = LATENT_MEAN
     latent_std: tuple[float, ...] = LATENT_STD
 
@@ -66,7 +69,7 @@ class VaeConfig:
         for key, width in zip(levels, widths, strict=True):
             if width % base:
                 raise ValueError(f"{key} must have a multiple of the finest level's {base} channels, got {width}")
-        return cls(base, z_dim, tuple(width // base for width in widths))
+        return cls(base, z_dim, cast("_Four", tuple(width // base for width in widths)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class TaeConfig:
     """
 
     encoder_width: int = 64
-    decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
+    decoder_widths: _Four = (256, 128, 64, 64)
     z_dim: int = 16
     latent_mean: tuple[float, ...] = (0.0,) * 16
     latent_std: tuple[float, ...] = (1.0,) * 16
@@ -112,7 +115,7 @@ class TaeConfig:
         }
         _check_shapes(shapes, expected)
         statistics = (LATENT_MEAN, LATENT_STD) if light else ((0.0,) * z_dim, (1.0,) * z_dim)
-        return cls(width, tuple(widths), z_dim, *statistics)
+        return cls(width, cast("_Four", tuple(widths)), z_dim, *statistics)
 
 
 def _check_fields(config: VaeConfig | TaeConfig, sizes: Mapping[str, int]) -> None:

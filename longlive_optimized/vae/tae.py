@@ -1,7 +1,7 @@
-"""The tiny autoencoder (model specification 8): TAE and LightTAE, which trade quality for speed.
+"""The tiny autoencoder (docs/model.md 8): TAE and LightTAE, which trade quality for speed.
 
 Plain convolutions on each frame; only a ``MemBlock`` looks back, at one frame. Activations are [T, H, W, C] as in
-``layers``, and parameter names and shapes are the checkpoint's.
+``wan/layers.py``, and parameter names and shapes are the checkpoint's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
 from .config import TaeConfig
-from .layers import conv2d, pointwise
+from .convolution import conv2d, pointwise
 from .state import CausalState
 
 
-def _conv3x3(channels_in: int, channels_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=bias)
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of each frame, zero-padded."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1, bias: bool = True):
+        super().__init__(channels_in, channels_out, 3, stride, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(self, x)
 
 
 class MemBlock(nn.Module):
@@ -29,9 +35,9 @@ class MemBlock(nn.Module):
         super().__init__()
         self.conv = nn.ModuleDict(
             {
-                "0": _conv3x3(2 * channels, channels),
-                "2": _conv3x3(channels, channels),
-                "4": _conv3x3(channels, channels),
+                "0": Conv3x3(2 * channels, channels),
+                "2": Conv3x3(channels, channels),
+                "4": Conv3x3(channels, channels),
             }
         )
 
@@ -43,11 +49,11 @@ class MemBlock(nn.Module):
         past[:1] = history
         past[1:] = x[:-1]
         history.copy_(x[-1:])
-        y = conv2d(self.conv["2"], conv2d(self.conv["0"], pair).relu_()).relu_()
-        return conv2d(self.conv["4"], y).add_(x).relu_()
+        y = self.conv["2"](self.conv["0"](pair).relu_()).relu_()
+        return self.conv["4"](y).add_(x).relu_()
 
 
-class Pool(nn.Module):
+class TemporalPool(nn.Module):
     """``frames`` consecutive frames become one, by a 1x1 convolution over all their channels."""
 
     def __init__(self, channels: int, frames: int):
@@ -60,10 +66,10 @@ class Pool(nn.Module):
 
 
 class Grow(nn.Module):
-    """Each frame becomes ``frames`` frames, by a 1x1 convolution, and each pixel four copies of itself.
+    """Each frame becomes ``frames`` frames, by a 1x1 convolution, then nearest-neighbour 2x upsampling in space.
 
-    The checkpoint's network copies first. A 1x1 convolution does not mind the order, and this way sees a quarter of the
-    pixels.
+    The checkpoint's network upsamples first. A 1x1 convolution does not mind the order, and this way sees a quarter of
+    the pixels.
     """
 
     def __init__(self, channels: int, frames: int):
@@ -84,53 +90,58 @@ def _mem_blocks(first: int, channels: int) -> dict[str, nn.Module]:
 
 
 class TaeDecoder(nn.ModuleDict):
-    """Three levels of three MemBlocks, coarsest first; each ends enlarged in space, the last two in time."""
+    """Three levels of three MemBlocks, coarsest first; each is then doubled in space, the last two in time."""
 
     def __init__(self, config: TaeConfig):
         widths = config.decoder_widths
-        layers: dict[str, nn.Module] = {"1": _conv3x3(config.z_dim, widths[0])}
+        layers: dict[str, nn.Module] = {"1": Conv3x3(config.z_dim, widths[0])}
         for level in range(3):
             first, width = 6 * level + 3, widths[level]
             layers |= _mem_blocks(first, width)
             layers[f"{first + 4}"] = Grow(width, frames=2 if level else 1)
-            layers[f"{first + 5}"] = _conv3x3(width, widths[level + 1], bias=False)
-        super().__init__(layers | {"22": _conv3x3(widths[3], 3)})
+            layers[f"{first + 5}"] = Conv3x3(width, widths[level + 1], bias=False)
+        super().__init__(layers | {"22": Conv3x3(widths[3], 3)})
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         """[T, h, w, z_dim] to [4T, 8h, 8w, 3], about in [0, 1]."""
-        x = conv2d(self["1"], (x / 3).tanh_().mul_(3)).relu_()
+        x = self["1"]((x / 3).tanh_().mul_(3)).relu_()
         for first in (3, 9, 15):
             for i in range(first, first + 3):
                 x = self[f"{i}"](x, state)
-            x = conv2d(self[f"{first + 5}"], self[f"{first + 4}"](x))
-        return conv2d(self["22"], x.relu_())
+            x = self[f"{first + 5}"](self[f"{first + 4}"](x))
+        return self["22"](x.relu_())
 
 
 class TaeEncoder(nn.ModuleDict):
-    """Three levels, finest first; each begins shrunk in space, the first two in time, and has three MemBlocks."""
+    """Three levels, finest first; each is halved in space, the first two in time, and then has three MemBlocks."""
 
     def __init__(self, config: TaeConfig):
         width = config.encoder_width
-        layers: dict[str, nn.Module] = {"0": _conv3x3(3, width)}
+        layers: dict[str, nn.Module] = {"0": Conv3x3(3, width)}
         for level in range(3):
             first = 5 * level + 2
-            layers[f"{first}"] = Pool(width, frames=2 if level < 2 else 1)
-            layers[f"{first + 1}"] = _conv3x3(width, width, stride=2, bias=False)
+            layers[f"{first}"] = TemporalPool(width, frames=2 if level < 2 else 1)
+            layers[f"{first + 1}"] = Conv3x3(width, width, stride=2, bias=False)
             layers |= _mem_blocks(first + 2, width)
-        super().__init__(layers | {"17": _conv3x3(width, config.z_dim)})
+        super().__init__(layers | {"17": Conv3x3(width, config.z_dim)})
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         """[4T, 8h, 8w, 3] in [0, 1] to [T, h, w, z_dim]."""
-        x = conv2d(self["0"], x).relu_()
+        x = self["0"](x).relu_()
         for first in (2, 7, 12):
-            x = conv2d(self[f"{first + 1}"], self[f"{first}"](x))
+            x = self[f"{first + 1}"](self[f"{first}"](x))
             for i in range(first + 2, first + 5):
                 x = self[f"{i}"](x, state)
-        return conv2d(self["17"], x)
+        return self["17"](x)
 
 
 class Tae(Autoencoder):
     """The tiny autoencoder, lossy and fast; 128 tensors, or the decoder's half with ``encoder=False``."""
+
+    config: TaeConfig
+    encoder: TaeEncoder | None
+    decoder: TaeDecoder
+    first_frame_alone = False
 
     def __init__(
         self, config: TaeConfig | None = None, *, encoder: bool = True, device: torch.device | str | None = None
@@ -152,6 +163,7 @@ class Tae(Autoencoder):
 
     def encode(self, frames: Tensor, state: CausalState) -> Tensor:
         """Pixels [4T, 8h, 8w, 3] to latents [T, h, w, z_dim]."""
+        assert self.encoder is not None
         latents = self.encoder((frames + 1) / 2, state)
         state.fresh = False
         return latents
@@ -164,7 +176,7 @@ class Tae(Autoencoder):
 def last_rows(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """A TAE's ``tensors``, the weights of its ``Grow`` layers cut down to the last rows that ``shapes`` asks for.
 
-    A checkpoint may be able to make more frames than Wan 2.1 has; those in the last rows are kept (specification 8).
+    A checkpoint may be able to make more frames than Wan 2.1 has; those in the last rows are kept (docs/model.md 8).
     """
     tensors = dict(tensors)
     for key in (f"decoder.{i}.conv.weight" for i in (7, 13, 19)):

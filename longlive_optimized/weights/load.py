@@ -16,8 +16,8 @@ from ..model.config import ModelConfig
 from ..model.transformer import Transformer
 from ..vae.autoencoder import Autoencoder
 from ..vae.config import TaeConfig, VaeConfig
-from ..vae.model import WanVae
 from ..vae.tae import Tae, last_rows
+from ..vae.wan.model import WanVae
 from . import CheckpointError
 from .files import check_tensors, some, tensors_in
 from .locate import ModelFiles

@@ -24,8 +24,8 @@ from torch import Tensor
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
 from ..vae.config import TaeConfig, VaeConfig
-from ..vae.model import WanVae
 from ..vae.tae import Tae
+from ..vae.wan.model import WanVae
 from .locate import VAE_FILES
 from .lora import adapter_shapes
 from .random_tokenizer import write_tokenizer

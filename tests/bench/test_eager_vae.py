@@ -4,8 +4,8 @@ import torch
 
 from longlive_optimized.bench.eager_vae import PlainDecoder
 from longlive_optimized.vae.config import VaeConfig
-from longlive_optimized.vae.model import WanVae
 from longlive_optimized.vae.state import CausalState
+from longlive_optimized.vae.wan.model import WanVae
 
 
 def test_plain_decoder_is_the_network():

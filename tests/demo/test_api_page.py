@@ -8,10 +8,11 @@ from typing import get_args
 import pytest
 
 from longlive_optimized import BlockRequest, OptimizationConfig
+from longlive_optimized.config import CHANGEABLE, StreamSettings
 from longlive_optimized.demo import scope_integration
 from longlive_optimized.demo.scope_integration import LatencyStats, OverlayConfig, ScopeOptimizationConfig
 from longlive_optimized.demo.server import messages
-from longlive_optimized.engine.engine import HOT_FIELDS, LongLiveEngine
+from longlive_optimized.engine.engine import LongLiveEngine
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 NAMES = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", PAGE))))
@@ -38,16 +39,18 @@ def test_every_message_is_named():
 
 def test_what_may_change_is_marked():
     marked = {name for line in PAGE.splitlines() if "•" in line for name in re.findall(r"`(\w+)` •", line)}
-    assert marked == set(HOT_FIELDS)
+    assert marked == set(CHANGEABLE)
 
 
 def test_defaults_are_the_configs():
-    config, seen = dataclasses.asdict(OptimizationConfig()), set()
+    config, seen = dataclasses.asdict(OptimizationConfig()), []
     table = PAGE.split("`OptimizationConfig`;")[1].split("## ")[0]
     for names, defaults in re.findall(r"^\| (`[^|]+`)[ •]* \| ([^|]+) \|", table, re.MULTILINE):
         fields = re.findall(r"`(\w+)`", names)
         values = [v for name in fields for v in (config[name] if isinstance(config[name], tuple) else [config[name]])]
         said = [text.strip("` ") for text in defaults.split(",")]
         assert said == ["none" if value is None else str(value).lower() for value in values], names
-        seen.update(fields)
-    assert seen == {*config}
+        seen += fields
+    assert {*seen} == {*config}
+    own = {field.name for field in dataclasses.fields(StreamSettings)}
+    assert {*seen[: len(own)]} == own and seen[len(own) - 1] == "use_cuda_graphs"

@@ -17,7 +17,7 @@ from longlive_optimized.demo.scope_integration import (
     ScopeOptimizationConfig,
     create_optimized_scope_pipeline,
 )
-from longlive_optimized.engine import engine as engine_module
+from longlive_optimized.engine import stream as stream_module
 from support.soak import soak
 
 SMALL = {"height": 32, "width": 48}
@@ -135,14 +135,12 @@ def test_flags_tell_the_truth(pipeline):
 
 
 def test_what_is_not_there_yet_is_said_once_and_reported_false(caplog):
-    config = ScopeOptimizationConfig.preset_turbo(**SMALL, use_async_vae=True)
-    engine_module._warn_once.cache_clear()
+    config = ScopeOptimizationConfig.preset_turbo(**SMALL)
+    stream_module._warn_once.cache_clear()
     pipelines = [OptimizedScopePipeline("tiny", config, device="cpu") for _ in range(2)]
-    assert caplog.text.count("fp8 is not available yet") == caplog.text.count("use_async_vae gains nothing") == 1
+    assert caplog.text.count("fp8 is not available yet") == 1
     stats = pipelines[0].get_latency_stats()
     assert not stats["async_vae_active"] and stats["precision"] == "float32"
-    with pytest.raises(ValueError, match="use_static_kv"):
-        ScopeOptimizationConfig(use_static_kv=False)
 
 
 def test_prompt_cache_counts(pipeline):
@@ -221,7 +219,7 @@ def test_presets_by_name_and_by_method(pipeline, name):
     blocks(pipeline, FOX, 1, first=True)
     for field in ("denoising_steps", "local_attn_size", "precision", "target_fps", "drop_frames_on_lag"):
         assert getattr(pipeline.config, field) == getattr(config, field)
-    assert pipeline.engine.config.denoising_steps == config.denoising_steps
+    assert pipeline.stream.settings.denoising_steps == config.denoising_steps
     assert pipeline.engine.stream.ring.window == config.local_attn_size
     assert pipeline.config.height == 32
     assert pipeline.get_latency_stats()["preset"] == {"quality": "quality_stream"}.get(name, name)
@@ -257,7 +255,7 @@ def test_a_rebuilt_window_equals_a_recache(pipeline):
         return torch.stack(blocks(pipeline, FOX, 2))
 
     def there_and_back(stream):
-        stream.resize(9), stream.resize(12)
+        stream.configure(local_attn_size=9), stream.configure(local_attn_size=12)
 
     def recache(stream):
         stream.recache_due = True
@@ -344,10 +342,10 @@ def test_a_reset_keeps_the_preset_that_waits(pipeline):
 
 def test_a_preset_ends_the_steps_of_calls_before_it(pipeline):
     pipeline.generate_frame(FOX, denoising_steps=(1000,))
-    assert pipeline._steps == (1000,)
+    assert pipeline.stream.settings.denoising_steps == (1000,)
     pipeline.set_optimization_preset("ultra")
     blocks(pipeline, FOX, 1)
-    assert pipeline._steps is None and (3, 2) in pipeline.engine.stream.passes._inputs
+    assert pipeline.stream.settings.denoising_steps == (1000, 250) and (3, 2) in pipeline.engine.stream.passes._inputs
 
 
 def test_a_burst_of_prompts_costs_one_switch(pipeline):
@@ -381,18 +379,18 @@ def test_warm_up_takes_the_preset_that_waits(pipeline):
 def test_a_failed_preset_leaves_everything_as_it_was(pipeline, monkeypatch):
     blocks(pipeline, FOX, 1, first=True)
     before = pipeline.config
-    real = type(pipeline.engine.stream).resize
+    real = type(pipeline.stream.ring).resize
 
-    def full(stream, window):
+    def full(ring, window):
         if window == 9:
             raise RuntimeError("out of memory")
-        real(stream, window)
+        real(ring, window)
 
-    monkeypatch.setattr(type(pipeline.engine.stream), "resize", full)
+    monkeypatch.setattr(type(pipeline.stream.ring), "resize", full)
     pipeline.set_optimization_preset("realtime")
     with pytest.raises(RuntimeError, match="out of memory"):
         pipeline.generate_frame(FOX)
-    assert pipeline.config == before and pipeline.engine.config.local_attn_size == 12
+    assert pipeline.config == before and pipeline.stream.settings.local_attn_size == 12
     assert len(blocks(pipeline, FOX, 1)) == 12
 
 
@@ -450,7 +448,8 @@ def test_fields_change_with_the_next_block(pipeline):
     blocks(pipeline, FOX, 1)
     config = pipeline.config
     assert (config.target_fps, config.overlay_position, config.use_cuda_graphs) == (60, "bottom-left", False)
-    assert pipeline.engine.config.denoising_steps == (1000, 500) and not pipeline.engine.config.use_cuda_graphs
+    settings = pipeline.stream.settings
+    assert settings.denoising_steps == (1000, 500) and not settings.use_cuda_graphs
     assert pipeline.overlay.config.position == "bottom-left"
     pipeline.configure(enable_latency_overlay=False)
     blocks(pipeline, FOX, 1)
@@ -460,7 +459,7 @@ def test_fields_change_with_the_next_block(pipeline):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"height": 64}, "height cannot change while the pipeline runs"),
+        ({"height": 64}, "height cannot change while a stream runs"),
         ({"positions": "base", "target_fps": 60}, "positions cannot change"),
         ({"no_such_field": 1}, "no_such_field"),
     ],
@@ -508,3 +507,21 @@ import longlive_optimized.demo.scope_integration as package
 assert not package.OptimizedScopePipeline is None and len(package.__all__) == 7
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_pipelines_may_share_an_engine(pipeline):
+    """Each has a stream of its own: its frames are those of a pipeline alone, and presets do not meet."""
+    engine = pipeline.engine
+    config = ScopeOptimizationConfig.preset_ultra(**SMALL, drop_frames_on_lag=False)
+    alone = OptimizedScopePipeline("tiny", config, device="cpu")
+    one, other = OptimizedScopePipeline.on(engine, config), OptimizedScopePipeline.on(engine)
+    frames = []
+    for _ in range(12):
+        frames.append(one.generate_frame(FOX))
+        other.generate_frame(BOAT)
+    assert all(torch.equal(frame, alone.generate_frame(FOX)) for frame in frames)
+    assert one.stream.settings.local_attn_size == 9 and other.config.height == engine.config.height
+    assert one.engine is other.engine and len({id(p.stream) for p in (pipeline, one, other)}) == 3
+    assert other.stream.settings.denoising_steps != one.stream.settings.denoising_steps
+    with pytest.raises(ValueError, match="config must have the engine's vae_type"):
+        OptimizedScopePipeline.on(engine, dataclasses.replace(config, vae_type="tae"))

@@ -5,7 +5,7 @@ import torch
 
 from longlive_optimized.demo.scope_integration.frame_queue import FrameQueue
 from longlive_optimized.demo.scope_integration.prompt_box import PromptBox
-from longlive_optimized.demo.scope_integration.stats import LatencyTracker
+from longlive_optimized.engine.latency import LatencyTracker
 
 
 def play(interval: float, fps: float, depth: int | None, frames: int) -> tuple[list[int], FrameQueue]:

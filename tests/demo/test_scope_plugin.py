@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from longlive_optimized.config import PRESETS
 from longlive_optimized.demo.scope_integration import LatencyStats
+from longlive_optimized.engine import block
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.engine.request import BlockRequest
 from longlive_optimized.weights.random_checkpoint import TINY
@@ -360,7 +361,7 @@ def test_a_preset_by_message_acts_once_and_is_answered(scope):
 
 def test_the_later_change_of_steps_wins(scope):
     session = scope.manager.open({"prompts": FOX, "denoising_step_list": [1000, 750]})
-    inner = lambda: session_of(scope, session)._steps  # noqa: E731
+    inner = lambda: session_of(scope, session)._stream.settings.denoising_steps  # noqa: E731
     run(session, 1)
     assert inner() == (1000, 750)
     run(session, 1, optimization_preset="ultra")
@@ -582,7 +583,7 @@ def failing(scope, monkeypatch):
 
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    engine, right = engine_of(scope), engine_of(scope)._denoise
+    right = block.denoise
     tries = []
 
     def fail(error):
@@ -590,12 +591,11 @@ def failing(scope, monkeypatch):
             tries.append(now[0])
             raise error
 
-        engine._denoise = right if error is None else denoise
+        monkeypatch.setattr(block, "denoise", right if error is None else denoise)
 
     fail.pass_time = lambda seconds: now.__setitem__(0, now[0] + seconds)
     fail.tries = tries
-    yield fail
-    engine._denoise = right
+    return fail
 
 
 def test_an_error_is_told_once_and_tried_again_ever_more_rarely(scope, failing):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.bench.eager import EagerNetwork, predict_x0, renoise
 from longlive_optimized.engine.sampler import make_schedule
+from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.weights.user_lora import UserLora
 
@@ -123,17 +124,35 @@ def test_a_rest_that_fails_begins_the_stream_anew(engine, monkeypatch):
 
 
 def test_a_window_of_a_stream_outlives_other_changes(engine):
-    stream = engine.open_stream()
-    engine.resize(stream, 9)
-    steps = engine.config.denoising_steps
-    engine.configure(denoising_steps=(1000, 500))
-    assert stream.window == 9
-    engine.configure(denoising_steps=steps)
+    stream = engine.open_stream(local_attn_size=9)
+    stream.configure(denoising_steps=(1000, 500))
+    assert stream.window == stream.ring.window == 9 and engine.stream.window == 12
+
+
+def test_neighbours_have_presets_of_their_own(engine):
+    """Frames of a stream depend on its settings alone, whatever the others' are and whenever they change."""
+    wish = {"denoising_steps": (1000, 250), "local_attn_size": 6}
+    mine, theirs = engine.open_stream(seed=1, **wish), engine.open_stream(seed=1)
+    got = [latents_of(engine, stream, ["a fox"] * 3) for stream in (mine, theirs, mine)]
+    alone = LongLiveEngine("tiny", replace(engine.config, **wish), device="cpu").open_stream(seed=1)
+    assert torch.equal(torch.cat((got[0], got[2])), latents_of(engine, alone, ["a fox"] * 6))
+    assert not torch.equal(got[0], got[1]) and theirs.settings.denoising_steps == (1000, 750, 500, 250)
+
+
+def test_the_engines_own_configure_is_the_default_streams():
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=32), device="cpu")
+    other = engine.open_stream()
+    engine.configure(denoising_steps=(1000, 500), local_attn_size=9, vae_type="wan")
+    assert engine.stream.settings.denoising_steps == engine.open_stream().settings.denoising_steps == (1000, 500)
+    assert (engine.stream.window, engine.config.local_attn_size, other.window) == (9, 9, 12)
+    with pytest.raises(ValueError, match="vae_type, seed cannot change while a stream runs"):
+        engine.configure(vae_type="tae", seed=1, local_attn_size=12)
+    assert engine.stream.window == engine.config.local_attn_size == 9
 
 
 def test_a_warm_up_that_fails_leaves_no_trace(engine, monkeypatch):
     stream = engine.open_stream()
-    monkeypatch.setattr(engine, "rest_of_block", lambda stream: 1 / 0)
+    monkeypatch.setattr("longlive_optimized.engine.block.rest_of_block", lambda stream: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         engine.warmup(stream=stream)
     assert stream.position == 0 and not engine.block_times(stream)
@@ -260,9 +279,8 @@ def test_video_mode_starts_with_thirteen_frames(engine):
 
 def test_video_input_matters_and_full_noise_hides_it(engine):
     def run(video, scale):
-        stream = engine.open_stream(seed=1)
-        engine.generate_block(BlockRequest("a fox", video=video, noise_scale=scale), stream)
-        return stream.history  # latents: for words that it does not know the model's pixels are one flat colour
+        request = BlockRequest("a fox", video=video, noise_scale=scale, denoising_steps=(1000,))
+        return engine.generate_block(request, engine.open_stream(seed=1))
 
     torch.manual_seed(0)
     one, other = torch.randint(0, 256, (2, 13, 32, 48, 3), dtype=torch.uint8)
@@ -270,12 +288,18 @@ def test_video_input_matters_and_full_noise_hides_it(engine):
     assert torch.equal(run(one, 1.0), run(other, 1.0))
 
 
+def test_streams_share_one_codec(engine):
+    """Packed weights are made once, whatever the number of streams."""
+    streams = [engine.open_stream() for _ in range(2)]
+    assert {side.codec for stream in streams for side in (stream.decoder, stream.encoder)} == {engine.codec}
+
+
 def test_a_change_of_mode_starts_the_vae_anew_and_nothing_else(engine):
     stream, video = engine.open_stream(), torch.randint(0, 256, (12, 32, 48, 3), dtype=torch.uint8)
     modes = [None, None, video, video, None, None]
     frames = [engine.generate_block(BlockRequest("a fox", video=mode), stream) for mode in modes]
     assert [len(block) for block in frames] == [9, 12, 9, 12, 9, 12] and stream.position == 18
-    decoder = DecoderStream(engine.vae)
+    decoder = DecoderStream(engine.codec)
     assert torch.equal(frames[4], decoder.decode_uint8(stream.history[-6:-3]))
     assert len(engine.generate_block(BlockRequest("a fox", video=video, reset=True), stream)) == 13
 
@@ -285,7 +309,7 @@ def test_video_after_text_is_encoded_as_a_new_one(engine):
     stream = engine.open_stream()
     engine.generate_block(BlockRequest("a fox"), stream)
     seen = []
-    stream.encoder.encode = lambda frames: seen.append(frames) or EncoderStream(engine.vae).encode(frames)
+    stream.encoder.encode = lambda frames: seen.append(frames) or EncoderStream(engine.codec).encode(frames)
     engine.generate_block(BlockRequest("a fox", video=video), stream)
     assert torch.equal(seen[0], video.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
 
@@ -362,10 +386,10 @@ def test_a_seed_takes_effect_with_its_block(engine):
 def test_each_stream_has_a_window_and_times_of_its_own(engine):
     one, other = engine.open_stream(), engine.open_stream()
     engine.generate_block(BlockRequest("a fox"), one)
-    engine.resize(one, 9)
+    one.configure(local_attn_size=9)
     assert (one.window, other.window) == (9, 12) and len(engine.block_times(one)) == 1 and not engine.block_times(other)
     with pytest.raises(ValueError, match="local_attn_size must be at least"):
-        engine.resize(one, 3)
+        one.configure(local_attn_size=3)
     assert one.window == 9
 
 
@@ -383,9 +407,9 @@ def test_a_stream_of_known_length_ends(engine):
         engine.generate_block(BlockRequest("a fox"), stream)
 
 
-@pytest.mark.parametrize("size", [{"height": 40}, {"width": 8}, {"width": 32.0}])
+@pytest.mark.parametrize("size", [{"height": 40}, {"width": 8}, {"width": 32.5}])
 def test_sizes_are_multiples_of_sixteen(engine, size):
-    with pytest.raises(ValueError, match=f"{next(iter(size))} must be a multiple of 16"):
+    with pytest.raises(ValueError, match=rf"{next(iter(size))}\n.*(multiple of|greater than or equal to) 16|integer"):
         engine.open_stream(**size)
 
 
@@ -428,20 +452,20 @@ def test_a_schedule_that_fails_half_way_is_not_there(engine, monkeypatch):
     assert inputs.sigmas.tolist() == [step.sigma for step in steps]
 
 
-def test_a_window_that_fails_leaves_every_stream_as_it_was(monkeypatch):
+def test_a_window_that_fails_leaves_the_stream_as_it_was(monkeypatch):
     engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=32), device="cpu")
-    one, other = engine.open_stream(), engine.open_stream()
-    engine.generate_block(BlockRequest("a fox"), one)
+    stream = engine.stream
+    engine.generate_block(BlockRequest("a fox"))
+    before, passes = stream.settings, stream.passes
 
-    def fail(window):
-        if window != 12:
-            raise RuntimeError("out of memory")
+    def fail(ring, other):
+        raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(other, "resize", fail)
-    monkeypatch.setattr(engine, "_streams", [one, other])  # in this order
+    monkeypatch.setattr(RingCache, "take_sinks", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        engine.configure(local_attn_size=9)
-    assert engine.config.local_attn_size == one.window == 12 and not one.recache_due
+        engine.configure(local_attn_size=15, denoising_steps=(1000,))
+    assert engine.config.local_attn_size == stream.ring.window == 12 and not stream.recache_due
+    assert stream.settings == before and stream.passes is passes
 
 
 def test_restart_at_begins_again():
@@ -519,9 +543,9 @@ def test_a_vae_that_fails_begins_the_stream_anew(engine, monkeypatch):
     assert torch.equal(engine.generate_block(BlockRequest("a fox"), stream), first)
 
 
-@pytest.mark.parametrize("wish", [{"seed": -1}, {"seed": 1.5}, {"total_frames": 0}, {"height": 0}])
+@pytest.mark.parametrize("wish", [{"seed": -1}, {"seed": 1.5}, {"total_frames": 0}, {"height": 0}, {"no_such": 1}])
 def test_bad_streams_are_named(engine, wish):
-    with pytest.raises(ValueError, match=f"{next(iter(wish))} must be"):
+    with pytest.raises(ValueError, match=next(iter(wish))):
         engine.open_stream(**wish)
 
 

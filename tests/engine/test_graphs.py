@@ -160,7 +160,7 @@ def test_another_thread_captures_and_replays():
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             made.extend(graphed.generate_block(BlockRequest(prompt), other) for prompt in PROMPTS)
-            graphed.resize(other, 15)
+            other.configure(local_attn_size=15)
             made.extend(graphed.generate_block(BlockRequest(prompt), other) for prompt in PROMPTS)
         stream.synchronize()
 

@@ -1,31 +1,26 @@
 // Checks csrc/attention/schedule.h on a CPU, over random shapes: run by tests/kernels/test_ring_attention.py.
 #include "attention/schedule.h"
 
-#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <random>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 using namespace longlive::attention;
 
 struct Shape {
-  int heads, rows, split, tokens, ctas, cut, ranges[8];
+  int heads, rows, tokens, ctas, split_kv, ranges[4];
 };
 
-#define EXPECT(condition)                                       \
-  do {                                                          \
-    if (!(condition)) {                                         \
+#define EXPECT(condition)                                     \
+  do {                                                        \
+    if (!(condition)) {                                       \
       std::printf("line %d: not %s\n", __LINE__, #condition); \
-      return false;                                             \
-    }                                                           \
+      return false;                                           \
+    }                                                         \
   } while (0)
-
-int item_count(const Shape& c) {
-  return c.heads * (ceil_div(c.split, kTileRows) + ceil_div(c.rows - c.split, kTileRows));
-}
 
 // Each token of the ranges once, in full tiles but for the last of each run.
 template <class Keys>
@@ -46,74 +41,73 @@ bool covers(const Keys& keys, const int* ranges, int tokens, int tile) {
 
 template <int kTileKeys>
 bool check(const Shape& c) {
-  const KeyTiles<kTileKeys> keys[2] = {{c.ranges, c.tokens}, {c.ranges + 4, c.tokens}};
-  for (int g = 0; g < 2; ++g)
-    if (!covers(keys[g], c.ranges + 4 * g, c.tokens, kTileKeys)) return false;
-  const Schedule schedule(c.heads, c.rows, c.split, keys[0].count(), keys[1].count(), c.ctas, c.cut);
+  const KeyTiles<kTileKeys> keys(c.ranges, c.tokens);
+  if (!covers(keys, c.ranges, c.tokens, kTileKeys)) return false;
+  const Schedule schedule(c.heads, c.rows, keys.count(), c.ctas, c.split_kv);
 
   struct Piece {
-    int first, last, part, end_row;
+    int first, last, partial, end_row;
   };
-  std::map<std::tuple<int, int, int>, std::vector<Piece>> items;  // by group, head, row; pieces in the order of CTAs
-  std::vector<int> written(Schedule::parts(c.ctas)), load(c.ctas), whole(c.ctas);
+  std::map<std::pair<int, int>, std::vector<Piece>> tiles;  // by head, row; pieces in the order of CTAs
+  std::vector<int> written(Schedule::partials(c.ctas)), load(c.ctas), whole(c.ctas);
   long total = 0;
   for (int cta = 0; cta < c.ctas; ++cta) {
     Schedule::Cursor at = schedule.start(cta);
-    const int waves = item_count(c) / c.ctas;
+    const int waves = c.heads * ceil_div(c.rows, kTileRows) / c.ctas;
     int taken = 0;
-    for (Work w; schedule.next(cta, at, w);) {
+    for (WorkTile w; schedule.next(cta, at, w);) {
       if (taken++ < waves) whole[cta] += w.last - w.first;
-      EXPECT(w.first >= 0 && w.first < w.last && w.last <= keys[w.group].count());
-      EXPECT((w.part < 0) == (w.first == 0 && w.last == keys[w.group].count()));
-      if (w.part >= 0) EXPECT(w.part / 2 == cta && written[w.part]++ == 0);
-      items[{w.group, w.head, w.row}].push_back({w.first, w.last, w.part, w.end_row});
+      EXPECT(w.first >= 0 && w.first < w.last && w.last <= keys.count());
+      EXPECT((w.partial < 0) == (w.first == 0 && w.last == keys.count()));
+      if (w.partial >= 0) EXPECT(w.partial / 2 == cta && written[w.partial]++ == 0);
+      tiles[{w.head, w.row}].push_back({w.first, w.last, w.partial, w.end_row});
       load[cta] += w.last - w.first;
     }
     total += load[cta];
   }
 
-  // Each row of each head once, with all its group's keys, and no row of another group.
+  // Each row of each head once, with all keys.
   std::vector<int> rows(c.heads * c.rows);
-  int cut = 0;
-  for (const auto& [key, pieces] : items) {
-    const auto [group, head, row] = key;
+  int split_tiles = 0;
+  for (const auto& [key, pieces] : tiles) {
+    const auto [head, row] = key;
     int at = 0;
     for (const Piece& piece : pieces) {
       EXPECT(piece.first == at && piece.end_row == pieces[0].end_row);
       at = piece.last;
     }
-    EXPECT(at == keys[group].count());
+    EXPECT(at == keys.count());
     EXPECT(pieces[0].end_row > row && pieces[0].end_row - row <= kTileRows);
-    for (int r = row; r < pieces[0].end_row; ++r) EXPECT((r >= c.split) == group && rows[head * c.rows + r]++ == 0);
-    cut += pieces.size() > 1;
+    for (int r = row; r < pieces[0].end_row; ++r) EXPECT(rows[head * c.rows + r]++ == 0);
+    split_tiles += pieces.size() > 1;
   }
   for (const int n : rows) EXPECT(n == 1);
 
-  // The merge finds each part, once.
-  std::vector<int> merged(written.size());
-  const int pool = c.cut ? Schedule::pool_items(c.heads, c.rows, c.split, c.ctas) : 0;
-  for (int n = 0; n < pool; ++n) {
-    const Schedule::Parts parts = schedule.parts_of(n);
-    const auto found = items.find({parts.item.group, parts.item.head, parts.item.row});
-    EXPECT(found != items.end());
+  // The second kernel finds each partial result, once.
+  std::vector<int> combined(written.size());
+  const int count = c.split_kv ? Schedule::split_tiles(c.heads, c.rows, c.ctas) : 0;
+  for (int n = 0; n < count; ++n) {
+    const Schedule::Split split = schedule.split(n);
+    const auto found = tiles.find({split.tile.head, split.tile.row});
+    EXPECT(found != tiles.end());
     const std::vector<Piece>& pieces = found->second;
-    EXPECT(parts.item.end_row == pieces[0].end_row && parts.last - parts.first + 1 == int(pieces.size()));
+    EXPECT(split.tile.end_row == pieces[0].end_row && split.last - split.first + 1 == int(pieces.size()));
     if (pieces.size() == 1) continue;
-    --cut;
+    --split_tiles;
     for (int i = 0; i < int(pieces.size()); ++i) {
-      EXPECT(schedule.part_of(parts.first + i, parts) == pieces[i].part);
-      ++merged[pieces[i].part];
+      EXPECT(schedule.partial_of(split.first + i, split) == pieces[i].partial);
+      ++combined[pieces[i].partial];
     }
   }
-  EXPECT(cut == 0 && merged == written);
+  EXPECT(split_tiles == 0 && combined == written);
 
-  // Balance: nobody has more than an even share, or than its whole items and a span of the least length.
+  // Balance: nobody has more than an even share, or than its whole output tiles and a span of the least length.
   int short_spans = 0;
-  for (int cta = 0; c.cut && cta < c.ctas; ++cta) {
+  for (int cta = 0; c.split_kv && cta < c.ctas; ++cta) {
     EXPECT(load[cta] <= std::max(int((total + c.ctas - 1) / c.ctas), whole[cta] + kMinSpan));
     short_spans += load[cta] > whole[cta] && load[cta] < whole[cta] + kMinSpan;
   }
-  EXPECT(short_spans <= 1);  // where the pool ends
+  EXPECT(short_spans <= 1);  // the last span
   return true;
 }
 
@@ -122,22 +116,17 @@ int main(int, char** argv) {
   const auto draw = [&](int a, int b) { return std::uniform_int_distribution<int>(a, b)(random); };
   for (int i = 0; i < std::atoi(argv[1]); ++i) {
     const int rows = draw(1, draw(0, 3) ? 1500 : 6000), tokens = draw(1, draw(0, 1) ? 700 : 3000);
-    Shape c{draw(1, 12), rows, 0, tokens, 132, draw(0, 4) > 0, {}};
-    c.split = draw(0, 2) ? draw(0, c.rows) : c.rows;
+    Shape c{draw(1, 12), rows, tokens, 132, draw(0, 4) > 0, {}};
     if (!draw(0, 3)) c.ctas = draw(1, 140);
-    for (int g = 0; g < 2; ++g) {
-      std::array<int, 4> ends;
-      for (int& end : ends) end = draw(-20, c.tokens + 20);
-      std::sort(ends.begin(), ends.end());
-      if (!draw(0, 3)) ends[1] = ends[0];
-      if (!draw(0, 3)) ends[3] = ends[2];
-      if (!draw(0, 9)) std::swap(ends[2], ends[3]);
-      std::copy(ends.begin(), ends.end(), c.ranges + 4 * g);
-    }
-    if (!draw(0, 2)) std::copy(c.ranges, c.ranges + 4, c.ranges + 4);  // groups that cost the same
+    int (&ends)[4] = c.ranges;
+    for (int& end : ends) end = draw(-20, c.tokens + 20);
+    std::sort(ends, ends + 4);
+    if (!draw(0, 3)) ends[1] = ends[0];
+    if (!draw(0, 3)) ends[3] = ends[2];
+    if (!draw(0, 9)) std::swap(ends[2], ends[3]);
     if (!check<16>(c) || !check<176>(c)) {
-      std::printf("heads %d, rows %d, split %d, tokens %d, ctas %d, cut %d, ranges", c.heads, c.rows, c.split, c.tokens,
-                  c.ctas, c.cut);
+      std::printf("heads %d, rows %d, tokens %d, ctas %d, split_kv %d, ranges", c.heads, c.rows, c.tokens, c.ctas,
+                  c.split_kv);
       for (const int end : c.ranges) std::printf(" %d", end);
       std::puts("");
       return 1;

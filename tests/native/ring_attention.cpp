@@ -14,8 +14,7 @@ using namespace longlive::attention;
 using longlive::sm90::matrix_map;
 
 struct Case {
-  int heads, rows, split, tokens, ctas, cut;
-  std::vector<int> ranges;
+  int heads, rows, tokens, ctas, split_kv, ranges[4];
 };
 
 std::mt19937 source{7};
@@ -28,79 +27,72 @@ std::vector<uint16_t> noise(size_t n, float scale) {
   return x;
 }
 
-bool meant(const Case& c, int group, int token) {
-  const int* r = c.ranges.data() + 4 * group;
+bool in_runs(const Case& c, int token) {
+  const int* r = c.ranges;
   return (token >= r[0] && token < r[1]) || (token >= r[2] && token < r[3]);
 }
 
 template <class C>
 bool check(const Case& c) {
-  const int groups = int(c.ranges.size()) / 4;
   const int64_t columns = c.heads * kHeadDim;
   const auto q = noise(c.rows * columns, 2);
   auto k = noise(c.tokens * columns, 2), v = noise(c.tokens * columns, 1);
   for (int t = 0; t < c.tokens; ++t)
-    if (!meant(c, 0, t) && !(groups == 2 && meant(c, 1, t)))
+    if (!in_runs(c, t))
       for (int i = 0; i < columns; ++i) k[t * columns + i] = v[t * columns + i] = 0x7fff;
 
   constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   std::vector<uint16_t> out((c.rows + kTileRows) * columns, 0x7fff);  // nothing may be written after the last row
-  std::vector<float> part_out(Schedule::parts(c.ctas) * kTileRows * kHeadDim, kNaN);
-  std::vector<float2> part_stats(Schedule::parts(c.ctas) * kTileRows, {kNaN, kNaN});
-  const Params p{reinterpret_cast<bf16*>(out.data()), part_out.data(), part_stats.data(), c.ranges.data(), c.rows,
-                 c.split, c.heads, c.tokens, c.ctas, bool(c.cut)};
+  std::vector<float> partial_out(Schedule::partials(c.ctas) * kTileRows * kHeadDim, kNaN);
+  std::vector<float2> partial_stats(Schedule::partials(c.ctas) * kTileRows, {kNaN, kNaN});
+  const Params p{reinterpret_cast<bf16*>(out.data()), partial_out.data(), partial_stats.data(), c.ranges, c.rows,
+                 c.heads, c.tokens, c.ctas, bool(c.split_kv)};
   launch<C>(matrix_map(q.data(), c.rows, columns, 2 * columns, kRows),
             matrix_map(k.data(), c.tokens, columns, 2 * columns, C::kTileKeys),
             matrix_map(v.data(), c.tokens, columns, 2 * columns, C::kTileKeys), p, nullptr);
 
   for (size_t i = c.rows * columns; i < out.size(); ++i) emulator::require(out[i] == 0x7fff, "a row too many");
   double error = 0, norm = 0;
-  std::vector<double> weights(c.tokens);
+  std::vector<double> scores(c.tokens);
   for (int row = 0; row < c.rows; ++row)
     for (int head = 0; head < c.heads; ++head) {
-      const int group = row >= c.split;
       const uint16_t* query = q.data() + row * columns + head * kHeadDim;
-      double largest = -INFINITY, sum = 0, want[kHeadDim] = {};
+      double row_max = -INFINITY, row_sum = 0, want[kHeadDim] = {};
       for (int t = 0; t < c.tokens; ++t) {
-        if (!meant(c, group, t)) continue;
+        if (!in_runs(c, t)) continue;
         double x = 0;
         for (int d = 0; d < kHeadDim; ++d) x += double(widen(query[d])) * widen(k[t * columns + head * kHeadDim + d]);
-        weights[t] = x / std::sqrt(double(kHeadDim)), largest = std::max(largest, weights[t]);
+        scores[t] = x / std::sqrt(double(kHeadDim)), row_max = std::max(row_max, scores[t]);
       }
       for (int t = 0; t < c.tokens; ++t) {
-        if (!meant(c, group, t)) continue;
-        const double w = std::exp(weights[t] - largest);
-        sum += w;
-        for (int d = 0; d < kHeadDim; ++d) want[d] += w * widen(v[t * columns + head * kHeadDim + d]);
+        if (!in_runs(c, t)) continue;
+        const double p = std::exp(scores[t] - row_max);
+        row_sum += p;
+        for (int d = 0; d < kHeadDim; ++d) want[d] += p * widen(v[t * columns + head * kHeadDim + d]);
       }
       for (int d = 0; d < kHeadDim; ++d) {
-        const double truth = sum > 0 ? want[d] / sum : 0;
+        const double truth = row_sum > 0 ? want[d] / row_sum : 0;
         const double e = widen(out[row * columns + head * kHeadDim + d]) - truth;
         error += e * e, norm += truth * truth;
       }
     }
   if (std::sqrt(error) <= 5e-3 * std::sqrt(norm)) return true;  // NaN fails
-  std::printf("relative error %g: tiles of %d keys, heads %d, rows %d, split %d, tokens %d, ctas %d, ",
-              std::sqrt(error / norm), C::kTileKeys, c.heads, c.rows, c.split, c.tokens, c.ctas);
-  std::printf("cut %d, ranges", c.cut);
+  std::printf("relative error %g: tiles of %d keys, heads %d, rows %d, tokens %d, ctas %d, ",
+              std::sqrt(error / norm), C::kTileKeys, c.heads, c.rows, c.tokens, c.ctas);
+  std::printf("split_kv %d, ranges", c.split_kv);
   for (const int r : c.ranges) std::printf(" %d", r);
   std::puts("");
   return false;
 }
 
 Case draw_case(int tile) {
-  Case c{draw(1, 2), draw(1, 300), 0, draw(1, 9 * tile), draw(1, 7), draw(0, 3) > 0, {}};
-  const int groups = draw(1, 2);
-  c.split = groups == 2 ? draw(0, c.rows) : c.rows;
-  for (int g = 0; g < groups; ++g) {
-    int ends[4];
-    for (int& end : ends) end = draw(0, c.tokens);
-    std::sort(ends, ends + 4);
-    if (!draw(0, 3)) ends[1] = ends[0];
-    if (!draw(0, 3)) ends[3] = ends[2];
-    if (!draw(0, 2)) ends[0] = 0, ends[1] = c.tokens, ends[2] = ends[3];
-    c.ranges.insert(c.ranges.end(), ends, ends + 4);
-  }
+  Case c{draw(1, 2), draw(1, 300), draw(1, 9 * tile), draw(1, 7), draw(0, 3) > 0, {}};
+  int(&ends)[4] = c.ranges;
+  for (int& end : ends) end = draw(0, c.tokens);
+  std::sort(ends, ends + 4);
+  if (!draw(0, 3)) ends[1] = ends[0];
+  if (!draw(0, 3)) ends[3] = ends[2];
+  if (!draw(0, 2)) ends[0] = 0, ends[1] = c.tokens, ends[2] = ends[3];
   return c;
 }
 

@@ -29,11 +29,12 @@ from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.engine.recache import plan_recache
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.text.blend import blend, slerp
-from longlive_optimized.vae.autoencoder import Autoencoder
+from longlive_optimized.vae.codec import Codec
 from longlive_optimized.vae.config import LATENT_MEAN, LATENT_STD, TaeConfig, VaeConfig
-from longlive_optimized.vae.model import WanVae
+from longlive_optimized.vae.modules import ModulesCodec
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.vae.tae import Tae
+from longlive_optimized.vae.wan.model import WanVae
 from longlive_optimized.weights.files import open_checkpoint
 from longlive_optimized.weights.locate import ModelFiles, locate
 
@@ -173,7 +174,7 @@ def roll_out(
     ``blocks``: the call's keywords for scope, the request's fields for us. ``anew``: blocks that the VAE begins with.
     """
     engine.reset()
-    decoder, worst = DecoderStream(engine.vae), 0.0
+    decoder, worst = DecoderStream(engine.codec), 0.0
     print(f"\n{title}\nblock frames   latents max abs, rel L2   pixels (0..1) max abs, rel L2   bytes that differ, by")
     for number, (keywords, fields) in enumerate(blocks, 1):
         theirs = scope(**keywords)
@@ -316,7 +317,7 @@ def test_blends(engine, scope):
 
 
 def test_vae(engine, scope):
-    both_ways(engine.vae, scope.pipeline.components.vae)
+    both_ways(engine.codec, scope.pipeline.components.vae)
 
 
 @pytest.mark.parametrize("vae_type", ["lightvae", "tae", "lighttae"])
@@ -333,11 +334,11 @@ def test_small_vaes(vae_type, scope, tmp_path):
     ours.load_state_dict(weights)
     torch.save(weights, tmp_path / "vae.pth")
     theirs = create_vae(vae_type=vae_type, vae_path=str(tmp_path / "vae.pth"))
-    both_ways(ours, theirs)
+    both_ways(ModulesCodec(ours), theirs)
 
 
 @torch.no_grad()
-def both_ways(ours: Autoencoder, theirs: torch.nn.Module) -> None:
+def both_ways(ours: Codec, theirs: torch.nn.Module) -> None:
     """Three chunks of noise through both encoders, then scope's latents through both decoders."""
     encoder, decoder = EncoderStream(ours), DecoderStream(ours)
     theirs.clear_cache()

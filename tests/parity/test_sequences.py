@@ -16,7 +16,8 @@ import torch
 
 from longlive_optimized.model.transformer import CrossCache, Modulation
 from longlive_optimized.vae.config import VaeConfig
-from longlive_optimized.vae.model import WanVae
+from longlive_optimized.vae.modules import ModulesCodec
+from longlive_optimized.vae.wan.model import WanVae
 from support.scope_double import scope_installed
 
 RECORDED = json.loads((Path(__file__).parent / "sequences.json").read_text())
@@ -35,7 +36,7 @@ class RecordingNetwork:
         return Modulation(timesteps.view(-1, 1, 1, 1).clone(), timesteps.view(-1, 1, 1).clone())
 
     def cross_cache(self, embedding):
-        return CrossCache(embedding.clone(), embedding.clone(), torch.zeros(1, 2, 2, dtype=torch.int32))
+        return CrossCache(embedding.clone(), embedding.clone())
 
     def __call__(self, x, modulation, ring, cross, store_only=False):
         event = {
@@ -136,7 +137,7 @@ def ours():
         engine.prompts.get = lambda text: torch.tensor(RECORDED["embeddings"][text])
         engine.set_loras = lambda loras: None
         pipeline._loras["style.safetensors"] = SimpleNamespace(scale=1.0)
-        engine.vae = WanVae(VaeConfig(base=2))  # narrow, at random: nobody looks at the pictures
+        engine.codec = ModulesCodec(WanVae(VaeConfig(base=2)))  # narrow, at random: nobody looks at the pictures
         pipeline._warm.clear()  # its stream is the real network's
         yield pipeline, network
     for module in [name for name in sys.modules if name.startswith("longlive_optimized.demo.scope_plugin")]:

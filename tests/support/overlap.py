@@ -29,7 +29,7 @@ def measure(model: str, height: int, width: int) -> dict[str, float]:
 
     def denoise() -> None:
         with torch.cuda.stream(one):
-            stream.passes.clean(latents)
+            stream.passes.context(latents)
             stream.passes.denoise(stream.position, inputs)
 
     def decode(where: torch.cuda.Stream) -> None:

@@ -5,8 +5,9 @@ import torch
 
 from longlive_optimized.tinyworld.autoencode import decode, denormalise, encode, fold_statistics, normalise
 from longlive_optimized.vae.config import VaeConfig
-from longlive_optimized.vae.model import WanVae
+from longlive_optimized.vae.modules import ModulesCodec
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
+from longlive_optimized.vae.wan.model import WanVae
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,9 @@ def test_equals_the_streams(vae, frames, latents):
     made = decode(vae, mean)
     assert mean.shape == log_variance.shape == (2, 16, latents, 4, 6) and made.shape == frames.shape
     for b in range(2):
-        streamed = EncoderStream(vae).encode(frames[b].transpose(0, 1))
+        streamed = EncoderStream(ModulesCodec(vae)).encode(frames[b].transpose(0, 1))
         torch.testing.assert_close(normalise(mean)[b], streamed, rtol=0, atol=1e-9)
-        stream = DecoderStream(vae)
+        stream = DecoderStream(ModulesCodec(vae))
         pixels = torch.cat([stream.decode(part) for part in streamed.split(3)])
         torch.testing.assert_close(made[b].transpose(0, 1), pixels, rtol=0, atol=1e-9)
     assert made.std() > 0.1

@@ -19,8 +19,8 @@ from longlive_optimized.tinyworld.networks import new_text, new_transformer, new
 from longlive_optimized.tinyworld.pictures import contact_sheet, write_png
 from longlive_optimized.tinyworld.sample import Streams
 from longlive_optimized.tinyworld.vocabulary import batch_of_ids
+from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.vae.config import VaeConfig
-from longlive_optimized.vae.stream import to_uint8
 
 SIZE = networks._size(
     ModelConfig(dim=32, ffn_dim=32, freq_dim=16, num_heads=1, num_layers=2, text_len=32, text_dim=16),

@@ -12,7 +12,7 @@ from longlive_optimized.tinyworld.networks import SIZES, new_vae
 from longlive_optimized.tinyworld.render import layouts
 from longlive_optimized.tinyworld.score import score
 from longlive_optimized.tinyworld.world import sample_scene
-from longlive_optimized.vae.stream import to_uint8
+from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.weights.load import check
 from longlive_optimized.weights.locate import VAE_FILES, locate
 

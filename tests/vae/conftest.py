@@ -8,11 +8,13 @@ from functools import cache
 import pytest
 import torch
 
-from longlive_optimized.vae import stream as stream_module
 from longlive_optimized.vae.autoencoder import Autoencoder
+from longlive_optimized.vae.codec import Codec
 from longlive_optimized.vae.config import LATENT_MEAN, LATENT_STD, TaeConfig, VaeConfig
-from longlive_optimized.vae.model import WanVae
+from longlive_optimized.vae.modules import ModulesCodec
+from longlive_optimized.vae.packed.codec import PackedCodec
 from longlive_optimized.vae.tae import Tae
+from longlive_optimized.vae.wan.model import WanVae
 from support.vectors import parameter
 
 # No two widths of the tiny one are equal, none divides another.
@@ -58,10 +60,14 @@ def _empty_vae():
     return empty_vae
 
 
-@pytest.fixture
-def packed(monkeypatch) -> None:
-    """Every stream runs on the fused convolutions."""
-    monkeypatch.setattr(stream_module, "_packed_is_fast", lambda vae: True)
+@cache
+def make_codec(dtype: torch.dtype = torch.float32, device: str = "cpu", kind: str = "wan") -> Codec:
+    return (PackedCodec if kind == "packed" else ModulesCodec)(make_vae(dtype, device, kind))
+
+
+@pytest.fixture(name="make_codec", scope="session")
+def _make_codec():
+    return make_codec
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
-"""The printed vectors of model specification 10.3: base width 8, float32."""
+"""The printed vectors of docs/model.md 10.3: base width 8, float32."""
 
 import pytest
 import torch
 
+from longlive_optimized.vae.modules import ModulesCodec
+from longlive_optimized.vae.packed.codec import PackedCodec
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from support.vectors import check, h
 
@@ -12,10 +14,10 @@ FRAME_MEANS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_decoder(vae, packed):
+@pytest.mark.parametrize("codec", [ModulesCodec, PackedCodec])
+def test_decoder(vae, codec):
     latents = h(7000, 1, 16, 6, 4, 6)[0].transpose(0, 1)
-    stream = DecoderStream(vae, packed=packed)
+    stream = DecoderStream(codec(vae))
     first, later = stream.decode(latents[:3]), stream.decode(latents[3:])
     assert first.shape == (9, 3, 32, 48) and later.shape == (12, 3, 32, 48)
     # The vectors are printed in [C, T, H, W] order.
@@ -25,8 +27,8 @@ def test_decoder(vae, packed):
     torch.testing.assert_close(means, torch.tensor(FRAME_MEANS, dtype=torch.float64), rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_encoder(vae, packed):
-    latents = EncoderStream(vae, packed=packed).encode(h(7001, 1, 3, 13, 16, 16)[0].transpose(0, 1))
+@pytest.mark.parametrize("codec", [ModulesCodec, PackedCodec])
+def test_encoder(vae, codec):
+    latents = EncoderStream(codec(vae)).encode(h(7001, 1, 3, 13, 16, 16)[0].transpose(0, 1))
     assert latents.shape == (4, 16, 2, 2)
     check(latents.transpose(0, 1), 0.032390, 0.364428, [0.26689, 0.31713, 0.30502, 0.29878], -0.33852)

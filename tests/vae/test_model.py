@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from longlive_optimized.vae.config import VaeConfig
-from longlive_optimized.vae.layers import AttentionBlock, RMSNorm
-from longlive_optimized.vae.model import WanVae
+from longlive_optimized.vae.wan.layers import AttentionBlock, RMSNorm
+from longlive_optimized.vae.wan.model import WanVae
 from support.vectors import h
 
 
@@ -29,7 +29,7 @@ def middle_and_head(half, width, head_in, head_out):
 
 
 def checkpoint_shapes(a, b, c):
-    """Names and shapes as specification 7.3, 7.5 and 7.7 list them; a, b, c are 96, 192, 384 for Wan."""
+    """Names and shapes as docs/model.md 7.3, 7.5 and 7.7 list them; a, b, c are 96, 192, 384 for Wan."""
     shapes = conv("conv1", 32, 32, 1, 1, 1) | conv("conv2", 16, 16, 1, 1, 1)
     shapes |= conv("decoder.conv1", c, 16, 3, 3, 3) | conv("encoder.conv1", a, 3, 3, 3, 3)
     shapes |= middle_and_head("decoder", c, a, 3) | middle_and_head("encoder", c, c, 32)

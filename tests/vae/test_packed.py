@@ -1,4 +1,4 @@
-"""The packed networks' bookkeeping: histories that never move, calls that are replayed, memory; and their error."""
+"""The fused path's bookkeeping: histories that never move, calls that are replayed, memory; and their error."""
 
 import gc
 import logging
@@ -9,29 +9,27 @@ import torch
 
 from longlive_optimized.engine.graphs import GraphCache
 from longlive_optimized.kernels import native
+from longlive_optimized.vae.autoencoder import to_uint8
+from longlive_optimized.vae.backends import codec_for
 from longlive_optimized.vae.config import VaeConfig
-from longlive_optimized.vae.decoder_state import DecoderState
-from longlive_optimized.vae.encoder_state import EncoderState
-from longlive_optimized.vae.model import WanVae
-from longlive_optimized.vae.packed_decoder import PackedDecoder
-from longlive_optimized.vae.packed_encoder import PackedEncoder
-from longlive_optimized.vae.packed_layers import Convolution
-from longlive_optimized.vae.stream import DecoderStream, EncoderStream, to_uint8
+from longlive_optimized.vae.modules import ModulesCodec
+from longlive_optimized.vae.packed.codec import PackedCodec
+from longlive_optimized.vae.packed.weights import Convolution
+from longlive_optimized.vae.stream import DecoderStream, EncoderStream
+from longlive_optimized.vae.wan.model import WanVae
 from support.vectors import h
 
 
 @dataclass(frozen=True)
 class Side:
-    """A direction: its stream and that one's methods, its weights, and a function it calls at its end."""
+    """A direction: its stream and that one's methods, and a function it calls at its end."""
 
     stream: type
     calls: tuple[str, ...]
-    net: type
-    weights: str
     end: str
 
     def packed(self, vae, **options):
-        return self.stream(vae, packed=True, **options)
+        return self.stream(PackedCodec(vae), **options)
 
     def shapes(self, sizes, grid):
         """Of the calls of a video, in latents each, from its beginning."""
@@ -47,16 +45,9 @@ class Side:
         return [getattr(stream, self.calls[i % len(self.calls)])(part) for i, part in enumerate(parts)]
 
 
-DECODE = Side(
-    DecoderStream,
-    ("decode", "decode_uint8", "decode_uint8"),
-    PackedDecoder,
-    "packed_decoder",
-    "longlive_optimized.vae.decoder_state.conv_pixels",
-)
-ENCODE = Side(
-    EncoderStream, ("encode",), PackedEncoder, "packed_encoder", "longlive_optimized.vae.encoder_state.pointwise"
-)
+PACKED = "longlive_optimized.vae.packed"
+DECODE = Side(DecoderStream, ("decode", "decode_uint8", "decode_uint8"), f"{PACKED}.decode.conv_pixels")
+ENCODE = Side(EncoderStream, ("encode",), f"{PACKED}.encode.pointwise")
 
 
 @pytest.fixture(params=[DECODE, ENCODE], ids=["decode", "encode"])
@@ -85,7 +76,7 @@ def test_replays_follow_the_lists(make_vae, side):
         parts = side.parts([3, 3, 1, 3, 2, 3, 1, 3, 5], seed=10 * turn)
         assert same(side.play(graphed, parts), side.play(eager, parts))
         eager.reset(), graphed.reset()
-    works = graphed._state.graphs.works
+    works = graphed._side.graphs.works
     assert len(works) >= 4 and len({id(work) for work in works.values()}) == len(works)
 
 
@@ -126,22 +117,22 @@ def test_what_pools_held_before_is_never_seen(make_vae, side, restart):
     stream, sizes = side.packed(make_vae()), [1, 3, 2] if restart else [2, 1, 1]
     side.play(stream, side.parts([2], seed=3))
     stream.reset()
-    for pool in stream._state.pools:
+    for pool in stream._side.pools:
         pool.tensor.fill_(torch.nan)
     parts = side.parts(sizes)
     assert same(side.play(stream, parts), side.play(side.packed(make_vae()), parts))
 
 
 def test_interleaved_streams_share_weights_only(make_vae, side):
-    vae = make_vae()
+    codec = PackedCodec(make_vae())
     videos = [side.parts([3, 3, 3], seed=10 * i) for i in range(2)]
-    expected = [side.play(side.packed(vae), video) for video in videos]
-    streams = [side.packed(vae, new_graphs=Replay), side.packed(vae, new_graphs=Replay)]
+    expected = [side.play(side.stream(codec), video) for video in videos]
+    streams = [side.stream(codec, new_graphs=Replay), side.stream(codec, new_graphs=Replay)]
     for block in range(3):
         for stream, video, results in zip(streams, videos, expected, strict=True):
             got = getattr(stream, side.calls[block % len(side.calls)])(video[block])
             assert torch.equal(got, results[block])
-    assert streams[0]._state._net is streams[1]._state._net
+    assert streams[0]._side.weights is streams[1]._side.weights
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -159,7 +150,7 @@ def test_a_failed_call_resets(make_vae, side, fresh, monkeypatch):
 def test_no_room_for_pools_leaves_a_fresh_stream(make_vae, side, monkeypatch):
     stream, parts = side.packed(make_vae()), side.parts([2, 1])
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr("longlive_optimized.vae.packed_state.Pool", _out_of_memory)
+        patch.setattr(f"{PACKED}.state.FramePool", _out_of_memory)
         side.play(stream, parts)
     assert same(side.play(stream, parts), side.play(side.packed(make_vae()), parts))
 
@@ -179,7 +170,7 @@ def test_pictures_are_the_pixels(make_vae, dtype):
 @pytest.mark.parametrize("counts", [[13, 12, 4], [12, 12], [4, 4, 8], [8, 12], [28, 4], [33, 16]])
 def test_encoding_is_the_modules(make_vae, counts):
     vae = make_vae(torch.float64)
-    packed, modules = ENCODE.packed(vae), EncoderStream(vae, packed=False)
+    packed, modules = ENCODE.packed(vae), EncoderStream(ModulesCodec(vae))
     for _ in range(2):
         for seed, count in enumerate(counts):
             frames = h(seed, count, 3, 16, 8, dtype=torch.float64)
@@ -189,28 +180,30 @@ def test_encoding_is_the_modules(make_vae, counts):
         packed.reset(), modules.reset()
 
 
-def test_other_weights_are_packed_anew(side):
-    config = VaeConfig(base=8)
-    vae, other = WanVae(config), WanVae(config)
-    before, parts = getattr(vae, side.weights), side.parts([2])
-    assert getattr(vae, side.weights) is before
+def test_a_codec_is_a_snapshot(make_vae, side):
+    """What becomes of the VAE's weights is nothing to the codec and its streams; another codec has the new ones."""
+    vae, other, parts = WanVae(VaeConfig(base=8)), make_vae(), side.parts([2, 1])
+    codec = PackedCodec(vae)
+    stream = side.stream(codec, new_graphs=Replay)
+    before = side.play(stream, parts)
     vae.load_state_dict(other.state_dict())
-    assert getattr(vae, side.weights) is not before
-    got, expected = side.play(side.packed(vae), parts), side.play(side.stream(other), parts)
-    torch.testing.assert_close(got, expected)
+    stream.reset()
+    assert same(side.play(stream, parts), before) and same(side.play(side.stream(codec), parts), before)
+    anew = side.play(side.packed(vae), parts)
+    assert same(anew, side.play(side.packed(other), parts)) and not same(anew, before)
     assert side.play(side.packed(vae.double()), [part.double() for part in parts])[0].dtype == torch.float64
 
 
-def test_refuses_other_widths(make_vae, side):
+def test_refuses_other_networks(make_vae):
     with pytest.raises(ValueError, match="vae must have widths that are multiples of 8"):
-        side.net(WanVae(VaeConfig(base=12), device="meta"))
+        PackedCodec(WanVae(VaeConfig(base=12), device="meta"))
     with pytest.raises(ValueError, match="vae must be a Wan VAE"):
-        side.packed(make_vae(kind="tae"))
+        PackedCodec(make_vae(kind="tae"))
 
 
-def test_is_taken_where_it_is_fast(monkeypatch, make_vae, side):
+def test_is_taken_where_it_is_fast(monkeypatch, make_vae):
     def chosen(vae):
-        return side.stream(vae).packed
+        return isinstance(codec_for(vae), PackedCodec)
 
     whole, light = (WanVae(config, device="meta").bfloat16() for config in (VaeConfig(), VaeConfig(base=24)))
     assert not chosen(whole)
@@ -223,22 +216,24 @@ def convolutions(part):
     """All that are somewhere in this part of a packed network."""
     if isinstance(part, Convolution):
         return [part]
-    inner = part if isinstance(part, list) else vars(part).values() if hasattr(part, "__dict__") else []
+    if isinstance(part, dict):
+        part = tuple(part.values())
+    inner = part if isinstance(part, tuple) else vars(part).values() if hasattr(part, "__dict__") else []
     return [] if isinstance(part, torch.nn.Module) else [layer for each in inner for layer in convolutions(each)]
 
 
 @pytest.mark.parametrize(
-    ("make", "make_state", "size", "layers", "weight_bytes", "pool_bytes"),
+    ("new_side", "size", "layers", "weight_bytes", "pool_bytes"),
     [
-        (PackedDecoder, DecoderState, (60, 104), 35, (0.15e9, 0.2e9), (4e9, 4.8e9)),
-        (PackedEncoder, EncoderState, (480, 832), 24, (0.1e9, 0.12e9), (3e9, 3.7e9)),
+        (PackedCodec.new_decoder, (60, 104), 35, (0.15e9, 0.2e9), (4e9, 4.8e9)),
+        (PackedCodec.new_encoder, (480, 832), 24, (0.1e9, 0.12e9), (3e9, 3.7e9)),
     ],
     ids=["decode", "encode"],
 )
-def test_memory_at_full_size(make, make_state, size, layers, weight_bytes, pool_bytes):
+def test_memory_at_full_size(new_side, size, layers, weight_bytes, pool_bytes):
     """Bytes of all that stays, at 480x832."""
-    net = make(WanVae(device="meta").bfloat16())
-    found, pools = convolutions(net), make_state(net, size, None).pools
+    packed = new_side(PackedCodec(WanVae(device="meta").bfloat16()), size, None)
+    found, pools = convolutions(packed.weights), packed.pools
     assert len(found) == layers
     assert weight_bytes[0] < sum(layer.weight.nbytes for layer in found) < weight_bytes[1]
     assert pool_bytes[0] < sum(pool.tensor.nbytes for pool in pools) < pool_bytes[1]
@@ -292,20 +287,20 @@ class TestOnHopper:
     @pytest.mark.parametrize("sizes", [[3, 3], [1, 2, 1, 3], [4, 3]])
     def test_error_is_at_most_the_eager_networks(self, full, side, grid, sizes):
         streams = [
-            side.stream(full(torch.bfloat16)),
-            side.stream(full(torch.bfloat16), packed=False),
-            side.stream(full(torch.float32), packed=False),
+            side.stream(codec_for(full(torch.bfloat16))),
+            side.stream(ModulesCodec(full(torch.bfloat16))),
+            side.stream(ModulesCodec(full(torch.float32))),
         ]
-        assert streams[0].packed
+        assert isinstance(streams[0].codec, PackedCodec)
         errors = [0.0, 0.0]
         for x in draw(side, sizes, grid):
-            ours, eager, truth = (getattr(s, side.calls[0])(x.to(s.vae.dtype)).double() for s in streams)
+            ours, eager, truth = (getattr(s, side.calls[0])(x.to(s.codec.dtype)).double() for s in streams)
             errors = [e + (y - truth).norm() ** 2 for e, y in zip(errors, (ours, eager), strict=True)]
         assert errors[0] ** 0.5 <= 1.1 * errors[1] ** 0.5
 
     def test_replays_are_the_eager_calls_and_do_not_wait(self, full, side, caplog):
-        vae = full(torch.bfloat16)
-        eager, graphed = side.stream(vae), side.stream(vae, new_graphs=graph_cache)
+        codec = codec_for(full(torch.bfloat16))
+        eager, graphed = side.stream(codec), side.stream(codec, new_graphs=graph_cache)
         blocks = draw(side, [3, 3, 3, 1, 3, 2, 3, 1, 2], (12, 20))
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
@@ -313,7 +308,7 @@ class TestOnHopper:
                     call = side.calls[-1]
                     assert torch.equal(getattr(graphed, call)(block), getattr(eager, call)(block))
                 eager.reset(), graphed.reset()
-        graphs = graphed._state.graphs
+        graphs = graphed._side.graphs
         assert graphs.captured == 4 and not graphs.failed and not caplog.records
         expected = [getattr(eager, call)(block) for block in blocks]
         torch.cuda.synchronize()
@@ -331,7 +326,7 @@ class TestOnHopper:
         first, later = draw(chosen, [4, 3], (60, 104))
         torch.cuda.synchronize(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        stream = chosen.stream(vae, new_graphs=graph_cache)
+        stream = chosen.stream(codec_for(vae), new_graphs=graph_cache)
         for part in (first, later, later):
             getattr(stream, chosen.calls[-1])(part)
         half = vae.decoder if chosen is DECODE else vae.encoder

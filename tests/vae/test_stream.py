@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longlive_optimized.vae import stream as stream_module
+from longlive_optimized.vae import modules
+from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.vae.config import VaeConfig
-from longlive_optimized.vae.layers import AttentionBlock, Head
-from longlive_optimized.vae.model import WanVae
-from longlive_optimized.vae.packed_state import PackedState
-from longlive_optimized.vae.stream import DecoderStream, EncoderStream, to_uint8
+from longlive_optimized.vae.modules import ModulesCodec
+from longlive_optimized.vae.packed.codec import PackedCodec
+from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.vae.tae import Grow, Tae
+from longlive_optimized.vae.wan.layers import AttentionBlock, Head
+from longlive_optimized.vae.wan.model import WanVae
 from support.vectors import h
 
 KINDS = ["wan", "packed", "tae"]
@@ -19,14 +21,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-    if request.param == "packed":
-        request.getfixturevalue("packed")
     return request.param
 
 
 @pytest.fixture
-def vae(make_vae, kind):
-    return make_vae(kind=kind)
+def codec(make_codec, kind):
+    return make_codec(kind=kind)
 
 
 def latents_of(seed, frames, height=2, width=3):
@@ -47,32 +47,32 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("first", [1, 2, 5])
-def test_frame_counts(vae, first):
-    stream = DecoderStream(vae)
+def test_frame_counts(codec, first):
+    stream = DecoderStream(codec)
     assert len(stream.decode(latents_of(0, first))) == 4 * first - 3
     assert len(stream.decode(latents_of(1, 1))) == 4
     assert len(stream.decode(latents_of(2, 3))) == 12
-    encoder = EncoderStream(vae)
+    encoder = EncoderStream(codec)
     assert len(encoder.encode(frames_of(0, 4 * first - 3))) == first
     assert len(encoder.encode(frames_of(1, 12))) == 3
 
 
-def test_streams_share_weights_only(vae):
+def test_streams_share_weights_only(codec):
     videos = [latents_of(0, 5).split([2, 3]), latents_of(1, 5).split([2, 3])]
     alone = []
     for video in videos:
-        stream = DecoderStream(vae)
+        stream = DecoderStream(codec)
         alone.append([stream.decode(part) for part in video])
-    streams = DecoderStream(vae), DecoderStream(vae)
+    streams = DecoderStream(codec), DecoderStream(codec)
     for part in range(2):
         for i in range(2):
             assert_same(streams[i].decode(videos[i][part]), alone[i][part])
 
 
 def buffers_of(stream):
-    if isinstance(stream._state, PackedState):
-        return [pool.tensor for pool in stream._state.pools]
-    return list(stream._state._frames.values())
+    if isinstance(stream.codec, PackedCodec):
+        return [pool.tensor for pool in stream._side.pools]
+    return list(stream._side._frames.values())
 
 
 # Layers that look back; of the packed networks, sizes of frames and, for the encoder, what is halved in time.
@@ -91,11 +91,11 @@ BUFFERS = {
     ],
     ids=["decode", "encode"],
 )
-def test_reset_is_a_fresh_stream_in_the_same_buffers(vae, kind, make, call, first, later):
+def test_reset_is_a_fresh_stream_in_the_same_buffers(codec, kind, make, call, first, later):
     def play(stream):
         return torch.cat([getattr(stream, call)(x) for x in (first, later)])
 
-    stream, expected = make(vae), play(make(vae))
+    stream, expected = make(codec), play(make(codec))
     assert_same(play(stream), expected)
     before = buffers_of(stream)
     assert len(before) == BUFFERS[kind][call]
@@ -106,10 +106,10 @@ def test_reset_is_a_fresh_stream_in_the_same_buffers(vae, kind, make, call, firs
     assert [b.data_ptr() for b in buffers_of(stream)] == [b.data_ptr() for b in before]
 
 
-def test_reset_before_the_first_call(vae):
-    stream = DecoderStream(vae)
+def test_reset_before_the_first_call(codec):
+    stream = DecoderStream(codec)
     stream.reset()
-    assert_same(stream.decode(latents_of(0, 2)), DecoderStream(vae).decode(latents_of(0, 2)))
+    assert_same(stream.decode(latents_of(0, 2)), DecoderStream(codec).decode(latents_of(0, 2)))
 
 
 @pytest.fixture
@@ -122,31 +122,32 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(before)
 
 
-def test_no_unwritten_memory_is_read(vae, poisoned_memory):
-    decoder, encoder = DecoderStream(vae), EncoderStream(vae)
+def test_no_unwritten_memory_is_read(codec, poisoned_memory):
+    decoder, encoder = DecoderStream(codec), EncoderStream(codec)
     for frames in (1, 1, 2):
         assert decoder.decode(latents_of(0, frames)).isfinite().all()
     for frames in (1, 4, 8):
         assert encoder.encode(frames_of(0, frames)).isfinite().all()
 
 
-def test_arguments_are_left_alone(vae):
+def test_arguments_are_left_alone(codec):
     latents, frames = latents_of(0, 2), frames_of(0, 5)
-    DecoderStream(vae).decode(latents), DecoderStream(vae).decode_uint8(latents), EncoderStream(vae).encode(frames)
+    DecoderStream(codec).decode(latents), DecoderStream(codec).decode_uint8(latents)
+    EncoderStream(codec).encode(frames)
     assert_same(latents, latents_of(0, 2))
     assert_same(frames, frames_of(0, 5))
 
 
-def test_strided_arguments(vae):
+def test_strided_arguments(codec):
     latents, frames = latents_of(0, 2), frames_of(0, 5)
     channels_last = latents.contiguous(memory_format=torch.channels_last)
-    assert_same(DecoderStream(vae).decode(channels_last), DecoderStream(vae).decode(latents))
-    assert_same(EncoderStream(vae).encode(frames.mT.contiguous().mT), EncoderStream(vae).encode(frames))
+    assert_same(DecoderStream(codec).decode(channels_last), DecoderStream(codec).decode(latents))
+    assert_same(EncoderStream(codec).encode(frames.mT.contiguous().mT), EncoderStream(codec).encode(frames))
 
 
-def test_size_may_change_after_reset(vae):
-    stream, small, large = DecoderStream(vae), latents_of(0, 2), latents_of(1, 2, 4, 3)
-    expected = DecoderStream(vae).decode(large)
+def test_size_may_change_after_reset(codec):
+    stream, small, large = DecoderStream(codec), latents_of(0, 2), latents_of(1, 2, 4, 3)
+    expected = DecoderStream(codec).decode(large)
     stream.decode(small)
     with pytest.raises(ValueError, match=r"latents must stay 2x3.* until reset\(\), got 4x3"):
         stream.decode(large)
@@ -154,13 +155,55 @@ def test_size_may_change_after_reset(vae):
     assert_same(stream.decode(large), expected)
 
 
-def test_encoder_size_may_change_after_reset(vae):
-    stream, large = EncoderStream(vae), frames_of(1, 5, 24, 24)
+def test_encoder_size_may_change_after_reset(codec):
+    stream, large = EncoderStream(codec), frames_of(1, 5, 24, 24)
     stream.encode(frames_of(0, 5))
     with pytest.raises(ValueError, match=r"frames must stay 16x24.* until reset\(\), got 24x24"):
         stream.encode(large[:4])
     stream.reset()
-    assert_same(stream.encode(large), EncoderStream(vae).encode(large))
+    assert_same(stream.encode(large), EncoderStream(codec).encode(large))
+
+
+class Elsewhere:
+    """A third backend: nothing but the face of one of ours."""
+
+    def __init__(self, codec):
+        self.vae, self.dtype, self.device = codec.vae, codec.dtype, codec.device
+        self.new_decoder = lambda size, new_graphs: Far(codec.new_decoder(size, new_graphs), "decode")
+        self.new_encoder = lambda size, new_graphs: Far(codec.new_encoder(size, new_graphs), "encode")
+
+
+class Far:
+    def __init__(self, side, call):
+        self._side, self.reset, self.use_graphs = side, side.reset, side.use_graphs
+        setattr(self, call, lambda x, *rest: getattr(side, call)(x.clone(), *rest).clone())
+
+    @property
+    def fresh(self):
+        return self._side.fresh
+
+
+def test_another_backend_fits(codec):
+    def play(codec):
+        decoder, encoder = DecoderStream(codec), EncoderStream(codec)
+        for _ in range(2):
+            for stream in (decoder, encoder):
+                stream.reset()
+            yield from (decoder.decode(latents_of(0, 2)), decoder.decode_uint8(latents_of(1, 3)))
+            yield from (encoder.encode(frames_of(0, 5)), encoder.encode(frames_of(1, 8)))
+
+    for got, expected in zip(play(Elsewhere(codec)), play(codec), strict=True):
+        assert_same(got, expected)
+
+
+def test_modules_are_not_captured(make_codec):
+    def never():
+        raise AssertionError
+
+    stream = DecoderStream(make_codec(), never)
+    stream.decode(latents_of(0, 1))
+    stream.use_graphs(never)
+    stream.decode(latents_of(0, 1))
 
 
 BAD_LATENTS = [
@@ -187,8 +230,8 @@ BAD_FRAMES = [
 
 @pytest.mark.parametrize("bad", BAD_LATENTS, ids=lambda x: f"{list(x.shape)}-{x.dtype}-{x.device}")
 @pytest.mark.parametrize("call", ["decode", "decode_uint8"])
-def test_bad_latents_change_nothing(vae, call, bad):
-    stream, expected = DecoderStream(vae), DecoderStream(vae)
+def test_bad_latents_change_nothing(codec, call, bad):
+    stream, expected = DecoderStream(codec), DecoderStream(codec)
     for _ in range(2):  # on a fresh stream, then in the middle of one
         with pytest.raises(ValueError, match=r"^latents must"):
             getattr(stream, call)(bad)
@@ -196,8 +239,8 @@ def test_bad_latents_change_nothing(vae, call, bad):
 
 
 @pytest.mark.parametrize("bad", BAD_FRAMES, ids=lambda x: f"{list(x.shape)}-{x.dtype}-{x.device}")
-def test_bad_frames_change_nothing(vae, bad):
-    stream, expected = EncoderStream(vae), EncoderStream(vae)
+def test_bad_frames_change_nothing(codec, bad):
+    stream, expected = EncoderStream(codec), EncoderStream(codec)
     for count in (5, 4):
         with pytest.raises(ValueError, match=r"^frames must"):
             stream.encode(bad)
@@ -205,35 +248,35 @@ def test_bad_frames_change_nothing(vae, bad):
 
 
 @pytest.mark.parametrize("count", [2, 3, 6, 14])
-def test_first_frames_number_1_plus_4k_or_4k(vae, count):
+def test_first_frames_number_1_plus_4k_or_4k(codec, count):
     with pytest.raises(ValueError, match=rf"^frames must number 1 \+ 4k or 4k on a fresh stream, got {count}"):
-        EncoderStream(vae).encode(frames_of(0, count))
+        EncoderStream(codec).encode(frames_of(0, count))
 
 
 @pytest.mark.parametrize("kind", ["wan", "packed"], indirect=True)  # a TAE has no frames apart
 @pytest.mark.parametrize("count", [4, 8, 12])
-def test_three_more_first_frames_make_no_latent_but_all_are_remembered(make_vae, kind, count):
-    vae = make_vae(torch.float64, kind=kind)
-    fewer, stream = EncoderStream(vae), EncoderStream(vae)
+def test_three_more_first_frames_make_no_latent_but_all_are_remembered(make_codec, kind, count):
+    codec = make_codec(torch.float64, kind=kind)
+    fewer, stream = EncoderStream(codec), EncoderStream(codec)
     first, later = frames_of(0, count).double(), frames_of(12, 4).double()
     torch.testing.assert_close(stream.encode(first), fewer.encode(first[:-3]), rtol=0, atol=1e-12)
     assert (stream.encode(later) - fewer.encode(later)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 13])
-def test_later_frames_number_4k(vae, count):
-    stream = EncoderStream(vae)
+def test_later_frames_number_4k(codec, count):
+    stream = EncoderStream(codec)
     stream.encode(frames_of(0, 1))
     with pytest.raises(ValueError, match=rf"^frames must number 4k, got {count}"):
         stream.encode(frames_of(0, count))
 
 
-def test_a_failure_in_the_midst_resets(vae, kind, monkeypatch):
+def test_a_failure_in_the_midst_resets(codec, kind, monkeypatch):
     def out_of_memory(*_):
         raise torch.OutOfMemoryError
 
-    stream, latents = DecoderStream(vae), latents_of(0, 3)
-    expected = DecoderStream(vae).decode(latents)
+    stream, latents = DecoderStream(codec), latents_of(0, 3)
+    expected = DecoderStream(codec).decode(latents)
     for _ in range(2):  # on a fresh stream, then in the middle of one
         with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
             patch.setattr({"wan": Head, "packed": AttentionBlock, "tae": Grow}[kind], "forward", out_of_memory)
@@ -241,10 +284,11 @@ def test_a_failure_in_the_midst_resets(vae, kind, monkeypatch):
         assert_same(stream.decode(latents), expected)
 
 
-def test_decoder_half_decodes_and_refuses_to_encode(vae, kind, empty_vae):
-    half = empty_vae(kind, encoder=False)
-    half.load_state_dict({k: vae.state_dict()[k] for k in half.state_dict()}, assign=True)
-    assert_same(DecoderStream(half).decode(latents_of(0, 2)), DecoderStream(vae).decode(latents_of(0, 2)))
+def test_decoder_half_decodes_and_refuses_to_encode(codec, kind, empty_vae):
+    vae = empty_vae(kind, encoder=False)
+    vae.load_state_dict({k: codec.vae.state_dict()[k] for k in vae.state_dict()}, assign=True)
+    half = type(codec)(vae)
+    assert_same(DecoderStream(half).decode(latents_of(0, 2)), DecoderStream(codec).decode(latents_of(0, 2)))
     with pytest.raises(ValueError, match=r"^vae must have its encoder"):
         EncoderStream(half)
 
@@ -256,34 +300,34 @@ def test_decoder_half_decodes_and_refuses_to_encode(vae, kind, empty_vae):
     [("wan", (8, 16), [7, 25], [9, 4, 8, 4, 9, 8, 7]), ("tae", (10, 8), [7, 28], [8, 8, 8, 4, 8, 8, 8])],
     indirect=["kind"],
 )
-def test_long_calls_are_split_below_32_bit_indices(make_vae, kind, widths, whole, parts, monkeypatch):
-    vae64, passes = make_vae(torch.float64, kind=kind), []
+def test_long_calls_are_split_below_32_bit_indices(make_codec, kind, widths, whole, parts, monkeypatch):
+    codec, passes = make_codec(torch.float64, kind=kind), []
 
     def spy_on(name, method):
         def spy(self, x, state):
             passes.append(len(x))
             return method(self, x, state)
 
-        monkeypatch.setattr(type(vae64), name, spy)
+        monkeypatch.setattr(type(codec.vae), name, spy)
 
-    spy_on("decode", type(vae64).decode)
-    spy_on("encode", type(vae64).encode)
+    spy_on("decode", type(codec.vae).decode)
+    spy_on("encode", type(codec.vae).encode)
     latents, frames = latents_of(0, 7).double(), frames_of(0, 25).double()
     first, later = frames.split([13, 12])
 
     def encode():
-        encoder = EncoderStream(vae64)
-        return torch.cat([encoder.encode(first), encoder.encode(later), EncoderStream(vae64).encode(frames[:24])])
+        encoder = EncoderStream(codec)
+        return torch.cat([encoder.encode(first), encoder.encode(later), EncoderStream(codec).encode(frames[:24])])
 
-    pixels, pictures = DecoderStream(vae64).decode(latents), DecoderStream(vae64).decode_uint8(latents)
-    EncoderStream(vae64).encode(frames)
+    pixels, pictures = DecoderStream(codec).decode(latents), DecoderStream(codec).decode_uint8(latents)
+    EncoderStream(codec).encode(frames)
     assert passes == [whole[0], whole[0], whole[1]]
     encoded = encode()
     passes.clear()
-    monkeypatch.setattr(stream_module, "_MAX_ELEMENTS", int(2.9 * 4 * 16 * 24 * widths[1]))
-    torch.testing.assert_close(DecoderStream(vae64).decode(latents), pixels, rtol=0, atol=1e-12)
-    assert_same(DecoderStream(vae64).decode_uint8(latents), pictures)
-    monkeypatch.setattr(stream_module, "_MAX_ELEMENTS", 14 * 16 * 24 * widths[0])
+    monkeypatch.setattr(modules, "_MAX_ELEMENTS", int(2.9 * 4 * 16 * 24 * widths[1]))
+    torch.testing.assert_close(DecoderStream(codec).decode(latents), pixels, rtol=0, atol=1e-12)
+    assert_same(DecoderStream(codec).decode_uint8(latents), pictures)
+    monkeypatch.setattr(modules, "_MAX_ELEMENTS", 14 * 16 * 24 * widths[0])
     torch.testing.assert_close(encode(), encoded, rtol=0, atol=1e-12)
     assert passes == [2, 2, 2, 1] * 2 + parts
 
@@ -308,14 +352,15 @@ def test_the_largest_tensor_is_the_one_that_splitting_counts_on(vae, latents):
             call(torch.empty(shape, device="meta"))
         return largest.elements
 
-    decoder, encoder, frames = DecoderStream(vae), EncoderStream(vae), 4 * latents
+    codec, frames = ModulesCodec(vae), 4 * latents
+    decoder, encoder = DecoderStream(codec), EncoderStream(codec)
     count(decoder.decode, 1, 16, 10, 12), count(encoder.encode, 1, 3, 80, 96)
     encoder_elements, decoder_elements = (80 * 96 * width for width in vae.config.full_size_widths)
     assert count(decoder.decode, latents, 16, 10, 12) == frames * decoder_elements
     assert frames * encoder_elements <= count(encoder.encode, frames, 3, 80, 96) <= (frames + 2) * encoder_elements
 
 
-# Specification 7.1's table: what mean and 1/std become in bfloat16.
+# docs/model.md 7.1's table: what mean and 1/std become in bfloat16.
 MEAN_BF16 = (
     -0.7578125, -0.70703125, -0.91015625, 0.107421875, -0.1748046875, 0.96484375, -0.1513671875, 1.5546875,
     0.4140625, -0.0712890625, 0.55078125, -0.36328125, -0.1923828125, -0.94921875, 0.25, -0.29296875,
@@ -326,8 +371,8 @@ INV_BF16 = (
 )  # fmt: skip
 
 
-def test_normalisation_rounds_like_the_reference(make_vae, monkeypatch):
-    vae, seen = make_vae(torch.bfloat16), []
+def test_normalisation_rounds_like_the_reference(make_codec, monkeypatch):
+    codec, seen = make_codec(torch.bfloat16), []
 
     def decode(self, z, state):
         seen.append(z)
@@ -338,11 +383,11 @@ def test_normalisation_rounds_like_the_reference(make_vae, monkeypatch):
     monkeypatch.setattr(WanVae, "encode", lambda self, frames, state: mu)
     mean, inv = torch.tensor(MEAN_BF16), torch.tensor(INV_BF16)
     latents = 3 * latents_of(7, 2).bfloat16()
-    DecoderStream(vae).decode(latents)
+    DecoderStream(codec).decode(latents)
     raw = (latents.permute(0, 2, 3, 1).float() / inv).bfloat16().float() + mean
     assert_same(seen[0], raw.bfloat16())
     normalised = ((mu.float() - mean).bfloat16().float() * inv).bfloat16()
-    assert_same(EncoderStream(vae).encode(frames_of(0, 5).bfloat16()), normalised.permute(0, 3, 1, 2))
+    assert_same(EncoderStream(codec).encode(frames_of(0, 5).bfloat16()), normalised.permute(0, 3, 1, 2))
 
 
 def test_uint8_edges():
@@ -359,10 +404,10 @@ def test_uint8_truncates_in_float32(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pictures_are_the_pixels(make_vae, kind, dtype):
-    vae = make_vae(dtype, kind=kind)
+def test_pictures_are_the_pixels(make_codec, kind, dtype):
+    codec = make_codec(dtype, kind=kind)
     latents = 4 * latents_of(9, 3).to(dtype)
-    pixels, pictures = DecoderStream(vae).decode(latents), DecoderStream(vae).decode_uint8(latents)
+    pixels, pictures = DecoderStream(codec).decode(latents), DecoderStream(codec).decode_uint8(latents)
     assert pixels.dtype == dtype and pixels.shape == (9, 3, 16, 24)
     assert pictures.is_contiguous() and len(pictures.unique()) > 50
     assert_same(pictures, to_uint8(pixels).permute(0, 2, 3, 1))
@@ -376,13 +421,13 @@ def no_tf32(monkeypatch):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_cuda_equals_cpu(make_vae, kind, no_tf32):
+def test_cuda_equals_cpu(make_codec, kind, no_tf32):
     cases = [
         (DecoderStream, "decode", latents_of(10, 6, 5, 7), [3, 3]),
         (EncoderStream, "encode", frames_of(11, 13, 40, 56), [9, 4]),
     ]
     for make, call, x, sizes in cases:
-        cpu, cuda = make(make_vae(kind=kind)), make(make_vae(device="cuda", kind=kind))
+        cpu, cuda = make(make_codec(kind=kind)), make(make_codec(device="cuda", kind=kind))
         for part in x.split(sizes):
             expected, got = getattr(cpu, call)(part), getattr(cuda, call)(part.cuda()).cpu()
             assert (got - expected).norm() <= 1e-4 * expected.norm()
@@ -391,11 +436,11 @@ def test_cuda_equals_cpu(make_vae, kind, no_tf32):
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("kind", ["wan", "tae"], indirect=True)  # the packed one brings its own graphs
-def test_steady_decoding_neither_waits_nor_leaves_its_graph(make_vae, kind):
+def test_steady_decoding_neither_waits_nor_leaves_its_graph(make_codec, kind):
     """After the first calls nothing synchronises with the host, and a captured call continues the stream."""
-    vae = make_vae(torch.bfloat16, "cuda", kind)
+    codec = make_codec(torch.bfloat16, "cuda", kind)
     blocks = [latents_of(seed, 3, 6, 10).bfloat16().cuda() for seed in range(5)]
-    eager, captured = DecoderStream(vae), DecoderStream(vae)
+    eager, captured = DecoderStream(codec), DecoderStream(codec)
     expected = [eager.decode_uint8(block) for block in blocks[:2]]
     torch.cuda.set_sync_debug_mode("error")
     try:

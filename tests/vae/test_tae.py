@@ -1,4 +1,4 @@
-"""The tiny autoencoder against specification 8: names and sizes, and the whole sequence at once in plain NCHW torch."""
+"""The tiny autoencoder against docs/model.md 8: names and sizes, and the whole sequence at once in plain NCHW torch."""
 
 import copy
 import dataclasses
@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.vae.config import LATENT_MEAN, LATENT_STD, TaeConfig
-from longlive_optimized.vae.stream import DecoderStream, EncoderStream, to_uint8
+from longlive_optimized.vae.modules import ModulesCodec
+from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.vae.tae import Tae, last_rows
 from support.vectors import h
 
@@ -81,7 +83,7 @@ def conv(key, out, *rest):
 
 
 def checkpoint_shapes(e=64, a=256, b=128, c=64, d=64):
-    """Names and shapes as specification 8 lists them."""
+    """Names and shapes as docs/model.md 8 lists them."""
     shapes = conv("encoder.0", e, 3, 3, 3) | conv("encoder.17", 16, e, 3, 3)
     shapes |= conv("decoder.1", a, 16, 3, 3) | conv("decoder.22", 3, d, 3, 3)
     for i, frames in {2: 2, 7: 2, 12: 1}.items():
@@ -210,7 +212,7 @@ grids = st.sampled_from([(3, 5), (1, 1), (2, 3)])
 def test_decoding_in_any_groups(make_vae, sizes, grid, kind):
     vae = make_vae(torch.float64, kind=kind)
     latents, oracle = h(sum(sizes), sum(sizes), 16, *grid, dtype=torch.float64), WholeSequence(vae, kind == "lighttae")
-    pixels = in_groups(DecoderStream(vae).decode, latents, sizes)
+    pixels = in_groups(DecoderStream(ModulesCodec(vae)).decode, latents, sizes)
     assert pixels.shape == (4 * sum(sizes) - 3, 3, 8 * grid[0], 8 * grid[1])
     torch.testing.assert_close(pixels, oracle.decode(latents), rtol=0, atol=1e-10)
     assert clamped(oracle.raw_pixels(latents)) < 0.3  # else the comparison would say little
@@ -223,7 +225,7 @@ def test_encoding_in_any_groups(make_vae, sizes, grid, kind):
     vae = make_vae(torch.float64, kind=kind)
     counts = [4 * sizes[0] - 3, *(4 * size for size in sizes[1:])]
     frames = h(sum(sizes), sum(counts), 3, 8 * grid[0], 8 * grid[1], dtype=torch.float64)
-    latents = in_groups(EncoderStream(vae).encode, frames, counts)
+    latents = in_groups(EncoderStream(ModulesCodec(vae)).encode, frames, counts)
     assert latents.shape == (sum(sizes), 16, *grid)
     expected = WholeSequence(vae, kind == "lighttae").encode(frames[: counts[0]], frames[counts[0] :])
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-10)
@@ -233,16 +235,16 @@ def test_every_latent_and_frame_counts(make_vae):
     """The oracle's inputs all reach its output, so that agreeing with it means something."""
     vae = make_vae(torch.float64, kind="tae")
     latents, frames = h(1, 3, 16, 2, 2, dtype=torch.float64), h(2, 13, 3, 16, 16, dtype=torch.float64)
-    pixels, encoded = DecoderStream(vae).decode(latents), EncoderStream(vae).encode(frames)
+    pixels, encoded = DecoderStream(ModulesCodec(vae)).decode(latents), EncoderStream(ModulesCodec(vae)).encode(frames)
     for t in range(3):
         other = latents.clone()
         other[t] += 0.1
-        changed = (DecoderStream(vae).decode(other) - pixels).abs().amax((1, 2, 3)) > 1e-6
+        changed = (DecoderStream(ModulesCodec(vae)).decode(other) - pixels).abs().amax((1, 2, 3)) > 1e-6
         assert changed.tolist() == [frame >= 4 * t - 3 for frame in range(9)]
     for t in range(13):
         other = frames.clone()
         other[t] += 0.1
-        changed = (EncoderStream(vae).encode(other) - encoded).abs().amax((1, 2, 3)) > 1e-8
+        changed = (EncoderStream(ModulesCodec(vae)).encode(other) - encoded).abs().amax((1, 2, 3)) > 1e-8
         assert changed.tolist() == [latent >= t // 4 for latent in range(4)]
 
 
@@ -258,7 +260,7 @@ def relative_l2(x, truth):
 def test_bfloat16_rounds_no_more_than_the_eager_network(make_vae, kind, stream, direction, shape):
     vae, x, light = make_vae(torch.bfloat16, kind=kind), h(0, *shape).bfloat16(), kind == "lighttae"
     truth = getattr(WholeSequence(copy.deepcopy(vae).double(), light), direction)(x.double())
-    ours, eager = getattr(stream(vae), direction)(x), getattr(WholeSequence(vae, light), direction)(x)
+    ours, eager = getattr(stream(ModulesCodec(vae)), direction)(x), getattr(WholeSequence(vae, light), direction)(x)
     assert ours.dtype == torch.bfloat16
     assert relative_l2(ours, truth) <= 1.1 * relative_l2(eager, truth)
 
@@ -269,11 +271,11 @@ def test_latents_out_of_range(make_vae, dtype):
     vae = make_vae(dtype, kind="tae")
     latents = h(3, 3, 16, 2, 3).to(dtype)
     far, infinite = (1e6 * latents), latents.sign() * float("inf")
-    pictures = [DecoderStream(vae).decode(x) for x in (far, infinite)]
+    pictures = [DecoderStream(ModulesCodec(vae)).decode(x) for x in (far, infinite)]
     assert torch.equal(*pictures)
     assert pictures[0].isfinite().all() and pictures[0].abs().max() <= 1
     assert to_uint8(pictures[0]).unique().numel() > 50
-    assert torch.equal(DecoderStream(vae).decode_uint8(far).permute(0, 3, 1, 2), to_uint8(pictures[0]))
+    assert torch.equal(DecoderStream(ModulesCodec(vae)).decode_uint8(far).permute(0, 3, 1, 2), to_uint8(pictures[0]))
 
 
 def test_pixels_are_clamped(make_vae):
@@ -281,12 +283,12 @@ def test_pixels_are_clamped(make_vae):
     weights["decoder.22.weight"] *= 20
     vae = Tae(make_vae(kind="tae").config, device="meta")
     vae.load_state_dict(weights, assign=True)
-    pixels = DecoderStream(vae).decode(h(4, 3, 16, 2, 3))
+    pixels = DecoderStream(ModulesCodec(vae)).decode(h(4, 3, 16, 2, 3))
     assert pixels.min() == -1 and pixels.max() == 1
     assert 0.3 < (pixels.abs() == 1).double().mean() < 0.99
 
 
-# mean and std of the first channels in bfloat16, from specification 7.1's values.
+# mean and std of the first channels in bfloat16, from docs/model.md 7.1's values.
 MEAN_BF16, STD_BF16 = (-0.7578125, -0.70703125, -0.91015625), (2.8125, 1.453125, 2.328125)
 
 
@@ -297,8 +299,8 @@ def test_latent_scale(make_vae, monkeypatch, kind):
     mu, latents = h(6, 2, 2, 3, 16).bfloat16(), 3 * h(7, 3, 16, 10, 12).bfloat16()
     monkeypatch.setattr(Tae, "decode", lambda self, z, state: seen.append(z) or z)
     monkeypatch.setattr(Tae, "encode", lambda self, frames, state: mu)
-    DecoderStream(vae).decode(latents)
-    encoded = EncoderStream(vae).encode(h(8, 5, 3, 16, 24).bfloat16())
+    DecoderStream(ModulesCodec(vae)).decode(latents)
+    encoded = EncoderStream(ModulesCodec(vae)).encode(h(8, 5, 3, 16, 24).bfloat16())
     if kind == "tae":
         assert torch.equal(seen[0], latents.permute(0, 2, 3, 1)) and torch.equal(encoded, mu.permute(0, 3, 1, 2))
         return

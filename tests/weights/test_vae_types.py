@@ -6,10 +6,11 @@ import os
 import pytest
 import torch
 
+from longlive_optimized.vae.backends import codec_for
 from longlive_optimized.vae.config import LATENT_MEAN, LATENT_STD, TaeConfig, VaeConfig
-from longlive_optimized.vae.model import WanVae
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.vae.tae import Tae
+from longlive_optimized.vae.wan.model import WanVae
 from longlive_optimized.weights import CheckpointError
 from longlive_optimized.weights.load import check, load_vae
 from longlive_optimized.weights.locate import VAE_FILES, locate
@@ -59,9 +60,10 @@ def test_each_type_is_the_network_it_says(with_small_vaes):
 
 def test_what_is_loaded_runs(tiny):
     vae = load_vae(tiny, "cpu", torch.bfloat16)
+    codec = codec_for(vae)
     assert vae.dtype == torch.bfloat16 and vae.device.type == "cpu"
-    assert DecoderStream(vae).decode_uint8(torch.zeros(3, 16, 2, 3).bfloat16()).shape == (9, 16, 24, 3)
-    assert EncoderStream(vae).encode(torch.zeros(13, 3, 16, 24).bfloat16()).shape == (4, 16, 2, 3)
+    assert DecoderStream(codec).decode_uint8(torch.zeros(3, 16, 2, 3).bfloat16()).shape == (9, 16, 24, 3)
+    assert EncoderStream(codec).encode(torch.zeros(13, 3, 16, 24).bfloat16()).shape == (4, 16, 2, 3)
 
 
 def test_decoder_alone(tiny):

@@ -3,10 +3,10 @@
 Importable without CUDA, scope, OpenCV or weights.
 """
 
+from ...engine.latency import LatencyStats
 from .config import ScopeOptimizationConfig
 from .overlay import LatencyOverlay, OverlayConfig, create_latency_overlay
 from .pipeline import OptimizedScopePipeline, create_optimized_scope_pipeline
-from .stats import LatencyStats
 
 __all__ = [
     "LatencyOverlay",

@@ -15,16 +15,15 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ...engine.latency import LatencyStats
 from ...kernels.overlay_blend import DTYPES, overlay_blend
 from .panel import ERROR, GOOD, SMALLEST, WARNING, WHITE, Bar, Colour, Figure, Panel
-from .stats import LatencyStats
 
 LABELS = ("Latency", "Mean", "P99", "Max", "FPS", "Frame")
 OPTIMIZATIONS = {
     "cuda_graphs_active": "CUDA graphs",
     "torch_compile_active": "torch.compile",
     "static_kv_active": "Static KV",
-    "async_vae_active": "Async VAE",
 }
 MEASURED = ("current_ms", "mean_ms", "p99_ms", "max_ms", "fps", "frame_count")
 BAR_LEVELS = 64  # heights that a bar may have: an unseen difference makes no new panel

@@ -12,15 +12,16 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from ...config import PRESETS, OptimizationConfig
-from ...engine.engine import HOT_FIELDS, LongLiveEngine, Progress, changed_fields
+from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
+from ...engine.engine import LongLiveEngine, Progress
+from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
+from ...engine.stream import Stream
 from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
 from .prompt_box import Prompt, PromptBox, as_prompt
-from .stats import LatencyMeter
 
 _OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
@@ -44,15 +45,33 @@ class OptimizedScopePipeline:
         device: str | torch.device | None = None,
         progress: Progress | None = None,
     ):
-        self.config = config or ScopeOptimizationConfig.preset_balanced()
-        own = {field.name for field in dataclasses.fields(OptimizationConfig)}
-        engine_config = OptimizationConfig(**{name: getattr(self.config, name) for name in own})
-        self.engine = LongLiveEngine(model_path, engine_config, device, progress)
+        config = config or ScopeOptimizationConfig.preset_balanced()
+        engine = LongLiveEngine(model_path, OptimizationConfig.of(config), device, progress)
+        self._show(engine, engine.stream, config)
+
+    @classmethod
+    def on(cls, engine: LongLiveEngine, config: ScopeOptimizationConfig | None = None) -> OptimizedScopePipeline:
+        """A pipeline with a stream of its own on an engine that is there: several pipelines may share one.
+
+        ``config`` is the engine's own unless given. Raises ValueError naming the fields in which it is of another
+        engine: vae_type, model_dtype and all else that is no StreamSettings.
+        """
+        theirs = dataclasses.asdict(engine.config)
+        config = config or ScopeOptimizationConfig(**theirs)
+        settings = dataclasses.asdict(StreamSettings.of(config))
+        if wrong := [name for name in theirs if name not in settings and getattr(config, name) != theirs[name]]:
+            raise ValueError(f"config must have the engine's {', '.join(wrong)}: they are the same for all its streams")
+        pipeline = cls.__new__(cls)
+        pipeline._show(engine, engine.open_stream(**settings), config)
+        return pipeline
+
+    def _show(self, engine: LongLiveEngine, stream: Stream, config: ScopeOptimizationConfig) -> None:
+        self.engine, self.stream, self.config = engine, stream, config
         self.overlay = self._new_overlay()
         self._queue, self._prompts = FrameQueue(), PromptBox()
-        self._meter = LatencyMeter(self.engine)
-        self._delivered, self._steps = 0, None
-        self._warm = self.engine.device.type != "cuda"
+        self._meter = LatencyMeter(engine, stream)
+        self._delivered = 0
+        self._warm = engine.device.type != "cuda"
         self._next_config: ScopeOptimizationConfig | None = None
         self._lock = threading.RLock()  # the stream: one frame is made or taken at a time
         self._mail = threading.Lock()  # what other threads leave for the next block
@@ -66,7 +85,7 @@ class OptimizedScopePipeline:
             raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
         with self._lock:
             self._apply_config()
-            self.engine.warmup(math.ceil(num_frames / BLOCK_PIXEL_FRAMES))
+            self.engine.warmup(math.ceil(num_frames / BLOCK_PIXEL_FRAMES), self.stream)
             self._warm = True
             self.reset()
 
@@ -82,8 +101,8 @@ class OptimizedScopePipeline:
         with self._lock:
             self._follow(prompt, steps)
             if not self._queue:
-                rest = self.engine.stream.undecoded
-                self._queue.put(self.engine.rest_of_block() if rest else self._make_block(first_latent_first=True))
+                rest = self.stream.undecoded
+                self._queue.put(self.engine.rest_of_block(self.stream) if rest else self._make_block(True))
             depth = self.config.max_queue_depth if self.config.drop_frames_on_lag else None
             frame = self._queue.get(time.monotonic(), self.config.target_fps, depth)
             self._delivered += 1
@@ -97,7 +116,7 @@ class OptimizedScopePipeline:
         """
         prompt, steps = _read(prompt, kwargs)
         with self._lock:
-            waiting = len(self._queue) + LATENT_PIXEL_FRAMES * self.engine.stream.undecoded
+            waiting = len(self._queue) + LATENT_PIXEL_FRAMES * self.stream.undecoded
             if waiting:
                 raise RuntimeError(f"{waiting} frames wait: take them with generate_frame, or reset, first")
             self._follow(prompt, steps)
@@ -135,20 +154,17 @@ class OptimizedScopePipeline:
         self.configure(**self.config.preset_fields(preset))
 
     def configure(self, **changes) -> None:
-        """Change fields of the config with the next block, from any thread: HOT_FIELDS of the engine, and all that
-        ScopeOptimizationConfig adds. Raises ValueError for bad values, for what is no field, and for fields that are
-        fixed at construction; nothing has changed then.
+        """Change fields of the config with the next block, from any thread: CHANGEABLE of a stream's settings, and all
+        that ScopeOptimizationConfig adds. Raises ValueError for bad values, for what is no field, and for fields that
+        are fixed at construction; nothing has changed then.
         """
         with self._mail:
-            base = self._next_config or self.config
-            config = dataclasses.replace(base, **changes)
-            changed_fields(base, config, running="pipeline")
-            self._next_config = config
+            self._next_config = (self._next_config or self.config).changed(**changes)
 
     def reset(self) -> None:
         """Start the stream, its statistics and the overlay anew; weights, prompt cache and preset stay."""
         with self._lock:
-            self.engine.reset()
+            self.engine.reset(self.stream)
             self._meter.reset()
             self._queue.clear()
             self._prompts.clear()
@@ -165,17 +181,18 @@ class OptimizedScopePipeline:
             self.warmup()
         self._prompts.follow(prompt, time.monotonic(), self._debounce)
         self._apply_config()
-        self._steps = steps or self._steps
+        if steps:
+            self.stream.configure(denoising_steps=steps)
 
     def _make_block(self, first_latent_first: bool = False) -> Tensor:
         """The next block; where the prompt is new, with ``first_latent_first`` what can be shown soonest of it."""
         now = time.monotonic()
         prompt, wish = self._prompts.take(now, self._debounce)
         blocks = prompt.transition_blocks or self._smooth_blocks()
-        request = BlockRequest(prompt.prompt, prompt.blend, blocks, denoising_steps=self._steps)
+        request = BlockRequest(prompt.prompt, prompt.blend, blocks)
         switched = bool(wish and self._delivered)
         try:
-            block = self.engine.generate_block(request, first_latent_only=switched and first_latent_first)
+            block = self.engine.generate_block(request, self.stream, switched and first_latent_first)
         except BaseException:
             if wish:
                 self._prompts.give_back(wish)
@@ -194,8 +211,8 @@ class OptimizedScopePipeline:
         with self._mail:
             config, self._next_config = self._next_config, None
         if config is not None:
-            self.engine.configure(**{name: getattr(config, name) for name in HOT_FIELDS})
-            before, self.config, self._steps = self.config, config, None
+            self.stream.configure(**{name: getattr(config, name) for name in CHANGEABLE})
+            before, self.config = self.config, config
             if any(getattr(config, name) != getattr(before, name) for name in _OVERLAY_FIELDS):
                 self.overlay = self._new_overlay()
 

@@ -23,7 +23,7 @@ class Backoff:
         return now < self._until
 
     def failed(self, now: float, what: str) -> bool:
-        """Note a failure; whether ``what`` is news since all was well."""
+        """Note a failure; True if this error has not been reported since the last success."""
         self._until, self._delay = now + self._delay, min(2 * self._delay, LONGEST)
         news = what not in self._told
         self._told.add(what)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import PRESETS, OptimizationConfig
+from ...config import CHANGEABLE, PRESETS, OptimizationConfig
 from ...engine.engine import LongLiveEngine
+from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
 from ..scope_integration.overlay import LatencyOverlay, create_latency_overlay
-from ..scope_integration.stats import LatencyMeter
 from .backoff import Backoff
 from .call_params import CallParams, Transition, read_call
 from .commands import Commands
@@ -60,12 +60,11 @@ class Session:
         # scope's page sends its default list with the first call: as at load, only another one is a wish.
         self._before = CallParams(denoising_step_list=DEFAULT_STEPS)
         self._complaints: dict[str, str] = {}  # the last one about each parameter
-        self._preset, self._steps, self._seed = self._load.optimization_preset, config.denoising_steps, config.seed
+        self._preset, self._seed = self._load.optimization_preset, config.seed
         self._due = _Due()
         self._overlay: LatencyOverlay | None = None
         self._delivered = 0
-        self._window = config.local_attn_size
-        self._engine.resize(self._stream, self._window)
+        self._stream.configure(**{name: getattr(config, name) for name in CHANGEABLE})
         self._engine.reset(self._stream, config.seed)
         self._meter.reset()
 
@@ -95,33 +94,33 @@ class Session:
 
     def set_preset(self, name: str) -> dict:
         """Go over to a preset's steps and window with the next block, without a cut; the settings then in force."""
-        fields = OptimizationConfig.preset_fields(name)
-        self._preset, self._steps, self._window = name, fields["denoising_steps"], fields["local_attn_size"]
+        self._stream.configure(**OptimizationConfig.preset_fields(name))
+        self._preset = name
         return self.effective()
 
     def effective(self) -> dict:
         """The settings in force, as plain JSON."""
+        settings = self._stream.settings
         return {
-            "denoising_steps": list(self._steps),
-            "local_attn_size": self._window,
-            "precision": self.stats()["precision"],
-            "step_schedule": self._load.step_schedule,
-            "positions": self._load.positions,
+            "denoising_steps": list(settings.denoising_steps),
+            "local_attn_size": settings.local_attn_size,
+            "precision": self._stream.precision,
+            "step_schedule": settings.step_schedule,
+            "positions": settings.positions,
         }
 
     def stats(self) -> dict:
         """The fields of LatencyStats."""
-        preset = self._preset if self._steps == PRESETS[self._preset]["denoising_steps"] else "custom"
+        named = self._stream.settings.denoising_steps == PRESETS[self._preset]["denoising_steps"]
+        preset = self._preset if named else "custom"
         return dataclasses.asdict(self._meter.stats(frame_count=self._delivered, preset=preset))
 
     def _take_over(self, call: CallParams) -> None:
         """Settle what changed since the call before; what the next block must make up for is due until one is made."""
         due, before, self._before = self._due, self._before, call
-        if call.denoising_step_list not in (None, before.denoising_step_list):
+        new_steps = call.denoising_step_list not in (None, before.denoising_step_list)
+        if new_steps:
             due.restart |= self._manages_cache(call) and not call.modulated_steps
-            self._steps = call.denoising_step_list
-        if call.optimization_preset not in (None, before.optimization_preset, self._preset):
-            self.set_preset(call.optimization_preset)
         if call.base_seed is not None:
             self._seed = call.base_seed
         if call.init_cache:
@@ -131,6 +130,10 @@ class Session:
             due.lora_reset |= self._manages_cache(call)
         if self._prompts.follow(call):
             due.new_prompt = True
+        if new_steps:
+            self._stream.configure(denoising_steps=call.denoising_step_list)
+        if call.optimization_preset not in (None, before.optimization_preset, self._preset):
+            self.set_preset(call.optimization_preset)  # last: a larger window may find no memory
 
     def _set_loras(self) -> None:
         due = self._due
@@ -143,7 +146,6 @@ class Session:
         due.lora_scales, due.lora_reset = {}, False
 
     def _make_block(self, call: CallParams) -> Tensor:
-        self._engine.resize(self._stream, self._window)
         self._set_loras()
         frames = self._engine.generate_block(self._request(call), self._stream)
         if self._due.new_prompt and self._delivered:
@@ -171,7 +173,6 @@ class Session:
             transition_blocks=transition.num_steps if smooth else 1,
             transition_blend=transition.temporal_interpolation_method,
             transition_from_source=True,
-            denoising_steps=self._steps,
             reset=due.reset,
             restart=due.restart or (cut and self._manages_cache(call)),
             seed=self._seed,
@@ -219,7 +220,9 @@ class Session:
 
 @dataclass
 class _Due:
-    """What the next block must do first; kept until there is one, as a failed call is not repeated as it was."""
+    """One-shot requests not yet applied. Cleared only after a block succeeds: scope does not send a failed call's
+    one-shot parameters again.
+    """
 
     reset: bool = False
     restart: bool = False

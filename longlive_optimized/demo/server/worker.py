@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...engine.engine import Progress
 from ..scope_integration import OptimizedScopePipeline
 from ..scope_integration.prompt_box import Prompt
 from .pacing import Pace
@@ -21,7 +22,6 @@ from .pacing import Pace
 log = logging.getLogger(__name__)
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds after an error, doubled each time
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Latents to pixels (model specification 7.3)."""
+"""Latents to pixels (docs/model.md 7.3)."""
 
 from torch import Tensor, nn
 
-from .config import VaeConfig
+from ..config import VaeConfig
+from ..state import CausalState
 from .layers import CausalConv3d, Head, Middle, ResidualBlock, Upsample
-from .state import CausalState
 
 
 class Decoder(nn.Module):

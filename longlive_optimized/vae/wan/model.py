@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import Autoencoder
-from .config import VaeConfig
+from ..autoencoder import Autoencoder
+from ..config import VaeConfig
+from ..convolution import pointwise
+from ..state import CausalState
 from .decoder import Decoder
 from .encoder import Encoder
-from .layers import pointwise
-from .packed_decoder import PackedDecoder
-from .packed_encoder import PackedEncoder
-from .state import CausalState
 
 
 class WanVae(Autoencoder):
     """Wan 2.1's autoencoder, or LightVAE; 194 tensors, or the decoder's half with ``encoder=False``."""
+
+    config: VaeConfig
+    encoder: Encoder | None
+    decoder: Decoder
+    first_frame_alone = True
 
     def __init__(
         self, config: VaeConfig | None = None, *, encoder: bool = True, device: torch.device | str | None = None
@@ -34,31 +35,6 @@ class WanVae(Autoencoder):
             self.conv2 = nn.Conv3d(z_dim, z_dim, 1)
             self.decoder = Decoder(self.config)
         self.requires_grad_(False)
-        self._packed_decoder: PackedDecoder | None = None
-        self._packed_encoder: PackedEncoder | None = None
-
-    @property
-    def packed_decoder(self) -> PackedDecoder:
-        """The decoder's weights as the fused convolutions read them; made when first asked for, kept beside these."""
-        if self._packed_decoder is None:
-            self._packed_decoder = PackedDecoder(self)
-        return self._packed_decoder
-
-    @property
-    def packed_encoder(self) -> PackedEncoder:
-        """Likewise the encoder's."""
-        if self._packed_encoder is None:
-            self._packed_encoder = PackedEncoder(self)
-        return self._packed_encoder
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        self._packed_decoder = self._packed_encoder = None
-        return super().load_state_dict(state_dict, strict, assign)
-
-    def _apply(self, fn, recurse: bool = True):
-        """Runs whenever the weights go to another dtype or device."""
-        self._packed_decoder = self._packed_encoder = None
-        return super()._apply(fn, recurse)
 
     def decode(self, z: Tensor, state: CausalState) -> Tensor:
         """Latents [T, h, w, z_dim] to pixels [F, 8h, 8w, 3], not clamped; ``state`` is advanced in place."""
@@ -68,12 +44,13 @@ class WanVae(Autoencoder):
 
     def encode(self, frames: Tensor, state: CausalState) -> Tensor:
         """Pixels [F, 8h, 8w, 3] to the mean of the latents' distribution, [T, h, w, z_dim]."""
+        assert self.encoder is not None and self.conv1 is not None
         moments = pointwise(self.conv1, self.encoder(frames, state))
         state.fresh = False
         return moments[..., : self.config.z_dim]
 
     def denormalise(self, z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        # 1 / std, too, is rounded to the latents' dtype: that is part of the reference (specification 7.1).
+        # 1 / std, too, is rounded to the latents' dtype: that is part of the reference (docs/model.md 7.1).
         return z / (1 / std) + mean
 
     def normalise(self, mu: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...engine.timing import percentile
+from .timing import percentile
 
 if TYPE_CHECKING:
-    from ...engine.engine import LongLiveEngine
-    from ...engine.stream import Stream
+    from .engine import LongLiveEngine
+    from .stream import Stream
 
 WINDOW = 1000  # pixel frames that mean, percentile, extremes and rate are taken over
 
@@ -120,7 +120,7 @@ class LatencyMeter:
                 "prompt_cache_hits": engine.prompts.hits,
                 "prompt_cache_misses": engine.prompts.misses,
                 "torch_compile_active": engine.config.use_torch_compile,
-                "precision": str(engine.dtype).removeprefix("torch.").replace("bfloat16", "bf16"),
+                "precision": self._stream.precision,
             }
             | others
         )

@@ -1,17 +1,17 @@
-"""The steps of one call of a packed network, which read lists of places."""
+"""The steps of one call on the fused path, which read lists of indices."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.causal_conv import GROUP, causal_conv, from_groups
-from .layers import AttentionBlock
-from .packed_layers import Block, Convolution
-from .places import Frames, Pool
+from ...kernels.causal_conv import GROUP, causal_conv, from_groups
+from ..wan.layers import AttentionBlock
+from .frame_pool import FramePool, Frames
+from .weights import Block, Convolution
 
 
 def in_groups(x: Tensor) -> Tensor:
@@ -20,23 +20,24 @@ def in_groups(x: Tensor) -> Tensor:
 
 
 class Plan:
-    """The steps of one call. All lists of places lie in one tensor, which each step is given.
+    """The steps of one call, noted on the host and run together. All lists of indices lie in one tensor on the device.
 
-    In a ``Pool``, x is the residual stream, a what the first convolution of a block reads, b the second.
+    Making a plan moves every layer's history on; running it computes. A graph of one plan serves all later plans with
+    the same steps: only what that tensor holds differs.
     """
 
     def __init__(self) -> None:
-        self.places: list[int] = []
+        self.indices: list[int] = []
         self._steps: list[Callable[[Tensor], None]] = []
 
     def run(self, table: Tensor) -> None:
-        """Do it; ``table`` holds ``places`` on the device."""
+        """Do it; ``table`` holds ``indices`` on the device."""
         for step in self._steps:
             step(table)
 
-    def add(self, step: Callable[..., None], *frames: Frames | None) -> None:
-        """Call ``step`` with tensor and list of each of ``frames``; two None for None."""
-        spans = [(None, None) if part is None else (part.tensor, self._span(part.places)) for part in frames]
+    def add(self, step: Callable[..., object], *frames: Frames | None) -> None:
+        """Call ``step`` with the tensor and the indices of each of ``frames``; two None for None."""
+        spans = [(None, slice(0)) if part is None else (part.tensor, self._span(part.indices)) for part in frames]
 
         def run(table: Tensor) -> None:
             args = ((tensor, None if tensor is None else table[span]) for tensor, span in spans)
@@ -54,18 +55,18 @@ class Plan:
         act: Frames | None = None,
         gain: Tensor | None = None,
     ) -> None:
-        """See ``causal_conv``."""
+        """See ``causal_conv``: the result into ``raw``, SiLU of its norm into ``act``, or both."""
 
-        def step(x: Tensor, places: Tensor, *rest: Tensor | None) -> None:
-            causal_conv(x, places, layer.weight, layer.bias, int(layer.kind), *rest, gain)
+        def step(x: Tensor, indices: Tensor, *rest: Tensor | None) -> None:
+            causal_conv(x, indices, layer.weight, layer.bias, int(layer.kind), *rest, gain)
 
         self.add(step, source, residual, raw, act)
 
     def blocks(
         self,
-        blocks: list[Block],
-        source: Pool,
-        pool: Pool,
+        blocks: Sequence[Block],
+        source: FramePool,
+        pool: FramePool,
         count: int,
         raw: list[int] | None = None,
         act: list[int] | None = None,
@@ -82,8 +83,8 @@ class Plan:
     def _block(
         self,
         block: Block,
-        source: Pool,
-        pool: Pool,
+        source: FramePool,
+        pool: FramePool,
         count: int,
         raw: list[int] | None,
         act: list[int] | None,
@@ -95,21 +96,21 @@ class Plan:
         results = {name: pool.at(to, count) for name, to in (("raw", raw), ("act", act)) if to is not None}
         self.convolve(block.second, read, residual=source.at(source.x, count), gain=gain, **results)
 
-    def attend(self, attention: AttentionBlock, pool: Pool, count: int) -> None:
+    def attend(self, attention: AttentionBlock, pool: FramePool, count: int) -> None:
         """Attention on ``pool``'s x, in place."""
         x = pool.fixed(count)
         self.add(lambda: x.copy_(in_groups(attention(from_groups(x)))))
 
-    def activate(self, block: Block, pool: Pool, count: int) -> None:
-        """From ``pool``'s x, what ``block`` reads into a, where no convolution could write it."""
+    def activate(self, block: Block, pool: FramePool, count: int) -> None:
+        """SiLU(norm(x)) of ``pool``'s x into a, for ``block`` to read, where no convolution could write it."""
         x = pool.fixed(count)
 
-        def step(to: Tensor, places: Tensor) -> None:
-            to[places] = in_groups(F.silu(block.norm(from_groups(x))))
+        def step(to: Tensor, indices: Tensor) -> None:
+            to[indices] = in_groups(F.silu(block.norm(from_groups(x))))
 
         self.add(step, pool.at(pool.a, count))
 
-    def _span(self, places: list[int]) -> slice:
-        start = len(self.places)
-        self.places += places
-        return slice(start, len(self.places))
+    def _span(self, indices: list[int]) -> slice:
+        start = len(self.indices)
+        self.indices += indices
+        return slice(start, len(self.indices))

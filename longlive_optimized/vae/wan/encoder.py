@@ -1,10 +1,10 @@
-"""Pixels to latents (model specification 7.5)."""
+"""Pixels to latents (docs/model.md 7.5)."""
 
 from torch import Tensor, nn
 
-from .config import VaeConfig
+from ..config import VaeConfig
+from ..state import CausalState
 from .layers import CausalConv3d, Downsample, Head, Middle, ResidualBlock
-from .state import CausalState
 
 
 class Encoder(nn.Module):

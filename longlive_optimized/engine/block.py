@@ -1,0 +1,184 @@
+"""How a stream's next block is made, step by step.
+
+    begin -> follow_prompt -> settle (context pass or recache) -> denoise -> decode
+
+All functions work on one stream, inside ``Devices.turn``. A step that fails may be repeated: its work stays due.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..text import blend as blending
+from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
+from .recache import Recache, plan_recache
+from .request import BlockRequest
+from .sampler import make_schedule
+from .stream import Stream
+from .video_input import prepare_video
+
+
+def make_block(stream: Stream, request: BlockRequest, first_latent_only: bool = False) -> Tensor:
+    """The next pixel frames, uint8 [T, H, W, 3]; with ``first_latent_only`` those of the block's first latent frame."""
+    begin(stream, request)
+    if stream.undecoded:
+        rest_of_block(stream)
+    with _untimed_if_it_fails(stream):
+        latents = next_latents(stream, request)
+        history = stream.history_with(latents)  # whatever may fail comes before the decoder moves on
+        frames = _decode(stream, latents[:1] if first_latent_only else latents, "decode")
+        stream.keep(history, len(latents))
+        return _hand_out(stream, frames, len(latents) - 1 if first_latent_only else 0)
+
+
+def rest_of_block(stream: Stream) -> Tensor:
+    """The pixel frames that ``make_block`` left out. Raises RuntimeError if there are none."""
+    if not stream.undecoded:
+        raise RuntimeError("no frames of the last block are left")
+    with _untimed_if_it_fails(stream):
+        frames = _decode(stream, stream.history[-stream.undecoded :], "decode_rest")
+        return _hand_out(stream, frames, 0)
+
+
+def begin(stream: Stream, request: BlockRequest) -> None:
+    """Take over what a request says about where the stream stands."""
+    restart_at = stream.settings.restart_at
+    if request.reset:
+        stream.reset(request.seed)
+    elif request.restart or (restart_at is not None and stream.position >= restart_at):
+        stream.restart(request.seed)
+    elif request.seed is not None:
+        stream.reseed(request.seed)
+    from_video = request.video is not None
+    if stream.position and from_video != stream.from_video:
+        stream.restart_vae()
+    stream.from_video = from_video
+
+
+def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
+    """Clean latents [F, C, h, w] of the next block, not yet the stream's (``Stream.keep``)."""
+    follow_prompt(stream, request)
+    settle(stream)
+    return denoise(stream, request)
+
+
+def follow_prompt(stream: Stream, request: BlockRequest) -> None:
+    """Take one step towards the request's prompt, and compute its cross-attention keys and values if that is news."""
+    target = None
+    if stream.prompt.wants(request):
+        with stream.timer.stage("text"):
+            target = _embed(stream, request)
+    stream.prompt_due |= stream.prompt.follow(request, target)
+    if stream.prompt_due:
+        with stream.timer.stage("text"):
+            stream.passes.set_prompt(stream.networks.model.cross_cache(stream.prompt.embedding))
+        stream.prompt_due, stream.recache_due = False, stream.position > 0
+
+
+def settle(stream: Stream) -> None:
+    """Bring the ring up to date: the last block's context pass, or a recache, which makes that pass superfluous."""
+    if stream.recache_due:
+        settings = stream.settings
+        plan = plan_recache(stream.position, settings.local_attn_size, settings.sink_size, settings.global_sink)
+        recache(stream, plan, stream.history[-plan.frames :])
+    elif stream.context_due:
+        with stream.timer.stage("context"):
+            stream.passes.context(stream.history[-stream.ring.frames :])
+    stream.recache_due = stream.context_due = False
+
+
+def recache(stream: Stream, plan: Recache, latents: Tensor) -> None:
+    """Recompute the window's keys and values from clean latents [frames, C, h, w], in one forward."""
+    with stream.timer.stage("recache"):
+        stream.ring.seek(*plan)
+        stream.passes.context(latents)
+
+
+def denoise(stream: Stream, request: BlockRequest) -> Tensor:
+    """From noise, or from a mix of noise and the request's video, to clean latents."""
+    settings, from_video = stream.settings, request.video is not None
+    nominal, frames = request.denoising_steps or settings.denoising_steps, stream.block_frames(from_video)
+    inputs = stream.passes.inputs(frames, len(nominal))
+    inputs.draw(stream.noise.block(stream.position, frames))
+    first = None
+    if from_video:
+        with stream.timer.stage("encode"):
+            first = _start_from_video(stream, request, inputs.noise[0])
+    inputs.set_schedule(tuple(make_schedule(nominal, settings.step_schedule, first)))
+    with stream.timer.stage("denoise"):
+        return stream.passes.denoise(stream.position, inputs)
+
+
+def warm_up(stream: Stream, blocks: int) -> None:
+    """Make ``blocks`` blocks, the last one with a recache, then a recache of each smaller length."""
+    for i in range(blocks):
+        last = i == blocks - 1
+        make_block(stream, BlockRequest("warm-up!" if last else "warm-up"), first_latent_only=last)
+    rest_of_block(stream)
+    for frames in range(2 * BLOCK_FRAMES, stream.window + 1, BLOCK_FRAMES):
+        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape))
+
+
+def _embed(stream: Stream, request: BlockRequest) -> Tensor:
+    texts, weights = zip(*request.pairs, strict=True)
+    embeddings = [stream.networks.prompts.get(text) for text in texts]
+    if request.blend == "slerp" and len(embeddings) == 2:
+        return blending.slerp(*embeddings, blending.normalise(weights)[1])
+    return blending.blend(embeddings, weights)
+
+
+def _start_from_video(stream: Stream, request: BlockRequest, start: Tensor) -> float:
+    """Mix the encoded video into the start noise, in place; the first timestep."""
+    if stream.encoded is None:
+        stream.encoded = _encode(stream, request)
+    latents, scale = stream.encoded
+    start.copy_(torch.lerp(latents, start, scale))
+    return float(int(1000 * scale) - 100)
+
+
+def _encode(stream: Stream, request: BlockRequest) -> tuple[Tensor, float]:
+    count = BLOCK_PIXEL_FRAMES + (stream.position == 0)  # a fresh stream's become one latent frame more
+    latents, settings = stream.history, stream.settings
+    video = prepare_video(request.video, count, settings.height, settings.width, latents.dtype, latents.device)
+    scale = request.noise_scale
+    if request.noise_from_motion:
+        scale = stream.motion.noise_scale(video, scale)
+    with _reset_if_it_fails(stream):
+        return stream.encoder.encode(video), scale
+
+
+def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:
+    with stream.timer.stage(stage), _reset_if_it_fails(stream):
+        return stream.decoder.decode_uint8(latents)
+
+
+def _hand_out(stream: Stream, frames: Tensor, undecoded: int) -> Tensor:
+    stream.given += len(frames)
+    stream.undecoded = undecoded
+    if not undecoded:
+        stream.timer.block_done(stream.given)
+        stream.given = 0
+    return frames
+
+
+@contextlib.contextmanager
+def _untimed_if_it_fails(stream: Stream) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        stream.timer.discard()
+        raise
+
+
+@contextlib.contextmanager
+def _reset_if_it_fails(stream: Stream) -> Iterator[None]:
+    """A VAE that fails half-way has lost its place in the video, and with it the stream."""
+    try:
+        yield
+    except BaseException:
+        stream.reset()
+        raise

@@ -1,0 +1,69 @@
+"""Where the parts of a model run, and whose turn it is there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+class Devices:
+    """The devices of an engine's transformer (``model``), VAE and text encoder: today all are one.
+
+    device: ``cuda``, ``cuda:N`` or ``cpu``; None takes CUDA where there is one. Raises ValueError for any other.
+    """
+
+    def __init__(self, device: str | torch.device | None = None):
+        self.model = self.vae = self.text = _checked(device)
+        self._lock = threading.RLock()
+        self._enqueued = torch.cuda.Event() if self.model.type == "cuda" else None
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """One caller at a time, without gradients, behind all that the callers before have enqueued on the device."""
+        with self._lock, torch.no_grad():
+            if self._enqueued is None:
+                yield
+                return
+            with torch.cuda.device(self.model):
+                self._enqueued.wait()
+                try:
+                    yield
+                finally:
+                    self._enqueued.record()
+
+    def synchronize(self) -> None:
+        """Wait for the devices."""
+        for device in {self.model, self.vae, self.text}:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+
+def default_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that ``model_dtype`` names; ``auto`` is bfloat16 on CUDA and float32 on the CPU."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+        log.info("model_dtype: %s", name)
+    return getattr(torch, name)
+
+
+def _checked(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        log.info("device: %s", device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be cuda, cuda:N or cpu, got {device!r}") from None
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(f"device must be cuda, cuda:N or cpu, got {str(device)!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that is here, got {str(device)!r}: torch finds no CUDA")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -1,0 +1,56 @@
+"""The backend that runs a network's modules: any VAE, dtype and device, on torch's own operators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .autoencoder import Autoencoder, to_uint8
+from .codec import NewGraphs, join, split_frames
+from .state import CausalState
+
+_MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bits
+
+
+class ModulesCodec:
+    """A ``Codec`` over the weights of ``vae`` as they lie. Its tensors come and go, so no graphs are captured."""
+
+    def __init__(self, vae: Autoencoder):
+        self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
+
+    def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesDecoder:
+        return ModulesDecoder(self.vae)
+
+    def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesEncoder:
+        return ModulesEncoder(self.vae)
+
+
+class _Modules(CausalState):
+    def __init__(self, vae: Autoencoder):
+        super().__init__()
+        self._vae = vae
+
+    def use_graphs(self, new_graphs: NewGraphs) -> None:
+        """None are captured."""
+
+
+class ModulesDecoder(_Modules):
+    """See ``CausalDecoder``."""
+
+    def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        # The largest tensor has four full-size frames per latent.
+        per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self._vae.config.full_size_widths[1]
+        parts = (self._vae.decode(part, self) for part in z.split(max(1, _MAX_ELEMENTS // per_latent)))
+        return join([to_uint8(frames) if dtype == torch.uint8 else frames for frames in parts])
+
+
+class ModulesEncoder(_Modules):
+    """See ``CausalEncoder``."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        count, height, width, _ = frames.shape
+        x = (self._vae.pad_first(frames) if count % 4 else frames).contiguous()
+        # The largest tensor has a group of full-size frames, up to four more (``split_frames``) and two past ones.
+        group = (_MAX_ELEMENTS // (height * width * self._vae.config.full_size_widths[0]) - 6) // 4 * 4
+        parts = split_frames(x, max(4, group), int(self.fresh and self._vae.first_frame_alone))
+        return join([self._vae.encode(part, self) for part in parts])

@@ -1,0 +1,122 @@
+"""One stream through the decoder on the fused path."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.causal_conv import to_groups
+from ...kernels.conv_pixels import conv_pixels
+from ...video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
+from ..codec import NewGraphs, join
+from ..convolution import pointwise
+from .frame_pool import Frames
+from .plan import Plan
+from .state import LevelPools, PackedState
+from .weights import DecoderWeights
+
+_FINE = 6  # frames of the two largest sizes that pass together: half a block's, to halve the memory
+
+
+class PackedDecoder(PackedState):
+    """See ``CausalDecoder``; ``size`` is the latents' height and width."""
+
+    def __init__(self, weights: DecoderWeights, size: tuple[int, int], new_graphs: NewGraphs):
+        super().__init__(weights.conv1.weight, new_graphs)
+        self.weights, self._size = weights, size
+        self._z = torch.empty(BLOCK_FRAMES, *size, weights.z_dim, dtype=self._dtype, device=self._device)
+        self._latents = self._new_pool(weights.z_dim, size, [weights.conv1], a=BLOCK_FRAMES)
+        self._levels = [self._level_pools(index) for index in range(4)]
+        self._outs: dict[torch.dtype, Tensor] = {}
+
+    def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        return join([self._decode(part, dtype) for part in z.split(BLOCK_FRAMES)])
+
+    def _decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        out = self._out(dtype)[: 4 * len(z) - 3 * self.fresh]
+        key, plan = (len(z), self.fresh, dtype), self._plan(len(z), out)
+        self._z[: len(z)].copy_(z)
+        self._run(key, plan)
+        return out.clone()  # the next call writes to the same addresses
+
+    def _out(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self._outs:
+            height, width = self._size
+            shape = BLOCK_PIXEL_FRAMES, 8 * height, 8 * width, 3
+            self._outs[dtype] = torch.empty(shape, dtype=dtype, device=self._device)
+        return self._outs[dtype]
+
+    def _level_pools(self, index: int) -> LevelPools:
+        weights = self.weights
+        blocks = weights.levels[index] if index else (weights.before, *weights.levels[0])
+        channels = weights.ups[index - 1].channels if index else weights.conv1.channels
+        others = [*weights.times[index : index + 1], *([weights.pixels] if index == 3 else [])]
+        size = self._size[0] << index, self._size[1] << index
+        return self._new_level(channels, blocks, size, min(BLOCK_FRAMES << index, _FINE), others)
+
+    def _plan(self, latents: int, out: Tensor) -> Plan:
+        """All steps for so many latents, up to the pictures in ``out``; moves all history on."""
+        plan = Plan()
+        self._begin(plan, latents)
+        self._level(plan, 0, latents)
+        count = self._upsample_space(plan, 1, self._upsample_time(plan, 0, latents))
+        self._level(plan, 1, count)
+        frames = self._upsample_time(plan, 1, count)
+        for start in range(0, len(frames.indices), _FINE):
+            part = Frames(frames.tensor, frames.indices[start : start + _FINE])
+            count = self._upsample_space(plan, 2, part)
+            self._level(plan, 2, count)
+            self._upsample_space(plan, 3, self._levels[2].pool.at(self._levels[2].pool.a, count))
+            self._level(plan, 3, count)
+            self._end(plan, out[start : start + count])
+        return plan
+
+    def _begin(self, plan: Plan, count: int) -> None:
+        """Latents to the residual stream of the first level, through the first block and attention."""
+        weights, pool, latents, z = self.weights, self._levels[0].pool, self._latents, self._z[:count]
+
+        def enter(to: Tensor, indices: Tensor) -> None:
+            to[indices] = to_groups(pointwise(weights.conv2, z))
+
+        plan.add(enter, latents.at(latents.a, count))
+        read = latents.read(weights.conv1, latents.a, 0, count)
+        raw, act = pool.at(pool.x, count), pool.at(pool.a, count)
+        plan.convolve(weights.conv1, read, raw=raw, act=act, gain=weights.before.gain)
+        plan.blocks([weights.before], pool, pool, count, raw=pool.x)
+        plan.attend(weights.attention, pool, count)
+        plan.activate(weights.levels[0][0], pool, count)
+
+    def _level(self, plan: Plan, index: int, count: int) -> None:
+        """The blocks of a level, from ``x`` and ``a`` to ``a``: the plain sum, and what the head reads at the last."""
+        entry, pool, blocks = self._levels[index].entry, self._levels[index].pool, self.weights.levels[index]
+        if index == 3:
+            plan.blocks(blocks, entry, pool, count, act=pool.a, gain=self.weights.head)
+        else:
+            plan.blocks(blocks, entry, pool, count, raw=pool.a)
+
+    def _upsample_time(self, plan: Plan, index: int, count: int) -> Frames:
+        """Temporal 2x upsampling of the level's frames in ``a``.
+
+        A video's first frame is passed through and does not enter the convolution's history.
+        """
+        layer, pool, single = self.weights.times[index], self._levels[index].pool, int(self.fresh)
+        doubled = pool.at(pool.b + pool.x, 2 * (count - single))  # both are free here
+        if doubled.indices:
+            plan.convolve(layer, pool.read(layer, pool.a, single, count), raw=doubled)
+        return Frames(pool.tensor, pool.a[:single] + doubled.indices)
+
+    def _upsample_space(self, plan: Plan, index: int, frames: Frames) -> int:
+        """Spatial 2x upsampling of the level before's ``frames`` into this one's ``x`` and ``a``; their number."""
+        entry, count = self._levels[index].entry, len(frames.indices)
+        raw, act = entry.at(entry.x, count), entry.at(entry.a, count)
+        plan.convolve(self.weights.ups[index - 1], frames, raw=raw, act=act, gain=self.weights.levels[index][0].gain)
+        return count
+
+    def _end(self, plan: Plan, out: Tensor) -> None:
+        """What the head's norm left in ``a`` of the last level, to the pictures."""
+        pool, layer = self._levels[3].pool, self.weights.pixels
+
+        def step(x: Tensor, indices: Tensor) -> None:
+            conv_pixels(x, indices, layer.weight, layer.bias, out)
+
+        plan.add(step, pool.read(layer, pool.a, 0, len(out)))
