@@ -1,4 +1,4 @@
-"""Milliseconds of a steady block, stage by stage, beside the plain network's in the same run."""
+"""Milliseconds of a steady block, stage by stage, beside the baseline's in the same run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule
 from ..engine.timing import percentile
 from ..video_time import BLOCK_FRAMES
-from .eager import plain_network, predict_x0, renoise
+from .baseline import baseline_network, predict_x0, renoise
 from .shares import measure_shares
 
 PROMPT = "a lighthouse above a stormy sea"
@@ -116,10 +116,10 @@ def measure_preset_switch(engine: LongLiveEngine) -> dict:
 
 
 @torch.no_grad()
-def measure_plain(engine: LongLiveEngine, blocks: int) -> dict:
-    """DiT milliseconds of the plain network on the same weights: as many steps, then the clean pass."""
+def measure_baseline(engine: LongLiveEngine, blocks: int) -> dict:
+    """DiT milliseconds of the baseline on the same weights: as many steps, then the clean pass."""
     config, stream = engine.config, engine.stream
-    net = plain_network(engine)
+    net = baseline_network(engine)
     prompt = engine.prompts.get(PROMPT)
     steps = make_schedule(config.denoising_steps, config.step_schedule)
     fill = -(-stream.window // BLOCK_FRAMES) + 1
@@ -137,11 +137,11 @@ def measure_plain(engine: LongLiveEngine, blocks: int) -> dict:
         net.forward(x, torch.zeros_like(t), prompt, block * BLOCK_FRAMES)
         engine.synchronize()
         times.append((time.perf_counter() - started) * 1e3)
-    return {"plain_dit_ms": statistics.median(times[fill:]), "plain_blocks": blocks}
+    return {"baseline_dit_ms": statistics.median(times[fill:]), "baseline_blocks": blocks}
 
 
-def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
-    """One row: the engine, prompt switches, with graphs a preset switch, without graphs; the plain network."""
+def run(engine: LongLiveEngine, blocks: int, baseline_blocks: int) -> dict:
+    """One row: the engine, prompt switches, with graphs a preset switch, without graphs; the baseline."""
     config = engine.config
     row = {
         "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
@@ -160,7 +160,7 @@ def run(engine: LongLiveEngine, blocks: int, plain_blocks: int) -> dict:
         row |= measure_preset_switch(engine)
         engine.configure(use_cuda_graphs=False)
         row["ungraphed_dit_ms"] = measure_engine(engine, max(1, blocks // 5))["dit_ms"]
-    if plain_blocks:
-        row |= measure_plain(engine, plain_blocks)
-        row["plain_over_engine"] = row["plain_dit_ms"] / row["dit_ms"]
+    if baseline_blocks:
+        row |= measure_baseline(engine, baseline_blocks)
+        row["baseline_over_engine"] = row["baseline_dit_ms"] / row["dit_ms"]
     return row

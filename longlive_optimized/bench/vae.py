@@ -19,7 +19,7 @@ from ..vae.packed.codec import PackedCodec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
-from .eager_vae import PlainDecoder
+from .baseline_vae import BaselineDecoder
 
 
 def _times(engine: LongLiveEngine, call, blocks: int) -> list[float]:
@@ -55,9 +55,9 @@ def _decoding(engine: LongLiveEngine, stream: DecoderStream, blocks: int) -> tup
     return times, (_allocated(engine, peak=True) - before) / 2**30
 
 
-def _plain_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
-    """Times of a block in the published order, to uint8."""
-    decoder = PlainDecoder(engine.vae)
+def _baseline_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
+    """Times of a block decoded by the baseline, to uint8."""
+    decoder = BaselineDecoder(engine.vae)
     z = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, device=engine.device, dtype=engine.dtype)
     decoder.decode(z)
     return _times(engine, lambda: to_uint8(decoder.decode(z)), blocks)
@@ -92,7 +92,7 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call.
 
     Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes;
-    and decoding in the published order.
+    and the baseline's decoding.
     """
     rows, memory, levels, packed = {}, {}, {}, isinstance(engine.codec, PackedCodec)
     sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
@@ -104,7 +104,7 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
             times, memory[f"library_{name}_gib"] = measure(engine, library, blocks)
             rows |= {f"library_{key}": value for key, value in times.items()}
     if isinstance(engine.vae, WanVae):
-        rows["plain_decode"] = _plain_decoding(engine, min(blocks, 10))
+        rows["baseline_decode"] = _baseline_decoding(engine, min(blocks, 10))
     if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
     engine.stream.reset()

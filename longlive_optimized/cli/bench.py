@@ -39,15 +39,15 @@ def block(
     height: Pixels = 480,
     width: Pixels = 832,
     blocks: Annotated[int, typer.Option(min=1, help="Steady blocks to measure.")] = 50,
-    plain_blocks: Annotated[int, typer.Option(min=0, help="Blocks of the plain network; 0 leaves it out.")] = 5,
+    baseline_blocks: Annotated[int, typer.Option(min=0, help="Blocks of the baseline; 0 leaves it out.")] = 5,
     device: Device = None,
     json_path: Json = None,
 ) -> None:
-    """Milliseconds of a steady block by stage, of a prompt switch, and of the plain network in the same run."""
+    """Milliseconds of a steady block by stage, of a prompt switch, and of the baseline in the same run."""
     from ..bench.block import run
 
     engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
-    _show(f"{height}x{width}, {preset}", run(engine, blocks, plain_blocks), json_path)
+    _show(f"{height}x{width}, {preset}", run(engine, blocks, baseline_blocks), json_path)
 
 
 @app.command()
@@ -96,7 +96,7 @@ def quality(
     device: Device = None,
     json_path: Json = None,
 ) -> None:
-    """Error of each forward, and of decoding, against float32: ours beside the plain network's. Of the built-in model
+    """Error of each forward, and of decoding, against float32: ours beside the baseline's. Of the built-in model
     also what its pictures show, for every preset and dtype; ends with status 1 where that is too little."""
     from ..bench import score
     from ..bench.quality import run

@@ -81,7 +81,7 @@ class Passes:
     def denoise(self, start: int, inputs: BlockInputs) -> Tensor:
         """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``, until the next call."""
         steps, frames = inputs.noise.shape[:2]
-        self.ring.place(start, frames)
+        self.ring.seek_on_host(start, frames)
         out = self._buffer(frames)
 
         def work() -> None:
@@ -92,7 +92,7 @@ class Passes:
                 x = x0_renoise(x, flow, inputs.noise[i + 1] if i + 1 < steps else None, inputs.sigmas, i)
             out.copy_(x)
 
-        kernels = "denoise", self._latent.shape, frames, self.ring.turns_sinks
+        kernels = "denoise", self._latent.shape, frames, self.ring.rotates_sinks
         self.graphs.run((*kernels, steps), work, kernels)
         return out
 

@@ -74,14 +74,14 @@ class Stream:
             (rows // PIXELS_PER_TOKEN, columns // PIXELS_PER_TOKEN),
             sink=settings.sink_size,
             relative=settings.positions == "relative",
-            dtype=model.dtype,
+            dtype=model.kv_dtype,
             device=model.device,
         )
         self.decoder = DecoderStream(networks.codec, new_graphs=self._new_graphs)
         self.encoder = EncoderStream(networks.codec, new_graphs=self._new_graphs)
         self.timer = BlockTimer(devices.model, named=named)
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
-        self._like = torch.empty(latent, dtype=model.dtype, device=model.device)
+        self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
         self.passes = self._new_passes(settings.local_attn_size)
         self.undecoded = self.given = 0
         self.reset()
@@ -164,7 +164,7 @@ class Stream:
     @property
     def precision(self) -> str:
         """What its linears run in, whatever the settings ask for: ``bf16`` or ``float32``."""
-        return str(self.networks.model.dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+        return str(self.networks.model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's, are computed anew."""

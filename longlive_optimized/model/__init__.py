@@ -1,1 +1,1 @@
-"""The network: a causal Wan transformer over a ring of keys and values."""
+"""The network: a causal Wan transformer over a KV cache that is a ring."""

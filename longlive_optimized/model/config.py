@@ -12,7 +12,7 @@ PATCH = 2  # a token is one 2x2 patch of one latent frame
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Dimensions of the diffusion transformer; the defaults are Wan2.1-T2V-1.3B (model specification 1.1)."""
+    """Dimensions of the diffusion transformer; the defaults are Wan2.1-T2V-1.3B (docs/model.md 1.1)."""
 
     dim: int = 1536
     ffn_dim: int = 8960

@@ -1,8 +1,10 @@
-"""The ring of keys and values: static storage, and indices that live on the device.
+"""The ring: the KV cache of self-attention, a sliding window behind attention sinks, in static storage.
 
-Attention has no mask, so the keys are a set and slots need no order. The first ``sink`` frames keep slots 0..sink-1;
-every later frame f goes to slot sink + (f - sink) mod (window - sink), which holds exactly the frame that a rolling
-cache would evict. Nothing is rolled, cloned or concatenated.
+Sinks are the video's first ``sink`` latent frames: they stay in the window for ever, as in StreamingLLM (Xiao et al.
+2023), so that attention keeps what it leans on. Attention has no mask, so the keys are a set and slots need no order.
+The sinks keep slots 0..sink-1; every later frame f goes to slot sink + (f - sink) mod (window - sink), which holds
+exactly the frame that a rolling cache (docs/model.md 3.2) would evict. Nothing is rolled, cloned or concatenated, and
+the indices live on the device, so that captured passes stay good.
 """
 
 from __future__ import annotations
@@ -19,24 +21,24 @@ from .config import ModelConfig
 
 
 class RingLayer(NamedTuple):
-    """One layer's part of the ring, and the pass's place in it; as in RingCache."""
+    """One layer's part of the ring, and where the pass reads and writes; as in RingCache."""
 
-    k: Tensor  # [capacity, S, heads, head_dim]
+    k: Tensor  # [capacity, S, heads, head_dim], S tokens a frame
     v: Tensor
-    k_sink: Tensor
-    rope_time: Tensor
-    rope_space: Tensor
-    slots: Tensor
-    ranges: Tensor
+    k_sink: Tensor  # [sink, S, heads, head_dim]; none with base positions
+    rope_time: Tensor  # [F, time pairs, 2], of the pass's F frames
+    rope_space: Tensor  # [S, row and column pairs, 2]
+    slots: Tensor  # int64 [F]
+    ranges: Tensor  # int32 [1, 2, 2]
 
 
 class RingCache:
     """Keys and values of ``window`` latent frames for every layer, and where the next pass reads and writes.
 
-    k, v [layers, capacity, S, heads, head_dim]: the window that it was made with is its capacity, ``resize`` goes up
-    to that. With ``relative`` positions the sinks' keys are kept un-rotated in ``k_sink`` and re-rotated as time
-    advances; all other keys stay at their absolute position, since between them only differences of position matter
-    (model specification 3.6).
+    k, v [layers, capacity, S, heads, head_dim] of ``dtype``: the window that it was made with is its capacity,
+    ``resize`` goes up to that. With ``relative`` positions the sinks' keys are kept un-rotated in ``k_sink`` and
+    rotated anew as time advances; all other keys stay at their absolute position, since between them only differences
+    of position matter (docs/model.md 3.6).
     """
 
     def __init__(
@@ -80,20 +82,23 @@ class RingCache:
         return self._rope_time[: self.frames]
 
     def layer(self, index: int) -> RingLayer:
-        """What one layer's pass reads and writes. Tensors, as of an index torch.compile (2.13) makes a symbol, and then
-        code that computes something else."""
+        """What one layer's pass reads and writes.
+
+        Views, not an index for the layer to apply: torch.compile (2.13) makes an int argument symbolic and then
+        generates wrong code (tests/engine/test_compile.py).
+        """
         keys = self.k[index], self.v[index], self.k_sink[index]
         return RingLayer(*keys, self.rope_time, self.rope_space, self.slots, self.ranges)
 
     def reset(self) -> None:
         """Forget every frame; the storage stays."""
         self.frames = self._origin = 0
-        self.turns_sinks = self._sink_written = False
+        self.rotates_sinks = self._sink_written = False
 
     def resize(self, window: int) -> None:
-        """Attend to so many frames from the next pass on; all beside the sinks are then to be written anew.
+        """Attend to ``window`` frames from the next pass on; all but the sinks must then be written anew.
 
-        Captured passes stay good: the window is read on the device.
+        Captured passes stay good: the window is read on the device. Raises ValueError for one beyond the capacity.
         """
         if not self.sink < window <= self.capacity:
             wanted = f"be larger than the {self.sink} sink frames and at most {self.capacity}"
@@ -102,7 +107,7 @@ class RingCache:
         self._window.fill_(window)
 
     def take_sinks(self, other: RingCache) -> None:
-        """Copy the sink frames of a ring that differs in window and capacity only."""
+        """Copy the sinks of a ring that differs in window and capacity only."""
         s = self.sink
         self.k[:, :s], self.v[:, :s] = other.k[:, :s], other.v[:, :s]
         self.k_sink.copy_(other.k_sink)
@@ -111,19 +116,20 @@ class RingCache:
     def seek(self, start: int, frames: int, origin: int = 0) -> None:
         """Point the next passes at latent frames [start, start + frames).
 
-        ``origin`` > 0 makes frames origin, origin+1, … the new sinks (a recache that replaces them).
+        ``origin`` > 0 makes frames origin, origin+1, … the new sinks (a recache that replaces them). Raises ValueError
+        for more frames than the window has.
         """
-        self.place(start, frames, origin)
+        self.seek_on_host(start, frames, origin)
         self.advance()
 
-    def place(self, start: int, frames: int, origin: int = 0) -> None:
+    def seek_on_host(self, start: int, frames: int, origin: int = 0) -> None:
         """The host's half of ``seek``: what a captured ``advance`` cannot change, and the start that it reads."""
         if not 1 <= frames <= self.window:
             raise ValueError(f"frames must lie in 1..{self.window}, got {frames}")
         self.frames, self._origin = frames, origin
         valid = min(start + frames - origin, self.window)
         writes_sinks = start - origin < self.sink
-        self.turns_sinks = self.relative and self._sink_written and not writes_sinks
+        self.rotates_sinks = self.relative and self._sink_written and not writes_sinks
         self._sink_written |= writes_sinks
         self._start.fill_(start)
         self.ranges[0, 1:].fill_(valid * self.k.shape[2])
@@ -132,6 +138,6 @@ class RingCache:
         """The device's half of ``seek``: write slots, rotations and the sinks' keys where they stand now."""
         sink = self.sink, self._origin
         ring_advance(self._start, self._freqs, self.slots, self.rope_time, self._sink_time, self._window, *sink)
-        if self.turns_sinks:
-            # Seen from the window's first slot, sink frame i stands at position i wherever the stream is.
+        if self.rotates_sinks:
+            # Counted from where the window begins, sink i stands at position i wherever the stream is.
             rotate_sinks(self.k_sink, self._sink_time, self.rope_space, self.k)

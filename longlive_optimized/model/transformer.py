@@ -1,25 +1,27 @@
-"""The causal Wan transformer: latents of one block in, flow prediction out, keys and values left in the ring.
+"""The causal Wan transformer: latents of one block in, flow out, keys and values left in the ring (the KV cache).
 
 Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of width D.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from ..kernels.linear_gelu import linear_gelu
 from ..kernels.modulate_norm import modulate_norm
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store
 from ..kernels.residual_norm import residual_norm
 from ..kernels.ring_attention import ring_attention
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
+from .linear import Linear
 from .ring_cache import RingCache, RingLayer
+from .slot import Slot
 
 
 class Modulation(NamedTuple):
@@ -44,33 +46,12 @@ class CrossCache(NamedTuple):
         return CrossCache(self.k[index], self.v[index])
 
 
-class Linear(nn.Module):
-    """A weight and a bias, allocated and never initialised: checkpoints fill them."""
-
-    def __init__(self, d_in: int, d_out: int, **where):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(d_out, d_in, **where), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(d_out, **where), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-    def views(self, key: str, shape: tuple[int, ...] | None = None) -> dict[str, Tensor]:
-        weight = self.weight.data if shape is None else self.weight.data.view(shape)
-        return {f"{key}.weight": weight, f"{key}.bias": self.bias.data}
-
-    def split_views(self, *keys: str) -> dict[str, Tensor]:
-        """Checkpoint tensors that lie one after another in this fused weight."""
-        parts = zip(keys, self.weight.data.chunk(len(keys)), self.bias.data.chunk(len(keys)), strict=True)
-        return {f"{k}.{n}": t for k, w, b in parts for n, t in (("weight", w), ("bias", b))}
-
-
 def _vector(*shape: int, **where) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, **where), requires_grad=False)
 
 
-class Block(nn.Module):
-    """One transformer layer (model specification 2.2)."""
+class TransformerBlock(nn.Module):
+    """One transformer layer (docs/model.md 2.2)."""
 
     def __init__(self, config: ModelConfig, **where):
         super().__init__()
@@ -113,7 +94,7 @@ class Block(nn.Module):
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
         y = self.cross_out(attention(q, cross.k, cross.v).flatten(1))
         z = residual_norm(x, y, None, m[:, 3], m[:, 4], 1.0, self.eps)
-        y = self.ffn_out(linear_gelu(z, self.ffn_in.weight, self.ffn_in.bias))
+        y = self.ffn_out(self.ffn_in.gelu(z))
         return residual_norm(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps)
 
     def cross_kv_of(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,28 +103,29 @@ class Block(nn.Module):
         k = rms_norm(k.contiguous(), self.cross_k_gain, self.eps)
         return k.unflatten(-1, self.heads), v.unflatten(-1, self.heads)
 
-    def checkpoint_views(self) -> dict[str, Tensor]:
+    def checkpoint_slots(self) -> dict[str, Slot]:
+        """Every tensor of this layer in the published checkpoint by its key there, after ``blocks.N.``."""
         attn, cross = "self_attn", "cross_attn"
         return {
-            "modulation": self.modulation.data[None],
-            **self.qkv.split_views(f"{attn}.q", f"{attn}.k", f"{attn}.v"),
-            f"{attn}.norm_q.weight": self.q_gain.data,
-            f"{attn}.norm_k.weight": self.k_gain.data,
-            **self.out.views(f"{attn}.o"),
-            "norm3.weight": self.cross_norm_gain.data,
-            "norm3.bias": self.cross_norm_bias.data,
-            **self.cross_q.views(f"{cross}.q"),
-            **self.cross_kv.split_views(f"{cross}.k", f"{cross}.v"),
-            f"{cross}.norm_q.weight": self.cross_q_gain.data,
-            f"{cross}.norm_k.weight": self.cross_k_gain.data,
-            **self.cross_out.views(f"{cross}.o"),
-            **self.ffn_in.views("ffn.0"),
-            **self.ffn_out.views("ffn.2"),
+            "modulation": Slot(self.modulation, (1, *self.modulation.shape)),
+            **self.qkv.slots(f"{attn}.q", f"{attn}.k", f"{attn}.v"),
+            f"{attn}.norm_q.weight": Slot(self.q_gain),
+            f"{attn}.norm_k.weight": Slot(self.k_gain),
+            **self.out.slots(f"{attn}.o"),
+            "norm3.weight": Slot(self.cross_norm_gain),
+            "norm3.bias": Slot(self.cross_norm_bias),
+            **self.cross_q.slots(f"{cross}.q"),
+            **self.cross_kv.slots(f"{cross}.k", f"{cross}.v"),
+            f"{cross}.norm_q.weight": Slot(self.cross_q_gain),
+            f"{cross}.norm_k.weight": Slot(self.cross_k_gain),
+            **self.cross_out.slots(f"{cross}.o"),
+            **self.ffn_in.slots("ffn.0"),
+            **self.ffn_out.slots("ffn.2"),
         }
 
 
 class Transformer(nn.Module):
-    """The diffusion transformer of LongLive-1.3B (model specification 2), q, k, v fused into one matrix product."""
+    """The diffusion transformer of LongLive-1.3B (docs/model.md 2), q, k, v fused into one matrix product."""
 
     def __init__(self, config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -154,13 +136,25 @@ class Transformer(nn.Module):
         self.text_in, self.text_out = Linear(config.text_dim, d, **where), Linear(d, d, **where)
         self.time_in, self.time_out = Linear(config.freq_dim, d, **where), Linear(d, d, **where)
         self.time_projection = Linear(d, 6 * d, **where)
-        self.blocks = nn.ModuleList(Block(config, **where) for _ in range(config.num_layers))
+        blocks = nn.ModuleList(TransformerBlock(config, **where) for _ in range(config.num_layers))
+        self.blocks = cast("Sequence[TransformerBlock]", blocks)
         self.head_modulation = _vector(2, d, **where)
         self.head = Linear(d, config.out_dim * patch, **where)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
+        """Of activations and what is added to them: modulation, a prompt's keys and values."""
         return self.head.weight.dtype
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the ring's keys and values."""
+        return self.compute_dtype
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        """Of the latents that a pass is given, their noise, and the flow."""
+        return self.compute_dtype
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +184,7 @@ class Transformer(nn.Module):
         half = self.config.freq_dim // 2
         freqs = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
         angles = timesteps.double()[:, None] * freqs
-        features = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.dtype)
+        features = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.compute_dtype)
         e = self.time_out(F.silu(self.time_in(features)))
         e0 = self.time_projection(F.silu(e)).unflatten(-1, (6, -1))
         layers = torch.stack([block.modulation for block in self.blocks])
@@ -199,28 +193,33 @@ class Transformer(nn.Module):
     def cross_cache(self, embedding: Tensor) -> CrossCache:
         """Cross-attention keys and values of a prompt, embedding [L <= text_len, text_dim]; missing rows are zeros."""
         rows = self.config.text_len - embedding.shape[0]
-        padded = F.pad(embedding.to(self.device, self.dtype), (0, 0, 0, rows))
+        padded = F.pad(embedding.to(self.device, self.compute_dtype), (0, 0, 0, rows))
         # Zero rows become the biases' constant vector and are attended to: there is no mask.
         context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
         k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)
         return CrossCache(torch.stack(k), torch.stack(v))
 
-    def checkpoint_views(self) -> dict[str, Tensor]:
-        """Every tensor of the published checkpoint by its key, as a writable view into the parameters here."""
+    def checkpoint_slots(self) -> dict[str, Slot]:
+        """The place of every tensor of the published checkpoint (docs/model.md 1.2), by its key there."""
         d, c = self.config.dim, self.config.in_dim
-        views = {
-            **self.patch.views("patch_embedding", (d, c, 1, PATCH, PATCH)),
-            **self.text_in.views("text_embedding.0"),
-            **self.text_out.views("text_embedding.2"),
-            **self.time_in.views("time_embedding.0"),
-            **self.time_out.views("time_embedding.2"),
-            **self.time_projection.views("time_projection.1"),
-            "head.modulation": self.head_modulation.data[None],
-            **self.head.views("head.head"),
+        slots = {
+            **self.patch.slots("patch_embedding", shape=(d, c, 1, PATCH, PATCH)),
+            **self.text_in.slots("text_embedding.0"),
+            **self.text_out.slots("text_embedding.2"),
+            **self.time_in.slots("time_embedding.0"),
+            **self.time_out.slots("time_embedding.2"),
+            **self.time_projection.slots("time_projection.1"),
+            "head.modulation": Slot(self.head_modulation, (1, *self.head_modulation.shape)),
+            **self.head.slots("head.head"),
         }
         for i, block in enumerate(self.blocks):
-            views |= {f"blocks.{i}.{key}": view for key, view in block.checkpoint_views().items()}
-        return views
+            slots |= {f"blocks.{i}.{key}": slot for key, slot in block.checkpoint_slots().items()}
+        return slots
+
+
+def generator_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Shape of every tensor of the published checkpoint by its key."""
+    return {key: slot.shape for key, slot in Transformer(config, device="meta").checkpoint_slots().items()}
 
 
 def patchify(latents: Tensor) -> Tensor:

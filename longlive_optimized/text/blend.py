@@ -24,7 +24,7 @@ def blend(embeddings: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """``s * sum(w_i e_i)`` with s such that its Frobenius norm is ``sum(w_i |e_i|)``; float32, rounded once.
 
     Embeddings of one shape; weights as ``normalise`` takes them, one each. The rescaling keeps a mix of unlike
-    prompts as strong as its parts (model specification 5.2). Embeddings that cancel have no direction to rescale.
+    prompts as strong as its parts (docs/model.md 5.2). Embeddings that cancel have no direction to rescale.
     """
     if len(embeddings) != len(weights):
         raise ValueError(f"weights must be one for each of the {len(embeddings)} embeddings, got {len(weights)}")

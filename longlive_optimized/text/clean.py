@@ -1,4 +1,4 @@
-"""Prompt cleaning, as the model was trained with (model specification 6.1, mode "whitespace")."""
+"""Prompt cleaning, as the model was trained with (docs/model.md 6.1, mode "whitespace")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The umT5 encoder: transformers' network under the key names of Wan's checkpoint (model specification 6)."""
+"""The umT5 encoder: transformers' network under the key names of Wan's checkpoint (docs/model.md 6)."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def export(trained: Path, folder: Path, size: Size) -> None:
     load(trained / "flow.pt", {"model": model, "text": text})
     write_tokenizer(folder / _WAN / "google" / "umt5-xxl", size.model.text_len)
     size.model.to_json(folder / _WAN / "config.json")
-    generator = model.checkpoint_views()
-    adapter = adapter_shapes({key: view.shape for key, view in generator.items()}, rank=1)
+    generator = {key: slot.read() for key, slot in model.checkpoint_slots().items()}
+    adapter = adapter_shapes({key: tensor.shape for key, tensor in generator.items()}, rank=1)
     lora = {key: torch.zeros(shape) for key, shape in adapter.items()}
     prefixed = {f"model.{key}": tensor for key, tensor in generator.items()}
     save(folder / _MODELS / "longlive_base.pt", {"generator": _rounded(prefixed)})
@@ -47,8 +47,7 @@ def export(trained: Path, folder: Path, size: Size) -> None:
 
 
 def _rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Cloned: a view would bring the whole of what it is a part of into the file.
-    return {key: tensor.detach().to(torch.bfloat16).contiguous().clone() for key, tensor in tensors.items()}
+    return {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in tensors.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:

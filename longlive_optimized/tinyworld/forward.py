@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..model import rope
 from ..model.config import PATCH
-from ..model.transformer import Block, Modulation, Transformer, patchify, unpatchify
+from ..model.transformer import Modulation, Transformer, TransformerBlock, patchify, unpatchify
 from .script import Pass, Script
 
 
@@ -60,10 +60,10 @@ def forward(
     batch, count, _, h, w = latents.shape
     grid = h // PATCH, w // PATCH
     plan = _plan(_passes_of(script), len(script.memory), tuple(row.prompt for row in script.rows), model.device)
-    turns = _turns(plan.positions, grid, model.config.head_dim, rope.table_dtype(model.dtype))
+    turns = _turns(plan.positions, grid, model.config.head_dim, rope.table_dtype(model.compute_dtype))
     modulation = _modulation(model, timesteps)
-    x = model.patch(patchify(latents.to(model.dtype).flatten(0, 1))).view(batch, count, grid[0] * grid[1], -1)
-    context = model.text_out(F.gelu(model.text_in(prompts.to(model.dtype)), approximate="tanh"))
+    x = model.patch(patchify(latents.to(model.compute_dtype).flatten(0, 1))).view(batch, count, grid[0] * grid[1], -1)
+    context = model.text_out(F.gelu(model.text_in(prompts.to(model.compute_dtype)), approximate="tanh"))
     keys, values = [], []
     for layer, block in enumerate(model.blocks):
         past = (memory.k[layer], memory.v[layer]) if memory else (x.new_empty(0), x.new_empty(0))
@@ -193,9 +193,16 @@ def _rms(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 
 def _layer(
-    block: Block, x: Tensor, m: Tensor, context: Tensor, plan: _Plan, turns: Tensor, past_k: Tensor, past_v: Tensor
+    block: TransformerBlock,
+    x: Tensor,
+    m: Tensor,
+    context: Tensor,
+    plan: _Plan,
+    turns: Tensor,
+    past_k: Tensor,
+    past_v: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer (model specification 2.2) on x [B, R, S, D]; also the keys and values of memory's and the new rows."""
+    """One layer (docs/model.md 2.2) on x [B, R, S, D]; also the keys and values of memory's and the new rows."""
     shift1, scale1, gate1, shift2, scale2, gate2 = m.unbind(2)
     q, k, v = block.qkv(torch.addcmul(shift1, _norm(x, block.eps), 1 + scale1)).chunk(3, dim=-1)
     q = _rms(q, block.q_gain, block.eps).unflatten(-1, block.heads)
@@ -227,7 +234,7 @@ def _passes(x: Tensor, choice: _Choice) -> Tensor:
     return choice(x).reshape(len(x) * choice.shape[0], -1, *x.shape[3:]).transpose(1, 2)
 
 
-def _cross_attention(block: Block, z: Tensor, context: Tensor, plan: _Plan) -> Tensor:
+def _cross_attention(block: TransformerBlock, z: Tensor, context: Tensor, plan: _Plan) -> Tensor:
     q = _rms(block.cross_q(z), block.cross_q_gain, block.eps).unflatten(-1, block.heads)
     keys, values = block.cross_kv(context).chunk(2, dim=-1)
     keys = _rms(keys, block.cross_k_gain, block.eps).unflatten(-1, block.heads)

@@ -28,7 +28,7 @@ class Streams:
     def denoise(self, noise: Sequence[Tensor], schedule: Sequence[Step]) -> Tensor:
         """The next block's clean latents [B, 3, C, h, w].
 
-        noise: for each step [B, 3, C, h, w]: the start, then the re-noisings. Model specification 4.3.
+        noise: for each step [B, 3, C, h, w]: the start, then the re-noisings. docs/model.md 4.3.
         """
         x, script = noise[0], self._script()
         script.noisy(self.position)

@@ -1,4 +1,4 @@
-"""The umT5 encoder in plain torch, differentiable, in batches; its state dict is the checkpoint's (specification 6)."""
+"""The umT5 encoder in plain torch, differentiable, in batches; its state dict is the checkpoint's (docs/model.md 6)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..model.config import ModelConfig
-from ..model.transformer import Transformer
+from ..model.slot import Slot
+from ..model.transformer import Transformer, generator_shapes
 from ..vae.autoencoder import Autoencoder
 from ..vae.config import TaeConfig, VaeConfig
 from ..vae.tae import Tae, last_rows
@@ -44,7 +45,7 @@ def check(files: ModelFiles) -> None:
 
 def check_loras(files: ModelFiles, loras: Sequence[UserLora]) -> None:
     """Check that ``loras`` fit the model of ``files``, without loading either; raises what open_user_loras raises."""
-    open_user_loras(loras, _generator_shapes(_config(files)))
+    open_user_loras(loras, generator_shapes(_config(files)))
 
 
 def load_generator(
@@ -61,8 +62,19 @@ def load_generator(
     config = _config(files)
     tensors, own, users = _open_generator(files, config, loras)
     model = Transformer(config, device=device, dtype=dtype)
-    _fill(model.checkpoint_views(), tensors, _source(files, loras), progress, _terms(own, *users))
+    _fill(model.checkpoint_slots(), tensors, _source(files, loras), progress, _terms(own, *users))
     return model
+
+
+def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The generator's tensors by the checkpoint's keys, bit for bit what load_generator stores without ``loras``.
+
+    For oracles, which need the weights and not the network. Raises CheckpointError.
+    """
+    tensors, own, _ = _open_generator(files, _config(files))
+    weights = _empty(tensors, device, dtype)
+    _fill(_slots(weights), tensors, _source(files), terms=_terms(own))
+    return weights
 
 
 def refill_generator(
@@ -70,24 +82,24 @@ def refill_generator(
 ) -> None:
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
-    Only the weights that ``loras`` adapt are written, in place, from ``files``: addresses stay, and nothing drifts. All
-    LoRAs that the model holds must be among ``loras``, at scale 0 if they are to go; new ones may be. No pass may be
-    under way, and what was computed with the old weights (keys and values) is the caller's.
+    Only the weights that ``loras`` adapt are written, in place, from ``files``: addresses stay, and nothing drifts.
+    ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
+    may be under way; the caller computes anew what the old weights gave (keys and values).
 
     Raises what load_generator raises, and ValueError for ``files`` of another model, before anything is written;
-    RuntimeError (OutOfMemoryError for want of memory) where writing itself fails, as weights are then partly new:
-    refill again, or load anew.
+    RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
+    again, or load anew.
     """
     config = _config(files)
     if config != model.config:
         raise ValueError(f"files: the model was not made from {files.config}")
     tensors, own, users = _open_generator(files, config, loras)
     adapted = {key for adapter in users for key in adapter}
-    views = {key: view for key, view in model.checkpoint_views().items() if key in adapted}
-    if not views:
+    slots = {key: slot for key, slot in model.checkpoint_slots().items() if key in adapted}
+    if not slots:
         return
     try:
-        _fill(views, tensors, _source(files, loras), progress, _terms(own, *users))
+        _fill(slots, tensors, _source(files, loras), progress, _terms(own, *users))
     except Exception as error:
         kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
         raise kind(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
@@ -104,7 +116,7 @@ def load_vae(
     tensors, whole = _open_vae(files, _config(files))
     model = type(whole)(whole.config, encoder=encoder, device="meta")
     weights = _empty(model.state_dict(), device, dtype)
-    _fill(weights, tensors, str(files.vae), progress)
+    _fill(_slots(weights), tensors, str(files.vae), progress)
     model.load_state_dict(weights, assign=True)
     return model
 
@@ -117,7 +129,7 @@ def load_text_encoder(
 
     tensors, tokenizer = _open_text(files, _config(files))
     weights = _empty(tensors, device, dtype)
-    _fill(weights, tensors, str(files.text), progress)
+    _fill(_slots(weights), tensors, str(files.text), progress)
     return TextEncoder(weights, tokenizer)
 
 
@@ -136,17 +148,13 @@ def _open_generator(
     tensors = {key.replace("_fsdp_wrapped_module.", "").removeprefix("model."): t for key, t in stored.items()}
     if len(tensors) < len(stored):
         raise CheckpointError(f"{files.generator} holds some tensors twice, with and without a prefix")
-    shapes = _generator_shapes(config)
+    shapes = generator_shapes(config)
     check_tensors(files.generator, tensors, shapes, files.config)
     own = open_adapter(files.lora, shapes) if files.lora else {}
     return tensors, own, open_user_loras(loras, shapes)
 
 
-def _generator_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    return {key: view.shape for key, view in Transformer(config, device="meta").checkpoint_views().items()}
-
-
-def _source(files: ModelFiles, loras: Sequence[UserLora]) -> str:
+def _source(files: ModelFiles, loras: Sequence[UserLora] = ()) -> str:
     """The generator's files, as an error names them."""
     paths = [files.generator, files.lora, *(lora.path for lora in loras)]
     return " merged with ".join(str(path) for path in paths if path)
@@ -208,26 +216,29 @@ def _empty(tensors: Mapping[str, Tensor], device: torch.device | str, dtype: tor
     return {key: torch.empty(tensor.shape, device=device, dtype=dtype) for key, tensor in tensors.items()}
 
 
+def _slots(weights: Mapping[str, Tensor]) -> dict[str, Slot]:
+    return {key: Slot(weight) for key, weight in weights.items()}
+
+
 @torch.no_grad()  # a file may hold parameters
 def _fill(
-    views: Mapping[str, Tensor],
+    slots: Mapping[str, Slot],
     tensors: Mapping[str, Tensor],
     source: str,
-    progress: Progress | None,
+    progress: Progress | None = None,
     terms: Mapping[str, Sequence[LowRank]] | None = None,
 ) -> None:
-    """Copy ``tensors`` into ``views``, merged with ``terms``; CheckpointError for NaN or infinity."""
-    total, done = sum(view.nbytes for view in views.values()), 0
-    sums = next(iter(views.values())).new_zeros(len(views), dtype=torch.float32)
-    for i, (key, view) in enumerate(views.items()):
-        weight = tensors[key].to(view.device)
-        view.copy_(merge(weight, terms[key]) if terms and key in terms else weight)
-        # A NaN or infinity survives summation. All sums are looked at together, so that loading syncs once.
-        sums[i] = view.sum(dtype=torch.float32)
-        done += view.nbytes
+    """Write ``tensors`` into ``slots``, merged with ``terms``; CheckpointError for NaN or infinity."""
+    total, done, sums = sum(slot.nbytes for slot in slots.values()), 0, []
+    for key, slot in slots.items():
+        weight = tensors[key].to(slot.device)
+        slot.write(merge(weight, terms[key]) if terms and key in terms else weight)
+        # All sums are looked at together, so that loading waits for the device once.
+        sums.append(slot.sum())
+        done += slot.nbytes
         if progress:
             progress(done, total)
-    finite = sums.isfinite().tolist()
-    bad = [key for key, good in zip(views, finite, strict=True) if not good]
+    finite = torch.stack(sums).isfinite().tolist()
+    bad = [key for key, good in zip(slots, finite, strict=True) if not good]
     if bad:
         raise CheckpointError(f"{source} holds NaN or infinity in {some(bad)}")

@@ -25,10 +25,10 @@ class ModelFiles:
 
     config: Path
     generator: Path
-    lora: Path | None
     vae: Path
     text: Path
     tokenizer: Path
+    lora: Path | None = None
     vae_type: str = "wan"  # what ``vae`` holds; a TAE and a LightTAE cannot be told apart by their tensors
 
 
@@ -51,11 +51,12 @@ def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFi
         raise FileNotFoundError(f"model_path: {root} is not a folder" if root.exists() else f"model_path: no {root}")
     # Not resolved: beside a linked folder means beside the link.
     candidates = _candidates(Path(os.path.abspath(root)), vae_type)
-    found = {part: next((path for path in paths if path.is_file()), None) for part, paths in candidates.items()}
-    if missing := [part for part, path in found.items() if path is None and part != "lora"]:
+    present = {part: [path for path in paths if path.is_file()] for part, paths in candidates.items()}
+    if missing := [part for part, paths in present.items() if not paths and part != "lora"]:
         looked = "\n".join(f"  {part}: " + " or ".join(map(str, candidates[part])) for part in missing)
         raise FileNotFoundError(f"model_path: {root} lacks {', '.join(missing)}; looked for\n{looked}")
-    if found["lora"] is None:
+    found = {part: paths[0] for part, paths in present.items() if paths}
+    if "lora" not in found:
         _log.warning("no lora.pt beside %s: the base weights are used as they are", found["generator"])
     return ModelFiles(**found | {"tokenizer": found["tokenizer"].parent}, vae_type=vae_type)
 

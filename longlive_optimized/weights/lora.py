@@ -1,4 +1,4 @@
-"""LongLive's LoRA: checked against the generator, then folded into its weights (model specification 1.4)."""
+"""LongLive's LoRA: checked against the generator, then folded into its weights (docs/model.md 1.4)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def open_adapter(path: Path, generator: Mapping[str, Sequence[int]]) -> Adapter:
         raise CheckpointError(f"{path} is no LoRA: it has no tensor named {_PREFIX}...lora_A.weight")
     check_tensors(path, tensors, adapter_shapes(generator, len(matrix)), "the generator's linears")
     return {
-        f"{module}.weight": LowRank(*(tensors[f"{_PREFIX}{module}.lora_{half}.weight"] for half in "AB"))
+        f"{module}.weight": LowRank(
+            tensors[f"{_PREFIX}{module}.lora_A.weight"], tensors[f"{_PREFIX}{module}.lora_B.weight"]
+        )
         for module in targets(generator)
     }
 

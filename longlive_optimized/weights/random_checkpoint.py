@@ -16,13 +16,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..model.config import ModelConfig
-from ..model.transformer import Transformer
+from ..model.transformer import generator_shapes
 from ..vae.config import TaeConfig, VaeConfig
 from ..vae.tae import Tae
 from ..vae.wan.model import WanVae
@@ -126,7 +126,7 @@ def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: Call
 
 def _checkpoint_files(name: str, vocabulary: int, full_text: bool) -> list[_File]:
     config, vae, rank = _CONFIGS[name]
-    generator = {key: view.shape for key, view in Transformer(config, device="meta").checkpoint_views().items()}
+    generator = generator_shapes(config)
     wan = _shapes(WanVae(vae, device="meta"))
     adapter, bf16 = adapter_shapes(generator, rank), torch.bfloat16
     text = _text_shapes(config, vocabulary, full_text)
@@ -196,6 +196,7 @@ def _text_shapes(config: ModelConfig, vocabulary: int, full: bool) -> dict[str, 
     from ..text.encoder import checkpoint_shapes
 
     width = config.text_dim
+    size: dict[str, Any]
     if full:
         size = {"vocab_size": 256384, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24}
     elif width < 1024:

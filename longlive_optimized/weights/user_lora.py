@@ -116,7 +116,7 @@ def _sort(
         suffix = next((suffix for suffix in _PARTS if key.endswith(suffix)), "")
         name = key.removesuffix(suffix)
         prefix = _UNDERSCORED.match(name)
-        module = underscored.get(name[prefix.end() :]) if prefix else name[_PREFIXES.match(name).end() :]
+        module = underscored.get(name[prefix.end() :]) if prefix else _PREFIXES.sub("", name, count=1)
         if not suffix or module not in linears:
             ignored.append(key)
             continue
@@ -125,7 +125,7 @@ def _sort(
             raise CheckpointError(f"{path} holds {part} of {module} twice, one of them as {key}")
         # Whole numbers and vectors of one element occur.
         modules[module][part] = tensor.float().squeeze() if part == "alpha" else tensor
-    # What LoHa and LoKr call their tensors is ignored, and leaves their alpha alone.
+    # LoHa and LoKr name their tensors otherwise: these are ignored, and an alpha without A and B is theirs.
     return {module: parts for module, parts in modules.items() if parts.keys() != {"alpha"}}, ignored
 
 

@@ -30,8 +30,8 @@ def test_an_undecoded_block_is_the_next_one(device):
 
 @DEVICES
 def test_run_has_every_figure(device):
-    row = run(tiny(device), blocks=2, plain_blocks=1)
-    assert row["blocks"] == 2 and row["fps"] > 0 and row["plain_dit_ms"] > 0 and row["switch_first_pixel_ms"] > 0
+    row = run(tiny(device), blocks=2, baseline_blocks=1)
+    assert row["blocks"] == 2 and row["fps"] > 0 and row["baseline_dit_ms"] > 0 and row["switch_first_pixel_ms"] > 0
     assert row["switch_first_pixel_ms"] <= row["switch_wall_ms"]
     if device == "cuda":
         shares = row["shares"]

@@ -114,9 +114,9 @@ def test_make_checkpoint_then_doctor_then_a_broken_file(run, tmp_path):
 
 def test_benches(run, tmp_path):
     report, size = tmp_path / "block.json", ["--height", "32", "--width", "32", "--device", "cpu"]
-    run("bench", "block", *size, "--blocks", "2", "--plain-blocks", "1", "--json", report)
+    run("bench", "block", *size, "--blocks", "2", "--baseline-blocks", "1", "--json", report)
     row = json.loads(report.read_text())
-    assert row["blocks"] == 2 and row["dit_ms"] > 0 and row["plain_dit_ms"] > 0 and row["switch_wall_ms"] > 0
+    assert row["blocks"] == 2 and row["dit_ms"] > 0 and row["baseline_dit_ms"] > 0 and row["switch_wall_ms"] > 0
     run("bench", "vae", *size, "--blocks", "1", "--json", report)
     assert json.loads(report.read_text())["decode_ms"] > 0
     run("bench", "switch", *size, "--switches", "2", "--json", report)
@@ -125,7 +125,7 @@ def test_benches(run, tmp_path):
     run("bench", "quality", *size, "--seeds", "1", "--prompts", "0", "--json", report)
     row = json.loads(report.read_text())
     assert row["max_flow_error_ours"] < 1e-5 and 0.5 < min(row["logit_std_estimate"]) < 6
-    assert 0 <= row["pixels_ours"] < 1e-5 and row["pixels_plain"] == 0
+    assert 0 <= row["pixels_ours"] < 1e-5 and row["pixels_modules"] == 0
 
 
 @pytest.mark.parametrize("text", ["2", "x:y", "-1:y", "nan:y", "inf:y", "2:", "2: "])

@@ -18,7 +18,7 @@ from longlive_optimized.demo.scope_integration import (
     create_optimized_scope_pipeline,
 )
 from longlive_optimized.engine import stream as stream_module
-from support.soak import soak
+from measure.soak import soak
 
 SMALL = {"height": 32, "width": 48}
 FOX, BOAT, STORM = "a fox", "a boat on a lake", "a storm"

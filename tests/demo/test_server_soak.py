@@ -1,4 +1,4 @@
-"""A few seconds of the soak; ``python tests/support/server_soak.py`` runs it for longer."""
+"""A few seconds of the soak; ``python tests/measure/server_soak.py`` runs it for longer."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
-from support.server_soak import soak
+from measure.server_soak import soak
 
 
 def test_people_come_talk_nonsense_and_go():

@@ -1,4 +1,4 @@
-"""The engine on the built-in model: against the plain network driven by hand, and against itself."""
+"""The engine on the built-in model: against the baseline driven by hand, and against itself."""
 
 import threading
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
-from longlive_optimized.bench.eager import EagerNetwork, predict_x0, renoise
+from longlive_optimized.bench.baseline import baseline_network, predict_x0, renoise
 from longlive_optimized.engine.sampler import make_schedule
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
@@ -27,12 +27,10 @@ def latents_of(engine, stream, prompts, **wishes) -> torch.Tensor:
 
 
 @torch.no_grad()
-def plain_latents(engine, prompts, seed) -> torch.Tensor:
-    """The published loop (specification 0, 4.5, 5): every context pass is run, twelve frames are recached."""
+def baseline_latents(engine, prompts, seed) -> torch.Tensor:
+    """The published loop (docs/model.md 0, 4.5, 5): every context pass is run, twelve frames are recached."""
     config = engine.config
-    net = EagerNetwork(
-        engine.model.config, engine.model.checkpoint_views(), (2, 3), 12, 3, config.positions == "relative"
-    )
+    net = baseline_network(engine)
     steps = make_schedule(config.denoising_steps, config.step_schedule)
     history, before = torch.empty(0, *SHAPE[1:]), prompts[0]
     for block, prompt in enumerate(prompts):
@@ -60,7 +58,7 @@ def test_equals_the_published_loop(positions, step_schedule):
     engine = LongLiveEngine("tiny", config, device="cpu")
     prompts = ["a fox"] * 2 + ["a boat on a lake"] * 5 + ["a storm"] * 2
     got = latents_of(engine, engine.open_stream(seed=3), prompts)
-    torch.testing.assert_close(got, plain_latents(engine, prompts, seed=3), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got, baseline_latents(engine, prompts, seed=3), rtol=1e-3, atol=1e-3)
 
 
 def test_blocks_are_nine_then_twelve_frames(engine):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longlive_optimized.bench.eager import predict_x0, renoise
+from longlive_optimized.bench.baseline import predict_x0, renoise
 from longlive_optimized.engine.sampler import make_schedule, schedule_table
 
 

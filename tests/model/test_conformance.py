@@ -1,9 +1,9 @@
-"""Section 10.1 of the model specification: the network, both position variants, prompt switch included."""
+"""docs/model.md 10.1: the network, both position variants, prompt switch included."""
 
 import pytest
 import torch
 
-from support.networks import VECTOR_GRID, eager_of, ring_of, vector_network
+from support.networks import VECTOR_GRID, baseline_of, ring_of, vector_network
 from support.vectors import check, h
 
 TIMESTEPS = [1000.0, 937.5, 833.3333129882812, 625.0, 0.0]
@@ -60,11 +60,11 @@ class RingNetwork:
         return self.ring.k[1][order].flatten(0, 1)
 
 
-class Eager:
-    """The plain network driven the same way."""
+class Baseline:
+    """The baseline driven the same way."""
 
     def __init__(self, relative: bool):
-        self.net = eager_of(vector_network(), VECTOR_GRID, relative=relative)
+        self.net = baseline_of(vector_network(), VECTOR_GRID, relative=relative)
 
     def prompt(self, embedding: torch.Tensor) -> None:
         self.embedding = embedding
@@ -80,7 +80,7 @@ class Eager:
         return self.net.caches[1].k[3 * 24 :]
 
 
-@pytest.mark.parametrize("driver", [RingNetwork, Eager])
+@pytest.mark.parametrize("driver", [RingNetwork, Baseline])
 @pytest.mark.parametrize("relative", [False, True], ids=["base", "relative"])
 def test_vectors(driver, relative):
     net = driver(relative)
@@ -115,11 +115,11 @@ def return_to_slots(ring, keys: torch.Tensor) -> None:
 
 def test_checkpoint_has_825_tensors_of_the_published_size():
     from longlive_optimized.model.config import ModelConfig
-    from longlive_optimized.model.transformer import Transformer
+    from longlive_optimized.model.transformer import Transformer, generator_shapes
 
     model = Transformer(ModelConfig(), device="meta")
-    views = model.checkpoint_views()
-    assert len(views) == 825
-    assert sum(v.numel() for v in views.values()) == 1_418_996_800 == sum(p.numel() for p in model.parameters())
-    assert views["patch_embedding.weight"].shape == (1536, 16, 1, 2, 2)
-    assert views["blocks.29.ffn.2.weight"].shape == (1536, 8960)
+    shapes = generator_shapes(model.config)
+    assert len(shapes) == 825
+    assert sum(s.numel() for s in shapes.values()) == 1_418_996_800 == sum(p.numel() for p in model.parameters())
+    assert shapes["patch_embedding.weight"] == (1536, 16, 1, 2, 2)
+    assert shapes["blocks.29.ffn.2.weight"] == (1536, 8960)

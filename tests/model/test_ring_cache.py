@@ -9,7 +9,7 @@ from longlive_optimized.engine.recache import plan_recache
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
-from support.networks import eager_of, ring_of
+from support.networks import baseline_of, ring_of
 
 CONFIG = ModelConfig(
     dim=24, ffn_dim=16, freq_dim=8, in_dim=2, out_dim=2, num_heads=2, num_layers=2, text_len=3, text_dim=4
@@ -36,7 +36,7 @@ def stream(model, window, relative, first, blocks, switches=(), global_sink=True
 
     ring = ring_of(model, GRID, window, sink, relative)
     ring.k.fill_(float("nan")), ring.v.fill_(float("nan")), ring.k_sink.fill_(float("nan"))
-    eager = eager_of(model, GRID, window, sink, relative)
+    baseline = baseline_of(model, GRID, window, sink, relative)
     prompt = draw(2, 4)
     cross, history, p = model.cross_cache(prompt), draw(0, 2, 2, 4), 0
 
@@ -44,19 +44,19 @@ def stream(model, window, relative, first, blocks, switches=(), global_sink=True
         ring.seek(start + skip, len(x) - skip, origin)
         t = torch.full((1,), t, dtype=torch.float64)
         ours = model(x[skip:], model.modulation(t), ring, cross)
-        theirs = eager.forward(x, t.expand(len(x)), prompt, start, force)
+        theirs = baseline.forward(x, t.expand(len(x)), prompt, start, force)
         return ours, theirs[skip:]
 
     for block in range(blocks):
         if block in switches:
             prompt = draw(2, 4)
             cross = model.cross_cache(prompt)
-            eager.new_prompt(forget=not global_sink)
+            baseline.new_prompt(forget=not global_sink)
             if p:
                 plan = plan_recache(p, window, sink, global_sink)
                 n = min(window, p)  # the source recomputes n frames; ours skips those that nobody reads
                 both(history[p - n : p], 0.0, p - n, not global_sink, plan.origin, n - plan.frames)
-                eager.new_prompt()
+                baseline.new_prompt()
         frames = first if block == 0 else 3
         for t in (1000.0, 0.0):
             x = draw(frames, 2, 2, 4)

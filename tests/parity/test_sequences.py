@@ -29,7 +29,8 @@ class RecordingNetwork:
     """The transformer's interface; what it is asked for ends up in ``events``."""
 
     def __init__(self, real):
-        self.config, self.dtype, self.device, self.blocks = real.config, real.dtype, real.device, ()
+        self.config, self.device, self.blocks = real.config, real.device, ()
+        self.compute_dtype, self.kv_dtype, self.latent_dtype = real.compute_dtype, real.kv_dtype, real.latent_dtype
         self.events: list[dict] = []
 
     def modulation(self, timesteps):

@@ -2,7 +2,7 @@
 
 import torch
 
-from longlive_optimized.bench.eager import EagerNetwork
+from longlive_optimized.bench.baseline import BaselineNetwork
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
@@ -15,19 +15,24 @@ VECTOR_GRID = (4, 6)
 
 
 def vector_network(dtype: torch.dtype = torch.float32) -> Transformer:
-    """The network of section 10.1: 0.2 h, norm gains 1 + 0.2 h."""
+    """The network of docs/model.md 10.1: 0.2 h, norm gains 1 + 0.2 h."""
     model = Transformer(VECTOR_CONFIG, dtype=dtype)
-    for key, view in model.checkpoint_views().items():
+    for key, slot in model.checkpoint_slots().items():
         gain = "norm" in key and key.endswith("weight")
-        view.copy_(parameter(key, view.shape, 0.2, gain))
+        slot.write(parameter(key, slot.shape, 0.2, gain))
     return model
 
 
 def ring_of(model: Transformer, grid, window=12, sink=3, relative=False) -> RingCache:
     return RingCache(
-        model.config, grid, window=window, sink=sink, relative=relative, dtype=model.dtype, device=model.device
+        model.config, grid, window=window, sink=sink, relative=relative, dtype=model.kv_dtype, device=model.device
     )
 
 
-def eager_of(model: Transformer, grid, window=12, sink=3, relative=False) -> EagerNetwork:
-    return EagerNetwork(model.config, model.checkpoint_views(), grid, window, sink, relative)
+def stored(model: Transformer) -> dict[str, torch.Tensor]:
+    """The network's tensors by the checkpoint's keys."""
+    return {key: slot.read() for key, slot in model.checkpoint_slots().items()}
+
+
+def baseline_of(model: Transformer, grid, window=12, sink=3, relative=False) -> BaselineNetwork:
+    return BaselineNetwork(model.config, stored(model), grid, window, sink, relative)

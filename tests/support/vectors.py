@@ -1,4 +1,4 @@
-"""The pseudo-random inputs and parameters of the conformance vectors (model specification, section 10)."""
+"""The pseudo-random inputs and parameters of the conformance vectors (docs/model.md 10)."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""Prompt cleaning against the rule's own words (model specification 6.1)."""
+"""Prompt cleaning against the rule's own words (docs/model.md 6.1)."""
 
 import pytest
 

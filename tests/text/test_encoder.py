@@ -1,4 +1,4 @@
-"""The encoder against the conformance vector and against a float64 network written from the specification."""
+"""The encoder against the conformance vector and against a float64 network written from docs/model.md 6."""
 
 import pytest
 import torch

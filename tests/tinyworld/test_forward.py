@@ -59,7 +59,7 @@ def seen_frames(script, index):
     ],
 )
 def test_windows_are_the_published_ones(block, past):
-    """Model specification 3.3."""
+    """docs/model.md 3.3."""
     script = Script()
     for start in range(0, 3 * block, 3):
         script.clean(start)
@@ -72,7 +72,7 @@ def test_windows_are_the_published_ones(block, past):
 
 
 def test_a_recache_under_a_new_prompt():
-    """Model specification 5.1, sinks kept: old sinks and the rest anew; up to a window's length all anew."""
+    """docs/model.md 5.1, sinks kept: old sinks and the rest anew; up to a window's length all anew."""
     script = Script()
     for start in range(0, 18, 3):
         script.clean(start, 0)
@@ -156,10 +156,10 @@ def engine_latents(model, ring, prompts, noise, schedule, switch):
             passes.set_prompt(model.cross_cache(prompts[1]))
             plan = plan_recache(3 * block, ring.window, 3, True)
             ring.seek(*plan)
-            passes.clean(made[-plan.frames :])
+            passes.context(made[-plan.frames :])
         inputs = passes.inputs(3, len(schedule))
         inputs.draw(iter(noise[block]))
         inputs.set_schedule(tuple(schedule))
         made = torch.cat((made, passes.denoise(3 * block, inputs)))
-        passes.clean(made[-3:])
+        passes.context(made[-3:])
     return made

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from longlive_optimized.model.transformer import Transformer
 from longlive_optimized.weights import CheckpointError, load
-from longlive_optimized.weights.load import check, load_generator, load_text_encoder, load_vae
+from longlive_optimized.weights.load import check, load_generator, load_text_encoder, load_vae, read_generator
 from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.random_checkpoint import TINY
+from support import networks
 
 
 def stored(path, *containers):
@@ -30,9 +30,9 @@ def test_round_trip(pristine):
     check(files)
     no_lora = dataclasses.replace(files, lora=None)
     base = stored(files.generator, "generator")
-    views = load_generator(no_lora, "cpu", torch.bfloat16).checkpoint_views()
-    assert {f"model.{key}" for key in views} == set(base)
-    assert all(bits_equal(view, base[f"model.{key}"]) for key, view in views.items())
+    found = networks.stored(load_generator(no_lora, "cpu", torch.bfloat16))
+    assert {f"model.{key}" for key in found} == set(base)
+    assert all(bits_equal(tensor, base[f"model.{key}"]) for key, tensor in found.items())
 
     vae, tensors = load_vae(files, "cpu", torch.float32), stored(files.vae)
     assert len(tensors) == 194 and set(vae.state_dict()) == set(tensors)
@@ -48,18 +48,24 @@ def test_round_trip(pristine):
 def test_lora_is_merged_in_float32_and_rounded_once(pristine):
     files = locate(pristine)
     base, lora = stored(files.generator, "generator"), stored(files.lora, "generator_lora")
-    wide = load_generator(files, "cpu", torch.float32).checkpoint_views()
-    narrow = load_generator(files, "cpu", torch.bfloat16).checkpoint_views()
+    wide, narrow = (networks.stored(load_generator(files, "cpu", t)) for t in (torch.float32, torch.bfloat16))
     adapted = 0
-    for key, view in wide.items():
+    for key, found in wide.items():
         wanted, name = base[f"model.{key}"].double(), f"base_model.model.{key.removesuffix('.weight')}.lora_"
         if f"{name}A.weight" in lora:
             delta = lora[f"{name}B.weight"].double() @ lora[f"{name}A.weight"].double()
             assert delta.norm() > 0.02 * wanted.norm()
             wanted, adapted = wanted + delta, adapted + 1
-        torch.testing.assert_close(view.double(), wanted, rtol=0, atol=1e-6)
-        assert torch.equal(narrow[key], view.bfloat16())
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+        assert torch.equal(narrow[key], found.bfloat16())
     assert adapted == 10 * TINY.num_layers == len(lora) / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_oracle_reads_what_the_network_is_given(pristine, dtype):
+    files = locate(pristine)
+    found, wanted = read_generator(files, "cpu", dtype), networks.stored(load_generator(files, "cpu", dtype))
+    assert found.keys() == wanted.keys() and all(bits_equal(found[key], wanted[key]) for key in found)
 
 
 @pytest.mark.parametrize(
@@ -141,18 +147,11 @@ def test_progress(pristine, loader):
 
 
 def test_all_files_are_checked_before_memory_is_taken(files, edit, monkeypatch):
-    """A LoRA that does not fit is found before the network exists anywhere but on the meta device."""
+    """A LoRA that does not fit is found before the network exists."""
     edit(files.lora, lambda content: content["generator_lora"].popitem() and None)
-    devices = []
-
-    def recorded(config, device="cpu", dtype=None):
-        devices.append(str(device))
-        return Transformer(config, device=device)
-
-    monkeypatch.setattr(load, "Transformer", recorded)
+    monkeypatch.setattr(load, "Transformer", lambda *_, **__: pytest.fail("the network was made"))
     with pytest.raises(CheckpointError, match="1 missing"):
         load_generator(files, "cuda", torch.bfloat16)
-    assert devices == ["meta"]
 
 
 def test_the_files_are_not_needed_afterwards(files):

@@ -16,6 +16,7 @@ from longlive_optimized.weights.load import check, load_generator, load_text_enc
 from longlive_optimized.weights.locate import VAE_FILES, locate
 from longlive_optimized.weights.random_checkpoint import TINY, make_checkpoint
 from longlive_optimized.weights.random_tokenizer import write_tokenizer
+from support.networks import stored
 
 
 def content(root):
@@ -165,14 +166,14 @@ def test_two_at_once(tmp_path):
 
 
 def test_attention_logits_are_neither_flat_nor_one_hot(pristine):
-    """q.k / sqrt(head_dim) over the keys of one self-attention has a standard deviation of 3 to 5 (design page, 5)."""
+    """q.k / sqrt(head_dim) over the keys of one self-attention has a standard deviation of 3 to 5."""
     model = load_generator(locate(pristine), "cpu", torch.float32)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(256, TINY.dim, generator=generator)
     modulation = model.modulation(torch.tensor([750.0], dtype=torch.float64)).layers[0]
     for layer in range(TINY.num_layers):
         p, (shift, scale) = f"blocks.{layer}.self_attn.", modulation[layer, :2]
-        w = {key.removeprefix(p): t for key, t in model.checkpoint_views().items() if key.startswith(p)}
+        w = {key.removeprefix(p): t for key, t in stored(model).items() if key.startswith(p)}
         a = F.layer_norm(tokens, (TINY.dim,)) * (1 + scale) + shift
         q, k = (F.linear(a, w[f"{name}.weight"], w[f"{name}.bias"]) for name in "qk")
         q, k = F.rms_norm(q, (TINY.dim,), w["norm_q.weight"]), F.rms_norm(k, (TINY.dim,), w["norm_k.weight"])

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from longlive_optimized.model.transformer import Transformer
+from longlive_optimized.model.transformer import generator_shapes
 from longlive_optimized.weights import CheckpointError, load, user_lora
 from longlive_optimized.weights.load import check_loras, load_generator, refill_generator
 from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
+from support.networks import stored
 
-SHAPES = {key: view.shape for key, view in Transformer(TINY, device="meta").checkpoint_views().items()}
+SHAPES = generator_shapes(TINY)
 LINEARS = [key.removesuffix(".weight") for key, s in SHAPES.items() if key.endswith(".weight") and len(s) == 2]
 Q, FFN = "blocks.0.self_attn.q", "blocks.1.ffn.0"
 
@@ -31,7 +32,7 @@ def model_files(pristine):
 @pytest.fixture
 def plain(model_files):
     """The generator without users' LoRAs, float32."""
-    return load_generator(model_files, "cpu", torch.float32).checkpoint_views()
+    return stored(load_generator(model_files, "cpu", torch.float32))
 
 
 @pytest.fixture
@@ -77,19 +78,19 @@ def write(path, tensors):
 
 
 def merged(model_files, *loras, dtype=torch.float32):
-    return load_generator(model_files, "cpu", dtype, loras=loras).checkpoint_views()
+    return stored(load_generator(model_files, "cpu", dtype, loras=loras))
 
 
 def check_merge(found, plain, pairs, strength=lambda rank: 1.0):
     """``found`` is ``plain``, plus ``strength(rank) B A`` where there is a pair, in float64."""
-    for key, view in found.items():
+    for key, tensor in found.items():
         if (module := key.removesuffix(".weight")) not in pairs:
-            assert torch.equal(view, plain[key]), key
+            assert torch.equal(tensor, plain[key]), key
             continue
         a, b = pairs[module]
         delta = strength(len(a)) * (b.double() @ a.double())
         assert delta.norm() > 1e-3 * plain[key].norm(), key
-        torch.testing.assert_close(view.double(), plain[key].double() + delta, rtol=0, atol=2e-6)
+        torch.testing.assert_close(tensor.double(), plain[key].double() + delta, rtol=0, atol=2e-6)
 
 
 # ---- forms
@@ -145,7 +146,7 @@ def test_longlives_own_container(model_files, plain, tmp_path):
     torch.save({"generator_lora": tensors, "step": 7}, file)
     found = merged(model_files, UserLora(file))
     check_merge(found, plain, pairs)
-    assert not any(view.requires_grad for view in found.values())
+    assert not any(tensor.requires_grad for tensor in found.values())
 
 
 def test_several_loras_add_up_and_are_rounded_once(model_files, plain, tmp_path):
@@ -168,7 +169,7 @@ def test_several_loras_add_up_and_are_rounded_once(model_files, plain, tmp_path)
 class Tree(nn.Module):
     """The named linears of a model, as plain modules."""
 
-    def __init__(self, views, modules):
+    def __init__(self, weights, modules):
         super().__init__()
         for name in modules:
             *folders, leaf = name.split(".")
@@ -177,7 +178,7 @@ class Tree(nn.Module):
                 if folder not in parent._modules:
                     parent.add_module(folder, nn.Module())
                 parent = parent._modules[folder]
-            weight = views[f"{name}.weight"]
+            weight = weights[f"{name}.weight"]
             linear = nn.Linear(weight.shape[1], weight.shape[0])
             linear.weight.data.copy_(weight)
             parent.add_module(leaf, linear)
@@ -197,13 +198,13 @@ def test_what_peft_saves_and_merges(model_files, plain, tmp_path, rslora):
     wrapped.save_pretrained(tmp_path)
     truth = wrapped.merge_and_unload()
     found = merged(model_files, UserLora(tmp_path / "adapter_model.safetensors"))
-    for key, view in found.items():
+    for key, tensor in found.items():
         if key.removesuffix(".weight") not in modules:
-            assert torch.equal(view, plain[key])
+            assert torch.equal(tensor, plain[key])
             continue
         wanted = truth.get_submodule(key.removesuffix(".weight")).weight.detach()
         assert (wanted - plain[key]).norm() > 0.1 * plain[key].norm()
-        torch.testing.assert_close(view, wanted, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(tensor, wanted, rtol=1e-5, atol=2e-6)
 
 
 def test_pefts_alpha_is_for_its_own_file_only(model_files, plain, tmp_path):
@@ -366,17 +367,11 @@ def test_peft_configs_that_cannot_be_used(model_files, tmp_path, text):
 
 
 def test_a_bad_lora_is_found_before_memory_is_taken(model_files, path, monkeypatch):
-    lora, devices = UserLora(write(path, {"x": torch.zeros(1)})), []
-
-    def recorded(config, device="cpu", dtype=None):
-        devices.append(str(device))
-        return Transformer(config, device=device)
-
-    monkeypatch.setattr(load, "Transformer", recorded)
+    lora = UserLora(write(path, {"x": torch.zeros(1)}))
+    monkeypatch.setattr(load, "Transformer", lambda *_, **__: pytest.fail("the network was made"))
     for run in (check_loras, lambda files, loras: load_generator(files, "cuda", torch.bfloat16, loras=loras)):
         with pytest.raises(CheckpointError, match="holds no LoRA"):
             run(model_files, [lora])
-    assert set(devices) == {"meta"}
 
 
 def test_what_is_ignored_is_said_once(model_files, plain, path, caplog):
@@ -461,13 +456,13 @@ def test_refill_with_a_new_lora_and_without_longlives_own(model_files, two):
 def test_refill_writes_only_what_is_adapted(model_files, two):
     model = load_generator(model_files, "cpu", torch.float32, loras=two)
     adapted = {f"{module}.weight" for module in (Q, FFN, "text_embedding.0")}
-    for view in model.checkpoint_views().values():
-        view.fill_(3)
+    for slot in model.checkpoint_slots().values():
+        slot.write(torch.full(slot.shape, 3))
     steps = []
     refill_generator(model, model_files, two, progress=lambda done, total: steps.append((done, total)))
-    views = model.checkpoint_views()
-    assert {key for key, view in views.items() if not (view == 3).all()} == adapted
-    total = sum(views[key].nbytes for key in adapted)
+    found = stored(model)
+    assert {key for key, tensor in found.items() if not (tensor == 3).all()} == adapted
+    total = sum(found[key].nbytes for key in adapted)
     assert len(steps) == 3 and steps[-1] == (total, total)
 
 

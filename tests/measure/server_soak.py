@@ -1,4 +1,4 @@
-"""A server under people: ``python tests/support/server_soak.py --minutes 30``. Exits with 1 if something is wrong.
+"""A server under people: ``python tests/measure/server_soak.py --minutes 30``. Exits with 1 if something is wrong.
 
 One viewer watches all the time. Others come, talk and go, some without a word: they are processes that are killed.
 Random and malformed messages, offers and half-finished requests arrive all along. At the end all that the server holds

@@ -1,4 +1,4 @@
-"""Frames while other threads switch prompts and presets and reset: ``python tests/support/soak.py --minutes 10``."""
+"""Frames while other threads switch prompts and presets and reset: ``python tests/measure/soak.py --minutes 10``."""
 
 import argparse
 import random

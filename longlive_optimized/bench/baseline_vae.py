@@ -1,4 +1,4 @@
-"""The published order of decoding (docs/model.md 7), eager: one latent frame at a time, channels first."""
+"""The baseline of decoding: the published order (docs/model.md 7), eager, one latent at a time, channels first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..vae.wan.layers import AttentionBlock, ResidualBlock, RMSNorm, Upsample
 from ..vae.wan.model import WanVae
 
 
-class PlainDecoder:
-    """A stream of its own over a VAE's weights: concatenated caches, separate padding, norm, SiLU and enlargement."""
+class BaselineDecoder:
+    """A stream of its own over a VAE's weights: concatenated caches, separate padding, norm, SiLU and upsampling."""
 
     def __init__(self, vae: WanVae):
         self._conv2, self._net = (copy.deepcopy(part).to(memory_format=torch.contiguous_format) for part in (

@@ -1,7 +1,8 @@
-"""The plain network: published order of operations and roundings, over a rolling cache.
+"""The baseline: the published order of operations and roundings in eager torch, over a rolling KV cache.
 
-Nothing here is fast on purpose. It is what the engine is measured against (time and error), and the independent oracle
-of its tests: it shares no arithmetic with ``longlive_optimized.model``. Section numbers are the model specification's.
+Nothing here is fast on purpose. The engine's time and error are measured against it, and it is the oracle of the tests:
+it shares no arithmetic with ``longlive_optimized.model``, and reads a model's files, not the engine's weights. Section
+numbers are those of docs/model.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..model.config import PATCH, ModelConfig
+from ..weights.load import read_generator
 
 if TYPE_CHECKING:
     from ..engine.engine import LongLiveEngine
@@ -62,7 +64,7 @@ class RollingCache:
         return torch.cat((x[: min(self.sink, self._seen)], x[rest : self._seen]))
 
 
-class EagerNetwork:
+class BaselineNetwork:
     """Sections 2 and 3, step by step, from the checkpoint's own tensors; every step rounds to their dtype."""
 
     def __init__(
@@ -158,13 +160,14 @@ class EagerNetwork:
     def _cross_attention(self, x: Tensor, p: str, layer: int, prompt: Tensor) -> Tensor:
         z, p = self._affine_norm(x, p + "norm3"), p + "cross_attn."
         q = self._heads(self._rms_norm(self._linear(p + "q", z), p + "norm_q.weight"))
-        if self.cross[layer] is None:
+        cached = self.cross[layer]
+        if cached is None:
             padded = F.pad(prompt, (0, 0, 0, self.config.text_len - len(prompt)))
             text = F.gelu(self._linear("text_embedding.0", padded), approximate="tanh")
             text = self._linear("text_embedding.2", text)
             k = self._heads(self._rms_norm(self._linear(p + "k", text), p + "norm_k.weight"))
-            self.cross[layer] = k, self._heads(self._linear(p + "v", text))
-        return self._linear(p + "o", _attention(q, *self.cross[layer]))
+            cached = self.cross[layer] = k, self._heads(self._linear(p + "v", text))
+        return self._linear(p + "o", _attention(q, *cached))
 
     def _affine_norm(self, x: Tensor, key: str) -> Tensor:
         gain, bias = (_at_least_float32(self.weights[f"{key}.{n}"]) for n in ("weight", "bias"))
@@ -186,16 +189,21 @@ class EagerNetwork:
         return torch.view_as_real(z * torch.polar(torch.ones_like(angle), angle)).flatten(-2).to(x.dtype)
 
 
-def plain_network(engine: LongLiveEngine, dtype: torch.dtype | None = None) -> EagerNetwork:
-    """The plain network on an engine's weights, in their dtype or another, for its default stream's size and config."""
-    config, (_, rows, columns) = engine.config, engine.stream.latent_shape
-    return EagerNetwork(
+def baseline_network(engine: LongLiveEngine, dtype: torch.dtype | None = None) -> BaselineNetwork:
+    """The baseline of an engine's model without users' LoRAs, for its default stream's settings.
+
+    The weights are read from the files, rounded to the engine's dtype as the engine rounds them, and then widened to
+    ``dtype``, if one is given. Raises CheckpointError.
+    """
+    settings, (_, rows, columns) = engine.stream.settings, engine.stream.latent_shape
+    weights = read_generator(engine.files, engine.device, engine.dtype)
+    return BaselineNetwork(
         engine.model.config,
-        {key: view.to(dtype or view.dtype) for key, view in engine.model.checkpoint_views().items()},
+        {key: weight.to(dtype or weight.dtype) for key, weight in weights.items()},
         (rows // PATCH, columns // PATCH),
-        config.local_attn_size,
-        config.sink_size,
-        config.positions == "relative",
+        settings.local_attn_size,
+        settings.sink_size,
+        settings.positions == "relative",
     )
 
 
@@ -217,10 +225,11 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # The fastest library kernel for half precision, so that the engine gains nothing by its choice of library; the
-    # plain one for float32, which is the truth that errors are measured against.
+    # The fastest library kernel for half precision, so that the engine gains nothing by its choice of library; torch's
+    # own arithmetic for float32, which is the truth that errors are measured against.
     half = q.dtype in (torch.bfloat16, torch.float16)
     backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION] if half and q.is_cuda else [SDPBackend.MATH]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     with sdpa_kernel(backends, set_priority=True):
-        out = F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)))
+        out = F.scaled_dot_product_attention(q, k, v)
     return out[0].transpose(0, 1).flatten(1)

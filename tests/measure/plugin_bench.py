@@ -1,4 +1,4 @@
-"""The plugin as scope drives it, timed: ``python tests/support/plugin_bench.py MODEL --height H --width W``.
+"""The plugin as scope drives it, timed: ``python tests/measure/plugin_bench.py MODEL --height H --width W``.
 
 scope itself is replaced by its double: the calls, their order, threads and parameters are scope's, its queues and its
 encoder are not in the numbers.

@@ -1,4 +1,4 @@
-"""How late the picture is: ``python tests/support/server_delay.py``, on loopback, with a pipeline that paints numbers.
+"""How late the picture is: ``python tests/measure/server_delay.py``, on loopback, with a pipeline that paints numbers.
 
 made -> decoded: from when a frame's block is finished until the peer has decoded it; it waits for its turn in between.
 shown -> decoded: from when its turn has come. aiortc's receiver gives a frame out when the next one begins to arrive,

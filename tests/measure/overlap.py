@@ -1,4 +1,4 @@
-"""Does decoding gain from running beside the next block's denoising? ``python tests/support/overlap.py MODEL``.
+"""Does decoding gain from running beside the next block's denoising? ``python tests/measure/overlap.py MODEL``.
 
 Milliseconds per block of the transformer alone, the decoder alone, one after the other on a stream, and both at once on
 two streams: without any of the dependencies that a video has between them, so an upper bound.

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything that docs/performance.md records of a GPU, in one go: tests/support/ledger.sh MODEL OUT [PART]...
+# Everything that docs/performance.md records of a GPU, in one go: tests/measure/ledger.sh MODEL OUT [PART]...
 # MODEL: a folder made by `longlive-optimized make-checkpoint MODEL --config 1.3b --text tiny`. Parts: kernels block
-# presets vae quality scope gains; all unless given. One JSON file each in OUT.
+# presets vae quality scope overlap; all unless given. One JSON file each in OUT.
 set -euo pipefail
 model=$1 out=$2
 shift 2
-support=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+measure=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$out"
 bench() { longlive-optimized bench "$@"; }
 
@@ -15,12 +15,12 @@ block() { sized bench block --model "$model" --json "$out/block"; }
 presets() {
   local preset
   for preset in realtime ultra; do
-    sized bench block --model "$model" --preset "$preset" --blocks 20 --plain-blocks 0 --json "$out/$preset"
+    sized bench block --model "$model" --preset "$preset" --blocks 20 --baseline-blocks 0 --json "$out/$preset"
   done
 }
 vae() { sized bench vae --model "$model" --json "$out/vae"; }
-scope() { sized python "$support/plugin_bench.py" "$model" --json "$out/scope"; }
-gains() { python "$support/merged_pass.py" && sized python "$support/overlap.py" "$model" --json "$out/overlap"; }
+scope() { sized python "$measure/plugin_bench.py" "$model" --json "$out/scope"; }
+overlap() { sized python "$measure/overlap.py" "$model" --json "$out/overlap"; }
 
 # The command for both sizes; its last word is what the names of its JSON files begin with.
 sized() {
@@ -30,7 +30,7 @@ sized() {
 }
 
 parts=("$@")
-((${#parts[@]})) || parts=(kernels block presets vae quality scope gains)
+((${#parts[@]})) || parts=(kernels block presets vae quality scope overlap)
 for part in "${parts[@]}"; do
   declare -F "$part" > /dev/null || { echo "unknown part: $part" >&2; exit 2; }
 done

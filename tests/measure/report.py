@@ -1,0 +1,336 @@
+"""Write docs/performance.md from docs/measurements: ``python tests/measure/report.py``.
+
+Its words are in performance.in.md beside this file; the tables and sources that they name are made here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from string import Template
+
+ROOT = Path(__file__).parents[2]
+REPORT = ROOT / "docs/performance.md"
+SIZES = ("480×832", "320×576")
+Run = dict  # a file of docs/measurements, and its name
+Found = dict[object, tuple[dict, Run]]  # rows, each with its run
+Column = str | Callable[[dict], object]  # a row's field, or a function of the row
+
+
+def report() -> str:
+    """The whole document."""
+    words = Template((Path(__file__).parent / "performance.in.md").read_text())
+    return words.substitute(engine() | vae() | pictures() | kernels() | others())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def runs(topic: str) -> list[Run]:
+    """A topic's runs, oldest first. Raises FileNotFoundError where there are none."""
+    found = list((ROOT / "docs/measurements").glob(f"{topic}-[0-9]*.json"))
+    if not found:
+        raise FileNotFoundError(f"docs/measurements holds no run of {topic}")
+    loaded = [json.loads(path.read_text()) | {"name": path.stem} for path in found]
+    return sorted(loaded, key=lambda run: (run["date"], int(run["name"].rpartition("-")[2])))
+
+
+def newest(topics: Sequence[str], key: Callable[[dict], object], kind: str | None = None) -> Found:
+    """The newest row of each ``key``, of those whose ``table`` is ``kind``; a key of None leaves a row out.
+
+    Of runs of one day those of later topics count as newer.
+    """
+    found: Found = {}
+    for run in sorted((run for topic in topics for run in runs(topic)), key=lambda run: run["date"]):
+        for row in run["rows"]:
+            if (kind is None or row.get("table") == kind) and (name := key(row)) is not None:
+                found.pop(name, None)
+                found[name] = row, run
+    return found
+
+
+def by_size(topics: Sequence[str], kind: str | None = None) -> Found:
+    """The newest row of each size."""
+    found = newest(topics, lambda row: row["size"], kind)
+    return {size: found[size] for size in SIZES}
+
+
+def rows_of(found: Found) -> list[dict]:
+    return [row for row, _ in found.values()]
+
+
+def source(found: Found | Sequence[Run]) -> str:
+    """Date, commit, device and command of runs: a line for each."""
+    of = [run for _, run in found.values()] if isinstance(found, dict) else found
+    lines = dict.fromkeys(f"{stamp(run)}, {run['device']}: `{run['command']}`" for run in of)
+    return "  \n".join(lines)
+
+
+def goals(topic: str) -> str:
+    """What was to be reached, as the newest run that says so has it."""
+    return next(run["goals"] for run in reversed(runs(topic)) if "goals" in run)
+
+
+def stamp(run: Run) -> str:
+    return f"{run['date']}, {run['commit']}"
+
+
+def span(topic: str, date: str, size: str, name: str) -> str:
+    """The least and the largest of a day's values."""
+    rows = [row for run in runs(topic) if run["date"] == date for row in run["rows"]]
+    values = [row[name] for row in rows if row.get("size") == size and name in row]
+    values = [value["median"] if isinstance(value, dict) else value for value in values]
+    return f"{min(values)} to {max(values)} ms in {len(values)} runs" if values else "not measured"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Markdown
+
+
+def show(value: object, digits: int | None = None) -> str:
+    """A cell: a number, ``middle (end)``, several numbers, a text, or nothing."""
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case {"median": middle, "p10": low, "p99": high}:
+            return f"{show(middle)} ({show(low)}, {show(high)})"
+        case {"median": middle, "p99": end} | {"relative_l2": middle, "largest": end}:
+            return f"{show(middle)} ({show(end)})"
+        case {"us": time, "tflops": rate}:
+            return f"{show(time)} ({show(rate)})"
+        case list():
+            return ", ".join(map(show, value))
+        case float() if digits is None and 0 < abs(value) < 1e-3:
+            return f"{value:.1e}".replace("e-0", "e-")
+    return str(value) if digits is None else f"{value:.{digits}f}"
+
+
+def fixed(name: str, digits: int) -> Column:
+    """A field with so many digits."""
+    return lambda row: show(row[name], digits)
+
+
+def table(columns: dict[str, Column], rows: Iterable[dict]) -> str:
+    """Markdown of rows; ``columns`` are by their headings."""
+    cells = [[*columns], ["---"] * len(columns)]
+    for row in rows:
+        cells.append([show(row.get(of) if isinstance(of, str) else of(row)) for of in columns.values()])
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in cells)
+
+
+def named(*names: str) -> dict[str, Column]:
+    """Columns whose headings are the fields' own names, without units."""
+    return {name.removesuffix("_ms").removesuffix("_mib").replace("_", " "): name for name in names}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the document's words name
+
+
+def engine() -> dict[str, str]:
+    block, shares = by_size(["block"], "block"), by_size(["block"], "shares")
+    presets = newest(["presets"], lambda row: (row["preset"], row["size"]), "presets")
+    prompts = by_size(["prompt-switch", "block"], "prompt switch")
+    switches = newest(["block", "presets"], lambda row: (row.get("from", "balanced"), row["size"]), "preset switch")
+    times: dict[str, Column] = {"H×W": "size", "DiT ms": "dit_ms", "VAE ms": "vae_ms", "block ms": "block_ms"}
+    day = runs("block")[-1]["date"]
+    spread = "; ".join(
+        f"{size}: block {span('block', day, size, 'block_ms')}, "
+        f"baseline's DiT {span('block', day, size, 'baseline_dit_ms')}"
+        for size in SIZES
+    )
+    return {
+        "block_source": source(block),
+        "block_table": table(
+            times
+            | {"pixel frame ms": lambda row: show(row["block_ms"]["median"] / 12, 2), "frames/s": "fps"}
+            | {"peak GiB": "peak_gib", "warm-up s": "warmup_s", "baseline DiT ms": "baseline_dit_ms"}
+            | {"baseline ÷ ours": "baseline_by_ours"},
+            rows_of(block),
+        ),
+        "block_spread": f"On all cards of {day}: {spread}.",
+        "block_goals": goals("block"),
+        "presets_source": source(presets),
+        "presets_table": table(
+            {
+                "preset": lambda row: f"`{row['preset']}`",
+                "steps": lambda row: row["steps_window"][0],
+                "window": lambda row: row["steps_window"][1],
+            }
+            | times
+            | {"frames/s": "fps", "prompt switch: last pixel, first": "prompt_switch_last_first_ms"}
+            | {"peak GiB": "peak_gib"},
+            rows_of(presets),
+        ),
+        "shares_source": source(shares),
+        "shares_table": table(
+            {"H×W": "size"} | named("attention_ms", "gemm_ms", "pointwise_ms", "memset_ms", "gaps_ms", "sum_ms"),
+            rows_of(shares),
+        ),
+        "prompt_switch_source": source(prompts),
+        "prompt_switch_table": table(
+            {"H×W": "size", "to the first pixel": "first_pixel_ms", "to the last": "last_pixel_ms"}
+            | named("text_ms", "recache_ms", "denoise_ms")
+            | {"decode: first, rest": "decode_ms", "at random: first": "at_random_first_ms"}
+            | {"at random: last": "at_random_last_ms"},
+            rows_of(prompts),
+        ),
+        "preset_switch_source": source(switches),
+        "preset_switch_table": table(
+            {"from": lambda row: f"`{row.get('from', 'balanced')}`", "H×W": "size"}
+            | named("before_ms", "first_ms", "second_ms", "after_ms")
+            | {"first − before": "longer_ms"},
+            rows_of(switches),
+        ),
+    }
+
+
+def vae() -> dict[str, str]:
+    decoder, encoder = by_size(["vae"], "decoder"), by_size(["vae"], "encoder")
+    convolutions = newest(["vae"], lambda row: (row["size"], row["frames"]), "convolutions")
+    ratio: dict[str, Column] = {"ours ÷ modules": lambda row: show(1 / row["modules_by_ours"], 2)}
+    memory: dict[str, Column] = {"GiB": fixed("gib", 2), "modules: GiB": fixed("modules_gib", 2)}
+    return {
+        "decoder_source": source(decoder),
+        "vae_goals": goals("vae"),
+        "decoder_table": table(
+            {"decode, H×W": "size", "12 frames ms": "block_ms", "1 latent": "latent_ms"}
+            | {"modules: 12 frames": "modules_block_ms", "modules: 1 latent": "modules_latent_ms"}
+            | {"published: 12 frames": "published_ms"}
+            | ratio
+            | memory,
+            rows_of(decoder),
+        ),
+        "encoder_table": table(
+            {"encode, H×W": "size", "12 frames ms": "ms", "modules": "modules_ms"} | ratio | memory, rows_of(encoder)
+        ),
+        "convolutions_table": table(
+            {"H×W": "size", "frames of": "frames", "ms a block": "ms", "TFLOP/s": "tflops"},
+            sorted(rows_of(convolutions), key=lambda row: SIZES.index(row["size"])),
+        ),
+    }
+
+
+def pictures() -> dict[str, str]:
+    error, (first, *_, again) = runs("error")[-1], runs("parity")
+    passes, pixels = error["rows"]
+    rows = [
+        passes | {"what": f"{passes['where']}: the worst of all passes and layers"},
+        {"what": "flow of a denoising pass", "ours": passes["flow_ours"], "baseline": passes["flow_baseline"]},
+        pixels | {"what": "pixels of three blocks, beside the modules"},
+    ]
+    worst = again["rows"][0]
+    return {
+        "error_source": source([error]),
+        "error_worst": show(max(row["worst_by_baseline"] for run in runs("error") for row in run["rows"])),
+        "error_table": table(named("what", "ours", "baseline") | {"worst ours ÷ baseline": "worst_by_baseline"}, rows),
+        "parity_source": source([first]),
+        "parity_software": first["software"],
+        "parity_table": table(
+            named("what", "latents")
+            | {"pixels in 0..1": "pixels", "bytes that differ, by 1": "bytes_that_differ_by_1"},
+            first["rows"],
+        ),
+        "parity_again": f"Again on {stamp(again)} ({again['software']}): latents at most {show(worst['latents'])}, "
+        f"pixels {show(worst['pixels'])}.",
+    }
+
+
+def kernels() -> dict[str, str]:
+    def operator(row: dict) -> object:
+        return None if "ring_attention" in row["case"] else (row["case"], row["backend"])
+
+    found, ceilings = newest(["operators"], operator), runs("operators")[0]["ceilings"]
+    run, beside, error = (runs(topic)[-1] for topic in ("attention", "attention-fa4", "attention-error"))
+    other = {row["shape"]: row["flash_attention_4_by_ours"] for row in beside["rows"]}
+    return {
+        "operators_source": source(found),
+        "ceiling_gb_s": show(ceilings["gb_s"]),
+        "ceiling_tflops": show(ceilings["tflops"]),
+        "operators_table": table(
+            {"operator, shape": "case", "backend": "backend", "µs (p99)": "us", "GB/s": "gb_s", "TFLOP/s": "tflops"}
+            | {"% of ceiling": "of_ceiling_percent", "published order ÷ ours": "published_by_ours"},
+            sorted(rows_of(found), key=lambda row: (row["case"], row["backend"])),
+        ),
+        "attention_source": source([run]),
+        "attention_ceiling": show(run["ceilings"]["tflops"]),
+        "attention_goals": goals("attention"),
+        "fa4_run": stamp(beside),
+        "attention_table": table(
+            {"queries × keys": "shape", "ours µs (p10, p99)": lambda row: row["ours"]["us"]}
+            | {"TFLOP/s": lambda row: row["ours"]["tflops"], "% of ceiling": "of_ceiling_percent"}
+            | {"cuDNN": "cudnn", "Triton": "triton", "FlashAttention-2": "flash_attention_2"}
+            | {"cuDNN ÷ ours": "cudnn_by_ours", "FlashAttention-4 ÷ ours": lambda row: other[row["shape"]]},
+            run["rows"],
+        ),
+        "attention_error": show(error["rows"][0]["worst"]),
+        "attention_error_source": source([error]),
+        "sanitizer_source": source(runs("sanitizer")),
+        "sanitizer_table": table(
+            {"tool": "tool", "operators": "of"} | named("tests", "errors", "hazards"),
+            [{"of": "all"} | row for run in runs("sanitizer") for row in run["rows"]],
+        ),
+    }
+
+
+def others() -> dict[str, str]:
+    plugin, overlap, merged = by_size(["plugin"]), runs("overlap")[-1], runs("merged-pass")[-1]
+    delay, server, soak, blocks = (runs(topic)[-1] for topic in ("page", "server-soak", "soak", "endurance"))
+    training, shown, demo = runs("tinyworld-training")[-1], runs("tinyworld")[-1], runs("demo")
+    attributes = ("ground", "count", "motion", "colour", "form", "all")
+    seen, frames, made = (run["rows"][0] for run in (server, soak, blocks))
+    return {
+        "plugin_source": source(plugin),
+        "plugin_table": table(
+            {"H×W": "size", "load s": "load_s", "first frames s": "first_frames_s", "frames/s": "fps"}
+            | {"call ms": "call_ms", "switch ms": "switch_ms", "peak GiB": "peak_gib"},
+            rows_of(plugin),
+        ),
+        "overlap_source": source([overlap]),
+        "overlap_table": table(
+            {"H×W": "size"} | named("transformer_ms", "decoder_ms", "one_after_the_other_ms", "at_once_ms"),
+            overlap["rows"],
+        ),
+        "merged_pass": f"{merged['notes'][0]} ({stamp(merged)})",
+        "page_source": source([delay]),
+        "page_how": delay["notes"][0][:1].upper() + delay["notes"][0][1:],
+        "page_table": table(
+            {"H×W": "size", "frame made → decoded ms": "made_to_decoded_ms", "due → decoded": "due_to_decoded_ms"}
+            | {"prompt → first new frame at the peer": "prompt_to_first_frame_ms"},
+            delay["rows"],
+        ),
+        "server_soak_source": source([server]),
+        "server_soak": table(
+            named("messages", "viewers", "killed", "rude_requests", "errors", "frames_of_one_watcher")
+            | named("longest_gap_s", "resident_mib_alone", "resident_mib_end", "shutdown_s"),
+            [seen],
+        ),
+        "training_source": source([training]),
+        "training_size": training["notes"][1],
+        "training_table": table(
+            {"what": "what", "options": "options", "steps": "steps", "steps/s": "steps_per_s", "loss": "loss"}
+            | {"held-out videos": "held_out"},
+            training["rows"],
+        ),
+        "shown_source": source([shown]),
+        "shown_table": table({"what": "what"} | {name: fixed(name, 3) for name in attributes}, shown["rows"]),
+        "demo_source": source(demo),
+        "demo_table": table(
+            {"block ms": "block_ms", "of which decoding": "decode_ms", "frames/s": "fps"},
+            [row for run in demo for row in run["rows"]],
+        ),
+        "endurance_source": source([blocks]),
+        "endurance": f"{made['blocks']} blocks of a small model in {made['seconds']} s; memory {made['memory']}.",
+        "soak_source": source([soak]),
+        "soak": f"{frames['frames']} frames while three threads switch prompts and presets, reset and ask for "
+        f"statistics: {frames['errors']} errors; resident memory at least, at most and at the end "
+        f"{show(frames['resident_mib_least_most_end'])} MiB.",
+    }
+
+
+if __name__ == "__main__":
+    REPORT.write_text(report())
