@@ -95,14 +95,14 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     and the baseline's decoding.
     """
     rows, memory, levels, packed = {}, {}, {}, isinstance(engine.codec, PackedCodec)
-    sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
-    for name, measure, ours in sides:
-        times, memory[f"{name}_gib"] = measure(engine, ours, blocks)
-        rows |= times
-        if packed:
-            library = type(ours)(ModulesCodec(engine.vae))
-            times, memory[f"library_{name}_gib"] = measure(engine, library, blocks)
-            rows |= {f"library_{key}": value for key, value in times.items()}
+    streams = {"": (engine.stream.decoder, engine.stream.encoder)}
+    if packed:
+        library = ModulesCodec(engine.vae)
+        streams["library_"] = DecoderStream(library), EncoderStream(library)
+    for prefix, (decoding, encoding) in streams.items():
+        decoded, memory[f"{prefix}decode_gib"] = _decoding(engine, decoding, blocks)
+        encoded, memory[f"{prefix}encode_gib"] = _encoding(engine, encoding, blocks)
+        rows |= {prefix + key: value for key, value in (decoded | encoded).items()}
     if isinstance(engine.vae, WanVae):
         rows["baseline_decode"] = _baseline_decoding(engine, min(blocks, 10))
     if packed:

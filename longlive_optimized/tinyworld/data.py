@@ -72,8 +72,8 @@ class Bank:
     def _draw(self, group: Clips, count: int) -> Clips:
         index = torch.randint(len(group.latents), (count,), device=self._device)
         wording = torch.randint(_WORDINGS, (count,), device=self._device)
-        ids = (part[index, wording] for part in (group.before, group.after))
-        return Clips(group.latents[index].float(), *ids, group.marks[index])
+        before, after = (part[index, wording] for part in (group.before, group.after))
+        return Clips(group.latents[index].float(), before, after, group.marks[index])
 
     def _make(self, count: int, frames: int, cut: int | None, random: Random, generator: torch.Generator) -> Clips:
         scenes = [tuple(sample_scene(random, held_out=False) for _ in range(2)) for _ in range(count)]

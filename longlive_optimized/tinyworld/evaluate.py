@@ -137,7 +137,7 @@ def _row(name: str, table: dict[str, float]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the measurements named and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     measures = "adherence", "switches", "no-recache", "long", "presets", "precision", "sheet"
     parser.add_argument("measures", nargs="+", choices=measures)
     parser.add_argument("--model", default="tiny", help="folder, or 'tiny'")

@@ -62,6 +62,7 @@ class Streams:
         return forward(self.model, x, timesteps, self.prompts[:, None], script, self._memory)
 
     def _update(self, append: Callable[[Script], None]) -> None:
+        assert self.history is not None
         script = self._script()
         append(script)
         _, memory = self._forward(script, self.history[:, -len(script.rows) :], 0.0)

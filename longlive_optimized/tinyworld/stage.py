@@ -32,9 +32,11 @@ class Stage(Protocol):
 
     def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
         """``loss``, and what it is made of, at the given share of the training."""
+        ...
 
     def sample(self, count: int) -> Sample:
         """``count`` videos of held-out prompts, and their scores."""
+        ...
 
     def finish(self) -> None:
         """What is done with the averaged weights, in float32, at the end."""

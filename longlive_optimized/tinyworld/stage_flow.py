@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,8 @@ class FlowStage:
         self.vae = new_vae(size, seed).requires_grad_(False)
         load(out / "vae.pt", {"vae": self.vae})
         self.vae.to(device, dtype)
-        self.model, self.text = (new(size, seed).to(device, dtype) for new in (new_transformer, new_text))
+        self.model = new_transformer(size, seed).to(device, dtype)
+        self.text = new_text(size, seed).to(device, dtype)
         self.parts: dict[str, nn.Module] = {"model": self.model, "text": self.text}
         self._levels = torch.tensor([step.sigma for schedule in _SCHEDULES for step in schedule], device=device)
         self._passes: dict[Task, nn.Module] = {}
@@ -156,7 +157,7 @@ class FlowStage:
         if self.device.type != "cuda":
             return passes
         sample = x.detach().clone(), timesteps.detach().clone(), prompts.detach().clone().requires_grad_()
-        return torch.cuda.make_graphed_callables(passes, sample, pool=self._pool)
+        return cast("nn.Module", torch.cuda.make_graphed_callables(passes, sample, pool=self._pool))
 
     def _embed(self, scenes: list[Scene]) -> Tensor:
         return self.text(tokens(scenes, self.random, self.device), self.size.model.text_len)

@@ -55,7 +55,7 @@ class Weights:
 
     def take_gradient(self) -> Tensor:
         """The modules' gradient as a vector; they are left without."""
-        gradient = torch.cat([w.grad.flatten().float() for w in self._own.values()])
+        gradient = torch.cat([w.grad.flatten().float() for w in self._own.values() if w.grad is not None])
         for w in self._own.values():
             w.grad = None
         return gradient
@@ -204,7 +204,7 @@ def begin_again(stage: Stage, out: Path) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run stages, or what is left of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0, help="of training, for all the stages named")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))

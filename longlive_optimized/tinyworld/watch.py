@@ -43,7 +43,7 @@ def part(text: str) -> tuple[float, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print a line for each prompt, and the share of all attributes met. A new prompt has one block to take effect."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("video", type=Path)
     parser.add_argument("prompts", nargs="+", type=part, metavar="[SECONDS:]PROMPT")
     options = parser.parse_args(arguments)

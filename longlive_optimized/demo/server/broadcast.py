@@ -130,7 +130,7 @@ class Broadcast:
         due = self._clock.next(loop.time(), interval)
         await asyncio.sleep(due - loop.time())
         self._last = picture
-        self._show(due)
+        self._show(picture, due)
         self._shown.append(due)
         self._forget(due)
         if self._listener:
@@ -142,11 +142,11 @@ class Broadcast:
             await asyncio.wait_for(self._news.wait(), REPEAT)
             return
         if self._last is not None:
-            self._show(self._clock.next(asyncio.get_running_loop().time(), 0.0))
+            self._show(self._last, self._clock.next(asyncio.get_running_loop().time(), 0.0))
 
-    def _show(self, due: float) -> None:
+    def _show(self, picture: np.ndarray, due: float) -> None:
         for track in self._tracks:
-            track.show(self._last, round((due - self._start) * RTP_CLOCK))
+            track.show(picture, round((due - self._start) * RTP_CLOCK))
 
     def _forget(self, now: float) -> None:
         while self._shown and self._shown[0] < now - RATE_WINDOW:
