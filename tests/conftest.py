@@ -10,7 +10,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has one core; read when torch is imported
 # "python -m pytest" puts the checkout first on the path, where it would hide an installed package and its library.
 sys.path.sort(key=lambda path: Path(path).resolve() == Path(__file__).parents[1])
-os.environ["PYTHONSAFEPATH"] = "1"  # the same for the processes that tests start
 
 try:
     distribution("longlive-optimized")
