@@ -60,7 +60,7 @@ def _check(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> None:
     expect("ranges", ranges, (2, 2), torch.int32, q.device)
 
 
-def _fits_kernel(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> bool:
+def _fits_cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> bool:
     return (
         q.dtype == torch.bfloat16
         and native.on_hopper(q)
@@ -72,7 +72,7 @@ def _fits_kernel(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> b
     )
 
 
-@ring_attention.impl("cuda", when=_fits_kernel)
+@ring_attention.impl("cuda", when=_fits_cuda)
 def _cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> Tensor:
     _check(q, k_ring, v_ring, ranges)
     return torch.ops.longlive_C.ring_attention(q, k_ring, v_ring, ranges)

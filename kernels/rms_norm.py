@@ -13,8 +13,8 @@ from .triton_import import tl, triton
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * gain``, the mean over the last dimension.
 
-    x [N, D], contiguous; gain [D]. Returns [N, D] in x's dtype: bfloat16, float32 or float64. Source: model
-    specification 2.2, step 2. Raises ValueError naming the argument that does not fit.
+    x [N, D], contiguous; gain [D]. Returns [N, D] in x's dtype: bfloat16, float32 or float64. Source:
+    docs/model.md 2.2, step 2. Raises ValueError naming the argument that does not fit.
     """
     _check(x, gain)
     # Precision: float32, rounded once at the end. The published order rounds before the gain as well.
@@ -29,7 +29,7 @@ def _check(x: Tensor, gain: Tensor) -> None:
     expect("gain", gain, (x.shape[1],), x.dtype, x.device)
 
 
-def _fits_library(x: Tensor, gain: Tensor, eps: float) -> bool:
+def _fits_cuda(x: Tensor, gain: Tensor, eps: float) -> bool:
     return (
         native.takes(x)
         and x.dim() == 2
@@ -40,7 +40,7 @@ def _fits_library(x: Tensor, gain: Tensor, eps: float) -> bool:
     )
 
 
-@rms_norm.impl("cuda", when=_fits_library)
+@rms_norm.impl("cuda", when=_fits_cuda)
 def _cuda(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return torch.ops.longlive_C.rms_norm(x, gain, eps)
 

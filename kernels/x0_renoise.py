@@ -15,7 +15,7 @@ def x0_renoise(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, in
 
     sigma = sigmas[index] and sigma' = sigmas[index + 1]. x, flow and noise are contiguous, of one shape and dtype:
     bfloat16, float32 or float64. sigmas [steps], float64, on the same device; its values are float32 numbers.
-    Source: model specification 4.3. Raises ValueError naming the argument that does not fit.
+    Source: docs/model.md 4.3. Raises ValueError naming the argument that does not fit.
     """
     _check(x, flow, noise, sigmas, index)
     # Precision, in every implementation bit for bit: x0 in float64, rounded to x's dtype; the rest in float32, where
@@ -41,12 +41,12 @@ def _check(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index:
         raise ValueError(f"index must lie in 0..{last}, got {index}")
 
 
-def _fits_library(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index: int) -> bool:
+def _fits_cuda(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index: int) -> bool:
     vectors = [x, flow] + ([] if noise is None else [noise])
     return native.takes(x) and x.numel() * x.element_size() % 16 == 0 and all(t.data_ptr() % 16 == 0 for t in vectors)
 
 
-@x0_renoise.impl("cuda", when=_fits_library)
+@x0_renoise.impl("cuda", when=_fits_cuda)
 def _cuda(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index: int) -> Tensor:
     return torch.ops.longlive_C.x0_renoise(x, flow, noise, sigmas, index)
 

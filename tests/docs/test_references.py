@@ -33,6 +33,7 @@ def test_every_citation_of_the_model_resolves():
             for section in re.findall(r"\d+(?:\.\d+)?", run):
                 assert section in sections, f"{source.relative_to(ROOT)} cites docs/model.md {section}"
                 cited += 1
+        assert "model specification" not in source.read_text(), f"{source.relative_to(ROOT)} names no document"
     assert cited > 10
 
 

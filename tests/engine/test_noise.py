@@ -1,4 +1,4 @@
-"""The order of random draws (model specification 4.4)."""
+"""The order of random draws (docs/model.md 4.4)."""
 
 from itertools import islice
 

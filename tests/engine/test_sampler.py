@@ -1,4 +1,4 @@
-"""Section 4 of the model specification: exact float32 values, and the formulas in float64."""
+"""docs/model.md 4: exact float32 values, and the formulas in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""x0_renoise equals the sampler's two formulas (model specification 4.3) bit for bit, on every backend."""
+"""x0_renoise equals the sampler's two formulas (docs/model.md 4.3) bit for bit, on every backend."""
 
 import itertools
 import os
