@@ -33,9 +33,9 @@ class Kind(IntEnum):
     UP = 3  # [Co, Ci, 3, 3]: of frames upsampled twice to the nearest neighbour, zero-padded
 
 
-_SLICES = {Kind.CAUSAL: 3, Kind.POINT: 1, Kind.TIME: 3, Kind.UP: 1}  # input frames of a result
-_TAPS = {Kind.CAUSAL: 9, Kind.POINT: 1, Kind.TIME: 1, Kind.UP: 4}  # in each of them
-_RESULTS = {Kind.CAUSAL: 1, Kind.POINT: 1, Kind.TIME: 2, Kind.UP: 4}  # of a pixel
+_SLICES: dict[int, int] = {Kind.CAUSAL: 3, Kind.POINT: 1, Kind.TIME: 3, Kind.UP: 1}  # input frames of a result
+_TAPS: dict[int, int] = {Kind.CAUSAL: 9, Kind.POINT: 1, Kind.TIME: 1, Kind.UP: 4}  # in each of them
+_RESULTS: dict[int, int] = {Kind.CAUSAL: 1, Kind.POINT: 1, Kind.TIME: 2, Kind.UP: 4}  # of a pixel
 
 
 def to_groups(x: Tensor) -> Tensor:
@@ -152,13 +152,13 @@ def causal_conv(
     y = _convolve(_read(x, frames, wide), taps, kind) + bias.view(1, -1, 1, 1)
     if kind == Kind.TIME:
         y = y.unflatten(1, (2, channels)).flatten(0, 1)
-    if residual is not None:
+    if residual is not None and residual_frames is not None:
         point = _unstream(weight[:, main:].to(wide), residual.shape[1] * GROUP, 1, 1, width)
         y += F.conv2d(_read(residual, residual_frames, wide), point)
     y = y.to(x.dtype)
-    if raw is not None:
+    if raw is not None and raw_frames is not None:
         _write(raw, raw_frames, y)
-    if act is not None:
+    if act is not None and act_frames is not None:
         normed = F.rms_norm(y.movedim(1, -1).to(wide), (channels,), gain, eps=_EPS / channels)
         _write(act, act_frames, F.silu(normed).movedim(-1, 1).to(x.dtype))
 

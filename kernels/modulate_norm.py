@@ -7,12 +7,7 @@ from torch import Tensor
 from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 @op()

@@ -11,7 +11,7 @@ import torch
 def load() -> bool:
     """Load ``_C.so`` once; say whether its operators are there."""
     try:
-        import longlive_optimized._C  # noqa: F401
+        import longlive_optimized._C  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return False
     return True

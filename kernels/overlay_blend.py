@@ -6,12 +6,7 @@ from torch import Tensor
 from . import native
 from .checks import expect
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
@@ -71,7 +66,7 @@ if triton:
         alpha = tl.load(panel + pixel * 4 + 3, mask=live, other=0)
         row, column = (top + pixel // width).to(tl.int64), (left + pixel % width).to(tl.int64)
         at = frames + tl.program_id(1).to(tl.int64) * frame_stride + row * row_stride + column * column_stride
-        for channel in tl.static_range(3):
+        for channel in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
             colour = tl.load(panel + pixel * 4 + channel, mask=live, other=0)
             under = tl.load(at, mask=live, other=0)
             # Precision: as in the reference.

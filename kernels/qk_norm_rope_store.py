@@ -7,12 +7,7 @@ from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
 from .rotate_sinks import rotate
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 @op(mutates=("k_ring", "v_ring", "k_sink"))
