@@ -107,7 +107,7 @@ bool check(const char* type) {
 
 template <class T>
 bool check_all(const char* type) {
-  return check<T, 16>(type) & check<T, 96>(type) & check<T, 128>(type) & check<T, 192>(type) & check<T, 256>(type);
+  return check<T, 128>(type) & check<T, 192>(type) & check<T, 256>(type);
 }
 
 int main() {
