@@ -34,8 +34,8 @@ class BlockRequest:
         the model and the size; docs/api.md says what to take.
     noise_from_motion: take that share from how much the video moves, 0.54 to 0.72, and a tenth of ``noise_scale``
         (docs/model.md 4.6).
-    noise_steps: ``cut`` starts the block's steps at that noise level and leaves out the noisier ones; ``scope`` replaces
-        the first step only, as scope does, so that with a second step of more noise little of the video is left.
+    noise_steps: ``cut`` begins the steps at that noise level and leaves out the noisier ones; ``scope`` replaces the
+        first step only, as scope does, so that a second step of more noise leaves little of the video.
     """
 
     prompt: str | tuple[tuple[str, float], ...]

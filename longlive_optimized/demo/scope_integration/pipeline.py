@@ -17,12 +17,12 @@ from ...engine.engine import LongLiveEngine, Progress
 from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
+from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
 from .prompt_box import Prompt, PromptBox, as_prompt
 
-LATENT_PIXEL_FRAMES, BLOCK_PIXEL_FRAMES = 4, 12
 _OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
 
@@ -205,19 +205,17 @@ class OptimizedScopePipeline:
         """The next block; where the prompt is new, with ``first_latent_first`` what can be shown soonest of it."""
         now = time.monotonic()
         prompt, wish = self._prompts.take(now, self._debounce)
-        if prompt is None:
-            raise RuntimeError("there is no prompt yet: give one to generate_frame or switch_prompt")
         blocks = prompt.transition_blocks or self._smooth_blocks()
         request = BlockRequest(prompt.prompt, prompt.blend, blocks)
-        switched = bool(wish and self._delivered)
+        switched = wish if self._delivered else None
         try:
-            block = self.engine.generate_block(request, self.stream, switched and first_latent_first)
+            block = self.engine.generate_block(request, self.stream, bool(switched) and first_latent_first)
         except BaseException:
             if wish:
                 self._prompts.give_back(wish)
             raise
         if switched:
-            self._meter.block_was_switch((now - wish.asked_at) * 1e3)
+            self._meter.block_was_switch((now - switched.asked_at) * 1e3)
         return block
 
     def _smooth_blocks(self) -> int:
@@ -231,7 +229,7 @@ class OptimizedScopePipeline:
             changes, self._changes = self._changes, {}
         if changes:
             config = self.config.changed(**changes)
-            self.stream.configure(**{name: getattr(config, name) for name in CHANGEABLE})
+            self.stream.configure(**{name: getattr(config, name) for name in CHANGEABLE if name in changes})
             before, self.config = self.config, config
             if any(getattr(config, name) != getattr(before, name) for name in _OVERLAY_FIELDS):
                 self.overlay = self._new_overlay()
@@ -245,10 +243,10 @@ class OptimizedScopePipeline:
 def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prompt, tuple[int, ...] | None]:
     """The prompt and the denoising steps of a call, checked."""
     steps = kwargs.pop("denoising_steps", None)
-    prompt = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
+    wanted = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
     if steps is not None:
-        steps = BlockRequest(prompt.prompt, denoising_steps=steps).denoising_steps
-    return prompt, steps
+        steps = BlockRequest(wanted.prompt, denoising_steps=steps).denoising_steps
+    return wanted, steps
 
 
 def _only(kwargs: dict, *names: str) -> dict:

@@ -17,10 +17,11 @@ class PromptFollower:
     def follow(self, call: CallParams) -> bool:
         """Settle which prompt is wanted; whether that is a new one."""
         last, self._last = self._last, call
+        sent_again = self._sent_again(call, last)
         want, target = None, call.transition.target_prompts if call.transition else None
         if target is not None and call.transition != last.transition:
             want, self._under_way = target, True
-        elif call.prompts != last.prompts or self._sent_again(call, last):
+        elif call.prompts != last.prompts or sent_again:
             want, self._under_way = call.prompts, False
         before, self.wanted = self.wanted, want or self.wanted
         return self.wanted != before

@@ -58,9 +58,7 @@ class Session:
         self._prompts, self._backoff = PromptFollower(), Backoff()
         self._commands = Commands(self.set_preset, self.stats)
         # scope's page sends its defaults with the first call: as at load, only others are wishes.
-        self._before = CallParams(
-            denoising_step_list=DEFAULT_STEPS, optimization_preset=self._load.optimization_preset
-        )
+        self._before = CallParams(denoising_step_list=DEFAULT_STEPS, optimization_preset=self._load.optimization_preset)
         self._complaints: dict[str, str] = {}  # the last one about each parameter
         self._preset, self._seed = self._load.optimization_preset, config.seed
         self._due = _Due()
@@ -164,6 +162,7 @@ class Session:
 
     def _request(self, call: CallParams) -> BlockRequest:
         prompt, due, transition = self._prompts.wanted, self._due, call.transition or Transition(num_steps=0)
+        assert prompt is not None
         smooth = due.new_prompt and transition.num_steps > 1 and self._stream.prompt.embedding is not None
         # As scope does it: another prompt cuts a video that is made from video, unless it comes by or in a transition.
         cut = call.video is not None and due.new_prompt and not smooth and not self.in_transition
