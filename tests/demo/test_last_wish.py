@@ -271,6 +271,7 @@ RESET = (None, {"reset_cache": True})
 @example([A, TO_B, (None, {"transition": 3}), (None, 4)])
 @example([A, TO_B, (None, {"prompts": 17}), (None, 4)])
 @example([A, (None, [TO_B, A])])
+@example([A, (None, [TO_B]), (None, 3), (None, [A, TO_B])])
 @example([A, (TEXTS[1], {"transition": {"target_prompts": pairs(TEXTS[1]), "num_steps": 0}}), A])
 def test_the_plugin_shows_the_last_wish(machine, scope, messages):
     from longlive_optimized.demo.scope_plugin import session as module

@@ -17,11 +17,16 @@ class PromptFollower:
     def follow(self, call: CallParams) -> bool:
         """Settle which prompt is wanted; whether that is a new one."""
         last, self._last = self._last, call
-        sent_again = self._sent_again(call, last)
+        other = {name: call.sent[name] is not last.sent.get(name) for name in call.sent}
+        self._repeats_objects |= call.prompts is not None and not other["prompts"]
+        # Whatever scope does with objects: it drops a transition under way only when prompts are sent.
+        dropped = self._under_way and call.transition is None
         want, target = None, call.transition.target_prompts if call.transition else None
-        if target is not None and call.transition != last.transition:
+        if target is not None and (
+            call.transition != last.transition or (self._repeats_objects and other["transition"])
+        ):
             want, self._under_way = target, True
-        elif call.prompts != last.prompts or sent_again:
+        elif call.prompts != last.prompts or ((self._repeats_objects or dropped) and other["prompts"]):
             want, self._under_way = call.prompts, False
         before, self.wanted = self.wanted, want or self.wanted
         return self.wanted != before
@@ -29,10 +34,3 @@ class PromptFollower:
     def block_made(self, in_transition: bool) -> None:
         """There is a block of the prompt that is wanted, or of a step on the way to it."""
         self._under_way &= in_transition
-
-    def _sent_again(self, call: CallParams, last: CallParams) -> bool:
-        if call.sent_prompts is last.sent_prompts:
-            self._repeats_objects |= call.sent_prompts is not None
-            return False
-        # Whatever scope does with objects: it drops a transition under way only when prompts are sent.
-        return self._repeats_objects or (self._under_way and call.transition is None)
