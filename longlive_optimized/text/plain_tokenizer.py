@@ -30,7 +30,7 @@ _NORMALIZERS = {
     "Prepend",
 }
 _PRE_TOKENIZERS = {"Sequence", "Metaspace", "WhitespaceSplit", "Whitespace"}
-_MOST_PIECES = 1 << 20
+_MOST_PIECES, _LONGEST = 1 << 20, 256  # the library's tree of pieces is as deep as the longest, and recursive
 _MOST_GROWTH = 64  # how many times longer all replacements together may make a text
 # One repeated character or class: no more can be asked of without backtracking.
 _PATTERN = re.compile(r"(?:\\[sntr]|[^\\()\[\]|*+?{}.]){1,4}(?:[*+?]|\{\d{0,2},?\d{0,2}\})?")
@@ -59,21 +59,25 @@ def _check_ids(raw: Mapping[str, Any]) -> int:
     pieces = _list(model.get("vocab"), "model.vocab", _MOST_PIECES)
     for i, piece in enumerate(pieces):
         # One chain of comparisons a piece: there are 256000.
-        if type(piece) is not list or len(piece) != 2 or type(piece[0]) is not str or not _is_score(piece[1]):
-            raise ValueError(f"model.vocab[{i}] must be a text and a finite number")
+        if type(piece) is not list or len(piece) != 2 or not _is_piece(piece[0]) or not _is_score(piece[1]):
+            raise ValueError(f"model.vocab[{i}] must be a text of at most {_LONGEST} characters and a finite number")
     whole_number(model.get("unk_id"), 0, len(pieces) - 1, "model.unk_id")
     added = _list(raw.get("added_tokens"), "added_tokens", _MOST_PIECES)
     most = len(pieces) + len(added)
-    ids = [
-        whole_number(_object(token, f"added_tokens[{i}]").get("id"), 0, most - 1, f"added_tokens[{i}].id")
-        for i, token in enumerate(added)
-    ]
+    ids = []
+    for i, token in enumerate(added):
+        _text(_object(token, f"added_tokens[{i}]").get("content"), _LONGEST, f"added_tokens[{i}].content")
+        ids.append(whole_number(token.get("id"), 0, most - 1, f"added_tokens[{i}].id"))
     vocabulary = max([len(pieces), *(id + 1 for id in ids)])
     for name, special in _object(raw["post_processor"].get("special_tokens"), "post_processor.special_tokens").items():
         where = f"post_processor.special_tokens[{name!r:.40}].ids"
         for id in _list(_object(special, where).get("ids"), where, 8):
             whole_number(id, 0, vocabulary - 1, where)
     return vocabulary
+
+
+def _is_piece(value: object) -> bool:
+    return type(value) is str and len(value) <= _LONGEST
 
 
 def _is_score(value: object) -> bool:
@@ -113,7 +117,7 @@ def _check_character_map(value: object, where: str) -> None:
     inner = units >> 31 == 0
     targets = np.arange(len(units)) ^ (units >> 10 << ((units & 1 << 9) >> 6))
     with_leaf = inner & (units >> 8 & 1 == 1)
-    if not len(units) or size != 4 * len(units) or (targets[inner] | 255).max(initial=0) >= len(units):
+    if not inner[:1].any() or size != 4 * len(units) or (targets[inner] | 255).max(initial=0) >= len(units):
         raise ValueError(f"{where} is damaged: its trie leads outside")
     leaves, starts = units[targets[with_leaf]], np.frombuffer(texts, np.uint8) & 0xC0 != 0x80
     places = leaves & (1 << 31) - 1

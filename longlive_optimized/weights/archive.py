@@ -66,8 +66,6 @@ def check_archive(path: Path) -> dict[str, Record]:
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         records = _directory(path, data)
-        if "constants.pkl" in records:
-            raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint; it was not read")
         for name, record in records.items():
             if not name.startswith("data/"):
                 _check_crc(path, name, record, data)
@@ -164,6 +162,8 @@ def _place(path: Path, data: mmap.mmap) -> tuple[int, int]:
 def _entries(path: Path, data: mmap.mmap, position: int, end: int) -> list[tuple[int, str, int, int, bool]]:
     """(offset of the header, name, size, CRC-32, whether a descriptor follows) of each record."""
     entries = []
+    if b"/constants.pkl" in data[position:end]:
+        raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint; it was not read")
     while position < end:
         if position + _ENTRY.size > end or data[position : position + 4] != b"PK\1\2":
             raise _damaged(path, f"entry {len(entries)} of its directory is none")

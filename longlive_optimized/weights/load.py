@@ -206,7 +206,7 @@ def _open_text(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor]
         expected = f"{files.config} has text_dim {model.text_dim}"
         raise CheckpointError(f"{files.text} makes embeddings of width {config.d_model}, {expected}")
     if tokenizer.vocabulary > config.vocab_size:
-        ids = f"{files.tokenizer} has {tokenizer.vocabulary} ids"
+        ids = f"{files.tokenizer / 'tokenizer.json'} has {tokenizer.vocabulary} ids"
         raise CheckpointError(f"{ids}, the token_embedding.weight of {files.text} only {config.vocab_size} rows")
     return tensors, tokenizer
 
