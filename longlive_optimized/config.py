@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-BLOCK_FRAMES = 3  # latent frames per block: fixed by how LongLive was trained
+from .video_time import BLOCK_FRAMES
+
 PIXELS_PER_TOKEN = 16
 MAX_WINDOW = 64
 
@@ -65,7 +66,9 @@ class StreamSettings:
 
     height: Size = 480
     width: Size = 832
-    denoising_steps: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field((1000, 750, 500, 250), min_length=1)
+    denoising_steps: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
+        default=(1000, 750, 500, 250), min_length=1
+    )
     step_schedule: Literal["longlive", "scope"] = "longlive"
     local_attn_size: Annotated[int, Field(le=MAX_WINDOW)] = 12
     sink_size: Annotated[int, Field(ge=0)] = 3
