@@ -26,9 +26,9 @@ from typing import NamedTuple
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.damage import NO_CHECKSUM, VALID, VERIFY, Damage, copy_with_checksums, damage
+from support.damage import NO_CHECKSUM, USER_LORA, VERIFY, Damage, copy_with_checksums, damage
 
-GOOD = "refused", "same picture", VERIFY, NO_CHECKSUM, VALID
+GOOD = "refused", "same picture", VERIFY, NO_CHECKSUM
 _SECONDS, _MEMORY = 60, 12 << 30
 
 
@@ -44,9 +44,10 @@ def picture(folder: Path):
     import torch
 
     from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+    from longlive_optimized.weights.user_lora import UserLora
 
     config = OptimizationConfig(height=32, width=32, denoising_steps=(1000,), use_prompt_cache=False)
-    engine = LongLiveEngine(folder, config, device="cpu")
+    engine = LongLiveEngine(folder, config, device="cpu", loras=[UserLora(folder / USER_LORA)])
     video = torch.arange(12 * 32 * 32 * 3).remainder(251).byte().view(12, 32, 32, 3)
     return engine.generate_block(BlockRequest("A fox & the sea, 日本 x1.", video=video, noise_scale=0.9))
 
@@ -122,7 +123,8 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from longlive_optimized.weights.random_checkpoint import make_checkpoint
 
-    counts, began = Counter(), time.monotonic()
+    counts: Counter[str] = Counter()
+    began = time.monotonic()
     scratch = Path(tempfile.mkdtemp())
     try:
         copy_with_checksums(make_checkpoint(scratch / "made", "tiny"), scratch / "pristine")

@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 # What a damaged file that is not refused may do: docs/api.md says so.
 VERIFY = "found by doctor --verify"
 NO_CHECKSUM = "the format has no checksum"
-VALID = "is a valid file"
 SAME = "must be refused, or make the same picture"
 
 GENERATOR = Path("longlive_models/models/longlive_base.pt")
@@ -33,6 +32,7 @@ TEXT = Path("wan_models/Wan2.1-T2V-1.3B/models_t5_umt5-xxl-enc-bf16.pth")
 CONFIG = Path("wan_models/Wan2.1-T2V-1.3B/config.json")
 TOKENIZER = Path("wan_models/Wan2.1-T2V-1.3B/google/umt5-xxl/tokenizer.json")
 FP8 = Path("WanVideo_comfy/umt5-xxl-enc-fp8_e4m3fn.safetensors")
+USER_LORA = Path("style.safetensors")
 ARCHIVES = GENERATOR, LORA, VAE, TEXT
 
 
@@ -44,9 +44,33 @@ class Damage(NamedTuple):
 
 Kind = Callable[[Path, random.Random], "str | None"]  # spoils the file; returns what may follow if not the table's
 NUMBERS = (
-    "1e999", "-1e999", "NaN", "Infinity", "0", "-1", "1", "2", "3", "7", "0.5", "1e-300", "12.0", "9223372036854775808", "1000000000",
-    "4294967296", "65536", "1e400", "1" + "0" * 400, "1" + "0" * 5000, '"12"', "null", "true", "[]", "{}", '"\\ud800"',
-)  # fmt: skip
+    "1e999",
+    "-1e999",
+    "NaN",
+    "Infinity",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "3",
+    "7",
+    "0.5",
+    "1e-300",
+    "12.0",
+    "9223372036854775808",
+    "1000000000",
+    "4294967296",
+    "65536",
+    "1e400",
+    "1" + "0" * 400,
+    "1" + "0" * 5000,
+    '"12"',
+    "null",
+    "true",
+    "[]",
+    "{}",
+    '"\\ud800"',
+)
 
 
 def _bytes(change: Callable[[bytearray, random.Random], object]) -> Kind:
@@ -113,9 +137,20 @@ def _carriage_returns(data: bytearray, rng: random.Random) -> None:
 
 def _replace(data: bytearray, rng: random.Random) -> None:
     data[:] = rng.choice(
-        (b"", b"\0" * len(data), rng.randbytes(5000), b"<html>404</html>", b"PK\5\6" + bytes(18), b"\x80\x02}.", b"{}", b"[]",
-         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", b"\x1f\x8b" + rng.randbytes(100), b"PK\3\4" * 1000)
-    )  # fmt: skip
+        (
+            b"",
+            b"\0" * len(data),
+            rng.randbytes(5000),
+            b"<html>404</html>",
+            b"PK\5\6" + bytes(18),
+            b"\x80\x02}.",
+            b"{}",
+            b"[]",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+            b"\x1f\x8b" + rng.randbytes(100),
+            b"PK\3\4" * 1000,
+        )
+    )
 
 
 def _lying_entry(data: bytearray, rng: random.Random) -> None:
@@ -305,17 +340,30 @@ def _json_shape(path: Path, rng: random.Random) -> None:
     text = path.read_text()
     deep = "[" * 100_000 + "]" * 100_000
     path.write_text(
-        rng.choice((deep, '{"a":' * 100_000 + "1" + "}" * 100_000, f"[{text}]", text[:-3], text + text, "\ufeff" + text, "null", "1",
-                    text.replace(":", f": {deep},\"x\":", 1), text.replace('"', "'"), "//c\n" + text)),
+        rng.choice(
+            (
+                deep,
+                '{"a":' * 100_000 + "1" + "}" * 100_000,
+                f"[{text}]",
+                text[:-3],
+                text + text,
+                "\ufeff" + text,
+                "null",
+                "1",
+                text.replace(":", f': {deep},"x":', 1),
+                text.replace('"', "'"),
+                "//c\n" + text,
+            )
+        ),
         encoding=rng.choice(("utf-8", "utf-8", "utf-8", "utf-16", "utf-32")),
-    )  # fmt: skip
+    )
 
 
 def _trie(units: list[int], texts: bytes) -> str:
     return base64.b64encode(struct.pack(f"<L{len(units)}L", 4 * len(units), *units) + texts).decode()
 
 
-def _tokenizer_value(path: Path, rng: random.Random) -> str:
+def _tokenizer_value(path: Path, rng: random.Random) -> None:
     """One part of tokenizer.json is another."""
     raw = json.loads(path.read_text())
     model, vocabulary = raw["model"], raw["model"]["vocab"]
@@ -326,15 +374,57 @@ def _tokenizer_value(path: Path, rng: random.Random) -> str:
     regex = rng.choice(
         ("(a+)+$", "(a|a)*b", "(.*)*x", "[", "(?=", " {2,}", "\\p{L}+", "x{0,1000000}", "(?R)", "a{999999999}")
     )
-    maps = ("", "AAAA", "!!!", _trie([], b""), _trie([0] * 256, b"x\0"), _trie([1 << 10] * 256, b""), _trie([0xFFFFFFFF] * 256, b"x"),
-            _trie([rng.getrandbits(32) for _ in range(512)], b"x\0" * 50), _trie([0x7FFFFFFF] * 256, b""), 7, None, _trie([0x100] * 256, b"\0"),
-            base64.b64encode(b"\xff\xff\xff\xff" + bytes(100)).decode(), base64.b64encode(b"\1\0\0\0" + bytes(3)).decode())  # fmt: skip
-    silent = NO_CHECKSUM
-    kind = rng.choice(("padding", "truncation", "replace", "growing", "regex", "split", "map", "added id", "unk", "score", "pieces", "piece",
-                       "template id", "no template", "template", "model", "steps", "deep steps", "prepend", "metaspace", "long piece", "field"))  # fmt: skip
+    maps = (
+        "",
+        "AAAA",
+        "!!!",
+        _trie([], b""),
+        _trie([0] * 256, b"x\0"),
+        _trie([1 << 10] * 256, b""),
+        _trie([0xFFFFFFFF] * 256, b"x"),
+        _trie([rng.getrandbits(32) for _ in range(512)], b"x\0" * 50),
+        _trie([0x7FFFFFFF] * 256, b""),
+        7,
+        None,
+        _trie([0x100] * 256, b"\0"),
+        base64.b64encode(b"\xff\xff\xff\xff" + bytes(100)).decode(),
+        base64.b64encode(b"\1\0\0\0" + bytes(3)).decode(),
+    )
+    kind = rng.choice(
+        (
+            "padding",
+            "truncation",
+            "replace",
+            "growing",
+            "regex",
+            "split",
+            "map",
+            "added id",
+            "unk",
+            "score",
+            "pieces",
+            "piece",
+            "template id",
+            "no template",
+            "template",
+            "model",
+            "steps",
+            "deep steps",
+            "prepend",
+            "metaspace",
+            "long piece",
+            "field",
+        )
+    )
     if kind == "padding":
-        raw["padding"] = {"strategy": {"Fixed": number}, "direction": "Right", "pad_to_multiple_of": rng.choice((None, number)),
-                          "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}  # fmt: skip
+        raw["padding"] = {
+            "strategy": {"Fixed": number},
+            "direction": "Right",
+            "pad_to_multiple_of": rng.choice((None, number)),
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<pad>",
+        }
     elif kind == "truncation":
         raw["truncation"] = {
             "direction": "Right",
@@ -344,11 +434,12 @@ def _tokenizer_value(path: Path, rng: random.Random) -> str:
         }
     elif kind in ("replace", "growing", "regex", "map", "prepend"):
         step = {
-            "replace": replace, "growing": {"type": "Sequence", "normalizers": [growing] * rng.randrange(1, 20)},
+            "replace": replace,
+            "growing": {"type": "Sequence", "normalizers": [growing] * rng.randrange(1, 20)},
             "regex": replace | {"pattern": {"Regex": regex}, "content": "a"},
             "map": {"type": "Precompiled", "precompiled_charsmap": rng.choice(maps)},
-            "prepend": {"type": "Prepend", "prepend": "a" * 10**rng.randrange(8)},
-        }[kind]  # fmt: skip
+            "prepend": {"type": "Prepend", "prepend": "a" * 10 ** rng.randrange(8)},
+        }[kind]
         raw["normalizer"] = (
             {"type": "Sequence", "normalizers": [raw["normalizer"], step]} if raw["normalizer"] else step
         )
@@ -397,7 +488,6 @@ def _tokenizer_value(path: Path, rng: random.Random) -> str:
     else:
         raw[rng.choice(list(raw))] = rng.choice((number, {}, "x"))
     path.write_text(json.dumps(raw))
-    return silent
 
 
 def _header(path: Path, rng: random.Random) -> str:
@@ -443,30 +533,38 @@ def _header(path: Path, rng: random.Random) -> str:
     return NO_CHECKSUM if kind in ("exchange", "bytes", "flip") else SAME
 
 
-RAW: dict[str, Kind] = {
-    "flipped bits": _bytes(_flip), "zeroed page": _bytes(_zero_page), "swapped pages": _bytes(_swap_pages),
-    "inserted bytes": _bytes(_insert), "removed bytes": _bytes(_remove), "cut": _bytes(_cut), "appended": _bytes(_append),
-    "line ends": _bytes(_carriage_returns), "something else": _bytes(_replace), "sparse gigabyte": _sparse_file,
-}  # fmt: skip
-ARCHIVE: dict[str, Kind] = {
-    "flipped bits of the directory": _bytes(_flip_directory), "flipped bits of a header": _bytes(_flip_header),
-    "flipped bits of the beginning": _bytes(_flip_beginning), "lying entry": _bytes(_lying_entry), "zipped again": _rezip,
-    "content": _content, "pickle": _hostile_pickle,
-}  # fmt: skip
-KINDS: dict[Path, tuple[dict[str, Kind], str]] = {
-    **{path: (RAW | ARCHIVE, VERIFY) for path in ARCHIVES},
-    CONFIG: (
-        RAW | {"value": _config_value, "value ": _config_value, "value  ": _config_value, "shape": _json_shape},
-        NO_CHECKSUM,
-    ),
-    TOKENIZER: (
-        RAW
-        | {"value": _tokenizer_value, "value ": _tokenizer_value, "value  ": _tokenizer_value, "shape": _json_shape},
-        NO_CHECKSUM,
-    ),
-    FP8: (RAW | {"header": _header, "header ": _header}, NO_CHECKSUM),
+RAW: list[tuple[str, Kind]] = [
+    ("flipped bits", _bytes(_flip)),
+    ("zeroed page", _bytes(_zero_page)),
+    ("swapped pages", _bytes(_swap_pages)),
+    ("inserted bytes", _bytes(_insert)),
+    ("removed bytes", _bytes(_remove)),
+    ("cut", _bytes(_cut)),
+    ("appended", _bytes(_append)),
+    ("line ends", _bytes(_carriage_returns)),
+    ("something else", _bytes(_replace)),
+    ("sparse gigabyte", _sparse_file),
+]
+ARCHIVE: list[tuple[str, Kind]] = [
+    ("flipped bits of the directory", _bytes(_flip_directory)),
+    ("flipped bits of a header", _bytes(_flip_header)),
+    ("flipped bits of the beginning", _bytes(_flip_beginning)),
+    ("lying entry", _bytes(_lying_entry)),
+    ("zipped again", _rezip),
+    ("content", _content),
+    ("pickle", _hostile_pickle),
+]
+# Of each file: how often it is chosen, its kinds of damage (some several times), what may follow.
+FILES: dict[Path, tuple[int, list[tuple[str, Kind]], str]] = {
+    GENERATOR: (6, RAW + ARCHIVE, VERIFY),
+    LORA: (3, RAW + ARCHIVE, VERIFY),
+    VAE: (3, RAW + ARCHIVE, VERIFY),
+    TEXT: (3, RAW + ARCHIVE, VERIFY),
+    CONFIG: (5, [*RAW, *[("value", _config_value)] * 4, ("shape", _json_shape)], SAME),
+    TOKENIZER: (7, [*RAW, *[("value", _tokenizer_value)] * 8, ("shape", _json_shape)], NO_CHECKSUM),
+    FP8: (3, [*RAW, *[("header", _header)] * 4], NO_CHECKSUM),
+    USER_LORA: (3, [*RAW, *[("header", _header)] * 4], NO_CHECKSUM),
 }
-WEIGHTS = {GENERATOR: 6, LORA: 3, VAE: 3, TEXT: 3, CONFIG: 5, TOKENIZER: 6, FP8: 3}
 
 
 def copy_with_checksums(source: Path, target: Path) -> None:
@@ -476,24 +574,31 @@ def copy_with_checksums(source: Path, target: Path) -> None:
         torch.save(torch.load(target / path, weights_only=True), target / path)
     (target / FP8).parent.mkdir()
     save_file(torch.load(target / TEXT, weights_only=True), target / FP8)
+    module, draw = "diffusion_model.blocks.1.self_attn.q", torch.Generator().manual_seed(1)
+    halves = {"lora_A": (4, 256), "lora_B": (256, 4)}
+    save_file(
+        {f"{module}.{half}.weight": torch.randn(shape, generator=draw) / 8 for half, shape in halves.items()}
+        | {f"{module}.alpha": torch.tensor(4.0)},
+        target / USER_LORA,
+    )
 
 
 def damage(pristine: Path, folder: Path, seed: int) -> Damage:
     """A copy of ``pristine`` in ``folder`` with one file damaged, the same for the same seed."""
     rng = random.Random(seed)
-    path = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    kinds, may = KINDS[path]
-    kind = rng.choice(list(kinds))
+    path = rng.choices(list(FILES), [weight for weight, *_ in FILES.values()])[0]
+    _, kinds, may = FILES[path]
+    kind, spoil = rng.choice(kinds)
     for file in (file for file in pristine.rglob("*") if file.is_file()):
         relative = file.relative_to(pristine)
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         if relative != path and not (path == FP8 and relative == TEXT):
             os.link(file, folder / relative)
     shutil.copy(pristine / path, folder / path)
-    may = kinds[kind](folder / path, rng) or may
+    may = spoil(folder / path, rng) or may
     if path == CONFIG:
         may = NO_CHECKSUM if _text_len(folder / path) != _text_len(pristine / path) else SAME
-    return Damage(path, kind.strip(), may)
+    return Damage(path, kind, may)
 
 
 def _text_len(path: Path) -> object:

@@ -65,9 +65,8 @@ def test_what_is_left_out_is_said_once(tokenizer_folder, caplog):
     for _ in range(3):
         ids = tokenizer("w x y z " * 5)
     assert ids == [*whole[:7], EOS]
-    assert [record.message for record in caplog.records] == [
-        f"the prompt has {len(whole)} tokens: the last {len(whole) - 8} are left out (w x y z w x y z w x y z w x y z w x y z...)"
-    ]
+    said = f"the prompt has {len(whole)} tokens: the last {len(whole) - 8} are left out (w x y z w x y z w x y"
+    assert len(caplog.records) == 1 and caplog.records[0].message.startswith(said)
     tokenizer("v " * 50)
     assert len(caplog.records) == 2  # another prompt
     assert len(tokenizer("w")) <= 8 and len(caplog.records) == 2
@@ -119,13 +118,25 @@ GROWING = replace({"String": "a"}, "aaaaaaaa")
         (["pre_tokenizer"], {"type": "Split"}, r"pre_tokenizer\.type must be one of"),
         (["pre_tokenizer", "replacement"], "ab", r"pre_tokenizer\.replacement"),
         (["post_processor"], [], "post_processor must be"),
-        (["post_processor", "special_tokens", "</s>", "ids"], [1 << 20], r"special_tokens\['</s>'\]\.ids must be a whole"),
+        (
+            ["post_processor", "special_tokens", "</s>", "ids"],
+            [1 << 20],
+            r"special_tokens\['</s>'\]\.ids must be a whole",
+        ),
         (["post_processor", "single"], [{"Sequence": {"id": "A", "type_id": 0}}], "must append </s>"),
-        (["added_tokens", 2, "id"], 10**9, r"added_tokens\[2\]\.id must be a whole number from 0 to \d+, got 1000000000"),
+        (
+            ["added_tokens", 2, "id"],
+            10**9,
+            r"added_tokens\[2\]\.id must be a whole number from 0 to \d+, got 1000000000",
+        ),
         (["model", "type"], "BPE", r"model\.type must be Unigram"),
         (["model", "unk_id"], None, r"model\.unk_id must be a whole number"),
         (["model", "unk_id"], 1 << 63, r"model\.unk_id must be a whole number"),
-        (["model", "vocab", 7, 1], "x", r"model\.vocab\[7\] must be a text of at most 256 characters and a finite number"),
+        (
+            ["model", "vocab", 7, 1],
+            "x",
+            r"model\.vocab\[7\] must be a text of at most 256 characters and a finite number",
+        ),
         (["model", "vocab", 7, 0], "a" * 257, r"model\.vocab\[7\] must be a text of at most 256 characters"),
         (["added_tokens", 0, "content"], "a" * 257, r"added_tokens\[0\]\.content"),
         (["model", "vocab", 7], ["x"], r"model\.vocab\[7\]"),
