@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torch.load(mmap=True) takes the compressed bytes of a compressed checkpoint for its numbers, without a word.
 #
-# Versions: torch 2.13.0 (CPU), Python 3.11's zipfile.
+# Versions: torch 2.13.0, Python 3.11's zipfile.
 # Who meets it: a checkpoint is a zip archive; packing it again (zip -9, a storage or release tool) gives a file of half the size
 #   that torch.load still reads right. Loaders that map (transformers for pytorch_model.bin, ComfyUI --mmap-torch-files, torchtune)
 #   then get other weights: mapped reads look up where a record's bytes begin, but not whether they are stored or deflated.
@@ -13,7 +13,7 @@ set -euo pipefail
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python3 -m venv "$scratch/venv"
-"$scratch/venv/bin/pip" install --quiet numpy "torch==2.13.0" --extra-index-url https://download.pytorch.org/whl/cpu
+"$scratch/venv/bin/pip" install --quiet numpy "torch==2.13.0"
 cd "$scratch"
 "$scratch/venv/bin/python" -W error - <<'PYTHON'
 import zipfile

@@ -104,8 +104,6 @@ def _check_normalizer(part: Mapping[str, Any], where: str) -> int:
 
 def _check_character_map(value: object, where: str) -> None:
     """A double-array trie of which no text can lead a reader astray, and the texts that its leaves point to."""
-    if value is None:
-        return
     try:
         data = base64.b64decode(value, validate=True)  # type: ignore[arg-type]
         size = int.from_bytes(data[:4], "little")

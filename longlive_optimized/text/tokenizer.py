@@ -6,8 +6,10 @@ versions (no byte fallback, another pre-tokenizer) and would give other ids for 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..json_file import json_object, read_bounded
@@ -34,11 +36,9 @@ class Tokenizer:
         if not self._path.is_file():
             raise FileNotFoundError(f"tokenizer: {self._path} does not exist")
         text = read_bounded(self._path, _LARGEST)
-        try:
+        with _errors(f"tokenizer: {self._path} cannot be read"):
             self.vocabulary = check_tokenizer(json_object(text, self._path))
             self._backend = Backend.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"tokenizer: {self._path} cannot be read: {error}") from error
         self._backend.no_padding()
         self._backend.no_truncation()
         if self._backend.num_special_tokens_to_add(False) != 1 or self._encode("a")[-1:] != [EOS]:
@@ -58,10 +58,19 @@ class Tokenizer:
         return [*ids[: self.text_len - 1], EOS]
 
     def _encode(self, text: str) -> list[int]:
-        try:
+        with _errors(f"tokenizer: {self._path} has no ids for {text!r:.40}"):
             return self._backend.encode(text).ids
-        except Exception as error:
-            raise ValueError(f"tokenizer: {self._path} has no ids for {text!r:.40}: {error}") from error
+
+
+@contextlib.contextmanager
+def _errors(text: str) -> Iterator[None]:
+    """What the library raises, bare Exception and panics that are not even that, becomes a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{text}: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)

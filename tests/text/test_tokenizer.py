@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from longlive_optimized.text.tokenizer import EOS, Tokenizer
+from longlive_optimized.text.tokenizer import EOS, Tokenizer, _errors
 
 PROMPTS = ["A fox steps out of the snow.", "日本の海 ☃ café", "x", "word " * 2000, "Neon lights &amp; rain\n on  glass"]
 
@@ -111,6 +111,7 @@ GROWING = replace({"String": "a"}, "aaaaaaaa")
         (["normalizer"], sequence(sequence(sequence(sequence()))), "must be one of"),
         (["normalizer"], {"type": "Prepend", "prepend": "a" * 9}, r"normalizer\.prepend"),
         (["normalizer"], {"type": "Precompiled", "precompiled_charsmap": "!"}, "precompiled_charsmap is damaged"),
+        (["normalizer"], {"type": "Precompiled", "precompiled_charsmap": None}, "precompiled_charsmap is damaged"),
         (["normalizer"], {"type": "Precompiled", "precompiled_charsmap": trie([])}, "leads outside"),
         (["normalizer"], {"type": "Precompiled", "precompiled_charsmap": trie([1 << 20] * 256)}, "leads outside"),
         (["normalizer"], {"type": "Precompiled", "precompiled_charsmap": trie([0x100] * 256)}, "point to no text"),
@@ -181,3 +182,13 @@ def test_what_is_no_json_object(tmp_path, text, message):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         Tokenizer(tmp_path)
+
+
+def test_a_panic_of_the_library():
+    class PanicException(BaseException):  # the library's own cannot be imported
+        pass
+
+    with pytest.raises(ValueError, match="x cannot be read: index out"), _errors("x cannot be read"):
+        raise PanicException("index out of bounds")
+    with pytest.raises(KeyboardInterrupt), _errors("x"):
+        raise KeyboardInterrupt
