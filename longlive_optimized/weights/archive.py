@@ -226,7 +226,7 @@ def _storages(path: Path, file: io.BytesIO) -> dict[str, Storage]:
     Nothing is built. Raises CheckpointError for a pickle that is none, or that makes anything but plain tensors.
     """
     storages: dict[str, Storage] = {}
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     pushed: deque[Any] = deque([None], maxlen=16)
     try:
         for op, arg, _ in pickletools.genops(file):
@@ -235,7 +235,7 @@ def _storages(path: Path, file: io.BytesIO) -> dict[str, Storage]:
             elif op.name in ("BINGET", "LONG_BINGET"):
                 pushed.append(memo.get(arg))
             elif op.name == "GLOBAL":
-                pushed.append(_plain(path, arg))
+                pushed.append(_plain(path, str(arg)))
             elif op.name == "BINPERSID":
                 key, storage = _storage(list(pushed))
                 if storages.setdefault(key, storage).nbytes != storage.nbytes:

@@ -83,7 +83,8 @@ def _work(pristine: Path, pipe) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     pipe.send(("ready", ""))
     while (task := pipe.recv()) is not None:
-        pipe.send(judge(*task, healthy))
+        folder, spoilt = task
+        pipe.send(judge(folder, spoilt, healthy))
 
 
 def run(pristine: Path, seeds: Iterable[int]) -> Iterator[Result]:
