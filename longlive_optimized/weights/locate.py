@@ -33,8 +33,8 @@ class ModelFiles:
 
     def paths(self) -> list[Path]:
         """Every file of the model."""
-        all = self.config, self.generator, self.lora, self.vae, self.text, self.tokenizer / "tokenizer.json"
-        return [path for path in all if path is not None]
+        parts = self.config, self.generator, self.lora, self.vae, self.text, self.tokenizer / "tokenizer.json"
+        return [path for path in parts if path is not None]
 
 
 def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFiles:
