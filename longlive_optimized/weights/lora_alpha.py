@@ -25,6 +25,7 @@ _FIELDS |= {"init_lora_weights"}
 _MERGEABLE = ("LORA", "LOHA", "LOKR")
 # These initialisations take the adapter's first state out of the base weights, which are then not the model's.
 _MOVES_THE_BASE = re.compile("pissa|olora|loftq|corda|lora_ga")
+_UNSAID = (None, "None", "null", "")
 _LARGEST = 1 << 22  # bytes of an adapter_config.json
 
 
@@ -109,16 +110,15 @@ def _training(raw: Mapping[str, Any], where: str) -> Training:
 
 
 def _kohya(header: Mapping[str, str], where: str, folded: bool) -> Training:
-    # A trainer that was given no alpha writes "None".
-    named = {key: text for key, text in header.items() if text not in ("None", "")}
-    alpha, rank = (_first(named, (f"ss_network_{name}",), where) for name in ("alpha", "dim"))
-    arguments = header.get("ss_network_args", "null")
+    alpha, rank = (_first(header, (f"ss_network_{name}",), where) for name in ("alpha", "dim"))
+    # Only LyCORIS' module for kohya's trainer takes rs_lora.
+    arguments = header.get("ss_network_args", "") if header.get("ss_network_module") == "lycoris.kohya" else ""
     stabilised = re.search(r'"rs_lora":\s*"?true', arguments, re.IGNORECASE) is not None
     return Training(None if folded else alpha, rank, lycoris_stabilised=stabilised)
 
 
 def _first(raw: Mapping[str, Any], names: Iterable[str], where: str) -> float | None:
-    name = next((name for name in names if raw.get(name) is not None), None)
+    name = next((name for name in names if raw.get(name) not in _UNSAID), None)
     return None if name is None else _number(raw[name], f"{where}: {name}")
 
 

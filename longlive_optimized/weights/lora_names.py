@@ -81,8 +81,9 @@ class Names:
     """The modules of a generator with the checkpoint's ``keys``, in every spelling."""
 
     def __init__(self, keys: Iterable[str]):
-        keys = list(keys)
+        keys = set(keys)
         owners = {key.rpartition(".")[0] for key in keys} | {key for key in keys if key.endswith("modulation")}
+        self._rooms = {owner for owner in owners if owner not in keys and f"{owner}.weight" not in keys}
         self._modules = {spelling: module for module in sorted(owners) for spelling in spellings(module)}
         self._underscored = {spelling.replace(".", "_"): module for spelling, module in self._modules.items()}
 
@@ -96,7 +97,9 @@ class Names:
         for end in reversed(ends):
             spelling, part = bare[start:][:end], bare[start:][end + 1 :]
             if spelling in modules:
-                return Named(modules[spelling], _part(part), spelling)
+                named = Named(modules[spelling], _part(part), spelling)
+                # A layer has nothing to adapt but its modulation; what else is in it may be another model's.
+                return named if named.module not in self._rooms or named.part == "modulation difference" else None
         return None
 
 

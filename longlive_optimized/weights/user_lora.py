@@ -252,7 +252,7 @@ def _broadcast(path: Path, module: str, magnitude: Tensor, weight: Sequence[int]
     rest = (1,) * (len(weight) - 2)
     rows, columns = (weight[0], 1, *rest), (1, weight[1], *rest)
     # PEFT writes a convolution's with the rows in the second place.
-    if tuple(magnitude.shape) in ((weight[0],), rows) or rest and tuple(magnitude.shape) == (1, weight[0], *rest):
+    if tuple(magnitude.shape) in ((weight[0],), rows) or (rest and tuple(magnitude.shape) == (1, weight[0], *rest)):
         return magnitude.reshape(rows)
     if tuple(magnitude.shape) == columns:
         return magnitude
