@@ -61,7 +61,7 @@ def factors(kind, module):
 @pytest.mark.parametrize("alpha", [None, 5.0])
 @pytest.mark.parametrize("kind", ["loha", "lokr", "lokr whole", "lokr both"])
 def test_products(plain, path, kind, alpha, prefix):
-    """alpha / rank acts once, as when the trainers run it; LyCORIS writes alpha beside whole matrices and ignores it."""
+    """alpha / rank acts once, as when trainers run it; LyCORIS writes alpha beside whole matrices and ignores it."""
     tensors, wanted = {}, {}
     for module in (Q, FFN):
         parts, change, rank = factors(kind, module)
