@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from . import CheckpointError
@@ -27,6 +28,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 # A weight of 2^24 elements of this size can still be summed in float32, which is how loading looks for infinity.
 _LIMIT = 1e30
+_UNREADABLE = (torch.float4_e2m1fn_x2, torch.complex32, torch.complex64, torch.complex128)
 
 Shapes = Mapping[str, Sequence[int]]
 _log = logging.getLogger(__name__)
@@ -107,6 +109,8 @@ def sort(path: Path, tensors: Mapping[str, Tensor], names: Names) -> tuple[list[
             ignored.append(key)
         elif named.part in (WHOLE, UNKNOWN):
             kinds[f"holds tensors that are {named.part}"].append(key)
+        elif tensor.dtype in _UNREADABLE:
+            kinds[f"holds tensors of {tensor.dtype}"].append(key)
         else:
             module = modules.setdefault(named.module, _Module(named.module, named.spelling, {}))
             if named.part in module.parts:

@@ -304,6 +304,15 @@ def test_fused_projections_are_refused(path, name):
         open_user_loras([UserLora(write(path, {name: torch.ones(2, 2)}))], SHAPES)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float4_e2m1fn_x2])
+@pytest.mark.parametrize("part", ["lora_A.weight", "alpha"])
+def test_numbers_that_cannot_be_read_are_refused(tmp_path, part, dtype):
+    tensor = torch.zeros(2, 256, dtype=torch.uint8).view(dtype) if dtype.itemsize == 1 else torch.ones(2, dtype=dtype)
+    file = write(tmp_path / "x.pt", {f"{Q}.{part}": tensor})
+    with pytest.raises(CheckpointError, match=f"holds tensors of {dtype}, which is not supported"):
+        open_user_loras([UserLora(file)], SHAPES)
+
+
 @pytest.fixture
 def everything(tmp_path):
     """Three files that between them hold every form, some for the same weights."""
