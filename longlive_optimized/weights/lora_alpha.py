@@ -53,11 +53,10 @@ class Training:
             # LyCORIS sets alpha to the rank, and with rs_lora writes rank * sqrt(rank) and multiplies with sqrt(rank).
             return math.cbrt(own) if self.lycoris_stabilised else 1.0
         alpha = _of(self.alphas, spellings, self.alpha)
-        if rank is None:
-            rank = _of(self.ranks, spellings, self.rank)
-        if alpha is None or rank is None:
+        divisor = _of(self.ranks, spellings, self.rank) if rank is None else rank
+        if alpha is None or divisor is None:
             return 1.0
-        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+        return alpha / (math.sqrt(divisor) if self.rank_stabilised else divisor)
 
 
 def read_training(path: Path, keys: Iterable[str]) -> Training:
@@ -98,23 +97,25 @@ def _training(raw: Mapping[str, Any], where: str) -> Training:
             f"{where} says init_lora_weights {start!r:.40}, which changes the base weights as well: save it as a plain "
             "LoRA (PEFT's path_initial_model_for_weight_conversion)"
         )
-    alpha, rank = (_first(raw, names, where) for names in (_ALPHAS, _RANKS))
+    rank, ranks = _first(raw, _RANKS, where), _pattern(raw, "rank_pattern", where)
+    if any(number < 0 for number in (rank or 0, *ranks.values())):
+        raise CheckpointError(f"{where} says a negative rank")
     return Training(
-        alpha,
+        _first(raw, _ALPHAS, where),
         rank,
         _pattern(raw, "alpha_pattern", where),
-        _pattern(raw, "rank_pattern", where),
+        ranks,
         rank_stabilised=_flag(raw, "use_rslora"),
         dora=_flag(raw, "use_dora"),
     )
 
 
 def _kohya(header: Mapping[str, str], where: str, folded: bool) -> Training:
-    alpha, rank = (_first(header, (f"ss_network_{name}",), where) for name in ("alpha", "dim"))
+    alpha = _first(header, ("ss_network_alpha",), where)
     # Only LyCORIS' module for kohya's trainer takes rs_lora.
     arguments = header.get("ss_network_args", "") if header.get("ss_network_module") == "lycoris.kohya" else ""
     stabilised = re.search(r'"rs_lora":\s*"?true', arguments, re.IGNORECASE) is not None
-    return Training(None if folded else alpha, rank, lycoris_stabilised=stabilised)
+    return Training(None if folded else alpha, lycoris_stabilised=stabilised)
 
 
 def _first(raw: Mapping[str, Any], names: Iterable[str], where: str) -> float | None:

@@ -49,7 +49,7 @@ _PARTS = {
     **{name: name for half in ("hada_w1", "hada_w2") for name in (f"{half}_a", f"{half}_b")},
     **{name: name for half in ("lokr_w1", "lokr_w2") for name in (half, f"{half}_a", f"{half}_b")},
 }
-_PART = re.compile("|".join(f"(?P<p{i}>{pattern})" for i, pattern in enumerate(_PARTS.values())))
+_PART = {part: re.compile(pattern) for part, pattern in _PARTS.items()}
 _PEFT_NAMED = re.compile(r"((?:hada|lokr)_w\d(?:_[ab])?)\.[^.]+")
 
 # What is recognised and refused.
@@ -92,10 +92,10 @@ class Names:
         bare = _WRAPPERS.sub("", key)
         prefix = _UNDERSCORED.match(bare)
         modules = self._underscored if prefix else self._modules
-        start = (prefix or _PREFIXES.match(bare)).end()
-        ends = [match.start() for match in re.finditer(r"\.|$", bare[start:])]
+        name = bare[prefix.end() :] if prefix else _PREFIXES.sub("", bare, count=1)
+        ends = [match.start() for match in re.finditer(r"\.|$", name)]
         for end in reversed(ends):
-            spelling, part = bare[start:][:end], bare[start:][end + 1 :]
+            spelling, part = name[:end], name[end + 1 :]
             if spelling in modules:
                 named = Named(modules[spelling], _part(part), spelling)
                 # A layer has nothing to adapt but its modulation; what else is in it may be another model's.
@@ -117,6 +117,7 @@ def refused(key: str) -> str | None:
 
 
 def _part(text: str) -> str:
-    if match := _PART.fullmatch(_PEFT_NAMED.sub(r"\1", text)):
-        return list(_PARTS)[int(match.lastgroup[1:])]
+    bare = _PEFT_NAMED.sub(r"\1", text)
+    if part := next((part for part, pattern in _PART.items() if pattern.fullmatch(bare)), None):
+        return part
     return WHOLE if text in ("weight", "bias", "") or "modules_to_save" in text else UNKNOWN

@@ -85,7 +85,13 @@ def test_lycoris_with_rs_lora(path):
     whole = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(64, 64), "alpha": torch.tensor(27.0)}
     tensors = {f"lora_unet_{Q.replace('.', '_')}.{part}": tensor for part, tensor in whole.items()}
     arguments = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "lokr", "rs_lora": "True"}'}
-    for header, wanted in [(arguments, 3), (arguments | {"ss_network_module": "other"}, 1), (None, 1)]:
+    header_alpha = {"ss_network_alpha": "16", "ss_network_dim": "4"}
+    for header, wanted in [
+        (arguments, 3),
+        (arguments | {"ss_network_module": "other"}, 1),
+        (header_alpha, 1),
+        (None, 1),
+    ]:
         [adapter] = open_user_loras([UserLora(write(path, tensors, header))], SHAPES)
         assert adapter[f"{Q}.weight"][0].scale == pytest.approx(wanted)
 
@@ -105,6 +111,7 @@ def test_lycoris_with_rs_lora(path):
         (packed(lora_alpha=10**400), "header of .*: lora_alpha must be a number"),
         (packed(lora_alpha=8, alpha_pattern={"q": None}), "header of .*: alpha_pattern must be a number"),
         (packed(lora_alpha=8, alpha_pattern={".*q": 1}), "alpha_pattern names modules by an expression"),
+        (packed(lora_alpha=8, rank_pattern={"q": -4}), "header of .* says a negative rank"),
         (packed(peft_type="OFT"), "header of .* says peft_type 'OFT', which is not supported"),
         (
             packed(**{"transformer.init_lora_weights": "pissa"}),
