@@ -90,7 +90,7 @@ class PackedDecoder(PackedState):
         """The blocks of a level, from ``x`` and ``a`` to ``a``: the plain sum, and what the head reads at the last."""
         entry, pool, blocks = self._levels[index].entry, self._levels[index].pool, self.weights.levels[index]
         if index == 3:
-            plan.blocks(blocks, entry, pool, count, act=pool.a, gain=self.weights.head)
+            plan.blocks(blocks, entry, pool, count, gain=self.weights.head)
         else:
             plan.blocks(blocks, entry, pool, count, raw=pool.a)
 

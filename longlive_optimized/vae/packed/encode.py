@@ -126,7 +126,7 @@ class PackedEncoder(PackedState):
         moments = self._moments.fixed(count)
         plan.attend(weights.attention, pool, count)
         plan.activate(weights.after, pool, count)
-        plan.blocks([weights.after], pool, pool, count, act=pool.a, gain=weights.head)
+        plan.blocks([weights.after], pool, pool, count, gain=weights.head)
         read = pool.read(weights.moments, pool.a, 0, count)
         plan.convolve(weights.moments, read, raw=self._moments.at(self._moments.x, count))
 

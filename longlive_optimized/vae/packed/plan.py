@@ -69,32 +69,18 @@ class Plan:
         pool: FramePool,
         count: int,
         raw: list[int] | None = None,
-        act: list[int] | None = None,
         gain: Tensor | None = None,
     ) -> None:
-        """From x and a of ``source``, through ``pool``, to its lists ``raw`` and ``act`` as they are by then."""
+        """From x and a of ``source``, through ``pool``, to its list ``raw``, or SiLU of the norm with ``gain`` to a."""
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-            if following is None:
-                self._block(block, source, pool, count, raw, act, gain)
-            else:
-                self._block(block, source, pool, count, pool.x, pool.a, following.gain)
+            to, norm = (raw, gain) if following is None else (pool.x, following.gain)
+            read = source.read(block.first, source.a, 0, count)
+            self.convolve(block.first, read, act=pool.at(pool.b, count), gain=block.between)
+            read, residual = pool.read(block.second, pool.b, 0, count), source.at(source.x, count)
+            sums = None if to is None else pool.at(to, count)
+            normed = None if norm is None else pool.at(pool.a, count)
+            self.convolve(block.second, read, residual=residual, raw=sums, act=normed, gain=norm)
             source = pool
-
-    def _block(
-        self,
-        block: Block,
-        source: FramePool,
-        pool: FramePool,
-        count: int,
-        raw: list[int] | None,
-        act: list[int] | None,
-        gain: Tensor | None,
-    ) -> None:
-        read = source.read(block.first, source.a, 0, count)
-        self.convolve(block.first, read, act=pool.at(pool.b, count), gain=block.between)
-        read = pool.read(block.second, pool.b, 0, count)
-        results = {name: pool.at(to, count) for name, to in (("raw", raw), ("act", act)) if to is not None}
-        self.convolve(block.second, read, residual=source.at(source.x, count), gain=gain, **results)
 
     def attend(self, attention: AttentionBlock, pool: FramePool, count: int) -> None:
         """Attention on ``pool``'s x, in place."""
