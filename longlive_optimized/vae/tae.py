@@ -6,7 +6,6 @@ Plain convolutions on each frame; only a ``MemBlock`` looks back, at one frame. 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -143,12 +142,10 @@ class Tae(Autoencoder):
     decoder: TaeDecoder
     first_frame_alone = False
 
-    def __init__(
-        self, config: TaeConfig | None = None, *, encoder: bool = True, device: torch.device | str | None = None
-    ):
+    def __init__(self, config: TaeConfig | None = None, *, encoder: bool = True, device: torch.device | str = "cpu"):
         super().__init__()
         self.config = config or TaeConfig()
-        with torch.device(device) if device is not None else contextlib.nullcontext():
+        with torch.device(device):
             self.encoder = TaeEncoder(self.config) if encoder else None
             self.decoder = TaeDecoder(self.config)
         self.requires_grad_(False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 
@@ -23,13 +21,11 @@ class WanVae(Autoencoder):
     decoder: Decoder
     first_frame_alone = True
 
-    def __init__(
-        self, config: VaeConfig | None = None, *, encoder: bool = True, device: torch.device | str | None = None
-    ):
+    def __init__(self, config: VaeConfig | None = None, *, encoder: bool = True, device: torch.device | str = "cpu"):
         super().__init__()
         self.config = config or VaeConfig()
         z_dim = self.config.z_dim
-        with torch.device(device) if device is not None else contextlib.nullcontext():
+        with torch.device(device):
             self.encoder = Encoder(self.config) if encoder else None
             self.conv1 = nn.Conv3d(2 * z_dim, 2 * z_dim, 1) if encoder else None
             self.conv2 = nn.Conv3d(z_dim, z_dim, 1)
