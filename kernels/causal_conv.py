@@ -39,12 +39,12 @@ _RESULTS: dict[int, int] = {Kind.CAUSAL: 1, Kind.POINT: 1, Kind.TIME: 2, Kind.UP
 
 
 def to_groups(x: Tensor) -> Tensor:
-    """[T, H, W, C] to [T, C / 8, H, W, 8], contiguous."""
-    return x.unflatten(-1, (-1, GROUP)).movedim(3, 1).contiguous()
+    """A view of [T, H, W, C] as [T, C / 8, H, W, 8]."""
+    return x.unflatten(-1, (-1, GROUP)).movedim(3, 1)
 
 
 def from_groups(x: Tensor) -> Tensor:
-    """The inverse of ``to_groups``."""
+    """The inverse of ``to_groups``, contiguous."""
     return x.movedim(1, 3).flatten(3).contiguous()
 
 

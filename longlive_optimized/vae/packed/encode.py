@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...kernels.causal_conv import GROUP, from_groups
+from ...kernels.causal_conv import GROUP, from_groups, to_groups
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..codec import NewGraphs, join, split_frames
 from ..convolution import conv2d, pointwise
 from .frame_pool import FramePool, Frames
-from .plan import Plan, in_groups
+from .plan import Plan
 from .state import LevelPools, PackedState
 from .weights import EncoderWeights
 
@@ -96,7 +96,7 @@ class PackedEncoder(PackedState):
     def _downsample_space(self, plan: Plan, index: int, to: Tensor) -> None:
         """Spatial 2x downsampling of the level's ``x`` into the frames ``to``."""
         layer, x = self.weights.downs[index], self._levels[index].pool.fixed(len(to))
-        plan.add(lambda: to.copy_(in_groups(_strided(layer, x))))
+        plan.add(lambda: to.copy_(to_groups(_strided(layer, x))))
 
     def _downsample_time(self, plan: Plan, index: int, count: int) -> int:
         """Temporal 2x downsampling of ``count`` frames into the next level's ``x`` and ``a``; their number.
@@ -149,5 +149,5 @@ def _strided(layer: nn.Conv2d, x: Tensor) -> Tensor:
     padded = x.new_empty(count, height + 1, width + 1, groups * GROUP)
     padded[:, height:] = 0
     padded[:, :, width:] = 0
-    in_groups(padded)[:, :, :height, :width].copy_(x)
+    to_groups(padded)[:, :, :height, :width].copy_(x)
     return conv2d(layer, padded)

@@ -8,15 +8,10 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels.causal_conv import GROUP, causal_conv, from_groups
+from ...kernels.causal_conv import causal_conv, from_groups, to_groups
 from ..wan.layers import AttentionBlock
 from .frame_pool import FramePool, Frames
 from .weights import Block, Convolution
-
-
-def in_groups(x: Tensor) -> Tensor:
-    """``to_groups`` as a view."""
-    return x.unflatten(-1, (-1, GROUP)).movedim(3, 1)
 
 
 class Plan:
@@ -85,14 +80,14 @@ class Plan:
     def attend(self, attention: AttentionBlock, pool: FramePool, count: int) -> None:
         """Attention on ``pool``'s x, in place."""
         x = pool.fixed(count)
-        self.add(lambda: x.copy_(in_groups(attention(from_groups(x)))))
+        self.add(lambda: x.copy_(to_groups(attention(from_groups(x)))))
 
     def activate(self, block: Block, pool: FramePool, count: int) -> None:
         """SiLU(norm(x)) of ``pool``'s x into a, for ``block`` to read, where no convolution could write it."""
         x = pool.fixed(count)
 
         def step(to: Tensor, indices: Tensor) -> None:
-            to[indices] = in_groups(F.silu(block.norm(from_groups(x))))
+            to[indices] = to_groups(F.silu(block.norm(from_groups(x))))
 
         self.add(step, pool.at(pool.a, count))
 
