@@ -59,9 +59,11 @@ class CausalEncoder(Causal, Protocol):
 class Codec(Protocol):
     """A VAE on one backend, as it is when this is made: with other weights, or moved, it needs another codec."""
 
-    vae: Autoencoder
     dtype: torch.dtype  # of latents and frames
     device: torch.device
+
+    @property
+    def vae(self) -> Autoencoder: ...
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> CausalDecoder:
         """For latents of this height and width. ``new_graphs`` makes what calls are captured with, if they can be."""

@@ -7,8 +7,7 @@ a call that fails in its midst resets it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
@@ -66,10 +65,9 @@ class _Stream(Generic[_Side]):
             self._side, self._size = self._new_side(size, self._new_graphs), size
         return self._side
 
-    @contextlib.contextmanager
-    def _reset_on_failure(self) -> Iterator[None]:
+    def _run(self, call: Callable[..., Tensor], *args: object) -> Tensor:
         try:
-            yield
+            return call(*args)
         except BaseException:  # out of memory, say: a half-advanced state is nothing to go on from
             self.reset()
             raise
@@ -104,8 +102,7 @@ class DecoderStream(_Stream[CausalDecoder]):
         self._check("latents", latents, vae.config.z_dim)
         side = self._bind(latents)
         z = vae.denormalise(latents.permute(0, 2, 3, 1), self._mean, self._std).contiguous()
-        with self._reset_on_failure():
-            return side.decode(z, dtype)
+        return self._run(side.decode, z, dtype)
 
 
 class EncoderStream(_Stream[CausalEncoder]):
@@ -134,6 +131,5 @@ class EncoderStream(_Stream[CausalEncoder]):
         if count % 4 not in (0, fresh):
             raise ValueError(f"frames must number {'1 + 4k or 4k on a fresh stream' if fresh else '4k'}, got {count}")
         side = self._bind(frames)
-        with self._reset_on_failure():
-            mu = side.encode(frames.permute(0, 2, 3, 1))
+        mu = self._run(side.encode, frames.permute(0, 2, 3, 1))
         return self.codec.vae.normalise(mu, self._mean, self._std).permute(0, 3, 1, 2).contiguous()

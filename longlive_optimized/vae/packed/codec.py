@@ -28,8 +28,7 @@ class PackedCodec:
             raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
         if any(width % GROUP for width in (*vae.config.widths, vae.config.z_dim)):
             raise ValueError(f"vae must have widths that are multiples of {GROUP} to be packed, got {vae.config}")
-        self.vae: Autoencoder = vae
-        self.dtype, self.device, self._wan = vae.dtype, vae.device, vae
+        self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
 
     @staticmethod
     def is_fast(vae: Autoencoder) -> bool:
@@ -39,11 +38,11 @@ class PackedCodec:
 
     @cached_property
     def decoder_weights(self) -> DecoderWeights:
-        return DecoderWeights.of(self._wan)
+        return DecoderWeights.of(self.vae)
 
     @cached_property
     def encoder_weights(self) -> EncoderWeights:
-        return EncoderWeights.of(self._wan)
+        return EncoderWeights.of(self.vae)
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedDecoder:
         return PackedDecoder(self.decoder_weights, size, new_graphs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from .plan import Plan
 from .weights import Block, Convolution
 
 
-@dataclass(frozen=True, eq=False)
-class LevelPools:
+class LevelPools(NamedTuple):
     """A level's pool, and that in which its first block finds its input: of another width, or the same one."""
 
     entry: FramePool
