@@ -155,7 +155,7 @@ def run(engine: LongLiveEngine, blocks: int, baseline_blocks: int) -> dict:
         **measure_engine(engine, blocks),
         **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),
     }
-    if engine.cuda_graphs_active:
+    if engine.stream.cuda_graphs_active:
         row["shares"] = measure_shares(engine, PROMPT)
         row |= measure_preset_switch(engine)
         engine.configure(use_cuda_graphs=False)

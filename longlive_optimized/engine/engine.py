@@ -22,7 +22,7 @@ from ..weights.locate import locate
 from ..weights.user_lora import UserLora
 from . import block
 from .devices import Devices, default_dtype
-from .graphs import GraphCaches
+from .graphs import GraphSwitch
 from .request import BlockRequest, check_seed
 from .stream import Networks, Stream
 from .timing import BlockTimes
@@ -73,7 +73,8 @@ class LongLiveEngine:
         )
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self._new_graphs = GraphCaches(self.device, compiled=self.config.use_torch_compile)
+        possible = not self.config.use_torch_compile  # which makes graphs of its own, or none
+        self._new_switch = functools.partial(GraphSwitch, self.device, set(), possible)
         if self.config.use_torch_compile:
             for layer in self.model.blocks:
                 layer.compile(mode=self.config.compile_mode)
@@ -113,7 +114,7 @@ class LongLiveEngine:
         with self.devices.turn():
             networks = Networks(self.model, self.codec, self.prompts)
             named = self.config.enable_profiling
-            stream = Stream(networks, settings, self.devices, self._new_graphs, total_frames, named)
+            stream = Stream(networks, settings, self.devices, self._new_switch(), total_frames, named)
             self._streams.add(stream)
             return stream
 
@@ -191,8 +192,3 @@ class LongLiveEngine:
     def synchronize(self) -> None:
         """Wait for the device."""
         self.devices.synchronize()
-
-    @property
-    def cuda_graphs_active(self) -> bool:
-        """Whether the default stream's passes are replayed from CUDA graphs."""
-        return self._stream is not None and self._stream.cuda_graphs_active

@@ -4,25 +4,51 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Hashable
+from functools import cached_property
 
 import torch
 
 log = logging.getLogger(__name__)
 
 
+class GraphSwitch:
+    """Whether the caches that are made with it capture graphs: one for each stream.
+
+    device: a CPU has no graphs. loaded: a set of what has run on the device, which switches may share. possible: what
+    runs may be captured.
+    """
+
+    def __init__(self, device: torch.device, loaded: set[Hashable] | None = None, possible: bool = True):
+        self.device, self.loaded = device, set() if loaded is None else loaded
+        self.on = self._possible = possible and device.type == "cuda"
+        self.caches: weakref.WeakSet[GraphCache] = weakref.WeakSet()
+
+    def turn(self, on: bool) -> None:
+        """Capture from here on, where that is possible; or drop all graphs and run what comes as it is."""
+        self.on = on and self._possible
+        if not self.on:
+            for cache in self.caches:
+                cache.drop()
+
+
 class GraphCache:
     """Runs work that only reads and writes fixed buffers: at first as it is, from then on by replaying its graph.
 
     Its graphs share one memory pool, so they must not run at once and must leave their results in buffers of the
-    caller's. A capture that fails is logged; everything runs eagerly from then on. ``loaded`` is a set of what has run
-    on the device, which caches may share.
+    caller's. A capture that fails is logged; everything runs eagerly from then on, as where ``switch`` is off.
     """
 
-    def __init__(self, device: torch.device, loaded: set[Hashable] | None = None):
-        self._loaded = set() if loaded is None else loaded
-        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    def __init__(self, switch: GraphSwitch):
+        self._switch = switch
+        switch.caches.add(self)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget all graphs, and that a capture failed."""
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool = None
         self.capture_seconds, self.capture_bytes = 0.0, 0
         self.failed = False
 
@@ -38,24 +64,29 @@ class GraphCache:
         warm-up call is skipped and the graph is captured at once. If that capture fails, as it may in a thread that
         has not loaded the kernels, the work runs eagerly.
         """
-        if key not in self._graphs and not self.failed and kernels in self._loaded:
+        if self.failed or not self._switch.on:
+            work()
+            return
+        if key not in self._graphs and kernels in self._switch.loaded:
             self._capture(key, work)
         if graph := self._graphs.get(key):
             graph.replay()
             return
         work()  # compiles kernels and makes the libraries' plans, which a capture must not
         if kernels is not None:
-            self._loaded.add(kernels)
-        if self.failed:
-            return
+            self._switch.loaded.add(kernels)
         error = self._capture(key, work)
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()  # a graph's pool cannot have the blocks that the allocator keeps for others
             error = self._capture(key, work)
         if error:
+            self.drop()
             self.failed = True
-            self._graphs.clear()
             log.warning("CUDA graphs are off, capturing %s failed: %s", key, error)
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._switch.device)
 
     def _capture(self, key: Hashable, work: Callable[[], None]) -> RuntimeError | None:
         started, before, graph = time.perf_counter(), torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
@@ -63,7 +94,7 @@ class GraphCache:
             self._record(graph, work)
         except RuntimeError as error:
             if not self._graphs:
-                self._pool = torch.cuda.graph_pool_handle()  # one that only a failed capture has used is refused
+                self._pool = None  # one that only a failed capture has used is refused
             return error.with_traceback(None)  # which would hold the memory that was short
         self._graphs[key] = graph
         self.capture_seconds += time.perf_counter() - started
@@ -73,39 +104,10 @@ class GraphCache:
     def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], None]) -> None:
         """Not by ``torch.cuda.graph``, which first waits for the device: this goes on while the device is busy, so
         that a stream whose preset has changed does not stand still for it."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         with torch.cuda.stream(self._stream):
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 work()
             finally:
                 graph.capture_end()
-
-
-class Eager:
-    """Stands in for GraphCache where there are no graphs."""
-
-    captured, capture_seconds, capture_bytes, failed = 0, 0.0, 0, False
-
-    def run(self, key: Hashable, work: Callable[[], None], kernels: Hashable = None) -> None:
-        """Do ``work``."""
-        work()
-
-
-class GraphCaches:
-    """Makes the graph caches of one engine's streams, which share what has run on the device.
-
-    compiled: the layers are compiled by torch.compile, which makes graphs of its own or none.
-    """
-
-    def __init__(self, device: torch.device, compiled: bool):
-        self._device, self._compiled = device, compiled
-        self._loaded: set[Hashable] = set()
-
-    def __call__(self, wanted: bool) -> GraphCache | Eager:
-        """A new cache; one that runs everything eagerly where graphs are not wanted or not to be had."""
-        if not wanted:
-            return Eager()
-        if self._device.type != "cuda" or self._compiled:
-            log.info("no CUDA graphs: %s", "torch.compile is used" if self._compiled else "no GPU")
-            return Eager()
-        return GraphCache(self._device, self._loaded)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..kernels.x0_renoise import x0_renoise
 from ..model.ring_cache import RingCache
 from ..model.transformer import CrossCache, Modulation, Transformer
-from .graphs import Eager, GraphCache
+from .graphs import GraphCache
 from .sampler import Step
 
 
@@ -51,7 +51,7 @@ class BlockInputs:
 class Passes:
     """The two kinds of pass of one stream: denoising a block, and the context pass."""
 
-    def __init__(self, model: Transformer, ring: RingCache, latent: Tensor, graphs: GraphCache | Eager):
+    def __init__(self, model: Transformer, ring: RingCache, latent: Tensor, graphs: GraphCache):
         self.model, self.ring, self.graphs, self._latent = model, ring, graphs, latent
         self.cross: CrossCache | None = None
         self._inputs: dict[tuple[int, int], BlockInputs] = {}
@@ -60,8 +60,7 @@ class Passes:
 
     def set_prompt(self, cross: CrossCache) -> None:
         """Attend to another prompt from here on."""
-        if self.cross is None:
-            self.cross = CrossCache(*(tensor.clone() for tensor in cross))
+        self.cross = self.cross or CrossCache(*map(torch.empty_like, cross))
         for mine, new in zip(self.cross, cross, strict=True):
             mine.copy_(new)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..video_time import BLOCK_FRAMES
 from .devices import Devices
-from .graphs import Eager, GraphCache
+from .graphs import GraphCache, GraphSwitch
 from .noise import BlockNoise, VideoNoise
 from .passes import Passes
 from .prompt_track import PromptTrack
@@ -66,12 +65,13 @@ class Stream:
         networks: Networks,
         settings: StreamSettings,
         devices: Devices,
-        new_graphs: Callable[[bool], GraphCache | Eager],
+        graphs: GraphSwitch,
         total_frames: int | None = None,
         named: bool = False,
     ):
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
-        self._devices, self._graphs_if = devices, new_graphs
+        self._devices, self._graphs = devices, graphs
+        graphs.turn(settings.use_cuda_graphs)
         _note_what_is_missing(settings, self.precision)
         model, self.seed = networks.model, settings.seed
         rows, columns = settings.height, settings.width
@@ -84,8 +84,9 @@ class Stream:
             dtype=model.kv_dtype,
             device=model.device,
         )
-        self.decoder = DecoderStream(networks.codec, new_graphs=self._new_graphs)
-        self.encoder = EncoderStream(networks.codec, new_graphs=self._new_graphs)
+        new_graphs = functools.partial(GraphCache, graphs)
+        self.decoder = DecoderStream(networks.codec, new_graphs)
+        self.encoder = EncoderStream(networks.codec, new_graphs)
         self.timer = BlockTimer(devices.model, named=named)
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
@@ -106,10 +107,7 @@ class Stream:
             if after.local_attn_size != before.local_attn_size:
                 self._resize(after.local_attn_size)
             self.settings = after
-            if after.use_cuda_graphs != before.use_cuda_graphs:
-                self.passes.graphs = self._new_graphs()
-                self.decoder.use_graphs(self._new_graphs)
-                self.encoder.use_graphs(self._new_graphs)
+            self._graphs.turn(after.use_cuda_graphs)
             _note_what_is_missing(after, self.precision)
 
     def reset(self, seed: int | None = None) -> None:
@@ -166,7 +164,7 @@ class Stream:
     @property
     def cuda_graphs_active(self) -> bool:
         """Whether its passes are replayed from CUDA graphs."""
-        return self.passes.graphs.captured > 0 and not self.passes.graphs.failed
+        return self.passes.graphs.captured > 0
 
     @property
     def precision(self) -> str:
@@ -206,12 +204,7 @@ class Stream:
         self.recache_due = self.position > 0
 
     def _new_passes(self, window: int) -> Passes:
-        return Passes(self.networks.model, self._new_ring(window=window), self._like, self._new_graphs())
-
-    @property
-    def _new_graphs(self) -> Callable[[], GraphCache | Eager]:
-        """Makes a graph cache as the settings say. Holds no stream: the decoder keeps it, which would be a cycle."""
-        return functools.partial(self._graphs_if, self.settings.use_cuda_graphs)
+        return Passes(self.networks.model, self._new_ring(window=window), self._like, GraphCache(self._graphs))
 
     def _new_noise(self) -> BlockNoise | VideoNoise:
         if self.total_frames is None:

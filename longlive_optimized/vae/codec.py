@@ -23,7 +23,7 @@ class Graphs(Protocol):
         """Do ``work``; ``key`` names all in it that a graph cannot follow."""
 
 
-NewGraphs = Callable[[], Graphs] | None  # None: no graphs
+NewGraphs = Callable[[], Graphs] | None  # None: calls run as they are
 
 
 class Causal(Protocol):
@@ -33,9 +33,6 @@ class Causal(Protocol):
 
     def reset(self) -> None:
         """Back to before the first frame, in the same buffers."""
-
-    def use_graphs(self, new_graphs: NewGraphs) -> None:
-        """Capture later calls anew, where the backend captures any, or run them as they are."""
 
 
 class CausalDecoder(Causal, Protocol):

@@ -30,9 +30,6 @@ class _Modules(CausalState):
         super().__init__()
         self._vae = vae
 
-    def use_graphs(self, new_graphs: NewGraphs) -> None:
-        """None are captured."""
-
 
 class ModulesDecoder(_Modules):
     """See ``CausalDecoder``."""

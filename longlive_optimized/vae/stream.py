@@ -28,12 +28,6 @@ class _Stream(Generic[_Side]):
         self._side: _Side | None = None  # made by the first call, for frames of its size
         self._size = 0, 0
 
-    def use_graphs(self, new_graphs: NewGraphs) -> None:
-        """Capture anew from here on, or not at all."""
-        self._new_graphs = new_graphs
-        if self._side is not None:
-            self._side.use_graphs(new_graphs)
-
     def reset(self) -> None:
         """Forget every frame: the next call starts a new video, of any size. Buffers of the same size are kept."""
         if self._side is not None:

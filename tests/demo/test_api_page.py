@@ -28,7 +28,7 @@ def test_every_field_is_named(what):
 @pytest.mark.parametrize("what", [LongLiveEngine, scope_integration.OptimizedScopePipeline])
 def test_every_method_is_named(what):
     own = {name for name in vars(what) if not name.startswith("_")}
-    assert own - {"synchronize", "cuda_graphs_active"} <= NAMES
+    assert own - {"synchronize"} <= NAMES
 
 
 def test_every_message_is_named():

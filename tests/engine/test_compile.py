@@ -14,6 +14,6 @@ def test_compiled_layers_give_the_same_pictures():
     for prompt in ("a red circle moves left over a black night",) * 2 + ("a white cross rests on a blue sea",):
         a, b = (engine.generate_block(BlockRequest(prompt)) for engine in (plain, compiled))
         assert (a.int() - b.int()).abs().max() <= 1
-    assert not compiled.cuda_graphs_active
+    assert not compiled.stream.cuda_graphs_active
     # One for all five layers, of each kind of pass: a graph for each layer would be too many for the real model.
     assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] < 10

@@ -1,6 +1,8 @@
 """The engine on the built-in model: against the baseline driven by hand, and against itself."""
 
+import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -126,6 +128,22 @@ def test_a_window_of_a_stream_outlives_other_changes(engine):
     stream = engine.open_stream(local_attn_size=9)
     stream.configure(denoising_steps=(1000, 500))
     assert stream.window == stream.ring.window == 9 and engine.stream.window == 12
+
+
+def test_a_stream_that_is_dropped_is_freed_at_once(engine, monkeypatch):
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: 1 / 0)  # a CPU has none
+    stream = engine.open_stream()
+    for graphs in (False, True):
+        stream.configure(use_cuda_graphs=graphs)
+        engine.generate_block(BlockRequest("a fox"), stream)
+    parts = [weakref.ref(part) for part in (stream, stream.passes, stream.decoder)]
+    gc.collect()
+    gc.disable()
+    try:
+        del stream
+        assert [part() for part in parts] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_neighbours_have_presets_of_their_own(engine):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
-from longlive_optimized.engine.graphs import GraphCache
+from longlive_optimized.engine.graphs import GraphCache, GraphSwitch
 from longlive_optimized.kernels.registry import backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -30,7 +30,22 @@ def test_a_graph_equals_eager_bit_for_bit(changes):
     assert torch.equal(video(graphed), expected)  # captures on the way
     graphed.reset()
     assert torch.equal(video(graphed), expected)  # replays all the way
-    assert graphed.cuda_graphs_active and not eager.cuda_graphs_active
+    assert graphed.stream.cuda_graphs_active and not eager.stream.cuda_graphs_active
+
+
+def test_graphs_go_and_come_while_a_stream_runs():
+    graphed, eager = engine(), engine(use_cuda_graphs=False)
+    expected = [video(eager) for _ in range(3)]
+    got = [video(graphed)]
+    torch.cuda.empty_cache()
+    reserved = torch.cuda.memory_reserved()
+    for on in (False, True):
+        graphed.configure(use_cuda_graphs=on)
+        torch.cuda.empty_cache()
+        assert graphed.stream.passes.graphs.captured == 0 and torch.cuda.memory_reserved() < reserved
+        got.append(video(graphed))
+        assert graphed.stream.cuda_graphs_active == on
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", ["reference", "library", "triton"])
@@ -74,7 +89,7 @@ def test_video_input_and_presets():
         for e in (graphed, eager):
             e.configure(local_attn_size=window)
         assert torch.equal(video(graphed), video(eager))
-        assert graphed.cuda_graphs_active and graphed.stream.passes.graphs.captured >= more
+        assert graphed.stream.cuda_graphs_active and graphed.stream.passes.graphs.captured >= more
         if not more:
             assert graphed.stream.passes.graphs.captured == captured
 
@@ -100,7 +115,7 @@ def test_work_whose_kernels_have_run_is_captured_at_once():
         runs.append(place)
         numbers[place].add_(1)
 
-    first, second = GraphCache(device, loaded), GraphCache(device, loaded)
+    first, second = (GraphCache(GraphSwitch(device, loaded)) for _ in range(2))
     first.run("a", lambda: work(0), "kernels")
     assert runs == [0, 0]  # as it is, and for the graph
     second.run("b", lambda: work(1), "kernels")
@@ -121,7 +136,7 @@ def test_a_capture_that_fails_once_is_tried_again(error, failures):
             left[0] -= 1
             raise error("not yet")
 
-    cache = GraphCache(torch.device("cuda"), {"kernels"})
+    cache = GraphCache(GraphSwitch(torch.device("cuda"), {"kernels"}))
     cache.run("key", work, "kernels")
     assert number.item() == 1 and cache.captured == 1 and not cache.failed
     cache.run("key", work, "kernels")
@@ -129,7 +144,7 @@ def test_a_capture_that_fails_once_is_tried_again(error, failures):
 
 
 def test_a_capture_that_fails_again_is_given_up():
-    number, cache = torch.zeros(1, device="cuda"), GraphCache(torch.device("cuda"), {"kernels"})
+    number, cache = torch.zeros(1, device="cuda"), GraphCache(GraphSwitch(torch.device("cuda"), {"kernels"}))
 
     def work():
         number.add_(1)
@@ -147,7 +162,7 @@ def test_fewer_steps_than_ever_are_captured_too(name):
         graphed, eager = engine(), engine(use_cuda_graphs=False)
         for steps in ((1000, 750, 500, 250), (1000, 250), (1000,)):
             assert torch.equal(*(video(e, denoising_steps=steps) for e in (graphed, eager)))
-    assert graphed.cuda_graphs_active
+    assert graphed.stream.cuda_graphs_active
 
 
 def test_another_thread_captures_and_replays():
@@ -180,7 +195,7 @@ def test_a_failed_capture_goes_on_eagerly(monkeypatch, caplog):
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", refuse)
     assert torch.equal(video(graphed), video(eager))
-    assert not graphed.cuda_graphs_active and "no capture today" in caplog.text
+    assert not graphed.stream.cuda_graphs_active and "no capture today" in caplog.text
 
 
 def test_a_block_never_waits_for_the_device():
@@ -215,4 +230,4 @@ def test_an_engine_on_the_second_gpu_works_there():
     first, second = (LongLiveEngine("tiny", config, device=f"cuda:{i}") for i in range(2))
     both = [[e.generate_block(BlockRequest(prompt)) for e in (first, second)] for prompt in PROMPTS]
     assert all(b.device.index == 1 and torch.equal(a.cpu(), b.cpu()) for a, b in both)
-    assert second.cuda_graphs_active and torch.cuda.current_device() == 0
+    assert second.stream.cuda_graphs_active and torch.cuda.current_device() == 0

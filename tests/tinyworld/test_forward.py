@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longlive_optimized.engine.graphs import Eager
+from longlive_optimized.engine.graphs import GraphCache, GraphSwitch
 from longlive_optimized.engine.passes import Passes
 from longlive_optimized.engine.recache import plan_recache
 from longlive_optimized.engine.sampler import make_schedule
@@ -148,7 +148,7 @@ def test_streams_equal_the_engine_s_passes(model, window, positions, switch):
 
 @torch.no_grad()
 def engine_latents(model, ring, prompts, noise, schedule, switch):
-    passes = Passes(model, ring, torch.zeros(LATENT, dtype=torch.float64), Eager())
+    passes = Passes(model, ring, torch.zeros(LATENT, dtype=torch.float64), GraphCache(GraphSwitch(model.device)))
     passes.set_prompt(model.cross_cache(prompts[0]))
     made = torch.empty(0, *LATENT, dtype=torch.float64)
     for block in range(BLOCKS):

@@ -33,9 +33,6 @@ class PackedState:
         self.pools: list[FramePool] = []
         self._dtype, self._device = like.dtype, like.device
         self._tables: dict[Hashable, Tensor] = {}
-        self.use_graphs(new_graphs)
-
-    def use_graphs(self, new_graphs: NewGraphs) -> None:
         self.graphs = new_graphs() if new_graphs else None
 
     def reset(self) -> None:
