@@ -74,7 +74,7 @@ def run(engine: LongLiveEngine, seeds: int) -> dict:
     trio = _Trio(engine)
     steps = make_schedule(engine.config.denoising_steps, engine.config.step_schedule)
     shape = BLOCK_FRAMES, *trio.stream.latent_shape
-    blocks = -(-trio.stream.window // BLOCK_FRAMES) + 1
+    blocks = -(-trio.stream.ring.window // BLOCK_FRAMES) + 1
     rows = []
     for seed in range(seeds):
         generator = torch.Generator(engine.device).manual_seed(seed)

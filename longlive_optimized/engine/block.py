@@ -8,7 +8,7 @@ All functions work on one stream, inside ``Devices.turn``. A step that fails may
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def make_block(stream: Stream, request: BlockRequest, first_latent_only: bool = 
     begin(stream, request)
     if stream.undecoded:
         rest_of_block(stream)
-    with _untimed_if_it_fails(stream):
+    with _if_it_fails(stream.timer.discard):
         latents = next_latents(stream, request)
         history = stream.history_with(latents)  # whatever may fail comes before the decoder moves on
         frames = _decode(stream, latents[:1] if first_latent_only else latents, "decode")
@@ -39,7 +39,7 @@ def rest_of_block(stream: Stream) -> Tensor:
     """The pixel frames that ``make_block`` left out. Raises RuntimeError if there are none."""
     if not stream.undecoded:
         raise RuntimeError("no frames of the last block are left")
-    with _untimed_if_it_fails(stream):
+    with _if_it_fails(stream.timer.discard):
         frames = _decode(stream, stream.history[-stream.undecoded :], "decode_rest")
         return _hand_out(stream, frames, 0)
 
@@ -84,7 +84,7 @@ def settle(stream: Stream) -> None:
     """Bring the ring up to date: the last block's context pass, or a recache, which makes that pass superfluous."""
     if stream.recache_due:
         settings = stream.settings
-        plan = plan_recache(stream.position, settings.local_attn_size, settings.sink_size, settings.global_sink)
+        plan = plan_recache(stream.position, stream.ring.window, stream.ring.sink, settings.global_sink)
         recache(stream, plan, stream.history[-plan.frames :])
     elif stream.context_due:
         with stream.timer.stage("context"):
@@ -121,7 +121,7 @@ def warm_up(stream: Stream, blocks: int) -> None:
         last = i == blocks - 1
         make_block(stream, BlockRequest("warm-up!" if last else "warm-up"), first_latent_only=last)
     rest_of_block(stream)
-    for frames in range(2 * BLOCK_FRAMES, stream.window + 1, BLOCK_FRAMES):
+    for frames in range(2 * BLOCK_FRAMES, stream.ring.window + 1, BLOCK_FRAMES):
         recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape))
 
 
@@ -149,12 +149,12 @@ def _encode(stream: Stream, request: BlockRequest) -> EncodedVideo:
     scale = request.noise_scale
     if request.noise_from_motion:
         scale = stream.motion.noise_scale(video, scale)
-    with _reset_if_it_fails(stream):
+    with _if_it_fails(stream.reset):
         return EncodedVideo(stream.encoder.encode(video), scale)
 
 
 def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:
-    with stream.timer.stage(stage), _reset_if_it_fails(stream):
+    with stream.timer.stage(stage), _if_it_fails(stream.reset):
         return stream.decoder.decode_uint8(latents)
 
 
@@ -168,19 +168,10 @@ def _hand_out(stream: Stream, frames: Tensor, undecoded: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _untimed_if_it_fails(stream: Stream) -> Iterator[None]:
+def _if_it_fails(undo: Callable[[], None]) -> Iterator[None]:
+    """A block that fails is not timed. A VAE that fails has lost its place in the video, and with it the stream."""
     try:
         yield
     except BaseException:
-        stream.timer.discard()
-        raise
-
-
-@contextlib.contextmanager
-def _reset_if_it_fails(stream: Stream) -> Iterator[None]:
-    """A VAE that fails half-way has lost its place in the video, and with it the stream."""
-    try:
-        yield
-    except BaseException:
-        stream.reset()
+        undo()
         raise

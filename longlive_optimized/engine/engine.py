@@ -136,7 +136,7 @@ class LongLiveEngine:
             stream = stream or self.stream
             if stream.total_frames is not None:
                 raise ValueError("stream must have no total_frames to be warmed up")
-            blocks = max(blocks or 0, -(-stream.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
+            blocks = max(blocks or 0, -(-stream.ring.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
             try:
                 block.warm_up(stream, blocks)
                 self.synchronize()

@@ -157,11 +157,6 @@ class Stream:
         return self.passes.ring
 
     @property
-    def window(self) -> int:
-        """Latent frames that a block attends to, its own included."""
-        return self.settings.local_attn_size
-
-    @property
     def cuda_graphs_active(self) -> bool:
         """Whether its passes are replayed from CUDA graphs."""
         return self.passes.graphs.captured > 0

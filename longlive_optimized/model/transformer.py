@@ -146,15 +146,8 @@ class Transformer(nn.Module):
         """Of activations and what is added to them: modulation, a prompt's keys and values."""
         return self.head.weight.dtype
 
-    @property
-    def kv_dtype(self) -> torch.dtype:
-        """Of the ring's keys and values."""
-        return self.compute_dtype
-
-    @property
-    def latent_dtype(self) -> torch.dtype:
-        """Of the latents that a pass is given, their noise, and the flow."""
-        return self.compute_dtype
+    kv_dtype = compute_dtype  # of the ring's keys and values
+    latent_dtype = compute_dtype  # of the latents that a pass is given, their noise, and the flow
 
     @property
     def device(self) -> torch.device:

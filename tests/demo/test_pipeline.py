@@ -374,7 +374,7 @@ def test_a_lagging_caller_drops_frames_or_keeps_them(pipeline):
 def test_warm_up_takes_the_preset_that_waits(pipeline):
     pipeline.set_optimization_preset("realtime")
     pipeline.warmup(1)
-    assert pipeline.engine.stream.window == 9 and pipeline.get_latency_stats()["frame_count"] == 0
+    assert pipeline.engine.stream.ring.window == 9 and pipeline.get_latency_stats()["frame_count"] == 0
 
 
 def test_a_failed_preset_leaves_everything_as_it_was(pipeline, monkeypatch):

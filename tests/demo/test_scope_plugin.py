@@ -357,7 +357,7 @@ def test_a_preset_by_message_acts_once_and_is_answered(scope):
     assert len(told(scope, "optimization_preset")) == 1  # the message is still among the parameters
     run(session, 1, request_id="r2")
     assert len(told(scope, "optimization_preset")) == 2
-    assert session_of(scope, session)._stream.window == 9
+    assert session_of(scope, session)._stream.ring.window == 9
 
 
 def test_the_later_change_of_steps_wins(scope):
@@ -387,7 +387,7 @@ def test_presets_are_a_sessions_own(scope):
     one, other = (scope.manager.open({"prompts": FOX}) for _ in range(2))
     run(one, 1), run(other, 1)
     run(one, 1, optimization_preset="ultra")
-    assert [session_of(scope, s)._stream.window for s in (one, other)] == [9, 12]
+    assert [session_of(scope, s)._stream.ring.window for s in (one, other)] == [9, 12]
 
 
 @pytest.mark.parametrize("preset", ["fast", None, 3, {"a": [1]}, ["balanced"]])
@@ -412,7 +412,7 @@ def test_statistics_are_answered_with_the_sessions_own(scope):
 def test_strange_types_are_left_to_others(scope):
     session = scope.manager.open({"prompts": FOX})
     run(session, 1, type="something_else", preset="turbo", request_id=[1, {"b": 2}])
-    assert scope.notifications == [] and session_of(scope, session)._stream.window == 12
+    assert scope.notifications == [] and session_of(scope, session)._stream.ring.window == 12
 
 
 def test_the_overlay_is_drawn_on_request(scope):

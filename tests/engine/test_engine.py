@@ -127,7 +127,7 @@ def test_a_rest_that_fails_begins_the_stream_anew(engine, monkeypatch):
 def test_a_window_of_a_stream_outlives_other_changes(engine):
     stream = engine.open_stream(local_attn_size=9)
     stream.configure(denoising_steps=(1000, 500))
-    assert stream.window == stream.ring.window == 9 and engine.stream.window == 12
+    assert stream.ring.window == 9 and engine.stream.ring.window == 12
 
 
 def test_a_stream_that_is_dropped_is_freed_at_once(engine, monkeypatch):
@@ -161,10 +161,10 @@ def test_the_engines_own_configure_is_the_default_streams():
     other = engine.open_stream()
     engine.configure(denoising_steps=(1000, 500), local_attn_size=9, vae_type="wan")
     assert engine.stream.settings.denoising_steps == engine.open_stream().settings.denoising_steps == (1000, 500)
-    assert (engine.stream.window, engine.config.local_attn_size, other.window) == (9, 9, 12)
+    assert (engine.stream.ring.window, engine.config.local_attn_size, other.ring.window) == (9, 9, 12)
     with pytest.raises(ValueError, match="vae_type, seed cannot change while a stream runs"):
         engine.configure(vae_type="tae", seed=1, local_attn_size=12)
-    assert engine.stream.window == engine.config.local_attn_size == 9
+    assert engine.stream.ring.window == engine.config.local_attn_size == 9
 
 
 def test_a_warm_up_that_fails_leaves_no_trace(engine, monkeypatch):
@@ -409,10 +409,11 @@ def test_each_stream_has_a_window_and_times_of_its_own(engine):
     one, other = engine.open_stream(), engine.open_stream()
     engine.generate_block(BlockRequest("a fox"), one)
     one.configure(local_attn_size=9)
-    assert (one.window, other.window) == (9, 12) and len(engine.block_times(one)) == 1 and not engine.block_times(other)
+    assert (one.ring.window, other.ring.window) == (9, 12)
+    assert len(engine.block_times(one)) == 1 and not engine.block_times(other)
     with pytest.raises(ValueError, match="local_attn_size must be at least"):
         one.configure(local_attn_size=3)
-    assert one.window == 9
+    assert one.ring.window == 9
 
 
 def test_steps_of_one_request(engine):
