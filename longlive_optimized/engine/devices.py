@@ -64,6 +64,8 @@ def _checked(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device must be cuda, cuda:N or cpu, got {str(device)!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be one that is here, got {str(device)!r}: torch finds no CUDA")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device must be one of the {count} that are here, got {str(device)!r}")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device

@@ -447,6 +447,13 @@ def test_missing_gpu_is_named():
         LongLiveEngine("tiny", device="cuda")
 
 
+def test_a_gpu_that_is_not_here_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="device must be one of the 2 that are here, got 'cuda:2'"):
+        LongLiveEngine("tiny", device="cuda:2")
+
+
 def test_warm_up_leaves_no_trace():
     config = OptimizationConfig(height=32, width=48, local_attn_size=6)
     warm, cold = (LongLiveEngine("tiny", config, device="cpu") for _ in range(2))
