@@ -120,9 +120,10 @@ class LongLiveEngine:
 
     def configure(self, **changes) -> None:
         """``Stream.configure`` of the default stream; streams that are opened later begin with these settings too."""
-        config = self.config.changed(**changes)
-        self.stream.configure(**{name: value for name, value in changes.items() if name in CHANGEABLE})
-        self.config = config
+        with self.devices.turn():
+            config = self.config.changed(**changes)
+            self.stream.configure(**{name: value for name, value in changes.items() if name in CHANGEABLE})
+            self.config = config
 
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
         """Fill a stream's window, switch its prompt at every length of its history, then reset it; returns seconds.

@@ -167,6 +167,17 @@ def test_the_engines_own_configure_is_the_default_streams():
     assert engine.stream.ring.window == engine.config.local_attn_size == 9
 
 
+def test_changes_from_two_threads_are_both_kept():
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=32), device="cpu")
+    other = threading.Thread(target=engine.configure, kwargs={"local_attn_size": 9})
+    with engine.devices.turn():
+        other.start()
+        other.join(0.3)  # it waits for its turn
+        engine.configure(denoising_steps=(1000,))
+    other.join()
+    assert (engine.config.local_attn_size, engine.config.denoising_steps) == (9, (1000,))
+
+
 def test_a_warm_up_that_fails_leaves_no_trace(engine, monkeypatch):
     stream = engine.open_stream()
     monkeypatch.setattr("longlive_optimized.engine.block.rest_of_block", lambda stream: 1 / 0)
