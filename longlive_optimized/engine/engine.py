@@ -138,13 +138,15 @@ class LongLiveEngine:
             if stream.total_frames is not None:
                 raise ValueError("stream must have no total_frames to be warmed up")
             blocks = max(blocks or 0, -(-stream.ring.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
+            networks = stream.networks
             try:
+                stream.networks = networks._replace(prompts=PromptCache(self.text.encode, 2))
                 block.warm_up(stream, blocks)
                 self.synchronize()
             finally:
+                stream.networks = networks
                 stream.reset()
                 stream.timer.clear()
-                self.prompts.hits = self.prompts.misses = 0
         return time.perf_counter() - started
 
     def generate_block(

@@ -470,6 +470,7 @@ def test_warm_up_leaves_no_trace():
     warm, cold = (LongLiveEngine("tiny", config, device="cpu") for _ in range(2))
     warm.warmup()
     assert warm.block_times() == [] and warm.stream.position == 0
+    assert (len(warm.prompts), warm.prompts.hits, warm.prompts.misses) == (0, 0, 0)
     request = BlockRequest("a fox")
     assert torch.equal(warm.generate_block(request), cold.generate_block(request))
 
