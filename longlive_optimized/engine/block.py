@@ -83,17 +83,22 @@ def follow_prompt(stream: Stream, request: BlockRequest) -> None:
 def settle(stream: Stream) -> None:
     """Bring the ring up to date: the last block's context pass, or a recache, which makes that pass superfluous."""
     if stream.recache_due:
-        settings = stream.settings
-        plan = plan_recache(stream.position, stream.ring.window, stream.ring.sink, settings.global_sink)
-        recache(stream, plan, stream.history[-plan.frames :])
+        plan = plan_recache(stream.position, stream.ring.window, stream.ring.sink, stream.settings.global_sink)
+        latents, keeps_sinks = stream.history[-plan.frames :], plan.start > plan.origin
+        if keeps_sinks and stream.sinks_due:
+            first = stream.first_sink
+            recache(stream, Recache(first, len(stream.sinks), first), stream.sinks)
+        recache(stream, plan, latents)
+        if not keeps_sinks:
+            stream.sinks, stream.first_sink = latents[: stream.ring.sink].clone(), plan.origin
     elif stream.context_due:
         with stream.timer.stage("context"):
             stream.passes.context(stream.history[-stream.ring.frames :])
-    stream.recache_due = stream.context_due = False
+    stream.recache_due = stream.context_due = stream.sinks_due = False
 
 
 def recache(stream: Stream, plan: Recache, latents: Tensor) -> None:
-    """Recompute the window's keys and values from clean latents [frames, C, h, w], in one forward."""
+    """Recompute the keys and values of the plan's frames from their clean latents [F, C, h, w], in one forward."""
     with stream.timer.stage("recache"):
         stream.ring.seek(*plan)
         stream.passes.context(latents)

@@ -176,7 +176,7 @@ class LongLiveEngine:
             (stream or self.stream).reset(seed)
 
     def set_loras(self, loras: Sequence[UserLora]) -> None:
-        """Give LoRAs other scales, in every stream from its next block on, which recomputes its window first.
+        """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
 
         Their weights are written anew from the files, so that nothing drifts. ``loras`` must name all that are merged,
         at scale 0 if they are to go. Raises as ``weights.load.refill_generator``.

@@ -51,9 +51,11 @@ class Stream:
     settings: in force from the next block on. Changed by ``configure``.
     position: latent frame at which the next block starts.
     history: the last clean latents [F, C, h, w], for a context pass or a recache.
+    sinks: those of the sinks, however long ago; first_sink: the first one's latent frame.
     prompt_due: the prompt in force has not reached the network yet.
     context_due: the last block's clean keys and values are not in the ring yet.
     recache_due: the ring's keys and values are of another prompt, window or weights.
+    sinks_due: those of the sinks are of other weights.
     undecoded: latent frames at the end of ``history`` that are generated but not yet decoded.
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
     encoded: the next block's video; kept until the block is made, for a second try.
@@ -123,7 +125,8 @@ class Stream:
         self.noise = self._new_noise()
         self.position = 0
         self.history = self._like.new_empty(0, *self._like.shape)
-        self.context_due = self.recache_due = False
+        self.sinks, self.first_sink = self.history, 0
+        self.context_due = self.recache_due = self.sinks_due = False
         self.from_video: bool | None = None
         self.ring.reset()
         self.restart_vae()
@@ -167,8 +170,10 @@ class Stream:
         return str(self.networks.model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 
     def weights_changed(self) -> None:
-        """The network has other weights: the prompt's keys and values, and the window's, are computed anew."""
+        """The network has other weights: the prompt's keys and values, and the window's with its sinks, are computed
+        anew, from the latents that there are."""
         self.passes.weights_changed()
+        self.sinks_due = self.ring.sink > 0
         self.prompt_due = self.prompt.embedding is not None
 
     def block_frames(self, from_video: bool) -> int:
@@ -183,6 +188,8 @@ class Stream:
         """A block of so many latent frames is generated, at the end of ``history``: move on."""
         self.prompt.block_made()
         self.history = history
+        if self.position < self.ring.sink:
+            self.sinks = history[: self.ring.sink]
         self.position += frames
         self.context_due = True
         self.encoded = None

@@ -611,6 +611,33 @@ def test_other_lora_scales_hold_from_the_next_block_on(engine, tmp_path):
     assert not torch.equal(latents(0.5, 1.0)[3:], latents(0.5, 0.5)[3:])
 
 
+@pytest.mark.parametrize("positions", ["relative", "base"])
+@pytest.mark.parametrize("global_sink", [True, False])
+def test_a_lora_that_goes_leaves_the_sinks_too(tmp_path, positions, global_sink):
+    """They become what the network without it makes of their latents, wherever the stream is."""
+    names = ("self_attn.k", "self_attn.v", "ffn.0")
+    path, pair = tmp_path / "style.safetensors", {"A": (2, 256), "B": (256, 2)}
+    shapes = {f"blocks.0.{name}.lora_{half}.weight": pair[half] for name in names[:2] for half in pair}
+    save_file({key: torch.randn(shape) for key, shape in shapes.items()}, path)
+    config = OptimizationConfig(height=32, width=48, positions=positions, global_sink=global_sink)
+    engine, plain = (LongLiveEngine("tiny", config, "cpu", loras=loras) for loras in ([UserLora(path)], []))
+    stream, other = engine.stream, plain.stream
+    latents_of(engine, stream, ["a boat"] * 5 + ["a fox"] * 2)
+    engine.configure(global_sink=True)
+    engine.set_loras([UserLora(path, 0.0)])
+    latents_of(engine, stream, ["a fox"])
+
+    first = 0 if global_sink else 3  # the switch at frame 15 has made others the sinks
+    with torch.no_grad():
+        other.passes.set_prompt(plain.model.cross_cache(plain.prompts.get("a fox")))
+        other.ring.seek(first, 3, first)
+        other.passes.context(stream.history[first : first + 3])
+    assert torch.equal(stream.ring.v[:, :3], other.ring.v[:, :3])
+    assert torch.equal(stream.ring.k_sink, other.ring.k_sink)
+    if positions == "base":
+        assert torch.equal(stream.ring.k[:, :3], other.ring.k[:, :3])
+
+
 def test_after_a_reset_other_lora_scales_are_as_if_loaded_with(tmp_path):
     a, b = torch.randn(2, 256), torch.randn(256, 2)
     names = ("time_embedding.2", "text_embedding.2", "blocks.1.self_attn.v")
