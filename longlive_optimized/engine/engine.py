@@ -71,6 +71,7 @@ class LongLiveEngine:
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
         )
+        self._mixed = False  # weights of other LoRA scales beside each other
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         possible = not self.config.use_torch_compile  # which makes graphs of its own, or none
@@ -159,8 +160,11 @@ class LongLiveEngine:
 
         Does not wait for the device, unless the noise depends on the video's motion. After an error the same request
         may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the stream begins anew.
+        Raises RuntimeError after a ``set_loras`` that failed half-way.
         """
         with self.devices.turn():
+            if self._mixed:
+                raise RuntimeError("the weights are mixed, set_loras failed half-way: call it again")
             return block.make_block(stream or self.stream, request, first_latent_only)
 
     def rest_of_block(self, stream: Stream | None = None) -> Tensor:
@@ -179,13 +183,21 @@ class LongLiveEngine:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
 
         Their weights are written anew from the files, so that nothing drifts. ``loras`` must name all that are merged,
-        at scale 0 if they are to go. Raises as ``weights.load.refill_generator``.
+        at scale 0 if they are to go. Raises as ``weights.load.refill_generator``; after a RuntimeError no block is made
+        until this has worked.
         """
         with self.devices.turn():
             self.synchronize()
-            refill_generator(self.model, self.files, loras)
-            for stream in self._streams:
-                stream.weights_changed()
+            try:
+                refill_generator(self.model, self.files, loras)
+                for stream in self._streams:
+                    stream.weights_changed()
+            except (ValueError, OSError):  # before anything was written
+                raise
+            except BaseException:
+                self._mixed = True
+                raise
+            self._mixed = False
 
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""

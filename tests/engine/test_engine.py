@@ -638,6 +638,31 @@ def test_a_lora_that_goes_leaves_the_sinks_too(tmp_path, positions, global_sink)
         assert torch.equal(stream.ring.k[:, :3], other.ring.k[:, :3])
 
 
+def test_no_block_is_made_of_mixed_weights(monkeypatch):
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), device="cpu")
+    engine.generate_block(BlockRequest("a fox"))
+
+    def set_loras(error):
+        def refill(*args):
+            if error:
+                raise error
+
+        monkeypatch.setattr("longlive_optimized.engine.engine.refill_generator", refill)
+        engine.set_loras([])
+
+    for error, mixed in ((ValueError("not written"), False), (RuntimeError("partly"), True), (OSError("gone"), True)):
+        with pytest.raises(type(error)):
+            set_loras(error)
+        if mixed:
+            with pytest.raises(RuntimeError, match="the weights are mixed"):
+                engine.generate_block(BlockRequest("a fox"))
+        else:
+            engine.generate_block(BlockRequest("a fox"))
+    set_loras(None)
+    engine.generate_block(BlockRequest("a fox"))
+    assert "recache" in engine.block_times()[-1].stages
+
+
 def test_after_a_reset_other_lora_scales_are_as_if_loaded_with(tmp_path):
     a, b = torch.randn(2, 256), torch.randn(256, 2)
     names = ("time_embedding.2", "text_embedding.2", "blocks.1.self_attn.v")
