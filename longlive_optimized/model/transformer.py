@@ -88,7 +88,7 @@ class TransformerBlock(nn.Module):
         z [N, D] is x normed for this layer, the result x normed for the next one, whose shift and scale are
         ``following`` [G, 2, D]; m [G, 6, D] serves G equal groups of tokens; ring and cross are this layer's.
         """
-        y = ring_attention(self.store(z, ring), ring.k, ring.v, ring.ranges)
+        y = ring_attention(self.store(z, ring), ring.k, ring.v, ring.valid)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = residual_norm(x, self.out(y.flatten(1)), m[:, 2], bias, gain, 0.0, self.eps)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
