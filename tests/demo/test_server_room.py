@@ -172,7 +172,10 @@ async def test_a_full_room_says_so_and_a_seat_comes_free(room, http):
     with pytest.raises(httpx.HTTPStatusError) as caught:
         await two.join()
     assert caught.value.response.status_code == 503
-    assert caught.value.response.json() == {"error": "no seat is free, of 1", "code": "busy"}
+    assert caught.value.response.json() == {
+        "error": "no seat is free, of 1: try again when someone has left",
+        "code": "busy",
+    }
     await two.leave()
     await one.leave()
     while (await http.get("/status")).json()["viewers"]:

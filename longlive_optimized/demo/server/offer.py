@@ -1,0 +1,142 @@
+"""What of a viewer's offer is taken: one video section and one for data channels. The answer rejects all others.
+
+aiortc answers every section or none, so it is shown the taken ones alone.
+"""
+
+from __future__ import annotations
+
+import re
+
+CODECS = "VP8", "H264"  # what aiortc encodes
+MOST_CANDIDATES = 32  # that are looked at: each costs checks
+NEEDED = "ice-ufrag", "ice-pwd", "fingerprint", "setup"
+# Of a bundle, only the first section need have these (RFC 9143, 7.1.3).
+TRANSPORT = (*NEEDED, "ice-options", "candidate", "end-of-candidates", "rtcp-mux")
+# An offer of aiortc's. As a viewer, its version 1.16 cannot be told that a section is rejected: it wants to have a
+# transport for it, and for that a place in the bundle.
+AIORTC = re.compile(r"o=- (\d+) \1 IN IP4 0\.0\.0\.0")
+
+
+class BadOffer(ValueError):
+    """An offer that is no offer to watch; the text says what is missing, and what helps."""
+
+
+class _Section:
+    def __init__(self, lines: list[str]):
+        self.lines = lines
+        self.kind, self.port, self.form = [*lines[0][2:].split(" ", 2), "", ""][:3]
+        self.live = self.port != "0" or self.has("bundle-only")
+        self.mid = next((line[6:] for line in lines if line.startswith("a=mid:")), None)
+
+    def has(self, *names: str) -> bool:
+        return any(_name(line) in names for line in self.lines)
+
+    def values(self, *names: str) -> list[str]:
+        return [line for line in self.lines if _name(line) in names]
+
+
+class Offer:
+    """A viewer's offer as it came. Raises BadOffer where there is nowhere to send the video."""
+
+    def __init__(self, sdp: str):
+        self._head, self._sections = _split(sdp)
+        self._bundle = next((line.split()[1:] for line in self._head if line.startswith("a=group:BUNDLE")), [])
+        live = [section for section in self._sections if section.live]
+        videos = [section for section in live if section.kind == "video"]
+        if not videos:
+            raise BadOffer(
+                f"the offer has no video section, but {[section.kind for section in live][:10]}: a viewer calls "
+                "addTransceiver('video', {direction: 'recvonly'}) before it makes the offer"
+            )
+        watching = [section for section in videos if not section.has("sendonly", "inactive")]
+        if not watching:
+            raise BadOffer("the offer's video section takes no video: its direction must be recvonly, or sendrecv")
+        names = [line.split(" ", 1)[-1].split("/")[0] for line in watching[0].values("rtpmap")]
+        if not {name.upper() for name in names} & set(CODECS):
+            raise BadOffer(f"the offer's video section has {names[:10]}: the server sends {' and '.join(CODECS)}")
+        channels = [section for section in live if section.kind == "application" and "DTLS/SCTP" in section.form]
+        self._taken = [section for section in self._sections if section is watching[0] or section in channels[:1]]
+        self._inherit()
+
+    def taken(self, local: bool) -> str:
+        """The offer with what is taken alone; local: without the candidates that a server on loopback cannot reach."""
+        head = [line for line in self._head if not line.startswith("a=group:BUNDLE")]
+        if group := self._group():
+            head.append(group)
+        lines, candidates = head, 0
+        for line in (line for section in self._taken for line in section.lines):
+            if _name(line) == "candidate":
+                candidates += 1
+                if candidates > MOST_CANDIDATES or (local and not _is_local(line)):
+                    continue
+            # A browser's ``.local`` names cost a second to look up. Its own checks make it known, so there are more.
+            if not (local and _name(line) == "end-of-candidates"):
+                lines.append(line)
+        return _join(lines)
+
+    def answer(self, sdp: str) -> str:
+        """The answer to the whole offer; sdp: aiortc's answer to what is taken."""
+        head, own = _split(sdp)
+        lines = [line for line in head if not line.startswith("a=group:BUNDLE")]
+        rejected = [section for section in self._sections if section not in self._taken]
+        if group := self._group(rejected if any(map(AIORTC.match, self._head)) else ()):
+            lines.append(group)
+        answers = iter(own)
+        for section in self._sections:
+            lines += next(answers).lines if section in self._taken else _rejection(section, own[0])
+        return _join(lines)
+
+    def _inherit(self) -> None:
+        """Give the taken sections what stands in the bundle's first section alone; BadOffer if it is nowhere."""
+        first = next((section for section in self._sections if section.mid in self._bundle[:1]), None)
+        for section in self._taken:
+            if first and section.mid in self._bundle and not section.has("ice-ufrag"):
+                section.lines += first.values(*TRANSPORT)
+            wanted = (*NEEDED, "rtcp-mux") if section.kind == "video" else NEEDED
+            there = {_name(line) for line in self._head + section.lines}
+            if missing := [f"a={name}" for name in wanted if name not in there]:
+                raise BadOffer(
+                    f"the offer's {section.kind} section has no {' and no '.join(missing)}: "
+                    "only encrypted connections with all media on one port are made, as browsers offer them"
+                )
+
+    def _group(self, more: list[_Section] | tuple = ()) -> str:
+        mids = [section.mid for section in [*self._taken, *more] if section.mid in self._bundle]
+        return " ".join(["a=group:BUNDLE", *mids]) if mids else ""
+
+
+def _rejection(section: _Section, own: _Section) -> list[str]:
+    """A section's answer with port 0. What follows the direction means nothing then, but to aiortc."""
+    mid = [f"a=mid:{section.mid}"] if section.mid else []
+    transport = ["a=rtcp:9 IN IP4 0.0.0.0", "a=rtcp-mux", *own.values(*NEEDED)]
+    return [
+        f"m={section.kind} 0 {section.form}",
+        "c=IN IP4 0.0.0.0",
+        *mid,
+        "a=inactive",
+        *section.values("rtpmap", "sctp-port"),
+        *transport,
+    ]
+
+
+def _split(sdp: str) -> tuple[list[str], list[_Section]]:
+    head, sections = [], []
+    for line in re.split(r"[\r\n]+", sdp.strip()):
+        if line.startswith("m="):
+            sections.append([line])
+        else:
+            (sections[-1] if sections else head).append(line)
+    return head, [_Section(lines) for lines in sections]
+
+
+def _join(lines: list[str]) -> str:
+    return "".join(f"{line}\r\n" for line in lines)
+
+
+def _name(line: str) -> str:
+    """The name of an attribute line; empty for others."""
+    return line[2:].partition(":")[0] if line.startswith("a=") else ""
+
+
+def _is_local(candidate: str) -> bool:
+    return any(word.startswith("127.") or word == "::1" for word in candidate.split()[4:5])
