@@ -56,14 +56,17 @@ class Offer:
             raise BadOffer(f"the offer's video section has {names[:10]}: the server sends {' and '.join(CODECS)}")
         channels = [section for section in live if section.kind == "application" and "DTLS/SCTP" in section.form]
         self._taken = [section for section in self._sections if section is watching[0] or section in channels[:1]]
-        self._inherit()
+        first = next((section for section in self._sections if section.mid in self._bundle[:1]), None)
+        # Where its bundlePolicy is max-bundle, Chromium takes no answer that rejects the one section with addresses.
+        alone = first and first not in self._taken and first.has("candidate") and not watching[0].has("candidate")
+        self._carrier = first if alone else None
+        self._from_aiortc = any(map(AIORTC.match, self._head))
+        self._inherit(first)
 
     def taken(self, local: bool) -> str:
         """The offer with what is taken alone; local: without the candidates that a server on loopback cannot reach."""
-        head = [line for line in self._head if not line.startswith("a=group:BUNDLE")]
-        if group := self._group():
-            head.append(group)
-        lines, candidates = head, 0
+        lines = [line for line in self._head if not line.startswith("a=group:BUNDLE")] + self._group(self._taken)
+        candidates = 0
         for line in (line for section in self._taken for line in section.lines):
             if _name(line) == "candidate":
                 candidates += 1
@@ -77,21 +80,26 @@ class Offer:
     def answer(self, sdp: str) -> str:
         """The answer to the whole offer; sdp: aiortc's answer to what is taken."""
         head, own = _split(sdp)
-        lines = [line for line in head if not line.startswith("a=group:BUNDLE")]
-        rejected = [section for section in self._sections if section not in self._taken]
-        if group := self._group(rejected if any(map(AIORTC.match, self._head)) else ()):
-            lines.append(group)
-        answers = iter(own)
+        answers, lines = iter(own), []
         for section in self._sections:
-            lines += next(answers).lines if section in self._taken else _rejection(section, own[0])
-        return _join(lines)
+            if section in self._taken:
+                lines += next(answers).lines
+                continue
+            port = 9 if section is self._carrier else 0
+            lines += [f"m={section.kind} {port} {section.form}", "c=IN IP4 0.0.0.0", "a=inactive"]
+            lines += section.values("mid", "rtcp-mux")
+            if port or self._from_aiortc:
+                lines += section.values("rtpmap", "fmtp", "sctp-port") + own[0].values("rtcp", *TRANSPORT)
+        more = [section for section in self._sections if section not in self._taken] if self._from_aiortc else []
+        carrier = [self._carrier] if self._carrier else []
+        group = self._group([*carrier, *self._taken, *more])
+        return _join([line for line in head if not line.startswith("a=group:BUNDLE")] + group + lines)
 
-    def _inherit(self) -> None:
+    def _inherit(self, first: _Section | None) -> None:
         """Give the taken sections what stands in the bundle's first section alone; BadOffer if it is nowhere."""
-        first = next((section for section in self._sections if section.mid in self._bundle[:1]), None)
         for section in self._taken:
-            if first and section.mid in self._bundle and not section.has("ice-ufrag"):
-                section.lines += first.values(*TRANSPORT)
+            if first and section.mid in self._bundle:
+                section.lines += first.values(*(name for name in TRANSPORT if not section.has(name)))
             wanted = (*NEEDED, "rtcp-mux") if section.kind == "video" else NEEDED
             there = {_name(line) for line in self._head + section.lines}
             if missing := [f"a={name}" for name in wanted if name not in there]:
@@ -100,23 +108,9 @@ class Offer:
                     "only encrypted connections with all media on one port are made, as browsers offer them"
                 )
 
-    def _group(self, more: list[_Section] | tuple = ()) -> str:
-        mids = [section.mid for section in [*self._taken, *more] if section.mid in self._bundle]
-        return " ".join(["a=group:BUNDLE", *mids]) if mids else ""
-
-
-def _rejection(section: _Section, own: _Section) -> list[str]:
-    """A section's answer with port 0. What follows the direction means nothing then, but to aiortc."""
-    mid = [f"a=mid:{section.mid}"] if section.mid else []
-    transport = ["a=rtcp:9 IN IP4 0.0.0.0", "a=rtcp-mux", *own.values(*NEEDED)]
-    return [
-        f"m={section.kind} 0 {section.form}",
-        "c=IN IP4 0.0.0.0",
-        *mid,
-        "a=inactive",
-        *section.values("rtpmap", "sctp-port"),
-        *transport,
-    ]
+    def _group(self, sections: list[_Section]) -> list[str]:
+        mids = [section.mid for section in sections if section.mid in self._bundle]
+        return [" ".join(["a=group:BUNDLE", *mids])] if mids else []
 
 
 def _split(sdp: str) -> tuple[list[str], list[_Section]]:
