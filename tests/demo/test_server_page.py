@@ -261,7 +261,7 @@ def test_a_page_elsewhere_watches_with_whatever_it_offers(browser):
                     "server": server,
                     "kinds": kinds,
                     "bundlePolicy": policy,
-                    "label": "anything",
+                    "label": "chat ☂",
                     "gathered": True,
                 }
                 for _ in range(120):

@@ -132,7 +132,7 @@ class Broadcast:
         self._shown.append(due)
         self._forget(due)
         if self._listener:
-            self._listener(picture, interval)
+            self._listener(frame, interval)
 
     async def _repeat(self) -> None:
         self._news.clear()

@@ -54,6 +54,8 @@ class Offer:
         names = [line.split(" ", 1)[-1].split("/")[0] for line in watching[0].values("rtpmap")]
         if not {name.upper() for name in names} & set(CODECS):
             raise BadOffer(f"the offer's video section has {names[:10]}: the server sends {' and '.join(CODECS)}")
+        if not watching[0].has("recvonly", "sendrecv"):
+            watching[0].lines.append("a=sendrecv")  # which is what none means, but not to aiortc
         channels = [section for section in live if section.kind == "application" and "DTLS/SCTP" in section.form]
         self._taken = [section for section in self._sections if section is watching[0] or section in channels[:1]]
         first = next((section for section in self._sections if section.mid in self._bundle[:1]), None)
