@@ -211,6 +211,7 @@ async def test_a_burst_of_wishes(room, http, count):
     """Each is answered, in order; the last is in force with the next block; others hear of it a few times."""
     viewer, other = await Viewer(http).join(), await Viewer(http).join()
     await numbers(viewer, 30)
+    began = time.monotonic()
     for i in range(count):
         viewer.say({"type": "switch_prompt", "prompt": f"wish {i}", "id": i})
     await viewer.wait_for(lambda m: m.get("id") == count - 1)
@@ -220,7 +221,7 @@ async def test_a_burst_of_wishes(room, http, count):
     assert answers == [*range(count - 1)]  # the last one has been taken out
     state = await other.wait_for(lambda m: m["type"] == "state" and m["prompt"] == f"wish {count - 1}")
     assert (state["changed"], state["by"]) == ("switch_prompt", "viewer 1")
-    assert sum(m["type"] == "state" for m in other.heard) <= 45
+    assert sum(m["type"] == "state" for m in other.heard) <= 35 + 10 * (time.monotonic() - began)
     while read_level(picture := await viewer.picture()) != level(f"wish {count - 1}"):
         pass
     assert read_number(picture) - asked <= 24
@@ -320,6 +321,7 @@ def test_a_viewer_who_vanishes_is_forgotten(monkeypatch, talks):
         one, two = await Viewer(http).join(), Viewer(http, label="control" if talks else None)
         await (two.join() if talks else two.watch())
         await asyncio.gather(*(numbers(viewer, 60) for viewer in (one, two)))
+        one.heard.clear()
         vanish(two)
         began = time.monotonic()
         await one.wait_for(lambda m: m["type"] == "state" and m["viewers"] == 1)
