@@ -32,7 +32,10 @@ FLAGS = (
 # The page keeps its connections to itself; this remembers them, to be asked what they decoded.
 REMEMBER = """
 const Original = RTCPeerConnection; window.peers = [];
-window.RTCPeerConnection = class extends Original { constructor(...all) { super(...all); peers.push(this); } };
+window.RTCPeerConnection = class extends Original {
+  constructor(...all) { super(...all); peers.push(this); }
+  createDataChannel(...all) { return (window.channel = super.createDataChannel(...all)); }
+};
 """
 RECEIVED = """
 async () => {
@@ -154,6 +157,11 @@ def test_watch_write_choose_and_save(page, address):
     expect(page.locator("#pill")).to_have_text("paused")
     page.keyboard.press("k")
     is_live(page)
+
+    page.evaluate("channel.send('{')")  # answered by an error without an id
+    expect(page.locator("#toast")).to_contain_text("Invalid JSON")
+    page.evaluate('channel.send(\'{"type": "exit", "id": 7}\')')  # that of nothing that the page asked
+    expect(page.locator("#toast")).to_contain_text("exit")
 
     with page.expect_download() as download:
         page.keyboard.press("s")
