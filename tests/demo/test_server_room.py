@@ -569,6 +569,58 @@ async def test_pages_of_others_are_kept_out(room, http):
     assert (await http.get("/status", headers={"Host": "evil.example"})).status_code == 403
 
 
+@in_room(origins=("https://demo.example",))
+async def test_a_page_elsewhere_gets_its_headers_and_nothing_more(room, http):
+    mine, evil = {"Origin": "https://demo.example"}, {"Origin": "https://evil.example"}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    for path in ("/offer", "/status", "/recording.mp4", "/metrics"):
+        answer = await http.options(path, headers=mine | asks)
+        assert answer.status_code == 204 and answer.headers["access-control-allow-origin"] == mine["Origin"]
+        assert answer.headers["access-control-allow-methods"] == "GET, HEAD, POST"
+        assert answer.headers["access-control-allow-headers"].lower() == "authorization, content-type"
+        assert "access-control-allow-credentials" not in answer.headers
+        answer = await http.options(path, headers=evil | asks)
+        assert answer.status_code == 403 and "--origin" in answer.json()["error"]
+        assert not any(name.startswith("access-control") for name in answer.headers)
+    for method, path, status in (
+        ("GET", "/status", 200),
+        ("HEAD", "/status", 200),
+        ("GET", "/nothing", 404),
+        ("POST", "/offer", 422),
+        ("GET", "/recording.mp4", 404),
+        ("GET", "/recording.mp4?seconds=-1", 422),
+        ("PUT", "/status", 405),
+    ):
+        answer = await http.request(method, path, headers=mine)
+        assert answer.status_code == status and answer.headers["access-control-allow-origin"] == mine["Origin"]
+        assert "origin" in answer.headers["vary"].lower() and (status == 200 or answer.json()["error"])
+        answer = await http.request(method, path, headers=evil)
+        assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+@in_room(host="0.0.0.0", token="correct horse battery", origins=("https://demo.example",))
+async def test_a_page_elsewhere_needs_the_token_and_can_read_that(room, http):
+    async with httpx.AsyncClient(transport=http._transport, base_url="http://gpu.example") as stranger:
+        mine = {"Origin": "https://demo.example"}
+        assert (await stranger.options("/offer", headers=mine)).status_code == 204
+        answer = await stranger.post("/offer", headers=mine)
+        assert answer.status_code == 401 and "Bearer TOKEN" in answer.json()["error"]
+        assert answer.headers["access-control-allow-origin"] == mine["Origin"]
+
+
+@in_room()
+async def test_nobody_elsewhere_unless_told(room, http):
+    for method in ("OPTIONS", "GET"):
+        answer = await http.request(method, "/status", headers={"Origin": "https://demo.example"})
+        assert answer.status_code == 403 and not any(name.startswith("access-control") for name in answer.headers)
+
+
+@in_room()
+async def test_every_page_answers_head(room, http):
+    for path in ("/", "/app.js", "/healthz", "/readyz", "/status", "/metrics"):
+        assert (await http.head(path)).status_code == (await http.get(path)).status_code == 200
+
+
 @in_room()
 async def test_the_page_is_what_it_is(room, http):
     page = await http.get("/")
