@@ -1,19 +1,20 @@
 """Real-time LongLive: prompt in, frames out."""
 
 import importlib
-import os
+from typing import TYPE_CHECKING
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-if not os.path.isdir(os.path.join(_HERE, "kernels")):  # a checkout: kernels/ lies beside this package, not in it
-    __path__.append(os.path.dirname(_HERE))
+if TYPE_CHECKING:
+    from .config import OptimizationConfig
+    from .engine.engine import LongLiveEngine
+    from .engine.request import BlockRequest
 
 __version__ = "0.1.0"
-_PUBLIC = {"LongLiveEngine": "engine.engine", "BlockRequest": "engine.request", "OptimizationConfig": "config"}
-__all__ = [*_PUBLIC]
+__all__ = ["BlockRequest", "LongLiveEngine", "OptimizationConfig"]
+_MODULES = {"LongLiveEngine": "engine.engine", "BlockRequest": "engine.request", "OptimizationConfig": "config"}
 
 
 def __getattr__(name: str):
     # Imported on first use: hosts that look through their plugins import this package without wanting torch.
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,8 +20,9 @@ from ..engine.engine import LongLiveEngine
 from ..engine.latency import LatencyMeter
 from ..engine.request import BlockRequest
 from ..engine.timing import BlockTimes
+from ..video_time import TRAINED_FPS
 from .loading import Height, Width, console, load_engine, picture_size, results
-from .video import FPS, Mp4Writer, check_mp4
+from .video import Mp4Writer, check_mp4
 
 
 class Switch(NamedTuple):
@@ -48,7 +49,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="The mp4 to write.")],
     model: Annotated[str, typer.Option(help="Model folder, or 'tiny' for the built-in model.")] = "tiny",
     switch: Annotated[list[str] | None, typer.Option(help="SECONDS:TEXT, may be given several times.")] = None,
-    seconds: Annotated[float, typer.Option(help=f"Length of the video at {FPS} frames a second.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help=f"Length of the video at {TRAINED_FPS} frames a second.")] = 5.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video on one device.")] = 42,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     height: Height = None,
@@ -75,7 +76,7 @@ def generate(
     started = time.perf_counter()
     panel = create_latency_overlay() if overlay else None
     with Mp4Writer(out, height, width, enlarge) as video:
-        _write(engine, prompt, switches, round(seconds * FPS) or 1, video, panel)
+        _write(engine, prompt, switches, round(seconds * TRAINED_FPS) or 1, video, panel)
     report = _report(engine, preset, warmup, time.perf_counter() - started)
     _print(report, out)
     if json_path:
@@ -98,7 +99,7 @@ def _write(
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=frames, speed="")
         while video.frames < frames:
-            while pending and pending[0].second * FPS <= video.frames:
+            while pending and pending[0].second * TRAINED_FPS <= video.frames:
                 prompt = pending.pop(0).text
             block = engine.generate_block(BlockRequest(prompt))
             if panel:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..config import OptimizationConfig
 from ..engine.engine import LongLiveEngine
@@ -37,7 +37,7 @@ def load_engine(model: str, config: OptimizationConfig, device: str | None) -> L
     """Load ``model`` and show how far it is."""
     columns = TextColumn("loading {task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:

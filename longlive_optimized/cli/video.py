@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-FPS = 16  # pixel frames per second that the model was trained at
+from ..video_time import TRAINED_FPS
 
 
 def check_mp4(path: Path) -> None:
@@ -32,8 +32,8 @@ class Mp4Writer:
         self._as_frame = h264.as_frame
         self._container = av.open(str(path), "w")
         self._size = enlarge * height, enlarge * width
-        self._stream = h264.add_stream(self._container, *self._size, FPS, {"crf": "18", "preset": "medium"})
-        self._stream.time_base = Fraction(1, FPS)
+        self._stream = h264.add_stream(self._container, *self._size, TRAINED_FPS, {"crf": "18", "preset": "medium"})
+        self._stream.time_base = Fraction(1, TRAINED_FPS)
         self.frames = 0
 
     def write(self, frames: np.ndarray) -> None:

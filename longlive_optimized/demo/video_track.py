@@ -13,10 +13,9 @@ import av
 from aiortc import VideoStreamTrack
 from aiortc.mediastreams import MediaStreamError
 
+from ..video_time import RTP_CLOCK
 from .scope_integration import OptimizedScopePipeline
 from .server.pacing import FrameClock
-
-CLOCK = 90_000  # ticks a second of RTP's video clock
 
 
 class PipelineVideoTrack(VideoStreamTrack):
@@ -38,7 +37,7 @@ class PipelineVideoTrack(VideoStreamTrack):
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
         self._clock = FrameClock()
         # When the time stamp is 0. aiortc's sender ends in silence where times fall below its encoder's first.
-        self._start = next((track._start for track in self._live if track._start is not None), None)
+        self._origin = next((track._origin for track in self._live if track._origin is not None), None)
         self._live.add(self)
 
     def set_prompt(self, prompt: str) -> None:
@@ -54,9 +53,9 @@ class PipelineVideoTrack(VideoStreamTrack):
         now = time.monotonic()
         due = self._clock.next(now, 1 / self.pipeline.config.target_fps)
         await asyncio.sleep(due - now)
-        self._start = due if self._start is None else self._start
+        self._origin = due if self._origin is None else self._origin
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts, frame.time_base = round((due - self._start) * CLOCK), Fraction(1, CLOCK)
+        frame.pts, frame.time_base = round((due - self._origin) * RTP_CLOCK), Fraction(1, RTP_CLOCK)
         return frame
 
     def stop(self) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from longlive_optimized.cli.video import FPS, Mp4Writer  # noqa: E402
+from longlive_optimized.cli.video import Mp4Writer  # noqa: E402
 from longlive_optimized.h264 import BT601, BT709, colours  # noqa: E402
+from longlive_optimized.video_time import TRAINED_FPS  # noqa: E402
 from support.mp4 import colour, durations  # noqa: E402
 
 COEFFICIENTS = {BT601: (0.299, 0.114), BT709: (0.2126, 0.0722)}  # of red and blue, from the recommendations
@@ -33,7 +34,7 @@ def recorded(path, picture: np.ndarray, count: int) -> bytes:
 
     recorder = Recorder(seconds=10)
     for _ in range(count):
-        recorder.add(picture, 1 / FPS)
+        recorder.add(picture, 1 / TRAINED_FPS)
     return recorder.mp4(10).result()
 
 
@@ -42,8 +43,8 @@ def recorded(path, picture: np.ndarray, count: int) -> bytes:
 def test_times_to_the_last_frame(make, count, tmp_path):
     mp4 = make(tmp_path / "a.mp4", patches(64, 96), count)
     with av.open(io.BytesIO(mp4)) as video:
-        assert [frame.time for frame in video.decode(video=0)] == pytest.approx([i / FPS for i in range(count)])
-    assert durations(mp4) == pytest.approx([1 / FPS] * count)
+        assert [frame.time for frame in video.decode(video=0)] == pytest.approx([i / TRAINED_FPS for i in range(count)])
+    assert durations(mp4) == pytest.approx([1 / TRAINED_FPS] * count)
 
 
 @pytest.mark.parametrize("make", [written, recorded])

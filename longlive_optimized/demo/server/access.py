@@ -32,12 +32,13 @@ class Access:
         host, origin, authorization: the headers of these names.
         """
         self.check_page(host, origin)
-        if self._settings.token is None:
+        token = self._settings.token
+        if token is None:
             return
         how = "open the address that the server printed, or send 'Authorization: Bearer TOKEN'"
         if authorization is None:
             raise Refused(401, f"a token is needed: {how}", "token")
-        if not self._presents_token(authorization):
+        if not _presents(token, authorization):
             raise Refused(401, f"this is not the server's token: {how}", "token")
 
     def check_page(self, host: str, origin: str | None) -> None:
@@ -64,10 +65,11 @@ class Access:
         allow = {"Access-Control-Allow-Origin": origin} if origin in self._settings.origins else {}
         return allow | {"Vary": "Origin"}
 
-    def _presents_token(self, authorization: str) -> bool:
-        scheme, _, presented = authorization.partition(" ")
-        right = secrets.compare_digest(presented.strip().encode(errors="surrogatepass"), self._settings.token.encode())
-        return scheme.lower() == "bearer" and right
+
+def _presents(token: str, authorization: str) -> bool:
+    scheme, _, presented = authorization.partition(" ")
+    right = secrets.compare_digest(presented.strip().encode(errors="surrogatepass"), token.encode())
+    return scheme.lower() == "bearer" and right
 
 
 def _hostname(host: str) -> str | None:

@@ -12,10 +12,11 @@ import av
 import numpy as np
 
 from ... import h264
+from ...video_time import RTP_CLOCK
 
 log = logging.getLogger(__name__)
 
-TIME_BASE = Fraction(1, 90_000)
+TIME_BASE = Fraction(1, RTP_CLOCK)
 SEGMENT = 1.0  # seconds: what is forgotten at a time
 LAG = 50  # frames that may wait to be encoded
 OPTIONS = {"preset": "superfast", "tune": "zerolatency", "crf": "20"}  # 3-5 ms a frame of 832x480 on one core
@@ -85,10 +86,10 @@ class Recorder:
             self._open = _Segment(*picture.shape[:2])
         self._open.add(picture, seconds)
         if self._open.seconds >= SEGMENT:
-            self._close_segment()
+            self._close_segment(self._open)
 
-    def _close_segment(self) -> None:
-        self._done.append((self._open.seconds, self._open.close()))
+    def _close_segment(self, segment: _Segment) -> None:
+        self._done.append((segment.seconds, segment.close()))
         self._open = None
         while len(self._last(self.seconds)) < len(self._done):
             self._done.popleft()
@@ -105,7 +106,7 @@ class Recorder:
 
     def _mp4(self, seconds: float) -> bytes:
         if self._open is not None:
-            self._close_segment()
+            self._close_segment(self._open)
         segments = self._last(seconds)
         return _join(segments) if segments else b""
 
@@ -115,12 +116,13 @@ def _join(segments: list[tuple[float, bytes]]) -> bytes:
     out, stream, begin = io.BytesIO(), None, 0.0
     with av.open(out, "w", format="mp4") as target:
         for seconds, data in segments:
-            with av.open(io.BytesIO(data), format="mpegts") as source:
+            with av.open(io.BytesIO(data), "r", format="mpegts") as source:
                 stream = stream or target.add_stream_from_template(source.streams.video[0])
-                packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
-                shift, end = round(begin / TIME_BASE) - packets[0].dts, round((begin + seconds) / TIME_BASE)
-                starts = [packet.dts + shift for packet in packets]
-                for packet, start, following in zip(packets, starts, [*starts[1:], end], strict=True):
+                packets = [(packet, packet.dts) for packet in source.demux(video=0) if packet.dts is not None]
+                shift, end = round(begin / TIME_BASE) - packets[0][1], round((begin + seconds) / TIME_BASE)
+                ends = [*(dts + shift for _, dts in packets[1:]), end]
+                for (packet, dts), following in zip(packets, ends, strict=True):
+                    start = dts + shift
                     packet.dts = packet.pts = start
                     packet.duration, packet.stream = following - start, stream
                     target.mux(packet)
