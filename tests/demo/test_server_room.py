@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import io
 import os
+import random
 import re
 import threading
 import time
@@ -25,7 +26,7 @@ from longlive_optimized.demo.server import rtc
 from longlive_optimized.demo.server import worker as worker_module
 from longlive_optimized.demo.server.broadcast import ViewerTrack
 from longlive_optimized.demo.server.metrics import Metrics
-from longlive_optimized.demo.server.offer import Offer
+from longlive_optimized.demo.server.offer import BadOffer, Offer
 from longlive_optimized.demo.server.settings import ServerSettings
 from support.painted import level, painted, read_level, read_number
 from support.server_peer import Viewer, visit
@@ -412,6 +413,8 @@ async def test_offers_without_a_way_are_refused_in_words(room, http):
         (without("fingerprint")(good), "no a=fingerprint: only encrypted connections"),
         (without("ice-ufrag", "ice-pwd")(good), "no a=ice-ufrag and no a=ice-pwd"),
         (without("setup")(good), "no a=setup"),
+        (good.replace("a=mid:1", "a=mid:0"), "each must have one name of its own"),
+        (good.replace("a=mid:1", "a=mid:1\r\na=mid:2"), "each must have one name of its own"),
         (without("rtcp-mux")(good), "no a=rtcp-mux: only encrypted connections with all media on one port"),
     ):
         answer = await http.post("/offer", json={"type": "offer", "sdp": sdp})
@@ -490,6 +493,54 @@ def test_a_browser_is_answered_to_the_letter():
     offer = Offer(head + audio + transport + candidate + video.replace("video 9", "video 0") + "a=bundle-only\r\n")
     assert all(line in offer.taken(local=False) for line in (transport + candidate).splitlines())
     assert "a=group:BUNDLE 0 1\r\nm=audio 9 " in offer.answer(made) and "a=inactive" in offer.answer(made)
+
+
+def test_spoilt_offers_are_read_or_refused():
+    """Nothing but BadOffer comes out, and what is read can be answered."""
+    head = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1 2\r\n"
+    same = "a=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:sha-256 AA\r\na=setup:actpass\r\na=rtcp-mux\r\n"
+    audio = "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\na=recvonly\r\na=candidate:1 1 udp 1 10.0.0.1 9 typ host\r\n"
+    video = "m=video 9 UDP/TLS/RTP/SAVPF 96\r\na=mid:1\r\na=recvonly\r\na=rtpmap:96 VP8/90000\r\n"
+    data = "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\na=mid:2\r\n"
+    good = (head + audio + same + video + same + data + same).split("\r\n")
+    strange = [
+        "",
+        "m=",
+        "m=video",
+        "m=video 0",
+        "a=mid:",
+        "a=mid:1",
+        "a=group:BUNDLE",
+        "a=bundle-only",
+        "a=inactive",
+        "☂",
+    ]
+    dice, read = random.Random(0), 0
+    for _ in range(3000):
+        lines = list(good)
+        for _ in range(dice.randint(1, 4)):
+            i, j = (dice.randrange(len(lines)) for _ in range(2))
+            match dice.randrange(5):
+                case 0:
+                    del lines[i]
+                case 1:
+                    lines.insert(i, lines[j])
+                case 2:
+                    lines[i], lines[j] = lines[j], lines[i]
+                case 3:
+                    lines[i] = lines[i][: dice.randrange(len(lines[i]) + 1)]
+                case 4:
+                    lines.insert(i, dice.choice(strange))
+        try:
+            offer = Offer("\r\n".join(lines))
+        except BadOffer as error:
+            assert str(error)
+            continue
+        taken = offer.taken(local=dice.random() < 0.5)
+        sections = sum(line.startswith("m=") for line in lines)
+        assert len(re.findall("^m=", offer.answer(taken), re.MULTILINE)) == sections
+        read += 1
+    assert 500 < read < 2500
 
 
 @in_room()

@@ -41,6 +41,9 @@ class Offer:
     def __init__(self, sdp: str):
         self._head, self._sections = _split(sdp)
         self._bundle = next((line.split()[1:] for line in self._head if line.startswith("a=group:BUNDLE")), [])
+        mids = [line for section in self._sections for line in section.values("mid")]
+        if len(mids) > len(set(mids)) or any(len(section.values("mid")) > 1 for section in self._sections):
+            raise BadOffer(f"the offer's sections have {mids[:10]}: each must have one name of its own")
         live = [section for section in self._sections if section.live]
         videos = [section for section in live if section.kind == "video"]
         if not videos:
