@@ -24,7 +24,8 @@ class PipelineVideoTrack(VideoStreamTrack):
     Frames are made in a thread of the track's own, so the event loop never waits for one. Time stamps are due times:
     even while the engine keeps up, and of the wall clock where it does not. They begin at 0; those of a track that is
     made while another one lives go on from that one's, so that it may take its place (``sender.replaceTrack``).
-    ``set_prompt`` may be called from the event loop or any thread.
+    ``prompt`` is a wish like that of ``set_prompt``, which may be called from the event loop or any thread, and like
+    ``pipeline.switch_prompt``: the last one holds.
 
     aiortc's MediaRecorder rounds times to 1/30 s, and writes no mp4 of more than 30 frames a second.
     """
@@ -33,7 +34,8 @@ class PipelineVideoTrack(VideoStreamTrack):
 
     def __init__(self, pipeline: OptimizedScopePipeline, prompt: str):
         super().__init__()
-        self.pipeline, self._prompt = pipeline, prompt
+        self.pipeline = pipeline
+        self.set_prompt(prompt)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
         self._clock = FrameClock()
         # When the time stamp is 0. aiortc's sender ends in silence where times fall below its encoder's first.
@@ -43,7 +45,6 @@ class PipelineVideoTrack(VideoStreamTrack):
     def set_prompt(self, prompt: str) -> None:
         """Go over to ``prompt`` with the next block. Raises ValueError for an empty one."""
         self.pipeline.switch_prompt(prompt)
-        self._prompt = prompt
 
     async def recv(self) -> av.VideoFrame:
         """The next frame, when it is due."""
@@ -65,7 +66,7 @@ class PipelineVideoTrack(VideoStreamTrack):
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _next_picture(self):
-        frame = self.pipeline.generate_frame(self._prompt)
+        frame = self.pipeline.next_frame()
         if self.pipeline.overlay:
             frame = self.pipeline.overlay.apply(frame, self.pipeline.get_latency_stats())
         return (frame * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()

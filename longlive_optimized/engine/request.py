@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..text.blend import normalise
+from .sampler import VideoSteps
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,12 @@ class BlockRequest:
     seed: replaces the stream's from this block on.
     video: frames to start from (video-to-video), uint8 [T, H, W, 3] or T of [H, W, 3] of any sizes, resized and
         resampled to fit; None is text mode. Changing between the two starts the VAE anew: nine frames, but no cut.
-    noise_scale: share of noise in the start latents of video mode, in [0.1, 1].
-    noise_from_motion: take that share from how much the video moves, near ``noise_scale`` (docs/model.md 4.6).
+    noise_scale: share of noise over the video, in [0.1, 1]; at 1 nothing of it is left. What of it shows depends on
+        the model and the size; docs/api.md says what to take.
+    noise_from_motion: take that share from how much the video moves, 0.54 to 0.72, and a tenth of ``noise_scale``
+        (docs/model.md 4.6).
+    noise_steps: ``cut`` begins the steps at that noise level and leaves out the noisier ones; ``scope`` replaces the
+        first step only, as scope does, so that a second step of more noise leaves little of the video.
     """
 
     prompt: str | tuple[tuple[str, float], ...]
@@ -45,6 +50,7 @@ class BlockRequest:
     video: Tensor | Sequence[Tensor] | None = field(default=None, compare=False)
     noise_scale: float = 0.7
     noise_from_motion: bool = False
+    noise_steps: VideoSteps = "cut"
 
     def __post_init__(self) -> None:
         self._check_prompt()
@@ -60,6 +66,8 @@ class BlockRequest:
             check_seed(self.seed)
         if not 0.1 <= self.noise_scale <= 1:
             raise ValueError(f"noise_scale must lie in [0.1, 1], got {self.noise_scale!r}")
+        if self.noise_steps not in ("cut", "scope"):
+            raise ValueError(f"noise_steps must be 'cut' or 'scope', got {self.noise_steps!r}")
         self._check_steps()
         self._check_video()
 

@@ -6,7 +6,9 @@ are rounded there, once; host memory holds no second copy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +24,8 @@ from ..vae.wan.model import WanVae
 from . import CheckpointError
 from .files import check_tensors, some, tensors_in
 from .locate import ModelFiles
-from .lora import Adapter, LowRank, merge, open_adapter
+from .lora import open_adapter
+from .terms import Adapter, Term, merge
 from .user_lora import UserLora, open_user_loras
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ def load_generator(
     config = _config(files)
     tensors, own, users = _open_generator(files, config, loras)
     model = Transformer(config, device=device, dtype=dtype)
-    _fill(model.checkpoint_slots(), tensors, _source(files, loras), progress, _terms(own, *users))
+    _fill(model.checkpoint_slots(), tensors, _source(files, loras), progress, (own, users))
     return model
 
 
@@ -73,7 +76,7 @@ def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.d
     """
     tensors, own, _ = _open_generator(files, _config(files))
     weights = _empty(tensors, device, dtype)
-    _fill(_slots(weights), tensors, _source(files), terms=_terms(own))
+    _fill(_slots(weights), tensors, _source(files), adapters=(own,))
     return weights
 
 
@@ -94,12 +97,11 @@ def refill_generator(
     if config != model.config:
         raise ValueError(f"files: the model was not made from {files.config}")
     tensors, own, users = _open_generator(files, config, loras)
-    adapted = {key for adapter in users for key in adapter}
-    slots = {key: slot for key, slot in model.checkpoint_slots().items() if key in adapted}
+    slots = {key: slot for key, slot in model.checkpoint_slots().items() if key in users}
     if not slots:
         return
     try:
-        _fill(slots, tensors, _source(files, loras), progress, _terms(own, *users))
+        _fill(slots, tensors, _source(files, loras), progress, (own, users))
     except Exception as error:
         kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
         raise kind(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
@@ -142,8 +144,8 @@ def _config(files: ModelFiles) -> ModelConfig:
 
 def _open_generator(
     files: ModelFiles, config: ModelConfig, loras: Sequence[UserLora] = ()
-) -> tuple[dict[str, Tensor], Adapter, list[Adapter]]:
-    """The generator's tensors, what LongLive's LoRA adds to them, and what each of ``loras`` does."""
+) -> tuple[dict[str, Tensor], Adapter, Adapter]:
+    """The generator's tensors, what LongLive's LoRA adds to them, and what ``loras`` then add."""
     stored = tensors_in(files.generator, ("generator", "generator_ema", "model"))
     tensors = {key.replace("_fsdp_wrapped_module.", "").removeprefix("model."): t for key, t in stored.items()}
     if len(tensors) < len(stored):
@@ -151,7 +153,7 @@ def _open_generator(
     shapes = generator_shapes(config)
     check_tensors(files.generator, tensors, shapes, files.config)
     own = open_adapter(files.lora, shapes) if files.lora else {}
-    return tensors, own, open_user_loras(loras, shapes)
+    return tensors, own, _joined(open_user_loras(loras, shapes))
 
 
 def _source(files: ModelFiles, loras: Sequence[UserLora] = ()) -> str:
@@ -160,11 +162,11 @@ def _source(files: ModelFiles, loras: Sequence[UserLora] = ()) -> str:
     return " merged with ".join(str(path) for path in paths if path)
 
 
-def _terms(*adapters: Adapter) -> dict[str, list[LowRank]]:
-    """What is added to each weight, in this order: refilling must round as loading did."""
-    terms: dict[str, list[LowRank]] = {}
-    for key, term in (item for adapter in adapters for item in adapter.items()):
-        terms.setdefault(key, []).append(term)
+def _joined(adapters: Sequence[Adapter]) -> Adapter:
+    """What several adapters add, in their order: refilling must round as loading did."""
+    terms: dict[str, list[Term]] = {}
+    for key, added in (item for adapter in adapters for item in adapter.items()):
+        terms.setdefault(key, []).extend(added)
     return terms
 
 
@@ -191,13 +193,10 @@ def _open_vae(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor],
 
 def _open_text(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor], Tokenizer]:
     from ..text.encoder import checkpoint_shapes, config_of
-    from ..text.tokenizer import Tokenizer
 
     tensors = tensors_in(files.text)
-    try:
-        tokenizer = Tokenizer(files.tokenizer, model.text_len)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    stat = (files.tokenizer / "tokenizer.json").stat()
+    tokenizer = _tokenizer(files.tokenizer, model.text_len, stat.st_mtime_ns, stat.st_size)
     try:
         config = config_of({key: tensor.shape for key, tensor in tensors.items()})
     except ValueError as error:
@@ -207,9 +206,19 @@ def _open_text(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor]
         expected = f"{files.config} has text_dim {model.text_dim}"
         raise CheckpointError(f"{files.text} makes embeddings of width {config.d_model}, {expected}")
     if tokenizer.vocabulary > config.vocab_size:
-        ids = f"{files.tokenizer} has {tokenizer.vocabulary} ids"
+        ids = f"{files.tokenizer / 'tokenizer.json'} has {tokenizer.vocabulary} ids"
         raise CheckpointError(f"{ids}, the token_embedding.weight of {files.text} only {config.vocab_size} rows")
     return tensors, tokenizer
+
+
+@functools.lru_cache(maxsize=1)  # umT5's takes seconds, and a model is checked before it is loaded
+def _tokenizer(folder: Path, text_len: int, changed: int, size: int) -> Tokenizer:
+    from ..text.tokenizer import Tokenizer
+
+    try:
+        return Tokenizer(folder, text_len)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _empty(tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -226,13 +235,19 @@ def _fill(
     tensors: Mapping[str, Tensor],
     source: str,
     progress: BytesDone | None = None,
-    terms: Mapping[str, Sequence[LowRank]] | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> None:
-    """Write ``tensors`` into ``slots``, merged with ``terms``; CheckpointError for NaN or infinity."""
+    """Write ``tensors`` into ``slots``, merged with one of ``adapters`` after the other.
+
+    Raises CheckpointError for NaN or infinity.
+    """
     total, done, sums = sum(slot.nbytes for slot in slots.values()), 0, []
     for key, slot in slots.items():
         weight = tensors[key].to(slot.device)
-        slot.write(merge(weight, terms[key]) if terms and key in terms else weight)
+        for adapter in adapters:
+            if key in adapter:
+                weight = merge(weight, adapter[key])
+        slot.write(weight)
         # All sums are looked at together, so that loading waits for the device once.
         sums.append(slot.sum())
         done += slot.nbytes

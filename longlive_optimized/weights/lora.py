@@ -1,31 +1,17 @@
-"""LongLive's LoRA: checked against the generator, then folded into its weights (docs/model.md 1.4)."""
+"""LongLive's LoRA, checked against the generator (docs/model.md 1.4)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from . import CheckpointError
 from .files import check_tensors, tensors_in
+from .terms import Adapter, LowRank
 
 _PREFIX = "base_model.model."
 _TARGET = re.compile(r"(blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.[02]))\.weight")
-
-
-class LowRank(NamedTuple):
-    """What a LoRA adds to one weight [rows, columns]: ``scale B A``, A [rank, columns], B [rows, rank]."""
-
-    a: Tensor
-    b: Tensor
-    scale: float = 1.0
-
-
-Adapter = Mapping[str, LowRank]  # by the key of the weight
 
 
 def targets(keys: Iterable[str]) -> list[str]:
@@ -51,18 +37,8 @@ def open_adapter(path: Path, generator: Mapping[str, Sequence[int]]) -> Adapter:
         raise CheckpointError(f"{path} is no LoRA: it has no tensor named {_PREFIX}...lora_A.weight")
     check_tensors(path, tensors, adapter_shapes(generator, len(matrix)), "the generator's linears")
     return {
-        f"{module}.weight": LowRank(
-            tensors[f"{_PREFIX}{module}.lora_A.weight"], tensors[f"{_PREFIX}{module}.lora_B.weight"]
-        )
+        f"{module}.weight": [
+            LowRank(tensors[f"{_PREFIX}{module}.lora_A.weight"], tensors[f"{_PREFIX}{module}.lora_B.weight"])
+        ]
         for module in targets(generator)
     }
-
-
-def merge(weight: Tensor, terms: Iterable[LowRank]) -> Tensor:
-    """``W`` plus each ``scale B A``, in turn, in float32 on the device of ``weight``; scale 0 does not touch a bit."""
-    where = {"device": weight.device, "dtype": torch.float32}
-    merged = weight.float()
-    for a, b, scale in terms:
-        if scale:
-            merged = torch.addmm(merged, b.to(**where), a.to(**where), alpha=scale)
-    return merged

@@ -1,47 +1,36 @@
-"""A user's LoRA for Wan2.1-T2V-1.3B, in the forms that trainers write.
+"""A user's LoRA for Wan2.1-T2V-1.3B, in the forms that trainers write: LoRA, DoRA, LoHa, LoKr, plain differences.
 
-A file names a module as the generator's checkpoint does, after prefixes such as ``diffusion_model.``, or with
-underscores after ``lora_unet_``. For each there is ``lora_A`` [rank, in] and ``lora_B`` [out, rank], also called
-``lora_down`` and ``lora_up``, and perhaps ``alpha``. ``(alpha / rank) B A`` is added to the weight; without alpha, B A.
+Names are the published checkpoint's or diffusers', with dots or underscores, after any usual prefix (lora_names.py).
+What a tensor adds is multiplied with alpha / rank (lora_alpha.py) and with the user's scale (terms.py).
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import math
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import CheckpointError
 from .files import check_tensors, some, tensors_in
-from .lora import Adapter, LowRank
+from .lora_alpha import Training, read_training
+from .lora_names import UNKNOWN, WHOLE, Names, refused, spellings
+from .terms import Adapter, Difference, Dora, Factor, Hadamard, Kronecker, LowRank, Term
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
-_PREFIXES = re.compile(r"(?:(?:base_model\.model|diffusion_model|pipe\.dit|transformer|model)\.)*")
-_UNDERSCORED = re.compile("lora_unet_+")  # VideoX-Fun writes two underscores, the others one
-_PARTS = {
-    ".lora_A.weight": "A",
-    ".lora_A.default.weight": "A",  # peft's own name inside a model, which DiffSynth saves
-    ".lora_down.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora_B.default.weight": "B",
-    ".lora_up.weight": "B",
-    ".alpha": "alpha",
-}
 # A weight of 2^24 elements of this size can still be summed in float32, which is how loading looks for infinity.
 _LIMIT = 1e30
+_UNREADABLE = (torch.float4_e2m1fn_x2, torch.complex32, torch.complex64, torch.complex128)
 
+Shapes = Mapping[str, Sequence[int]]
 _log = logging.getLogger(__name__)
 
 
@@ -71,106 +60,208 @@ class UserLora:
         object.__setattr__(self, "scale", float(self.scale))
 
 
-def open_user_loras(loras: Iterable[UserLora], generator: Mapping[str, Sequence[int]]) -> list[Adapter]:
+@dataclass(frozen=True)
+class _Module:
+    """What a file holds for one module of the model."""
+
+    name: str
+    spelling: str  # the file's name of it
+    parts: dict[str, Tensor]
+
+
+def open_user_loras(loras: Iterable[UserLora], generator: Shapes) -> list[Adapter]:
     """What each of ``loras`` adds to the generator with these shapes: mapped, and read once for NaN and infinity.
 
-    Modules that the model lacks and tensors of other kinds (``.diff``, biases) are passed over, as scope does; the log
-    says which, once. Raises CheckpointError, naming the file, for one that has nothing for this model, that fits
-    another model's shapes, that is damaged, or that needs more than a sum; FileNotFoundError; TypeError.
+    Modules that the model lacks are passed over, as scope does; the log says which, once. Raises CheckpointError,
+    naming the file, for one that has nothing for this model, that fits another model's shapes, that is damaged, or
+    of a kind that is not supported, which the message names; FileNotFoundError; TypeError.
     """
-    matrices = {key: shape for key, shape in generator.items() if key.endswith(".weight") and len(shape) == 2}
-    linears = {key.removesuffix(".weight"): shape for key, shape in matrices.items()}
-    return [_open(lora, linears) for lora in loras]
+    names = Names(generator)
+    return [_open(lora, generator, names) for lora in loras]
 
 
-def _open(lora: UserLora, linears: Mapping[str, Sequence[int]]) -> Adapter:
+def _open(lora: UserLora, shapes: Shapes, names: Names) -> Adapter:
     if not isinstance(lora, UserLora):
         raise TypeError(f"loras must hold UserLora objects, got {type(lora).__name__}")
     tensors = tensors_in(lora.path, ("generator_lora",))
-    if dora := [key for key in tensors if "dora_scale" in key or "magnitude_vector" in key]:
-        raise CheckpointError(f"{lora.path} is a DoRA, which is more than a sum and not supported: {some(dora)}")
-    modules, ignored = _sort(lora.path, tensors, linears)
+    modules, ignored = sort(lora.path, tensors, names)
     if not modules:
-        wanted = f"modules such as {next(iter(linears))}"
+        wanted = "modules (blocks.0.self_attn.q, or diffusers' blocks.0.attn1.to_q)"
         raise CheckpointError(f"{lora.path} holds no LoRA of this model's {wanted}: it holds {some(tensors)}")
-    _check_shapes(lora.path, modules, linears)
-    config = _peft_config(lora.path)
-    adapter = {
-        f"{module}.weight": LowRank(parts["A"], parts["B"], lora.scale * _strength(parts, config))
-        for module, parts in modules.items()
-    }
-    if bad := [key for key, term in adapter.items() if not _bound(term) < _LIMIT]:
+    adapter = adapt(lora.path, modules, shapes, read_training(lora.path, tensors), lora.scale)
+    if bad := [key for key, terms in adapter.items() if not sum(term.bound() for term in terms) < _LIMIT]:
         raise CheckpointError(f"{lora.path} at scale {lora.scale:g} adds NaN, infinity or about that to {some(bad)}")
     if ignored:
-        _warn_once(f"{lora.path}: {len(ignored)} tensors are for no linear of this model, and ignored: {some(ignored)}")
+        _warn_once(f"{lora.path}: {len(ignored)} tensors are for no module of this model, and ignored: {some(ignored)}")
     return adapter
 
 
-def _sort(
-    path: Path, tensors: Mapping[str, Tensor], linears: Mapping[str, Sequence[int]]
-) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """``A``, ``B`` and ``alpha`` of each module that is one of ``linears``; the names of all other tensors."""
-    underscored = {module.replace(".", "_"): module for module in linears}
-    modules, ignored = defaultdict(dict), []
+def sort(path: Path, tensors: Mapping[str, Tensor], names: Names) -> tuple[list[_Module], list[str]]:
+    """The tensors of each module that the model has, and the names of all other tensors. Nothing is written to."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    modules: dict[str, _Module] = {}
+    ignored = []
     for key, tensor in tensors.items():
-        suffix = next((suffix for suffix in _PARTS if key.endswith(suffix)), "")
-        name = key.removesuffix(suffix)
-        prefix = _UNDERSCORED.match(name)
-        module = underscored.get(name[prefix.end() :]) if prefix else _PREFIXES.sub("", name, count=1)
-        if not suffix or module not in linears:
+        named = names.find(key)
+        if kind := refused(key):
+            kinds[f"is {kind}"].append(key)
+        elif named is None:
             ignored.append(key)
-            continue
-        part = _PARTS[suffix]
-        if part in modules[module]:
-            raise CheckpointError(f"{path} holds {part} of {module} twice, one of them as {key}")
-        # Whole numbers and vectors of one element occur.
-        modules[module][part] = tensor.float().squeeze() if part == "alpha" else tensor
-    # LoHa and LoKr name their tensors otherwise: these are ignored, and an alpha without A and B is theirs.
-    return {module: parts for module, parts in modules.items() if parts.keys() != {"alpha"}}, ignored
+        elif named.part in (WHOLE, UNKNOWN):
+            kinds[f"holds tensors that are {named.part}"].append(key)
+        elif tensor.dtype in _UNREADABLE:
+            kinds[f"holds tensors of {tensor.dtype}"].append(key)
+        else:
+            module = modules.setdefault(named.module, _Module(named.module, named.spelling, {}))
+            if named.part in module.parts:
+                raise CheckpointError(f"{path} holds {named.part} of {named.module} twice, one of them as {key}")
+            # Whole numbers and vectors of one element occur.
+            module.parts[named.part] = tensor.float().squeeze() if named.part in ("alpha", "rank") else tensor
+    if kinds:
+        kind, keys = next(iter(kinds.items()))
+        raise CheckpointError(f"{path} {kind}, which is not supported: {some(keys)}")
+    # An alpha alone changes nothing.
+    return [module for module in modules.values() if module.parts.keys() - {"alpha", "rank"}], ignored
 
 
-def _check_shapes(
-    path: Path, modules: Mapping[str, Mapping[str, Tensor]], linears: Mapping[str, Sequence[int]]
-) -> None:
-    tensors, expected = {}, {}
-    for module, parts in modules.items():
-        rows, columns = linears[module]
-        rank = max([1, *parts["A"].shape[:1]]) if "A" in parts else 1
-        shapes = {"A": (rank, columns), "B": (rows, rank)} | ({"alpha": ()} if "alpha" in parts else {})
-        expected |= {f"{module}.{part}": shape for part, shape in shapes.items()}
-        tensors |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
-    check_tensors(path, tensors, expected, "this model")
+def adapt(path: Path, modules: Sequence[_Module], shapes: Shapes, training: Training, scale: float) -> Adapter:
+    """What ``modules`` add at ``scale`` to the weights with these ``shapes``; CheckpointError for what does not fit."""
+    found, expected = {}, {}
+    modules = [
+        _Module(m.name, m.spelling, _as_matrices(m.parts, shapes.get(_weight(m.name, shapes), ()))) for m in modules
+    ]
+    for module in modules:
+        found |= {f"{module.name}.{part}": tensor for part, tensor in module.parts.items()}
+        expected |= {f"{module.name}.{part}": shape for part, shape in _expected(module, shapes).items()}
+    check_tensors(path, found, expected, "this model")
+    if training.dora and not any("magnitude" in module.parts for module in modules):
+        raise CheckpointError(f"{path} was trained as a DoRA, but its magnitudes are missing")
+    adapter: dict[str, list[Term]] = defaultdict(list)
+    for module in modules:
+        for key, term in _terms(path, module, shapes, training, scale):
+            adapter[key].append(term)
+    return adapter
 
 
-def _strength(parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
-    rank = len(parts["A"])
-    if "alpha" in parts:
-        return parts["alpha"].item() / rank
-    if config:
-        return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return 1.0
+def _terms(path: Path, module: _Module, shapes: Shapes, training: Training, scale: float) -> Iterable[tuple[str, Term]]:
+    parts, weight = module.parts, _weight(module.name, shapes)
+    own = parts["alpha"].item() if "alpha" in parts else None
+    strength = scale * training.strength([module.spelling, *spellings(module.name)], _rank(parts), own)
+    if change := _change(parts, strength):
+        magnitude = parts.get("magnitude")
+        yield (
+            weight,
+            change if magnitude is None else Dora(change, _broadcast(path, module.name, magnitude, shapes[weight])),
+        )
+    if "difference" in parts:
+        yield weight, Difference(parts["difference"], scale)
+    if "B bias" in parts:
+        yield f"{module.name}.bias", Difference(parts["B bias"], strength)
+    if "bias difference" in parts:
+        yield f"{module.name}.bias", Difference(parts["bias difference"], scale)
+    if "modulation difference" in parts:
+        yield f"{module.name}.modulation", Difference(parts["modulation difference"], scale)
 
 
-def _peft_config(path: Path) -> dict[str, Any]:
-    """What peft wrote beside an ``adapter_model`` file, whose alpha is nowhere else; empty for any other file."""
-    file = path.with_name("adapter_config.json")
-    if path.stem != "adapter_model" or not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("lora_alpha"), int | float):
-        raise CheckpointError(f"{file} must hold lora_alpha, a number")
-    if config.get("alpha_pattern"):
-        raise CheckpointError(f"{file} has an alpha_pattern, which is not supported")
-    return config
+def _change(parts: Mapping[str, Tensor], strength: float) -> Term | None:
+    if "A" in parts:
+        return LowRank(parts["A"], parts["B"], strength)
+    if "hada_w1_a" in parts:
+        return Hadamard(_factor(parts, "hada_w1"), _factor(parts, "hada_w2"), strength)
+    if _has(parts, "lokr"):
+        return Kronecker(_factor(parts, "lokr_w1"), _factor(parts, "lokr_w2"), strength)
+    return None
 
 
-def _bound(term: LowRank) -> float:
-    """No element of ``scale B A`` is larger; NaN or infinity where A or B has one."""
-    a, b = (half.float().abs().max().item() for half in (term.a, term.b))
-    return abs(term.scale) * len(term.a) * a * b
+def _factor(parts: Mapping[str, Tensor], name: str) -> Factor:
+    return parts[name] if name in parts else (parts[f"{name}_a"], parts[f"{name}_b"])
+
+
+def _has(parts: Mapping[str, Tensor], kind: str) -> bool:
+    return any(part.startswith(kind) for part in parts)
+
+
+def _rank(parts: Mapping[str, Tensor]) -> int | None:
+    """None for a LoKr of two whole matrices."""
+    return next((len(parts[name]) for name in ("A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts), None)
+
+
+def _weight(module: str, shapes: Shapes) -> str:
+    """The key of a module's weight; a modulation is one by itself."""
+    return module if module in shapes else f"{module}.weight"
+
+
+def _as_matrices(parts: Mapping[str, Tensor], weight: Sequence[int]) -> dict[str, Tensor]:
+    """The factors of a convolution's change as matrices [rows, all the rest]."""
+    if len(weight) <= 2:
+        return dict(parts)
+    whole = ("difference", "magnitude")
+    return {part: t.flatten(1) if part not in whole and t.ndim > 2 else t for part, t in parts.items()}
+
+
+def _expected(module: _Module, shapes: Shapes) -> dict[str, Sequence[int]]:
+    """The shape that each part of a module must have; what is not named here must not be there."""
+    parts, weight = module.parts, shapes.get(_weight(module.name, shapes), ())
+    expected: dict[str, Sequence[int]] = {part: () for part in ("alpha", "rank") if part in parts}
+    if len(weight) > 1 and not module.name.endswith("modulation"):
+        expected |= _factors(parts, weight[0], _product(weight[1:]))
+        if "magnitude" in parts:
+            expected["magnitude"] = parts["magnitude"].shape  # looked at later: it may lie in either direction
+    for part, key in (
+        ("difference", _weight(module.name, shapes)),
+        ("bias difference", f"{module.name}.bias"),
+        ("B bias", f"{module.name}.bias"),
+        ("modulation difference", f"{module.name}.modulation"),
+    ):
+        if part in parts and key in shapes:
+            expected[part] = shapes[key]
+    return expected
+
+
+def _factors(parts: Mapping[str, Tensor], rows: int, columns: int) -> dict[str, Sequence[int]]:
+    shapes: dict[str, Sequence[int]] = {}
+    if _has(parts, "hada"):
+        for half in ("hada_w1", "hada_w2"):
+            rank = _size(parts, f"{half}_b", 0)
+            shapes |= {f"{half}_a": (rows, rank), f"{half}_b": (rank, columns)}
+    elif _has(parts, "lokr"):
+        outer = [_size(parts, "lokr_w1", 0, "lokr_w1_a"), _size(parts, "lokr_w1", 1, "lokr_w1_b")]
+        # A factor that does not divide the weight's side is told apart by what the other would have to be.
+        sides = {"lokr_w1": tuple(outer), "lokr_w2": (rows // outer[0], columns // outer[1])}
+        if rows % outer[0] or columns % outer[1]:
+            sides["lokr_w1"] = (rows, columns)
+        for half, (high, wide) in sides.items():
+            if half in parts:
+                shapes[half] = (high, wide)
+            else:
+                rank = _size(parts, f"{half}_b", 0)
+                shapes |= {f"{half}_a": (high, rank), f"{half}_b": (rank, wide)}
+    elif parts.keys() & {"A", "B", "B bias", "magnitude"}:
+        rank = _size(parts, "A", 0)
+        shapes |= {"A": (rank, columns), "B": (rows, rank)}
+    return shapes
+
+
+def _size(parts: Mapping[str, Tensor], part: str, dim: int, otherwise: str = "") -> int:
+    tensor = parts.get(part, parts.get(otherwise))
+    return 1 if tensor is None or tensor.ndim <= dim else max(1, tensor.shape[dim])
+
+
+def _product(sizes: Sequence[int]) -> int:
+    return functools.reduce(lambda product, size: product * size, sizes, 1)
+
+
+def _broadcast(path: Path, module: str, magnitude: Tensor, weight: Sequence[int]) -> Tensor:
+    """A DoRA's norms, of rows (PEFT, LyCORIS) or of columns (LyCORIS without wd_on_output, OneTrainer)."""
+    rest = (1,) * (len(weight) - 2)
+    rows, columns = (weight[0], 1, *rest), (1, weight[1], *rest)
+    # PEFT writes a convolution's with the rows in the second place.
+    if tuple(magnitude.shape) in ((weight[0],), rows) or (rest and tuple(magnitude.shape) == (1, weight[0], *rest)):
+        return magnitude.reshape(rows)
+    if tuple(magnitude.shape) == columns:
+        return magnitude
+    text = f"{module}.magnitude is {list(magnitude.shape)}, expected [{weight[0]}] or {list(columns)}"
+    raise CheckpointError(f"{path} does not fit this model: {text}")
 
 
 @functools.cache

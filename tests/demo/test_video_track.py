@@ -29,7 +29,10 @@ class Still:
         self.config = ScopeOptimizationConfig(height=32, width=48, target_fps=fps)
         self._seconds, self._frames = seconds, itertools.count()
 
-    def generate_frame(self, prompt: str) -> torch.Tensor:
+    def switch_prompt(self, prompt: str) -> None:
+        """Nothing is to be seen of it."""
+
+    def next_frame(self) -> torch.Tensor:
         if next(self._frames) % 12 == 0:
             time.sleep(self._seconds)
         return torch.full((3, 32, 48), 0.5)

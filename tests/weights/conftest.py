@@ -3,8 +3,10 @@ import shutil
 import pytest
 import torch
 
+from longlive_optimized.weights.load import load_generator
 from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.random_checkpoint import make_checkpoint
+from support.networks import stored
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,19 @@ def edit():
         torch.save(content if changed is None else changed, path)
 
     return change
+
+
+@pytest.fixture(scope="session")
+def model_files(pristine):
+    return locate(pristine)
+
+
+@pytest.fixture(scope="session")
+def plain(model_files):
+    """The generator without users' LoRAs, float32; nobody may write to it."""
+    return stored(load_generator(model_files, "cpu", torch.float32))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "style.safetensors"

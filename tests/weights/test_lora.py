@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from longlive_optimized.weights import CheckpointError
-from longlive_optimized.weights.lora import LowRank, adapter_shapes, merge, open_adapter, targets
+from longlive_optimized.weights.lora import adapter_shapes, open_adapter, targets
+from longlive_optimized.weights.terms import LowRank, merge
 
 GENERATOR = {"blocks.0.self_attn.q.weight": (24, 16), "blocks.0.self_attn.q.bias": (24,), "head.head.weight": (8, 16)}
 
@@ -60,7 +61,7 @@ def test_names_and_merge_of_peft(tmp_path):
     assert list(adapter) == ["blocks.0.self_attn.q.weight"]
     merged = wrapped.merge_and_unload().blocks[0].self_attn["q"].weight
     assert (merged - base).norm() > 0.1 * base.norm()
-    found = merge(base, [adapter["blocks.0.self_attn.q.weight"]])
+    found = merge(base, adapter["blocks.0.self_attn.q.weight"])
     torch.testing.assert_close(found, merged.detach(), rtol=1e-6, atol=1e-6)
 
 

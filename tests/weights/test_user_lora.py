@@ -8,95 +8,30 @@ from fractions import Fraction
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from longlive_optimized.model.transformer import generator_shapes
 from longlive_optimized.weights import CheckpointError, load, user_lora
 from longlive_optimized.weights.load import check_loras, load_generator, refill_generator
-from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
+from support.loras import (
+    FFN,
+    LINEARS,
+    Q,
+    check_merge,
+    diffusers,
+    dotted,
+    halves,
+    kohya,
+    merged,
+    tensors_of,
+    write,
+)
 from support.networks import stored
-
-SHAPES = generator_shapes(TINY)
-LINEARS = [key.removesuffix(".weight") for key, s in SHAPES.items() if key.endswith(".weight") and len(s) == 2]
-Q, FFN = "blocks.0.self_attn.q", "blocks.1.ffn.0"
-
-
-@pytest.fixture
-def model_files(pristine):
-    return locate(pristine)
-
-
-@pytest.fixture
-def plain(model_files):
-    """The generator without users' LoRAs, float32."""
-    return stored(load_generator(model_files, "cpu", torch.float32))
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "style.safetensors"
-
-
-def halves(modules, seed=0, dtype=torch.float32):
-    """A and B of each module, of another rank for each, as large together as a tenth of the weight."""
-    generator, made = torch.Generator().manual_seed(seed), {}
-    for i, module in enumerate(modules):
-        (rows, columns), rank = SHAPES[f"{module}.weight"], 1 + i % 5
-        a = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
-        made[module] = a.to(dtype), (torch.randn(rows, rank, generator=generator) * 0.1).to(dtype)
-    return made
-
-
-def dotted(prefix="", infix=""):
-    return lambda module: (f"{prefix}{module}", f"lora_A{infix}.weight", f"lora_B{infix}.weight")
-
-
-def kohya(prefix):
-    return lambda module: (prefix + module.replace(".", "_"), "lora_down.weight", "lora_up.weight")
-
-
-BARE = dotted()
-
-
-def tensors_of(pairs, naming=BARE, alpha=None):
-    tensors = {}
-    for module, (a, b) in pairs.items():
-        name, down, up = naming(module)
-        tensors |= {f"{name}.{down}": a, f"{name}.{up}": b}
-        if alpha is not None:
-            tensors[f"{name}.alpha"] = alpha
-    return tensors
-
-
-def write(path, tensors):
-    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
-    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
-    return path
-
-
-def merged(model_files, *loras, dtype=torch.float32):
-    return stored(load_generator(model_files, "cpu", dtype, loras=loras))
-
-
-def check_merge(found, plain, pairs, strength=lambda rank: 1.0):
-    """``found`` is ``plain``, plus ``strength(rank) B A`` where there is a pair, in float64."""
-    for key, tensor in found.items():
-        if (module := key.removesuffix(".weight")) not in pairs:
-            assert torch.equal(tensor, plain[key]), key
-            continue
-        a, b = pairs[module]
-        delta = strength(len(a)) * (b.double() @ a.double())
-        assert delta.norm() > 1e-3 * plain[key].norm(), key
-        torch.testing.assert_close(tensor.double(), plain[key].double() + delta, rtol=0, atol=2e-6)
-
 
 # ---- forms
 
 
-@pytest.mark.parametrize("alpha", [None, torch.tensor(2.5), torch.tensor([3]), torch.tensor(1.5, dtype=torch.bfloat16)])
 @pytest.mark.parametrize(
     "naming",
     [
@@ -110,16 +45,37 @@ def check_merge(found, plain, pairs, strength=lambda rank: 1.0):
         kohya("lora_unet_"),
         kohya("lora_unet__"),
         lambda module: (f"diffusion_model.{module}", "lora_down.weight", "lora_up.weight"),
+        dotted("base_model.model.", ".a-style"),
+        dotted("module._orig_mod."),
+        lambda module: (f"_fsdp_wrapped_module.{module}".replace(".self", "._orig_mod.self"), "lora_A", "lora_B"),
+        diffusers(dotted()),
+        diffusers(dotted("transformer.")),
+        diffusers(dotted("diffusion_model.")),
+        diffusers(dotted("base_model.model.transformer.", ".default")),
+        diffusers(lambda module: (f"transformer.{module}", "lora.down.weight", "lora.up.weight")),
+        diffusers(lambda module: (f"unet.{module}", "lora_linear_layer.down.weight", "lora_linear_layer.up.weight")),
+        diffusers(kohya("lora_unet_")),
+        diffusers(kohya("lora_transformer_")),
+        diffusers(kohya("lycoris_")),
+        diffusers(
+            lambda module: (f"transformer.{module}".replace("to_out.0", "to_out"), "lora_A.weight", "lora_B.weight")
+        ),
     ],
-    ids=["bare", "comfy", "peft", "transformer", "nested", "default", "diffsynth", "kohya", "fun", "comfy down up"],
 )
-def test_every_linear_in_every_form(model_files, plain, path, naming, alpha):
+def test_every_linear_in_every_form(model_files, plain, path, naming):
     """q, k and v, which lie in one matrix, and what LongLive's own LoRA leaves alone (embeddings, head) included."""
     pairs = halves(LINEARS)
     assert {"head.head", "text_embedding.0", "time_projection.1", "blocks.1.cross_attn.v"} <= set(LINEARS)
     assert len(LINEARS) == 6 + 10 * TINY.num_layers
-    write(path, tensors_of(pairs, naming, alpha))
-    lora = UserLora(path, -0.75)
+    write(path, tensors_of(pairs, naming, torch.tensor(2.5)))
+    check_merge(merged(model_files, UserLora(path, -0.75)), plain, pairs, lambda rank: -0.75 * 2.5 / rank)
+
+
+@pytest.mark.parametrize("alpha", [None, torch.tensor([3]), torch.tensor(1.5, dtype=torch.bfloat16)])
+@pytest.mark.parametrize("naming", [dotted(), kohya("lora_unet_")])
+def test_every_alpha(model_files, plain, path, naming, alpha):
+    pairs = halves([Q, FFN, "head.head"])
+    lora = UserLora(write(path, tensors_of(pairs, naming, alpha)), -0.75)
     check_loras(model_files, [lora])
     strength = (lambda rank: -0.75) if alpha is None else (lambda rank: -0.75 * alpha.item() / rank)
     check_merge(merged(model_files, lora), plain, pairs, strength)
@@ -308,20 +264,55 @@ def wider(tensors):
         ),
         (lambda t: t | {f"{FFN}.lora_B.weight": torch.full((512, 2), torch.nan)}, r"adds NaN, infinity .* to .*ffn\.0"),
         (lambda t: t | {f"{FFN}.alpha": torch.tensor(torch.nan)}, r"adds NaN, infinity .* to .*ffn\.0"),
-        (lambda t: t | {f"{Q}.dora_scale": torch.ones(256, 1)}, r"is a DoRA.*self_attn\.q\.dora_scale"),
-        (lambda t: t | {f"{Q}.lora_magnitude_vector": torch.ones(256)}, "is a DoRA"),
         (
-            lambda t: {f"transformer.blocks.0.attn1.to_q.{k[-13:]}": v for k, v in t.items()},
+            lambda t: t | {f"{Q}.dora_scale": torch.ones(255, 1)},
+            r"self_attn\.q\.magnitude is \[255, 1\], expected \[256\]",
+        ),
+        (
+            lambda t: t | {f"{Q}.lora_magnitude_vector": torch.full((256,), torch.nan)},
+            r"adds NaN, .* to .*self_attn\.q",
+        ),
+        (
+            lambda t: t | {"blocks.0.self_attn.k.dora_scale": torch.ones(256, 1)},
+            r"2 missing \(blocks\.0\.self_attn\.k\.A",
+        ),
+        (
+            lambda t: {f"transformer.blocks.9.attn1.to_q.{k[-13:]}": v for k, v in t.items()},
             "holds no LoRA of this model's",
         ),
         (lambda t: {f"lora_unet_blocks_9_{k}": v for k, v in t.items()}, "holds no LoRA of this model's"),
         (
             lambda t: {f"{Q}.hada_w1_a": torch.zeros(256, 1), f"{Q}.alpha": torch.tensor(1.0)},
-            "no LoRA .* it holds .*hada_w1_a",
+            r"3 missing \(blocks\.0\.self_attn\.q\.hada_w1_b",
         ),
-        (lambda t: {"patch_embedding.lora_A.weight": torch.zeros(1, 64)}, "holds no LoRA of this model's"),
-        (lambda t: {f"{Q}.bias.lora_A.weight": torch.zeros(1, 64)}, "holds no LoRA of this model's"),
-        (lambda t: {"blocks.0.norm3.lora_A.weight": torch.zeros(1, 256)}, "holds no LoRA of this model's"),
+        (lambda t: {"patch_embedding.lora_A.weight": torch.zeros(1, 64)}, r"1 missing \(patch_embedding\.B\)"),
+        (lambda t: {f"{Q}.bias.lora_A.weight": torch.zeros(1, 64)}, "holds tensors that are of an unknown kind"),
+        (lambda t: {"blocks.0.norm3.lora_A.weight": torch.zeros(1, 256)}, r"1 unexpected \(blocks\.0\.norm3\.A\)"),
+        (
+            lambda t: {"blocks.0.modulation.lora_A.weight": torch.zeros(1, 256)},
+            r"1 unexpected \(blocks\.0\.modulation\.A",
+        ),
+        (lambda t: t | {f"{Q}.diff": torch.zeros(256)}, r"self_attn\.q\.difference is \[256\], expected \[256, 256\]"),
+        (
+            lambda t: t | {f"{Q}.diff_b": torch.full((256,), torch.inf)},
+            r"adds NaN, infinity .* to .*self_attn\.q\.bias",
+        ),
+        (
+            lambda t: t | {f"{Q}.diff_m": torch.zeros(6)},
+            r"1 unexpected \(blocks\.0\.self_attn\.q\.modulation difference",
+        ),
+        (
+            lambda t: {f"{Q}.lokr_w1": torch.ones(3, 4), f"{Q}.lokr_w2": torch.ones(64, 64)},
+            r"self_attn\.q\.lokr_w1 is \[3, 4\], expected \[256, 256\]",
+        ),
+        (
+            lambda t: {f"{Q}.lokr_w1": torch.ones(4, 4), f"{Q}.lokr_w2": torch.ones(64, 32)},
+            r"self_attn\.q\.lokr_w2 is \[64, 32\], expected \[64, 64\]",
+        ),
+        (
+            lambda t: t | {f"{Q}.lokr_w1": torch.ones(4, 4), f"{Q}.lokr_w2": torch.ones(64, 64)},
+            r"2 unexpected \(blocks\.0\.self_attn\.q\.A",
+        ),
     ],
 )
 def test_files_that_do_not_fit(model_files, path, change, message):
@@ -355,13 +346,19 @@ def test_files_that_are_none(model_files, tmp_path, suffix, content):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"lora_alpha": "8"}', '{"lora_alpha": 8, "alpha_pattern": {"q": 2}}']
-)
+    "text",
+    [
+        "{", "[]", "{}", '{"lora_alpha": true}', '{"lora_alpha": NaN}', '{"lora_alpha": 1e999}', '{"lora_alpha": [8]}',
+        '{"lora_alpha": 8, "alpha_pattern": {"q": "x"}}', '{"lora_alpha": 8, "alpha_pattern": [1]}',
+        '{"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 2}}', '{"lora_alpha": 8, "peft_type": "VERA"}',
+        '{"lora_alpha": 8, "init_lora_weights": "pissa_niter_4"}', "[" * 100_000, " " * (1 << 23),
+    ],
+)  # fmt: skip
 def test_peft_configs_that_cannot_be_used(model_files, tmp_path, text):
     file = write(tmp_path / "adapter_model.safetensors", tensors_of(halves([Q])))
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(
-        CheckpointError, match=r"adapter_config\.json (is not valid|must hold lora_alpha|has an alpha_p)"
+        CheckpointError, match=r"adapter_config\.json( is not valid|: | must hold| says .*(VERA|pissa)| is larger)"
     ):
         check_loras(model_files, [UserLora(file)])
 
@@ -375,9 +372,11 @@ def test_a_bad_lora_is_found_before_memory_is_taken(model_files, path, monkeypat
 
 
 def test_what_is_ignored_is_said_once(model_files, plain, path, caplog):
+    """Modules of larger relatives, other networks, an alpha without its LoRA."""
     pairs = halves([Q])
-    others = {"blocks.40.self_attn.q.lora_A.weight": torch.zeros(1, 256), "blocks.0.norm3.diff": torch.zeros(256)}
-    others |= {f"{Q}.diff_b": torch.ones(256), f"{FFN}.alpha": torch.tensor(3.0), f"{FFN}.hada_w1_a": torch.ones(2, 2)}
+    others = {"blocks.40.self_attn.q.lora_A.weight": torch.zeros(1, 256), "lora_te_text_model.alpha": torch.tensor(1.0)}
+    others |= {"vace_blocks.0.self_attn.q.lora_A.weight": torch.ones(1, 256)}
+    others |= {"blocks.0.cross_attn.k_img.lora_A.weight": torch.ones(1, 256), f"{FFN}.alpha": torch.tensor(3.0)}
     write(path, tensors_of(pairs) | others)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -385,7 +384,7 @@ def test_what_is_ignored_is_said_once(model_files, plain, path, caplog):
     [record] = caplog.records
     text = record.getMessage()
     assert str(path) in text and "4 tensors" in text
-    assert all(name in text for name in others if not name.endswith("alpha"))
+    assert all(name in text for name in others if not name.endswith("ffn.0.alpha"))
 
 
 def test_nothing_is_said_of_a_whole_lora(model_files, path, caplog):
@@ -484,7 +483,7 @@ def test_refill_touches_nothing_if_a_file_is_bad(files, two, path):
     refused(FileNotFoundError, r"b\.pt")
     two[1].path.write_bytes(good)
     config = json.loads(files.config.read_text())
-    files.config.write_text(json.dumps(config | {"eps": 1e-5}))
+    files.config.write_text(json.dumps(config | {"text_len": 256}))
     refused(ValueError, r"files: the model was not made from .*config\.json")
     files.config.write_text(json.dumps(config))
     files.generator.rename(path)

@@ -1,0 +1,156 @@
+"""What adapters add to a weight, kept in the small form in which trainers write it and expanded where it is added.
+
+Every term counts from the weight as it was before any of them, so that several add up in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# Below this a row of 2^24 elements still has a norm in float32, whose square is what overflows first.
+_NORMABLE = 1e15
+
+
+class Term(Protocol):
+    """One change of one weight, ``scale`` times as strong as it was trained."""
+
+    @property
+    def scale(self) -> float: ...
+
+    def add(self, weight: Tensor, base: Tensor) -> Tensor:
+        """``weight`` changed as this term changes ``base``, both float32 of one shape; neither is written to."""
+        ...
+
+    def bound(self) -> float:
+        """No element of the change is larger; NaN or infinity where a tensor of the term has one."""
+        ...
+
+
+Adapter = Mapping[str, Sequence[Term]]  # by the checkpoint's key of the weight
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """``scale B A``: A [rank, columns], B [rows, rank]. A weight of more dimensions is taken as [rows, the rest]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float = 1.0
+
+    def add(self, weight: Tensor, base: Tensor) -> Tensor:
+        rows = weight.flatten(1)
+        return torch.addmm(rows, _like(self.b, weight), _like(self.a, weight), alpha=self.scale).view_as(weight)
+
+    def bound(self) -> float:
+        return abs(self.scale) * len(self.a) * _largest(self.a) * _largest(self.b)
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """``scale D``, D of the weight's shape."""
+
+    difference: Tensor
+    scale: float = 1.0
+
+    def add(self, weight: Tensor, base: Tensor) -> Tensor:
+        return weight.add(_like(self.difference, weight), alpha=self.scale)
+
+    def bound(self) -> float:
+        return abs(self.scale) * _largest(self.difference)
+
+
+Factor = Tensor | tuple[Tensor, Tensor]  # a matrix, or two whose product it is
+
+
+@dataclass(frozen=True, eq=False)
+class Hadamard:
+    """LoHa (FedPara, arXiv 2108.06098): ``scale`` times the elementwise product of two matrices."""
+
+    one: Factor
+    two: Factor
+    scale: float = 1.0
+
+    def add(self, weight: Tensor, base: Tensor) -> Tensor:
+        change = _matrix(self.one, weight) * _matrix(self.two, weight)
+        return weight.add(change.view_as(weight), alpha=self.scale)
+
+    def bound(self) -> float:
+        return abs(self.scale) * _bound(self.one) * _bound(self.two)
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """LoKr (LyCORIS, arXiv 2309.14859): ``scale`` times the Kronecker product of two matrices."""
+
+    one: Factor
+    two: Factor
+    scale: float = 1.0
+
+    def add(self, weight: Tensor, base: Tensor) -> Tensor:
+        change = torch.kron(_matrix(self.one, weight), _matrix(self.two, weight))
+        return weight.add(change.view_as(weight), alpha=self.scale)
+
+    def bound(self) -> float:
+        return abs(self.scale) * _bound(self.one) * _bound(self.two)
+
+
+@dataclass(frozen=True, eq=False)
+class Dora:
+    """DoRA (arXiv 2402.09353) as PEFT runs it: the base and ``change``, then each row scaled to a norm of its own.
+
+    The strength is that of ``change``; the norms stay as trained, so the result is no interpolation. ``magnitude``
+    broadcasts over the weight; norms are taken over the dimensions in which it has one element.
+    """
+
+    change: Term
+    magnitude: Tensor
+
+    @property
+    def scale(self) -> float:
+        return self.change.scale
+
+    def add(self, weight: Tensor, base: Tensor) -> Tensor:
+        adapted, magnitude = self.change.add(base, base), _like(self.magnitude, weight)
+        over = [dim for dim, size in enumerate(magnitude.shape) if size == 1]
+        norm = torch.linalg.vector_norm(adapted, dim=over, keepdim=True)
+        # A row of zeros stays one.
+        return weight + (adapted * (magnitude / norm.clamp_min(torch.finfo(norm.dtype).eps)) - base)
+
+    def bound(self) -> float:
+        change = self.change.bound()
+        return _largest(self.magnitude) + (change if not change > _NORMABLE else torch.inf)
+
+
+def merge(weight: Tensor, terms: Iterable[Term]) -> Tensor:
+    """``weight`` plus what each of ``terms`` adds to it, in turn, in float32 on its device.
+
+    Scale 0 does not touch a bit. Nothing that is given is written to.
+    """
+    base = merged = weight.float()
+    for term in terms:
+        if term.scale:
+            merged = term.add(merged, base)
+    return merged
+
+
+def _like(tensor: Tensor, weight: Tensor) -> Tensor:
+    return tensor.to(device=weight.device, dtype=weight.dtype)
+
+
+def _matrix(factor: Factor, weight: Tensor) -> Tensor:
+    return _like(factor, weight) if isinstance(factor, Tensor) else _like(factor[0], weight) @ _like(factor[1], weight)
+
+
+def _bound(factor: Factor) -> float:
+    if isinstance(factor, Tensor):
+        return _largest(factor)
+    return len(factor[1]) * _largest(factor[0]) * _largest(factor[1])
+
+
+def _largest(tensor: Tensor) -> float:
+    return tensor.float().abs().max().item()
