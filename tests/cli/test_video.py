@@ -10,7 +10,7 @@ av = pytest.importorskip("av")
 from longlive_optimized.cli.video import Mp4Writer  # noqa: E402
 from longlive_optimized.h264 import BT601, BT709, colours  # noqa: E402
 from longlive_optimized.video_time import TRAINED_FPS  # noqa: E402
-from support.mp4 import colour, durations  # noqa: E402
+from support.mp4 import colour, durations, times  # noqa: E402
 
 COEFFICIENTS = {BT601: (0.299, 0.114), BT709: (0.2126, 0.0722)}  # of red and blue, from the recommendations
 
@@ -45,6 +45,7 @@ def test_times_to_the_last_frame(make, count, tmp_path):
     with av.open(io.BytesIO(mp4)) as video:
         assert [frame.time for frame in video.decode(video=0)] == pytest.approx([i / TRAINED_FPS for i in range(count)])
     assert durations(mp4) == pytest.approx([1 / TRAINED_FPS] * count)
+    assert times(mp4) == pytest.approx([i / TRAINED_FPS for i in range(count)])
 
 
 @pytest.mark.parametrize("make", [written, recorded])

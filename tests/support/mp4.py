@@ -9,8 +9,20 @@ def durations(mp4: bytes) -> list[float]:
     """Seconds of each picture of the first track."""
     (rate,) = struct.unpack_from(">I", _box(mp4, "moov", "trak", "mdia", "mdhd"), 12)
     table = _box(mp4, "moov", "trak", "mdia", "minf", "stbl", "stts")
-    runs = struct.iter_unpack(">II", table[8 : 8 + 8 * struct.unpack_from(">I", table, 4)[0]])
-    return [ticks / rate for count, ticks in runs for _ in range(count)]
+    return [ticks / rate for count, ticks in _runs(table, ">II") for _ in range(count)]
+
+
+def times(mp4: bytes) -> list[float]:
+    """Seconds from the first picture to each, in the order in which they are shown."""
+    (rate,) = struct.unpack_from(">I", _box(mp4, "moov", "trak", "mdia", "mdhd"), 12)
+    table = _box(mp4, "moov", "trak", "mdia", "minf", "stbl")
+    decoded = [round(rate * sum(durations(mp4)[:i])) for i in range(len(durations(mp4)))]
+    try:
+        delays = [delay for count, delay in _runs(_box(table, "ctts"), ">Ii") for _ in range(count)]
+    except ValueError:  # they are shown in the order of decoding
+        delays = [0] * len(decoded)
+    shown = sorted(at + delay for at, delay in zip(decoded, delays, strict=True))
+    return [(at - shown[0]) / rate for at in shown]
 
 
 def colour(mp4: bytes) -> tuple[int, int, int, bool]:
@@ -18,6 +30,10 @@ def colour(mp4: bytes) -> tuple[int, int, int, bool]:
     entry = _box(mp4, "moov", "trak", "mdia", "minf", "stbl", "stsd")
     at = entry.index(b"colrnclx") + 8
     return *struct.unpack_from(">HHH", entry, at), bool(entry[at + 6] >> 7)
+
+
+def _runs(table: bytes, form: str):
+    return struct.iter_unpack(form, table[8 : 8 + 8 * struct.unpack_from(">I", table, 4)[0]])
 
 
 def _box(data: bytes, *path: str) -> bytes:
