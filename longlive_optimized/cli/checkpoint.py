@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .files import say_written
 from .loading import console
 
 
@@ -27,11 +29,13 @@ def make_checkpoint(
     config: Annotated[Config, typer.Option(help="Size of the network and the VAE.")] = Config.tiny,
     text: Annotated[Text | None, typer.Option(help="Size of the text encoder; full is 11 GB.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the checkpoint that is there.")] = False,
 ) -> None:
     """Write random weights in the published layout, with a tokenizer."""
+    began = time.perf_counter()
     from ..weights.random_checkpoint import make_checkpoint as make
 
-    columns = TextColumn("writing {task.description}"), BarColumn(), TimeElapsedColumn()
+    columns = TextColumn("writing {task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(str(directory))
         make(
@@ -39,6 +43,7 @@ def make_checkpoint(
             config.value,
             text.value if text else None,
             seed,
+            force,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    console.print(f"wrote {directory}", highlight=False)
+    say_written(directory, f" in {time.perf_counter() - began:.1f} s")

@@ -8,7 +8,6 @@ import platform
 from importlib import import_module, metadata
 from typing import Annotated
 
-import torch
 import typer
 from rich.table import Table
 
@@ -26,6 +25,8 @@ def doctor(
 
 
 def _versions() -> None:
+    import torch
+
     table = Table(title="installed", title_justify="left", show_header=False)
     table.add_row("python", platform.python_version())
     for name in ("longlive-optimized", "torch", "triton", "transformers", "safetensors", "av"):
@@ -61,6 +62,8 @@ def _operators() -> None:
 
 
 def _backend(impls: dict, library: bool) -> tuple[str, str]:
+    import torch
+
     from ..kernels.registry import ORDER
 
     if not torch.cuda.is_available():
@@ -79,6 +82,6 @@ def _check_model(directory: str) -> None:
 
     files = locate(directory)
     for part, path in dataclasses.asdict(files).items():
-        results.print(f"{part}: {path or 'none'}", highlight=False, soft_wrap=True)
+        results.print(f"{part}: {path or 'none'}", soft_wrap=True)
     check(files)
-    results.print(f"[green]{directory} is complete and its parts fit together[/green]")
+    results.print(f"{directory} is complete and its parts fit together", style="green", soft_wrap=True)

@@ -145,7 +145,7 @@ def _start_from_video(stream: Stream, request: BlockRequest, start: Tensor) -> f
 def _encode(stream: Stream, request: BlockRequest) -> tuple[Tensor, float]:
     count = VIDEO_FRAMES if stream.position else FIRST_VIDEO_FRAMES
     latents, settings = stream.history, stream.settings
-    video = prepare_video(request.video, count, settings.height, settings.width, latents.dtype, latents.device)
+    video = prepare_video(request.video, count, *settings.size, latents.dtype, latents.device)
     scale = request.noise_scale
     if request.noise_from_motion:
         scale = stream.motion.noise_scale(video, scale)

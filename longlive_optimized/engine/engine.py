@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..config import BLOCK_FRAMES, CHANGEABLE, OptimizationConfig, StreamSettings
 from ..kernels.registry import forced
+from ..plain import whole
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
 from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
-from ..weights.locate import locate
+from ..weights.locate import locate, native_size
 from ..weights.user_lora import UserLora
 from . import block
 from .devices import Devices, default_dtype
@@ -51,7 +52,10 @@ class LongLiveEngine:
         loras: Sequence[UserLora] = (),
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
-        self.config = config or OptimizationConfig()
+        config = _of("config", config, OptimizationConfig) or OptimizationConfig()
+        if isinstance(loras, str) or not all(isinstance(lora, UserLora) for lora in loras):
+            raise TypeError(f"loras must be UserLoras, got {loras!r}")
+        self.config = config.sized(native_size(model_path))
         self.devices = Devices(device)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
@@ -106,8 +110,8 @@ class LongLiveEngine:
         """
         own = {"height": height, "width": width, "seed": seed}
         settings |= {name: value for name, value in own.items() if value is not None}
-        if total_frames is not None and (not isinstance(total_frames, int) or total_frames < 1):
-            raise ValueError(f"total_frames must be a whole number of at least 1, got {total_frames!r}")
+        if total_frames is not None:
+            total_frames = whole("total_frames", total_frames, 1)
         settings = dataclasses.replace(StreamSettings.of(self.config), **settings)
         with self.devices.turn():
             networks = Networks(self.model, self.codec, self.prompts)
@@ -130,8 +134,10 @@ class LongLiveEngine:
         Raises ValueError for one with ``total_frames``, which may end before that.
         """
         started = time.perf_counter()
+        if blocks is not None:
+            blocks = whole("blocks", blocks, 0)
         with self.devices.turn():
-            stream = stream or self.stream
+            stream = self._one(stream)
             if stream.total_frames is not None:
                 raise ValueError("stream must have no total_frames to be warmed up")
             blocks = max(blocks or 0, -(-stream.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
@@ -155,20 +161,22 @@ class LongLiveEngine:
         Does not wait for the device, unless the noise depends on the video's motion. After an error the same request
         may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the stream begins anew.
         """
+        if not isinstance(request, BlockRequest):
+            raise TypeError(f"request must be a BlockRequest, got {type(request).__name__}")
         with self.devices.turn():
-            return block.make_block(stream or self.stream, request, first_latent_only)
+            return block.make_block(self._one(stream), request, first_latent_only)
 
     def rest_of_block(self, stream: Stream | None = None) -> Tensor:
         """The frames that ``generate_block`` left out, uint8 [T, H, W, 3]. Raises RuntimeError if there are none."""
         with self.devices.turn():
-            return block.rest_of_block(stream or self.stream)
+            return block.rest_of_block(self._one(stream))
 
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
         """Forget a stream's frames; weights, prompt cache and settings stay."""
         if seed is not None:
-            check_seed(seed)
+            seed = check_seed(seed)
         with self.devices.turn():
-            (stream or self.stream).reset(seed)
+            self._one(stream).reset(seed)
 
     def set_loras(self, loras: Sequence[UserLora]) -> None:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window first.
@@ -184,8 +192,16 @@ class LongLiveEngine:
 
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
-        stream = stream or self._stream
+        stream = self._stream if stream is None else self._one(stream)
         return stream.timer.collect() if stream else []
+
+    def _one(self, stream: Stream | None) -> Stream:
+        """``stream``, or the default one. Raises TypeError and ValueError for what is no stream of this engine."""
+        if _of("stream", stream, Stream) is None:
+            return self.stream
+        if stream not in self._streams:
+            raise ValueError("stream must be one that this engine has opened")
+        return stream
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -195,3 +211,10 @@ class LongLiveEngine:
     def cuda_graphs_active(self) -> bool:
         """Whether the default stream's passes are replayed from CUDA graphs."""
         return self._stream is not None and self._stream.cuda_graphs_active
+
+
+def _of(name: str, value: object, kind: type):
+    """``value``. Raises TypeError naming the argument unless it is None or of that kind."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be of the class {kind.__name__}, got {type(value).__name__}")
+    return value

@@ -66,7 +66,7 @@ class Stream:
         self._devices, self._graphs_if = devices, new_graphs
         _note_what_is_missing(settings, self.precision)
         model, self.seed = networks.model, settings.seed
-        rows, columns = settings.height, settings.width
+        rows, columns = settings.size
         self._new_ring = functools.partial(
             RingCache,
             model.config,

@@ -7,7 +7,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import HEIGHT, WIDTH
+
 TINY = "tiny"
+TINY_SIZE = (64, 96)  # height and width that the built-in model is trained at
 _BUILT_IN = Path(__file__).parents[1] / "tinyworld" / "trained"
 VAE_FILES = {
     "wan": "Wan2.1_VAE.pth",
@@ -30,6 +33,11 @@ class ModelFiles:
     tokenizer: Path
     lora: Path | None = None
     vae_type: str = "wan"  # what ``vae`` holds; a TAE and a LightTAE cannot be told apart by their tensors
+
+
+def native_size(model_path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width that a model is made for."""
+    return TINY_SIZE if model_path == TINY else (HEIGHT, WIDTH)
 
 
 def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFiles:

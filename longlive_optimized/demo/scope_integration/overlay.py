@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 from torch import Tensor
 
+from ...config import read_keywords
 from ...engine.latency import LatencyStats
 from ...kernels.overlay_blend import DTYPES, overlay_blend
 from .panel import ERROR, GOOD, SMALLEST, WARNING, WHITE, Bar, Colour, Figure, Panel
@@ -54,6 +56,11 @@ class OverlayConfig:
     latency_error_ms: Milliseconds = 40.0
     margin: Annotated[float, Field(ge=0, le=0.5)] = 0.025
     scale: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keywords(cls, given: ArgsKwargs) -> ArgsKwargs:
+        return read_keywords(cls, given)
 
     @model_validator(mode="after")
     def _error_is_above_warning(self):

@@ -17,6 +17,7 @@ from ...engine.engine import LongLiveEngine, Progress
 from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
+from ...plain import did_you_mean, whole
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
@@ -45,9 +46,9 @@ class OptimizedScopePipeline:
         device: str | torch.device | None = None,
         progress: Progress | None = None,
     ):
-        config = config or ScopeOptimizationConfig.preset_balanced()
+        config = _checked(config) or ScopeOptimizationConfig.preset_balanced()
         engine = LongLiveEngine(model_path, OptimizationConfig.of(config), device, progress)
-        self._show(engine, engine.stream, config)
+        self._show(engine, engine.stream, config.sized(engine.config.size))
 
     @classmethod
     def on(cls, engine: LongLiveEngine, config: ScopeOptimizationConfig | None = None) -> OptimizedScopePipeline:
@@ -57,7 +58,8 @@ class OptimizedScopePipeline:
         engine: vae_type, model_dtype and all else that is no StreamSettings.
         """
         theirs = dataclasses.asdict(engine.config)
-        config = config or ScopeOptimizationConfig(**theirs)
+        config = _checked(config) or ScopeOptimizationConfig(**theirs)
+        config = config.sized(engine.config.size)
         settings = dataclasses.asdict(StreamSettings.of(config))
         if wrong := [name for name in theirs if name not in settings and getattr(config, name) != theirs[name]]:
             raise ValueError(f"config must have the engine's {', '.join(wrong)}: they are the same for all its streams")
@@ -81,8 +83,7 @@ class OptimizedScopePipeline:
 
         On CUDA the first frame does this if it was not done before. Statistics leave it out.
         """
-        if not isinstance(num_frames, int) or num_frames < 1:
-            raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
+        num_frames = whole("num_frames", num_frames, 1)
         with self._lock:
             self._apply_config()
             self.engine.warmup(math.ceil(num_frames / BLOCK_PIXEL_FRAMES), self.stream)
@@ -222,6 +223,12 @@ class OptimizedScopePipeline:
         return create_latency_overlay(position=self.config.overlay_position, opacity=self.config.overlay_opacity)
 
 
+def _checked(config: ScopeOptimizationConfig | None) -> ScopeOptimizationConfig | None:
+    if config is not None and not isinstance(config, ScopeOptimizationConfig):
+        raise TypeError(f"config must be a ScopeOptimizationConfig, got {type(config).__name__}")
+    return config
+
+
 def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prompt, tuple[int, ...] | None]:
     """The prompt and the denoising steps of a call, checked."""
     steps = kwargs.pop("denoising_steps", None)
@@ -234,7 +241,8 @@ def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prom
 def _only(kwargs: dict, *names: str) -> dict:
     """``kwargs``, if there is nothing but ``names`` in them. Raises TypeError."""
     if unknown := kwargs.keys() - set(names):
-        raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}; {', '.join(names)} are known")
+        name = sorted(unknown)[0]
+        raise TypeError(f"unexpected argument {name!r}{did_you_mean(name, names)}; {', '.join(names)} are known")
     return kwargs
 
 

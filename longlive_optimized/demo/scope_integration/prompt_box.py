@@ -80,4 +80,4 @@ class PromptBox:
 def as_prompt(prompt: str | Sequence[tuple[str, float]], **how) -> Prompt:
     """Check a prompt as BlockRequest does, and its ``blend`` and ``transition_blocks`` if given."""
     request = BlockRequest(prompt, **how)
-    return Prompt(request.prompt, request.blend, how.get("transition_blocks"))
+    return Prompt(request.prompt, request.blend, request.transition_blocks if "transition_blocks" in how else None)
