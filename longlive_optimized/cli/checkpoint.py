@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .files import say_written
 from .loading import console
@@ -38,12 +39,15 @@ def make_checkpoint(
     columns = TextColumn("writing {task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(str(directory))
-        make(
-            directory,
-            config.value,
-            text.value if text else None,
-            seed,
-            force,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        size = text.value if text else None
+        try:
+            make(directory, config.value, size, seed, force, partial(_advance, bar, task))
+        except OSError as error:
+            if not error.strerror:  # it is our own, and says all
+                raise
+            raise OSError(f"directory: {directory} cannot be written: {error.strerror}") from error
     say_written(directory, f" in {time.perf_counter() - began:.1f} s")
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)

@@ -80,7 +80,10 @@ def _check_model(directory: str) -> None:
     from ..weights.load import check
     from ..weights.locate import locate
 
-    files = locate(directory)
+    try:
+        files = locate(directory)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("model_path", "directory", 1)) from None
     for part, path in dataclasses.asdict(files).items():
         results.print(f"{part}: {path or 'none'}", soft_wrap=True)
     check(files)

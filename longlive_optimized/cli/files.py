@@ -13,29 +13,28 @@ from .loading import console
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 
 
-def check_mp4(path: Path, force: bool) -> None:
-    """``check_file``, for the mp4 of ``--out``."""
-    if path.suffix.lower() != ".mp4" or path.is_dir() or (path.exists() and not path.is_file()):
-        raise ValueError(f"--out must be an .mp4 file, got {str(path)!r}")
-    check_file("--out", path, force)
-
-
-def check_file(option: str, path: Path | None, force: bool) -> None:
-    """Make the folder of a file to come and try to write there. Raises FileExistsError, OSError naming the option."""
+def check_file(option: str, path: Path | None, force: bool, suffix: str = "") -> None:
+    """Make the folder of a file to come and try to write there. Raises ValueError and OSError naming the option."""
     if path is None:
         return
-    there = path.exists()
-    if there and not path.is_file() and not path.is_dir():
-        return  # a device or a pipe, such as /dev/stdout
-    if there and not force and not path.is_dir():
-        raise FileExistsError(f"{option}: {path} exists; --force overwrites it")
     try:
+        if suffix and (path.suffix.lower() != suffix or (path.exists() and not path.is_file())):
+            raise ValueError(f"{option} must be an {suffix} file, got {str(path)!r}")
+        there = path.exists()
+        if there and not path.is_file() and not path.is_dir():
+            return  # a device or a pipe, such as /dev/stdout
+        if there and path.is_file() and not force:
+            raise FileExistsError(f"{option}: {path} exists; --force overwrites it")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise NotADirectoryError(f"{option}: {path} cannot be written: {path.parent} is no folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab"):
             pass
         if not there:
             path.unlink()
     except OSError as error:
+        if not error.strerror:  # it is one of the above
+            raise
         raise OSError(f"{option}: {path} cannot be written: {error.strerror}") from error
 
 
@@ -49,7 +48,7 @@ def write_json(path: Path | None, value: object) -> None:
 def say_written(path: Path, note: str = "") -> None:
     """``wrote FILE: 12.3 kB``, and ``note``."""
     files = [path] if not path.is_dir() else [file for file in path.rglob("*") if file.is_file()]
-    console.print(f"wrote {path}: {_size(sum(file.stat().st_size for file in files))}{note}")
+    console.print(f"wrote {path}: {_size(sum(file.stat().st_size for file in files))}{note}", soft_wrap=True)
 
 
 def _size(count: float) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from ..config import PRESETS, OptimizationConfig
 from ..text.clean import clean
 from ..weights.locate import native_size
-from .files import Force, check_file, check_mp4, say_written, write_json
+from .files import Force, check_file, say_written, write_json
 from .loading import Height, Width, console, load_engine, results
 from .video import FPS, Mp4Writer
 
@@ -75,7 +75,9 @@ def generate(
     height, width = config.sized(native_size(model)).size
     if enlarge * max(height, width) > LONGEST_SIDE:
         raise ValueError(f"--enlarge must leave pictures of at most {LONGEST_SIDE} pixels a side, got {enlarge}")
-    check_mp4(out, force)
+    check_file("--out", out, force, ".mp4")
+    if json_path and json_path.absolute() == out.absolute():
+        raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
     check_file("--json", json_path, force)
     engine = load_engine(model, config, device)
     warmup = _warm_up(engine)
@@ -143,7 +145,9 @@ def _write(
             fps = 1e3 * last.frames / last.total
             bar.update(task, completed=video.frames, speed=f"{last.total:.0f} ms/block, {fps:.1f} fps")
     for late in pending:
-        console.print(f"the video ended before the switch at {late.second:g} s to {late.text!r}", style="yellow")
+        console.print(
+            f"the video ended before the switch at {late.second:g} s to {late.text!r}", style="yellow", soft_wrap=True
+        )
 
 
 def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: float) -> dict:

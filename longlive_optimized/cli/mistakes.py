@@ -49,4 +49,8 @@ def _fault(found: Mapping) -> str:
 
 
 def _named(text: str) -> str:
-    return _NAMED.sub(lambda name: _OPTIONS[name[0]], text).replace("force=True", "--force")
+    return (
+        _NAMED.sub(lambda name: _OPTIONS[name[0]], text)
+        .replace("force=True", "--force")
+        .replace("a token of", "a --token of")
+    )
