@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,13 +14,12 @@ def plain(value: Any) -> Any:
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """``value`` as an int. Raises ValueError naming the argument unless it is a whole number in [least, most]."""
-    try:
-        number = plain(value)
-        number = int(number) if isinstance(number, float) and number.is_integer() else operator.index(number)
-        if not isinstance(number, bool) and least <= number and (most is None or number <= most):
+    number = plain(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, int) and not isinstance(number, bool):
+        if least <= number and (most is None or number <= most):
             return number
-    except TypeError:
-        pass
     wanted = f"of at least {least}" if most is None else f"in {least}..{most}"
     raise ValueError(f"{name} must be a whole number {wanted}, got {value!r}")
 

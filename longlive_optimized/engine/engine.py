@@ -53,9 +53,8 @@ class LongLiveEngine:
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
         config = _of("config", config, OptimizationConfig) or OptimizationConfig()
-        if isinstance(loras, str) or not all(isinstance(lora, UserLora) for lora in loras):
-            raise TypeError(f"loras must be UserLoras, got {loras!r}")
-        self.config = config.sized(native_size(model_path))
+        _check_loras(loras)
+        self.config = OptimizationConfig.of(config).sized(native_size(model_path))
         self.devices = Devices(device)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
@@ -184,6 +183,7 @@ class LongLiveEngine:
         Their weights are written anew from the files, so that nothing drifts. ``loras`` must name all that are merged,
         at scale 0 if they are to go. Raises as ``weights.load.refill_generator``.
         """
+        _check_loras(loras)
         with self.devices.turn():
             self.synchronize()
             refill_generator(self.model, self.files, loras)
@@ -218,3 +218,8 @@ def _of(name: str, value: object, kind: type):
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be of the class {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _check_loras(loras: Sequence[UserLora]) -> None:
+    if not isinstance(loras, list | tuple) or not all(isinstance(lora, UserLora) for lora in loras):
+        raise TypeError(f"loras must be a list of UserLoras, got {loras!r}")

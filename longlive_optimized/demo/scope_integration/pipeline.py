@@ -57,6 +57,8 @@ class OptimizedScopePipeline:
         ``config`` is the engine's own unless given. Raises ValueError naming the fields in which it is of another
         engine: vae_type, model_dtype and all else that is no StreamSettings.
         """
+        if not isinstance(engine, LongLiveEngine):
+            raise TypeError(f"engine must be a LongLiveEngine, got {type(engine).__name__}")
         theirs = dataclasses.asdict(engine.config)
         config = _checked(config) or ScopeOptimizationConfig(**theirs)
         config = config.sized(engine.config.size)
