@@ -2,7 +2,8 @@
 # From a fresh checkout to something that runs.
 #   ./setup_env.sh        a virtual environment with the package built into it
 #   ./setup_env.sh demo   the same, then a short video of the built-in model in out/, and what it shows of its prompts
-#   ./setup_env.sh test   the same, then the test suite
+#   ./setup_env.sh test   the same, then the test suite in two processes
+#   ./setup_env.sh lint   the same, then formatters and the type check
 # PYTHON  the interpreter to start from (python3); its own torch is used if it has one of at least 2.9
 # TORCH   what to install otherwise (torch==2.13.0)
 # VENV    where the environment goes (.venv)
@@ -12,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch==2.13.0} VENV=${VENV:-.venv}
 python=$VENV/bin/python
 
-say() { printf '\n== %s\n' "$*"; }
+say() { printf '\n== %s (at %d s)\n' "$*" $SECONDS; }
 
 torch_at_least() { # INTERPRETER MINOR: does it have torch 2.MINOR or later?
   "$1" -c "import sys, torch; sys.exit([*map(int, torch.__version__.split('.')[:2])] < [2, $2])" 2>/dev/null
@@ -54,15 +55,18 @@ build() { # EXTRAS
 }
 
 case ${1:-} in
-  "" | demo | test) ;;
-  *) echo "usage: $0 [demo|test]" >&2 && exit 2 ;;
+  "" | demo | lint | test) ;;
+  *) echo "usage: $0 [demo|lint|test]" >&2 && exit 2 ;;
 esac
 torch_at_least "$python" 9 || make_venv
 nvcc=$(find_nvcc)
 say "$("$python" -c 'import platform, torch
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 print(f"python {platform.python_version()}, torch {torch.__version__}, GPU: {gpu}", end="")'), nvcc: ${nvcc:-none}"
-if [[ ${1:-} == test ]]; then build "[test]"; else build ""; fi
+case ${1:-} in
+  lint | test) build "[$1]" ;;
+  *) build "" ;;
+esac
 
 case ${1:-} in
   demo)
@@ -72,6 +76,13 @@ case ${1:-} in
       --prompt "$first" --switch "$then" --out out/demo.mp4 --json out/demo.json
     "$python" -P -m longlive_optimized.tinyworld.watch out/demo.mp4 "$first" "$then"
     ;;
-  test) "$python" -P -m pytest -q ;; # -P: the installed package, not the checkout
+  lint)
+    say "formatters and types"
+    PATH="$(realpath "$VENV")/bin:$PATH" "$python" -m pre_commit run --all-files --show-diff-on-failure
+    ;;
+  test)
+    say "the suite"
+    "$python" -P -m pytest -q -n 2 --dist worksteal --durations 10
+    ;;
   *) say "ready: $VENV/bin/longlive-optimized --help" ;;
 esac

@@ -16,7 +16,8 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "Tensor window, int sink, int origin) -> ()");
   m.def(
       "causal_conv(Tensor x, Tensor frames, Tensor weight, Tensor bias, int kind, Tensor? residual, "
-      "Tensor? residual_frames, Tensor(a!)? raw, Tensor? raw_frames, Tensor(b!)? act, Tensor? act_frames, Tensor? gain, "
+      "Tensor? residual_frames, Tensor(a!)? raw, Tensor? raw_frames, Tensor(b!)? act, Tensor? act_frames, Tensor? "
+      "gain, "
       "float eps) -> ()");
   m.def("conv_pixels(Tensor x, Tensor frames, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
   m.def("ring_attention(Tensor q, Tensor k_ring, Tensor v_ring, Tensor ranges) -> Tensor");

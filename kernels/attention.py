@@ -47,7 +47,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"k must not be empty, got {list(k.shape)}")
 
 
-@attention.impl("library", when=lambda q, *rest: q.is_cuda and q.dtype == torch.bfloat16)
+@attention.impl("library", when=lambda q, *rest: q.is_cuda and q.dtype == torch.bfloat16 and len(q) > 0)
 def _library(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     _check(q, k, v)
     with sdpa_kernel(_LIBRARY_ORDER, set_priority=True):

@@ -1,7 +1,7 @@
 """causal_conv: the video autoencoder's convolutions, with what follows each of them in the network.
 
-Activations are [frames, C / 8, H, W, 8]: a pixel's channels lie in groups of eight. Which of a tensor's frames are
-meant, and in which order, is a list of places, so that history needs no copy: it stays where it was written.
+Activations are [frames, C / 8, H, W, 8]: a pixel's channels lie in groups of eight. A list of frame indices says which
+of a tensor's frames are read or written, in which order, so history is never copied: it stays where it was written.
 """
 
 from __future__ import annotations
@@ -29,15 +29,13 @@ class Kind(IntEnum):
 
     CAUSAL = 0  # [Co, Ci, 3, 3, 3]: over a frame and the two before it, zero-padded in space
     POINT = 1  # [Co, Ci, 1, 1, 1]
-    TIME = (
-        2  # [2 Co, Ci, 3, 1, 1]: over time alone; a frame becomes two, the first one in the first half of the channels
-    )
-    UP = 3  # [Co, Ci, 3, 3]: of frames enlarged twice by copying pixels, zero-padded
+    TIME = 2  # [2 Co, Ci, 3, 1, 1]: over time alone; a frame becomes two, each from one half of the channels
+    UP = 3  # [Co, Ci, 3, 3]: of frames upsampled twice to the nearest neighbour, zero-padded
 
 
-_PHASES = {Kind.CAUSAL: 3, Kind.POINT: 1, Kind.TIME: 3, Kind.UP: 1}  # frames of taps
-_TAPS = {Kind.CAUSAL: 9, Kind.POINT: 1, Kind.TIME: 1, Kind.UP: 4}  # in each
-_RESULTS = {Kind.CAUSAL: 1, Kind.POINT: 1, Kind.TIME: 2, Kind.UP: 4}  # of a pixel
+_SLICES: dict[int, int] = {Kind.CAUSAL: 3, Kind.POINT: 1, Kind.TIME: 3, Kind.UP: 1}  # input frames of a result
+_TAPS: dict[int, int] = {Kind.CAUSAL: 9, Kind.POINT: 1, Kind.TIME: 1, Kind.UP: 4}  # in each of them
+_RESULTS: dict[int, int] = {Kind.CAUSAL: 1, Kind.POINT: 1, Kind.TIME: 2, Kind.UP: 4}  # of a pixel
 
 
 def to_groups(x: Tensor) -> Tensor:
@@ -66,7 +64,7 @@ def pack(kind: Kind, weight: Tensor, residual: Tensor | None = None) -> Tensor:
         rows, taps = _fold(weight).flatten(0, 2), 4
     else:
         rows, taps = weight, _TAPS[kind]
-    rows = rows.reshape(len(rows), weight.shape[1], _PHASES[kind], taps)
+    rows = rows.reshape(len(rows), weight.shape[1], _SLICES[kind], taps)
     if kind == Kind.CAUSAL and width == _BY_COLUMN:
         rows = rows.unflatten(3, (3, 3)).mT.flatten(2, 3)
     streams = [_stream(rows, width)]
@@ -86,27 +84,30 @@ def _width(channels: int) -> int:
 
 
 def _fold(weight: Tensor) -> Tensor:
-    """[Co, Ci, 3, 3] on an enlarged frame to [2, 2, Co, Ci, 2, 2] on the frame itself, a kernel for each pixel."""
+    """[Co, Ci, 3, 3] on an upsampled frame to [2, 2, Co, Ci, 2, 2] on the frame itself, a kernel for each output pixel.
+
+    After nearest-neighbour upsampling an output pixel sees 2 x 2 distinct inputs: the same result for 4/9 of the FLOPs.
+    """
 
     def rows(w: Tensor, dim: int) -> Tensor:
         a, b, c = w.unbind(dim)
         return torch.stack((torch.stack((a, b + c), dim), torch.stack((a + b, c), dim)))
 
-    # Precision: up to four taps are summed in float32 and rounded once; on an enlarged frame, none would be.
+    # Precision: up to four taps are summed in float32 and rounded once; on an upsampled frame, none would be.
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     return rows(rows(wide, 3), 3).to(weight.dtype)
 
 
 def _stream(w: Tensor, width: int) -> Tensor:
-    """[parts * width, Ci, phases, taps] to [parts, phases, chunks, taps, 4, width, 8], Ci padded with zeros; flat."""
+    """[parts * width, Ci, slices, taps] to [parts, slices, chunks, taps, 4, width, 8], Ci padded with zeros; flat."""
     w = F.pad(w, (0, 0, 0, 0, 0, -w.shape[1] % _CHUNK))
     w = w.unflatten(1, (-1, _CHUNK // GROUP, GROUP)).unflatten(0, (-1, width))
     return w.permute(0, 5, 2, 6, 3, 1, 4).flatten(1)
 
 
-def _unstream(stream: Tensor, channels: int, phases: int, taps: int, width: int) -> Tensor:
-    """The inverse of ``_stream``: [parts * width, channels, phases, taps]."""
-    w = stream.view(len(stream), phases, -1, taps, _CHUNK // GROUP, width, GROUP)
+def _unstream(stream: Tensor, channels: int, slices: int, taps: int, width: int) -> Tensor:
+    """The inverse of ``_stream``: [parts * width, channels, slices, taps]."""
+    w = stream.view(len(stream), slices, -1, taps, _CHUNK // GROUP, width, GROUP)
     return w.permute(0, 5, 2, 4, 6, 1, 3).flatten(2, 4).flatten(0, 1)[:, :channels]
 
 
@@ -127,17 +128,17 @@ def causal_conv(
 ) -> None:
     """``y = conv(x) + bias (+ residual)`` into ``raw``, and ``SiLU(norm(y) * gain)`` into ``act``.
 
-    - x [S, Ci / 8, H, W, 8], contiguous: bfloat16, float32 or float64. frames, int32: the places in x of the frames to
+    - x [S, Ci / 8, H, W, 8], contiguous: bfloat16, float32 or float64. frames, int32: the indices in x of the frames to
       read, for CAUSAL and TIME two more than are convolved, those before the first; below zero: a frame of zeros.
     - weight: see ``pack``; kind: a ``Kind``. bias [Co], of TIME [2 Co], float32 (float64 with float64).
     - residual [S', Cr / 8, H, W, 8], if weight was packed with one, read at residual_frames [T] (as frames).
     - raw, act [S'', Co / 8, H', W', 8], either or both; results are written at raw_frames, act_frames [T'], nowhere
       else. T' = T and [H', W'] = [H, W], but TIME has 2 T frames and UP twice the height and width.
-      raw may be residual itself, at the same places, if it is added as it is: with the identity for ``pack``.
+      raw may be residual itself, at the same indices, if it is added as it is: with the identity for ``pack``.
     - gain [Co], like bias, with act: norm(y) = y / max(|y|_2, 1e-12) * sqrt(Co) over the channels (docs/model.md 7.2).
 
-    All lists of places are int32, contiguous, on x's device, and are read when the operator runs: a captured graph
-    serves any. Places must not repeat within an output, nor may what is read be written, but for residual and raw.
+    All lists of indices are int32, contiguous, on x's device, and are read when the operator runs: a captured graph
+    serves any. Indices must not repeat within an output, nor may what is read be written, but for residual and raw.
     Raises ValueError naming the argument that does not fit.
     """
     channels, width = _check(
@@ -151,22 +152,22 @@ def causal_conv(
     y = _convolve(_read(x, frames, wide), taps, kind) + bias.view(1, -1, 1, 1)
     if kind == Kind.TIME:
         y = y.unflatten(1, (2, channels)).flatten(0, 1)
-    if residual is not None:
+    if residual is not None and residual_frames is not None:
         point = _unstream(weight[:, main:].to(wide), residual.shape[1] * GROUP, 1, 1, width)
         y += F.conv2d(_read(residual, residual_frames, wide), point)
     y = y.to(x.dtype)
-    if raw is not None:
+    if raw is not None and raw_frames is not None:
         _write(raw, raw_frames, y)
-    if act is not None:
+    if act is not None and act_frames is not None:
         normed = F.rms_norm(y.movedim(1, -1).to(wide), (channels,), gain, eps=_EPS / channels)
         _write(act, act_frames, F.silu(normed).movedim(-1, 1).to(x.dtype))
 
 
 def _taps(stream: Tensor, channels: int, kind: int, width: int) -> Tensor:
-    """What ``pack`` made of a weight: [rows, channels, phases, taps]."""
+    """What ``pack`` made of a weight: [rows, channels, slices, taps]."""
     if kind == Kind.CAUSAL and width == _BY_COLUMN:
         return _unstream(stream, channels, 9, 3, width).unflatten(2, (3, 3)).mT.flatten(3)
-    return _unstream(stream, channels, _PHASES[kind], _TAPS[kind], width)
+    return _unstream(stream, channels, _SLICES[kind], _TAPS[kind], width)
 
 
 def _read(x: Tensor, frames: Tensor, dtype: torch.dtype) -> Tensor:
@@ -180,7 +181,7 @@ def _write(t: Tensor, frames: Tensor, y: Tensor) -> None:
 
 
 def _convolve(x: Tensor, taps: Tensor, kind: int) -> Tensor:
-    """x [T + history, Ci, H, W] and taps [rows, Ci, phases, taps] to [T, rows, H, W], or [T, Co, 2 H, 2 W]."""
+    """x [T + history, Ci, H, W] and taps [rows, Ci, slices, taps] to [T, rows, H, W], or [T, Co, 2 H, 2 W]."""
     if kind == Kind.UP:
         (frames, _, height, width), padded = x.shape, F.pad(x, (1, 1, 1, 1))
         kernels = taps.view(2, 2, -1, x.shape[1], 2, 2)
@@ -218,31 +219,31 @@ def _check(
         raise ValueError(f"kind must be a Kind, got {kind}")
     expect_float("x", x)
     expect("x", x, (None, None, None, None, GROUP), x.dtype, x.device)
-    history = 2 if _PHASES[kind] == 3 else 0
-    _check_places("frames", frames, x)
+    history = 2 if _SLICES[kind] == 3 else 0
+    _check_indices("frames", frames, x)
     count = len(frames) - history
     if count < 1:
-        raise ValueError(f"frames must have at least {history + 1} places, got {len(frames)}")
+        raise ValueError(f"frames must have at least {history + 1} indices, got {len(frames)}")
     wide = torch.promote_types(x.dtype, torch.float32)
     expect("bias", bias, (None,), wide, x.device)
     doubled = 2 if kind == Kind.TIME else 1
     channels = len(bias) // doubled
     width = _width(channels)
     parts = channels // width * _RESULTS[kind]
-    size = _padded(x) * _PHASES[kind] * _TAPS[kind]
+    size = _padded(x) * _SLICES[kind] * _TAPS[kind]
     if residual is not None:
         expect("residual", residual, (None, None, *x.shape[2:]), x.dtype, x.device)
-        _check_places("residual_frames", residual_frames, x, count)
+        _check_indices("residual_frames", residual_frames, x, count)
         size += _padded(residual)
     expect("weight", weight, (parts, size * width), x.dtype, x.device)
     scale = 2 if kind == Kind.UP else 1
     shape = (None, channels // GROUP, scale * x.shape[2], scale * x.shape[3], GROUP)
     if raw is None and act is None:
         raise ValueError("raw and act must not both be None")
-    for name, t, places in (("raw", raw, raw_frames), ("act", act, act_frames)):
+    for name, t, indices in (("raw", raw, raw_frames), ("act", act, act_frames)):
         if t is not None:
             expect(name, t, shape, x.dtype, x.device)
-            _check_places(f"{name}_frames", places, x, doubled * count)
+            _check_indices(f"{name}_frames", indices, x, doubled * count)
     if act is not None:
         if gain is None:
             raise ValueError("gain must not be None where act is not")
@@ -250,13 +251,13 @@ def _check(
     return channels, width
 
 
-def _check_places(name: str, places: Tensor | None, x: Tensor, count: int | None = None) -> None:
-    if places is None:
+def _check_indices(name: str, indices: Tensor | None, x: Tensor, count: int | None = None) -> None:
+    if indices is None:
         raise ValueError(f"{name} must not be None")
-    expect(name, places, (count,), torch.int32, x.device)
+    expect(name, indices, (count,), torch.int32, x.device)
 
 
-def _fits_library(
+def _fits_cuda(
     x, frames, weight, bias, kind, residual=None, residual_frames=None, raw=None, raw_frames=None, act=None,
     act_frames=None, gain=None,
 ) -> bool:  # fmt: skip
@@ -270,7 +271,7 @@ def _fits_library(
     return channels % _PART == 0 or (kind == Kind.CAUSAL and channels == 96)
 
 
-@causal_conv.impl("cuda", when=_fits_library)
+@causal_conv.impl("cuda", when=_fits_cuda)
 def _cuda(
     x, frames, weight, bias, kind, residual=None, residual_frames=None, raw=None, raw_frames=None, act=None,
     act_frames=None, gain=None,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .causal_conv import GROUP, PIXEL, Kind, _check_places, _convolve, _padded, _read, _unstream, pack
+from .causal_conv import GROUP, PIXEL, Kind, _check_indices, _convolve, _padded, _read, _unstream, pack
 from .checks import expect, expect_float
 from .registry import op
 
@@ -45,9 +45,9 @@ def conv_pixels(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Te
 def _check(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
     expect_float("x", x)
     expect("x", x, (None, None, None, None, GROUP), x.dtype, x.device)
-    _check_places("frames", frames, x)
+    _check_indices("frames", frames, x)
     if len(frames) < 3:
-        raise ValueError(f"frames must have at least 3 places, got {len(frames)}")
+        raise ValueError(f"frames must have at least 3 indices, got {len(frames)}")
     expect("weight", weight, (1, _padded(x) * 27 * PIXEL), x.dtype, x.device)
     expect("bias", bias, (PIXEL,), torch.promote_types(x.dtype, torch.float32), x.device)
     dtype = out.dtype if out.dtype == torch.uint8 else x.dtype

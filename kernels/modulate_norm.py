@@ -7,12 +7,7 @@ from torch import Tensor
 from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 @op()
@@ -23,8 +18,8 @@ def modulate_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
     Returns [N, D] in x's dtype: bfloat16, float32 or float64. Raises ValueError naming the argument that does not fit.
     """
     _check(x, shift, scale)
-    # Precision: all in float32, rounded once at the end. The published order (docs/model.md 2.2) rounds
-    # to bfloat16 four times: after the norm, 1 + scale, the product and the sum.
+    # Precision: all in float32, rounded once at the end. The published order (docs/model.md 2.2) rounds to
+    # bfloat16 four times: after the norm, 1 + scale, the product and the sum.
     wide = torch.promote_types(x.dtype, torch.float32)
     groups = shift.shape[0]
     rows = x.to(wide).view(groups, x.shape[0] // groups, x.shape[1])
@@ -41,7 +36,7 @@ def _check(x: Tensor, shift: Tensor, scale: Tensor) -> None:
         raise ValueError(f"shift must have a row count that divides x's {x.shape[0]} rows, got {shift.shape[0]}")
 
 
-def _fits_library(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> bool:
+def _fits_cuda(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> bool:
     return (
         native.takes(x)
         and x.dim() == shift.dim() == scale.dim() == 2
@@ -51,7 +46,7 @@ def _fits_library(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> bool:
     )
 
 
-@modulate_norm.impl("cuda", when=_fits_library)
+@modulate_norm.impl("cuda", when=_fits_cuda)
 def _cuda(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     return torch.ops.longlive_C.modulate_norm(x, shift, scale, eps)
 

@@ -1,4 +1,4 @@
-"""The compiled CUDA library, when this install has one."""
+"""The compiled CUDA extension, when this install has one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 def load() -> bool:
     """Load ``_C.so`` once; say whether its operators are there."""
     try:
-        import longlive_optimized._C  # noqa: F401
+        import longlive_optimized._C  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return False
     return True
@@ -23,15 +23,15 @@ def capability(index: int) -> tuple[int, int]:
 
 
 def on_hopper(x: torch.Tensor) -> bool:
-    """Whether the library can run where x lies: it is built for Hopper (sm_90a) alone."""
+    """Whether the extension can run where x lies: it is built for Hopper (sm_90a) alone."""
     return x.is_cuda and load() and capability(x.device.index) == (9, 0)
 
 
 def takes(x: torch.Tensor) -> bool:
-    """Whether the library can run on x: on Hopper, bfloat16 or float32."""
+    """Whether the extension can run on x: on Hopper, bfloat16 or float32."""
     return x.dtype in (torch.bfloat16, torch.float32) and on_hopper(x)
 
 
 def rows_of_vectors(*tensors: torch.Tensor) -> bool:
-    """Whether every row of these matrices starts at a multiple of 16 bytes, as the library's loads need."""
+    """Whether every row of these matrices starts at a multiple of 16 bytes, as the extension's loads need."""
     return all((t.data_ptr() | t.stride(0) * t.element_size()) % 16 == 0 for t in tensors)

@@ -7,12 +7,7 @@ from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
 from .rotate_sinks import rotate
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 @op(mutates=("k_ring", "v_ring", "k_sink"))
@@ -35,7 +30,7 @@ def qk_norm_rope_store(
     - qkv [F*S, 3*D], frame-major: q, k and v of a token side by side; rms is over all D channels, not per head.
     - q_gain, k_gain [D].
     - rope_time [F, Pt, 2], rope_space [S, Ps, 2], Pt + Ps = hd/2, float32 (float64 beside float64): (cos, sin) by which
-      the pair of channels (2j, 2j+1) of every head turns; pairs 0..Pt-1 with the frame, the others with the token.
+      channels (2j, 2j+1) of every head are rotated: pairs 0..Pt-1 by the frame, the others by the token.
     - k_ring, v_ring [R, S, H, hd]: frame f is written to slot slots[f]; nothing else is touched.
     - k_sink [s, S, H, hd]: where slots[f] < s, the key before its rotation is kept here too; s may be 0.
     - slots [F], int64, on the same device; distinct and in [0, R): not checked, that would wait for the device.
@@ -44,7 +39,7 @@ def qk_norm_rope_store(
     """
     _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots)
     # Precision: norm, gain and rotation in float32, rounded once at each store. The published order
-    # (docs/model.md 2.2 and 2.3) rounds to bfloat16 after the norm, after the gain and after the rotation.
+    # (docs/model.md 2.2, 2.3) rounds to bfloat16 after the norm, after the gain and after the rotation.
     wide = torch.promote_types(qkv.dtype, torch.float32)
     _, tokens, heads, head_dim = k_ring.shape
     q, k, v = qkv.view(slots.shape[0], tokens, 3, heads, head_dim).unbind(2)
@@ -90,7 +85,7 @@ def _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, s
     expect("rope_space", rope_space, (tokens, head_dim // 2 - rope_time.shape[1], 2), table, device)
 
 
-def _fits_library(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> bool:
+def _fits_cuda(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> bool:
     return (
         native.takes(qkv)
         and k_ring.dim() == qkv.dim() + 2 == 4
@@ -100,7 +95,7 @@ def _fits_library(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_
     )
 
 
-@qk_norm_rope_store.impl("cuda", when=_fits_library)
+@qk_norm_rope_store.impl("cuda", when=_fits_cuda)
 def _cuda(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> Tensor:
     return torch.ops.longlive_C.qk_norm_rope_store(
         qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps
@@ -108,7 +103,7 @@ def _cuda(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, sl
 
 
 if triton:
-    from .rotate_sinks import load_turns, turned
+    from .rotate_sinks import load_rotation, rotated
 
     @triton.jit
     def _normed(z, gain, channel, live, size, eps):
@@ -123,9 +118,9 @@ if triton:
     ):  # fmt: skip
         token = tl.program_id(0).to(tl.int64)
         frame = token // tokens
-        place = token % tokens
+        in_frame = token % tokens
         slot = tl.load(slots + frame)
-        in_ring = (slot * tokens + place) * size
+        in_ring = (slot * tokens + in_frame) * size
         channel = tl.arange(0, BLOCK)
         live = channel < size
         qkv += token * 3 * size
@@ -133,14 +128,14 @@ if triton:
         v = tl.load(qkv + 2 * size + channel, mask=live)
         tl.store(v_ring + in_ring + channel, v, mask=live)
 
-        cos, sin = load_turns(rope_time, rope_space, frame, place, time_pairs, PAIRS, BLOCK)
+        cos, sin = load_rotation(rope_time, rope_space, frame, in_frame, time_pairs, PAIRS, BLOCK)
         # Precision: float32 from the norm to the rotation, rounded once by each store.
         normed_q = _normed(qkv, q_gain, channel, live, size, eps)
-        tl.store(q + token * size + channel, turned(normed_q, cos, sin, BLOCK), mask=live)
+        tl.store(q + token * size + channel, rotated(normed_q, cos, sin, BLOCK), mask=live)
         normed_k = _normed(qkv + size, k_gain, channel, live, size, eps)
         if slot < sinks:
             tl.store(k_sink + in_ring + channel, normed_k, mask=live)
-        tl.store(k_ring + in_ring + channel, turned(normed_k, cos, sin, BLOCK), mask=live)
+        tl.store(k_ring + in_ring + channel, rotated(normed_k, cos, sin, BLOCK), mask=live)
 
     @qk_norm_rope_store.impl("triton", when=on_gpu)
     def _triton(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> Tensor:

@@ -7,12 +7,7 @@ from torch import Tensor
 from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 @op(mutates=("x",))
@@ -22,8 +17,8 @@ def residual_norm(
     """``x += y * gate``, then ``LN(x) * (offset + scale) + shift``, the statistics over the last dimension.
 
     x and y [N, D], contiguous; only x is written. gate [Gg, D], or None for 1; shift and scale [G, D]; their rows may
-    have any stride, and row g of G serves x's rows g*N/G up to (g+1)*N/G. offset 1 is a modulation (docs/model.md
-    2.2, steps 1 and 6); offset 0 is an affine norm, whose gain and bias are scale and shift (step 5).
+    have any stride, and row g of G serves x's rows g*N/G up to (g+1)*N/G. offset 1 is a modulation (docs/model.md 2.2,
+    steps 1 and 6); offset 0 is an affine norm, whose gain and bias are scale and shift (step 5).
     Returns [N, D] in x's dtype: bfloat16, float32 or float64. Raises ValueError naming the argument that does not fit.
     """
     _check(x, y, gate, shift, scale)
@@ -55,7 +50,7 @@ def _check_groups(name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must have a row count that divides x's {x.shape[0]} rows, got {t.shape[0]}")
 
 
-def _fits_library(x, y, gate, shift, scale, offset, eps) -> bool:
+def _fits_cuda(x, y, gate, shift, scale, offset, eps) -> bool:
     rows = [x, y, shift, scale] + ([] if gate is None else [gate])
     return (
         native.takes(x)
@@ -66,7 +61,7 @@ def _fits_library(x, y, gate, shift, scale, offset, eps) -> bool:
     )
 
 
-@residual_norm.impl("cuda", when=_fits_library)
+@residual_norm.impl("cuda", when=_fits_cuda)
 def _cuda(x, y, gate, shift, scale, offset, eps) -> Tensor:
     return torch.ops.longlive_C.residual_norm(x, y, gate, shift, scale, offset, eps)
 

@@ -6,12 +6,7 @@ from torch import Tensor
 from . import native
 from .checks import expect
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 @op(mutates=("slots", "rope_time", "sink_time"))
@@ -75,11 +70,11 @@ def _check(start, freqs, slots, rope_time, sink_time, window, sink, origin) -> N
         raise ValueError(f"sink_time must have {sink} frames or none, got {sink_time.shape[0]}")
 
 
-def _fits_library(start, freqs, slots, rope_time, *rest) -> bool:
+def _fits_cuda(start, freqs, slots, rope_time, *rest) -> bool:
     return rope_time.dtype == torch.float32 and native.on_hopper(start)
 
 
-@ring_advance.impl("cuda", when=_fits_library)
+@ring_advance.impl("cuda", when=_fits_cuda)
 def _cuda(start, freqs, slots, rope_time, sink_time, window, sink, origin) -> None:
     torch.ops.longlive_C.ring_advance(start, freqs, slots, rope_time, sink_time, window, sink, origin)
 
@@ -96,15 +91,15 @@ if triton:
         window = tl.load(window)
         pair = tl.arange(0, BLOCK)
         live = pair < time_pairs
-        place, home = first + i, rope_time + i * time_pairs * 2
+        position, home = first + i, rope_time + i * time_pairs * 2
         if i < count:
-            in_window = sink + (place - sink) % (window - sink)
-            tl.store(slots + i, tl.where(place - origin < sink, place - origin, in_window))
+            in_window = sink + (position - sink) % (window - sink)
+            tl.store(slots + i, tl.where(position - origin < sink, position - origin, in_window))
         else:
-            place = tl.maximum(first + count - window, origin) + i - count
+            position = tl.maximum(first + count - window, origin) + i - count
             home = sink_time + (i - count) * time_pairs * 2
         # Precision: the angle and its reduction are float64; only the result is rounded, by the store.
-        angle = place.to(tl.float64) * tl.load(freqs + pair, mask=live, other=0.0)
+        angle = position.to(tl.float64) * tl.load(freqs + pair, mask=live, other=0.0)
         tl.store(home + pair * 2, tl.cos(angle), mask=live)
         tl.store(home + pair * 2 + 1, tl.sin(angle), mask=live)
 

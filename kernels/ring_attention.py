@@ -9,12 +9,7 @@ from . import native
 from .attention import attend, expect_queries
 from .checks import expect, on_gpu
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 def _fake(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> Tensor:
@@ -65,7 +60,7 @@ def _check(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> None:
     expect("ranges", ranges, (2, 2), torch.int32, q.device)
 
 
-def _fits_kernel(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> bool:
+def _fits_cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> bool:
     return (
         q.dtype == torch.bfloat16
         and native.on_hopper(q)
@@ -77,7 +72,7 @@ def _fits_kernel(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> b
     )
 
 
-@ring_attention.impl("cuda", when=_fits_kernel)
+@ring_attention.impl("cuda", when=_fits_cuda)
 def _cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> Tensor:
     _check(q, k_ring, v_ring, ranges)
     return torch.ops.longlive_C.ring_attention(q, k_ring, v_ring, ranges)
@@ -109,7 +104,7 @@ if triton:
         row_max = tl.full((ROWS,), -3.0e38, tl.float32)
         row_sum = tl.zeros((ROWS,), tl.float32)
         acc = tl.zeros((ROWS, DIM), tl.float32)
-        for run in tl.static_range(2):
+        for run in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
             begin = tl.maximum(tl.load(ranges + 2 * run), 0)
             end = tl.minimum(tl.load(ranges + 2 * run + 1), tokens)
             for start in range(begin, end, KEYS):

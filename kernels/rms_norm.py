@@ -6,12 +6,7 @@ from torch import Tensor
 from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 @op()
@@ -34,7 +29,7 @@ def _check(x: Tensor, gain: Tensor) -> None:
     expect("gain", gain, (x.shape[1],), x.dtype, x.device)
 
 
-def _fits_library(x: Tensor, gain: Tensor, eps: float) -> bool:
+def _fits_cuda(x: Tensor, gain: Tensor, eps: float) -> bool:
     return (
         native.takes(x)
         and x.dim() == 2
@@ -45,7 +40,7 @@ def _fits_library(x: Tensor, gain: Tensor, eps: float) -> bool:
     )
 
 
-@rms_norm.impl("cuda", when=_fits_library)
+@rms_norm.impl("cuda", when=_fits_cuda)
 def _cuda(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return torch.ops.longlive_C.rms_norm(x, gain, eps)
 

@@ -6,22 +6,17 @@ from torch import Tensor
 from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 def rotate(x: Tensor, rope_time: Tensor, rope_space: Tensor) -> Tensor:
     """Rotate interleaved pairs of x [F, S, H, hd] by frame (the first pairs) and by token; in the tables' dtype."""
     frames, tokens = x.shape[:2]
-    turns = torch.cat(
+    rotation = torch.cat(
         (rope_time[:, None].expand(-1, tokens, -1, -1), rope_space[None].expand(frames, -1, -1, -1)), dim=2
     )
-    pairs = torch.view_as_complex(x.to(turns.dtype).unflatten(-1, (-1, 2)))  # [F, S, H, hd / 2]
-    return torch.view_as_real(pairs * torch.view_as_complex(turns)[:, :, None]).flatten(-2)
+    pairs = torch.view_as_complex(x.to(rotation.dtype).unflatten(-1, (-1, 2)))  # [F, S, H, hd / 2]
+    return torch.view_as_real(pairs * torch.view_as_complex(rotation)[:, :, None]).flatten(-2)
 
 
 @op(mutates=("k_ring",))
@@ -50,7 +45,7 @@ def _check(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor
     expect("rope_space", rope_space, (tokens, head_dim // 2 - rope_time.shape[1], 2), table, device)
 
 
-def _fits_library(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> bool:
+def _fits_cuda(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> bool:
     return (
         native.takes(k_sink)
         and k_sink.dim() == 5
@@ -60,7 +55,7 @@ def _fits_library(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring:
     )
 
 
-@rotate_sinks.impl("cuda", when=_fits_library)
+@rotate_sinks.impl("cuda", when=_fits_cuda)
 def _cuda(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:
     torch.ops.longlive_C.rotate_sinks(k_sink, rope_time, rope_space, k_ring)
 
@@ -68,18 +63,18 @@ def _cuda(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor)
 if triton:
 
     @triton.jit
-    def load_turns(rope_time, rope_space, frame, place, time_pairs, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
+    def load_rotation(rope_time, rope_space, frame, in_frame, time_pairs, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
         """cos and sin of the BLOCK // 2 pairs of a token: head after head, PAIRS to a head."""
         pair = tl.arange(0, BLOCK // 2) % PAIRS
         timed = pair < time_pairs
-        turn = tl.where(timed, frame * time_pairs + pair, place * (PAIRS - time_pairs) + pair - time_pairs) * 2
-        cos = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
-        turn += 1
-        sin = tl.load(rope_time + turn, mask=timed, other=0.0) + tl.load(rope_space + turn, mask=~timed, other=0.0)
+        at = tl.where(timed, frame * time_pairs + pair, in_frame * (PAIRS - time_pairs) + pair - time_pairs) * 2
+        cos = tl.load(rope_time + at, mask=timed, other=0.0) + tl.load(rope_space + at, mask=~timed, other=0.0)
+        at += 1
+        sin = tl.load(rope_time + at, mask=timed, other=0.0) + tl.load(rope_space + at, mask=~timed, other=0.0)
         return cos, sin
 
     @triton.jit
-    def turned(z, cos, sin, BLOCK: tl.constexpr):
+    def rotated(z, cos, sin, BLOCK: tl.constexpr):
         re, im = tl.split(tl.reshape(z, (BLOCK // 2, 2)))
         return tl.interleave(re * cos - im * sin, re * sin + im * cos)
 
@@ -92,13 +87,13 @@ if triton:
         row = tl.program_id(0).to(tl.int64)
         layer = row // sink_tokens
         in_layer = row % sink_tokens
-        cos, sin = load_turns(rope_time, rope_space, in_layer // tokens, in_layer % tokens, time_pairs, PAIRS, BLOCK)
+        cos, sin = load_rotation(rope_time, rope_space, in_layer // tokens, in_layer % tokens, time_pairs, PAIRS, BLOCK)
         channel = tl.arange(0, BLOCK)
         live = channel < size
         z = tl.load(k_sink + row * size + channel, mask=live, other=0.0).to(tl.float32)
         # Precision: float32, rounded once by the store.
         home = k_ring + (layer * ring_tokens + in_layer) * size + channel
-        tl.store(home, turned(z, cos, sin, BLOCK), mask=live)
+        tl.store(home, rotated(z, cos, sin, BLOCK), mask=live)
 
     @rotate_sinks.impl("triton", when=on_gpu)
     def _triton(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:

@@ -6,12 +6,7 @@ from torch import Tensor
 from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .triton_import import tl, triton
 
 
 @op()
@@ -46,12 +41,12 @@ def _check(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index:
         raise ValueError(f"index must lie in 0..{last}, got {index}")
 
 
-def _fits_library(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index: int) -> bool:
+def _fits_cuda(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index: int) -> bool:
     vectors = [x, flow] + ([] if noise is None else [noise])
     return native.takes(x) and x.numel() * x.element_size() % 16 == 0 and all(t.data_ptr() % 16 == 0 for t in vectors)
 
 
-@x0_renoise.impl("cuda", when=_fits_library)
+@x0_renoise.impl("cuda", when=_fits_cuda)
 def _cuda(x: Tensor, flow: Tensor, noise: Tensor | None, sigmas: Tensor, index: int) -> Tensor:
     return torch.ops.longlive_C.x0_renoise(x, flow, noise, sigmas, index)
 

@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from .plain import did_you_mean, plain
+from .video_time import BLOCK_FRAMES
 
-BLOCK_FRAMES = 3  # latent frames per block: fixed by how LongLive was trained
 PIXELS_PER_TOKEN = 16
 MAX_WINDOW = 64
 

@@ -1,8 +1,30 @@
-"""Runs before any test module is imported."""
+"""Runs before any test module is imported, in each of pytest-xdist's workers too."""
 
 import os
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has one core; read when torch is imported
+# "python -m pytest" puts the checkout first on the path, where it would hide an installed package and its library.
+sys.path.sort(key=lambda path: Path(path).resolve() == Path(__file__).parents[1])
+
+try:
+    distribution("longlive-optimized")
+except PackageNotFoundError:
+    pytest.exit("longlive-optimized is not installed: ./setup_env.sh, or pip install --no-build-isolation -e .", 4)
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels then run on CPU tensors; read at their import
+
+import longlive_optimized
+from longlive_optimized.kernels import native
+
+
+def pytest_report_header() -> str:
+    """What is tested: without the CUDA library the suite passes on the other backends alone."""
+    return f"package: {Path(longlive_optimized.__file__).parent}, CUDA library: {'yes' if native.load() else 'no'}"

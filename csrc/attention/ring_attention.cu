@@ -1,10 +1,9 @@
 // ring_attention: the kernel of ring_attention.cuh at the edge to torch.
-#include "attention/ring_attention.cuh"
-
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "attention/ring_attention.cuh"
 #include "common/check.h"
 #include "common/launch.h"
 
@@ -15,43 +14,36 @@ using Config = attention::Config<192, 4>;
 // Keys from which on split-KV of the last wave saves more than the second kernel costs.
 constexpr int kSplitFrom = 16 * Config::kTileKeys;
 
-int processors(int device) {
-  int count = 0;
-  LL_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
-CUtensorMap map_of(const Tensor& t, int64_t stride, int64_t rows, int64_t columns, int box_rows) {
-  return sm90::matrix_map(t.data_ptr(), rows, columns, stride * int64_t(sizeof(attention::bf16)), box_rows);
+sm90::TensorMap map_of(const Tensor& t, int64_t stride, int64_t rows, int64_t columns, int box_rows) {
+  return sm90::matrix_map(data<const bf16>(t), rows, columns, stride * int64_t(sizeof(bf16)), box_rows);
 }
 
 Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, const Tensor& ranges) {
   LL_CHECK(q.dim() == 3, "q must have 3 dimensions, got ", q.dim());
   LL_CHECK(k_ring.dim() == 4, "k_ring must have 4 dimensions, got ", k_ring.dim());
   const int64_t rows = q.size(0), heads = q.size(1), slots = k_ring.size(0), size = k_ring.size(1);
-  const int64_t tokens = slots * size, columns = heads * attention::kHeadDim;
-  check_shape(q, "q", {rows, heads, attention::kHeadDim});
+  const int64_t tokens = slots * size, columns = heads * kHeadDim;
+  check_shape(q, "q", {rows, heads, kHeadDim});
   check_like(q, "q", ScalarType::BFloat16, q);
   check_aligned(q, "q");
-  LL_CHECK(q.stride(2) == 1 && q.stride(1) == attention::kHeadDim && q.stride(0) % 8 == 0,
+  LL_CHECK(q.stride(2) == 1 && q.stride(1) == kHeadDim && q.stride(0) % 8 == 0,
            "q must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
-  check_tensor(k_ring, "k_ring", {slots, size, heads, attention::kHeadDim}, ScalarType::BFloat16, q);
-  check_tensor(v_ring, "v_ring", {slots, size, heads, attention::kHeadDim}, ScalarType::BFloat16, q);
+  check_tensor(k_ring, "k_ring", {slots, size, heads, kHeadDim}, ScalarType::BFloat16, q);
+  check_tensor(v_ring, "v_ring", {slots, size, heads, kHeadDim}, ScalarType::BFloat16, q);
   check_tensor(ranges, "ranges", {2, 2}, ScalarType::Int, q, sizeof(int));
   LL_CHECK(heads > 0 && tokens > 0, "k_ring must not be empty");
   const int64_t steps = heads * (rows / attention::kTileRows + 1) * (tokens / Config::kTileKeys + 2);
   LL_CHECK(steps <= INT32_MAX / 2, "q must have fewer rows for ", tokens, " keys of ", heads, " heads, got ", rows);
 
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
-  Tensor out = torch::stable::new_empty(q, {rows, heads, attention::kHeadDim});
+  Tensor out = torch::stable::new_empty(q, {rows, heads, kHeadDim});
   if (rows == 0) return out;
   const int ctas = processors(q.get_device_index());
   const bool split_kv = tokens >= kSplitFrom;
   const int64_t partials = split_kv ? attention::Schedule::partials(ctas) : 0;
-  Tensor partial_out =
-      torch::stable::new_empty(q, {partials, attention::kTileRows, attention::kHeadDim}, ScalarType::Float);
+  Tensor partial_out = torch::stable::new_empty(q, {partials, attention::kTileRows, kHeadDim}, ScalarType::Float);
   Tensor partial_stats = torch::stable::new_empty(q, {partials, attention::kTileRows, 2}, ScalarType::Float);
-  const attention::Params p{data<attention::bf16>(out),
+  const attention::Params p{data<bf16>(out),
                             data<float>(partial_out),
                             data<float2>(partial_stats),
                             data<const int>(ranges),

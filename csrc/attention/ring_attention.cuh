@@ -5,25 +5,25 @@
 // Warp-specialised: a producer warp loads tiles of keys and values by TMA into the stages of a pipeline; two consumer
 // warpgroups of 64 queries each run q k^T of the next tile and p v of this one while they compute this tile's online
 // softmax. They are not ordered among themselves: ping-pong by named barriers costs 2 % (docs/attention.md).
-#include <cuda_bf16.h>
-
 #include <cfloat>
 
 #include "attention/schedule.h"
+#include "common/bf16.cuh"
 #include "common/math.cuh"
-#include "common/sm90/barrier.cuh"
+#include "common/shapes.h"
+#include "common/sm90/pipeline.cuh"
+#include "common/sm90/registers.cuh"
 #include "common/sm90/tma.cuh"
 #include "common/sm90/wgmma.cuh"
 
 namespace longlive::attention {
 using sm90::Barrier;
-using bf16 = __nv_bfloat16;
+using sm90::kConsumers;
+using sm90::kWarpgroupWarps;
+using sm90::TensorMap;
 
-constexpr int kHeadDim = 128, kHalf = 64;  // a row of a head is two TMA boxes
-constexpr int kWarpgroup = 128, kConsumers = 2, kRows = kTileRows / kConsumers;
-constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-// A multiprocessor has 65536 registers: 168 for each of 384 threads at launch, then redistributed.
-constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+constexpr int kHalf = kHeadDim / 2;  // a row of a head is two TMA boxes
+constexpr int kRows = kTileRows / kConsumers;
 
 // exp(x / sqrt(d)) = exp2(kScale x)
 constexpr float kScale = 1.4426950408889634f * 0.08838834764831845f;
@@ -47,23 +47,15 @@ struct Params {
 
 template <class C>
 struct Shared {
+  using Tiles = sm90::Pipeline<C::kStages>;
+
   alignas(1024) uint8_t query[kConsumers][C::kQueryBytes];
   alignas(1024) uint8_t tile[C::kStages][C::kTileBytes];
-  Barrier query_full[kConsumers], query_empty[kConsumers], full[C::kStages], empty[C::kStages];
+  Barrier query_full[kConsumers], query_empty[kConsumers];
+  Tiles tiles;
   Barrier raw;  // the values of a short tile have landed; the producer has not cleared the rest of the tile yet
   KeyTiles<C::kTileKeys> keys;
   Schedule schedule;
-};
-
-// The stage that a role uses next, and the parity of the phase in which that stage is filled.
-template <int kStages>
-struct PipelineState {
-  int stage = 0;
-  uint32_t phase = 0;
-
-  __device__ void advance() {
-    if (++stage == kStages) stage = 0, phase ^= 1;
-  }
 };
 
 template <class C>
@@ -78,47 +70,44 @@ __device__ Schedule make_schedule(const Params& p, KeyTiles<C::kTileKeys>& keys)
 template <class C>
 struct Producer {
   Shared<C>& s;
-  const CUtensorMap &q, &k, &v;
+  const TensorMap &q, &k, &v;
   const int lane = threadIdx.x % 32;
-  PipelineState<C::kStages> state;
+  typename Shared<C>::Tiles::State state;
   uint32_t raw_phase = 0;
 
   __device__ void load_query(const WorkTile& work, int count) {
     for (int i = 0; i < kConsumers; ++i) {
       s.query_empty[i].wait(~count & 1);
-      __syncwarp();  // the first lane must not run ahead: to the others, the phase after this one looks like this one
+      __syncwarp();  // as in Pipeline::acquire
       if (lane == 0) {
         s.query_full[i].arrive_and_expect(C::kQueryBytes);
         for (int half = 0; half < 2; ++half)
-          sm90::load_box(s.query[i] + half * C::kHalfQueryBytes, q, work.row + i * kRows,
-                         work.head * kHeadDim + half * kHalf, s.query_full[i]);
+          sm90::load_tile(s.query[i] + half * C::kHalfQueryBytes, q, s.query_full[i],
+                          work.head * kHeadDim + half * kHalf, work.row + i * kRows);
       }
     }
   }
 
-  __device__ void load_tile(const CUtensorMap& map, int row, int head, Barrier& landed) {
+  __device__ void load_tile(const TensorMap& map, int row, int head, Barrier& full) {
     if (lane == 0) {
-      landed.arrive_and_expect(C::kTileBytes);
+      full.arrive_and_expect(C::kTileBytes);
       for (int half = 0; half < 2; ++half)
-        sm90::load_box(s.tile[state.stage] + half * C::kHalfTileBytes, map, row, head * kHeadDim + half * kHalf,
-                       landed);
+        sm90::load_tile(s.tile[state.stage] + half * C::kHalfTileBytes, map, full, head * kHeadDim + half * kHalf, row);
     }
   }
 
   // Keys outside of the runs may be anything: their scores are masked.
   __device__ void load_keys(const KeyTile& tile, int head) {
-    s.empty[state.stage].wait(state.phase ^ 1);
-    __syncwarp();
-    load_tile(k, tile.row, head, s.full[state.stage]);
+    s.tiles.acquire(state);
+    load_tile(k, tile.row, head, s.tiles.full[state.stage]);
     state.advance();
   }
 
   // Values outside of the runs are multiplied by p = 0, which does not remove NaN: they are cleared.
   __device__ void load_values(const KeyTile& tile, int head) {
-    s.empty[state.stage].wait(state.phase ^ 1);
-    __syncwarp();
+    s.tiles.acquire(state);
     if (tile.count == C::kTileKeys) {
-      load_tile(v, tile.row, head, s.full[state.stage]);
+      load_tile(v, tile.row, head, s.tiles.full[state.stage]);
     } else {
       load_tile(v, tile.row, head, s.raw);
       s.raw.wait(raw_phase);
@@ -126,7 +115,7 @@ struct Producer {
       clear_from(tile.count);
       sm90::fence_proxy_async();
       __syncwarp();
-      if (lane == 0) s.full[state.stage].arrive();
+      if (lane == 0) s.tiles.full[state.stage].arrive();
     }
     state.advance();
   }
@@ -198,11 +187,6 @@ struct OnlineSoftmax {
   }
 };
 
-__device__ inline uint32_t pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
 template <class C>
 struct Consumer {
   static constexpr int kScores = C::kTileKeys / 2, kOut = kHeadDim / 2;
@@ -210,37 +194,37 @@ struct Consumer {
   const Params& params;
   Shared<C>& s;
   const int index;  // of the warpgroup, among the consumers
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  PipelineState<C::kStages> state;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kWarpgroupWarps;
+  typename Shared<C>::Tiles::State state;
   float scores[kScores], out[kOut];
   uint32_t p[kScores / 2];  // probabilities in bfloat16, not yet divided by row_sum
 
   __device__ void release(int stage) {
-    if (lane == 0) s.empty[stage].arrive();
+    if (lane == 0) s.tiles.release(stage);
   }
 
   // Issues scores = q k^T.
   __device__ void issue_qk(int stage) {
-    const uint64_t q = sm90::matrix_descriptor(s.query[index], 0), k = sm90::matrix_descriptor(s.tile[stage], 0);
+    const uint64_t q = sm90::swizzled_descriptor(s.query[index]), k = sm90::swizzled_descriptor(s.tile[stage]);
     sm90::pin(scores);
     sm90::mma_fence();
 #pragma unroll
     for (int i = 0; i < kHeadDim / 16; ++i) {  // 16 columns are 32 bytes, within the rows of either half
       const int half = i / 4, bytes = i % 4 * 32;
       const uint64_t a = q + (half * C::kHalfQueryBytes + bytes) / 16, b = k + (half * C::kHalfTileBytes + bytes) / 16;
-      i == 0 ? sm90::mma_ss<false>(scores, a, b) : sm90::mma_ss<true>(scores, a, b);
+      i == 0 ? sm90::mma_ss<bf16, C::kTileKeys, false>(scores, a, b) : sm90::mma_ss<bf16, C::kTileKeys>(scores, a, b);
     }
     sm90::mma_commit();
   }
 
   // Issues out += p v.
   __device__ void issue_pv(int stage) {
-    const uint64_t v = sm90::matrix_descriptor(s.tile[stage], C::kHalfTileBytes);
+    const uint64_t v = sm90::swizzled_descriptor(s.tile[stage], C::kHalfTileBytes);
     sm90::pin(out);
     sm90::pin(p);
     sm90::mma_fence();
 #pragma unroll
-    for (int i = 0; i < C::kTileKeys / 16; ++i) sm90::mma_rs(out, p + 4 * i, v + i * 16 * kHalf * 2 / 16);
+    for (int i = 0; i < C::kTileKeys / 16; ++i) sm90::mma_rs<bf16>(out, p + 4 * i, v + i * 16 * kHalf * 2 / 16);
     sm90::mma_commit();
   }
 
@@ -290,7 +274,7 @@ struct Consumer {
     const KeyTiles<C::kTileKeys>& keys = s.keys;
     const int end_0 = keys.tiles[0] - 1, end_1 = keys.count() - 1;  // the tiles that may be short
     float rescale[2];
-    s.full[state.stage].wait(state.phase);
+    s.tiles.wait(state);
     issue_qk(state.stage);
     wait_qk(false);
     release(state.stage);
@@ -304,11 +288,11 @@ struct Consumer {
 #pragma unroll 1
     for (int t = work.first + 1; t < work.last; ++t) {
       finish_pv(v_stage, rescale);
-      const PipelineState<C::kStages> k = state;
+      const auto k = state;
       state.advance();
-      s.full[k.stage].wait(k.phase);
+      s.tiles.wait(k);
       issue_qk(k.stage);
-      s.full[state.stage].wait(state.phase);
+      s.tiles.wait(state);
       issue_pv(state.stage);
       wait_qk(true);
       release(k.stage);
@@ -319,7 +303,7 @@ struct Consumer {
     }
     if (lane == 0) s.query_empty[index].arrive();
     finish_pv(v_stage, rescale);
-    s.full[state.stage].wait(state.phase);
+    s.tiles.wait(state);
     issue_pv(state.stage);
     wait_pv();
     release(state.stage);
@@ -362,16 +346,15 @@ struct Consumer {
 };
 
 template <class C>
-__global__ void __launch_bounds__(kThreads, 1)
-    ring_attention_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
-                          const __grid_constant__ CUtensorMap v, const __grid_constant__ Params p) {
-  extern __shared__ __align__(1024) uint8_t memory[];
-  Shared<C>& s = *reinterpret_cast<Shared<C>*>(memory);
-  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
+__global__ void __launch_bounds__(sm90::kThreads, 1)
+    ring_attention_kernel(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
+                          const __grid_constant__ TensorMap v, const __grid_constant__ Params p) {
+  Shared<C>& s = sm90::shared_memory<Shared<C>>();
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / sm90::kWarpgroup, 0);
   if (threadIdx.x == 0) {
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
-    for (int i = 0; i < kConsumers; ++i) s.query_full[i].init(1), s.query_empty[i].init(kWarpgroup / 32);
-    for (int i = 0; i < C::kStages; ++i) s.full[i].init(1), s.empty[i].init(kConsumers * kWarpgroup / 32);
+    for (int i = 0; i < kConsumers; ++i) s.query_full[i].init(1), s.query_empty[i].init(kWarpgroupWarps);
+    s.tiles.init(kConsumers * kWarpgroupWarps);
     s.raw.init(1);
     sm90::fence_barrier_init();
     sm90::prefetch(q), sm90::prefetch(k), sm90::prefetch(v);
@@ -379,10 +362,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   if (warpgroup == 0) {
-    sm90::registers_give<kProducerRegisters>();
+    sm90::reg_dealloc<sm90::kProducerRegisters>();
     if (threadIdx.x < 32) Producer<C>{s, q, k, v}.run();
   } else {
-    sm90::registers_take<kConsumerRegisters>();
+    sm90::reg_alloc<sm90::kConsumerRegisters>();
     Consumer<C>{p, s, warpgroup - 1}.run();
   }
 }
@@ -425,14 +408,13 @@ __global__ void __launch_bounds__(kCombineThreads) ring_attention_combine_kernel
 
 // Attention, then, where output tiles are split, the combination.
 template <class C>
-cudaError_t launch(const CUtensorMap& q, const CUtensorMap& k, const CUtensorMap& v, const Params& p,
-                   cudaStream_t stream) {
+cudaError_t launch(const TensorMap& q, const TensorMap& k, const TensorMap& v, const Params& p, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<C>);
   const auto kernel = ring_attention_kernel<C>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   const cudaLaunchConfig_t attend{
-      .gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
+      .gridDim = p.ctas, .blockDim = sm90::kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
   error = cudaLaunchKernelEx(&attend, kernel, q, k, v, p);
   const int tiles = p.split_kv ? Schedule::split_tiles(p.heads, p.rows, p.ctas) : 0;
   if (error != cudaSuccess || tiles == 0) return error;

@@ -7,11 +7,11 @@
 // split leaves partial results, which a second kernel combines.
 #include <algorithm>
 
+#include "common/shapes.h"
+
 namespace longlive::attention {
 constexpr int kTileRows = 128;  // queries of an output tile
 constexpr int kMinSpan = 4;     // steps; a shorter span costs more to combine than it saves
-
-constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // A tile of keys: token `row` of the ring and the ones after it, of which `count` are in the run.
 struct KeyTile {

@@ -9,7 +9,7 @@ namespace longlive {
 // the size.
 template <class T>
 struct BlockRow {
-  static constexpr int kMaxSize = 1536, kVectors = 3, kThreads = kMaxSize / kVectors / Vec<T>::kSize;
+  static constexpr int kVectors = 3, kThreads = kMaxSize / kVectors / Vec<T>::kSize;
   using Parts = float[kThreads / 32];
 
   const int size;

@@ -5,10 +5,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
-#include <initializer_list>
 #include <string>
 
 #include "common/error.h"
+#include "common/shapes.h"
 
 namespace longlive {
 using torch::headeronly::IntHeaderOnlyArrayRef;
@@ -35,20 +35,19 @@ inline std::string text(IntHeaderOnlyArrayRef shape) {
   return s + "]";
 }
 
-inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
-  const IntHeaderOnlyArrayRef want(shape.begin(), shape.size());
-  LL_CHECK(t.sizes().equals(want), name, " must be ", text(want), ", got ", text(t.sizes()));
+inline void check_shape(const Tensor& t, const char* name, IntHeaderOnlyArrayRef shape) {
+  LL_CHECK(t.sizes().equals(shape), name, " must be ", text(shape), ", got ", text(t.sizes()));
 }
 
 inline void check_like(const Tensor& t, const char* name, ScalarType dtype, const Tensor& like) {
   LL_CHECK(t.scalar_type() == dtype, name, " must be ", toString(dtype), ", got ", toString(t.scalar_type()));
   LL_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index(), name,
-                  " must be on the device of the others");
+           " must be on the device of the others");
 }
 
 inline void check_aligned(const Tensor& t, const char* name, int bytes = kVectorBytes) {
   LL_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % bytes == 0, name, " must start at a multiple of ", bytes,
-                  " bytes");
+           " bytes");
 }
 
 inline void check_contiguous(const Tensor& t, const char* name) {
@@ -56,11 +55,33 @@ inline void check_contiguous(const Tensor& t, const char* name) {
 }
 
 // All of that: t is contiguous, of this shape and dtype, beside `like`, and starts at a multiple of `alignment` bytes.
-inline void check_tensor(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType dtype,
+inline void check_tensor(const Tensor& t, const char* name, IntHeaderOnlyArrayRef shape, ScalarType dtype,
                          const Tensor& like, int alignment = kVectorBytes) {
   check_shape(t, name, shape);
   check_like(t, name, dtype, like);
   check_contiguous(t, name);
   check_aligned(t, name, alignment);
+}
+
+// x is [rows, size], whole vectors and at most kMaxSize elements a row.
+inline void check_rows(const Tensor& x, const char* name) {
+  const int64_t vector = vector_size(x, name);
+  LL_CHECK(x.dim() == 2, name, " must have 2 dimensions, got ", x.dim());
+  const int64_t rows = x.size(0), size = x.size(1);
+  LL_CHECK(size > 0 && size <= kMaxSize && size % vector == 0, name, " must have rows of at most ", kMaxSize,
+           " elements, a multiple of ", vector, "; got ", size);
+  check_tensor(x, name, {rows, size}, x.scalar_type(), x);
+}
+
+// t is [groups, size], rows of any stride, whose groups divide x's rows evenly.
+inline void check_groups(const Tensor& t, const char* name, const Tensor& x) {
+  LL_CHECK(t.dim() == 2, name, " must have 2 dimensions, got ", t.dim());
+  LL_CHECK(t.size(0) > 0 && x.size(0) % t.size(0) == 0, name, " must have a row count that divides x's ", x.size(0),
+           ", got ", t.size(0));
+  check_shape(t, name, {t.size(0), x.size(1)});
+  check_like(t, name, x.scalar_type(), x);
+  check_aligned(t, name);
+  LL_CHECK(t.stride(1) == 1 && t.stride(0) % vector_size(t, name) == 0, name,
+           " must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
 }
 }  // namespace longlive

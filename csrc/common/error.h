@@ -21,7 +21,7 @@ template <class... Parts>
 }
 }  // namespace longlive
 
-#define LL_CHECK(condition, ...)                      \
-  do {                                                \
+#define LL_CHECK(condition, ...)                     \
+  do {                                               \
     if (!(condition)) ::longlive::fail(__VA_ARGS__); \
   } while (0)

@@ -1,15 +1,25 @@
 #pragma once
-// What every launcher needs from the host: the current stream, a grid, and a check after the launch.
+// What every launcher needs from the host: the current stream, a grid, the element type, and a check after the launch.
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <cstdint>
 
+#include "common/check.h"
 #include "common/error.h"
+#include "common/shapes.h"
 
 // This one symbol lives in libtorch_cuda. Weak, it lets the library load where torch has no CUDA; there no
 // CUDA tensor exists to reach the call.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) __attribute__((weak));
+
+#define LL_CUDA_CHECK(expr)                                                                    \
+  do {                                                                                         \
+    const cudaError_t err_ = (expr);                                                           \
+    if (err_ != cudaSuccess) cudaGetLastError(); /* or the next launch would raise it again */ \
+    LL_CHECK(err_ == cudaSuccess, #expr " failed: ", cudaGetErrorString(err_));                \
+  } while (0)
 
 namespace longlive {
 inline cudaStream_t current_stream(int32_t device) {
@@ -25,15 +35,23 @@ constexpr int kThreads = 32 * kWarpsPerBlock;
 
 inline unsigned blocks_for_rows(int64_t rows) {
   LL_CHECK(rows <= INT32_MAX - kWarpsPerBlock, "too many rows for one launch: ", rows);
-  return static_cast<unsigned>((rows + kWarpsPerBlock - 1) / kWarpsPerBlock);
+  return static_cast<unsigned>(ceil_div(rows, kWarpsPerBlock));
 }
 
 __device__ inline int row_of_warp() { return blockIdx.x * kWarpsPerBlock + threadIdx.x / 32; }
-}  // namespace longlive
 
-#define LL_CUDA_CHECK(expr)                                                            \
-  do {                                                                                 \
-    const cudaError_t err_ = (expr);                                                   \
-    if (err_ != cudaSuccess) cudaGetLastError(); /* or the next launch would raise it again */ \
-    LL_CHECK(err_ == cudaSuccess, #expr " failed: ", cudaGetErrorString(err_));              \
-  } while (0)
+inline int processors(int device) {
+  int count = 0;
+  LL_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// Launches with f(T{}, stream), where T is the element type of x, one that vector_size() takes.
+template <class F>
+void launch_as(const Tensor& x, F f) {
+  vector_size(x, "x");
+  const cudaStream_t stream = current_stream(x.get_device_index());
+  x.scalar_type() == ScalarType::Float ? f(float{}, stream) : f(__nv_bfloat16{}, stream);
+  LL_CUDA_CHECK(cudaGetLastError());
+}
+}  // namespace longlive

@@ -1,7 +1,8 @@
 #pragma once
-// Rotary positions: the channel pairs of each head turn by frame (the first ones) and by place in the picture.
+// Rotary position embedding: a head's first channel pairs are rotated by frame, the others by position in the picture.
+#include "common/shapes.h"
+
 namespace longlive {
-constexpr int kHeadDim = 128;
 constexpr int kPairs = kHeadDim / 2;
 
 // Cosines and sines, as tables.
@@ -11,26 +12,26 @@ struct Rope {
   int time_pairs;
 };
 
-// The turns of kSize consecutive channels of one token. Channels that lie whole heads apart share them.
+// The rotations of kSize consecutive channels of one token, the same in every head.
 template <int kSize>
-struct Turns {
-  float2 turn[kSize / 2];
+struct Rotations {
+  float2 pair[kSize / 2];  // cosine, sine
 
-  __device__ Turns(const Rope& rope, int frame, int token, int channel) {
+  __device__ Rotations(const Rope& rope, int frame, int token, int channel) {
 #pragma unroll
     for (int j = 0; j < kSize / 2; ++j) {
-      const int pair = channel % kHeadDim / 2 + j;
-      turn[j] = pair < rope.time_pairs ? rope.time[frame * rope.time_pairs + pair]
-                                       : rope.space[token * (kPairs - rope.time_pairs) + pair - rope.time_pairs];
+      const int i = channel % kHeadDim / 2 + j;
+      pair[j] = i < rope.time_pairs ? rope.time[frame * rope.time_pairs + i]
+                                    : rope.space[token * (kPairs - rope.time_pairs) + i - rope.time_pairs];
     }
   }
 
-  __device__ void rotate(float (&x)[kSize]) const {
+  __device__ void apply(float (&x)[kSize]) const {
 #pragma unroll
     for (int i = 0; i < kSize / 2; ++i) {
       const float re = x[2 * i], im = x[2 * i + 1];
-      x[2 * i] = re * turn[i].x - im * turn[i].y;
-      x[2 * i + 1] = re * turn[i].y + im * turn[i].x;
+      x[2 * i] = re * pair[i].x - im * pair[i].y;
+      x[2 * i + 1] = re * pair[i].y + im * pair[i].x;
     }
   }
 };

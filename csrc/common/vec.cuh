@@ -1,13 +1,15 @@
 #pragma once
 // 16 bytes of elements, the widest load and store that a thread has; float32 to the outside.
-#include <cuda_bf16.h>
-
 #include <cstdint>
 #include <type_traits>
+
+#include "common/bf16.cuh"
+#include "common/shapes.h"
 
 namespace longlive {
 template <class T>
 struct alignas(16) Vec {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, bf16>, "Vec converts float32 and bfloat16 alone");
   static constexpr int kSize = 16 / sizeof(T);
   uint32_t word[4];  // packed as in memory: an array of 16-bit elements would be spread over twice the registers
 
@@ -17,8 +19,8 @@ struct alignas(16) Vec {
   __device__ float operator[](int i) const {
     if constexpr (std::is_same_v<T, float>) {
       return __uint_as_float(word[i]);
-    } else {  // bfloat16 is the upper half of float32
-      return __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+    } else {
+      return i % 2 ? high(word[i / 2]) : low(word[i / 2]);
     }
   }
 
@@ -30,8 +32,7 @@ struct alignas(16) Vec {
       if constexpr (std::is_same_v<T, float>) {
         v.word[i] = __float_as_uint(x[i]);
       } else {
-        const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
-        v.word[i] = reinterpret_cast<const uint32_t&>(pair);
+        v.word[i] = pack(x[2 * i], x[2 * i + 1]);
       }
     }
     return v;
@@ -40,10 +41,10 @@ struct alignas(16) Vec {
 
 // The `size` elements at `data`, at most kMaxSize, held by one warp: lane l has the vectors l, l + 32, l + 64, ..., so
 // that each load of the warp is one run of 512 bytes, and all of them are in flight at once.
-template <class T, int kMaxSize>
+template <class T>
 struct Row {
   static constexpr int kStride = 32 * Vec<T>::kSize;
-  static constexpr int kVectors = (kMaxSize + kStride - 1) / kStride;
+  static constexpr int kVectors = ceil_div(kMaxSize, kStride);
 
   const int first = threadIdx.x % 32 * Vec<T>::kSize;  // this lane's first element
   const int size;

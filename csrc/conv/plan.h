@@ -1,38 +1,38 @@
 #pragma once
-// From a call to the kernel's parameters: which instantiation, how many items. Host code.
+// From a call to the kernel's parameters: which instantiation, how many work tiles. Host code.
 #include "conv/causal_conv.cuh"
 
 namespace longlive::conv {
 enum class Op { kCausal, kPoint, kTime, kUp };  // as kernels/causal_conv.py numbers them
 
-// Frames [count, channels / 8, H, W, 8], of which `places` names those that are meant.
-struct Tensor4 {
-  const void* data;
+// Frames [count, channels / 8, H, W, 8]; `indices` lists those to read or write.
+struct FrameList {
+  bf16* data;
   int64_t count;
   int channels;
-  const int* places;
+  const int* indices;
 };
 
 struct Call {
   Op op;
-  int frames, height, width;   // of the input, apart from history
-  int channels;                // of an output frame; kPixelChannels: a picture
-  Tensor4 x, residual;         // no residual: no data
-  const void* weight;
-  int64_t part_size;           // elements
+  int frames, height, width;  // of the input, apart from history
+  int channels;               // of an output frame; kPixelChannels: a picture
+  FrameList x, residual;      // no residual: no data
+  const bf16* weight;
+  int64_t part_size;  // elements
   const float *bias, *gain;
-  Tensor4 raw, act;            // either may have no data
+  FrameList raw, act;  // either may have no data
   void* pixels;
   bool as_bytes;
   float eps;
 };
 
 template <class C>
-Items items_of(const Call& call) {
+WorkTiles work_tiles_of(const Call& call) {
   const int channel_parts = call.channels / C::N;
-  const int rest = call.op == Op::kUp ? 4 : call.op == Op::kTime ? 2 : 1;
+  const int results = call.op == Op::kUp ? 4 : call.op == Op::kTime ? 2 : 1;
   return {channel_parts,
-          channel_parts * rest,
+          channel_parts * results,
           call.frames,
           ceil_div(call.width, C::kColumns),
           ceil_div(call.height, C::kRows),
@@ -42,18 +42,16 @@ Items items_of(const Call& call) {
 
 template <class C>
 Params params_of(const Call& call) {
-  const auto frames = [](const Tensor4& t) {
-    return Frames{static_cast<bf16*>(const_cast<void*>(t.data)), t.places};
-  };
+  const auto frames = [](const FrameList& t) { return Frames{t.data, t.indices}; };
   Params p{};
-  p.inputs = call.x.places, p.residuals = call.residual.places;
-  p.weight = static_cast<const bf16*>(call.weight), p.part_size = call.part_size;
+  p.inputs = call.x.indices, p.residuals = call.residual.indices;
+  p.weight = call.weight, p.part_size = call.part_size;
   p.bias = call.bias, p.gain = call.gain;
   p.raw = frames(call.raw), p.act = frames(call.act);
   p.pixels = call.pixels, p.as_bytes = call.as_bytes;
-  p.items = items_of<C>(call);
+  p.tiles = work_tiles_of<C>(call);
   p.height = call.height, p.width = call.width, p.channels = call.channels;
-  p.phases = C::phases(call.op == Op::kCausal || call.op == Op::kTime ? 3 : 1);
+  p.slices = C::slices(call.op == Op::kCausal || call.op == Op::kTime ? 3 : 1);
   p.chunks = ceil_div(call.x.channels, kChunk);
   p.residual_chunks = call.residual.data ? ceil_div(call.residual.channels, kChunk) : 0;
   p.eps = call.eps;
@@ -73,8 +71,8 @@ bool choose(const Call& call, int processors, F f) {
       if (!wide) return false;
       // Half as high a tile reads each weight twice as often: only where it leaves less of the last wave, or of tiles
       // that reach beyond the frame, without work.
-      const int waves = ceil_div(items_of<Wide>(call).count(), processors);
-      const int low_waves = ceil_div(items_of<Low>(call).count(), processors);
+      const int waves = ceil_div(work_tiles_of<Wide>(call).count(), processors);
+      const int low_waves = ceil_div(work_tiles_of<Low>(call).count(), processors);
       if (low_waves < 2 * waves) {
         f(Low{});
       } else {

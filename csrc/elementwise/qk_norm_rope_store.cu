@@ -12,12 +12,10 @@
 
 namespace longlive {
 namespace {
-constexpr int kMaxSize = 1536;
-
 template <class T>
 struct Params {
-  const T* qkv;                   // [frames * tokens, 3, size]
-  const T *q_gain, *k_gain;       // [size]
+  const T* qkv;              // [frames * tokens, 3, size]
+  const T *q_gain, *k_gain;  // [size]
   Rope rope;
   T* q;                           // [frames * tokens, size]
   T *k_ring, *v_ring;             // [ring, tokens, size]
@@ -43,13 +41,13 @@ struct Normed {
 template <class T>
 __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Params<T> p) {
   using V = Vec<T>;
-  using R = Row<T, kMaxSize>;
+  using R = Row<T>;
   enum { kQuery, kKey, kValue };
   const int row = row_of_warp();
   if (row >= p.rows) return;
   const R z(p.qkv + int64_t(row) * p.size, p.size);
-  const int part = row % 3, token = row / 3, frame = token / p.tokens, place = token % p.tokens;
-  const int64_t slot = p.slots[frame], in_ring = (slot * p.tokens + place) * p.size;
+  const int part = row % 3, token = row / 3, frame = token / p.tokens, in_frame = token % p.tokens;
+  const int64_t slot = p.slots[frame], in_ring = (slot * p.tokens + in_frame) * p.size;
 
   if (part == kValue) {
 #pragma unroll
@@ -58,8 +56,8 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Para
     return;
   }
 
-  static_assert(R::kStride % kHeadDim == 0);  // a lane's vectors lie whole heads apart: one set of turns serves all
-  const Turns<V::kSize> turns(p.rope, frame, place, z.first);
+  static_assert(R::kStride % kHeadDim == 0);  // a lane's vectors lie whole heads apart, so they share rotations
+  const Rotations<V::kSize> rope(p.rope, frame, in_frame, z.first);
   const T* gain = part == kQuery ? p.q_gain : p.k_gain;
   T* out = part == kQuery ? p.q + int64_t(token) * p.size : p.k_ring + in_ring;
   T* sink = part == kKey && slot < p.sinks ? p.k_sink + in_ring : nullptr;
@@ -70,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Para
     if (!z.has(i)) break;
     Normed<T> normed(z.vector[i], inverse, V::load(gain + z.offset(i)));
     if (sink) normed.store(sink + z.offset(i));
-    turns.rotate(normed.at);
+    rope.apply(normed.at);
     normed.store(out + z.offset(i));
   }
 }
@@ -101,7 +99,7 @@ Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor&
   torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
   Tensor q = torch::stable::new_empty(qkv, {frames * tokens, heads, kHeadDim});
   if (tokens == 0) return q;
-  const auto launch = [&]<class T>(T) {
+  launch_as(qkv, [&]<class T>(T, cudaStream_t stream) {
     const Params<T> p{data<T>(qkv),
                       data<T>(q_gain),
                       data<T>(k_gain),
@@ -117,11 +115,8 @@ Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor&
                       int(sinks),
                       1.f / float(size),
                       float(eps)};
-    const cudaStream_t stream = current_stream(qkv.get_device_index());
     qk_norm_rope_store_kernel<T><<<blocks_for_rows(3 * frames * tokens), kThreads, 0, stream>>>(p);
-  };
-  dtype == ScalarType::Float ? launch(float{}) : launch(__nv_bfloat16{});
-  LL_CUDA_CHECK(cudaGetLastError());
+  });
   return q;
 }
 }  // namespace

@@ -17,7 +17,7 @@ constexpr int kBlocks = 1024 / BlockRow<T>::kThreads;
 
 template <class T>
 struct Groups {
-  const T* data;   // [groups, size], rows `stride` elements apart; null: none
+  const T* data;  // [groups, size], rows `stride` elements apart; null: none
   int64_t stride;
   int rows;  // rows of x that a group serves
 
@@ -26,9 +26,9 @@ struct Groups {
 
 template <class T>
 struct Params {
-  T* x;          // [rows, size]
-  const T* y;    // [rows, size]
-  T* out;        // [rows, size]
+  T* x;        // [rows, size]
+  const T* y;  // [rows, size]
+  T* out;      // [rows, size]
   Groups<T> gate, shift, scale;
   int size;
   float per_size, offset, eps;  // per_size = 1 / size
@@ -78,31 +78,11 @@ Groups<T> groups_of(const Tensor& t, const Tensor& x) {
   return {data<T>(t), t.stride(0), int(x.size(0) / t.size(0))};
 }
 
-void check_groups(const Tensor& t, const char* name, const Tensor& x) {
-  LL_CHECK(t.dim() == 2, name, " must have 2 dimensions, got ", t.dim());
-  LL_CHECK(t.size(0) > 0 && x.size(0) % t.size(0) == 0, name, " must have a row count that divides x's ", x.size(0),
-           ", got ", t.size(0));
-  check_shape(t, name, {t.size(0), x.size(1)});
-  check_like(t, name, x.scalar_type(), x);
-  check_aligned(t, name);
-  LL_CHECK(t.stride(1) == 1 && t.stride(0) % vector_size(x, "x") == 0, name,
-           " must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
-}
-
 Tensor residual_norm(const Tensor& x, const Tensor& y, const std::optional<Tensor>& gate, const Tensor& shift,
                      const Tensor& scale, double offset, double eps) {
-  const int64_t vector = vector_size(x, "x");
-  check_contiguous(x, "x");
-  check_aligned(x, "x");
-  LL_CHECK(x.dim() == 2, "x must have 2 dimensions, got ", x.dim());
-  constexpr int kMaxSize = BlockRow<float>::kMaxSize;
+  check_rows(x, "x");
   const int64_t rows = x.size(0), size = x.size(1);
-  LL_CHECK(size > 0 && size <= kMaxSize && size % vector == 0, "x must have rows of at most ", kMaxSize,
-           " elements, a multiple of ", vector, "; got ", size);
-  check_shape(y, "y", {rows, size});
-  check_like(y, "y", x.scalar_type(), x);
-  check_contiguous(y, "y");
-  check_aligned(y, "y");
+  check_tensor(y, "y", {rows, size}, x.scalar_type(), x);
   if (gate) check_groups(*gate, "gate", x);
   check_groups(shift, "shift", x);
   check_groups(scale, "scale", x);
@@ -111,7 +91,7 @@ Tensor residual_norm(const Tensor& x, const Tensor& y, const std::optional<Tenso
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = torch::stable::empty_like(x);
   if (rows == 0) return out;
-  const auto launch = [&]<class T>(T) {
+  launch_as(x, [&]<class T>(T, cudaStream_t stream) {
     const Params<T> p{data<T>(x),
                       data<T>(y),
                       data<T>(out),
@@ -122,11 +102,8 @@ Tensor residual_norm(const Tensor& x, const Tensor& y, const std::optional<Tenso
                       1.f / float(size),
                       float(offset),
                       float(eps)};
-    const cudaStream_t stream = current_stream(x.get_device_index());
     residual_norm_kernel<T><<<unsigned(rows), BlockRow<T>::kThreads, 0, stream>>>(p);
-  };
-  x.scalar_type() == ScalarType::Float ? launch(float{}) : launch(__nv_bfloat16{});
-  LL_CUDA_CHECK(cudaGetLastError());
+  });
   return out;
 }
 }  // namespace

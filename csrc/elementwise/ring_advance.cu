@@ -1,5 +1,5 @@
 // ring_advance: write slots and rotations of the frames at `start` in a window, which are read on the device. A thread
-// has one turn.
+// has one rotation.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -19,13 +19,13 @@ struct Params {
 };
 
 // (cos, sin) of an angle up to 2^40, to an absolute error below 2e-15 before they are rounded.
-// Precision: the angle less its whole turns, the first subtraction of which is exact; 2 pi as a sum of two doubles.
-__device__ float2 turn_of(double angle) {
-  constexpr double kTurn = 6.283185307179586, kTurnRest = 2.4492935982947064e-16, kPerTurn = 0.15915494309189535;
-  const double whole = rint(angle * kPerTurn);
-  const double rest = fma(-whole, kTurnRest, fma(-whole, kTurn, angle));
+// Precision: the angle modulo 2 pi, which is a sum of two doubles; the first subtraction is exact.
+__device__ float2 rotation_of(double angle) {
+  constexpr double kTwoPi = 6.283185307179586, kTwoPiRest = 2.4492935982947064e-16, kPerTwoPi = 0.15915494309189535;
+  const double whole = rint(angle * kPerTwoPi);
+  const double rest = fma(-whole, kTwoPiRest, fma(-whole, kTwoPi, angle));
   double sin, cos;
-  sincospi(2 * kPerTurn * rest, &sin, &cos);
+  sincospi(2 * kPerTwoPi * rest, &sin, &cos);
   return {float(cos), float(sin)};
 }
 
@@ -39,10 +39,10 @@ __global__ void __launch_bounds__(kThreads) ring_advance_kernel(const Params p) 
   const int row = i / p.pairs, sink_row = row - p.frames;
   const double freq = p.freqs[i % p.pairs];
   if (row < p.frames) {
-    p.rope_time[i] = turn_of(double(start + row) * freq);
+    p.rope_time[i] = rotation_of(double(start + row) * freq);
   } else if (sink_row < p.sink_frames) {
     const int64_t first = max(p.origin, start + p.frames - window);
-    p.sink_time[i - p.frames * p.pairs] = turn_of(double(first + sink_row) * freq);
+    p.sink_time[i - p.frames * p.pairs] = rotation_of(double(first + sink_row) * freq);
   }
 }
 
@@ -62,8 +62,8 @@ void ring_advance(const Tensor& start, const Tensor& freqs, const Tensor& slots,
   LL_CHECK(sink_frames == 0 || sink_frames == sink, "sink_time must have ", sink, " frames or none, got ", sink_frames);
   LL_CHECK(frames > 0, "slots must have at least 1 frame, got 0");
   LL_CHECK(origin >= 0, "origin must be at least 0, got ", origin);
-  const int64_t turns = (frames + sink_frames) * pairs;
-  LL_CHECK(turns <= INT32_MAX - kThreads, "freqs must fit one launch, got ", pairs);
+  const int64_t rotations = (frames + sink_frames) * pairs;
+  LL_CHECK(rotations <= INT32_MAX - kThreads, "freqs must fit one launch, got ", pairs);
   torch::stable::accelerator::DeviceGuard guard(start.get_device_index());
   const Params p{data<int64_t>(start),
                  data<int64_t>(window),
@@ -76,7 +76,7 @@ void ring_advance(const Tensor& start, const Tensor& freqs, const Tensor& slots,
                  int(frames),
                  int(sink_frames),
                  int(pairs)};
-  const unsigned blocks = unsigned((turns + kThreads - 1) / kThreads);
+  const unsigned blocks = unsigned(ceil_div(rotations, kThreads));
   ring_advance_kernel<<<blocks, kThreads, 0, current_stream(start.get_device_index())>>>(p);
   LL_CUDA_CHECK(cudaGetLastError());
 }

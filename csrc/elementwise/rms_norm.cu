@@ -11,9 +11,9 @@ namespace longlive {
 namespace {
 template <class T>
 struct Params {
-  const T* x;           // [rows, size]
-  const T* gain;        // [size]
-  T* out;               // [rows, size]
+  const T* x;     // [rows, size]
+  const T* gain;  // [size]
+  T* out;         // [rows, size]
   int size;
   float per_size, eps;  // per_size = 1 / size
 };
@@ -39,29 +39,17 @@ __global__ void __launch_bounds__(BlockRow<T>::kThreads) rms_norm_kernel(const P
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& gain, double eps) {
-  const int64_t vector = vector_size(x, "x");
-  check_contiguous(x, "x");
-  check_aligned(x, "x");
-  LL_CHECK(x.dim() == 2, "x must have 2 dimensions, got ", x.dim());
-  constexpr int kMaxSize = BlockRow<float>::kMaxSize;
+  check_rows(x, "x");
   const int64_t rows = x.size(0), size = x.size(1);
-  LL_CHECK(size > 0 && size <= kMaxSize && size % vector == 0, "x must have rows of at most ", kMaxSize,
-           " elements, a multiple of ", vector, "; got ", size);
-  check_shape(gain, "gain", {size});
-  check_like(gain, "gain", x.scalar_type(), x);
-  check_contiguous(gain, "gain");
-  check_aligned(gain, "gain");
+  check_tensor(gain, "gain", {size}, x.scalar_type(), x);
   LL_CHECK(rows <= INT32_MAX, "x must have rows for one launch, got ", rows);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = torch::stable::empty_like(x);
   if (rows == 0) return out;
-  const auto launch = [&]<class T>(T) {
+  launch_as(x, [&]<class T>(T, cudaStream_t stream) {
     const Params<T> p{data<T>(x), data<T>(gain), data<T>(out), int(size), 1.f / float(size), float(eps)};
-    const cudaStream_t stream = current_stream(x.get_device_index());
     rms_norm_kernel<T><<<unsigned(rows), BlockRow<T>::kThreads, 0, stream>>>(p);
-  };
-  x.scalar_type() == ScalarType::Float ? launch(float{}) : launch(__nv_bfloat16{});
-  LL_CUDA_CHECK(cudaGetLastError());
+  });
   return out;
 }
 }  // namespace

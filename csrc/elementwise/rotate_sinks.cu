@@ -9,35 +9,33 @@
 
 namespace longlive {
 namespace {
-constexpr int kMaxSize = 1536;
-
 template <class T>
 struct Params {
   const T* k_sink;  // [layers, sinks, tokens, size]
   Rope rope;
-  T* k_ring;        // [layers, ring, tokens, size]
+  T* k_ring;                            // [layers, ring, tokens, size]
   int rows, sinks, ring, tokens, size;  // rows = layers * sinks * tokens
 };
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) rotate_sinks_kernel(const Params<T> p) {
   using V = Vec<T>;
-  using R = Row<T, kMaxSize>;
+  using R = Row<T>;
   const int row = row_of_warp();
   if (row >= p.rows) return;
   const R z(p.k_sink + int64_t(row) * p.size, p.size);
   const int token = row % p.tokens, frame = row / p.tokens % p.sinks, layer = row / p.tokens / p.sinks;
   T* out = p.k_ring + ((int64_t(layer) * p.ring + frame) * p.tokens + token) * p.size;
 
-  static_assert(R::kStride % kHeadDim == 0);  // a lane's vectors lie whole heads apart: one set of turns serves all
-  const Turns<V::kSize> turns(p.rope, frame, token, z.first);
+  static_assert(R::kStride % kHeadDim == 0);  // a lane's vectors lie whole heads apart, so they share rotations
+  const Rotations<V::kSize> rope(p.rope, frame, token, z.first);
 #pragma unroll
   for (int i = 0; i < R::kVectors; ++i) {
     if (!z.has(i)) break;
     float key[V::kSize];  // Precision: float32, rounded once by the store
 #pragma unroll
     for (int j = 0; j < V::kSize; ++j) key[j] = z.vector[i][j];
-    turns.rotate(key);
+    rope.apply(key);
     V::of(key).store(out + z.offset(i));
   }
 }
@@ -60,19 +58,13 @@ void rotate_sinks(const Tensor& k_sink, const Tensor& rope_time, const Tensor& r
   const int64_t rows = layers * sinks * tokens;
   if (rows == 0) return;
   torch::stable::accelerator::DeviceGuard guard(k_sink.get_device_index());
-  const auto launch = [&]<class T>(T) {
-    const Params<T> p{data<T>(k_sink),
-                      {data<float2>(rope_time), data<float2>(rope_space), int(time_pairs)},
-                      data<T>(k_ring),
-                      int(rows),
-                      int(sinks),
-                      int(ring),
-                      int(tokens),
-                      int(size)};
-    rotate_sinks_kernel<T><<<blocks_for_rows(rows), kThreads, 0, current_stream(k_sink.get_device_index())>>>(p);
-  };
-  dtype == ScalarType::Float ? launch(float{}) : launch(__nv_bfloat16{});
-  LL_CUDA_CHECK(cudaGetLastError());
+  launch_as(k_sink, [&]<class T>(T, cudaStream_t stream) {
+    const Params<T> p{data<T>(k_sink), {data<float2>(rope_time), data<float2>(rope_space), int(time_pairs)},
+                      data<T>(k_ring), int(rows),
+                      int(sinks),      int(ring),
+                      int(tokens),     int(size)};
+    rotate_sinks_kernel<T><<<blocks_for_rows(rows), kThreads, 0, stream>>>(p);
+  });
 }
 }  // namespace
 }  // namespace longlive

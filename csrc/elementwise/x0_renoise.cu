@@ -44,37 +44,28 @@ __global__ void __launch_bounds__(kThreads) x0_renoise_kernel(const Params<T> p)
   result.store(p.out + start);
 }
 
-void check_vectors(const Tensor& t, const char* name, const Tensor& x) {
-  LL_CHECK(t.sizes().equals(x.sizes()), name, " must be ", text(x.sizes()), ", got ", text(t.sizes()));
-  check_like(t, name, x.scalar_type(), x);
-  check_contiguous(t, name);
-  check_aligned(t, name);
-}
-
 Tensor x0_renoise(const Tensor& x, const Tensor& flow, const std::optional<Tensor>& noise, const Tensor& sigmas,
                   int64_t index) {
   const int64_t vector = vector_size(x, "x");
-  check_vectors(x, "x", x);
+  const ScalarType dtype = x.scalar_type();
+  check_tensor(x, "x", x.sizes(), dtype, x);
   LL_CHECK(x.numel() % vector == 0, "x must have a multiple of ", vector, " elements, got ", x.numel());
-  check_vectors(flow, "flow", x);
-  if (noise) check_vectors(*noise, "noise", x);
+  check_tensor(flow, "flow", x.sizes(), dtype, x);
+  if (noise) check_tensor(*noise, "noise", x.sizes(), dtype, x);
   LL_CHECK(sigmas.dim() == 1, "sigmas must have 1 dimension, got ", sigmas.dim());
-  check_like(sigmas, "sigmas", ScalarType::Double, x);
-  check_contiguous(sigmas, "sigmas");
+  check_tensor(sigmas, "sigmas", {sigmas.size(0)}, ScalarType::Double, x, sizeof(double));
   const int64_t last = sigmas.size(0) - (noise ? 2 : 1);
   LL_CHECK(index >= 0 && index <= last, "index must lie in 0..", last, ", got ", index);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = torch::stable::empty_like(x);
-  const int64_t vectors = x.numel() / vector, blocks = (vectors + kThreads - 1) / kThreads;
+  const int64_t vectors = x.numel() / vector, blocks = ceil_div(vectors, kThreads);
   if (vectors == 0) return out;
   LL_CHECK(blocks <= INT32_MAX, "x must fit one launch, got ", x.numel(), " elements");
-  const auto launch = [&]<class T>(T) {
+  launch_as(x, [&]<class T>(T, cudaStream_t stream) {
     const Params<T> p{data<T>(x),   data<T>(flow), noise ? data<T>(*noise) : nullptr, data<double>(sigmas) + index,
                       data<T>(out), vectors};
-    x0_renoise_kernel<T><<<unsigned(blocks), kThreads, 0, current_stream(x.get_device_index())>>>(p);
-  };
-  x.scalar_type() == ScalarType::Float ? launch(float{}) : launch(__nv_bfloat16{});
-  LL_CUDA_CHECK(cudaGetLastError());
+    x0_renoise_kernel<T><<<unsigned(blocks), kThreads, 0, stream>>>(p);
+  });
   return out;
 }
 }  // namespace

@@ -20,7 +20,7 @@ def case(rows: int, keys: int, heads: int, dtype: torch.dtype) -> Case:
 def peers() -> dict[str, Callable]:
     """FlashAttention-4 (``pip install flash-attn-4``)."""
     try:
-        from flash_attn.cute import flash_attn_func
+        from flash_attn.cute import flash_attn_func  # pyright: ignore[reportMissingImports]
     except ImportError:
         return {}
 

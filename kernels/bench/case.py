@@ -31,7 +31,7 @@ class Bench:
     time_reference: bool = True  # on a GPU too; false where it would take minutes
 
 
-def turns(n: int, pairs: int, device: str) -> Tensor:
+def rotations(n: int, pairs: int, device: str) -> Tensor:
     """Random rotations [n, pairs, 2]."""
     angle = 6.28 * torch.rand(n, pairs, device=device)
     return torch.stack((angle.cos(), angle.sin()), dim=-1)

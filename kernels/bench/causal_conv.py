@@ -34,7 +34,7 @@ class Layer:
 
     @property
     def flops(self) -> int:
-        """As published: an addition is no product, but an enlarged frame is convolved with all nine taps."""
+        """As published: an addition is no product, but an upsampled frame is convolved with all nine taps."""
         (height, width), (ci, co) = self.size, self.channels
         taps = {Kind.CAUSAL: 27, Kind.POINT: 1, Kind.TIME: 6, Kind.UP: 36}[self.kind]
         shortcut = self.residual if self.residual != co else 0
@@ -93,7 +93,7 @@ def arguments(layer: Layer, device: str, dtype: torch.dtype = torch.bfloat16) ->
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(*shape, dtype=dtype, device=device)
 
-    def places(count: int) -> Tensor:
+    def indices(count: int) -> Tensor:
         return torch.arange(count, dtype=torch.int32, device=device)
 
     taps = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}[layer.kind]
@@ -103,8 +103,8 @@ def arguments(layer: Layer, device: str, dtype: torch.dtype = torch.bfloat16) ->
     if layer.residual:
         same = layer.residual == co
         extra = torch.eye(co, dtype=dtype, device=device) if same else normal(co, layer.residual) * layer.residual**-0.5
-    inputs = places(layer.frames + (2 if layer.kind in (Kind.CAUSAL, Kind.TIME) else 0))
-    frames = places(layer.outputs)
+    inputs = indices(layer.frames + (2 if layer.kind in (Kind.CAUSAL, Kind.TIME) else 0))
+    frames = indices(layer.outputs)
     scale = 2 if layer.kind == Kind.UP else 1
     shape = layer.outputs, co // GROUP, scale * height, scale * width, GROUP
     residual = normal(layer.frames, layer.residual // GROUP, height, width, GROUP) if layer.residual else None
@@ -132,8 +132,8 @@ def published(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The published order, each step rounded, by the library's convolution on frames that lie channels-last.
 
-    It does the work but not the sum: memory is read as it lies, in the library's order instead of the operator's, so
-    that no time goes into a change of layout. What it returns is as large, and as random.
+    Timing only; the numbers are meaningless: buffers are reinterpreted as channels-last without conversion, so that no
+    time goes into a change of layout.
     """
     taps = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (1, 3, 3)}[Kind(kind)]
     flat, rows = weight.flatten(), len(bias)

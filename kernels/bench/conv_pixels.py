@@ -17,8 +17,8 @@ def case(frames: int, height: int, width: int, dtype: torch.dtype, channels: int
         x = torch.randn(frames + 2, channels // GROUP, height, width, GROUP, **draw)
         weight = torch.randn(3, channels, 3, 3, 3, **draw) * (27 * channels) ** -0.5
         out = torch.empty(frames, height, width, 3, dtype=torch.uint8, device=device)
-        places = torch.arange(frames + 2, dtype=torch.int32, device=device)
-        return x, places, *pack_pixels(weight, torch.randn(3, **draw)), out
+        indices = torch.arange(frames + 2, dtype=torch.int32, device=device)
+        return x, indices, *pack_pixels(weight, torch.randn(3, **draw)), out
 
     pixels = frames * height * width
     moved = (frames + 2) * height * width * channels * dtype.itemsize + 3 * pixels
@@ -28,7 +28,7 @@ def case(frames: int, height: int, width: int, dtype: torch.dtype, channels: int
 def published(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
     """The library's convolution on frames that lie channels-last, then the steps to bytes one by one.
 
-    It does the work but not the sum: memory is read as it lies, as in ``causal_conv``'s baseline.
+    Timing only; the numbers are meaningless: buffers are reinterpreted, as in ``causal_conv``'s baseline.
     """
     wide = x.view(1, len(x), *x.shape[2:4], -1).permute(0, 4, 1, 2, 3)
     kernel = weight.flatten()[: 81 * wide.shape[1]].view(3, 3, 3, 3, -1).permute(0, 4, 1, 2, 3)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .case import Bench, Case, turns
+from .case import Bench, Case, rotations
 
 
 def case(frames: int, tokens: int, heads: int, dtype: torch.dtype, sinks: int = 3, ring: int = 12) -> Case:
@@ -17,7 +17,7 @@ def case(frames: int, tokens: int, heads: int, dtype: torch.dtype, sinks: int = 
         rings = (torch.zeros(n, tokens, heads, 128, device=device, dtype=dtype) for n in (ring, ring, sinks))
         slots = torch.arange(sinks, sinks + frames, device=device)
         gains = randn(size), randn(size)
-        tables = turns(frames, 22, device), turns(tokens, 42, device)
+        tables = rotations(frames, 22, device), rotations(tokens, 42, device)
         return randn(frames * tokens, 3 * size), *gains, *tables, *rings, slots, 1e-6
 
     moved = 2 * frames * tokens * 3 * size * dtype.itemsize
@@ -29,10 +29,10 @@ def published(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink
     """Rounds after the norm, after the gain and after the rotation, which is in float64."""
     _, tokens, heads, head_dim = k_ring.shape
     frames = slots.shape[0]
-    turn = torch.cat(
+    rotation = torch.cat(
         (rope_time[:, None].expand(-1, tokens, -1, -1), rope_space[None].expand(frames, -1, -1, -1)), dim=2
     )
-    turn = torch.view_as_complex(turn.double().contiguous())[:, :, None]
+    rotation = torch.view_as_complex(rotation.double().contiguous())[:, :, None]
 
     def norm(z: Tensor, gain: Tensor) -> Tensor:
         normed = z.float() * torch.rsqrt(z.float().square().mean(-1, keepdim=True) + eps)
@@ -40,7 +40,7 @@ def published(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink
 
     def rotate(z: Tensor) -> Tensor:
         pairs = torch.view_as_complex(z.double().view(frames, tokens, heads, -1, 2))
-        return torch.view_as_real(pairs * turn).flatten(-2).to(z.dtype)
+        return torch.view_as_real(pairs * rotation).flatten(-2).to(z.dtype)
 
     q, k, v = qkv.chunk(3, dim=1)
     k_ring.index_copy_(0, slots, rotate(norm(k, k_gain)))

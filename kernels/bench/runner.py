@@ -70,14 +70,14 @@ def run(names: list[str] | None = None, json_path: str | None = None) -> list[di
 
 
 def _known() -> list[str]:
-    package = import_module(__package__)
+    package = import_module(__name__.rpartition(".")[0])
     return [m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in ("__main__", "case", "runner")]
 
 
 def _load(name: str) -> tuple[Bench, dict[str, Callable]]:
     """The operator's cases, and whatever can run them: its backends, other libraries, the published baseline."""
-    import_module(f"...{name}", __package__ + ".runner")
-    bench: Bench = import_module(f".{name}", __package__).BENCH
+    import_module(f"...{name}", __name__)
+    bench: Bench = import_module(f"..{name}", __name__).BENCH
     impls = OPS[name].impls
     runners = {b: impls[b][0] for b in ORDER if b in impls}
     return bench, runners | bench.peers() | ({"published": bench.published} if bench.published else {})

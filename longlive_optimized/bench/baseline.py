@@ -91,7 +91,8 @@ class BaselineNetwork:
         """Reset the cross-attention cache; ``forget`` also zeroes keys and values (5.1, global_sink false)."""
         self.cross = [None] * self.config.num_layers
         for cache in self.caches if forget else ():
-            cache.k.zero_(), cache.v.zero_()
+            cache.k.zero_()
+            cache.v.zero_()
 
     def forward(self, latents: Tensor, t: Tensor, prompt: Tensor, start: int, force: bool = False) -> Tensor:
         """Flow [F, C, h, w] of latents [F, C, h, w] at timesteps t [F], first latent frame ``start``."""

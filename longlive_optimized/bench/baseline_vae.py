@@ -16,8 +16,9 @@ class BaselineDecoder:
     """A stream of its own over a VAE's weights: concatenated caches, separate padding, norm, SiLU and upsampling."""
 
     def __init__(self, vae: WanVae):
-        self._conv2, self._net = (copy.deepcopy(part).to(memory_format=torch.contiguous_format) for part in (
-            vae.conv2, vae.decoder))  # fmt: skip
+        self._conv2, self._net = copy.deepcopy(vae.conv2), copy.deepcopy(vae.decoder)
+        for part in (self._conv2, self._net):
+            part.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         self._past: dict[nn.Module, Tensor] = {}
         self._fresh = True
 
@@ -33,7 +34,8 @@ class BaselineDecoder:
         for block in (*self._net.middle, *self._net.upsamples):
             x = kinds[type(block)](block, x)
         self._fresh = False
-        return self._causal(self._net.head["2"], F.silu(_norm(self._net.head["0"], x)))
+        norm, conv = self._net.head.layers
+        return self._causal(conv, F.silu(_norm(norm, x)))
 
     def _causal(self, conv: nn.Conv3d, x: Tensor) -> Tensor:
         past = self._past.get(conv, x[:, :, :0])
@@ -44,8 +46,9 @@ class BaselineDecoder:
         return F.conv3d(padded, conv.weight, conv.bias)
 
     def _residual(self, block: ResidualBlock, x: Tensor) -> Tensor:
-        y = self._causal(block.residual["2"], F.silu(_norm(block.residual["0"], x)))
-        y = self._causal(block.residual["6"], F.silu(_norm(block.residual["3"], y)))
+        norm_1, conv_1, norm_2, conv_2 = block.layers
+        y = self._causal(conv_1, F.silu(_norm(norm_1, x)))
+        y = self._causal(conv_2, F.silu(_norm(norm_2, y)))
         return y + (x if block.shortcut is None else block.shortcut(x))
 
     def _up(self, block: Upsample, x: Tensor) -> Tensor:

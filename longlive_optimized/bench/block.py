@@ -8,11 +8,11 @@ import time
 
 import torch
 
-from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule
 from ..engine.timing import percentile
+from ..video_time import BLOCK_FRAMES
 from .baseline import baseline_network, predict_x0, renoise
 from .shares import measure_shares
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
 from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
+from ..video_time import BLOCK_FRAMES
 from .baseline import baseline_network
 from .block import PROMPT
 

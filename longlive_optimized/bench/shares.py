@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ..engine.block import next_latents
@@ -40,7 +40,7 @@ def measure_shares(engine: LongLiveEngine, prompt: str, blocks: int = 5) -> dict
         for _ in range(blocks):
             undecoded_block(engine, prompt)
         engine.synchronize()
-    kernels = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in trace.events() or () if e.device_type == DeviceType.CUDA]
     by_kind: dict[str, float] = defaultdict(float)
     by_name: dict[str, float] = defaultdict(float)
     for kernel in kernels:

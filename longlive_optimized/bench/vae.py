@@ -8,7 +8,6 @@ from collections import defaultdict
 
 import torch
 
-from ..config import BLOCK_FRAMES
 from ..engine.engine import LongLiveEngine
 from ..engine.timing import percentile
 from ..kernels.bench.causal_conv import arguments, decoder
@@ -19,9 +18,8 @@ from ..vae.modules import ModulesCodec
 from ..vae.packed.codec import PackedCodec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..vae.wan.model import WanVae
+from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .baseline_vae import BaselineDecoder
-
-PIXEL_FRAMES = 4 * BLOCK_FRAMES
 
 
 def _times(engine: LongLiveEngine, call, blocks: int) -> list[float]:
@@ -67,7 +65,7 @@ def _baseline_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
 
 def _encoding(engine: LongLiveEngine, stream: EncoderStream, blocks: int) -> tuple[dict[str, list[float]], float]:
     """Times to encode a block's frames, and GiB that came to the weights meanwhile."""
-    shape = PIXEL_FRAMES + 1, 3, *engine.stream.settings.size
+    shape = BLOCK_PIXEL_FRAMES + 1, 3, *engine.stream.settings.size
     video = torch.rand(shape, device=engine.device, dtype=engine.dtype) * 2 - 1
     stream.reset()
     before = _allocated(engine)
@@ -97,14 +95,14 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     and the baseline's decoding.
     """
     rows, memory, levels, packed = {}, {}, {}, isinstance(engine.codec, PackedCodec)
-    sides = ("decode", _decoding, engine.stream.decoder), ("encode", _encoding, engine.stream.encoder)
-    for name, measure, ours in sides:
-        times, memory[f"{name}_gib"] = measure(engine, ours, blocks)
-        rows |= times
-        if packed:
-            library = type(ours)(ModulesCodec(engine.vae))
-            times, memory[f"library_{name}_gib"] = measure(engine, library, blocks)
-            rows |= {f"library_{key}": value for key, value in times.items()}
+    streams = {"": (engine.stream.decoder, engine.stream.encoder)}
+    if packed:
+        library = ModulesCodec(engine.vae)
+        streams["library_"] = DecoderStream(library), EncoderStream(library)
+    for prefix, (decoding, encoding) in streams.items():
+        decoded, memory[f"{prefix}decode_gib"] = _decoding(engine, decoding, blocks)
+        encoded, memory[f"{prefix}encode_gib"] = _encoding(engine, encoding, blocks)
+        rows |= {prefix + key: value for key, value in (decoded | encoded).items()}
     if isinstance(engine.vae, WanVae):
         rows["baseline_decode"] = _baseline_decoding(engine, min(blocks, 10))
     if packed:

@@ -16,10 +16,11 @@ from rich.table import Table
 
 from ..config import PRESETS, OptimizationConfig
 from ..text.clean import clean
+from ..video_time import TRAINED_FPS
 from ..weights.locate import native_size
 from .files import Force, check_file, say_written, write_json
 from .loading import Height, Width, console, load_engine, results
-from .video import FPS, Mp4Writer
+from .video import Mp4Writer
 
 if TYPE_CHECKING:
     from ..engine.engine import LongLiveEngine
@@ -55,7 +56,7 @@ def generate(
     switch: Annotated[
         list[str] | None, typer.Option(metavar="SECONDS:TEXT", help="Also M:SS:TEXT; as often as wanted.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help=f"Length of the video at {FPS} frames a second.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help=f"Length of the video at {TRAINED_FPS} frames a second.")] = 5.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video on one device.")] = 42,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     height: Height = None,
@@ -82,7 +83,7 @@ def generate(
     engine = load_engine(model, config, device)
     warmup = _warm_up(engine)
     started = time.perf_counter()
-    frames, stopped = round(seconds * FPS) or 1, False
+    frames, stopped = round(seconds * TRAINED_FPS) or 1, False
     video = Mp4Writer(out, height, width, enlarge)
     try:
         with video:
@@ -97,7 +98,7 @@ def generate(
     if video.frames:
         report = _report(engine, preset, warmup, wall)
         _print(report, out)
-        shown = f"{video.frames / FPS:.3g} s of {enlarge * width}x{enlarge * height}"
+        shown = f"{video.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
         say_written(out, f", {shown}, {'stopped' if stopped else 'made'} after {wall:.1f} s")
         write_json(json_path, report)
     if stopped:
@@ -135,7 +136,7 @@ def _write(
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=frames, speed="")
         while video.frames < frames:
-            while pending and pending[0].second * FPS <= video.frames:
+            while pending and pending[0].second * TRAINED_FPS <= video.frames:
                 prompt = pending.pop(0).text
             block = engine.generate_block(BlockRequest(prompt))
             if panel:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -34,7 +34,9 @@ def serve(
     height: Height = None,
     width: Width = None,
     seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
-    codec: Annotated[str, typer.Option(help="vp8, or h264, which takes twice the processor time.")] = "vp8",
+    codec: Annotated[
+        Literal["vp8", "h264"], typer.Option(help="vp8, or h264, which takes twice the processor time.")
+    ] = "vp8",
     bitrate: Annotated[int | None, typer.Option(help="Most bits per second; the default fits the picture.")] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Begin with the latency panel in the video.")] = False,
     viewers: Annotated[int, typer.Option(help="How many may watch at a time.")] = 8,
@@ -66,10 +68,10 @@ def serve(
         token=token,
         origins=tuple(origin or ()),
         max_viewers=viewers,
-        codec=codec,
+        codec=codec,  # pyright: ignore[reportArgumentType]  # checked by pydantic, as are the addresses
         bitrate=bitrate,
         ice_servers=_ice_servers(stun, turn, turn_username, turn_password),
-        ice_addresses=tuple(ice_address or ()),
+        ice_addresses=tuple(ice_address or ()),  # pyright: ignore[reportArgumentType]
         record_seconds=record_seconds,
     )
     if prompt is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-FPS = 16  # pixel frames per second that the model was trained at
+from ..video_time import TRAINED_FPS
 
 
 class Mp4Writer:
@@ -23,11 +23,12 @@ class Mp4Writer:
 
         self._av = av
         self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "medium"})
+        options = {"crf": "18", "preset": "medium"}
+        self._stream = self._container.add_stream("libx264", rate=TRAINED_FPS, options=options)
         self._size = {"width": enlarge * width, "height": enlarge * height}
         self._stream.width, self._stream.height = self._size.values()
         self._stream.pix_fmt = "yuv420p"
-        self._stream.time_base = Fraction(1, FPS)
+        self._stream.time_base = Fraction(1, TRAINED_FPS)
         self.frames = 0
 
     def write(self, frames: np.ndarray) -> None:

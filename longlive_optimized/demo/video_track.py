@@ -11,9 +11,8 @@ import av
 from aiortc import VideoStreamTrack
 from aiortc.mediastreams import MediaStreamError
 
+from ..video_time import RTP_CLOCK
 from .scope_integration import OptimizedScopePipeline
-
-CLOCK = 90_000  # ticks a second of RTP's video clock
 
 
 class PipelineVideoTrack(VideoStreamTrack):
@@ -45,8 +44,8 @@ class PipelineVideoTrack(VideoStreamTrack):
         # A late block is not made up for by a rush of frames: the next one is due an interval after this one.
         self._due = max(now, self._due) + interval
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts, frame.time_base = round(self._pts), Fraction(1, CLOCK)
-        self._pts += CLOCK * interval
+        frame.pts, frame.time_base = round(self._pts), Fraction(1, RTP_CLOCK)
+        self._pts += RTP_CLOCK * interval
         return frame
 
     def stop(self) -> None:

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES
 from ..text import blend as blending
+from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .recache import Recache, plan_recache
 from .request import BlockRequest
 from .sampler import make_schedule
 from .stream import Stream
 from .video_input import prepare_video
-
-FIRST_VIDEO_FRAMES, VIDEO_FRAMES = 13, 12  # pixel frames that become 4 latents on a fresh stream, 3 later
 
 
 def make_block(stream: Stream, request: BlockRequest, first_latent_only: bool = False) -> Tensor:
@@ -77,6 +75,7 @@ def follow_prompt(stream: Stream, request: BlockRequest) -> None:
     stream.prompt_due |= stream.prompt.follow(request, target)
     if stream.prompt_due:
         with stream.timer.stage("text"):
+            assert stream.prompt.embedding is not None
             stream.passes.set_prompt(stream.networks.model.cross_cache(stream.prompt.embedding))
         stream.prompt_due, stream.recache_due = False, stream.position > 0
 
@@ -129,7 +128,8 @@ def _embed(stream: Stream, request: BlockRequest) -> Tensor:
     texts, weights = zip(*request.pairs, strict=True)
     embeddings = [stream.networks.prompts.get(text) for text in texts]
     if request.blend == "slerp" and len(embeddings) == 2:
-        return blending.slerp(*embeddings, blending.normalise(weights)[1])
+        one, other = embeddings
+        return blending.slerp(one, other, blending.normalise(weights)[1])
     return blending.blend(embeddings, weights)
 
 
@@ -143,7 +143,8 @@ def _start_from_video(stream: Stream, request: BlockRequest, start: Tensor) -> f
 
 
 def _encode(stream: Stream, request: BlockRequest) -> tuple[Tensor, float]:
-    count = VIDEO_FRAMES if stream.position else FIRST_VIDEO_FRAMES
+    count = BLOCK_PIXEL_FRAMES + (stream.position == 0)  # a fresh stream's become one latent frame more
+    assert request.video is not None
     latents, settings = stream.history, stream.settings
     video = prepare_video(request.video, count, *settings.size, latents.dtype, latents.device)
     scale = request.noise_scale

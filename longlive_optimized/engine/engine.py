@@ -12,11 +12,12 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES, CHANGEABLE, OptimizationConfig, StreamSettings
+from ..config import CHANGEABLE, OptimizationConfig, StreamSettings
 from ..kernels.registry import forced
 from ..plain import whole
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
+from ..video_time import BLOCK_FRAMES
 from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
 from ..weights.locate import locate, native_size
 from ..weights.user_lora import UserLora

@@ -27,11 +27,16 @@ class PromptTrack:
         its midst starts from where it stands. A block that fails takes its step again.
         """
         if self.wants(request):
+            assert target is not None
             self._begin(request, target)
         if not self._ahead:
             return False
         i, n = self._ahead[0], self._ahead.stop - 1
-        self.embedding = self._target if i == n else self._mix(self._source, self._target, i / n)
+        if i == n:
+            self.embedding = self._target
+        else:
+            assert self._source is not None and self._target is not None
+            self.embedding = self._mix(self._source, self._target, i / n)
         return True
 
     def block_made(self) -> None:

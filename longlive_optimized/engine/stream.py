@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES, MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
+from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
 from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
+from ..video_time import BLOCK_FRAMES
 from .devices import Devices
 from .graphs import Eager, GraphCache
 from .noise import BlockNoise, VideoNoise

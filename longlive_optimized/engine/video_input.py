@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import BLOCK_FRAMES
+from ..video_time import BLOCK_FRAMES
 
 
 def prepare_video(

@@ -61,7 +61,7 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> UMT5Config:
         relative_attention_max_distance=128,
         feed_forward_proj="gated-gelu",
         # The plain order of roundings: scores, bias, softmax, values, each rounded to the weights' dtype.
-        attn_implementation="eager",
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]
     )
 
 

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..vae.config import LATENT_MEAN, LATENT_STD
-from ..vae.wan.layers import AttentionBlock, CausalConv3d, Downsample, Head, ResidualBlock, RMSNorm, Upsample
+from ..vae.wan.layers import AttentionBlock, CausalConv3d, Downsample, Head, Middle, ResidualBlock, RMSNorm, Upsample
 from ..vae.wan.model import WanVae
 
 
 def encode(vae: WanVae, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log variance [B, z_dim, T, h, w] of frames [B, 3, 4T - 3, 8h, 8w] in [-1, 1], of the VAE's own scale."""
+    assert vae.encoder is not None and vae.conv1 is not None
     x = _causal(vae.encoder.conv1, frames)
     for block in vae.encoder.downsamples:
         x = _block(block, x)
@@ -38,6 +39,7 @@ def fold_statistics(vae: WanVae, mean: Tensor, std: Tensor) -> None:
 
     The layers on either side of the latents, both 1x1x1, take it up, so frames decode as before.
     """
+    assert vae.conv1 is not None and vae.conv1.bias is not None and vae.conv2.bias is not None
     like = vae.conv1.weight
     mean, std, wan_mean, wan_std = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (
         mean, std, LATENT_MEAN, LATENT_STD))  # fmt: skip
@@ -73,12 +75,14 @@ def _norm(layer: RMSNorm, x: Tensor) -> Tensor:
 
 
 def _head(layer: Head, x: Tensor) -> Tensor:
-    return _causal(layer["2"], F.silu(_norm(layer["0"], x)))
+    norm, conv = layer.layers
+    return _causal(conv, F.silu(_norm(norm, x)))
 
 
 def _residual(layer: ResidualBlock, x: Tensor) -> Tensor:
-    y = _causal(layer.residual["2"], F.silu(_norm(layer.residual["0"], x)))
-    y = _causal(layer.residual["6"], F.silu(_norm(layer.residual["3"], y)))
+    norm_1, conv_1, norm_2, conv_2 = layer.layers
+    y = _causal(conv_1, F.silu(_norm(norm_1, x)))
+    y = _causal(conv_2, F.silu(_norm(norm_2, y)))
     return y + (x if layer.shortcut is None else layer.shortcut(x))
 
 
@@ -91,8 +95,9 @@ def _attend(qkv: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).unflatten(2, qkv.shape[2:])
 
 
-def _middle(layer: nn.ModuleList, x: Tensor) -> Tensor:
-    return _residual(layer[2], _attention(layer[1], _residual(layer[0], x)))
+def _middle(layer: Middle, x: Tensor) -> Tensor:
+    before, attention, after = layer.layers
+    return _residual(after, _attention(attention, _residual(before, x)))
 
 
 def _block(layer: nn.Module, x: Tensor) -> Tensor:
@@ -111,11 +116,11 @@ def _up(layer: Upsample, x: Tensor) -> Tensor:
         pairs = _causal(layer.time_conv, x[:, :, 1:]).unflatten(1, (2, -1))  # [B, 2, C, T - 1, H, W]
         frames = x[:, :, :1].permute(0, 2, 3, 4, 1), pairs.permute(0, 3, 1, 4, 5, 2).flatten(1, 2)
         x = torch.cat(frames, 1).permute(0, 4, 1, 2, 3)  # so that it is channels-last still
-    return _by_frame(lambda f: layer.resample["1"](F.interpolate(f, scale_factor=2.0, mode="nearest")), x)
+    return _by_frame(lambda f: layer.conv(F.interpolate(f, scale_factor=2.0, mode="nearest")), x)
 
 
 def _down(layer: Downsample, x: Tensor) -> Tensor:
-    x = _by_frame(lambda f: layer.resample["1"](F.pad(f, (0, 1, 0, 1))), x)
+    x = _by_frame(lambda f: layer.conv(F.pad(f, (0, 1, 0, 1))), x)
     if layer.time_conv is None or x.shape[2] == 1:
         return x
     return torch.cat((x[:, :, :1], layer.time_conv(x)), 2)

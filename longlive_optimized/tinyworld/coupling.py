@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..model.config import PATCH
+from ..video_time import BLOCK_FRAMES
 from .render import GRID, scale_of
-from .script import BLOCK
 from .world import MAX_SHAPES, MOTIONS, Scene
 
 _CELL = GRID * PATCH  # pixels a patch
@@ -30,7 +30,7 @@ _FRAMES = 4  # pixel frames between one latent frame and the next
 def draw(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Marks int64 [count, 3] for frames of that height and width: latent frame, row and column of the first shape's
     patch, all equally likely; on the generator's device."""
-    extents = BLOCK, size[0] // _CELL, size[1] // _CELL
+    extents = BLOCK_FRAMES, size[0] // _CELL, size[1] // _CELL
     drawn = [torch.randint(n, (count,), generator=generator, device=generator.device) for n in extents]
     return torch.stack(drawn, 1)
 
@@ -59,8 +59,8 @@ def write(x: Tensor, marks: Tensor) -> Tensor:
     swapped = patches.clone()
     swapped[batch, largest], swapped[batch, to] = patches[batch, to], patches[batch, largest]
     written = x.clone()
-    grid = swapped.view(len(x), BLOCK, rows, columns, PATCH, PATCH)
-    written[:, :, 0] = grid.transpose(3, 4).reshape(len(x), BLOCK, *x.shape[3:])
+    grid = swapped.view(len(x), BLOCK_FRAMES, rows, columns, PATCH, PATCH)
+    written[:, :, 0] = grid.transpose(3, 4).reshape(len(x), BLOCK_FRAMES, *x.shape[3:])
     return written
 
 

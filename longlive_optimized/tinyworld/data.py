@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..vae.wan.model import WanVae
+from ..video_time import BLOCK_FRAMES, pixel_of
 from . import coupling
 from .autoencode import encode, normalise
 from .networks import Size
 from .render import render, send
-from .script import BLOCK
 from .vocabulary import LONGEST, batch_of_ids
 from .world import Scene, caption, sample_scene
 
@@ -21,11 +21,6 @@ LENGTH = 27  # latent frames of a clip in the bank
 CUTS = (3, 6, 9, 12, 15)  # where a clip of the bank may turn into another scene: block boundaries
 _WORDINGS = 4  # captions of each scene in the bank
 _ENCODED = 60  # clips that are encoded at once
-
-
-def pixel_of(latent: int) -> int:
-    """The first pixel frame of a latent frame: the first latent has one, every other four."""
-    return max(0, 4 * latent - 3)
 
 
 def clips(
@@ -62,7 +57,7 @@ class Bank:
     def __init__(self, vae: WanVae, size: Size, count: int, seed: int, device: torch.device):
         self._vae, self._size, self._device = vae, size, device
         random, generator = Random(seed), torch.Generator().manual_seed(seed)
-        self._openings = self._make(3 * count, BLOCK, None, random, generator)
+        self._openings = self._make(3 * count, BLOCK_FRAMES, None, random, generator)
         shares = {None: count // 2} | {cut: -(-count // (2 * len(CUTS))) for cut in CUTS}
         self._groups = {cut: self._make(share, LENGTH, cut, random, generator) for cut, share in shares.items()}
 
@@ -77,8 +72,8 @@ class Bank:
     def _draw(self, group: Clips, count: int) -> Clips:
         index = torch.randint(len(group.latents), (count,), device=self._device)
         wording = torch.randint(_WORDINGS, (count,), device=self._device)
-        ids = (part[index, wording] for part in (group.before, group.after))
-        return Clips(group.latents[index].float(), *ids, group.marks[index])
+        before, after = (part[index, wording] for part in (group.before, group.after))
+        return Clips(group.latents[index].float(), before, after, group.marks[index])
 
     def _make(self, count: int, frames: int, cut: int | None, random: Random, generator: torch.Generator) -> Clips:
         scenes = [tuple(sample_scene(random, held_out=False) for _ in range(2)) for _ in range(count)]

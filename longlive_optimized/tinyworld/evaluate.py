@@ -21,13 +21,13 @@ from ..engine.block import follow_prompt, settle
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.stream import Stream
+from ..video_time import TRAINED_FPS
 from .adherence import tally
 from .pictures import contact_sheet, write_png
 from .render import NATIVE
 from .score import Score, score
 from .world import Scene, caption, sample_scene
 
-FPS = 16
 _WINDOWS, _STEPS = (12, 9, 6), ((1000, 750, 500, 250), (1000, 500, 250), (1000, 250))
 
 
@@ -108,7 +108,7 @@ class Evaluation:
         """At least ``seconds`` of video, and how many blocks that were."""
         frames: list[Tensor] = []
         made = blocks = 0
-        while made < seconds * FPS:
+        while made < seconds * TRAINED_FPS:
             block = self._block(stream, text)
             made, blocks = made + len(block), blocks + 1
             frames += [block] if kept else []
@@ -137,7 +137,7 @@ def _row(name: str, table: dict[str, float]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the measurements named and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     measures = "adherence", "switches", "no-recache", "long", "presets", "precision", "sheet"
     parser.add_argument("measures", nargs="+", choices=measures)
     parser.add_argument("--model", default="tiny", help="folder, or 'tiny'")

@@ -52,7 +52,7 @@ def _rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Export and say how large it is."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("trained", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=SIZES, default="tiny")

@@ -69,7 +69,8 @@ def forward(
         past = (memory.k[layer], memory.v[layer]) if memory else (x.new_empty(0), x.new_empty(0))
         m = modulation.layers[:, :, layer, :, None]  # [B, R, 6, 1, D]
         x, k, v = _layer(block, x, m, context, plan, turns, *past)
-        keys.append(k), values.append(v)
+        keys.append(k)
+        values.append(v)
     shift, scale = modulation.head[:, :, :, None].unbind(2)
     tokens = model.head(torch.addcmul(shift, _norm(x, model.config.eps), 1 + scale))
     flow = unpatchify(tokens.flatten(0, 2), grid).unflatten(0, (batch, count))
@@ -242,6 +243,6 @@ def _cross_attention(block: TransformerBlock, z: Tensor, context: Tensor, plan: 
     out = []
     for prompt, rows in plan.prompts:
         some = rows(q)
-        parts = (t.transpose(1, 2) for t in (some.flatten(1, 2), keys[:, prompt], values[:, prompt]))
-        out.append(F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(*some.shape[:3], -1))
+        query, k, v = (t.transpose(1, 2) for t in (some.flatten(1, 2), keys[:, prompt], values[:, prompt]))
+        out.append(F.scaled_dot_product_attention(query, k, v).transpose(1, 2).reshape(*some.shape[:3], -1))
     return plan.prompt_order(torch.cat(out, 1))

@@ -66,6 +66,7 @@ def new_vae(size: Size, seed: int) -> WanVae:
         elif weight.ndim > 3 and not name.endswith("gamma"):
             gain = _AFTER_SILU if ".residual." in name or ".head." in name else 1.0
             nn.init.normal_(weight, std=gain / weight[0].numel() ** 0.5)
+    assert vae.conv1 is not None and vae.conv1.bias is not None
     nn.init.constant_(vae.conv1.bias.data[size.vae.z_dim :], _LOG_VARIANCE)
     return vae
 

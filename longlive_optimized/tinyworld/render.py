@@ -117,4 +117,4 @@ def _tables(scenes: Sequence[Scene], device: torch.device | str) -> tuple[Tensor
     for b, scene in enumerate(scenes):
         for i, shape in enumerate(scene.shapes):
             colour[b, i], form[b, i] = torch.tensor(COLOURS[shape.colour]), FORMS.index(shape.form)
-    return tuple(send(table, device) for table in (velocity, ground, colour, form))
+    return send(velocity, device), send(ground, device), send(colour, device), send(form, device)

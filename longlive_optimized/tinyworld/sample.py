@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..engine.sampler import Step
 from ..model.transformer import Transformer
+from ..video_time import BLOCK_FRAMES
 from .forward import Memory, forward
-from .script import BLOCK, Script
+from .script import Script
 
 
 class Streams:
@@ -43,7 +44,7 @@ class Streams:
         """The block is made: its clean pass, and on to the next."""
         start = self.position
         self.history = latents if self.history is None else torch.cat((self.history, latents), 1)[:, -self.window :]
-        self.position += BLOCK
+        self.position += BLOCK_FRAMES
         self._update(lambda script: script.clean(start))
 
     @torch.no_grad()
@@ -61,6 +62,7 @@ class Streams:
         return forward(self.model, x, timesteps, self.prompts[:, None], script, self._memory)
 
     def _update(self, append: Callable[[Script], None]) -> None:
+        assert self.history is not None
         script = self._script()
         append(script)
         _, memory = self._forward(script, self.history[:, -len(script.rows) :], 0.0)

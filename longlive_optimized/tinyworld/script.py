@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..engine.recache import plan_recache
-
-BLOCK = 3  # latent frames; config.BLOCK_FRAMES, which would bring pydantic with it
+from ..video_time import BLOCK_FRAMES
 
 
 class Row(NamedTuple):
@@ -46,11 +45,11 @@ class Script:
 
     def noisy(self, start: int, prompt: int = 0) -> None:
         """A denoising pass of the block from latent frame ``start``: sees clean context and itself."""
-        self._pass(start, BLOCK, noisy=True, prompt=prompt, sinks=True)
+        self._pass(start, BLOCK_FRAMES, noisy=True, prompt=prompt, sinks=True)
 
     def clean(self, start: int, prompt: int = 0) -> None:
         """The context pass of that block, which later passes see."""
-        self._hold(self._pass(start, BLOCK, noisy=False, prompt=prompt, sinks=True))
+        self._hold(self._pass(start, BLOCK_FRAMES, noisy=False, prompt=prompt, sinks=True))
 
     def recache(self, position: int, prompt: int) -> None:
         """The window before ``position`` once more, under a new prompt, every frame of it seeing every other."""

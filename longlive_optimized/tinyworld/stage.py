@@ -25,17 +25,18 @@ class Stage(Protocol):
     batch: int
     rate: float  # of learning, at its height
     clips: int  # that are made before the training, and kept
-    again: bool  # trained before
     parts: dict[str, nn.Module]
 
-    def begin(self, seed: int) -> None:
-        """Draw from other random numbers from here on."""
+    def begin(self, seed: int, again: bool) -> None:
+        """Draw from other random numbers from here on; ``again``: the stage was trained before."""
 
     def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
         """``loss``, and what it is made of, at the given share of the training."""
+        ...
 
     def sample(self, count: int) -> Sample:
         """``count`` videos of held-out prompts, and their scores."""
+        ...
 
     def finish(self) -> None:
         """What is done with the averaged weights, in float32, at the end."""

@@ -12,22 +12,23 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..engine.sampler import TIMESTEP_SHIFT, make_schedule
 from ..model.transformer import Transformer
+from ..video_time import BLOCK_FRAMES, pixel_of
 from . import coupling
 from .adherence import tally, videos_of
 from .checkpoint import load
-from .data import Bank, Clips, pixel_of, tokens
+from .data import Bank, Clips, tokens
 from .forward import forward
 from .networks import Size, new_text, new_transformer, new_vae
 from .sample import Streams
 from .score import score
-from .script import BLOCK, Script
+from .script import Script
 from .stage import Sample
 from .tasks import NOW, PAST, SINKS, Task, draw_task, opening
 from .world import Scene, sample_scene
@@ -83,28 +84,29 @@ class FlowStage:
 
     name, share, batch, rate = "flow", 0.6, 64, 1e-3
     clips = 6000  # in the bank
-    again = False
 
     def __init__(self, size: Size, out: Path, device: torch.device, dtype: torch.dtype, seed: int):
         self.size, self.device = size, device
         self.vae = new_vae(size, seed).requires_grad_(False)
         load(out / "vae.pt", {"vae": self.vae})
         self.vae.to(device, dtype)
-        self.model, self.text = (new(size, seed).to(device, dtype) for new in (new_transformer, new_text))
+        self.model = new_transformer(size, seed).to(device, dtype)
+        self.text = new_text(size, seed).to(device, dtype)
         self.parts: dict[str, nn.Module] = {"model": self.model, "text": self.text}
         self._levels = torch.tensor([step.sigma for schedule in _SCHEDULES for step in schedule], device=device)
         self._passes: dict[Task, nn.Module] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._steps = 0
 
-    def begin(self, seed: int) -> None:
-        """Draw from other random numbers from here on, and other clips."""
+    def begin(self, seed: int, again: bool = False) -> None:
+        """Draw from other random numbers from here on, and other clips; if trained before, without openings alone."""
+        self._openings_until = 0.0 if again else _OPENINGS_UNTIL
         self.random = Random(seed)
         self.bank = Bank(self.vae, self.size, self.clips, seed, self.device)
 
     def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
         """The flow's mean squared error over all denoised frames, and over those of streams' first blocks."""
-        task = opening() if progress < _OPENINGS_UNTIL and not self.again else draw_task(self.random)
+        task = opening() if progress < self._openings_until else draw_task(self.random)
         rows, clip, other = _rows(task, self.device), *self._clips(task, batch)
         latents = torch.stack((clip.latents, other.latents))[rows.which, :, rows.frame].transpose(0, 1)
         prompts = self._prompts(task, clip, other)
@@ -118,7 +120,7 @@ class FlowStage:
         # The flow leads from x to the clip, also where something else lies under the noise.
         wanted = (x - latents) / sigma.clamp(min=_LEAST)[:, :, None, None, None]
         errors = (flow.float() - wanted).square().mean((0, 2, 3, 4))[rows.noisy]
-        return {"loss": errors.mean()} | ({"first": errors[:BLOCK].mean()} if task.begins else {})
+        return {"loss": errors.mean()} | ({"first": errors[:BLOCK_FRAMES].mean()} if task.begins else {})
 
     @torch.no_grad()
     def sample(self, count: int, blocks: int = 10) -> Sample:
@@ -126,13 +128,14 @@ class FlowStage:
         and of the second."""
         before, after = ([sample_scene(self.random, held_out=True) for _ in range(count)] for _ in range(2))
         streams, made = Streams(self.model, self._embed(before)), []
-        shape = len(_SCHEDULES[0]), count, BLOCK, self.size.model.in_dim, self.size.height // 8, self.size.width // 8
+        latent = self.size.model.in_dim, self.size.height // 8, self.size.width // 8
+        shape = len(_SCHEDULES[0]), count, BLOCK_FRAMES, *latent
         for block in range(blocks):
             if block == blocks // 2:
                 streams.switch(self._embed(after))
             made.append(streams.denoise(torch.randn(shape, device=self.device).unbind(), _SCHEDULES[0]))
             streams.keep(made[-1])
-        videos, cut = videos_of(self.vae, torch.cat(made, 1)), pixel_of(blocks // 2 * BLOCK)
+        videos, cut = videos_of(self.vae, torch.cat(made, 1)), pixel_of(blocks // 2 * BLOCK_FRAMES)
         table = tally(score(video[:cut], scene) for video, scene in zip(videos, before, strict=True))
         switched = tally(score(video[cut:], scene) for video, scene in zip(videos, after, strict=True))
         return Sample(table | {f"{kind} after a switch": share for kind, share in switched.items()}, videos, before)
@@ -154,7 +157,7 @@ class FlowStage:
         if self.device.type != "cuda":
             return passes
         sample = x.detach().clone(), timesteps.detach().clone(), prompts.detach().clone().requires_grad_()
-        return torch.cuda.make_graphed_callables(passes, sample, pool=self._pool)
+        return cast("nn.Module", torch.cuda.make_graphed_callables(passes, sample, pool=self._pool))
 
     def _embed(self, scenes: list[Scene]) -> Tensor:
         return self.text(tokens(scenes, self.random, self.device), self.size.model.text_len)
@@ -216,7 +219,7 @@ def _in_noise(task: Task, clip: Clips, sigma: Tensor, latents: Tensor) -> Tensor
     s, noise = sigma[:, :, None, None, None], torch.randn_like(latents)
     x = (1 - s) * latents + s * noise
     if task.begins:
-        first, s = slice(BLOCK), s[:, :BLOCK]
+        first, s = slice(BLOCK_FRAMES), s[:, :BLOCK_FRAMES]
         begun = coupling.write((1 - s) * latents.roll(1, 0)[:, first] + s * noise[:, first], clip.marks)
         x[:, first] = torch.where(s >= _DECIDES, begun, x[:, first])
     return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class _Reconstruction(nn.Module):
         log_variance = log_variance.clamp(-30, 20)
         error = _decode(self.vae, mean + (0.5 * log_variance).exp() * noise) - frames
         picture, square = error.abs().mean(), error.square().mean()
-        edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
+        edges = sum((error.diff(dim=axis).abs().mean() for axis in (2, 3, 4)), start=error.new_zeros(()))
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return torch.stack((picture + _SQUARE * square + _EDGES * edges + _KL * kl, picture, edges, kl))
 
@@ -56,7 +57,6 @@ def _decode(vae: WanVae, z: Tensor) -> Tensor:
 class VaeStage:
     """Trains ``vae.pt``."""
 
-    again = False
     name, share, batch, rate = "vae", 0.2, 12, 1e-3
     clips = 0  # it makes its own all the time
 
@@ -70,7 +70,7 @@ class VaeStage:
         self._reconstructions: dict[int, nn.Module] = {}  # by latent frames
         self._steps = 0
 
-    def begin(self, seed: int) -> None:
+    def begin(self, seed: int, again: bool = False) -> None:
         """Draw from other random numbers from here on."""
         self.random = Random(seed)
 
@@ -108,7 +108,9 @@ class VaeStage:
     def _new_reconstruction(self, *sample: Tensor) -> nn.Module:
         """Losses of batches like ``sample``; on a GPU a graph, as the thousands of kernels of a step are all short."""
         made = _Reconstruction(self.vae)
-        return torch.cuda.make_graphed_callables(made, sample) if self.device.type == "cuda" else made
+        if self.device.type != "cuda":
+            return made
+        return cast("nn.Module", torch.cuda.make_graphed_callables(made, sample))
 
     def _clips(self, batch: int, latents: int) -> Tensor:
         pairs = [tuple(sample_scene(self.random, held_out=False) for _ in range(2)) for _ in range(batch)]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..video_time import TRAINED_FPS
 from .render import NATIVE, layouts, render
 from .score import score
 from .world import Scene, one_wrong, sample_scene
@@ -38,13 +39,13 @@ def compressed(frames: Tensor, crf: int = 28) -> Tensor:
 
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=16, options={"crf": str(crf)})
+        stream = container.add_stream("libx264", rate=TRAINED_FPS, options={"crf": str(crf)})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for picture in frames.numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     file.seek(0)
-    with av.open(file) as container:
+    with av.open(file, "r") as container:
         return torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)])
 
 
@@ -98,7 +99,7 @@ def study(damage: str, count: int, seed: int = 0, frames: int = 33, size: tuple[
 
 def main(arguments: list[str] | None = None) -> None:
     """Print a line for each damage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--height", type=int, default=NATIVE[0])

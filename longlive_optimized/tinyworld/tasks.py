@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
+from ..video_time import BLOCK_FRAMES
 from .data import CUTS
-from .script import BLOCK, Script
+from .script import Script
 
 # Prompts of a script's rows: of what is denoised; of what came before a change of prompt; and of the sinks, where an
 # even earlier prompt made them.
 NOW, PAST, SINKS = range(3)
 
-_FRAMES = 8 * BLOCK  # of a script that is no switch
-_AFTER = 4 * BLOCK  # frames under the new prompt
-_FAR = tuple(BLOCK * n for n in (8, 9, 11, 15, 23, 39, 71, 135, 199, 263, 334))  # first frames of a stream's midst
+_FRAMES = 8 * BLOCK_FRAMES  # of a script that is no switch
+_AFTER = 4 * BLOCK_FRAMES  # frames under the new prompt
+_FAR = tuple(BLOCK_FRAMES * n for n in (8, 9, 11, 15, 23, 39, 71, 135, 199, 263, 334))  # where a midst begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def opening() -> Task:
 def beginning(window: int) -> Task:
     """The first blocks of a stream."""
     script = Script(window)
-    for start in range(0, _FRAMES, BLOCK):
+    for start in range(0, _FRAMES, BLOCK_FRAMES):
         script.noisy(start, NOW)
         script.clean(start, NOW)
     return Task(script, [(0, row.frame) for row in script.rows], None)
@@ -83,11 +84,14 @@ def midst(window: int, positions: str, first: int) -> Task:
     """
     script = Script(window, positions=positions)
     script.clean(0, SINKS)
-    for start in range(first, first + _FRAMES, BLOCK):
-        if start >= first + 2 * BLOCK:
+    for start in range(first, first + _FRAMES, BLOCK_FRAMES):
+        if start >= first + 2 * BLOCK_FRAMES:
             script.noisy(start, NOW)
         script.clean(start, NOW)
-    place = {row.frame: (1, row.frame) if row.frame < BLOCK else (0, row.frame - first + BLOCK) for row in script.rows}
+    place = {
+        row.frame: (1, row.frame) if row.frame < BLOCK_FRAMES else (0, row.frame - first + BLOCK_FRAMES)
+        for row in script.rows
+    }
     return Task(script, [place[row.frame] for row in script.rows], None)
 
 
@@ -96,10 +100,10 @@ def switch(window: int, cut: int) -> Task:
     """A stream up to frame ``cut``, its window once more under the next prompt, and four blocks under that."""
     script = Script(window)
     old_sinks = cut > window  # then the recache leaves them as they are
-    for start in range(0, cut, BLOCK):
+    for start in range(0, cut, BLOCK_FRAMES):
         script.clean(start, SINKS if old_sinks and start == 0 else PAST)
     script.recache(cut, NOW)
-    for start in range(cut, cut + _AFTER, BLOCK):
+    for start in range(cut, cut + _AFTER, BLOCK_FRAMES):
         script.noisy(start, NOW)
         script.clean(start, NOW)
-    return Task(script, [(int(old_sinks and row.frame < BLOCK), row.frame) for row in script.rows], cut)
+    return Task(script, [(int(old_sinks and row.frame < BLOCK_FRAMES), row.frame) for row in script.rows], cut)

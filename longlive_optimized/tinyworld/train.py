@@ -55,7 +55,7 @@ class Weights:
 
     def take_gradient(self) -> Tensor:
         """The modules' gradient as a vector; they are left without."""
-        gradient = torch.cat([w.grad.flatten().float() for w in self._own.values()])
+        gradient = torch.cat([w.grad.flatten().float() for w in self._own.values() if w.grad is not None])
         for w in self._own.values():
             w.grad = None
         return gradient
@@ -64,8 +64,10 @@ class Weights:
 class Trainer:
     """One stage under way: optimiser, average of the weights, pace, checkpoints, log."""
 
-    def __init__(self, stage: Stage, out: Path, seed: int, minutes: float, steps: int | None = None):
-        self.stage, self.out, self.seed, self.minutes, self.steps = stage, out, seed, minutes, steps
+    def __init__(
+        self, stage: Stage, out: Path, seed: int, minutes: float, steps: int | None = None, again: bool = False
+    ):
+        self.stage, self.out, self.seed, self.minutes, self.steps, self.again = stage, out, seed, minutes, steps, again
         self.weights = Weights(stage.parts)
         self.optimiser = self._new_optimiser()
         self.average = self.weights.vector.detach().clone()
@@ -87,7 +89,7 @@ class Trainer:
         clock = logged = saved = time.monotonic()
         begun = zlib.crc32(f"{self.stage.name} {self.seed} {self.step}".encode())
         torch.manual_seed(begun)
-        self.stage.begin(begun)
+        self.stage.begin(begun, self.again)
         print(f"{self.stage.name}: data ready after {time.monotonic() - clock:.1f} s", flush=True)
         seen, since = defaultdict(list), self.step
         while self.progress < 1 and clock < deadline:
@@ -190,18 +192,19 @@ class Trainer:
             file.write(line + "\n")
 
 
-def begin_again(stage: Stage, out: Path) -> None:
-    """Give a stage that is done the weights that it left, to be trained once more; its file becomes STAGE.before."""
+def begin_again(stage: Stage, out: Path) -> bool:
+    """Give a stage, if done, the weights that it left, to be trained once more; its file becomes STAGE.before."""
     path = out / f"{stage.name}.pt"
-    if torch.load(path, map_location="cpu", weights_only=True)["done"]:
+    done = torch.load(path, map_location="cpu", weights_only=True)["done"]
+    if done:
         load(path, stage.parts)
         path.replace(path.with_suffix(".before"))
-        stage.again = True
+    return done
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run stages, or what is left of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0, help="of training, for all the stages named")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
@@ -228,9 +231,9 @@ def main(arguments: list[str] | None = None) -> None:
         stage = STAGES[name](SIZES[options.size], options.out, device, dtype, options.seed)
         stage.rate = options.rate or stage.rate
         stage.clips = options.clips or stage.clips
-        if options.again:
-            begin_again(stage, options.out)
-        trainer = Trainer(stage, options.out, options.seed, options.minutes * stage.share / shares, options.steps)
+        again = options.again and begin_again(stage, options.out)
+        minutes = options.minutes * stage.share / shares
+        trainer = Trainer(stage, options.out, options.seed, minutes, options.steps, again)
         if not trainer.done:
             trainer.run(deadline, options.batch or stage.batch, options.samples)
         if not trainer.done:

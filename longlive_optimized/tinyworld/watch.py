@@ -12,14 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data import pixel_of
-from .evaluate import FPS
+from ..video_time import BLOCK_PIXEL_FRAMES, FIRST_PIXEL_FRAMES, TRAINED_FPS
 from .render import NATIVE
 from .score import score
-from .script import BLOCK
 from .world import read_caption
-
-_BLOCK = pixel_of(2 * BLOCK) - pixel_of(BLOCK)  # pixel frames of every block but a stream's first
 
 
 def read_video(path: Path) -> Tensor:
@@ -35,7 +31,8 @@ def read_video(path: Path) -> Tensor:
 
 def first_block(second: float) -> int:
     """The frame at which the first block begins that a prompt given at ``second`` is for."""
-    return pixel_of(BLOCK) + _BLOCK * max(0, math.ceil((second * FPS - pixel_of(BLOCK)) / _BLOCK))
+    late = second * TRAINED_FPS - FIRST_PIXEL_FRAMES
+    return FIRST_PIXEL_FRAMES + BLOCK_PIXEL_FRAMES * max(0, math.ceil(late / BLOCK_PIXEL_FRAMES))
 
 
 def part(text: str) -> tuple[float, str]:
@@ -46,19 +43,19 @@ def part(text: str) -> tuple[float, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print a line for each prompt, and the share of all attributes met. A new prompt has one block to take effect."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("video", type=Path)
     parser.add_argument("prompts", nargs="+", type=part, metavar="[SECONDS:]PROMPT")
     options = parser.parse_args(arguments)
     frames, held = read_video(options.video), []
     changes = [first_block(second) for second, _ in options.prompts[1:]]
-    begins, ends = [0, *(frame + _BLOCK for frame in changes)], [*changes, len(frames)]
+    begins, ends = [0, *(frame + BLOCK_PIXEL_FRAMES for frame in changes)], [*changes, len(frames)]
     for begin, end, (_, text) in zip(begins, ends, options.prompts, strict=True):
         attributes = score(frames[begin:end], read_caption(text)).attributes
         held += attributes.values()
         missed = [name for name, met in attributes.items() if not met]
         shown = f"lacks {', '.join(missed)}" if missed else "all there"
-        print(f"{begin / FPS:.1f} to {end / FPS:.1f} s, {shown}: {text}")
+        print(f"{begin / TRAINED_FPS:.1f} to {end / TRAINED_FPS:.1f} s, {shown}: {text}")
     print(f"score: {sum(held)} of {len(held)} attributes")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..text.encoder import TextEncoder
     from ..text.tokenizer import Tokenizer
 
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all), of the weights as they lie on the device
+BytesDone = Callable[[int, int], None]  # (bytes done, bytes in all), of the weights as they lie on the device
 
 
 def check(files: ModelFiles) -> None:
@@ -52,7 +52,7 @@ def load_generator(
     files: ModelFiles,
     device: torch.device | str,
     dtype: torch.dtype,
-    progress: Progress | None = None,
+    progress: BytesDone | None = None,
     loras: Sequence[UserLora] = (),
 ) -> Transformer:
     """The diffusion transformer with LongLive's LoRA and then ``loras`` folded in (float32, rounded once).
@@ -78,7 +78,7 @@ def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.d
 
 
 def refill_generator(
-    model: Transformer, files: ModelFiles, loras: Sequence[UserLora], progress: Progress | None = None
+    model: Transformer, files: ModelFiles, loras: Sequence[UserLora], progress: BytesDone | None = None
 ) -> None:
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
@@ -110,7 +110,7 @@ def load_vae(
     device: torch.device | str,
     dtype: torch.dtype,
     encoder: bool = True,
-    progress: Progress | None = None,
+    progress: BytesDone | None = None,
 ) -> Autoencoder:
     """The video autoencoder of ``files.vae_type``, or its decoder alone; CheckpointError."""
     tensors, whole = _open_vae(files, _config(files))
@@ -122,7 +122,7 @@ def load_vae(
 
 
 def load_text_encoder(
-    files: ModelFiles, device: torch.device | str, dtype: torch.dtype, progress: Progress | None = None
+    files: ModelFiles, device: torch.device | str, dtype: torch.dtype, progress: BytesDone | None = None
 ) -> TextEncoder:
     """The umT5 encoder with its tokenizer; weights stored as fp8 are widened to ``dtype``; CheckpointError."""
     from ..text.encoder import TextEncoder
@@ -225,7 +225,7 @@ def _fill(
     slots: Mapping[str, Slot],
     tensors: Mapping[str, Tensor],
     source: str,
-    progress: Progress | None = None,
+    progress: BytesDone | None = None,
     terms: Mapping[str, Sequence[LowRank]] | None = None,
 ) -> None:
     """Write ``tensors`` into ``slots``, merged with ``terms``; CheckpointError for NaN or infinity."""

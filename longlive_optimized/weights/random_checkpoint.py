@@ -26,6 +26,7 @@ from ..model.transformer import generator_shapes
 from ..vae.config import TaeConfig, VaeConfig
 from ..vae.tae import Tae
 from ..vae.wan.model import WanVae
+from .load import BytesDone
 from .locate import VAE_FILES
 from .lora import adapter_shapes
 from .random_tokenizer import write_tokenizer
@@ -69,7 +70,7 @@ def make_checkpoint(
     text: str | None = None,
     seed: int = 0,
     force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: BytesDone | None = None,
 ) -> Path:
     """Write a random checkpoint that ``locate`` finds and that is the same for the same seed; returns its folder.
 
@@ -111,7 +112,7 @@ def write_small_vaes(root: Path) -> None:
             pass
 
 
-def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: Callable[[int, int], None] | None) -> None:
+def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: BytesDone | None) -> None:
     vocabulary = write_tokenizer(root / _WAN / "google" / "umt5-xxl")
     _CONFIGS[name][0].to_json(root / _WAN / "config.json")
     files = _checkpoint_files(name, vocabulary, full_text)

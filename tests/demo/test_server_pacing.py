@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longlive_optimized.demo.server.pacing import BLOCK, SLACK, FrameClock, Pace
+from longlive_optimized.demo.server.pacing import SLACK, FrameClock, Pace
+from longlive_optimized.video_time import BLOCK_PIXEL_FRAMES as BLOCK
 
 
 def play(durations, fps: float) -> dict:

@@ -92,10 +92,10 @@ def up(x, kernels):
     return y
 
 
-def scattered(x, places, slots):
-    """Frames [T, C, H, W] in groups, at these places among NaN."""
+def scattered(x, indices, slots):
+    """Frames [T, C, H, W] in groups, at these indices among NaN."""
     t = torch.full((slots, x.shape[1] // 8, *x.shape[2:], 8), torch.nan, dtype=x.dtype)
-    t[places.long()] = to_groups(x.permute(0, 2, 3, 1))
+    t[indices.long()] = to_groups(x.permute(0, 2, 3, 1))
     return t
 
 
@@ -103,11 +103,11 @@ def arguments(net, device, raw=True, act=True, shuffled=True, zeros=0):
     """Of the operator; every tensor has frames of NaN that are not meant, `zeros` frames of history are none."""
     g = torch.Generator().manual_seed(1)
 
-    def places(count):
+    def indices(count):
         order = torch.randperm(count + 2, generator=g) if shuffled else torch.arange(count + 2)
         return order[:count].int()
 
-    frames, dtype = places(len(net.x)), net.x.dtype
+    frames, dtype = indices(len(net.x)), net.x.dtype
     outputs = net.frames * (2 if net.kind == Kind.TIME else 1)
     scale = 2 if net.kind == Kind.UP else 1
     empty = torch.full((outputs + 2, net.co // 8, *(scale * s for s in net.size), 8), torch.nan, dtype=dtype)
@@ -123,10 +123,10 @@ def arguments(net, device, raw=True, act=True, shuffled=True, zeros=0):
         "kind": int(net.kind),
     }
     if net.extra is not None:
-        a["residual_frames"] = places(net.frames)
+        a["residual_frames"] = indices(net.frames)
         a["residual"] = scattered(net.extra, a["residual_frames"], net.frames + 2)
     for name in ["raw"] * raw + ["act"] * act:
-        a[name], a[f"{name}_frames"] = empty.clone(), places(outputs)
+        a[name], a[f"{name}_frames"] = empty.clone(), indices(outputs)
     if act:
         a["gain"] = net.gain
     on = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in a.items()}
@@ -138,10 +138,10 @@ def results(args):
     found = {}
     for name in ("raw", "act"):
         if args[name] is not None:
-            t, places = args[name], args[f"{name}_frames"].long()
-            others = torch.ones(len(t), dtype=torch.bool, device=t.device).index_fill_(0, places, False)
+            t, indices = args[name], args[f"{name}_frames"].long()
+            others = torch.ones(len(t), dtype=torch.bool, device=t.device).index_fill_(0, indices, False)
             assert t[others].isnan().all()
-            found[name] = from_groups(t[places]).permute(0, 3, 1, 2).double().cpu()
+            found[name] = from_groups(t[indices]).permute(0, 3, 1, 2).double().cpu()
     return found
 
 
@@ -225,12 +225,12 @@ def test_adds_in_place(run, device, channels, act):
     args["raw"], args["raw_frames"] = args["residual"], args["residual_frames"]
     run(*args.values())
     for name in ("raw", "act")[: 1 + act]:
-        places = (t[f"{name}_frames"].long() for t in (args, apart))
-        got, want = (t[name][at] for t, at in zip((args, apart), places, strict=True))
+        indices = (t[f"{name}_frames"].long() for t in (args, apart))
+        got, want = (t[name][at] for t, at in zip((args, apart), indices, strict=True))
         assert torch.equal(got, want), name
 
 
-def test_history_in_any_place_is_the_whole_sequence(run, device):
+def test_history_at_any_index_is_the_whole_sequence(run, device):
     """Calls of two frames, whose history stays where the call before put it, against one call."""
     net = Network(Kind.CAUSAL, 32, 96, (5, 6), 6).rounded(torch.bfloat16)
     net.x[:2] = 0
@@ -241,8 +241,8 @@ def test_history_in_any_place_is_the_whole_sequence(run, device):
     history, work = [-1, -2], [2, 3]  # slots 0 and 1, of no frame yet
     for start in range(0, 6, 2):
         slots[work] = x[2 + start : 4 + start]
-        places = torch.tensor(history + work, dtype=torch.int32, device=device)
-        part = whole | {"x": slots, "frames": places, "raw": torch.full_like(whole["raw"][:2], torch.nan)}
+        indices = torch.tensor(history + work, dtype=torch.int32, device=device)
+        part = whole | {"x": slots, "frames": indices, "raw": torch.full_like(whole["raw"][:2], torch.nan)}
         part["raw_frames"] = torch.arange(2, dtype=torch.int32, device=device)
         run(*part.values())
         assert torch.equal(part["raw"], whole["raw"][start : start + 2])
@@ -255,11 +255,11 @@ def test_pixels(device, dtype, picture):
     torch.manual_seed(3)
     w, b, x = torch.randn(3, 40, 3, 3, 3) / 30, torch.randn(3) / 3, torch.randn(4, 40, 6, 9)
     w, b, x = (t.to(dtype) for t in (w, b, x))
-    places = torch.tensor([3, 0, 5, 1], dtype=torch.int32)
+    indices = torch.tensor([3, 0, 5, 1], dtype=torch.int32)
     wide = F.conv3d(x.double().transpose(0, 1)[None], w.double(), b.double(), padding=(0, 1, 1))[0].permute(1, 2, 3, 0)
     out = torch.empty(2, 6, 9, 3, dtype=torch.uint8 if picture else dtype, device=device)
     weight, bias = pack_pixels(w, b)
-    args = [scattered(x, places, 6), places, weight, bias]
+    args = [scattered(x, indices, 6), indices, weight, bias]
     conv_pixels(*(t.to(device) for t in args), out)
     got = out.double().cpu()
     if picture:
@@ -294,8 +294,8 @@ BAD = {
     "weight": ({"weight": torch.zeros(1, 100)}, "weight must be"),
     "bias": ({"bias": torch.zeros(100)}, "weight must give"),
     "raw": ({"raw": torch.zeros(4, 12, 4, 6, 8)}, "raw must be"),
-    "raw places": ({"raw_frames": torch.zeros(1, dtype=torch.int32)}, "raw_frames must be"),
-    "no raw places": ({"raw_frames": None}, "raw_frames must not be None"),
+    "raw indices": ({"raw_frames": torch.zeros(1, dtype=torch.int32)}, "raw_frames must be"),
+    "no raw indices": ({"raw_frames": None}, "raw_frames must not be None"),
     "gain": ({"gain": None}, "gain must not be None"),
     "nothing to do": ({"raw": None, "act": None}, "raw and act"),
     "residual": (
@@ -349,8 +349,8 @@ def test_the_baseline_gives_as_much(name):
 
 
 @pytest.mark.gpu
-def test_replays_with_other_places():
-    """A captured graph reads the places when it is replayed."""
+def test_replays_with_other_indices():
+    """A captured graph reads the indices when it is replayed."""
     net = Network(Kind.CAUSAL, 96, 96, (24, 40), 2).rounded(torch.bfloat16)
     args = arguments(net, "cuda", act=False, shuffled=False)
     causal_conv(*args.values())

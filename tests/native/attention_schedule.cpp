@@ -1,6 +1,4 @@
 // Checks csrc/attention/schedule.h on a CPU, over random shapes: run by tests/kernels/test_ring_attention.py.
-#include "attention/schedule.h"
-
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -8,7 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "attention/schedule.h"
+
 using namespace longlive::attention;
+using longlive::ceil_div;
 
 struct Shape {
   int heads, rows, tokens, ctas, split_kv, ranges[4];

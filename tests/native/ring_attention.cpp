@@ -6,12 +6,9 @@
 #include <limits>
 #include <vector>
 
-namespace longlive::attention {
-alignas(1024) uint8_t memory[emulator::kSharedBytes];  // the kernel's name for its shared memory
-}
-
 using namespace longlive::attention;
-using longlive::sm90::matrix_map;
+using longlive::bf16;
+using longlive::kHeadDim;
 
 struct Case {
   int heads, rows, tokens, ctas, split_kv, ranges[4];
@@ -45,11 +42,21 @@ bool check(const Case& c) {
   std::vector<uint16_t> out((c.rows + kTileRows) * columns, 0x7fff);  // nothing may be written after the last row
   std::vector<float> partial_out(Schedule::partials(c.ctas) * kTileRows * kHeadDim, kNaN);
   std::vector<float2> partial_stats(Schedule::partials(c.ctas) * kTileRows, {kNaN, kNaN});
-  const Params p{reinterpret_cast<bf16*>(out.data()), partial_out.data(), partial_stats.data(), c.ranges, c.rows,
-                 c.heads, c.tokens, c.ctas, bool(c.split_kv)};
-  launch<C>(matrix_map(q.data(), c.rows, columns, 2 * columns, kRows),
-            matrix_map(k.data(), c.tokens, columns, 2 * columns, C::kTileKeys),
-            matrix_map(v.data(), c.tokens, columns, 2 * columns, C::kTileKeys), p, nullptr);
+  const Params p{reinterpret_cast<bf16*>(out.data()),
+                 partial_out.data(),
+                 partial_stats.data(),
+                 c.ranges,
+                 c.rows,
+                 c.heads,
+                 c.tokens,
+                 c.ctas,
+                 bool(c.split_kv)};
+  const auto map = [&](const std::vector<uint16_t>& x, int rows, int box_rows) {
+    return longlive::sm90::matrix_map(reinterpret_cast<const bf16*>(x.data()), rows, columns, 2 * columns, box_rows);
+  };
+  const auto error_code =
+      launch<C>(map(q, c.rows, kRows), map(k, c.tokens, C::kTileKeys), map(v, c.tokens, C::kTileKeys), p, nullptr);
+  emulator::require(error_code == cudaSuccess, "no launch");
 
   for (size_t i = c.rows * columns; i < out.size(); ++i) emulator::require(out[i] == 0x7fff, "a row too many");
   double error = 0, norm = 0;
@@ -77,8 +84,8 @@ bool check(const Case& c) {
       }
     }
   if (std::sqrt(error) <= 5e-3 * std::sqrt(norm)) return true;  // NaN fails
-  std::printf("relative error %g: tiles of %d keys, heads %d, rows %d, tokens %d, ctas %d, ",
-              std::sqrt(error / norm), C::kTileKeys, c.heads, c.rows, c.tokens, c.ctas);
+  std::printf("relative error %g: tiles of %d keys, heads %d, rows %d, tokens %d, ctas %d, ", std::sqrt(error / norm),
+              C::kTileKeys, c.heads, c.rows, c.tokens, c.ctas);
   std::printf("split_kv %d, ranges", c.split_kv);
   for (const int r : c.ranges) std::printf(" %d", r);
   std::puts("");
@@ -87,7 +94,7 @@ bool check(const Case& c) {
 
 Case draw_case(int tile) {
   Case c{draw(1, 2), draw(1, 300), draw(1, 9 * tile), draw(1, 7), draw(0, 3) > 0, {}};
-  int(&ends)[4] = c.ranges;
+  int (&ends)[4] = c.ranges;
   for (int& end : ends) end = draw(0, c.tokens);
   std::sort(ends, ends + 4);
   if (!draw(0, 3)) ends[1] = ends[0];
@@ -97,7 +104,6 @@ Case draw_case(int tile) {
 }
 
 int main(int, char** argv) {
-  emulator::shared = memory;
   const int cases = std::atoi(argv[1]);
   bool good = true;
   for (int i = 0; i < cases && good; ++i) {

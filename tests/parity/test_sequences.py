@@ -130,7 +130,9 @@ def ours():
     """A pipeline whose network records and whose prompts are the recording's; with the network."""
     with scope_installed() as scope:
         pipeline_class = scope.discover("longlive-optimized")["longlive-optimized"]
-        pipeline = pipeline_class(model_path="tiny", height=HEIGHT, width=WIDTH)
+        with pytest.MonkeyPatch.context() as patch:  # the recording is a CPU's
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            pipeline = pipeline_class(model_path="tiny", height=HEIGHT, width=WIDTH)
         engine = pipeline._engine
         engine.model = network = RecordingNetwork(engine.model)
         engine.prompts.get = lambda text: torch.tensor(RECORDED["embeddings"][text])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from longlive_optimized.config import BLOCK_FRAMES
 from longlive_optimized.engine.graphs import Eager
 from longlive_optimized.engine.passes import Passes
 from longlive_optimized.engine.recache import plan_recache
@@ -13,7 +12,7 @@ from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
 from longlive_optimized.tinyworld.forward import forward
 from longlive_optimized.tinyworld.sample import Streams
-from longlive_optimized.tinyworld.script import BLOCK, Script
+from longlive_optimized.tinyworld.script import Script
 
 CONFIG = ModelConfig(
     dim=64, ffn_dim=48, freq_dim=16, in_dim=4, out_dim=4, num_heads=2, num_layers=3, text_len=6, text_dim=20
@@ -47,10 +46,6 @@ def seen_frames(script, index):
     """Frame and kind of the rows that a pass sees, in order."""
     rows = script.rows
     return [(rows[row].frame, rows[row].noisy) for row, _ in script.passes[index].keys]
-
-
-def test_block_frames():
-    assert BLOCK == BLOCK_FRAMES
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from random import Random
 
 import pytest
 
-from longlive_optimized.tinyworld.data import CUTS, LENGTH, pixel_of
+from longlive_optimized.tinyworld.data import CUTS, LENGTH
 from longlive_optimized.tinyworld.tasks import NOW, PAST, SINKS, beginning, draw_task, midst, opening, switch
+from longlive_optimized.video_time import pixel_of
 
 
 def rows_seen(task, step):

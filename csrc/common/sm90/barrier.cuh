@@ -1,13 +1,20 @@
 #pragma once
-// Barriers in shared memory (mbarrier), and the register budget of a warpgroup (setmaxnreg).
-// One instruction each; the PTX name stands beside it.
+// Barriers in shared memory (mbarrier), and shared memory itself. One instruction each; the PTX name stands beside it.
 #include <cstdint>
 
 namespace longlive::sm90 {
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// A phase ends when all arrivals have come and all announced bytes have landed; then the next one begins. Phases are
-// told apart by their parity: 0 for the first.
+// The dynamic shared memory of the CTA.
+template <class T>
+__device__ T& shared_memory() {
+  extern __shared__ __align__(1024) uint8_t memory[];
+  static_assert(alignof(T) <= 1024);
+  return *reinterpret_cast<T*>(memory);
+}
+
+// A phase ends when all arrivals have come and all announced bytes have landed; then the next one begins. A wait tells
+// phases apart by their parity alone: 0 for the first.
 struct alignas(8) Barrier {
   uint64_t state;
 
@@ -47,15 +54,4 @@ __device__ inline void fence_barrier_init() { asm volatile("fence.mbarrier_init.
 
 // Orders this thread's plain accesses to shared memory before later ones by the copy engine and the tensor cores.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// By all warps of a warpgroup: give registers back, or take what others gave. A multiple of 8.
-template <int kCount>
-__device__ void registers_give() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
-}
-template <int kCount>
-__device__ void registers_take() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
-}
-
 }  // namespace longlive::sm90

@@ -9,6 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from ...config import OptimizationConfig
 
+Position = Literal["top-left", "top-right", "bottom-left", "bottom-right"]  # of the latency panel
+
 
 @dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
 class ScopeOptimizationConfig(OptimizationConfig):
@@ -26,7 +28,7 @@ class ScopeOptimizationConfig(OptimizationConfig):
     """
 
     enable_latency_overlay: bool = True
-    overlay_position: Literal["top-left", "top-right", "bottom-left", "bottom-right"] = "top-right"
+    overlay_position: Position = "top-right"
     overlay_opacity: Annotated[float, Field(ge=0, le=1)] = 0.8
     target_fps: Annotated[int, Field(ge=1)] = 25
     max_queue_depth: Annotated[int, Field(ge=1)] = 3

@@ -100,7 +100,7 @@ def _rows(size: int) -> int:
 
 def build(paths: dict[str, str]) -> dict[str, np.ndarray]:
     """Render the fonts at ``paths`` (by weight): the ink of all sheets in 16 levels, and the glyphs' widths."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont  # pyright: ignore[reportMissingImports]
 
     sheets, widths = [], []
     for weight, size in STORED:
@@ -117,4 +117,5 @@ def build(paths: dict[str, str]) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    np.savez_compressed(_FILE, **build(dict(zip(("regular", "bold"), sys.argv[1:], strict=True))))
+    built = build(dict(zip(("regular", "bold"), sys.argv[1:], strict=True)))
+    np.savez_compressed(_FILE, ink=built["ink"], widths=built["widths"])

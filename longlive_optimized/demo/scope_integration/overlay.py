@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from ...config import read_keywords
 from ...engine.latency import LatencyStats
 from ...kernels.overlay_blend import DTYPES, overlay_blend
+from .config import Position
 from .panel import ERROR, GOOD, SMALLEST, WARNING, WHITE, Bar, Colour, Figure, Panel
 
 LABELS = ("Latency", "Mean", "P99", "Max", "FPS", "Frame")
@@ -47,7 +48,7 @@ class OverlayConfig:
     scale: of the text, which otherwise follows the size of the picture.
     """
 
-    position: Literal["top-left", "top-right", "bottom-left", "bottom-right"] = "top-right"
+    position: Position = "top-right"
     opacity: Annotated[float, Field(ge=0, le=1)] = 0.8
     show_latency_graph: bool = True
     show_optimizations: bool = True
@@ -115,7 +116,7 @@ class LatencyOverlay:
         if latency is not None and latency > 0:
             self._history.extend([latency] * count)
         panel = self._panel_on(frames.device, self._shown(height, width, stats))
-        y, x = self._corner(panel.shape[:2], height, width)
+        y, x = self._corner(panel.shape[0], panel.shape[1], height, width)
         overlay_blend(frames, panel, y, x)
         return frame
 
@@ -184,17 +185,14 @@ class LatencyOverlay:
             self._sent = key, panel.to(device, non_blocking=True)
         return self._sent[1]
 
-    def _corner(self, panel: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    def _corner(self, rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
         margin = round(self.config.margin * min(height, width))
         vertical, horizontal = self.config.position.split("-")
-        y, x = (min(margin, spare) for spare in (height - panel[0], width - panel[1]))
-        return (
-            y if vertical == "top" else height - panel[0] - y,
-            x if horizontal == "left" else width - panel[1] - x,
-        )
+        y, x = (min(margin, spare) for spare in (height - rows, width - columns))
+        return y if vertical == "top" else height - rows - y, x if horizontal == "left" else width - columns - x
 
 
-def create_latency_overlay(position: str = "top-right", **fields) -> LatencyOverlay:
+def create_latency_overlay(position: Position = "top-right", **fields) -> LatencyOverlay:
     """A LatencyOverlay at ``position``; ``fields`` are OverlayConfig's. Raises ValueError naming a bad one."""
     return LatencyOverlay(OverlayConfig(position=position, **fields))
 
@@ -223,7 +221,7 @@ def _as_stats(stats: LatencyStats | Mapping) -> LatencyStats:
     return LatencyStats(**{name: value for name, value in stats.items() if name in known})
 
 
-def _finite(value: object) -> float | None:
+def _finite(value: Any) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -18,12 +18,12 @@ from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
 from ...plain import did_you_mean, whole
+from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
 from .prompt_box import Prompt, PromptBox, as_prompt
 
-LATENT_PIXEL_FRAMES, BLOCK_PIXEL_FRAMES = 4, 12
 _OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
 
@@ -100,9 +100,9 @@ class OptimizedScopePipeline:
         ``denoising_steps`` hold from the next block on, until others are given or the config changes. Raises ValueError
         or TypeError naming a bad argument; the stream goes on.
         """
-        prompt, steps = _read(prompt, kwargs)
+        wanted, steps = _read(prompt, kwargs)
         with self._lock:
-            self._follow(prompt, steps)
+            self._follow(wanted, steps)
             if not self._queue:
                 rest = self.stream.undecoded
                 self._queue.put(self.engine.rest_of_block(self.stream) if rest else self._make_block(True))
@@ -117,12 +117,12 @@ class OptimizedScopePipeline:
 
         Arguments and errors are generate_frame's. RuntimeError while frames of a block wait for generate_frame.
         """
-        prompt, steps = _read(prompt, kwargs)
+        wanted, steps = _read(prompt, kwargs)
         with self._lock:
             waiting = len(self._queue) + LATENT_PIXEL_FRAMES * self.stream.undecoded
             if waiting:
                 raise RuntimeError(f"{waiting} frames wait: take them with generate_frame, or reset, first")
-            self._follow(prompt, steps)
+            self._follow(wanted, steps)
             block = self._make_block()
             self._delivered += len(block)
             return block
@@ -193,15 +193,15 @@ class OptimizedScopePipeline:
         prompt, wish = self._prompts.take(now, self._debounce)
         blocks = prompt.transition_blocks or self._smooth_blocks()
         request = BlockRequest(prompt.prompt, prompt.blend, blocks)
-        switched = bool(wish and self._delivered)
+        switched = wish if self._delivered else None
         try:
-            block = self.engine.generate_block(request, self.stream, switched and first_latent_first)
+            block = self.engine.generate_block(request, self.stream, bool(switched) and first_latent_first)
         except BaseException:
             if wish:
                 self._prompts.give_back(wish)
             raise
         if switched:
-            self._meter.block_was_switch((now - wish.asked_at) * 1e3)
+            self._meter.block_was_switch((now - switched.asked_at) * 1e3)
         return block
 
     def _smooth_blocks(self) -> int:
@@ -234,10 +234,10 @@ def _checked(config: ScopeOptimizationConfig | None) -> ScopeOptimizationConfig 
 def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prompt, tuple[int, ...] | None]:
     """The prompt and the denoising steps of a call, checked."""
     steps = kwargs.pop("denoising_steps", None)
-    prompt = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
+    wanted = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
     if steps is not None:
-        steps = BlockRequest(prompt.prompt, denoising_steps=steps).denoising_steps
-    return prompt, steps
+        steps = BlockRequest(wanted.prompt, denoising_steps=steps).denoising_steps
+    return wanted, steps
 
 
 def _only(kwargs: dict, *names: str) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ...engine.request import BlockRequest
 
@@ -13,7 +13,7 @@ class Prompt(NamedTuple):
     """What to show, and how to get there; the fields are BlockRequest's."""
 
     prompt: str | tuple[tuple[str, float], ...]
-    blend: str = "linear"
+    blend: Literal["linear", "slerp"] = "linear"
     transition_blocks: int | None = None  # None leaves it to the config
 
 
@@ -51,8 +51,10 @@ class PromptBox:
         """The prompt of the block that begins now, and the wish that it fulfils, if any."""
         with self._lock:
             wish = self._wish
-            if wish is None or (self._burst and now - self._last_change < debounce and self._current is not None):
+            held = self._burst and now - self._last_change < debounce
+            if self._current is not None and (wish is None or held):
                 return self._current, None
+            assert wish is not None, "nothing was asked for yet"
             self._wish, self._burst = None, False
             changed = wish.prompt != self._current
             self._current = wish.prompt

@@ -35,7 +35,7 @@ def _whole(number: Any) -> bool:
     return isinstance(number, int) or (isinstance(number, float) and number.is_integer())
 
 
-def _steps(steps: Any) -> tuple[int, ...]:
+def _steps(steps: Any) -> tuple[int, ...] | None:
     if not isinstance(steps, list | tuple) or not all(map(_whole, steps)):
         raise ValueError("expected a list of whole numbers")
     if len(steps) > MOST_STEPS:

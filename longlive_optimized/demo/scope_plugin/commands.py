@@ -21,7 +21,7 @@ class Commands:
 
     def __init__(self, set_preset: Callable[[str], dict], stats: Callable[[], dict]):
         self._set_preset, self._stats = set_preset, stats
-        self._last: tuple | None = None
+        self._last: str | None = None
 
     def obey(self, keywords: Mapping[str, Any]) -> None:
         """Look at a call's keywords; never raises, as a bad message must not stop the frames."""

@@ -5,22 +5,22 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from scope.core.config import get_models_dir
-from scope.core.pipelines.interface import Pipeline, Requirements
+from scope.core.config import get_models_dir  # pyright: ignore[reportMissingImports]
+from scope.core.pipelines.interface import Pipeline, Requirements  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from ...engine.engine import LongLiveEngine
+from ...video_time import BLOCK_PIXEL_FRAMES
 from ...weights.user_lora import UserLora
 from .load_params import read_load
 from .notify import set_loading_stage
 from .schema import LongLiveOptimizedConfig
 from .session import Session
 from .sessions import Sessions
-
-INPUT_FRAMES = 12  # pixel frames of one block of video input
 
 
 class LongLiveOptimizedPipeline(Pipeline):
@@ -37,7 +37,7 @@ class LongLiveOptimizedPipeline(Pipeline):
 
     def __init__(self, **keywords: Any):
         self._load = read_load(keywords)
-        self._loras = {lora.path: UserLora(lora.path, lora.scale) for lora in self._load.loras}
+        self._loras = {lora.path: UserLora(Path(lora.path), lora.scale) for lora in self._load.loras}
         self._merged, self._lora_lock = self._loras, threading.Lock()
         self._engine = LongLiveEngine(
             self._load.model_path or get_models_dir(),
@@ -58,12 +58,12 @@ class LongLiveOptimizedPipeline(Pipeline):
     def prepare(self, **keywords: Any) -> Requirements | None:
         """How many frames of video a call wants: none in text mode."""
         # True is scope's own word for video mode; anything else came from a client, and stays among its parameters.
-        return Requirements(input_size=INPUT_FRAMES) if keywords.get("video") is True else None
+        return Requirements(input_size=BLOCK_PIXEL_FRAMES) if keywords.get("video") is True else None
 
     def __call__(self, **keywords: Any) -> dict[str, Tensor]:
         """The next frames of the calling thread's session, ``{"video": uint8 [T, H, W, 3]}``, or ``{}``."""
         if self._work:
-            self._receive(keywords.get("video"))
+            self._receive(keywords.get("video"), self._work)
         with torch.cuda.stream(self._work):
             session = self._sessions.enter()
             result = {} if session is None else session.call(keywords)
@@ -77,12 +77,12 @@ class LongLiveOptimizedPipeline(Pipeline):
         modes = {lora.path: lora.merge_mode or "permanent_merge" for lora in self._load.loras}
         return [{"path": p, "scale": lora.scale, "merge_mode": modes[p]} for p, lora in self._loras.items()]
 
-    def _receive(self, video: Any) -> None:
+    def _receive(self, video: Any, work: torch.cuda.Stream) -> None:
         """Let work begin when scope's frames have arrived, and their memory be reused when it has read them."""
-        self._work.wait_stream(torch.cuda.default_stream(self._engine.device))
+        work.wait_stream(torch.cuda.default_stream(self._engine.device))
         for frame in video if isinstance(video, list | tuple) else ():
             if isinstance(frame, Tensor) and frame.is_cuda:
-                frame.record_stream(self._work)
+                frame.record_stream(work)
 
     def _new_session(self) -> Session:
         stream = self._warm.pop() if self._warm else self._engine.open_stream()
@@ -92,7 +92,7 @@ class LongLiveOptimizedPipeline(Pipeline):
         with self._lora_lock:
             if unknown := scales.keys() - self._loras.keys():
                 raise ValueError(f"no LoRA {sorted(unknown)[0]!r} was loaded")
-            loras = self._loras | {path: UserLora(path, scale) for path, scale in scales.items()}
+            loras = self._loras | {path: UserLora(Path(path), scale) for path, scale in scales.items()}
             if loras != self._merged:
                 self._merged = None  # until this has worked, nobody knows what the weights hold
                 self._engine.set_loras([*loras.values()])

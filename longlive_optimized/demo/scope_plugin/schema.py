@@ -1,13 +1,21 @@
 """The pipeline's description for scope: what its page shows, what it downloads, what it sends. Imports scope."""
 
+# Select boxes are enums made from tables, which no type checker follows.
+# pyright: reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from enum import Enum
 
 from pydantic import Field
-from scope.core.pipelines.artifacts import HuggingfaceRepoArtifact
-from scope.core.pipelines.base_schema import BasePipelineConfig, ModeDefaults, ui_field_config
+from scope.core.pipelines.artifacts import HuggingfaceRepoArtifact  # pyright: ignore[reportMissingImports]
+from scope.core.pipelines.base_schema import (  # pyright: ignore[reportMissingImports]
+    BasePipelineConfig,
+    ModeDefaults,
+    ui_field_config,
+)
 
+from ... import __version__
 from ...config import PRESETS
 from .load_params import LoadParams
 
@@ -16,7 +24,7 @@ _DEFAULTS = LoadParams()
 
 def _choice(name: str, *values: str) -> type[Enum]:
     """An enum whose members are their values, which scope's page shows as a select box."""
-    return Enum(name, [(value, value) for value in values], type=str)
+    return Enum(name, [(value, value) for value in values], type=str)  # pyright: ignore[reportReturnType]
 
 
 Preset = _choice("Preset", *PRESETS)
@@ -35,7 +43,7 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         "LongLive-1.3B in real time: the same checkpoints and the same pictures, sooner. Prompts, presets and the "
         "latency panel may change while it runs."
     )
-    pipeline_version = "0.1.0"
+    pipeline_version = __version__
     estimated_vram_gb = 24.0
     supports_lora = True
     supports_vace = False
@@ -153,7 +161,7 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         json_schema_extra=ui_field_config(order=11, is_load_param=True, label="Positions"),
     )
     restart_at: int = Field(
-        default=_DEFAULTS.restart_at,
+        default=_DEFAULTS.restart_at or 0,
         ge=0,
         description="Latent frame from which on a stream begins again, with a cut; 0 is never",
         json_schema_extra=ui_field_config(order=12, is_load_param=True, label="Restart at"),

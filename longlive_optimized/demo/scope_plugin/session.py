@@ -162,6 +162,7 @@ class Session:
 
     def _request(self, call: CallParams) -> BlockRequest:
         prompt, due, transition = self._prompts.wanted, self._due, call.transition or Transition(num_steps=0)
+        assert prompt is not None
         smooth = due.new_prompt and transition.num_steps > 1 and self._stream.prompt.embedding is not None
         # As scope does it: another prompt cuts a video that is made from video, unless it comes by or in a transition.
         cut = call.video is not None and due.new_prompt and not smooth and not self.in_transition

@@ -37,13 +37,15 @@ class Access:
             raise Refused(403, "this server is not known by that name", "host")
         if origin is not None and origin not in self._settings.origins and urlsplit(origin).netloc != host:
             raise Refused(403, "this page may not use the server", "origin")
-        if self._settings.token is not None and not self._presents_token(authorization):
+        token = self._settings.token
+        if token is not None and not _presents(token, authorization):
             raise Refused(401, "a token is needed: open the address that the server printed", "token")
 
-    def _presents_token(self, authorization: str | None) -> bool:
-        scheme, _, presented = (authorization or "").partition(" ")
-        right = secrets.compare_digest(presented.strip().encode(errors="surrogatepass"), self._settings.token.encode())
-        return scheme.lower() == "bearer" and right
+
+def _presents(token: str, authorization: str | None) -> bool:
+    scheme, _, presented = (authorization or "").partition(" ")
+    right = secrets.compare_digest(presented.strip().encode(errors="surrogatepass"), token.encode())
+    return scheme.lower() == "bearer" and right
 
 
 def _hostname(host: str) -> str | None:

@@ -107,7 +107,7 @@ def create_app(room: Room) -> FastAPI:
 
 
 def _page(name: str, kind: str):
-    content = resources.files(__package__).joinpath("page", name).read_bytes()
+    content = resources.files(__name__.rpartition(".")[0]).joinpath("page", name).read_bytes()
 
     async def send() -> Response:
         return Response(content, media_type=kind)

@@ -14,13 +14,13 @@ import av
 import numpy as np
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
+from ...video_time import RTP_CLOCK
 from .metrics import Metrics
 from .pacing import FrameClock
 from .worker import Worker
 
 log = logging.getLogger(__name__)
 
-CLOCK = 90_000  # ticks a second of RTP's video clock
 REPEAT = 0.5  # seconds after which the last picture is sent again: for those who join while nothing moves
 RATE_WINDOW = 2.0  # seconds that the shown rate is taken over
 
@@ -57,7 +57,7 @@ class ViewerTrack(MediaStreamTrack):
             await self._some.wait()
         picture, pts = self._waiting.popleft()
         frame = av.VideoFrame.from_numpy_buffer(picture, format="yuv420p")
-        frame.pts, frame.time_base = pts, Fraction(1, CLOCK)
+        frame.pts, frame.time_base = pts, Fraction(1, RTP_CLOCK)
         self._sent.inc()
         return frame
 
@@ -130,7 +130,7 @@ class Broadcast:
         due = self._clock.next(loop.time(), interval)
         await asyncio.sleep(due - loop.time())
         self._last = picture
-        self._show(due)
+        self._show(picture, due)
         self._shown.append(due)
         self._forget(due)
         if self._listener:
@@ -142,11 +142,11 @@ class Broadcast:
             await asyncio.wait_for(self._news.wait(), REPEAT)
             return
         if self._last is not None:
-            self._show(self._clock.next(asyncio.get_running_loop().time(), 0.0))
+            self._show(self._last, self._clock.next(asyncio.get_running_loop().time(), 0.0))
 
-    def _show(self, due: float) -> None:
+    def _show(self, picture: np.ndarray, due: float) -> None:
         for track in self._tracks:
-            track.show(self._last, round((due - self._start) * CLOCK))
+            track.show(picture, round((due - self._start) * RTP_CLOCK))
 
     def _forget(self, now: float) -> None:
         while self._shown and self._shown[0] < now - RATE_WINDOW:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-BLOCK = 12  # frames; a stream's first block has fewer
+from ...video_time import BLOCK_PIXEL_FRAMES
+
 SLACK = 1.02  # an engine slower than the target is shown a little slower still, so that frames gather against jitter
 EARLY = 1.1  # a block begins this much earlier than the slowest of the last ones would ask for ...
 MARGIN = 0.03  # ... and so many seconds
@@ -33,8 +34,8 @@ class Pace:
 
     def is_time(self, waiting: int, fps: float) -> bool:
         """Whether the next block should begin, now that ``waiting`` frames have not been taken to be shown."""
-        if waiting > BLOCK or not self._recent:
-            return waiting <= BLOCK
+        if waiting > BLOCK_PIXEL_FRAMES or not self._recent:
+            return waiting <= BLOCK_PIXEL_FRAMES
         return waiting * self.interval(fps) <= EARLY * max(self._recent) + MARGIN
 
 

@@ -11,9 +11,11 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from ...video_time import RTP_CLOCK
+
 log = logging.getLogger(__name__)
 
-TIME_BASE = Fraction(1, 90_000)
+TIME_BASE = Fraction(1, RTP_CLOCK)
 SEGMENT = 1.0  # seconds: what is forgotten at a time
 LAG = 50  # frames that may wait to be encoded
 OPTIONS = {"preset": "superfast", "tune": "zerolatency", "crf": "20"}  # 3-5 ms a frame of 832x480 on one core
@@ -77,10 +79,10 @@ class Recorder:
             self._open = _Segment(rows * 2 // 3, width)
         self._open.add(picture, seconds)
         if self._open.seconds >= SEGMENT:
-            self._close_segment()
+            self._close_segment(self._open)
 
-    def _close_segment(self) -> None:
-        self._done.append((self._open.seconds, self._open.close()))
+    def _close_segment(self, segment: _Segment) -> None:
+        self._done.append((segment.seconds, segment.close()))
         self._open = None
         while len(self._last(self.seconds)) < len(self._done):
             self._done.popleft()
@@ -97,7 +99,7 @@ class Recorder:
 
     def _mp4(self, seconds: float) -> bytes:
         if self._open is not None:
-            self._close_segment()
+            self._close_segment(self._open)
         segments = self._last(seconds)
         return _join(segments) if segments else b""
 
@@ -107,11 +109,14 @@ def _join(segments: list[tuple[float, bytes]]) -> bytes:
     out, stream, begin = io.BytesIO(), None, 0.0
     with av.open(out, "w", format="mp4") as target:
         for seconds, data in segments:
-            with av.open(io.BytesIO(data), format="mpegts") as source:
+            with av.open(io.BytesIO(data), "r", format="mpegts") as source:
                 stream = stream or target.add_stream_from_template(source.streams.video[0])
-                packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
-                shift = round(begin / TIME_BASE) - packets[0].dts
-                for packet in packets:
+                shift = None
+                for packet in source.demux(video=0):
+                    if packet.dts is None or packet.pts is None:
+                        continue
+                    if shift is None:
+                        shift = round(begin / TIME_BASE) - packet.dts
                     packet.dts, packet.pts, packet.stream = packet.dts + shift, packet.pts + shift, stream
                     target.mux(packet)
             begin += seconds

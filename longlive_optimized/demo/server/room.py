@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable
+from typing import Literal
 
 from ...config import PRESETS
 from ..scope_integration import OptimizedScopePipeline
@@ -53,7 +54,8 @@ class Room:
         self.recorder = Recorder(settings.record_seconds) if settings.record_seconds else None
         self._peers: set[Peer] = set()
         self._names = itertools.count(1)
-        self._transition, self._blend, self._preset = 1, "linear", None
+        self._transition, self._preset = 1, None
+        self._blend: Literal["linear", "slerp"] = "linear"
         self._stats, self._effective = {}, {}
 
     async def open(self) -> None:

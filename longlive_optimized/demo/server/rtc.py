@@ -91,6 +91,7 @@ class Peer:
     async def close(self) -> None:
         """Close, and wait until that is done."""
         self.close_soon()
+        assert self._closing is not None
         await self._closing
 
     async def _close(self) -> None:
@@ -126,7 +127,8 @@ def allow_bitrate(bits_per_second: int) -> None:
     """Let this process's encoders start at, and go up to, so many bits a second; viewers' feedback lowers it."""
     # aiortc's ceilings of 1.5 and 3 Mbit/s suit calls, and it offers no other way to raise them.
     for codec in (vpx, h264):
-        codec.DEFAULT_BITRATE = codec.MAX_BITRATE = max(bits_per_second, codec.MIN_BITRATE)
+        highest = max(bits_per_second, codec.MIN_BITRATE)
+        vars(codec).update(DEFAULT_BITRATE=highest, MAX_BITRATE=highest)
 
 
 @contextlib.contextmanager

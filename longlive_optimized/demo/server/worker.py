@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...engine.engine import Progress
 from ..scope_integration import OptimizedScopePipeline
 from ..scope_integration.prompt_box import Prompt
 from .pacing import Pace
@@ -21,7 +22,6 @@ from .pacing import Pace
 log = logging.getLogger(__name__)
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds after an error, doubled each time
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Worker:
     All other methods may be called from any thread; none waits for the device or for a block, but ``stop``.
     """
 
+    pipeline: OptimizedScopePipeline
+
     def __init__(
         self,
         make_pipeline: Callable[[Progress], OptimizedScopePipeline],
@@ -66,7 +68,6 @@ class Worker:
         on_block: Callable[[BlockMade], None],
     ):
         self._make_pipeline, self._on_status, self._on_block = make_pipeline, on_status, on_block
-        self.pipeline: OptimizedScopePipeline | None = None
         self.device, self.stats = "", {}
         self.status, self.error = Status("loading"), None
         self.overlay = False
@@ -211,7 +212,7 @@ class Worker:
         block = self.pipeline.generate_block(
             prompt.prompt, blend=prompt.blend, transition_blocks=prompt.transition_blocks
         )
-        if self.overlay:
+        if self.overlay and self.pipeline.overlay:
             self.pipeline.overlay.apply(block, self.pipeline.get_latency_stats())
         pictures, gpu_bytes = to_host(block), _allocated(block)
         seconds = time.perf_counter() - started

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...kernels.causal_conv import to_groups
 from ...kernels.conv_pixels import conv_pixels
+from ...video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from ..codec import NewGraphs, join
 from ..convolution import pointwise
 from .frame_pool import Frames
@@ -14,7 +15,6 @@ from .plan import Plan
 from .state import LevelPools, PackedState
 from .weights import DecoderWeights
 
-LATENTS = 3  # that pass together at most: a block
 _FINE = 6  # frames of the two largest sizes that pass together: half a block's, to halve the memory
 
 
@@ -24,13 +24,13 @@ class PackedDecoder(PackedState):
     def __init__(self, weights: DecoderWeights, size: tuple[int, int], new_graphs: NewGraphs):
         super().__init__(weights.conv1.weight, new_graphs)
         self.weights, self._size = weights, size
-        self._z = torch.empty(LATENTS, *size, weights.z_dim, dtype=self._dtype, device=self._device)
-        self._latents = self._new_pool(weights.z_dim, size, [weights.conv1], a=LATENTS)
+        self._z = torch.empty(BLOCK_FRAMES, *size, weights.z_dim, dtype=self._dtype, device=self._device)
+        self._latents = self._new_pool(weights.z_dim, size, [weights.conv1], a=BLOCK_FRAMES)
         self._levels = [self._level_pools(index) for index in range(4)]
         self._outs: dict[torch.dtype, Tensor] = {}
 
     def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        return join([self._decode(part, dtype) for part in z.split(LATENTS)])
+        return join([self._decode(part, dtype) for part in z.split(BLOCK_FRAMES)])
 
     def _decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         out = self._out(dtype)[: 4 * len(z) - 3 * self.fresh]
@@ -42,7 +42,8 @@ class PackedDecoder(PackedState):
     def _out(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._outs:
             height, width = self._size
-            self._outs[dtype] = torch.empty(4 * LATENTS, 8 * height, 8 * width, 3, dtype=dtype, device=self._device)
+            shape = BLOCK_PIXEL_FRAMES, 8 * height, 8 * width, 3
+            self._outs[dtype] = torch.empty(shape, dtype=dtype, device=self._device)
         return self._outs[dtype]
 
     def _level_pools(self, index: int) -> LevelPools:
@@ -51,7 +52,7 @@ class PackedDecoder(PackedState):
         channels = weights.ups[index - 1].channels if index else weights.conv1.channels
         others = [*weights.times[index : index + 1], *([weights.pixels] if index == 3 else [])]
         size = self._size[0] << index, self._size[1] << index
-        return self._new_level(channels, blocks, size, min(LATENTS << index, _FINE), others)
+        return self._new_level(channels, blocks, size, min(BLOCK_FRAMES << index, _FINE), others)
 
     def _plan(self, latents: int, out: Tensor) -> Plan:
         """All steps for so many latents, up to the pictures in ``out``; moves all history on."""

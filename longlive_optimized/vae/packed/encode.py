@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.causal_conv import GROUP, from_groups
+from ...video_time import BLOCK_PIXEL_FRAMES
 from ..codec import NewGraphs, join, split_frames
 from ..convolution import conv2d, pointwise
 from .frame_pool import FramePool, Frames
@@ -13,7 +14,6 @@ from .plan import Plan, in_groups
 from .state import LevelPools, PackedState
 from .weights import EncoderWeights
 
-FRAMES = 12  # that pass together in a steady call: a block
 # Most latents of a call: the first call may hold 1 + 12 frames, and up to 3 more that do not complete a latent.
 _LATENTS = 4
 _FINE = 4  # frames of the two largest sizes that pass together: a third of a block's, for the memory
@@ -34,7 +34,7 @@ class PackedEncoder(PackedState):
         self._out = torch.empty(_LATENTS, *self._sizes[3], weights.z_dim, **make)
 
     def encode(self, frames: Tensor) -> Tensor:
-        return join([self._encode(part) for part in split_frames(frames, FRAMES, int(self.fresh))])
+        return join([self._encode(part) for part in split_frames(frames, BLOCK_PIXEL_FRAMES, int(self.fresh))])
 
     def _encode(self, frames: Tensor) -> Tensor:
         """At most 16 frames."""

@@ -9,10 +9,10 @@ from torch import Tensor
 from longlive_optimized.kernels.causal_conv import GROUP, Kind
 
 
-class Tensor4(c.Structure):
+class FrameList(c.Structure):
     """As in csrc/conv/plan.h."""
 
-    _fields_ = (("data", c.c_void_p), ("count", c.c_int64), ("channels", c.c_int), ("places", c.c_void_p))
+    _fields_ = (("data", c.c_void_p), ("count", c.c_int64), ("channels", c.c_int), ("indices", c.c_void_p))
 
 
 class Call(c.Structure):
@@ -20,42 +20,42 @@ class Call(c.Structure):
 
     _fields_ = (
         *((name, c.c_int) for name in ("op", "frames", "height", "width", "channels")),
-        ("x", Tensor4), ("residual", Tensor4),
+        ("x", FrameList), ("residual", FrameList),
         ("weight", c.c_void_p), ("part_size", c.c_int64), ("bias", c.c_void_p), ("gain", c.c_void_p),
-        ("raw", Tensor4), ("act", Tensor4), ("pixels", c.c_void_p), ("as_bytes", c.c_bool), ("eps", c.c_float),
+        ("raw", FrameList), ("act", FrameList), ("pixels", c.c_void_p), ("as_bytes", c.c_bool), ("eps", c.c_float),
     )  # fmt: skip
 
 
-def tensor4(t: Tensor | None, places: Tensor | None) -> Tensor4:
-    return Tensor4() if t is None else Tensor4(t.data_ptr(), t.shape[0], t.shape[1] * GROUP, places.data_ptr())
+def frame_list(t: Tensor | None, indices: Tensor | None) -> FrameList:
+    return FrameList() if t is None else FrameList(t.data_ptr(), t.shape[0], t.shape[1] * GROUP, indices.data_ptr())
 
 
 @dataclass
 class Emulated:
-    """The kernel as built by ``emulate.build``, under one schedule."""
+    """The kernel as built by ``emulate.build``, under one random schedule."""
 
     library: c.CDLL
-    tiles: int = 0  # see entry.cpp
+    subtiles: int = 0  # see entry.cpp
     processors: int = 2
-    lateness: int = 1  # of copies and products: 0 at once, 1 at random, 2 as late as possible
     seed: int = 0
 
     def _run(self, x, frames, weight, bias, kind, **rest):
         history = 2 if kind in (Kind.CAUSAL, Kind.TIME) else 0
         call = Call(
             op=kind, frames=len(frames) - history, height=x.shape[2], width=x.shape[3],
-            channels=len(bias) // (2 if kind == Kind.TIME else 1), x=tensor4(x, frames), weight=weight.data_ptr(),
+            channels=len(bias) // (2 if kind == Kind.TIME else 1), x=frame_list(x, frames), weight=weight.data_ptr(),
             part_size=weight.shape[1], bias=bias.data_ptr(), **rest,
         )  # fmt: skip
         assert self.library.call_size() == c.sizeof(Call)
-        assert self.library.convolve_once(c.byref(call), self.tiles, self.processors, self.lateness, self.seed)
+        assert self.library.convolve_once(c.byref(call), self.subtiles, self.processors, self.seed)
 
     def __call__(self, x, frames, weight, bias, kind, residual=None, residual_frames=None, raw=None, raw_frames=None,
                  act=None, act_frames=None, gain=None):  # fmt: skip
         channels = len(bias) // (2 if kind == Kind.TIME else 1)
         self._run(
-            x, frames, weight, bias, kind, residual=tensor4(residual, residual_frames), raw=tensor4(raw, raw_frames),
-            act=tensor4(act, act_frames), gain=None if gain is None else gain.data_ptr(), eps=1e-24 / channels,
+            x, frames, weight, bias, kind,
+            residual=frame_list(residual, residual_frames), raw=frame_list(raw, raw_frames),
+            act=frame_list(act, act_frames), gain=None if gain is None else gain.data_ptr(), eps=1e-24 / channels,
         )  # fmt: skip
 
     def pixels(self, x, frames, weight, bias, out):

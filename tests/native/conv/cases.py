@@ -10,26 +10,29 @@ from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
 
 TAPS = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}
 
-# Arguments of ``make`` and, of three frames in 192 channels a part, the height of a tile. Simplest first.
+# Arguments of ``make``; of CAUSAL in 192 channels, the subtiles of a warpgroup; under how many schedules, if not one.
 CASES = {
     "one tap, one chunk": {"kind": Kind.POINT, "size": (16, 16), "ci": 32, "co": 192, "frames": 1},
     "one tap, ragged": {"kind": Kind.POINT, "size": (20, 27), "ci": 96, "co": 384, "frames": 2},
     "one tap and a residual": {"kind": Kind.POINT, "size": (8, 24), "ci": 32, "co": 192, "frames": 2, "residual": 192},
     "96": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 96, "frames": 2},
-    "192": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 192, "frames": 2, "tiles": 2},
-    "16 to 384": {"kind": Kind.CAUSAL, "size": (8, 24), "ci": 16, "co": 384, "frames": 3, "zeros": 2, "tiles": 1},
-    "many items": {"kind": Kind.CAUSAL, "size": (33, 40), "ci": 32, "co": 96, "frames": 2, "zeros": 1},
+    "192": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 192, "frames": 2, "subtiles": 2},
+    "16 to 384": {"kind": Kind.CAUSAL, "size": (8, 24), "ci": 16, "co": 384, "frames": 3, "zeros": 2, "subtiles": 1},
+    "many tiles": {"kind": Kind.CAUSAL, "size": (33, 40), "ci": 32, "co": 96, "frames": 2, "zeros": 1},
     "96, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 96, "co": 96, "frames": 2, "raw": False, "act": True},
-    "192, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 64, "co": 192, "frames": 1, "act": True, "tiles": 1},
-    "384, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "tiles": 2},
-    "384, act, low": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "tiles": 1},
+    "192, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 64, "co": 192, "frames": 1, "act": True, "subtiles": 1},
+    "384, act": {"kind": Kind.CAUSAL, "size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "subtiles": 2},
+    "384, act, low": {
+        "kind": Kind.CAUSAL, "size": (8, 32), "ci": 16, "co": 384, "frames": 3, "act": True, "subtiles": 1,
+        "schedules": 16,
+    },
     "residual in place": {
         "kind": Kind.CAUSAL, "size": (20, 27), "ci": 96, "co": 96, "frames": 2, "act": True, "residual": 96,
         "in_place": True,
     },
     "shortcut": {
         "kind": Kind.CAUSAL, "size": (8, 24), "ci": 64, "co": 384, "frames": 2, "act": True, "residual": 200,
-        "tiles": 1,
+        "subtiles": 1,
     },
     "time": {"kind": Kind.TIME, "size": (20, 27), "ci": 64, "co": 384, "frames": 2, "zeros": 2},
     "up, 96": {"kind": Kind.UP, "size": (20, 27), "ci": 64, "co": 96, "frames": 2, "act": True},
@@ -38,7 +41,7 @@ CASES = {
 
 
 def make(kind, size, ci, co, frames, residual=0, raw=True, act=False, zeros=0, seed=0, in_place=False) -> dict:
-    """Arguments of causal_conv, frames in random places; the first ``zeros`` frames of history are none.
+    """Arguments of causal_conv, frames at random indices; the first ``zeros`` frames of history are none.
 
     ``residual`` counts channels: with as many as the result, it is added as it is.
     """
@@ -89,10 +92,10 @@ def check(run: Callable, args: dict) -> dict[str, float]:
     run(**args)
     worst = {}
     for name, t in outputs.items():
-        places = args[f"{name}_frames"].long()
-        others = torch.ones(len(t), dtype=torch.bool).index_fill_(0, places, False)
+        indices = args[f"{name}_frames"].long()
+        others = torch.ones(len(t), dtype=torch.bool).index_fill_(0, indices, False)
         stayed = torch.equal(t[others].view(torch.int16), before[name][others].view(torch.int16))
-        got, want = t[places].double(), truth[name][places]
+        got, want = t[indices].double(), truth[name][indices]
         # One rounding of the value; the rounding of y that the norm reads, and float32 sums that cancel.
         allowed = 2**-8 * want.abs() * (1 if name == "raw" else 2) + (1e-4 if name == "raw" else 8e-3)
         worst[name] = ((got - want).abs() / allowed).nan_to_num(torch.inf).max().item() if stayed else torch.inf
@@ -106,8 +109,8 @@ def make_pixels(as_bytes: bool, seed: int = 0) -> tuple:
     x = torch.randn(frames + 3, channels // GROUP, *size, GROUP, generator=g).bfloat16()
     weight = torch.randn(3, channels, 3, 3, 3, generator=g) * 0.7 * (27 * channels) ** -0.5
     packed = pack_pixels(weight.bfloat16(), torch.randn(3, generator=g).mul(0.1).bfloat16())
-    places = torch.randperm(frames + 3, generator=g)[: frames + 2].int()
-    return x, places, *packed, torch.full((frames, *size, 3), 77, dtype=torch.uint8 if as_bytes else torch.bfloat16)
+    indices = torch.randperm(frames + 3, generator=g)[: frames + 2].int()
+    return x, indices, *packed, torch.full((frames, *size, 3), 77, dtype=torch.uint8 if as_bytes else torch.bfloat16)
 
 
 def check_pixels(run: Callable, args: tuple) -> dict[str, float]:

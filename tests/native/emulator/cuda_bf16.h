@@ -1,9 +1,6 @@
 #pragma once
 #include <cuda_runtime.h>
 
-#include <bit>
-#include <cstdint>
-
 struct __nv_bfloat16 {
   uint16_t bits;
 };

@@ -1,29 +1,61 @@
 #pragma once
-#include <cuda.h>
-
 #include "common/sm90/barrier.cuh"
+#include "common/sm90/tensor_map.h"
 
 namespace longlive::sm90 {
+inline void prefetch(const TensorMap&) {}
+
 inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
-inline void prefetch(const CUtensorMap&) {}
+// A row of a box, of which elements [0, size) of the tensor exist.
+inline void land_row(uint8_t* memory, uint32_t at, const TensorMap& map, const uint8_t* from, int start) {
+  const int bytes = map.box[0] * map.element_bytes;
+  uint8_t row[512] = {};
+  const int64_t first = std::max(0, -start), last = std::min<int64_t>(map.box[0], map.size[0] - start);
+  if (from && first < last)
+    std::memcpy(row + first * map.element_bytes, from + (start + first) * map.element_bytes,
+                (last - first) * map.element_bytes);
+  for (int i = 0; i < bytes; i += 16) std::memcpy(memory + (map.swizzled ? swizzled(at + i) : at + i), row + i, 16);
+}
 
-inline void load_box(void* to, const CUtensorMap& map, int row, int column, Barrier& landed) {
-  const uint32_t at = shared_address(to);
-  emulator::require(at % 1024 == 0, "a box that starts inside of a swizzle");
-  emulator::block->copies.push_back([=, &map, &landed] {
-    for (int r = 0; r < map.box_rows; ++r)
-      for (int c = 0; c < 64; ++c) {
-        const bool inside = row + r >= 0 && row + r < map.rows && column + c < map.columns;
-        const uint16_t x = inside ? map.data[(row + r) * map.stride + column + c] : 0;
-        std::memcpy(emulator::shared + swizzled(at + r * 128 + c * 2), &x, 2);
+inline void land_box(uint8_t* memory, uint32_t at, const TensorMap& map, const int (&start)[4]) {
+  const int bytes = map.box[0] * map.element_bytes;
+  const auto box = [&](int d) { return d < map.rank ? map.box[d] : 1; };
+  int offset[4] = {};
+  for (offset[3] = 0; offset[3] < box(3); ++offset[3])
+    for (offset[2] = 0; offset[2] < box(2); ++offset[2])
+      for (offset[1] = 0; offset[1] < box(1); ++offset[1], at += bytes) {
+        const uint8_t* from = map.data;
+        for (int d = 1; from && d < map.rank; ++d) {
+          const int64_t i = start[d] + offset[d];
+          from = i >= 0 && i < map.size[d] ? from + i * map.stride[d] : nullptr;
+        }
+        land_row(memory, at, map, from, start[0]);
       }
-    landed.land(map.box_rows * 128);
+}
+
+template <class... Start>
+void load_tile(void* to, const TensorMap& map, Barrier& full, Start... start) {
+  emulator::require(sizeof...(Start) == map.rank, "a box of another rank than its tensor's");
+  const int bytes = map.box[0] * map.element_bytes;
+  emulator::require(!map.swizzled || bytes == 128, "rows that are not as long as the swizzle");
+  emulator::require(shared_address(to) % (map.swizzled ? 1024 : 128) == 0, "a box that starts at a wrong address");
+  int size = bytes;
+  for (int d = 1; d < map.rank; ++d) size *= map.box[d];
+  shared_address(static_cast<uint8_t*>(to) + size - 1);
+  const uint32_t at = shared_address(to) - emulator::kBase;
+  emulator::machine->copies.push_back([=, memory = emulator::self->cta->memory, &map, &full] {
+    land_box(memory, at, map, {start...});
+    full.land(size);
   });
 }
 
-inline CUtensorMap matrix_map(const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) {
-  emulator::require(box_rows <= 256 && stride % 16 == 0, "a matrix that the copy engine does not take");
-  return {static_cast<const uint16_t*>(data), rows, columns, stride / 2, box_rows};
+inline void load_bytes(void* to, const void* from, int bytes, Barrier& full) {
+  emulator::require(shared_address(to) % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0 && bytes % 16 == 0,
+                    "a run of bytes that starts or ends at a wrong address");
+  emulator::machine->copies.push_back([=, &full] {
+    std::memcpy(to, from, bytes);
+    full.land(bytes);
+  });
 }
 }  // namespace longlive::sm90

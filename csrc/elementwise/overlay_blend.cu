@@ -39,11 +39,12 @@ __global__ void __launch_bounds__(kPixels) overlay_blend_kernel(const Params<T> 
   const int pixel = blockIdx.x * kPixels + threadIdx.x;
   if (pixel >= p.area) return;
   const uchar4 over = p.panel[pixel];
-  T* place = p.frames + blockIdx.y * p.frame_stride + pixel / p.width * p.row_stride + pixel % p.width * p.column_stride;
-  const T red = place[0], green = place[p.channel_stride], blue = place[2 * p.channel_stride];
-  place[0] = blend(red, over.x, over.w);
-  place[p.channel_stride] = blend(green, over.y, over.w);
-  place[2 * p.channel_stride] = blend(blue, over.z, over.w);
+  T* under =
+      p.frames + blockIdx.y * p.frame_stride + pixel / p.width * p.row_stride + pixel % p.width * p.column_stride;
+  const T red = under[0], green = under[p.channel_stride], blue = under[2 * p.channel_stride];
+  under[0] = blend(red, over.x, over.w);
+  under[p.channel_stride] = blend(green, over.y, over.w);
+  under[2 * p.channel_stride] = blend(blue, over.z, over.w);
 }
 
 void check_inside(const char* name, int64_t start, int64_t size, int64_t limit) {
@@ -56,14 +57,10 @@ void overlay_blend(const Tensor& frames, const Tensor& panel, int64_t y, int64_t
   LL_CHECK(dtype == ScalarType::Byte || dtype == ScalarType::BFloat16 || dtype == ScalarType::Float,
            "frames must be uint8, bfloat16 or float32, got ", toString(dtype));
   LL_CHECK(frames.dim() == 4 && frames.size(3) == 3, "frames must be [T, H, W, 3], got ", text(frames.sizes()));
-  for (int64_t i = 0; i < 4; ++i)
-    LL_CHECK(frames.size(i) <= 1 || frames.stride(i) != 0, "frames must not be expanded");
+  for (int64_t i = 0; i < 4; ++i) LL_CHECK(frames.size(i) <= 1 || frames.stride(i) != 0, "frames must not be expanded");
   LL_CHECK(panel.dim() == 3, "panel must have 3 dimensions, got ", panel.dim());
   const int64_t height = panel.size(0), width = panel.size(1), count = frames.size(0), area = height * width;
-  check_shape(panel, "panel", {height, width, 4});
-  check_like(panel, "panel", ScalarType::Byte, frames);
-  check_contiguous(panel, "panel");
-  check_aligned(panel, "panel", sizeof(uchar4));
+  check_tensor(panel, "panel", {height, width, 4}, ScalarType::Byte, frames, sizeof(uchar4));
   check_inside("y", y, height, frames.size(1));
   check_inside("x", x, width, frames.size(2));
   LL_CHECK(count <= kMaxFrames, "frames must be at most ", kMaxFrames, ", got ", count);
@@ -79,7 +76,7 @@ void overlay_blend(const Tensor& frames, const Tensor& panel, int64_t y, int64_t
                       frames.stride(3),
                       int(width),
                       int(area)};
-    const dim3 grid(static_cast<unsigned>((area + kPixels - 1) / kPixels), static_cast<unsigned>(count));
+    const dim3 grid(static_cast<unsigned>(ceil_div(area, kPixels)), static_cast<unsigned>(count));
     overlay_blend_kernel<T><<<grid, kPixels, 0, current_stream(frames.get_device_index())>>>(p);
   };
   if (dtype == ScalarType::Byte) {

@@ -1,0 +1,13 @@
+#pragma once
+// Sizes that several kernels are built for, and integer arithmetic; host and device.
+#include <type_traits>
+
+namespace longlive {
+constexpr int kHeadDim = 128;   // channels of an attention head
+constexpr int kMaxSize = 1536;  // elements of a row that a warp or a block holds in registers
+
+template <class A, class B>
+constexpr std::common_type_t<A, B> ceil_div(A a, B b) {
+  return (a + b - 1) / b;
+}
+}  // namespace longlive

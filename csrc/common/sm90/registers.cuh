@@ -1,0 +1,50 @@
+#pragma once
+// Who has how many registers, and where the compiler must keep them free: it hoists loads and address arithmetic above
+// a wgmma main loop, where they would spill accumulators.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace longlive::sm90 {
+// setmaxnreg, by all warps of a warpgroup: gives registers back, or takes what others gave. A multiple of 8.
+template <int kCount>
+__device__ void reg_dealloc() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ void reg_alloc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// What depends on x is computed after this point, not earlier.
+template <class T>
+__device__ void pin(T*& x) {
+  asm volatile("" : "+l"(x));
+}
+__device__ inline void pin(int& x) { asm volatile("" : "+r"(x)); }
+
+// Accesses to these registers stay on their side of this point: the compiler does not see that wgmma uses them between
+// its issue and the wait for it.
+template <int kSize>
+__device__ void pin(float (&x)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+template <int kSize>
+__device__ void pin(uint32_t (&x)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(x[i])::"memory");
+}
+
+// ld.global: stays behind the stores before it, since they might write the same address.
+__device__ inline float2 load_in_order(const float2* p) {
+  float2 x;
+  asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(p) : "memory");
+  return x;
+}
+
+// st.global: the compiler does not know the memory space of a pinned address.
+__device__ inline void store(void* to, uint32_t x) {
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
+}  // namespace longlive::sm90
