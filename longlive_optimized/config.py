@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, Unpack, cast
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
+from .keywords import ConfigFields, PresetName
 from .plain import did_you_mean, plain
 from .video_time import BLOCK_FRAMES
 
@@ -128,7 +129,7 @@ class StreamSettings:
         """This class's fields of ``config``, which may be of a class with more."""
         return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
-    def changed(self, **changes) -> Self:
+    def changed(self, **changes: Unpack[ConfigFields]) -> Self:
         """These settings with ``changes``. Raises ValueError, listing what can change, for bad values, for what is no
         field, and for fields that cannot change while a stream runs (all of OptimizationConfig's but CHANGEABLE).
         """
@@ -167,7 +168,7 @@ class OptimizationConfig(StreamSettings):
     enable_profiling: bool = False
 
     @classmethod
-    def preset(cls, name: str, **changes) -> Self:
+    def preset(cls, name: PresetName, **changes: Unpack[ConfigFields]) -> Self:
         """The config called ``name``, with ``changes``. Raises ValueError listing the names."""
         return cls(**{**cls.preset_fields(name), **changes})
 
@@ -178,9 +179,9 @@ class OptimizationConfig(StreamSettings):
         return {key: value for key, value in PRESETS[preset_name(name)].items() if key in own}
 
 
-def preset_name(name: str) -> str:
+def preset_name(name: str) -> PresetName:
     """``name`` without alias. Raises ValueError listing the names."""
     names = [*PRESETS, *ALIASES]
     if not isinstance(name, str) or name not in names:
         raise ValueError(f"preset must be one of {', '.join(names)}, got {name!r}{did_you_mean(name, names)}")
-    return ALIASES.get(name, name)
+    return cast(PresetName, ALIASES.get(name, name))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..config import PRESETS, OptimizationConfig
+from ..config import PRESETS, OptimizationConfig, preset_name
 from ..weights.locate import TINY
 from .files import Force, check_file, say_written, write_json
 from .loading import Height, Width, console, load_engine, results
@@ -52,7 +52,7 @@ def block(
     check_file("--json", json_path, force)
     from ..bench.block import run
 
-    engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
+    engine = load_engine(model, OptimizationConfig.preset(preset_name(preset), height=height, width=width), device)
     _show(f"{height}x{width}, {preset}", run(engine, blocks, baseline_blocks), json_path)
 
 
@@ -89,7 +89,7 @@ def switch(
     check_file("--json", json_path, force)
     from ..bench.block import measure_switches
 
-    engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
+    engine = load_engine(model, OptimizationConfig.preset(preset_name(preset), height=height, width=width), device)
     engine.warmup()
     _show(f"{height}x{width}, {preset}", measure_switches(engine, switches, switches), json_path)
 
@@ -113,7 +113,7 @@ def quality(
     from ..bench import score
     from ..bench.quality import run
 
-    config = OptimizationConfig.preset(preset, height=height, width=width, positions="base")
+    config = OptimizationConfig.preset(preset_name(preset), height=height, width=width, positions="base")
     engine = load_engine(model, config, device)
     height, width = engine.config.size
     row = run(engine, seeds)

@@ -14,7 +14,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..config import PRESETS, OptimizationConfig
+from ..config import PRESETS, OptimizationConfig, preset_name
 from ..text.clean import clean
 from ..video_time import TRAINED_FPS
 from ..weights.locate import native_size
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ..engine.timing import BlockTimes
 
 LONGEST_SIDE = 16384  # pixels, of H.264 pictures by x264
-_SWITCH = re.compile(r"(?:(?:(\d+):)?(\d+):(?=[0-5]\d[.:]))?(\d+(?:\.\d*)?|\.\d+):(?!\d+(?:\.\d*)?:)(.*)", re.DOTALL)
+_MINUTES, _SECONDS = r"(?:(?:(\d+):)?(\d+):(?=[0-5]\d[.:]))?", r"(\d+(?:\.\d*)?|\.\d+)"
+_SWITCH = re.compile(rf"\A{_MINUTES}{_SECONDS}:(?!\d+(?:\.\d*)?:)(.*)\Z", re.DOTALL)
 
 
 class Switch(NamedTuple):
@@ -39,14 +40,13 @@ class Switch(NamedTuple):
 
 def parse_switch(text: str) -> Switch:
     """Read ``TIME:TEXT``, where the time is seconds, ``M:SS`` or ``H:MM:SS``. Raises ValueError."""
-    parts = _SWITCH.fullmatch(text)
     try:
-        hours, minutes, seconds, prompt = parts.groups("0")
+        hours, minutes, seconds, prompt = _SWITCH.findall(text)[0]
         clean(prompt)  # raises where there is nothing to show
-    except (AttributeError, ValueError):
+    except (IndexError, ValueError):
         wanted = "--switch must be SECONDS:TEXT or M:SS:TEXT, such as 2.5:'a red fox' or 0:02:'a red fox'"
         raise ValueError(f"{wanted}, got {text!r}") from None
-    return Switch(3600 * int(hours) + 60 * int(minutes) + float(seconds), prompt)
+    return Switch(3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds), prompt)
 
 
 def generate(
@@ -72,7 +72,7 @@ def generate(
     if not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
     clean(prompt)  # raises where there is nothing to show
-    config = OptimizationConfig.preset(preset, height=height, width=width, seed=seed)
+    config = OptimizationConfig.preset(preset_name(preset), height=height, width=width, seed=seed)
     height, width = config.sized(native_size(model)).size
     if enlarge * max(height, width) > LONGEST_SIDE:
         raise ValueError(f"--enlarge must leave pictures of at most {LONGEST_SIDE} pixels a side, got {enlarge}")

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from ..config import OptimizationConfig
     from ..engine.engine import LongLiveEngine
 
-PLAIN = {"markup": False, "highlight": False, "emoji": False}  # texts are the user's: square brackets mean nothing
-console = Console(stderr=True, **PLAIN)  # progress and remarks
-results = Console(**PLAIN)  # what was asked for
+# Texts are the user's: square brackets and colons in them mean nothing.
+console = Console(stderr=True, markup=False, highlight=False, emoji=False)  # progress and remarks
+results = Console(markup=False, highlight=False, emoji=False)  # what was asked for
 
 Height = Annotated[
     int | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from ..config import PRESETS
+from ..config import PRESETS, preset_name
 from ..weights.locate import TINY
 from .loading import Height, Width, console
 
@@ -62,7 +62,7 @@ def serve(
         from ..demo.server.room import Room
         from ..demo.server.settings import ServerSettings
 
-    config = ScopeOptimizationConfig.preset(preset, height=height, width=width, seed=seed)
+    config = ScopeOptimizationConfig.preset(preset_name(preset), height=height, width=width, seed=seed)
     settings = ServerSettings(
         host=host,
         token=token,

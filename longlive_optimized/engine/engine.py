@@ -8,12 +8,14 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor
 
 from ..config import CHANGEABLE, OptimizationConfig, StreamSettings
 from ..kernels.registry import forced
+from ..keywords import ConfigFields, StreamFields
 from ..plain import whole
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
@@ -53,9 +55,9 @@ class LongLiveEngine:
         loras: Sequence[UserLora] = (),
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
-        config = _of("config", config, OptimizationConfig) or OptimizationConfig()
+        _expect("config", config, OptimizationConfig)
         _check_loras(loras)
-        self.config = OptimizationConfig.of(config).sized(native_size(model_path))
+        self.config = OptimizationConfig.of(config or OptimizationConfig()).sized(native_size(model_path))
         self.devices = Devices(device)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
@@ -100,7 +102,7 @@ class LongLiveEngine:
         width: int | None = None,
         seed: int | None = None,
         total_frames: int | None = None,
-        **settings,
+        **settings: Unpack[StreamFields],
     ) -> Stream:
         """A new video of its own. ``settings`` are fields of StreamSettings; what is not given is the config's.
 
@@ -109,21 +111,22 @@ class LongLiveEngine:
         not fit.
         """
         own = {"height": height, "width": width, "seed": seed}
-        settings |= {name: value for name, value in own.items() if value is not None}
+        changes = {**settings, **{name: value for name, value in own.items() if value is not None}}
         if total_frames is not None:
             total_frames = whole("total_frames", total_frames, 1)
-        settings = dataclasses.replace(StreamSettings.of(self.config), **settings)
+        chosen = dataclasses.replace(StreamSettings.of(self.config), **changes)
         with self.devices.turn():
             networks = Networks(self.model, self.codec, self.prompts)
             named = self.config.enable_profiling
-            stream = Stream(networks, settings, self.devices, self._new_graphs, total_frames, named)
+            stream = Stream(networks, chosen, self.devices, self._new_graphs, total_frames, named)
             self._streams.add(stream)
             return stream
 
-    def configure(self, **changes) -> None:
+    def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """``Stream.configure`` of the default stream; streams that are opened later begin with these settings too."""
         config = self.config.changed(**changes)
-        self.stream.configure(**{name: value for name, value in changes.items() if name in CHANGEABLE})
+        own = {name: value for name, value in changes.items() if name in CHANGEABLE}
+        self.stream.configure(**cast(ConfigFields, own))
         self.config = config
 
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
@@ -198,7 +201,8 @@ class LongLiveEngine:
 
     def _one(self, stream: Stream | None) -> Stream:
         """``stream``, or the default one. Raises TypeError and ValueError for what is no stream of this engine."""
-        if _of("stream", stream, Stream) is None:
+        _expect("stream", stream, Stream)
+        if stream is None:
             return self.stream
         if stream not in self._streams:
             raise ValueError("stream must be one that this engine has opened")
@@ -214,11 +218,10 @@ class LongLiveEngine:
         return self._stream is not None and self._stream.cuda_graphs_active
 
 
-def _of(name: str, value: object, kind: type):
-    """``value``. Raises TypeError naming the argument unless it is None or of that kind."""
-    if value is not None and not isinstance(value, kind):
+def _expect(name: str, value: object, kind: type) -> None:
+    """Raises TypeError naming the argument unless ``value`` is None or of that kind."""
+    if not isinstance(value, kind | None):
         raise TypeError(f"{name} must be of the class {kind.__name__}, got {type(value).__name__}")
-    return value
 
 
 def _check_loras(loras: Sequence[UserLora]) -> None:

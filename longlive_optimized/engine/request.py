@@ -6,16 +6,16 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..keywords import Blend
 from ..plain import did_you_mean, flag, plain, whole
 from ..text.blend import normalise
 
-Blend = Literal["linear", "slerp"]
 Frames = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
 
@@ -54,7 +54,7 @@ class BlockRequest:
     noise_from_motion: bool = False
 
     def __post_init__(self) -> None:
-        read = {name: flag(name, getattr(self, name)) for name in _FLAGS}
+        read: dict[str, Any] = {name: flag(name, getattr(self, name)) for name in _FLAGS}
         read["prompt"] = _prompt(self.prompt)
         _one_of("blend", self.blend, _BLENDS)
         _one_of("transition_blend", self.transition_blend, (None, *_BLENDS))

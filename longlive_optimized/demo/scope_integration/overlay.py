@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from ...config import read_keywords
 from ...engine.latency import LatencyStats
 from ...kernels.overlay_blend import DTYPES, overlay_blend
-from .config import Position
+from ...keywords import OverlayFields, Position
 from .panel import ERROR, GOOD, SMALLEST, WARNING, WHITE, Bar, Colour, Figure, Panel
 
 LABELS = ("Latency", "Mean", "P99", "Max", "FPS", "Frame")
@@ -192,7 +192,7 @@ class LatencyOverlay:
         return y if vertical == "top" else height - rows - y, x if horizontal == "left" else width - columns - x
 
 
-def create_latency_overlay(position: Position = "top-right", **fields) -> LatencyOverlay:
+def create_latency_overlay(position: Position = "top-right", **fields: Unpack[OverlayFields]) -> LatencyOverlay:
     """A LatencyOverlay at ``position``; ``fields`` are OverlayConfig's. Raises ValueError naming a bad one."""
     return LatencyOverlay(OverlayConfig(position=position, **fields))
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ...engine.engine import LongLiveEngine, Progress
 from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
+from ...keywords import ConfigFields, FrameFields, PresetName, SwitchFields
 from ...plain import did_you_mean, whole
 from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
@@ -92,7 +94,7 @@ class OptimizedScopePipeline:
             self._warm = True
             self.reset()
 
-    def generate_frame(self, prompt: str | Sequence[tuple[str, float]], **kwargs) -> Tensor:
+    def generate_frame(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """The next frame, float32 [3, H, W] in [0, 1] on the device, without overlay.
 
         prompt: a text or (text, weight) pairs; what counts is that it *changes*: repeating the old one does not undo a
@@ -111,7 +113,7 @@ class OptimizedScopePipeline:
             self._delivered += 1
             return frame.permute(2, 0, 1).float() / 255
 
-    def generate_block(self, prompt: str | Sequence[tuple[str, float]], **kwargs) -> Tensor:
+    def generate_block(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """A whole block, uint8 [T, H, W, 3] on the device, T = 9 and then 12, without overlay: for callers with a queue
         of their own. Does not wait for the device.
 
@@ -127,12 +129,12 @@ class OptimizedScopePipeline:
             self._delivered += len(block)
             return block
 
-    def switch_prompt(self, new_prompt: str | Sequence[tuple[str, float]], **kwargs) -> None:
+    def switch_prompt(self, new_prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[SwitchFields]) -> None:
         """Go over to ``new_prompt`` with the next block; returns at once.
 
         kwargs: ``blend`` and ``transition_blocks`` of BlockRequest. Raises ValueError or TypeError naming the fault.
         """
-        prompt = as_prompt(new_prompt, **_only(kwargs, "blend", "transition_blocks"))
+        prompt = as_prompt(new_prompt, **_only(dict(kwargs), "blend", "transition_blocks"))
         self._prompts.switch(prompt, time.monotonic(), self._debounce)
 
     def get_latency_stats(self) -> dict[str, float]:
@@ -150,13 +152,13 @@ class OptimizedScopePipeline:
 
         return next(filter(fits, PRESETS), "custom")
 
-    def set_optimization_preset(self, preset: str) -> None:
+    def set_optimization_preset(self, preset: PresetName) -> None:
         """Go over to a preset with the next block; weights, size and prompt stay, and so does the picture: a new window
         is recomputed from the frames already made. Raises ValueError listing the names; nothing has changed then.
         """
-        self.configure(**self.config.preset_fields(preset))
+        self.configure(**cast(ConfigFields, self.config.preset_fields(preset)))
 
-    def configure(self, **changes) -> None:
+    def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change fields of the config with the next block, from any thread: CHANGEABLE of a stream's settings, and all
         that ScopeOptimizationConfig adds. Raises ValueError for bad values, for what is no field, and for fields that
         are fixed at construction; nothing has changed then.
@@ -179,7 +181,7 @@ class OptimizedScopePipeline:
     def _debounce(self) -> float:
         return self.config.prompt_debounce_ms / 1e3
 
-    def _follow(self, prompt: Prompt, steps: tuple[int, ...] | None) -> None:
+    def _follow(self, prompt: Prompt, steps: Sequence[int] | None) -> None:
         if not self._warm:
             self.warmup()
         self._prompts.follow(prompt, time.monotonic(), self._debounce)
@@ -231,9 +233,10 @@ def _checked(config: ScopeOptimizationConfig | None) -> ScopeOptimizationConfig 
     return config
 
 
-def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prompt, tuple[int, ...] | None]:
+def _read(prompt: str | Sequence[tuple[str, float]], how: FrameFields) -> tuple[Prompt, Sequence[int] | None]:
     """The prompt and the denoising steps of a call, checked."""
-    steps = kwargs.pop("denoising_steps", None)
+    kwargs = dict(how)
+    steps: Any = kwargs.pop("denoising_steps", None)
     wanted = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
     if steps is not None:
         steps = BlockRequest(wanted.prompt, denoising_steps=steps).denoising_steps
@@ -250,9 +253,9 @@ def _only(kwargs: dict, *names: str) -> dict:
 
 def create_optimized_scope_pipeline(
     model_path: str | PathLike,
-    preset: str = "balanced",
+    preset: PresetName = "balanced",
     device: str | torch.device | None = None,
-    **changes,
+    **changes: Unpack[ConfigFields],
 ) -> OptimizedScopePipeline:
     """A pipeline of the named preset, with ``changes`` to its config. Raises ValueError listing the presets."""
     return OptimizedScopePipeline(model_path, ScopeOptimizationConfig.preset(preset, **changes), device)
