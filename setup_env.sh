@@ -79,7 +79,7 @@ case ${1:-} in
   "" | demo | lint | test) ;;
   *) echo "usage: $0 [demo|lint|test]" >&2 && exit 2 ;;
 esac
-say "making $VENV: torch (its build with CUDA is several GB), the package, its server and what its tests need; a few minutes"
+say "$VENV: torch (several GB with CUDA), the package, its server and what its tests need; a few minutes"
 torch_at_least "$python" 9 || make_venv
 nvcc=$(find_nvcc)
 say "$("$python" -c 'import platform, torch
