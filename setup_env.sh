@@ -106,7 +106,8 @@ case ${1:-} in
     ;;
   lint)
     say "formatters and types"
-    PATH="$(realpath "$VENV")/bin:$PATH" "$python" -m pre_commit run --all-files --show-diff-on-failure
+    from=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))') # has what was installed there before
+    PATH="$(realpath "$VENV")/bin:$from:$PATH" "$python" -m pre_commit run --all-files --show-diff-on-failure
     ;;
   test)
     say "the suite"

@@ -155,7 +155,8 @@ class OptimizationConfig(StreamSettings):
     vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
-    use_torch_compile, compile_mode: compile the layers with torch.compile instead, which takes long to warm up.
+    use_torch_compile, compile_mode: compile the layers with torch.compile instead of capturing CUDA graphs. On an H200
+        that is 1 % slower in either mode (docs/performance.md).
     enable_profiling: name the stages of a block in torch.profiler's traces.
     """
 

@@ -8,21 +8,23 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has one core; read when torch is imported
+ROOT = Path(__file__).parents[1]
 # "python -m pytest" puts the checkout first on the path, where it would hide an installed package and its library.
-sys.path.sort(key=lambda path: Path(path).resolve() == Path(__file__).parents[1])
+sys.path.sort(key=lambda path: Path(path).resolve() == ROOT)
 
 try:
     distribution("longlive-optimized")
 except PackageNotFoundError:
-    pytest.exit("longlive-optimized is not installed: ./setup_env.sh, or pip install --no-build-isolation -e .", 4)
+    if not any(ROOT.glob("longlive_optimized/_C.*")):  # nor built in place
+        pytest.exit("longlive-optimized is not installed: ./setup_env.sh, or pip install --no-build-isolation -e .")
 
-import torch
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels then run on CPU tensors; read at their import
 
-import longlive_optimized
-from longlive_optimized.kernels import native
+import longlive_optimized  # noqa: E402
+from longlive_optimized.kernels import native  # noqa: E402
 
 
 def pytest_report_header() -> str:

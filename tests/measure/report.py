@@ -280,6 +280,7 @@ def kernels() -> dict[str, str]:
 def others() -> dict[str, str]:
     plugin, overlap, merged = by_size(["plugin"]), runs("overlap")[-1], runs("merged-pass")[-1]
     delay, server, soak, blocks = (runs(topic)[-1] for topic in ("page", "server-soak", "soak", "endurance"))
+    builds, compiled = runs("builds")[-1], runs("compile")[-1]
     training, shown, demo = runs("tinyworld-training")[-1], runs("tinyworld")[-1], runs("demo")
     attributes = ("ground", "count", "motion", "colour", "form", "all")
     seen, frames, made = (run["rows"][0] for run in (server, soak, blocks))
@@ -289,6 +290,19 @@ def others() -> dict[str, str]:
             {"H×W": "size", "load s": "load_s", "first frames s": "first_frames_s", "frames/s": "fps"}
             | {"call ms": "call_ms", "switch ms": "switch_ms", "peak GiB": "peak_gib"},
             rows_of(plugin),
+        ),
+        "builds_source": source([builds]),
+        "builds_state": builds["state"],
+        "builds_equal": builds["notes"][1],
+        "builds_table": table(
+            {"H×W": "size", "DiT ms: old, new": "dit_ms", "VAE": "vae_ms", "block": "block_ms", "÷": "new_by_old_block"}
+            | {"prompt switch, first pixel": "switch_first_pixel_ms", "peak GiB": "peak_gib"}
+            | {"spread of a build's runs %": "spread_percent"},
+            builds["rows"],
+        ),
+        "compile_source": source([compiled]),
+        "compile_table": table(
+            {"480×832": "how", "warm-up s": "warmup_s", "DiT ms": "dit_ms", "block ms": "block_ms"}, compiled["rows"]
         ),
         "overlap_source": source([overlap]),
         "overlap_table": table(

