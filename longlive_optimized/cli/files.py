@@ -39,9 +39,14 @@ def check_file(option: str, path: Path | None, force: bool, suffix: str = "") ->
 
 
 def write_json(path: Path | None, value: object) -> None:
-    """Write ``value`` where a path is given."""
-    if path:
+    """Write ``value`` where a path is given. Raises OSError naming the option."""
+    if path is None:
+        return
+    try:
         path.write_text(json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise OSError(f"--json: {path} cannot be written: {error.strerror}") from error
+    if path.is_file():
         say_written(path)
 
 

@@ -257,6 +257,12 @@ def test_paths_that_cannot_be_written_are_found_first(run, tmp_path, monkeypatch
     assert done.returncode == 2 and message in done.stderr and not [*tmp_path.iterdir()]
 
 
+def test_a_disk_that_is_full_is_named(run, tmp_path):
+    args = ["--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", "--json", "/dev/full"]
+    done = run("generate", *args, check=False)
+    assert done.returncode == 2 and "error: --json: /dev/full cannot be written: No space left" in done.stderr
+
+
 def test_bench_and_make_checkpoint_keep_what_is_there(run, tmp_path):
     file = tmp_path / "x.json"
     file.write_text("mine")
