@@ -14,7 +14,7 @@ from longlive_optimized.cli.video import Mp4Writer
 HEIGHT, WIDTH = 64, 96
 
 
-def main(model: str = "tiny", blocks: int = 5, noise: float = 0.7, out: Path = Path("out/video_input.mp4")) -> None:
+def main(model: str = "tiny", blocks: int = 5, noise: float = 0.5, out: Path = Path("out/video_input.mp4")) -> None:
     engine = LongLiveEngine(model, OptimizationConfig.preset("balanced", height=HEIGHT, width=WIDTH))
     source, target = engine.open_stream(seed=1), engine.open_stream(seed=2)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,17 @@ from .loading import results
 
 def doctor(
     directory: Annotated[str | None, typer.Argument(help="A model folder to check, or 'tiny'.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also read every file of DIRECTORY and compare it with its checksums.")
+    ] = False,
 ) -> None:
     """Say what is installed, what the operators run on, and whether DIRECTORY can be loaded."""
+    if verify and directory is None:
+        raise ValueError("--verify needs a model folder: doctor DIRECTORY --verify")
     _versions()
     _operators()
     if directory is not None:
-        _check_model(directory)
+        _check_model(directory, verify)
 
 
 def _versions() -> None:
@@ -76,7 +81,8 @@ def _backend(impls: dict, library: bool) -> tuple[str, str]:
     return name, why or ("the only implementation" if name == "reference" else "no faster implementation here")
 
 
-def _check_model(directory: str) -> None:
+def _check_model(directory: str, verify: bool) -> None:
+    from ..weights import files as weights
     from ..weights.load import check
     from ..weights.locate import locate
 
@@ -87,4 +93,7 @@ def _check_model(directory: str) -> None:
     for part, path in dataclasses.asdict(files).items():
         results.print(f"{part}: {path or 'none'}", soft_wrap=True)
     check(files)
+    if verify:
+        for path in files.paths():
+            results.print(f"{path}: {weights.verify(path)}", soft_wrap=True)
     results.print(f"{directory} is complete and its parts fit together", style="green", soft_wrap=True)

@@ -19,19 +19,20 @@ class PipelineVideoTrack(VideoStreamTrack):
     """Frames at the pipeline's ``target_fps``, with its overlay if it has one.
 
     Frames are made in a thread of the track's own, so the event loop never waits for one; time stamps count frames, so
-    playback stays even when a block comes late. ``set_prompt`` may be called from the event loop or any thread.
+    playback stays even when a block comes late. ``prompt`` is a wish like that of ``set_prompt``, which may be called
+    from the event loop or any thread, and like ``pipeline.switch_prompt``: the last one holds.
     """
 
     def __init__(self, pipeline: OptimizedScopePipeline, prompt: str):
         super().__init__()
-        self.pipeline, self._prompt = pipeline, prompt
+        self.pipeline = pipeline
+        self.set_prompt(prompt)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
         self._pts, self._due = 0.0, time.monotonic()
 
     def set_prompt(self, prompt: str) -> None:
         """Go over to ``prompt`` with the next block. Raises ValueError for an empty one."""
         self.pipeline.switch_prompt(prompt)
-        self._prompt = prompt
 
     async def recv(self) -> av.VideoFrame:
         """The next frame, when it is due."""
@@ -54,7 +55,7 @@ class PipelineVideoTrack(VideoStreamTrack):
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _next_picture(self):
-        frame = self.pipeline.generate_frame(self._prompt)
+        frame = self.pipeline.next_frame()
         if self.pipeline.overlay:
             frame = self.pipeline.overlay.apply(frame, self.pipeline.get_latency_stats())
         return (frame * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()

@@ -17,8 +17,8 @@ from ..text import blend as blending
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .recache import Recache, plan_recache
 from .request import BlockRequest
-from .sampler import make_schedule
-from .stream import Stream
+from .sampler import from_noise_scale, make_schedule
+from .stream import EncodedVideo, Stream
 from .video_input import prepare_video
 
 
@@ -102,14 +102,15 @@ def recache(stream: Stream, plan: Recache, latents: Tensor) -> None:
 def denoise(stream: Stream, request: BlockRequest) -> Tensor:
     """From noise, or from a mix of noise and the request's video, to clean latents."""
     settings, from_video = stream.settings, request.video is not None
-    nominal, frames = request.denoising_steps or settings.denoising_steps, stream.block_frames(from_video)
-    inputs = stream.passes.inputs(frames, len(nominal))
+    frames, video = stream.block_frames(from_video), _encoded(stream, request) if from_video else None
+    steps = make_schedule(request.denoising_steps or settings.denoising_steps, settings.step_schedule)
+    if video:
+        steps = from_noise_scale(steps, video.noise_scale, request.noise_steps)
+    inputs = stream.passes.inputs(frames, len(steps))
     inputs.draw(stream.noise.block(stream.position, frames))
-    first = None
-    if from_video:
-        with stream.timer.stage("encode"):
-            first = _start_from_video(stream, request, inputs.noise[0])
-    inputs.set_schedule(tuple(make_schedule(nominal, settings.step_schedule, first)))
+    if video:
+        inputs.noise[0].copy_(torch.lerp(video.latents, inputs.noise[0], video.noise_scale))
+    inputs.set_schedule(tuple(steps))
     with stream.timer.stage("denoise"):
         return stream.passes.denoise(stream.position, inputs)
 
@@ -133,16 +134,14 @@ def _embed(stream: Stream, request: BlockRequest) -> Tensor:
     return blending.blend(embeddings, weights)
 
 
-def _start_from_video(stream: Stream, request: BlockRequest, start: Tensor) -> float:
-    """Mix the encoded video into the start noise, in place; the first timestep."""
+def _encoded(stream: Stream, request: BlockRequest) -> EncodedVideo:
     if stream.encoded is None:
-        stream.encoded = _encode(stream, request)
-    latents, scale = stream.encoded
-    start.copy_(torch.lerp(latents, start, scale))
-    return float(int(1000 * scale) - 100)
+        with stream.timer.stage("encode"):
+            stream.encoded = _encode(stream, request)
+    return stream.encoded
 
 
-def _encode(stream: Stream, request: BlockRequest) -> tuple[Tensor, float]:
+def _encode(stream: Stream, request: BlockRequest) -> EncodedVideo:
     count = BLOCK_PIXEL_FRAMES + (stream.position == 0)  # a fresh stream's become one latent frame more
     assert request.video is not None
     latents, settings = stream.history, stream.settings
@@ -152,7 +151,7 @@ def _encode(stream: Stream, request: BlockRequest) -> tuple[Tensor, float]:
     if request.noise_from_motion:
         scale = stream.motion.noise_scale(video, scale)
     with _reset_if_it_fails(stream):
-        return stream.encoder.encode(video), scale
+        return EncodedVideo(stream.encoder.encode(video), scale)
 
 
 def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:

@@ -13,6 +13,7 @@ class PromptTrack:
 
     def __init__(self) -> None:
         self.embedding: Tensor | None = None
+        self._shown: Tensor | None = None  # of the last block that was made
         self._wanted: tuple | None = None
         self._ahead = range(0)  # the numbers of the steps that are left; the last one is the target
 
@@ -23,8 +24,8 @@ class PromptTrack:
     def follow(self, request: BlockRequest, target: Tensor | None) -> bool:
         """Take one block's step towards ``target`` (needed where ``wants``); say whether the embedding changed.
 
-        A transition of n blocks goes in equal steps from the embedding in force and ends on the target; a new prompt in
-        its midst starts from where it stands. A block that fails takes its step again.
+        A transition of n blocks goes in equal steps from what is on screen and ends on the target; a new prompt in its
+        midst starts from where it stands. A block that fails takes its step again.
         """
         if self.wants(request):
             assert target is not None
@@ -41,7 +42,7 @@ class PromptTrack:
 
     def block_made(self) -> None:
         """The step has been taken: there is a block of it."""
-        self._ahead = self._ahead[1:]
+        self._ahead, self._shown = self._ahead[1:], self.embedding
 
     @property
     def in_transition(self) -> bool:
@@ -49,8 +50,8 @@ class PromptTrack:
         return bool(self._ahead)
 
     def _begin(self, request: BlockRequest, target: Tensor) -> None:
-        n = 1 if self.embedding is None else request.transition_blocks
+        n = 1 if self._shown is None else request.transition_blocks
         first = 0 if n > 1 and request.transition_from_source else 1
         self._ahead = range(first, first + n)
-        self._source, self._target, self._wanted = self.embedding, target, request.identity
+        self._source, self._target, self._wanted = self._shown, target, request.identity
         self._mix = slerp if (request.transition_blend or request.blend) == "slerp" else lerp

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..keywords import Blend
 from ..plain import did_you_mean, flag, plain, whole
 from ..text.blend import normalise
+from .sampler import VideoSteps
 
 Frames = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
@@ -36,8 +37,12 @@ class BlockRequest:
     video: frames to start from (video-to-video), uint8 RGB [T, H, W, 3] or a list of [H, W, 3] of any sizes, tensors or
         NumPy arrays, resized and resampled to fit; None is text mode. Changing between the two starts the VAE anew:
         nine frames, but no cut.
-    noise_scale: share of noise in the start latents of video mode, in [0.1, 1].
-    noise_from_motion: take that share from how much the video moves, near ``noise_scale`` (docs/model.md 4.6).
+    noise_scale: share of noise over the video, in [0.1, 1]; at 1 nothing of it is left. What of it shows depends on
+        the model and the size; docs/api.md says what to take.
+    noise_from_motion: take that share from how much the video moves, 0.54 to 0.72, and a tenth of ``noise_scale``
+        (docs/model.md 4.6).
+    noise_steps: ``cut`` begins the steps at that noise level and leaves out the noisier ones; ``scope`` replaces the
+        first step only, as scope does, so that a second step of more noise leaves little of the video.
     """
 
     prompt: str | Sequence[tuple[str, float]]
@@ -52,6 +57,7 @@ class BlockRequest:
     video: Frames | None = field(default=None, compare=False)
     noise_scale: float = 0.7
     noise_from_motion: bool = False
+    noise_steps: VideoSteps = "cut"
 
     def __post_init__(self) -> None:
         read: dict[str, Any] = {name: flag(name, getattr(self, name)) for name in _FLAGS}
@@ -66,6 +72,8 @@ class BlockRequest:
         read["noise_scale"] = plain(self.noise_scale)
         if not _is_number(read["noise_scale"]) or not 0.1 <= read["noise_scale"] <= 1:
             raise ValueError(f"noise_scale must lie in [0.1, 1], got {self.noise_scale!r}")
+        if not isinstance(self.noise_steps, str) or self.noise_steps not in ("cut", "scope"):
+            raise ValueError(f"noise_steps must be 'cut' or 'scope', got {self.noise_steps!r}")
         if self.denoising_steps is not None:
             read["denoising_steps"] = _steps(self.denoising_steps)
         if self.video is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 TIMESTEP_SHIFT = 5.0
 ScheduleKind = Literal["longlive", "scope"]
+VideoSteps = Literal["cut", "scope"]
 
 
 class Step(NamedTuple):
@@ -34,17 +35,27 @@ def sigma_at(timestep: float) -> float:
     return sigmas[(timesteps.double() - timestep).abs().argmin()].item()
 
 
-def make_schedule(nominal: Sequence[int], kind: ScheduleKind, first_timestep: float | None = None) -> list[Step]:
+def make_schedule(nominal: Sequence[int], kind: ScheduleKind) -> list[Step]:
     """Steps for a nominal list such as (1000, 750, 500, 250).
 
     ``longlive`` warps the list by the timestep shift, as the model was distilled (1000, 937.5, 833.3, 625); ``scope``
-    takes it as it stands. ``first_timestep`` replaces the first entry, un-warped (video input, 4.6).
+    takes it as it stands.
     """
     if kind == "longlive":
         table = torch.cat((schedule_table()[0], torch.zeros(1)))
         timesteps = [table[1000 - n].item() for n in nominal]
     else:
         timesteps = [float(n) for n in nominal]
-    if first_timestep is not None:
-        timesteps[0] = first_timestep
     return [Step(t, sigma_at(t)) for t in timesteps]
+
+
+def from_noise_scale(steps: Sequence[Step], scale: float, how: VideoSteps) -> list[Step]:
+    """The steps of a block that starts from a video with the share ``scale`` of noise in it (4.6).
+
+    ``cut`` begins at that noise level and goes on with what of the list lies below it: no step puts more noise over the
+    video than ``scale`` says. ``scope`` replaces the first step by the timestep 1000 scale - 100 and keeps the others.
+    """
+    if how == "cut":
+        return [Step(1000 * scale, scale), *(step for step in steps[1:] if step.sigma < scale)]
+    first = float(int(1000 * scale) - 100)
+    return [Step(first, sigma_at(first)), *steps[1:]]

@@ -39,6 +39,13 @@ class Networks(NamedTuple):
     prompts: PromptCache
 
 
+class EncodedVideo(NamedTuple):
+    """A block's video as latents [F, C, h, w], and the share of noise that is to be mixed into them."""
+
+    latents: Tensor
+    noise_scale: float
+
+
 class Stream:
     """One video: its settings, prompt, ring, VAE state, noise, position and times. Made by ``LongLiveEngine``; its
     blocks are made in ``engine.block``.
@@ -51,7 +58,7 @@ class Stream:
     recache_due: the ring's keys and values are of another prompt, window or weights.
     undecoded: latent frames at the end of ``history`` that are generated but not yet decoded.
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
-    encoded: the next block's video as latents, and its share of noise; kept until the block is made, for a second try.
+    encoded: the next block's video; kept until the block is made, for a second try.
     from_video: whether the last block was made from video; None before the first.
     """
 
@@ -126,7 +133,7 @@ class Stream:
 
     def restart_vae(self) -> None:
         """The next frames are the first of a video for the VAE alone."""
-        self.encoded: tuple[Tensor, float] | None = None
+        self.encoded: EncodedVideo | None = None
         if self.given:
             self.timer.block_done(self.given)  # the rest of that block will not come
         self.undecoded = self.given = 0

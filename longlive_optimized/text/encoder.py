@@ -13,6 +13,8 @@ from .tokenizer import Tokenizer
 if TYPE_CHECKING:
     from transformers import UMT5Config
 
+_BUCKETS, _MOST_LAYERS = 32, 128
+
 # wi_0 is the half of the gated FFN that goes through the GELU.
 _LAYER_KEYS = {
     "norm1.weight": "layer.0.layer_norm.weight",
@@ -41,7 +43,7 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> UMT5Config:
     from transformers import UMT5Config
 
     def dims(key: str) -> Sequence[int]:
-        if len(shape := shapes.get(key, ())) != 2:
+        if len(shape := shapes.get(key, ())) != 2 or 0 in shape:
             raise ValueError(f"a umT5 encoder needs a matrix called {key}")
         return shape
 
@@ -50,13 +52,18 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> UMT5Config:
     inner = dims("blocks.0.attn.q.weight")[0]
     if not heads or inner % heads:
         raise ValueError(f"blocks.0.attn.q.weight has {inner} rows, which {heads} heads cannot share")
+    if buckets != _BUCKETS:
+        raise ValueError(f"blocks.0.pos_embedding.embedding.weight has {buckets} rows, umT5's has {_BUCKETS}")
+    layers = len({key.split(".")[1] for key in shapes if key.startswith("blocks.")})
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"blocks. has {layers} layers, at most {_MOST_LAYERS} are accepted")
     return UMT5Config(
         vocab_size=vocabulary,
         d_model=width,
         d_kv=inner // heads,
         d_ff=dims("blocks.0.ffn.fc1.weight")[0],
         num_heads=heads,
-        num_layers=len({key.split(".")[1] for key in shapes if key.startswith("blocks.")}),
+        num_layers=layers,
         relative_attention_num_buckets=buckets,
         relative_attention_max_distance=128,
         feed_forward_proj="gated-gelu",

@@ -132,8 +132,9 @@ def _check_fields(config: VaeConfig | TaeConfig, sizes: Mapping[str, int]) -> No
 
 
 def _out_channels(shapes: Mapping[str, tuple[int, ...]], key: str, what: str) -> int:
-    if not shapes.get(key):
-        raise ValueError(f"{key} is missing: these are not the tensors of {what}")
+    if not shapes.get(key) or not shapes[key][0]:
+        fault = "empty" if shapes.get(key) else "missing"
+        raise ValueError(f"{key} is {fault}: these are not the tensors of {what}")
     return shapes[key][0]
 
 

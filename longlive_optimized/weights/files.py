@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from . import CheckpointError
+from .archive import check_archive, check_bare_pickles, verify_archive
 
-_NAMED = 4  # tensors named per kind of problem before the message only counts
+_NAMED, _LONGEST = 4, 100  # tensors named per kind of problem before the message only counts; letters of a name
+_NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+_CHUNK = 1 << 24
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
     """The memory-mapped content of a ``.pt``, ``.pth`` or ``.safetensors`` file: tensors, or dicts of them, by name.
 
-    Nothing but tensors and plain containers is ever unpickled. Raises FileNotFoundError, and CheckpointError saying
-    what the file is instead.
+    Nothing but plain tensors and containers is ever unpickled, and nothing is mapped before the archive's directory has
+    been checked. Raises FileNotFoundError, and CheckpointError saying what the file is instead.
     """
-    with path.open("rb") as file:
-        head = file.read(512)
-    _refuse_stand_ins(path, head)
+    head = _head(path)
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path, head)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
@@ -36,11 +37,33 @@ def tensors_in(path: Path, containers: Sequence[str] = ()) -> dict[str, Tensor]:
     content = open_checkpoint(path)
     name = next((name for name in containers if isinstance(content.get(name), Mapping)), None)
     tensors = content if name is None else content[name]
-    stray = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
+    stray = any(not isinstance(key, str) or not isinstance(value, Tensor) for key, value in tensors.items())
     if stray or not tensors:
         where = " or ".join([*(repr(name) for name in containers), "the top level"])
         raise CheckpointError(f"{path} has no tensors by name under {where}; it holds {some(content)}")
+    if unplain := [key for key, tensor in tensors.items() if not _is_plain(tensor)]:
+        raise CheckpointError(f"{path} holds sparse, nested, quantized or meta tensors: {some(unplain)}")
+    nbytes, size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()), path.stat().st_size
+    if nbytes > 2 * size:  # tensors may share bytes, but one that is expanded may be of any size
+        raise CheckpointError(f"{path} has {size} bytes, its tensors would take {nbytes}")
     return dict(tensors)
+
+
+def verify(path: Path) -> str:
+    """Read all of a model's file and compare it with every checksum there is; how that was possible, in words.
+
+    A checksum is one that the hub recorded as it downloaded the file, or the CRC-32 of each record of a torch archive.
+    Raises CheckpointError naming the file, and the record, that has changed; OSError.
+    """
+    head = _head(path)
+    if recorded := _hub_checksum(path):
+        if _digest(path, len(recorded)) != recorded:
+            raise CheckpointError(f"{path} is not as downloaded (its checksum differs): download it again")
+        return "as downloaded"
+    if not head.startswith(b"PK"):
+        return "has no checksum to compare with"
+    without = verify_archive(path)
+    return f"{without} of its records have no checksum" if without else "all checksums are right"
 
 
 def check_tensors(
@@ -52,7 +75,7 @@ def check_tensors(
     """
     common = tensors.keys() & expected.keys()
     wrong = [key for key in expected if key in common and tuple(tensors[key].shape) != tuple(expected[key])]
-    types = [key for key in expected if key in common and not tensors[key].is_floating_point()]
+    types = [key for key in expected if key in common and tensors[key].dtype not in _NUMBERS]
     problems = {
         "missing": [key for key in expected if key not in tensors],
         "unexpected": [key for key in tensors if key not in expected],
@@ -66,8 +89,20 @@ def check_tensors(
 
 def some(names: Collection[str]) -> str:
     """The first few names, and how many more there are."""
-    shown = [str(name) for name in names][:_NAMED]
+    shown = [f"{name:.{_LONGEST}}" if isinstance(name, str) else f"{name!r:.{_LONGEST}}" for name in names][:_NAMED]
     return ", ".join(shown) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+    return dense and tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(512)
+    _refuse_stand_ins(path, head)
+    return head
 
 
 def _refuse_stand_ins(path: Path, head: bytes) -> None:
@@ -81,12 +116,11 @@ def _refuse_stand_ins(path: Path, head: bytes) -> None:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, ValueError) as error:
+    except Exception as error:  # SafetensorError, and what torch makes of a header that lies
         raise CheckpointError(f"{path} is damaged, cut short or no safetensors file: {error}") from error
 
 
@@ -94,14 +128,35 @@ def _pickled(path: Path, head: bytes) -> Any:
     zipped = head.startswith(b"PK")
     if not zipped and not head.startswith(b"\x80"):  # a bare pickle is the form torch wrote until 1.5
         raise CheckpointError(f"{path} is not a PyTorch checkpoint (it starts with {head[:16]!r})")
+    if zipped:
+        check_archive(path)
+    else:
+        check_bare_pickles(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if name := re.search(r"GLOBAL (\S+)", str(error)):
-            raise CheckpointError(
-                f"{path} holds Python objects besides tensors ({name[1]}); it was not read, as that can run code"
-            ) from error
-        raise CheckpointError(f"{path} is damaged, or holds more than tensors; it was not read") from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # the unpickler raises whatever damaged opcodes lead it into
         size = path.stat().st_size
-        raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): download it again") from error
+        raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {error}; download it again") from error
+
+
+def _hub_checksum(path: Path) -> str:
+    """What the hub's client recorded of a file: its SHA-256, or git's SHA-1 of a small one; empty if nothing.
+
+    The cache names a file so; below a folder of ``hf download --local-dir`` it is the second line of a file beside.
+    """
+    real = path.resolve()
+    recorded = real.name if real.parent.name == "blobs" else ""
+    for root in path.absolute().parents:
+        note = root / ".cache/huggingface/download" / f"{path.absolute().relative_to(root)}.metadata"
+        if note.is_file():
+            recorded = "".join(note.read_text(errors="replace")[:1000].splitlines()[1:2]).strip().strip('"')
+            break
+    return recorded if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", recorded) else ""
+
+
+def _digest(path: Path, digits: int) -> str:
+    hashed = hashlib.sha256() if digits == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            hashed.update(chunk)
+    return hashed.hexdigest()

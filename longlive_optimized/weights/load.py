@@ -6,7 +6,9 @@ are rounded there, once; host memory holds no second copy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -191,13 +193,10 @@ def _open_vae(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor],
 
 def _open_text(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor], Tokenizer]:
     from ..text.encoder import checkpoint_shapes, config_of
-    from ..text.tokenizer import Tokenizer
 
     tensors = tensors_in(files.text)
-    try:
-        tokenizer = Tokenizer(files.tokenizer, model.text_len)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    stat = (files.tokenizer / "tokenizer.json").stat()
+    tokenizer = _tokenizer(files.tokenizer, model.text_len, stat.st_mtime_ns, stat.st_size)
     try:
         config = config_of({key: tensor.shape for key, tensor in tensors.items()})
     except ValueError as error:
@@ -207,9 +206,19 @@ def _open_text(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor]
         expected = f"{files.config} has text_dim {model.text_dim}"
         raise CheckpointError(f"{files.text} makes embeddings of width {config.d_model}, {expected}")
     if tokenizer.vocabulary > config.vocab_size:
-        ids = f"{files.tokenizer} has {tokenizer.vocabulary} ids"
+        ids = f"{files.tokenizer / 'tokenizer.json'} has {tokenizer.vocabulary} ids"
         raise CheckpointError(f"{ids}, the token_embedding.weight of {files.text} only {config.vocab_size} rows")
     return tensors, tokenizer
+
+
+@functools.lru_cache(maxsize=1)  # umT5's takes seconds, and a model is checked before it is loaded
+def _tokenizer(folder: Path, text_len: int, changed: int, size: int) -> Tokenizer:
+    from ..text.tokenizer import Tokenizer
+
+    try:
+        return Tokenizer(folder, text_len)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _empty(tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -34,6 +34,11 @@ class ModelFiles:
     lora: Path | None = None
     vae_type: str = "wan"  # what ``vae`` holds; a TAE and a LightTAE cannot be told apart by their tensors
 
+    def paths(self) -> list[Path]:
+        """Every file of the model."""
+        parts = self.config, self.generator, self.lora, self.vae, self.text, self.tokenizer / "tokenizer.json"
+        return [path for path in parts if path is not None]
+
 
 def native_size(model_path: str | os.PathLike[str]) -> tuple[int, int]:
     """Height and width that a model is made for."""

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import longlive_optimized.cli
 from longlive_optimized.cli import generate, main
 from longlive_optimized.cli.generate import parse_switch
 from longlive_optimized.engine.engine import LongLiveEngine
+from longlive_optimized.weights.locate import locate
 
 
 @pytest.fixture
@@ -114,10 +116,26 @@ def test_make_checkpoint_then_doctor_then_a_broken_file(run, tmp_path):
     folder = tmp_path / "model"
     run("make-checkpoint", folder, "--config", "tiny", "--seed", "3")
     assert "fit together" in run("doctor", folder).stdout
+    done = run("doctor", folder, "--verify").stdout
+    assert "config.json: has no checksum" in done and "longlive_base.pt: 69 of its records have no checksum" in done
     base = next(folder.rglob("longlive_base.pt"))
     base.write_bytes(base.read_bytes()[:5000])
     done = run("doctor", folder, check=False)
     assert done.returncode == 2 and "longlive_base.pt is damaged or cut short" in " ".join(done.stderr.split())
+
+
+def test_doctor_verifies(run, tmp_path):
+    assert "longlive_base.pt: all checksums are right" in run("doctor", "tiny", "--verify").stdout
+    folder = shutil.copytree(locate("tiny").generator.parents[2], tmp_path / "model")
+    base = next(folder.rglob("longlive_base.pt"))
+    data = bytearray(base.read_bytes())
+    data[len(data) // 2] ^= 1
+    base.write_bytes(data)
+    assert run("doctor", folder).returncode == 0  # a mapped read cannot see it
+    done = run("doctor", folder, "--verify", check=False)
+    assert done.returncode == 2 and "longlive_base.pt is damaged" in done.stderr and "record data/" in done.stderr
+    done = run("doctor", "--verify", check=False)
+    assert done.returncode == 2 and "--verify needs a model folder" in done.stderr
 
 
 def test_benches(run, tmp_path):

@@ -36,6 +36,7 @@ def pipeline(shared) -> OptimizedScopePipeline:
     shared.generate_frame(FOX)  # a preset acts with the next frame
     shared.config = dataclasses.replace(shared.config, prompt_debounce_ms=0, smooth_prompt_transition=False)
     shared.reset()
+    shared.switch_prompt(FOX)  # a reset keeps the last test's prompt
     return shared
 
 

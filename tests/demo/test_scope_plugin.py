@@ -296,17 +296,18 @@ def test_video_comes_back_in_thirteen_and_twelve_frames(scope):
     frames = video_run(session, 2)
     video = [torch.full((20, 30, 3), 90, dtype=torch.uint8)] * 12
     assert [len(block) for block in frames] == [13, 12]
-    assert same(frames, expected(scope, *[BlockRequest("a fox", video=video)] * 2))
+    assert same(frames, expected(scope, *[BlockRequest("a fox", video=video, noise_steps="scope")] * 2))
 
 
 def test_noise_scale_and_its_controller(scope):
     session = scope.manager.open({"prompts": FOX, "input_mode": "video"})
     frames = video_run(session, 1)
     video = [torch.full((20, 30, 3), 90, dtype=torch.uint8)] * 12
-    still = BlockRequest("a fox", video=video, noise_from_motion=True)
+    still = BlockRequest("a fox", video=video, noise_from_motion=True, noise_steps="scope")
     assert same(frames, expected(scope, still))
     low = video_run(session, 1, noise_controller=False, noise_scale=0.02, reset_cache=True)
-    assert same(low, expected(scope, BlockRequest("a fox", video=video, noise_scale=0.1)))
+    least = BlockRequest("a fox", video=video, noise_scale=0.1, noise_steps="scope")
+    assert same(low, expected(scope, least))
 
 
 def test_a_new_prompt_over_a_video_cuts_unless_told_otherwise(scope):

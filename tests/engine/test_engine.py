@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.bench.baseline import baseline_network, predict_x0, renoise
+from longlive_optimized.engine.passes import BlockInputs
 from longlive_optimized.engine.sampler import make_schedule
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
@@ -132,8 +133,8 @@ def test_neighbours_have_presets_of_their_own(engine):
     wish = {"denoising_steps": (1000, 250), "local_attn_size": 6}
     mine, theirs = engine.open_stream(seed=1, **wish), engine.open_stream(seed=1)
     got = [latents_of(engine, stream, ["a fox"] * 3) for stream in (mine, theirs, mine)]
-    alone = LongLiveEngine("tiny", replace(engine.config, **wish), device="cpu").open_stream(seed=1)
-    assert torch.equal(torch.cat((got[0], got[2])), latents_of(engine, alone, ["a fox"] * 6))
+    alone = LongLiveEngine("tiny", replace(engine.config, **wish), device="cpu")
+    assert torch.equal(torch.cat((got[0], got[2])), latents_of(alone, alone.open_stream(seed=1), ["a fox"] * 6))
     assert not torch.equal(got[0], got[1]) and theirs.settings.denoising_steps == (1000, 750, 500, 250)
 
 
@@ -320,24 +321,29 @@ def test_frames_of_any_sizes_are_one_video(engine):
     assert torch.equal(one, engine.generate_block(BlockRequest("a fox", video=flat), even))
 
 
-def test_noise_follows_motion(engine):
+@pytest.mark.parametrize("noise_steps, offset", [("cut", 0), ("scope", 100)])
+def test_noise_follows_motion(engine, monkeypatch, noise_steps, offset):
     still = torch.full((12, 32, 48, 3), 90, dtype=torch.uint8)
     jump = still.clone()
     jump[-1] = 255
-    starts = []
+    starts, real = [], BlockInputs.set_schedule
 
-    def first_step(stream, video, scale=0.7):
-        request = BlockRequest("a fox", video=video, noise_scale=scale, noise_from_motion=True)
-        engine.generate_block(request, stream)
-        starts.append(round(stream.passes.inputs(3 + (stream.position == 4), 4)._schedule[0].timestep))
+    def spy(inputs, schedule):
+        starts.append(round(schedule[0].timestep) + offset)
+        real(inputs, schedule)
+
+    def first_step(stream, video):
+        how = {"noise_scale": 0.7, "noise_from_motion": True, "noise_steps": noise_steps}
+        engine.generate_block(BlockRequest("a fox", video=video, **how), stream)
+
+    monkeypatch.setattr(BlockInputs, "set_schedule", spy)
 
     stream = engine.open_stream()
     first_step(stream, still)
     first_step(stream, jump)
     first_step(stream, still)  # against the last frame before, it moves
     first_step(stream, still)
-    # 0.9 (0.8 - 0.2 m) + 0.1 s with m = 0 or 1, times 1000, less 100
-    assert starts == [690, 510, 510, 690]
+    assert starts == [790, 610, 610, 790]  # 0.9 (0.8 - 0.2 m) + 0.1 s with m = 0 or 1, times 1000
 
 
 def test_a_restart_keeps_the_prompt_and_its_transition(engine):

@@ -26,6 +26,7 @@ from longlive_optimized.engine.request import BlockRequest
         ({"prompt": "a", "transition_blend": "mean"}, "transition_blend must be"),
         ({"prompt": "a", "noise_scale": 0.05}, "noise_scale must lie"),
         ({"prompt": "a", "noise_scale": math.nan}, "noise_scale must lie"),
+        ({"prompt": "a", "noise_steps": "half"}, "noise_steps must be"),
         ({"prompt": "a", "denoising_steps": ()}, "denoising_steps must be"),
         ({"prompt": "a", "denoising_steps": (500, 750)}, "denoising_steps must be"),
         ({"prompt": "a", "denoising_steps": (1001,)}, "denoising_steps must be"),

@@ -1,10 +1,13 @@
 """docs/model.md 4: exact float32 values, and the formulas in float64."""
 
+import itertools
+
 import pytest
 import torch
 
 from longlive_optimized.bench.baseline import predict_x0, renoise
-from longlive_optimized.engine.sampler import make_schedule, schedule_table
+from longlive_optimized.config import PRESETS
+from longlive_optimized.engine.sampler import from_noise_scale, make_schedule, schedule_table
 
 
 def test_table():
@@ -29,9 +32,23 @@ def test_raw_steps_are_scopes():
 
 
 @pytest.mark.parametrize("kind", ["longlive", "scope"])
-def test_a_first_timestep_is_never_warped(kind):
-    first = make_schedule((1000, 750), kind, first_timestep=600.0)[0]
-    assert first.timestep == 600.0 and first.sigma == pytest.approx(0.6, abs=5e-4)
+def test_scopes_first_video_step_is_never_warped(kind):
+    steps = make_schedule((1000, 750), kind)
+    first, second = from_noise_scale(steps, 0.7, "scope")
+    assert first.timestep == 600.0 and first.sigma == pytest.approx(0.6, abs=5e-4) and second == steps[1]
+
+
+@pytest.mark.parametrize("kind", ["longlive", "scope"])
+@pytest.mark.parametrize("nominal", [*{preset["denoising_steps"] for preset in PRESETS.values()}, (1000,), (750, 500)])
+def test_no_video_step_has_more_noise_than_was_mixed_in(kind, nominal):
+    steps = make_schedule(nominal, kind)
+    for scale in (0.1, 0.3, 0.5, 0.625, 0.7, 0.9, 0.99, 1.0):
+        cut = from_noise_scale(steps, scale, "cut")
+        assert cut[0] == (pytest.approx(1000 * scale), scale) and 1 <= len(cut) <= len(steps)
+        assert all(a.sigma > b.sigma and a.timestep > b.timestep for a, b in itertools.pairwise(cut))
+        assert {*cut[1:]} == {step for step in steps[1:] if step.sigma < scale}
+    if nominal[0] == 1000:
+        assert from_noise_scale(steps, 1.0, "cut") == steps  # nothing of the video: text mode's
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -178,7 +178,7 @@ def roll_out(
     print(f"\n{title}\nblock frames   latents max abs, rel L2   pixels (0..1) max abs, rel L2   bytes that differ, by")
     for number, (keywords, fields) in enumerate(blocks, 1):
         theirs = scope(**keywords)
-        frames = engine.generate_block(BlockRequest(**fields))
+        frames = engine.generate_block(BlockRequest(**fields, noise_steps="scope"))
         latents = engine.stream.history[-len(scope.latents) :]
         if fields.get("reset") or number in anew:
             decoder.reset()

@@ -121,8 +121,12 @@ DIFFERENT = {
     ("video noise scale changes", 5): [(CLEAN, 0, 13), (DENOISE, 0, 16)],
     ("video noise scale changes", 6): [(CLEAN, 0, 16), (DENOISE, 0, 19)],
 }
-# A transition of one step arrives, from this call on, instead of staying where it came from.
-ARRIVES = {"transition of 1, then the old prompts are still sent": 2, "video transition of 1": 2}
+# Ours shows the transition's target from this call on, where scope shows what it came from.
+ARRIVES = {
+    "transition of 1, then the old prompts are still sent": 2,  # a transition of one step arrives
+    "video transition of 1": 2,
+    "transition, then a reset": 5,  # the last wish holds over a reset
+}
 
 
 @pytest.fixture(scope="module")

@@ -152,13 +152,16 @@ def test_prefixed_and_bare_names_at_once(files, edit):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dim": 512}, r"longlive_base\.pt does not fit .*config\.json.*is \[256, 16, 1, 2, 2\], expected \[512, 16"),
+        (
+            {"dim": 512, "num_heads": 4},
+            r"longlive_base\.pt does not fit .*config\.json.*is \[256, 16, 1, 2, 2\], expected \[512, 16",
+        ),
         ({"num_layers": 3}, "27 missing"),
         ({"num_layers": 1}, "27 unexpected"),
         ({"ffn_dim": 8960}, r"ffn\.0\.weight is \[512, 256\], expected \[8960, 256\]"),
         ({"text_dim": 4096}, r"text_embedding\.0\.weight is \[256, 64\], expected \[256, 4096\]"),
         ({"in_dim": 36}, r"patch_embedding\.weight is \[256, 16, 1, 2, 2\], expected \[256, 36"),
-        ({"dim": "wide"}, r"config\.json: dim must be a positive number"),
+        ({"dim": "wide"}, r"config\.json: dim must be a whole number from 1 to 16384, got 'wide'"),
         ({"num_heads": 3}, r"config\.json: dim must be a multiple"),
     ],
 )

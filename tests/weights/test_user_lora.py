@@ -484,7 +484,7 @@ def test_refill_touches_nothing_if_a_file_is_bad(files, two, path):
     refused(FileNotFoundError, r"b\.pt")
     two[1].path.write_bytes(good)
     config = json.loads(files.config.read_text())
-    files.config.write_text(json.dumps(config | {"eps": 1e-5}))
+    files.config.write_text(json.dumps(config | {"text_len": 256}))
     refused(ValueError, r"files: the model was not made from .*config\.json")
     files.config.write_text(json.dumps(config))
     files.generator.rename(path)

@@ -78,7 +78,8 @@ class OptimizedScopePipeline:
         self._meter = LatencyMeter(engine, stream)
         self._delivered = 0
         self._warm = engine.device.type != "cuda"
-        self._next_config: ScopeOptimizationConfig | None = None
+        self._changes: dict = {}  # of the config, from the next block on
+        self._steps: Sequence[int] | None = None  # the last call's argument
         self._lock = threading.RLock()  # the stream: one frame is made or taken at a time
         self._mail = threading.Lock()  # what other threads leave for the next block
 
@@ -97,14 +98,18 @@ class OptimizedScopePipeline:
     def generate_frame(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """The next frame, float32 [3, H, W] in [0, 1] on the device, without overlay.
 
-        prompt: a text or (text, weight) pairs; what counts is that it *changes*: repeating the old one does not undo a
+        prompt: a text or (text, weight) pairs; it is a wish where it *changes*: repeating the old one does not undo a
         switch_prompt. kwargs: ``blend`` and ``transition_blocks`` of BlockRequest go with the prompt;
-        ``denoising_steps`` hold from the next block on, until others are given or the config changes. Raises ValueError
-        or TypeError naming a bad argument; the stream goes on.
+        ``denoising_steps`` are a ``configure`` where they change. Raises ValueError or TypeError naming a bad argument;
+        the stream goes on.
         """
-        wanted, steps = _read(prompt, kwargs)
+        self._ask(*_read(prompt, kwargs))
+        return self.next_frame()
+
+    def next_frame(self) -> Tensor:
+        """The next frame with the prompt in force, as ``generate_frame`` gives it. RuntimeError before any prompt."""
         with self._lock:
-            self._follow(wanted, steps)
+            self._get_ready()
             if not self._queue:
                 rest = self.stream.undecoded
                 self._queue.put(self.engine.rest_of_block(self.stream) if rest else self._make_block(True))
@@ -119,12 +124,12 @@ class OptimizedScopePipeline:
 
         Arguments and errors are generate_frame's. RuntimeError while frames of a block wait for generate_frame.
         """
-        wanted, steps = _read(prompt, kwargs)
+        wishes = _read(prompt, kwargs)
+        self._refuse_while_frames_wait()
+        self._ask(*wishes)
         with self._lock:
-            waiting = len(self._queue) + LATENT_PIXEL_FRAMES * self.stream.undecoded
-            if waiting:
-                raise RuntimeError(f"{waiting} frames wait: take them with generate_frame, or reset, first")
-            self._follow(wanted, steps)
+            self._refuse_while_frames_wait()
+            self._get_ready()
             block = self._make_block()
             self._delivered += len(block)
             return block
@@ -164,15 +169,18 @@ class OptimizedScopePipeline:
         are fixed at construction; nothing has changed then.
         """
         with self._mail:
-            self._next_config = (self._next_config or self.config).changed(**changes)
+            self.config.changed(**cast(ConfigFields, self._changes | changes))
+            self._changes |= changes
 
     def reset(self) -> None:
-        """Start the stream, its statistics and the overlay anew; weights, prompt cache and preset stay."""
+        """Start the stream, its statistics and the overlay anew, with the prompt and the preset that were wished for
+        last; weights and prompt cache stay.
+        """
         with self._lock:
             self.engine.reset(self.stream)
             self._meter.reset()
             self._queue.clear()
-            self._prompts.clear()
+            self._prompts.hold_nothing_back()
             self._delivered = 0
             if self.overlay:
                 self.overlay.reset()
@@ -181,13 +189,22 @@ class OptimizedScopePipeline:
     def _debounce(self) -> float:
         return self.config.prompt_debounce_ms / 1e3
 
-    def _follow(self, prompt: Prompt, steps: Sequence[int] | None) -> None:
+    def _ask(self, prompt: Prompt, steps: Sequence[int] | None) -> None:
+        """Take a call's arguments for wishes where they changed; at once, so that what comes meanwhile is later."""
+        self._prompts.follow(prompt, time.monotonic(), self._debounce)
+        if steps != self._steps:
+            self._steps = steps
+            if steps:
+                self.configure(denoising_steps=steps)
+
+    def _get_ready(self) -> None:
         if not self._warm:
             self.warmup()
-        self._prompts.follow(prompt, time.monotonic(), self._debounce)
         self._apply_config()
-        if steps:
-            self.stream.configure(denoising_steps=steps)
+
+    def _refuse_while_frames_wait(self) -> None:
+        if waiting := len(self._queue) + LATENT_PIXEL_FRAMES * self.stream.undecoded:
+            raise RuntimeError(f"{waiting} frames wait: take them with generate_frame, or reset, first")
 
     def _make_block(self, first_latent_first: bool = False) -> Tensor:
         """The next block; where the prompt is new, with ``first_latent_first`` what can be shown soonest of it."""
@@ -214,9 +231,10 @@ class OptimizedScopePipeline:
 
     def _apply_config(self) -> None:
         with self._mail:
-            config, self._next_config = self._next_config, None
-        if config is not None:
-            self.stream.configure(**{name: getattr(config, name) for name in CHANGEABLE})
+            changes, self._changes = self._changes, {}
+        if changes:
+            config = self.config.changed(**changes)
+            self.stream.configure(**{name: getattr(config, name) for name in CHANGEABLE if name in changes})
             before, self.config = self.config, config
             if any(getattr(config, name) != getattr(before, name) for name in _OVERLAY_FIELDS):
                 self.overlay = self._new_overlay()

@@ -48,13 +48,14 @@ class PromptBox:
                 self._ask(argument, now, debounce)
 
     def take(self, now: float, debounce: float) -> tuple[Prompt, Wish | None]:
-        """The prompt of the block that begins now, and the wish that it fulfils, if any."""
+        """The prompt of the block that begins now, and the wish that it fulfils, if any. RuntimeError without any."""
         with self._lock:
             wish = self._wish
             held = self._burst and now - self._last_change < debounce
             if self._current is not None and (wish is None or held):
                 return self._current, None
-            assert wish is not None, "nothing was asked for yet"
+            if wish is None:
+                raise RuntimeError("there is no prompt yet: give one to generate_frame or switch_prompt")
             self._wish, self._burst = None, False
             changed = wish.prompt != self._current
             self._current = wish.prompt
@@ -65,10 +66,9 @@ class PromptBox:
         with self._lock:
             self._current, self._wish = None, self._wish or wish
 
-    def clear(self) -> None:
-        """Forget every prompt."""
+    def hold_nothing_back(self) -> None:
+        """The next block is of the last prompt that was asked for, even within a burst."""
         with self._lock:
-            self._argument = self._current = self._wish = None
             self._last_change, self._burst = float("-inf"), False
 
     def _ask(self, prompt: Prompt, now: float, debounce: float) -> None:

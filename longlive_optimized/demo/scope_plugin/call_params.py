@@ -97,6 +97,7 @@ class CallParams(BaseModel):
     optimization_preset: Preset | None = None
     show_latency_overlay: bool | None = None
     overlay_position: Corner | None = None
+    sent: dict[str, Any] = {}  # the very objects that ``prompts`` and ``transition`` were read from
 
     @property
     def blend(self) -> Literal["linear", "slerp"]:
@@ -104,8 +105,8 @@ class CallParams(BaseModel):
         return self.spatial_interpolation_method or self.prompt_interpolation_method
 
 
-_KNOWN = {field.alias or name for name, field in CallParams.model_fields.items()}
-_KEPT = CallParams.model_fields.keys() - {"init_cache", "transition", "lora_scales", "video", "modulated_steps"}
+_KNOWN = {field.alias or name for name, field in CallParams.model_fields.items()} - {"sent"}
+_KEPT = CallParams.model_fields.keys() - {"init_cache", "lora_scales", "video", "modulated_steps"}
 
 
 def read_call(keywords: Mapping[str, Any], before: CallParams, complain: Callable[[str, Any, str], None]) -> CallParams:
@@ -115,11 +116,13 @@ def read_call(keywords: Mapping[str, Any], before: CallParams, complain: Callabl
     given = {name: value for name, value in keywords.items() if name in _KNOWN and value is not None}
     if keywords.get("_modulated_noise_scale") and isinstance(given.get("noise_scale"), int | float):
         given["noise_scale"] = min(max(given["noise_scale"], 0.0), 1.0)  # the beat may swing beyond both ends
+    sent = {name: keywords.get(name) for name in ("prompts", "transition")}
     try:
-        return CallParams(**given)
+        return CallParams(**given, sent=sent)
     except ValidationError as error:
         bad = {str(fault["loc"][0]): fault["msg"].removeprefix("Value error, ") for fault in reversed(error.errors())}
     for name, why in bad.items():
         complain(name, given.pop(name), why)
     kept = {name: getattr(before, name) for name in bad if name in _KEPT}
+    kept["sent"] = {name: before.sent.get(name) if name in bad else value for name, value in sent.items()}
     return CallParams(**given).model_copy(update=kept)

@@ -6,27 +6,31 @@ from .call_params import CallParams, Pairs
 
 
 class PromptFollower:
-    """Compares prompts with the last *incoming* ones: after a transition scope still sends those from before it."""
+    """Keeps to the last wish: ``prompts`` or a ``transition`` count when they change or are sent again."""
 
     def __init__(self) -> None:
         self.wanted: Pairs | None = None  # what to ask the engine for; None while nobody has said
-        self._incoming: Pairs | None = None
-        self._settled: Pairs | None = None  # what was switched to, or reached by a transition
+        self._last = CallParams()
+        self._under_way = False  # a transition, from the call that brought it until there is a block of its target
+        self._repeats_objects = False  # scope does: another, equal object is then one that was sent again
 
     def follow(self, call: CallParams) -> bool:
         """Settle which prompt is wanted; whether that is a new one."""
-        changed, self._incoming = call.prompts != self._incoming, call.prompts
-        if call.transition is not None and call.transition.target_prompts is not None:
-            want = call.transition.target_prompts
-        elif changed or self._settled is None:
-            want = call.prompts
-            self._settled = want or self._settled  # at once, not when there is a block of it: that may take tries
-        else:
-            want = self._settled
+        last, self._last = self._last, call
+        other = {name: call.sent[name] is not last.sent.get(name) for name in call.sent}
+        self._repeats_objects |= call.prompts is not None and not other["prompts"]
+        # Whatever scope does with objects: it drops a transition under way only when prompts are sent.
+        dropped = self._under_way and call.transition is None
+        want, target = None, call.transition.target_prompts if call.transition else None
+        if target is not None and (
+            call.transition != last.transition or (self._repeats_objects and other["transition"])
+        ):
+            want, self._under_way = target, True
+        elif call.prompts != last.prompts or ((self._repeats_objects or dropped) and other["prompts"]):
+            want, self._under_way = call.prompts, False
         before, self.wanted = self.wanted, want or self.wanted
         return self.wanted != before
 
     def block_made(self, in_transition: bool) -> None:
-        """The prompt asked for has been reached, unless a transition to it is under way."""
-        if not in_transition:
-            self._settled = self.wanted
+        """There is a block of the prompt that is wanted, or of a step on the way to it."""
+        self._under_way &= in_transition

@@ -57,8 +57,8 @@ class Session:
         config = self._load.engine_config()
         self._prompts, self._backoff = PromptFollower(), Backoff()
         self._commands = Commands(self.set_preset, self.stats)
-        # scope's page sends its default list with the first call: as at load, only another one is a wish.
-        self._before = CallParams(denoising_step_list=DEFAULT_STEPS)
+        # scope's page sends its defaults with the first call: as at load, only others are wishes.
+        self._before = CallParams(denoising_step_list=DEFAULT_STEPS, optimization_preset=self._load.optimization_preset)
         self._complaints: dict[str, str] = {}  # the last one about each parameter
         self._preset, self._seed = self._load.optimization_preset, config.seed
         self._due = _Due()
@@ -124,7 +124,7 @@ class Session:
         if call.base_seed is not None:
             self._seed = call.base_seed
         if call.init_cache:
-            due.reset, self._prompts = True, PromptFollower()
+            due.reset = True
         if call.lora_scales is not None:
             due.lora_scales |= {lora.path: lora.scale for lora in call.lora_scales}
             due.lora_reset |= self._manages_cache(call)
@@ -132,7 +132,7 @@ class Session:
             due.new_prompt = True
         if new_steps and call.denoising_step_list:
             self._stream.configure(denoising_steps=call.denoising_step_list)
-        if call.optimization_preset not in (None, before.optimization_preset, self._preset):
+        if call.optimization_preset not in (None, before.optimization_preset):
             self.set_preset(call.optimization_preset)  # last: a larger window may find no memory
 
     def _set_loras(self) -> None:
@@ -180,6 +180,7 @@ class Session:
             video=call.video,
             noise_scale=max(SMALLEST_NOISE, scale),
             noise_from_motion=control,
+            noise_steps="scope" if self._stream.settings.step_schedule == "scope" else "cut",
         )
 
     def _manages_cache(self, call: CallParams) -> bool:
