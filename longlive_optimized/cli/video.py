@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 from ..video_time import TRAINED_FPS
-
-
-def check_mp4(path: Path) -> None:
-    """Make the folder of an mp4 to come. Raises ValueError or OSError where it cannot be one."""
-    if path.suffix.lower() != ".mp4" or path.is_dir():
-        raise ValueError(f"--out must be an .mp4 file, got {str(path)!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 class Mp4Writer:

@@ -226,7 +226,7 @@ class Room:
         if status.phase == "ready" and self._preset is None:
             config = self.worker.pipeline.config
             self._preset, self._stats = self.worker.pipeline.preset, self.worker.stats
-            allow_bitrate(self.settings.bitrate or fit_bitrate(config.width, config.height, HIGHEST_FPS))
+            allow_bitrate(self.settings.bitrate or fit_bitrate(*config.size, HIGHEST_FPS))
             self._effective = self._in_force()
         if status.phase == "trouble":
             self.metrics.troubles.inc()

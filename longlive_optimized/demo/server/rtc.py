@@ -145,7 +145,7 @@ class Peer:
         self._on_open(self)
 
 
-def fit_bitrate(width: int, height: int, fps: float) -> int:
+def fit_bitrate(height: int, width: int, fps: float) -> int:
     """Bits per second that show such a video well."""
     return round(BITS_PER_PIXEL * width * height * fps)
 
