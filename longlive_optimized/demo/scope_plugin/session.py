@@ -130,7 +130,7 @@ class Session:
             due.lora_reset |= self._manages_cache(call)
         if self._prompts.follow(call):
             due.new_prompt = True
-        if new_steps:
+        if new_steps and call.denoising_step_list:
             self._stream.configure(denoising_steps=call.denoising_step_list)
         if call.optimization_preset not in (None, before.optimization_preset):
             self.set_preset(call.optimization_preset)  # last: a larger window may find no memory
