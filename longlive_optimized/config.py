@@ -77,7 +77,8 @@ class StreamSettings:
     restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where
         the release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here.
     precision: of the linears; fp8 runs as bf16 until it exists, and is reported as what it is.
-    seed: of the noise.
+    seed: of the noise. A block draws from seed + its first latent frame (docs/model.md 4.4), so streams with seeds s
+        and s + 3 draw the same noise, one block apart.
     use_cuda_graphs: replay each kind of pass from a CUDA graph, captured when it is first run.
     """
 

@@ -158,8 +158,8 @@ class LongLiveEngine:
     ) -> Tensor:
         """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
 
-        ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others,
-        which are given up when the next block is asked for instead.
+        ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others.
+        If the next block is asked for instead, the others are then decoded (the VAE needs them) but not returned.
 
         Does not wait for the device, unless the noise depends on the video's motion. After an error the same request
         may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the stream begins anew.

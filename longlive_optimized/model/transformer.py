@@ -1,4 +1,4 @@
-"""The causal Wan transformer: latents of one block in, flow out, keys and values left in the ring (the KV cache).
+"""The causal Wan transformer: latent frames in, flow out, keys and values left in the ring (the KV cache).
 
 Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of width D.
 """
