@@ -334,8 +334,9 @@ struct Consumer {
     for (float& x : squares) x = quad_sum(x);  // four lanes share a pixel
   }
 
-  // The other CTA of the cluster has the other half of the channels. Two buffers suffice, each with a barrier: all have
-  // read what was sent two work tiles ago before they sent for the last one.
+  // The other CTA of the cluster has the other half of the channels. Two buffers suffice, each with a barrier: a CTA
+  // sends for tile n only after it has received the other's squares of tile n - 1, which the other sends after it has
+  // read its buffer of tile n - 2.
   __device__ void add_other_half(float (&squares)[kSubtiles][2]) {
     const uint32_t other = sm90::cluster_rank() ^ 1, buffer = exchanges & 1, phase = exchanges++ >> 1 & 1;
 #pragma unroll

@@ -1,7 +1,8 @@
 """The ring: the KV cache of self-attention, a sliding window behind attention sinks, in static storage.
 
 Sinks are the video's first ``sink`` latent frames: they stay in the window for ever, as in StreamingLLM (Xiao et al.
-2023), so that attention keeps what it leans on. Attention has no mask, so the keys are a set and slots need no order.
+2023), so that softmax keeps the early tokens that draw most of its weight. Attention has no mask, so the keys are a set
+and slots need no order.
 The sinks keep slots 0..sink-1; every later frame f goes to slot sink + (f - sink) mod (window - sink), which holds
 exactly the frame that a rolling cache (docs/model.md 3.2) would evict. Nothing is rolled, cloned or concatenated, and
 the indices live on the device, so that captured passes stay good.

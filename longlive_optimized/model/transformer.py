@@ -1,4 +1,4 @@
-"""The causal Wan transformer: latents of one block in, flow out, keys and values left in the ring (the KV cache).
+"""The causal Wan transformer: latent frames in, flow out, keys and values left in the ring (the KV cache).
 
 Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of width D.
 """
@@ -232,4 +232,4 @@ def patchify(latents: Tensor) -> Tensor:
 def unpatchify(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens [F*S, 4*C] to [F, C, h, w]; within a token row, column, channel (not patchify's order)."""
     x = tokens.view(-1, *grid, PATCH, PATCH, tokens.shape[-1] // PATCH**2)
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3).contiguous()  # one token wide: still a view
