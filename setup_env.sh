@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # From a fresh checkout to something that runs.
-#   ./setup_env.sh        a virtual environment with the package built into it
+#   ./setup_env.sh        a virtual environment with the package built into it, its server, and what its tests need
 #   ./setup_env.sh demo   the same, then a short video of the built-in model in out/, and what it shows of its prompts
 #   ./setup_env.sh test   the same, then the test suite in two processes
 #   ./setup_env.sh lint   the same, then formatters and the type check
 # PYTHON  the interpreter to start from (python3); its own torch is used if it has one of at least 2.9
 # TORCH   what to install otherwise (torch==2.13.0)
 # VENV    where the environment goes (.venv)
+# LONGLIVE_CUDA  whether to compile the kernels for Hopper: ON, OFF, or AUTO, where there is an nvcc; test and lint take
+#                AUTO, the others ON where there are an nvcc and a Hopper GPU
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # threads that wait sleep: spinning slows a busy machine down
 PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch==2.13.0} VENV=${VENV:-.venv}
 python=$VENV/bin/python
 
@@ -44,37 +47,62 @@ find_nvcc() { # where CMakeLists.txt looks, in its order
   done
 }
 
-build() { # EXTRAS
+has_hopper() {
+  "$python" -c 'import sys, torch
+count = torch.cuda.device_count()
+sys.exit(all(torch.cuda.get_device_capability(i) != (9, 0) for i in range(count)))'
+}
+
+kernels() { # whether to compile them, as CMakeLists.txt takes it
+  if [[ -n ${LONGLIVE_CUDA:-} ]]; then
+    echo "$LONGLIVE_CUDA"
+  elif [[ $1 == lint || $1 == test ]]; then
+    echo AUTO
+  elif [[ -n $nvcc ]] && has_hopper; then
+    echo ON
+  else
+    echo OFF
+  fi
+}
+
+build() { # EXTRAS CUDA
   local how=(--no-build-isolation)
-  if [[ -n $nvcc ]] && ! torch_at_least "$python" 10; then
+  if [[ -n $nvcc && $2 != OFF ]] && ! torch_at_least "$python" 10; then
     say "this torch is too old to build against (the result will load on it): a newer one is downloaded for the build"
     how=()
   fi
   "$python" -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.26" ninja
-  PATH="$(realpath "$VENV")/bin:$PATH" "$python" -m pip install --quiet "${how[@]}" --editable ".$1"
+  PATH="$(realpath "$VENV")/bin:$PATH" "$python" -m pip install --quiet "${how[@]}" "-Ccmake.define.LONGLIVE_CUDA=$2" --editable ".$1"
 }
 
 case ${1:-} in
   "" | demo | lint | test) ;;
   *) echo "usage: $0 [demo|lint|test]" >&2 && exit 2 ;;
 esac
+say "$VENV: torch (several GB with CUDA), the package, its server and what its tests need; a few minutes"
 torch_at_least "$python" 9 || make_venv
 nvcc=$(find_nvcc)
 say "$("$python" -c 'import platform, torch
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 print(f"python {platform.python_version()}, torch {torch.__version__}, GPU: {gpu}", end="")'), nvcc: ${nvcc:-none}"
-case ${1:-} in
-  lint | test) build "[$1]" ;;
-  *) build "" ;;
+cuda=$(kernels "${1:-}")
+case $cuda in
+  ON) say "building; the kernels for Hopper are compiled, which takes minutes" ;;
+  AUTO) say "building; the kernels for Hopper are compiled where there is an nvcc" ;;
+  OFF) say "building without the kernels for Hopper: there is no such GPU with an nvcc, or LONGLIVE_CUDA says so" ;;
+  *) echo "LONGLIVE_CUDA must be ON, OFF or AUTO, got $cuda" >&2 && exit 2 ;;
 esac
+if [[ ${1:-} == lint ]]; then build "[lint]" "$cuda"; else build "[test]" "$cuda"; fi
+say "$VENV takes $(du -sh "$VENV" | cut -f1)"
 
 case ${1:-} in
   demo)
     first="a red circle and a blue square move left over a green field"
     then="4:a yellow triangle, a white cross and a red square drift up over a black night"
     "$VENV/bin/longlive-optimized" generate --model tiny --preset balanced --seconds 8 --seed 0 --enlarge 6 \
-      --prompt "$first" --switch "$then" --out out/demo.mp4 --json out/demo.json
+      --prompt "$first" --switch "$then" --out out/demo.mp4 --json out/demo.json --force
     "$python" -P -m longlive_optimized.tinyworld.watch out/demo.mp4 "$first" "$then"
+    say "more: $VENV/bin/longlive-optimized serve, and $VENV/bin/pytest -q"
     ;;
   lint)
     say "formatters and types"

@@ -3,8 +3,8 @@
 #
 # Versions: torch 2.13.0, Python 3.11's zipfile.
 # Who meets it: a checkpoint is a zip archive; packing it again (zip -9, a storage or release tool) gives a file of half the size
-#   that torch.load still reads right. Loaders that map (transformers for pytorch_model.bin, ComfyUI --mmap-torch-files, torchtune)
-#   then get other weights: mapped reads look up where a record's bytes begin, but not whether they are stored or deflated.
+#   that torch.load still reads right. Whoever maps it (torch.load(..., mmap=True), as loaders of large checkpoints do; none was run here)
+#   gets other weights: mapped reads look up where a record's bytes begin, but not whether they are stored or deflated.
 # Seen:
 #   packed again, whole file read: the same numbers
 #   packed again, mapped: other numbers in 3 of 3 tensors, no error, no warning

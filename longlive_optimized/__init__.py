@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["BlockRequest", "LongLiveEngine", "OptimizationConfig"]
-_MODULES = {"LongLiveEngine": "engine.engine", "BlockRequest": "engine.request", "OptimizationConfig": "config"}
+_MODULES = {"BlockRequest": "engine.request", "LongLiveEngine": "engine.engine", "OptimizationConfig": "config"}
 
 
 def __getattr__(name: str):
@@ -18,3 +18,7 @@ def __getattr__(name: str):
     if name in _MODULES:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, Unpack, cast
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
+from .keywords import ConfigFields, PresetName
+from .plain import did_you_mean, plain
 from .video_time import BLOCK_FRAMES
 
 PIXELS_PER_TOKEN = 16
 MAX_WINDOW = 64
 
 Size = Annotated[int, Field(ge=PIXELS_PER_TOKEN, multiple_of=PIXELS_PER_TOKEN)]
+Step = Annotated[int, Field(ge=1, le=1000)]
+
+# Those of the published model, which streams have where no others are given.
+HEIGHT, WIDTH = 480, 832
 
 # The one table of presets. The last two columns belong to ScopeOptimizationConfig; the engine has no such fields.
 _COLUMNS = ("denoising_steps", "local_attn_size", "precision", "target_fps", "drop_frames_on_lag")
@@ -44,13 +51,23 @@ CHANGEABLE = (
 )
 
 
+def read_keywords(cls: type, given: ArgsKwargs) -> ArgsKwargs:
+    """Keywords as a dataclass's validators take them: NumPy's numbers and arrays as Python's, and names that exist."""
+    keywords = {name: plain(value) for name, value in (given.kwargs or {}).items()}
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in keywords:
+        if name not in known:
+            raise ValueError(f"{name} is no field of {cls.__name__}{did_you_mean(name, known)}")
+    return ArgsKwargs(given.args, keywords)
+
+
 @dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
 class StreamSettings:
     """What one stream (one video) chooses for itself.
 
     Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
 
-    height, width: pixels, multiples of 16.
+    height, width: pixels, multiples of 16; None takes the model's own, 480 and 832, of the built-in model 64 and 96.
     denoising_steps: nominal timesteps, falling, each in 1..1000.
     step_schedule: ``longlive`` warps the steps as the model was distilled, ``scope`` takes them raw.
     local_attn_size: the attention window in latent frames, sinks and current block included.
@@ -60,15 +77,14 @@ class StreamSettings:
     restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where
         the release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here.
     precision: of the linears; fp8 runs as bf16 until it exists, and is reported as what it is.
-    seed: of the noise.
+    seed: of the noise. A block draws from seed + its first latent frame (docs/model.md 4.4), so streams with seeds s
+        and s + 3 draw the same noise, one block apart.
     use_cuda_graphs: replay each kind of pass from a CUDA graph, captured when it is first run.
     """
 
-    height: Size = 480
-    width: Size = 832
-    denoising_steps: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
-        default=(1000, 750, 500, 250), min_length=1
-    )
+    height: Size | None = None
+    width: Size | None = None
+    denoising_steps: Annotated[tuple[Step, ...], Field(min_length=1)] = (1000, 750, 500, 250)
     step_schedule: Literal["longlive", "scope"] = "longlive"
     local_attn_size: Annotated[int, Field(le=MAX_WINDOW)] = 12
     sink_size: Annotated[int, Field(ge=0)] = 3
@@ -78,6 +94,11 @@ class StreamSettings:
     precision: Literal["bf16", "fp8"] = "bf16"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     use_cuda_graphs: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keywords(cls, given: ArgsKwargs) -> ArgsKwargs:
+        return read_keywords(cls, given)
 
     @field_validator("denoising_steps")
     @classmethod
@@ -94,19 +115,35 @@ class StreamSettings:
             raise ValueError(f"local_attn_size must be at least {named}{least}, got {self.local_attn_size}")
         return self
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height or HEIGHT, self.width or WIDTH
+
+    def sized(self, native: tuple[int, int]) -> Self:
+        """These settings, with a model's own height and width where none are given."""
+        height, width = native
+        return dataclasses.replace(self, height=self.height or height, width=self.width or width)
+
     @classmethod
     def of(cls, config: StreamSettings) -> Self:
         """This class's fields of ``config``, which may be of a class with more."""
         return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
-    def changed(self, **changes) -> Self:
-        """These settings with ``changes``. Raises ValueError for bad values and for fields that cannot change while a
-        stream runs (all of OptimizationConfig's but CHANGEABLE).
+    def changed(self, **changes: Unpack[ConfigFields]) -> Self:
+        """These settings with ``changes``. Raises ValueError, listing what can change, for bad values, for what is no
+        field, and for fields that cannot change while a stream runs (all of OptimizationConfig's but CHANGEABLE).
         """
-        after = dataclasses.replace(self, **changes)
         fixed = {field.name for field in dataclasses.fields(OptimizationConfig)} - {*CHANGEABLE}
-        if wrong := [name for name in changes if name in fixed and getattr(after, name) != getattr(self, name)]:
-            raise ValueError(f"{', '.join(wrong)} cannot change while a stream runs; {', '.join(CHANGEABLE)} can")
+        known = [field.name for field in dataclasses.fields(self)]
+        can = [*CHANGEABLE, *(name for name in known if name not in fixed and name not in CHANGEABLE)]
+        if unknown := [name for name in changes if name not in known and name not in fixed]:
+            close = did_you_mean(unknown[0], can)
+            raise ValueError(f"{', '.join(unknown)} is no field{close}; {', '.join(can)} can change")
+        after = dataclasses.replace(self, **{name: value for name, value in changes.items() if name in known})
+        kept = [name for name in known if getattr(after, name) == getattr(self, name)]
+        if wrong := [name for name in changes if name in fixed and name not in kept]:
+            raise ValueError(f"{', '.join(wrong)} cannot change while a stream runs; {', '.join(can)} can")
         return after
 
 
@@ -133,7 +170,7 @@ class OptimizationConfig(StreamSettings):
     enable_profiling: bool = False
 
     @classmethod
-    def preset(cls, name: str, **changes) -> Self:
+    def preset(cls, name: PresetName, **changes: Unpack[ConfigFields]) -> Self:
         """The config called ``name``, with ``changes``. Raises ValueError listing the names."""
         return cls(**{**cls.preset_fields(name), **changes})
 
@@ -144,9 +181,9 @@ class OptimizationConfig(StreamSettings):
         return {key: value for key, value in PRESETS[preset_name(name)].items() if key in own}
 
 
-def preset_name(name: str) -> str:
+def preset_name(name: str) -> PresetName:
     """``name`` without alias. Raises ValueError listing the names."""
-    known = ALIASES.get(name, name)
-    if known not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join([*PRESETS, *ALIASES])}, got {name!r}")
-    return known
+    names = [*PRESETS, *ALIASES]
+    if not isinstance(name, str) or name not in names:
+        raise ValueError(f"preset must be one of {', '.join(names)}, got {name!r}{did_you_mean(name, names)}")
+    return cast(PresetName, ALIASES.get(name, name))

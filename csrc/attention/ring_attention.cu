@@ -18,7 +18,7 @@ sm90::TensorMap map_of(const Tensor& t, int64_t stride, int64_t rows, int64_t co
   return sm90::matrix_map(data<const bf16>(t), rows, columns, stride * int64_t(sizeof(bf16)), box_rows);
 }
 
-Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, const Tensor& ranges) {
+Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, const Tensor& valid) {
   LL_CHECK(q.dim() == 3, "q must have 3 dimensions, got ", q.dim());
   LL_CHECK(k_ring.dim() == 4, "k_ring must have 4 dimensions, got ", k_ring.dim());
   const int64_t rows = q.size(0), heads = q.size(1), slots = k_ring.size(0), size = k_ring.size(1);
@@ -30,7 +30,7 @@ Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_rin
            "q must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
   check_tensor(k_ring, "k_ring", {slots, size, heads, kHeadDim}, ScalarType::BFloat16, q);
   check_tensor(v_ring, "v_ring", {slots, size, heads, kHeadDim}, ScalarType::BFloat16, q);
-  check_tensor(ranges, "ranges", {2, 2}, ScalarType::Int, q, sizeof(int));
+  check_tensor(valid, "valid", {1}, ScalarType::Int, q, sizeof(int));
   LL_CHECK(heads > 0 && tokens > 0, "k_ring must not be empty");
   const int64_t steps = heads * (rows / attention::kTileRows + 1) * (tokens / Config::kTileKeys + 2);
   LL_CHECK(steps <= INT32_MAX / 2, "q must have fewer rows for ", tokens, " keys of ", heads, " heads, got ", rows);
@@ -46,7 +46,7 @@ Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_rin
   const attention::Params p{data<bf16>(out),
                             data<float>(partial_out),
                             data<float2>(partial_stats),
-                            data<const int>(ranges),
+                            data<const int>(valid),
                             int(rows),
                             int(heads),
                             int(tokens),

@@ -1,15 +1,18 @@
 #pragma once
-// FlashAttention for Hopper: softmax(q k^T / sqrt(128)) v over runs of a KV cache that is a ring. Persistent: a CTA per
-// multiprocessor computes the stream-K schedule from the runs, which it reads on the device, and does its share.
+// FlashAttention for Hopper: softmax(q k^T / sqrt(128)) v over the first tokens of a KV cache that is a ring.
+// Persistent: a CTA per multiprocessor computes the stream-K schedule from their number, which it reads on the device,
+// and does its share.
 //
 // Warp-specialised: a producer warp loads tiles of keys and values by TMA into the stages of a pipeline; two consumer
 // warpgroups of 64 queries each run q k^T of the next tile and p v of this one while they compute this tile's online
 // softmax. They are not ordered among themselves: ping-pong by named barriers costs 2 % (docs/attention.md).
 #include <cfloat>
+#include <numbers>
 
 #include "attention/schedule.h"
 #include "common/bf16.cuh"
 #include "common/math.cuh"
+#include "common/reduce.cuh"
 #include "common/shapes.h"
 #include "common/sm90/pipeline.cuh"
 #include "common/sm90/registers.cuh"
@@ -26,7 +29,7 @@ constexpr int kHalf = kHeadDim / 2;  // a row of a head is two TMA boxes
 constexpr int kRows = kTileRows / kConsumers;
 
 // exp(x / sqrt(d)) = exp2(kScale x)
-constexpr float kScale = 1.4426950408889634f * 0.08838834764831845f;
+constexpr float kScale = std::numbers::log2e_v<float> * 0.08838834764831845f;
 
 template <int tile_keys, int stages>
 struct Config {
@@ -40,7 +43,7 @@ struct Params {
   bf16* out;              // [rows, heads, 128]
   float* partial_out;     // [partials, kTileRows, 128], not yet divided by row_sum
   float2* partial_stats;  // [partials, kTileRows]: row_max, row_sum
-  const int* ranges;      // [2, 2]
+  const int* valid;       // [1]: the keys are the ring's tokens [0, valid)
   int rows, heads, tokens, ctas;
   bool split_kv;
 };
@@ -54,14 +57,15 @@ struct Shared {
   Barrier query_full[kConsumers], query_empty[kConsumers];
   Tiles tiles;
   Barrier raw;  // the values of a short tile have landed; the producer has not cleared the rest of the tile yet
-  KeyTiles<C::kTileKeys> keys;
+  int keys;     // how many
   Schedule schedule;
 };
 
+__device__ inline int keys_of(const Params& p) { return std::clamp(*p.valid, 0, p.tokens); }
+
 template <class C>
-__device__ Schedule make_schedule(const Params& p, KeyTiles<C::kTileKeys>& keys) {
-  keys = {p.ranges, p.tokens};
-  return {p.heads, p.rows, keys.count(), p.ctas, p.split_kv};
+__device__ Schedule make_schedule(const Params& p) {
+  return {p.heads, p.rows, key_tiles_of(keys_of(p), C::kTileKeys), p.ctas, p.split_kv};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -96,23 +100,24 @@ struct Producer {
     }
   }
 
-  // Keys outside of the runs may be anything: their scores are masked.
-  __device__ void load_keys(const KeyTile& tile, int head) {
+  // Tokens that are not valid may hold anything: their scores are masked.
+  __device__ void load_keys(int tile, int head) {
     s.tiles.acquire(state);
-    load_tile(k, tile.row, head, s.tiles.full[state.stage]);
+    load_tile(k, tile * C::kTileKeys, head, s.tiles.full[state.stage]);
     state.advance();
   }
 
-  // Values outside of the runs are multiplied by p = 0, which does not remove NaN: they are cleared.
-  __device__ void load_values(const KeyTile& tile, int head) {
+  // Their values are multiplied by p = 0, which does not remove NaN: they are cleared.
+  __device__ void load_values(int tile, int head) {
     s.tiles.acquire(state);
-    if (tile.count == C::kTileKeys) {
-      load_tile(v, tile.row, head, s.tiles.full[state.stage]);
+    const int row = tile * C::kTileKeys, count = s.keys - row;
+    if (count >= C::kTileKeys) {
+      load_tile(v, row, head, s.tiles.full[state.stage]);
     } else {
-      load_tile(v, tile.row, head, s.raw);
+      load_tile(v, row, head, s.raw);
       s.raw.wait(raw_phase);
       raw_phase ^= 1;
-      clear_from(tile.count);
+      clear_from(count);
       sm90::fence_proxy_async();
       __syncwarp();
       if (lane == 0) s.tiles.full[state.stage].arrive();
@@ -133,12 +138,12 @@ struct Producer {
     WorkTile work;
 #pragma unroll 1
     for (int count = 0; s.schedule.next(blockIdx.x, at, work); ++count) {
-      load_keys(s.keys[work.first], work.head);
+      load_keys(work.first, work.head);
       load_query(work, count);
 #pragma unroll 1
       for (int t = work.first; t < work.last; ++t) {
-        if (t + 1 < work.last) load_keys(s.keys[t + 1], work.head);  // q k^T runs one tile ahead of p v
-        load_values(s.keys[t], work.head);
+        if (t + 1 < work.last) load_keys(t + 1, work.head);  // q k^T runs one tile ahead of p v
+        load_values(t, work.head);
       }
     }
   }
@@ -147,13 +152,6 @@ struct Producer {
 // ---------------------------------------------------------------------------------------------------------------------
 // A consumer: one warpgroup. wgmma's accumulator layout: a thread holds two rows, 16 warp + lane / 4 and 8 below it; of
 // each the columns 8 i + 2 (lane % 4) and the next one, for all i. Element 4 i + 2 r + j: row r, column j of these.
-
-// Over the quad of lanes that share a row.
-template <class F>
-__device__ float quad_reduce(float x, F f) {
-  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
 
 // The online softmax of a thread's two rows.
 template <int kSize>
@@ -199,10 +197,6 @@ struct Consumer {
   float scores[kScores], out[kOut];
   uint32_t p[kScores / 2];  // probabilities in bfloat16, not yet divided by row_sum
 
-  __device__ void release(int stage) {
-    if (lane == 0) s.tiles.release(stage);
-  }
-
   // Issues scores = q k^T.
   __device__ void issue_qk(int stage) {
     const uint64_t q = sm90::swizzled_descriptor(s.query[index]), k = sm90::swizzled_descriptor(s.tile[stage]);
@@ -238,8 +232,9 @@ struct Consumer {
     sm90::pin(p);
   }
 
-  // Keys from `count` on are outside of the run.
+  // Keys from `count` on are not valid.
   __device__ void mask(int count) {
+    if (count >= C::kTileKeys) return;
 #pragma unroll
     for (int i = 0; i < kScores; ++i)
       if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= count) scores[i] = -INFINITY;
@@ -265,21 +260,20 @@ struct Consumer {
       s.query_full[index].wait(count & 1);
       OnlineSoftmax<kScores> softmax;
       attend(work, softmax);
-      for (float& sum : softmax.row_sum) sum = quad_reduce(sum, [](float a, float b) { return a + b; });
+      for (float& sum : softmax.row_sum) sum = quad_sum(sum);
       work.partial < 0 ? store(work, softmax) : store_partial(work, softmax);
     }
   }
 
   __device__ void attend(const WorkTile& work, OnlineSoftmax<kScores>& softmax) {
-    const KeyTiles<C::kTileKeys>& keys = s.keys;
-    const int end_0 = keys.tiles[0] - 1, end_1 = keys.count() - 1;  // the tiles that may be short
+    const int keys = s.keys;
     float rescale[2];
     s.tiles.wait(state);
     issue_qk(state.stage);
     wait_qk(false);
-    release(state.stage);
+    s.tiles.release(state.stage, lane);
     state.advance();
-    if (work.first == end_0 || work.first == end_1) mask(keys[work.first].count);
+    mask(keys - work.first * C::kTileKeys);
     softmax.update(scores, rescale);
 #pragma unroll
     for (float& x : out) x = 0;
@@ -295,8 +289,8 @@ struct Consumer {
       s.tiles.wait(state);
       issue_pv(state.stage);
       wait_qk(true);
-      release(k.stage);
-      if (t == end_0 || t == end_1) mask(keys[t].count);
+      s.tiles.release(k.stage, lane);
+      mask(keys - t * C::kTileKeys);
       softmax.update(scores, rescale);
       v_stage = state.stage;
       state.advance();
@@ -306,14 +300,14 @@ struct Consumer {
     s.tiles.wait(state);
     issue_pv(state.stage);
     wait_pv();
-    release(state.stage);
+    s.tiles.release(state.stage, lane);
     state.advance();
   }
 
   // Ends the p v in flight, if any, and prepares the next one: out relative to the new row_max, and p.
   __device__ void finish_pv(int v_stage, const float (&rescale)[2]) {
     wait_pv();
-    if (v_stage >= 0) release(v_stage);
+    if (v_stage >= 0) s.tiles.release(v_stage, lane);
     rescale_out(rescale);
     round_p();
   }
@@ -358,7 +352,8 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
     s.raw.init(1);
     sm90::fence_barrier_init();
     sm90::prefetch(q), sm90::prefetch(k), sm90::prefetch(v);
-    s.schedule = make_schedule<C>(p, s.keys);
+    s.keys = keys_of(p);
+    s.schedule = make_schedule<C>(p);
   }
   __syncthreads();
   if (warpgroup == 0) {
@@ -377,9 +372,8 @@ constexpr int kCombineThreads = 128, kCombineRows = kCombineThreads / 32;
 
 template <class C>
 __global__ void __launch_bounds__(kCombineThreads) ring_attention_combine_kernel(const __grid_constant__ Params p) {
-  static __shared__ KeyTiles<C::kTileKeys> keys;
   static __shared__ Schedule schedule;
-  if (threadIdx.x == 0) schedule = make_schedule<C>(p, keys);
+  if (threadIdx.x == 0) schedule = make_schedule<C>(p);
   __syncthreads();
   const int n = blockIdx.x / (kTileRows / kCombineRows), lane = threadIdx.x % 32;
   const int row = blockIdx.x % (kTileRows / kCombineRows) * kCombineRows + threadIdx.x / 32;  // within the output tile

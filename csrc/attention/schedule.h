@@ -13,32 +13,8 @@ namespace longlive::attention {
 constexpr int kTileRows = 128;  // queries of an output tile
 constexpr int kMinSpan = 4;     // steps; a shorter span costs more to combine than it saves
 
-// A tile of keys: token `row` of the ring and the ones after it, of which `count` are in the run.
-struct KeyTile {
-  int row, count;
-};
-
-// The keys: two runs of tokens, either of which may be empty, each divided into tiles from its start.
-template <int kTileKeys>
-struct KeyTiles {
-  int begin[2], end[2], tiles[2];
-
-  KeyTiles() = default;
-  // `ranges` is [begin, end) twice; what lies outside of the ring is left out.
-  constexpr KeyTiles(const int* ranges, int tokens) {
-    for (int i = 0; i < 2; ++i) {
-      begin[i] = std::clamp(ranges[2 * i], 0, tokens);
-      end[i] = std::clamp(ranges[2 * i + 1], begin[i], tokens);
-      tiles[i] = ceil_div(end[i] - begin[i], kTileKeys);
-    }
-    if (count() == 0) tiles[0] = 1;  // a tile without keys: someone must write the zeros
-  }
-  constexpr int count() const { return tiles[0] + tiles[1]; }
-  constexpr KeyTile operator[](int i) const {
-    const int run = i >= tiles[0], row = begin[run] + (run ? i - tiles[0] : i) * kTileKeys;
-    return {row, std::min(kTileKeys, end[run] - row)};
-  }
-};
+// Steps of an output tile: tiles of keys. Without keys there is one, since someone must write the zeros.
+constexpr int key_tiles_of(int keys, int tile_keys) { return std::max(ceil_div(keys, tile_keys), 1); }
 
 struct OutputTile {
   int head, row, end_row;  // queries [row, end_row)
@@ -57,7 +33,7 @@ struct Span {
 class Schedule {
  public:
   Schedule() = default;
-  // `key_tiles`: steps of an output tile. Without `split_kv` all output tiles are whole, and the last wave is not full.
+  // Without `split_kv` all output tiles are whole, and the last wave is not full.
   constexpr Schedule(int heads, int rows, int key_tiles, int ctas, bool split_kv)
       : rows_(rows), row_tiles_(ceil_div(rows, kTileRows)), key_tiles_(key_tiles), ctas_(ctas) {
     const int tiles = heads * row_tiles_;

@@ -1,5 +1,5 @@
 #pragma once
-// Sums over a warp.
+// Reductions over lanes.
 
 namespace longlive {
 // Every lane receives the sum over the whole warp.
@@ -7,5 +7,14 @@ __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
   return x;
+}
+// Every lane of a quad receives the reduction by f over the quad.
+template <class F>
+__device__ float quad_reduce(float x, F f) {
+  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ inline float quad_sum(float x) {
+  return quad_reduce(x, [](float a, float b) { return a + b; });
 }
 }  // namespace longlive

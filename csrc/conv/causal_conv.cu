@@ -26,7 +26,7 @@ conv::FrameList frames_of(const Tensor& t, const char* name, const std::optional
   return {data<bf16>(t), t.size(0), int(groups * conv::kGroup), data<const int>(*indices)};
 }
 
-void run(conv::Call& call, const Tensor& x, const Tensor& weight) {
+void run(const conv::Call& call, const Tensor& x, const Tensor& weight) {
   const int count = processors(x.get_device_index());
   const cudaStream_t stream = current_stream(x.get_device_index());
   const auto map = [&]<class C>(C, const conv::FrameList& t) {
@@ -34,13 +34,11 @@ void run(conv::Call& call, const Tensor& x, const Tensor& weight) {
   };
   const bool found = conv::choose(call, count, [&]<class C>(C config) {
     const conv::Params p = conv::params_of<C>(call);
-    const int64_t stages = int64_t(p.slices) * p.chunks * C::kTaps + p.residual_chunks;
-    check_tensor(weight, "weight", {p.tiles.parts, stages * conv::kChunk * C::N}, ScalarType::BFloat16, x, 128);
+    check_tensor(weight, "weight", {p.tiles.parts, p.part_size}, ScalarType::BFloat16, x, 128);
     LL_CHECK(!call.act.data || p.tiles.channel_parts == 1 || (C::kClusterNorm && p.tiles.channel_parts == 2),
              "act must be None for ", call.channels, " channels of this kind");
-    call.part_size = weight.size(1);
     const auto residual = call.residual.data ? call.residual : call.x;  // a stand-in that is never read
-    LL_CUDA_CHECK(conv::launch<C>(map(config, call.x), map(config, residual), conv::params_of<C>(call), count, stream));
+    LL_CUDA_CHECK(conv::launch<C>(map(config, call.x), map(config, residual), p, count, stream));
   });
   LL_CHECK(found, "bias must have 96 channels or a multiple of 192, got ", call.channels);
 }

@@ -8,8 +8,11 @@
 // lag: while one is in its epilogue, the other has the tensor cores.
 #include <cuda_runtime.h>
 
+#include <numbers>
+
 #include "common/bf16.cuh"
 #include "common/math.cuh"
+#include "common/reduce.cuh"
 #include "common/sm90/cluster.cuh"
 #include "common/sm90/pipeline.cuh"
 #include "common/sm90/registers.cuh"
@@ -89,7 +92,7 @@ struct Producer {
         for (int chunk = 0; chunk < p.chunks; ++chunk) {
           load_patch(input, tile.x + origin.x, tile.y + origin.y, chunk, frame);
 #pragma unroll 1
-          for (int i = 0; i < C::kStagesPerPatch; ++i) from = load_weight(from);
+          for (int stage = 0; stage < C::kStagesPerPatch; ++stage) from = load_weight(from);
         }
       }
 #pragma unroll 1
@@ -127,7 +130,7 @@ struct Producer {
 // each group of channels the pair lane % 4: accumulator 4 g + 2 r + j is row r, group g, channel 2 (lane % 4) + j.
 
 // x / (1 + exp(-x))
-__device__ inline float silu(float x) { return x * reciprocal(1 + exp2(x * -1.4426950408889634f)); }
+__device__ inline float silu(float x) { return x * reciprocal(1 + exp2(x * -std::numbers::log2e_v<float>)); }
 
 template <class C>
 struct Consumer {
@@ -191,8 +194,8 @@ struct Consumer {
         }
         sm90::mma_commit();
         sm90::mma_wait<1>();
-        release(s.weights, last_weight);
-        if (stage == 0) release(s.patches, last_patch);
+        s.weights.release(last_weight, lane);
+        if (stage == 0) s.patches.release(last_patch, lane);
         last_weight = weight.stage;
         weight.advance();
       }
@@ -202,13 +205,8 @@ struct Consumer {
     sm90::mma_wait<0>();
 #pragma unroll
     for (int i = 0; i < kSubtiles; ++i) sm90::pin(acc[i]);
-    release(s.weights, last_weight);
-    release(s.patches, last_patch);
-  }
-
-  template <class Pipeline>
-  __device__ void release(Pipeline& pipeline, int stage) {
-    if (lane == 0) pipeline.release(stage);
+    s.weights.release(last_weight, lane);
+    s.patches.release(last_patch, lane);
   }
 
   // Of subtile i, as wgmma starts reading it; a work tile has two columns of subtiles.
@@ -288,7 +286,7 @@ struct Consumer {
 
   // A value per channel: those of a few groups, loaded one batch ahead of their use, since registers are short.
   static constexpr int kBatch = 2;
-  static_assert(kGroups % kBatch == 0 || N == kPixelChannels);
+  static_assert(kGroups % kBatch == 0);
   struct PerChannel {
     const float2* from;
     float2 now[kBatch], next[kBatch];
@@ -333,14 +331,12 @@ struct Consumer {
       }
     }
 #pragma unroll
-    for (float& x : squares) {  // four lanes share a pixel
-      x += __shfl_xor_sync(0xffffffffu, x, 1);
-      x += __shfl_xor_sync(0xffffffffu, x, 2);
-    }
+    for (float& x : squares) x = quad_sum(x);  // four lanes share a pixel
   }
 
-  // The other CTA of the cluster has the other half of the channels. Two buffers suffice, each with a barrier: all have
-  // read what was sent two work tiles ago before they sent for the last one.
+  // The other CTA of the cluster has the other half of the channels. Two buffers suffice, each with a barrier: a CTA
+  // sends for tile n only after it has received the other's squares of tile n - 1, which the other sends after it has
+  // read its buffer of tile n - 2.
   __device__ void add_other_half(float (&squares)[kSubtiles][2]) {
     const uint32_t other = sm90::cluster_rank() ^ 1, buffer = exchanges & 1, phase = exchanges++ >> 1 & 1;
 #pragma unroll
@@ -371,16 +367,16 @@ struct Consumer {
       gain.advance(first);
       uint32_t values[kBatch][2];  // all before any is stored: many at once, for the latency of each
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i)
+      for (int g = 0; g < kBatch; ++g)
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           // Precision: float32, rounded once; the published order rounds the norm, too.
-          const uint32_t pair = y[r][first + i];
-          values[i][r] = pack(silu(low(pair) * scale[r] * gain.now[i].x), silu(high(pair) * scale[r] * gain.now[i].y));
+          const uint32_t pair = y[r][first + g];
+          values[g][r] = pack(silu(low(pair) * scale[r] * gain.now[g].x), silu(high(pair) * scale[r] * gain.now[g].y));
         }
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        act.put(0, values[i][0]), act.put(1, values[i][1]);
+      for (int g = 0; g < kBatch; ++g) {
+        act.put(0, values[g][0]), act.put(1, values[g][1]);
         act.next_group();
       }
     }

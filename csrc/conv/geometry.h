@@ -46,7 +46,8 @@ struct Config {
   static constexpr int kStagesPerPatch = kTaps / kTapsPerStage;
   static constexpr int kStageBytes = kTapsPerStage * kChunk * 2 * N;
 
-  // What fits. The producer loads in the order of use: patches ahead of the weight stages in flight would be of no use.
+  // What fits. The producer loads in the order of use: more patches than the weight stages in flight cover
+  // would never be used.
   static constexpr int kPatchSpace = ceil_div(kPatchBytes, 128) * 128, kSpace = kSharedBytes - 4096;
   static constexpr int kPatches = kStagesPerPatch == 1  ? kSpace / (kPatchSpace + kStageBytes)
                                   : kStagesPerPatch < 9 ? 4

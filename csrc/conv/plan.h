@@ -19,7 +19,6 @@ struct Call {
   int channels;               // of an output frame; kPixelChannels: a picture
   FrameList x, residual;      // no residual: no data
   const bf16* weight;
-  int64_t part_size;  // elements
   const float *bias, *gain;
   FrameList raw, act;  // either may have no data
   void* pixels;
@@ -45,8 +44,7 @@ Params params_of(const Call& call) {
   const auto frames = [](const FrameList& t) { return Frames{t.data, t.indices}; };
   Params p{};
   p.inputs = call.x.indices, p.residuals = call.residual.indices;
-  p.weight = call.weight, p.part_size = call.part_size;
-  p.bias = call.bias, p.gain = call.gain;
+  p.weight = call.weight, p.bias = call.bias, p.gain = call.gain;
   p.raw = frames(call.raw), p.act = frames(call.act);
   p.pixels = call.pixels, p.as_bytes = call.as_bytes;
   p.tiles = work_tiles_of<C>(call);
@@ -54,6 +52,7 @@ Params params_of(const Call& call) {
   p.slices = C::slices(call.op == Op::kCausal || call.op == Op::kTime ? 3 : 1);
   p.chunks = ceil_div(call.x.channels, kChunk);
   p.residual_chunks = call.residual.data ? ceil_div(call.residual.channels, kChunk) : 0;
+  p.part_size = (int64_t(p.slices) * p.chunks * C::kTaps + p.residual_chunks) * kChunk * C::N;
   p.eps = call.eps;
   return p;
 }

@@ -18,7 +18,7 @@ def case(rows: int, tokens: int, heads: int, dtype: torch.dtype) -> Case:
     def make(device: str) -> tuple[Tensor, ...]:
         q = torch.randn(rows, heads, 128, device=device, dtype=dtype)
         rings = torch.randn(2, 1, tokens, heads, 128, device=device, dtype=dtype).unbind()
-        return q, *rings, torch.tensor([[0, tokens], [0, 0]], dtype=torch.int32, device=device)
+        return q, *rings, torch.tensor([tokens], dtype=torch.int32, device=device)
 
     whole = dense.case(rows, tokens, heads, dtype)
     return Case(whole.shape, dtype, make, whole.bytes, whole.flops)
@@ -27,7 +27,7 @@ def case(rows: int, tokens: int, heads: int, dtype: torch.dtype) -> Case:
 def on_dense_keys(attend: Callable) -> Callable:
     """``attend(q, k, v)`` on the ring's tokens, which are all meant here."""
 
-    def function(q: Tensor, k_ring: Tensor, v_ring: Tensor, ranges: Tensor) -> Tensor:
+    def function(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
         return attend(q, k_ring.flatten(0, 1), v_ring.flatten(0, 1))
 
     return function

@@ -41,7 +41,7 @@ def run(names: list[str] | None = None, json_path: str | None = None) -> list[di
     for name in names or ():
         if name not in known:
             raise ValueError(f"names must be among {', '.join(known)}, got {name!r}")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 140  # a log file has no width of its own
     if torch.cuda.is_available():

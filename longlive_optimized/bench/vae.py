@@ -65,7 +65,7 @@ def _baseline_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
 
 def _encoding(engine: LongLiveEngine, stream: EncoderStream, blocks: int) -> tuple[dict[str, list[float]], float]:
     """Times to encode a block's frames, and GiB that came to the weights meanwhile."""
-    shape = BLOCK_PIXEL_FRAMES + 1, 3, engine.stream.settings.height, engine.stream.settings.width
+    shape = BLOCK_PIXEL_FRAMES + 1, 3, *engine.stream.settings.size
     video = torch.rand(shape, device=engine.device, dtype=engine.dtype) * 2 - 1
     stream.reset()
     before = _allocated(engine)
@@ -108,7 +108,7 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
     engine.stream.reset()
-    height, width = engine.stream.settings.height, engine.stream.settings.width
+    height, width = engine.stream.settings.size
     row = {"height": height, "width": width, "dtype": str(engine.dtype).removeprefix("torch."), "blocks": blocks}
     for name, times in rows.items():
         row |= {f"{name}_ms": statistics.median(times), f"{name}_p99_ms": percentile(times, 0.99)}

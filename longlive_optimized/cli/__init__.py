@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
 
-import torch
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from . import bench, checkpoint, doctor, generate, serve
+from .loading import console
+from .mistakes import told
+from .threads import share_the_machine
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Real-time LongLive-1.3B."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Real-time LongLive-1.3B.",
 )
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
@@ -22,31 +27,32 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        print(f"longlive-optimized {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(verbose: bool = typer.Option(False, "--verbose", help="Log automatic choices.")) -> None:
+def _options(
+    verbose: bool = typer.Option(False, "--verbose", help="Log automatic choices."),
+    version: bool = typer.Option(
+        False, "--version", help="Say which version this is.", callback=_version, is_eager=True
+    ),
+) -> None:
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", force=True)
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2, not a traceback."""
+    share_the_machine()
     try:
         app()
-    except (ValueError, OSError, NotImplementedError, torch.OutOfMemoryError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {_plain(error)}", highlight=False)
+    except Exception as error:
+        if (text := told(error)) is None:
+            raise
+        console.print(Text.assemble(("error:", "red"), " ", text), soft_wrap=True)
         sys.exit(2)
-
-
-def _plain(error: Exception) -> str:
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
-        return "; ".join(map(_fault, error.errors()))
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"the GPU is out of memory: close other programs, or take a smaller size or window. {error}"
-    return str(error)
-
-
-def _fault(found: Mapping) -> str:
-    text = found["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(map(str, found['loc']))}: {text}, got {found['input']!r}" if found["loc"] else text

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from ..config import PRESETS, OptimizationConfig
+from ..config import PRESETS, OptimizationConfig, preset_name
 from ..weights.locate import TINY
-from .loading import Height, Width, console, load_engine, picture_size, results
+from .files import Force, check_file, say_written, write_json
+from .loading import Height, Width, console, load_engine, results
 
-app = typer.Typer(no_args_is_help=True, help="Measure operators, blocks and errors.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure operators, blocks and errors.")
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
 Model = Annotated[str, typer.Option(help="Model folder, or 'tiny'.")]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu.")]
@@ -25,11 +25,15 @@ Preset = Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
 def kernels(
     names: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="Operators; none means all.")] = None,
     json_path: Json = None,
+    force: Force = False,
 ) -> None:
     """Microseconds of each operator and backend, and its share of the ceilings measured in the same run."""
+    check_file("--json", json_path, force)
     from ..kernels.bench.runner import run
 
     run(names, str(json_path) if json_path else None)
+    if json_path:
+        say_written(json_path)
 
 
 @app.command()
@@ -42,11 +46,13 @@ def block(
     baseline_blocks: Annotated[int, typer.Option(min=0, help="Blocks of the baseline; 0 leaves it out.")] = 5,
     device: Device = None,
     json_path: Json = None,
+    force: Force = False,
 ) -> None:
     """Milliseconds of a steady block by stage, of a prompt switch, and of the baseline in the same run."""
+    check_file("--json", json_path, force)
     from ..bench.block import run
 
-    engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
+    engine = load_engine(model, OptimizationConfig.preset(preset_name(preset), height=height, width=width), device)
     _show(f"{height}x{width}, {preset}", run(engine, blocks, baseline_blocks), json_path)
 
 
@@ -58,8 +64,10 @@ def vae(
     blocks: Annotated[int, typer.Option(min=1, help="Calls to measure.")] = 20,
     device: Device = None,
     json_path: Json = None,
+    force: Force = False,
 ) -> None:
     """Milliseconds to decode a block, one latent, and to encode a block's frames."""
+    check_file("--json", json_path, force)
     from ..bench.vae import run
 
     engine = load_engine(model, OptimizationConfig(height=height, width=width), device)
@@ -75,11 +83,13 @@ def switch(
     switches: Annotated[int, typer.Option(min=1, help="Prompt switches to measure.")] = 20,
     device: Device = None,
     json_path: Json = None,
+    force: Force = False,
 ) -> None:
     """Milliseconds from a call with a new prompt to its pixels, from a block boundary and from a random moment."""
+    check_file("--json", json_path, force)
     from ..bench.block import measure_switches
 
-    engine = load_engine(model, OptimizationConfig.preset(preset, height=height, width=width), device)
+    engine = load_engine(model, OptimizationConfig.preset(preset_name(preset), height=height, width=width), device)
     engine.warmup()
     _show(f"{height}x{width}, {preset}", measure_switches(engine, switches, switches), json_path)
 
@@ -95,15 +105,18 @@ def quality(
     seconds: Annotated[float, typer.Option(min=2.0, help="Of video for each prompt.")] = 5.0,
     device: Device = None,
     json_path: Json = None,
+    force: Force = False,
 ) -> None:
     """Error of each forward, and of decoding, against float32: ours beside the baseline's. Of the built-in model
     also what its pictures show, for every preset and dtype; ends with status 1 where that is too little."""
+    check_file("--json", json_path, force)
     from ..bench import score
     from ..bench.quality import run
 
-    height, width = picture_size(model, height, width)
-    config = OptimizationConfig.preset(preset, height=height, width=width, positions="base")
-    row = run(load_engine(model, config, device), seeds)
+    config = OptimizationConfig.preset(preset_name(preset), height=height, width=width, positions="base")
+    engine = load_engine(model, config, device)
+    height, width = engine.config.size
+    row = run(engine, seeds)
     scores = score.run(device, prompts, seconds) if model == TINY and prompts else {}
     _show(f"{height}x{width}, {preset}", row | {"scores": scores} if scores else row, json_path)
     if failed := score.failures(scores):
@@ -118,9 +131,7 @@ def _show(title: str, row: dict, json_path: Path | None) -> None:
             shown = ", ".join(f"{k} {_short(v)}" for k, v in number.items()) if isinstance(number, dict) else number
             table.add_row(name if part is None else f"{name}, {part}", _short(shown))
     results.print(table)
-    if json_path:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(row, indent=2) + "\n")
+    write_json(json_path, row)
 
 
 def _short(value: object) -> str:

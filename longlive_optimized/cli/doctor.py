@@ -8,7 +8,6 @@ import platform
 from importlib import import_module, metadata
 from typing import Annotated
 
-import torch
 import typer
 from rich.table import Table
 
@@ -31,6 +30,8 @@ def doctor(
 
 
 def _versions() -> None:
+    import torch
+
     table = Table(title="installed", title_justify="left", show_header=False)
     table.add_row("python", platform.python_version())
     for name in ("longlive-optimized", "torch", "triton", "transformers", "safetensors", "av"):
@@ -66,6 +67,8 @@ def _operators() -> None:
 
 
 def _backend(impls: dict, library: bool) -> tuple[str, str]:
+    import torch
+
     from ..kernels.registry import ORDER
 
     if not torch.cuda.is_available():
@@ -83,11 +86,14 @@ def _check_model(directory: str, verify: bool) -> None:
     from ..weights.load import check
     from ..weights.locate import locate
 
-    files = locate(directory)
+    try:
+        files = locate(directory)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("model_path", "directory", 1)) from None
     for part, path in dataclasses.asdict(files).items():
-        results.print(f"{part}: {path or 'none'}", highlight=False, soft_wrap=True)
+        results.print(f"{part}: {path or 'none'}", soft_wrap=True)
     check(files)
     if verify:
         for path in files.paths():
-            results.print(f"{path}: {weights.verify(path)}", highlight=False, soft_wrap=True)
-    results.print(f"[green]{directory} is complete and its parts fit together[/green]")
+            results.print(f"{path}: {weights.verify(path)}", soft_wrap=True)
+    results.print(f"{directory} is complete and its parts fit together", style="green", soft_wrap=True)

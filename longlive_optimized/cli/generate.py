@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import torch
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..config import PRESETS, OptimizationConfig
-from ..demo.scope_integration.overlay import LatencyOverlay, create_latency_overlay
-from ..engine.engine import LongLiveEngine
-from ..engine.latency import LatencyMeter
-from ..engine.request import BlockRequest
-from ..engine.timing import BlockTimes
+from ..config import PRESETS, OptimizationConfig, preset_name
+from ..text.clean import clean
 from ..video_time import TRAINED_FPS
-from .loading import Height, Width, console, load_engine, picture_size, results
-from .video import Mp4Writer, check_mp4
+from ..weights.locate import native_size
+from .files import Force, check_file, say_written, write_json
+from .loading import Height, Width, console, load_engine, results
+from .video import Mp4Writer
+
+if TYPE_CHECKING:
+    from ..engine.engine import LongLiveEngine
+    from ..engine.timing import BlockTimes
+
+LONGEST_SIDE = 16384  # pixels, of H.264 pictures by x264
+_MINUTES, _SECONDS = r"(?:(?:(\d+):)?(\d+):(?=[0-5]\d[.:]))?", r"(\d+(?:\.\d*)?|\.\d+)"
+_SWITCH = re.compile(rf"\A{_MINUTES}{_SECONDS}:(?!\d+(?:\.\d*)?:)(.*)\Z", re.DOTALL)
 
 
 class Switch(NamedTuple):
@@ -33,22 +39,23 @@ class Switch(NamedTuple):
 
 
 def parse_switch(text: str) -> Switch:
-    """Read ``SECONDS:TEXT``. Raises ValueError."""
-    second, colon, prompt = text.partition(":")
+    """Read ``TIME:TEXT``, where the time is seconds, ``M:SS`` or ``H:MM:SS``. Raises ValueError."""
     try:
-        at = float(second)
-    except ValueError:
-        at = -1.0
-    if not colon or not 0 <= at < float("inf") or not prompt.strip():
-        raise ValueError(f"--switch must be SECONDS:TEXT, such as 2.5:'a red fox', got {text!r}")
-    return Switch(at, prompt)
+        hours, minutes, seconds, prompt = _SWITCH.findall(text)[0]
+        clean(prompt)  # raises where there is nothing to show
+    except (IndexError, ValueError):
+        wanted = "--switch must be SECONDS:TEXT or M:SS:TEXT, such as 2.5:'a red fox' or 0:02:'a red fox'"
+        raise ValueError(f"{wanted}, got {text!r}") from None
+    return Switch(3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds), prompt)
 
 
 def generate(
     prompt: Annotated[str, typer.Option(help="What to show.")],
     out: Annotated[Path, typer.Option(help="The mp4 to write.")],
     model: Annotated[str, typer.Option(help="Model folder, or 'tiny' for the built-in model.")] = "tiny",
-    switch: Annotated[list[str] | None, typer.Option(help="SECONDS:TEXT, may be given several times.")] = None,
+    switch: Annotated[
+        list[str] | None, typer.Option(metavar="SECONDS:TEXT", help="Also M:SS:TEXT; as often as wanted.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help=f"Length of the video at {TRAINED_FPS} frames a second.")] = 5.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video on one device.")] = 42,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
@@ -58,41 +65,71 @@ def generate(
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the latency panel into the video.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write statistics here.")] = None,
+    force: Force = False,
 ) -> None:
     """Make a video."""
     switches = sorted(map(parse_switch, switch or ()))
     if not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
-    BlockRequest(prompt)  # an empty prompt is refused before anything is loaded
-    height, width = picture_size(model, height, width)
-    check_mp4(out)
-    config = OptimizationConfig.preset(preset, height=height, width=width, seed=seed)
+    clean(prompt)  # raises where there is nothing to show
+    config = OptimizationConfig.preset(preset_name(preset), height=height, width=width, seed=seed)
+    height, width = config.sized(native_size(model)).size
+    if enlarge * max(height, width) > LONGEST_SIDE:
+        raise ValueError(f"--enlarge must leave pictures of at most {LONGEST_SIDE} pixels a side, got {enlarge}")
+    check_file("--out", out, force, ".mp4")
+    if json_path and json_path.absolute() == out.absolute():
+        raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
+    check_file("--json", json_path, force)
     engine = load_engine(model, config, device)
-    warmup = None
-    if engine.device.type == "cuda":
-        warmup = engine.warmup()
-        torch.cuda.reset_peak_memory_stats(engine.device)
-        console.print(f"warmed up in {warmup:.1f} s", highlight=False)
+    warmup = _warm_up(engine)
     started = time.perf_counter()
-    panel = create_latency_overlay() if overlay else None
-    with Mp4Writer(out, height, width, enlarge) as video:
-        _write(engine, prompt, switches, round(seconds * TRAINED_FPS) or 1, video, panel)
-    report = _report(engine, preset, warmup, time.perf_counter() - started)
-    _print(report, out)
-    if json_path:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(report, indent=2) + "\n")
+    frames, stopped = round(seconds * TRAINED_FPS) or 1, False
+    video = Mp4Writer(out, height, width, enlarge)
+    try:
+        with video:
+            try:
+                _write(engine, prompt, switches, frames, video, overlay)
+            except KeyboardInterrupt:
+                stopped = True
+    finally:
+        if not video.frames:
+            out.unlink(missing_ok=True)
+    wall = time.perf_counter() - started
+    if video.frames:
+        report = _report(engine, preset, warmup, wall)
+        _print(report, out)
+        shown = f"{video.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
+        say_written(out, f", {shown}, {'stopped' if stopped else 'made'} after {wall:.1f} s")
+        write_json(json_path, report)
+    if stopped:
+        raise typer.Exit(130)
+
+
+def _warm_up(engine: LongLiveEngine) -> float | None:
+    """Seconds that it took, on a GPU."""
+    import torch
+
+    if engine.device.type != "cuda":
+        return None
+    warmup = engine.warmup()
+    torch.cuda.reset_peak_memory_stats(engine.device)
+    console.print(f"warmed up in {warmup:.1f} s")
+    return warmup
 
 
 def _write(
     engine: LongLiveEngine,
     prompt: str,
-    switches: list[Switch],
+    switches: Sequence[Switch],
     frames: int,
     video: Mp4Writer,
-    panel: LatencyOverlay | None,
+    overlay: bool,
 ) -> None:
-    meter = LatencyMeter(engine)
+    from ..demo.scope_integration.overlay import create_latency_overlay
+    from ..engine.latency import LatencyMeter
+    from ..engine.request import BlockRequest
+
+    meter, panel = LatencyMeter(engine), create_latency_overlay() if overlay else None
     count, speed = TextColumn("{task.completed}/{task.total} frames"), TextColumn("{task.fields[speed]}")
     columns = TextColumn("generating"), BarColumn(), count, TimeRemainingColumn(), speed
     pending = list(switches)
@@ -109,10 +146,14 @@ def _write(
             fps = 1e3 * last.frames / last.total
             bar.update(task, completed=video.frames, speed=f"{last.total:.0f} ms/block, {fps:.1f} fps")
     for late in pending:
-        console.print(f"the video ended before the switch at {late.second:g} s to {late.text!r}", style="yellow")
+        console.print(
+            f"the video ended before the switch at {late.second:g} s to {late.text!r}", style="yellow", soft_wrap=True
+        )
 
 
 def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: float) -> dict:
+    import torch
+
     blocks = engine.block_times()
     cuda = engine.device.type == "cuda"
     return {

@@ -1,21 +1,20 @@
-"""An engine with a progress bar, for the commands that need one."""
+"""What the commands share: where they print, a picture's size, an engine with a progress bar."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ..config import OptimizationConfig
-from ..engine.engine import LongLiveEngine
-from ..tinyworld.render import NATIVE
-from ..weights.locate import TINY
+if TYPE_CHECKING:
+    from ..config import OptimizationConfig
+    from ..engine.engine import LongLiveEngine
 
-console = Console(stderr=True)  # progress and remarks
-results = Console()  # what was asked for
-
+# Texts are the user's: square brackets and colons in them mean nothing.
+console = Console(stderr=True, markup=False, highlight=False, emoji=False)  # progress and remarks
+results = Console(markup=False, highlight=False, emoji=False)  # what was asked for
 
 Height = Annotated[
     int | None,
@@ -27,15 +26,11 @@ Width = Annotated[
 ]
 
 
-def picture_size(model: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width as given, or what the model was trained at."""
-    native = NATIVE if model == TINY else (480, 832)
-    return native[0] if height is None else height, native[1] if width is None else width
-
-
 def load_engine(model: str, config: OptimizationConfig, device: str | None) -> LongLiveEngine:
     """Load ``model`` and show how far it is."""
-    columns = TextColumn("loading {task.description}"), BarColumn(), TimeElapsedColumn()
+    from ..engine.engine import LongLiveEngine
+
+    columns = TextColumn("loading {task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -46,5 +41,5 @@ def load_engine(model: str, config: OptimizationConfig, device: str | None) -> L
 
         engine = LongLiveEngine(model, config, device, progress=advance)
     where = f"{engine.device} as {str(engine.dtype).removeprefix('torch.')}"
-    console.print(f"loaded {model} on {where} in {engine.load_seconds:.1f} s", highlight=False)
+    console.print(f"loaded {model} on {where} in {engine.load_seconds:.1f} s", soft_wrap=True)
     return engine

@@ -10,15 +10,15 @@ import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.text import Text
 
-from ..config import PRESETS
-from ..demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from ..config import PRESETS, preset_name
 from ..weights.locate import TINY
-from .loading import Height, Width, console, picture_size
+from .loading import Height, Width, console
 
 if TYPE_CHECKING:
     from ..demo.server.room import Room
-    from ..demo.server.settings import ServerSettings
+    from ..demo.server.settings import IceServer, ServerSettings
     from ..demo.server.worker import Status
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
@@ -58,11 +58,11 @@ def serve(
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
     with _extra():
+        from ..demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
         from ..demo.server.room import Room
-        from ..demo.server.settings import IceServer, ServerSettings
+        from ..demo.server.settings import ServerSettings
 
-    servers = [IceServer(urls=stun)] if stun else []
-    servers += [IceServer(urls=turn, username=turn_username, credential=turn_password)] if turn else []
+    config = ScopeOptimizationConfig.preset(preset_name(preset), height=height, width=width, seed=seed)
     settings = ServerSettings(
         host=host,
         token=token,
@@ -70,14 +70,12 @@ def serve(
         max_viewers=viewers,
         codec=codec,  # pyright: ignore[reportArgumentType]  # checked by pydantic, as are the addresses
         bitrate=bitrate,
-        ice_servers=tuple(servers),
+        ice_servers=_ice_servers(stun, turn, turn_username, turn_password),
         ice_addresses=tuple(ice_address or ()),  # pyright: ignore[reportArgumentType]
         record_seconds=record_seconds,
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
-    height, width = picture_size(model, height, width)
-    config = ScopeOptimizationConfig.preset(preset, height=height, width=width, seed=seed)
     room = Room(lambda progress: OptimizedScopePipeline(model, config, device, progress), prompt, settings)
     room.worker.overlay = overlay
     with _listen(host, port) as listener:
@@ -103,13 +101,32 @@ def _run(room: Room, listener: socket.socket, address: str) -> None:
 
     def follow(status: Status) -> None:
         if status.phase == "ready":
-            console.print(f"ready after {time.perf_counter() - started:.1f} s", highlight=False)
+            console.print(f"ready after {time.perf_counter() - started:.1f} s")
         server.should_exit |= status.phase == "failed"
 
     room.on_status = follow
-    console.print(f"open [bold]{address}[/bold]  (Ctrl-C ends)", highlight=False)
+    console.print(Text.assemble("open ", (address, "bold"), "  (Ctrl-C ends)"), soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+
+
+def _ice_servers(stun: str | None, turn: str | None, name: str | None, password: str | None) -> tuple[IceServer, ...]:
+    """Raises ValueError naming the option."""
+    from ..demo.server.settings import IceServer
+
+    if turn and not (name and password):
+        raise ValueError("--turn needs --turn-username and --turn-password")
+    servers = []
+    for kind, url, signs_in in (("stun", stun, {}), ("turn", turn, {"username": name, "credential": password})):
+        if url is not None:
+            form = f"--{kind} must be {kind}:HOST[:PORT]{'[?transport=tcp]' if signs_in else ''}, got {url!r}"
+            if not url.startswith((kind + ":", kind + "s:")):
+                raise ValueError(form)
+            try:
+                servers.append(IceServer(urls=url, **signs_in))
+            except ValueError:
+                raise ValueError(form) from None
+    return tuple(servers)
 
 
 def _listen(host: str, port: int) -> socket.socket:

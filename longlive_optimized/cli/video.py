@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 from ..video_time import TRAINED_FPS
 
 
-def check_mp4(path: Path) -> None:
-    """Make the folder of an mp4 to come. Raises ValueError or OSError where it cannot be one."""
-    if path.suffix.lower() != ".mp4" or path.is_dir():
-        raise ValueError(f"--out must be an .mp4 file, got {str(path)!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-
 class Mp4Writer:
-    """H.264, 16 frames a second, pictures ``enlarge`` times as large as they come; use as a context manager.
+    """H.264, 16 frames a second, pictures ``enlarge`` times as large as they come; HD is BT.709, smaller ones BT.601,
+    and tagged so. Use as a context manager.
 
     Its folder exists. Raises OSError where the file cannot be written.
     """
@@ -26,21 +22,19 @@ class Mp4Writer:
     def __init__(self, path: Path, height: int, width: int, enlarge: int = 1):
         import av
 
-        self._av = av
+        from .. import h264
+
+        self._as_frame = h264.as_frame
         self._container = av.open(str(path), "w")
-        options = {"crf": "18", "preset": "medium"}
-        self._stream = self._container.add_stream("libx264", rate=TRAINED_FPS, options=options)
-        self._size = {"width": enlarge * width, "height": enlarge * height}
-        self._stream.width, self._stream.height = self._size.values()
-        self._stream.pix_fmt = "yuv420p"
+        self._size = enlarge * height, enlarge * width
+        self._stream = h264.add_stream(self._container, *self._size, TRAINED_FPS, {"crf": "18", "preset": "medium"})
         self._stream.time_base = Fraction(1, TRAINED_FPS)
         self.frames = 0
 
     def write(self, frames: np.ndarray) -> None:
         """Append uint8 frames [T, H, W, 3]."""
         for picture in frames:
-            frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = frame.reformat(**self._size, format="yuv420p", interpolation="BICUBIC")
+            frame = self._as_frame(picture, *self._size)
             frame.pts, self.frames = self.frames, self.frames + 1
             self._container.mux(self._stream.encode(frame))
 

@@ -6,6 +6,8 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from typing import ClassVar
+from weakref import WeakSet
 
 import av
 from aiortc import VideoStreamTrack
@@ -13,22 +15,32 @@ from aiortc.mediastreams import MediaStreamError
 
 from ..video_time import RTP_CLOCK
 from .scope_integration import OptimizedScopePipeline
+from .server.pacing import FrameClock
 
 
 class PipelineVideoTrack(VideoStreamTrack):
     """Frames at the pipeline's ``target_fps``, with its overlay if it has one.
 
-    Frames are made in a thread of the track's own, so the event loop never waits for one; time stamps count frames, so
-    playback stays even when a block comes late. ``prompt`` is a wish like that of ``set_prompt``, which may be called
-    from the event loop or any thread, and like ``pipeline.switch_prompt``: the last one holds.
+    Frames are made in a thread of the track's own, so the event loop never waits for one. Time stamps are due times:
+    even while the engine keeps up, and of the wall clock where it does not. They begin at 0; those of a track that is
+    made while another one lives go on from that one's, so that it may take its place (``sender.replaceTrack``).
+    ``prompt`` is a wish like that of ``set_prompt``, which may be called from the event loop or any thread, and like
+    ``pipeline.switch_prompt``: the last one holds.
+
+    aiortc's MediaRecorder rounds times to 1/30 s, and writes no mp4 of more than 30 frames a second.
     """
+
+    _live: ClassVar[WeakSet[PipelineVideoTrack]] = WeakSet()
 
     def __init__(self, pipeline: OptimizedScopePipeline, prompt: str):
         super().__init__()
         self.pipeline = pipeline
         self.set_prompt(prompt)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
-        self._pts, self._due = 0.0, time.monotonic()
+        self._clock = FrameClock()
+        # When the time stamp is 0. aiortc's sender ends in silence where times fall below its encoder's first.
+        self._origin = next((track._origin for track in self._live if track._origin is not None), None)
+        self._live.add(self)
 
     def set_prompt(self, prompt: str) -> None:
         """Go over to ``prompt`` with the next block. Raises ValueError for an empty one."""
@@ -39,19 +51,18 @@ class PipelineVideoTrack(VideoStreamTrack):
         if self.readyState != "live":
             raise MediaStreamError
         picture = await asyncio.get_running_loop().run_in_executor(self._worker, self._next_picture)
-        now, interval = time.monotonic(), 1 / self.pipeline.config.target_fps
-        if now < self._due:
-            await asyncio.sleep(self._due - now)
-        # A late block is not made up for by a rush of frames: the next one is due an interval after this one.
-        self._due = max(now, self._due) + interval
+        now = time.monotonic()
+        due = self._clock.next(now, 1 / self.pipeline.config.target_fps)
+        await asyncio.sleep(due - now)
+        self._origin = due if self._origin is None else self._origin
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts, frame.time_base = round(self._pts), Fraction(1, RTP_CLOCK)
-        self._pts += RTP_CLOCK * interval
+        frame.pts, frame.time_base = round((due - self._origin) * RTP_CLOCK), Fraction(1, RTP_CLOCK)
         return frame
 
     def stop(self) -> None:
         """End the track and its thread; a block under way is finished."""
         super().stop()
+        self._live.discard(self)
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _next_picture(self):

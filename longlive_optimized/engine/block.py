@@ -150,7 +150,8 @@ def _encode(stream: Stream, request: BlockRequest) -> EncodedVideo:
     count = BLOCK_PIXEL_FRAMES + (stream.position == 0)  # a fresh stream's become one latent frame more
     assert request.video is not None
     latents, settings = stream.history, stream.settings
-    video = prepare_video(request.video, count, settings.height, settings.width, latents.dtype, latents.device)
+    frames = request.video  # tensors, since the request was made
+    video = prepare_video(frames, count, *settings.size, latents.dtype, latents.device)  # pyright: ignore[reportArgumentType]
     scale = request.noise_scale
     if request.noise_from_motion:
         scale = stream.motion.noise_scale(video, scale)

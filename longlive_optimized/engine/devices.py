@@ -58,7 +58,7 @@ def _checked(device: str | torch.device | None) -> torch.device:
         log.info("device: %s", device)
     try:
         device = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device must be cuda, cuda:N or cpu, got {device!r}") from None
     if device.type not in ("cuda", "cpu"):
         raise ValueError(f"device must be cuda, cuda:N or cpu, got {str(device)!r}")

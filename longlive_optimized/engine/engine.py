@@ -8,17 +8,20 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor
 
 from ..config import CHANGEABLE, OptimizationConfig, StreamSettings
 from ..kernels.registry import forced
+from ..keywords import ConfigFields, StreamFields
+from ..plain import whole
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
 from ..video_time import BLOCK_FRAMES
 from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
-from ..weights.locate import locate
+from ..weights.locate import locate, native_size
 from ..weights.user_lora import UserLora
 from . import block
 from .devices import Devices, default_dtype
@@ -52,7 +55,9 @@ class LongLiveEngine:
         loras: Sequence[UserLora] = (),
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
-        self.config = config or OptimizationConfig()
+        _expect("config", config, OptimizationConfig)
+        _check_loras(loras)
+        self.config = OptimizationConfig.of(config or OptimizationConfig()).sized(native_size(model_path))
         self.devices = Devices(device)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
@@ -99,7 +104,7 @@ class LongLiveEngine:
         width: int | None = None,
         seed: int | None = None,
         total_frames: int | None = None,
-        **settings,
+        **settings: Unpack[StreamFields],
     ) -> Stream:
         """A new video of its own. ``settings`` are fields of StreamSettings; what is not given is the config's.
 
@@ -108,22 +113,23 @@ class LongLiveEngine:
         not fit.
         """
         own = {"height": height, "width": width, "seed": seed}
-        settings |= {name: value for name, value in own.items() if value is not None}
-        if total_frames is not None and (not isinstance(total_frames, int) or total_frames < 1):
-            raise ValueError(f"total_frames must be a whole number of at least 1, got {total_frames!r}")
-        settings = dataclasses.replace(StreamSettings.of(self.config), **settings)
+        changes = {**settings, **{name: value for name, value in own.items() if value is not None}}
+        if total_frames is not None:
+            total_frames = whole("total_frames", total_frames, 1)
+        chosen = dataclasses.replace(StreamSettings.of(self.config), **changes)
         with self.devices.turn():
             networks = Networks(self.model, self.codec, self.prompts)
             named = self.config.enable_profiling
-            stream = Stream(networks, settings, self.devices, self._new_switch(), total_frames, named)
+            stream = Stream(networks, chosen, self.devices, self._new_switch(), total_frames, named)
             self._streams.add(stream)
             return stream
 
-    def configure(self, **changes) -> None:
+    def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """``Stream.configure`` of the default stream; streams that are opened later begin with these settings too."""
         with self.devices.turn():
             config = self.config.changed(**changes)
-            self.stream.configure(**{name: value for name, value in changes.items() if name in CHANGEABLE})
+            own = {name: value for name, value in changes.items() if name in CHANGEABLE}
+            self.stream.configure(**cast(ConfigFields, own))
             self.config = config
 
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
@@ -134,8 +140,10 @@ class LongLiveEngine:
         Raises ValueError for one with ``total_frames``, which may end before that.
         """
         started = time.perf_counter()
+        if blocks is not None:
+            blocks = whole("blocks", blocks, 0)
         with self.devices.turn():
-            stream = stream or self.stream
+            stream = self._one(stream)
             if stream.total_frames is not None:
                 raise ValueError("stream must have no total_frames to be warmed up")
             blocks = max(blocks or 0, -(-stream.ring.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
@@ -155,29 +163,31 @@ class LongLiveEngine:
     ) -> Tensor:
         """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
 
-        ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others,
-        which are given up when the next block is asked for instead.
+        ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others.
+        If the next block is asked for instead, the others are then decoded (the VAE needs them) but not returned.
 
         Does not wait for the device, unless the noise depends on the video's motion. After an error the same request
         may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the stream begins anew.
         Raises RuntimeError after a ``set_loras`` that failed half-way.
         """
+        if not isinstance(request, BlockRequest):
+            raise TypeError(f"request must be a BlockRequest, got {type(request).__name__}")
         with self.devices.turn():
             if self._mixed:
                 raise RuntimeError("the weights are mixed, set_loras failed half-way: call it again")
-            return block.make_block(stream or self.stream, request, first_latent_only)
+            return block.make_block(self._one(stream), request, first_latent_only)
 
     def rest_of_block(self, stream: Stream | None = None) -> Tensor:
         """The frames that ``generate_block`` left out, uint8 [T, H, W, 3]. Raises RuntimeError if there are none."""
         with self.devices.turn():
-            return block.rest_of_block(stream or self.stream)
+            return block.rest_of_block(self._one(stream))
 
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
         """Forget a stream's frames; weights, prompt cache and settings stay."""
         if seed is not None:
-            check_seed(seed)
+            seed = check_seed(seed)
         with self.devices.turn():
-            (stream or self.stream).reset(seed)
+            self._one(stream).reset(seed)
 
     def set_loras(self, loras: Sequence[UserLora]) -> None:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
@@ -186,6 +196,7 @@ class LongLiveEngine:
         at scale 0 if they are to go. Raises as ``weights.load.refill_generator``; after a RuntimeError no block is made
         until this has worked.
         """
+        _check_loras(loras)
         with self.devices.turn():
             self.synchronize()
             try:
@@ -201,9 +212,29 @@ class LongLiveEngine:
 
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
-        stream = stream or self._stream
+        stream = self._stream if stream is None else self._one(stream)
         return stream.timer.collect() if stream else []
+
+    def _one(self, stream: Stream | None) -> Stream:
+        """``stream``, or the default one. Raises TypeError and ValueError for what is no stream of this engine."""
+        _expect("stream", stream, Stream)
+        if stream is None:
+            return self.stream
+        if stream not in self._streams:
+            raise ValueError("stream must be one that this engine has opened")
+        return stream
 
     def synchronize(self) -> None:
         """Wait for the device."""
         self.devices.synchronize()
+
+
+def _expect(name: str, value: object, kind: type) -> None:
+    """Raises TypeError naming the argument unless ``value`` is None or of that kind."""
+    if not isinstance(value, kind | None):
+        raise TypeError(f"{name} must be of the class {kind.__name__}, got {type(value).__name__}")
+
+
+def _check_loras(loras: Sequence[UserLora]) -> None:
+    if not isinstance(loras, list | tuple) or not all(isinstance(lora, UserLora) for lora in loras):
+        raise TypeError(f"loras must be a list of UserLoras, got {loras!r}")

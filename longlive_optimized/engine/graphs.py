@@ -58,7 +58,7 @@ class GraphCache:
         return len(self._graphs)
 
     def run(self, key: Hashable, work: Callable[[], None], kernels: Hashable = None) -> None:
-        """Do ``work``; ``key`` names all in it that a graph cannot follow: shapes, addresses, host values.
+        """Do ``work``; work whose shapes, addresses or host values differ needs another ``key``.
 
         ``kernels``: a key for the set of kernels launched. If work with the same ``kernels`` has run before, the eager
         warm-up call is skipped and the graph is captured at once. If that capture fails, as it may in a thread that

@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 class BlockNoise:
-    """A fresh generator for each block, seeded ``seed + start frame``: any block can be drawn on its own."""
+    """A fresh generator for each block, seeded ``seed + start frame``: any block can be drawn on its own.
+
+    Streams with seeds s and s + 3 therefore draw the same noise, one block apart.
+    """
 
     def __init__(self, seed: int, like: Tensor):
         self.seed, self.like = seed, like

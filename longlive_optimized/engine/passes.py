@@ -78,7 +78,10 @@ class Passes:
         return self._inputs[frames, steps]
 
     def denoise(self, start: int, inputs: BlockInputs) -> Tensor:
-        """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``, until the next call."""
+        """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``.
+
+        Their buffer is reused by the next pass of as many frames, a context pass included.
+        """
         steps, frames = inputs.noise.shape[:2]
         self.ring.seek_on_host(start, frames)
         out = self._buffer(frames)

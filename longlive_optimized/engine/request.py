@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..keywords import Blend
+from ..plain import did_you_mean, flag, plain, whole
 from ..text.blend import normalise
 from .sampler import VideoSteps
+
+Frames = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
 class BlockRequest:
-    """One block's wishes. Everything is checked here, before any work, with errors that name the argument.
+    """One block's wishes. Everything is checked here, before any work, with errors that name the argument. Numbers and
+    lists may be NumPy's.
 
     prompt: a text, or (text, weight) pairs that are blended; weights are normalised.
     blend: how pairs are mixed; ``slerp`` wants exactly two.
@@ -28,8 +34,9 @@ class BlockRequest:
     reset: forget the stream's frames and prompt first.
     restart: begin again at frame 0, with a cut, but with the prompt in force and the transition under way.
     seed: replaces the stream's from this block on.
-    video: frames to start from (video-to-video), uint8 [T, H, W, 3] or T of [H, W, 3] of any sizes, resized and
-        resampled to fit; None is text mode. Changing between the two starts the VAE anew: nine frames, but no cut.
+    video: frames to start from (video-to-video), uint8 RGB [T, H, W, 3] or a list of [H, W, 3] of any sizes, tensors or
+        NumPy arrays, resized and resampled to fit; None is text mode. Changing between the two starts the VAE anew:
+        nine frames, but no cut.
     noise_scale: share of noise over the video, in [0.1, 1]; at 1 nothing of it is left. What of it shows depends on
         the model and the size; docs/api.md says what to take.
     noise_from_motion: take that share from how much the video moves, 0.54 to 0.72, and a tenth of ``noise_scale``
@@ -38,42 +45,45 @@ class BlockRequest:
         first step only, as scope does, so that a second step of more noise leaves little of the video.
     """
 
-    prompt: str | tuple[tuple[str, float], ...]
-    blend: Literal["linear", "slerp"] = "linear"
+    prompt: str | Sequence[tuple[str, float]]
+    blend: Blend = "linear"
     transition_blocks: int = 1
-    transition_blend: Literal["linear", "slerp"] | None = None
+    transition_blend: Blend | None = None
     transition_from_source: bool = False
-    denoising_steps: tuple[int, ...] | None = None
+    denoising_steps: Sequence[int] | None = None
     reset: bool = False
     restart: bool = False
     seed: int | None = None
-    video: Tensor | Sequence[Tensor] | None = field(default=None, compare=False)
+    video: Frames | None = field(default=None, compare=False)
     noise_scale: float = 0.7
     noise_from_motion: bool = False
     noise_steps: VideoSteps = "cut"
 
     def __post_init__(self) -> None:
-        self._check_prompt()
-        if self.blend not in ("linear", "slerp"):
-            raise ValueError(f"blend must be 'linear' or 'slerp', got {self.blend!r}")
-        if self.transition_blend not in (None, "linear", "slerp"):
-            raise ValueError(f"transition_blend must be 'linear' or 'slerp', got {self.transition_blend!r}")
-        if self.blend == "slerp" and len(self.pairs) > 2:
-            raise ValueError(f"blend 'slerp' mixes two prompts, got {len(self.pairs)}")
-        if not isinstance(self.transition_blocks, int) or self.transition_blocks < 1:
-            raise ValueError(f"transition_blocks must be a whole number of at least 1, got {self.transition_blocks!r}")
+        read: dict[str, Any] = {name: flag(name, getattr(self, name)) for name in _FLAGS}
+        read["prompt"] = _prompt(self.prompt)
+        _one_of("blend", self.blend, _BLENDS)
+        _one_of("transition_blend", self.transition_blend, (None, *_BLENDS))
+        if self.blend == "slerp" and not isinstance(read["prompt"], str) and len(read["prompt"]) > 2:
+            raise ValueError(f"blend 'slerp' mixes two prompts, got {len(read['prompt'])}")
+        read["transition_blocks"] = whole("transition_blocks", self.transition_blocks, 1)
         if self.seed is not None:
-            check_seed(self.seed)
-        if not 0.1 <= self.noise_scale <= 1:
+            read["seed"] = check_seed(self.seed)
+        read["noise_scale"] = plain(self.noise_scale)
+        if not _is_number(read["noise_scale"]) or not 0.1 <= read["noise_scale"] <= 1:
             raise ValueError(f"noise_scale must lie in [0.1, 1], got {self.noise_scale!r}")
-        if self.noise_steps not in ("cut", "scope"):
+        if not isinstance(self.noise_steps, str) or self.noise_steps not in ("cut", "scope"):
             raise ValueError(f"noise_steps must be 'cut' or 'scope', got {self.noise_steps!r}")
-        self._check_steps()
-        self._check_video()
+        if self.denoising_steps is not None:
+            read["denoising_steps"] = _steps(self.denoising_steps)
+        if self.video is not None:
+            read["video"] = _video(self.video)
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
 
     @property
     def pairs(self) -> tuple[tuple[str, float], ...]:
-        return ((self.prompt, 1.0),) if isinstance(self.prompt, str) else self.prompt
+        return ((self.prompt, 1.0),) if isinstance(self.prompt, str) else tuple(self.prompt)
 
     @property
     def identity(self) -> tuple:
@@ -81,39 +91,98 @@ class BlockRequest:
         texts, weights = zip(*self.pairs, strict=True)
         return (texts, *normalise(weights), self.blend if len(texts) > 1 else None)
 
-    def _check_prompt(self) -> None:
-        from ..text.clean import clean  # late: it brings ftfy's tables
 
-        if not isinstance(self.prompt, str):
-            object.__setattr__(self, "prompt", tuple(tuple(pair) for pair in self.prompt))
-        if not self.pairs:
-            raise ValueError("prompt must hold at least one (text, weight) pair")
-        for text, weight in self.pairs:
-            clean(text)  # raises for what is no text, or none after cleaning
-            if not (isinstance(weight, int | float) and 0 <= weight <= sys.float_info.max):
-                raise ValueError(f"prompt weights must be finite and not negative, got {weight!r}")
-
-    def _check_steps(self) -> None:
-        steps = self.denoising_steps
-        if steps is None:
-            return
-        object.__setattr__(self, "denoising_steps", tuple(steps))
-        falling = all(a > b for a, b in itertools.pairwise(steps))
-        if not steps or not all(isinstance(s, int) and 1 <= s <= 1000 for s in steps) or not falling:
-            raise ValueError(f"denoising_steps must be whole numbers that fall within 1000..1, got {steps!r}")
-
-    def _check_video(self) -> None:
-        if self.video is None:
-            return
-        frames = tuple(self.video)
-        for frame in frames:
-            if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[-1] != 3 or not frame.numel():
-                raise ValueError(f"video must be uint8 frames [H, W, 3], got one of {frame.dtype} {list(frame.shape)}")
-        if not frames:
-            raise ValueError("video must hold at least one frame, got none")
+_FLAGS = ("transition_from_source", "reset", "restart", "noise_from_motion")
+_BLENDS = ("linear", "slerp")
 
 
-def check_seed(seed: object) -> None:
-    """Raise ValueError unless ``seed`` is a whole number in [0, 2^63)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number in [0, 2^63), got {seed!r}")
+def check_seed(seed: object) -> int:
+    """``seed`` as an int. Raises ValueError unless it is a whole number in [0, 2^63)."""
+    try:
+        return whole("seed", seed, 0, 2**63 - 1)
+    except ValueError:
+        raise ValueError(f"seed must be a whole number in [0, 2^63), got {seed!r}") from None
+
+
+def _prompt(prompt: Any) -> str | tuple[tuple[str, float], ...]:
+    """A text, or (text, weight) pairs, each text with something in it and each weight a finite number >= 0."""
+    from ..text.clean import clean  # late: it brings ftfy's tables
+
+    if isinstance(prompt, str):
+        clean(prompt)  # raises where nothing is left
+        return prompt
+    pairs = plain(prompt)
+    if not isinstance(pairs, list | tuple):
+        raise TypeError(f"prompt must be a text or a list of (text, weight) pairs, got {type(prompt).__name__}")
+    if not pairs:
+        raise ValueError("prompt must hold at least one (text, weight) pair")
+    return tuple(_pair(pair, clean) for pair in pairs)
+
+
+def _pair(pair: Any, clean: Callable[[str], str]) -> tuple[str, float]:
+    pair = plain(pair)
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise TypeError(
+            f"prompt must be a text or (text, weight) pairs such as ('a fox', 1.0), got {pair!r} for a pair"
+        )
+    text, weight = pair[0], plain(pair[1])
+    clean(text)  # raises for what is no text, or none after cleaning
+    if not _is_number(weight) or not 0 <= weight <= sys.float_info.max:
+        raise ValueError(f"prompt weights must be finite and not negative, got {weight!r}")
+    return text, weight
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _one_of(name: str, value: object, names: tuple) -> None:
+    if not isinstance(value, str | None) or value not in names:
+        listed = " or ".join(repr(name) for name in names if name)
+        raise ValueError(f"{name} must be {listed}, got {value!r}{did_you_mean(value, _BLENDS)}")
+
+
+def _steps(steps: Any) -> tuple[int, ...]:
+    try:
+        read = tuple(whole("denoising_steps", step, 1, 1000) for step in plain(steps))
+    except (TypeError, ValueError):
+        read = ()
+    if not read or any(a <= b for a, b in itertools.pairwise(read)):
+        raise ValueError(f"denoising_steps must be whole numbers that fall within 1000..1, got {steps!r}")
+    return read
+
+
+def _video(video: Any) -> Tensor | tuple[Tensor, ...]:
+    """Frames as tensors, where they are: one [T, H, W, 3], or some of [H, W, 3]."""
+    wanted = "video must be uint8 frames [T, H, W, 3], or a list of [H, W, 3], as tensors or NumPy arrays"
+    if isinstance(video, Tensor | np.ndarray):
+        frames: Any = _tensor(video)
+        fits = frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[-1] == 3
+        if not fits or 0 in frames.shape[1:]:
+            raise ValueError(f"{wanted}; got {frames.dtype} {list(frames.shape)}")
+    elif isinstance(video, list | tuple):
+        frames = tuple(_frame(frame, wanted) for frame in video)
+    else:
+        raise TypeError(f"{wanted}; got {type(video).__name__}")
+    if not len(frames):
+        raise ValueError("video must hold at least one frame, got none")
+    return frames
+
+
+def _frame(frame: Any, wanted: str) -> Tensor:
+    if not isinstance(frame, Tensor | np.ndarray):
+        raise TypeError(f"{wanted}; got {type(frame).__name__} for a frame")
+    tensor = _tensor(frame)
+    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[-1] != 3 or not tensor.numel():
+        raise ValueError(f"{wanted}; got {tensor.dtype} {list(tensor.shape)} for a frame")
+    return tensor
+
+
+def _tensor(frame: Tensor | np.ndarray) -> Tensor:
+    """An array as a tensor; copied where torch cannot share it: read-only, or mirrored as with ``[..., ::-1]``."""
+    if isinstance(frame, Tensor):
+        return frame
+    try:
+        return torch.from_numpy(np.require(frame, requirements=("C", "W")))
+    except TypeError:
+        raise ValueError(f"video must be uint8 frames, got an array of {frame.dtype}") from None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
+from ..keywords import ConfigFields
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
@@ -76,7 +77,7 @@ class Stream:
         graphs.turn(settings.use_cuda_graphs)
         _note_what_is_missing(settings, self.precision)
         model, self.seed = networks.model, settings.seed
-        rows, columns = settings.height, settings.width
+        rows, columns = settings.size
         self._new_ring = functools.partial(
             RingCache,
             model.config,
@@ -96,7 +97,7 @@ class Stream:
         self.undecoded = self.given = 0
         self.reset()
 
-    def configure(self, **changes) -> None:
+    def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change settings (those in ``config.CHANGEABLE``) from the next block on; weights and picture stay.
 
         A new local_attn_size recomputes the window before that block, without a cut: the sinks are kept (with

@@ -1,4 +1,4 @@
-"""The transformer's linear layer: all that a product's weight is, and how a checkpoint fills it."""
+"""A linear layer and where a checkpoint's tensors go in it."""
 
 from __future__ import annotations
 

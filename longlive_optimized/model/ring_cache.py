@@ -1,7 +1,8 @@
 """The ring: the KV cache of self-attention, a sliding window behind attention sinks, in static storage.
 
 Sinks are the video's first ``sink`` latent frames: they stay in the window for ever, as in StreamingLLM (Xiao et al.
-2023), so that attention keeps what it leans on. Attention has no mask, so the keys are a set and slots need no order.
+2023), so that softmax keeps the early tokens that draw most of its weight. Attention has no mask, so the keys are a set
+and slots need no order.
 The sinks keep slots 0..sink-1; every later frame f goes to slot sink + (f - sink) mod (window - sink), which holds
 exactly the frame that a rolling cache (docs/model.md 3.2) would evict. Nothing is rolled, cloned or concatenated, and
 the indices live on the device, so that captured passes stay good.
@@ -29,7 +30,7 @@ class RingLayer(NamedTuple):
     rope_time: Tensor  # [F, time pairs, 2], of the pass's F frames
     rope_space: Tensor  # [S, row and column pairs, 2]
     slots: Tensor  # int64 [F]
-    ranges: Tensor  # int32 [1, 2, 2]
+    valid: Tensor  # int32 [1]
 
 
 class RingCache:
@@ -66,8 +67,7 @@ class RingCache:
         self._sink_time = self._rope_time.new_zeros(sink if relative else 0, len(self._freqs), 2)
         self._slots = torch.zeros(window, dtype=torch.int64, device=device)
         self._start, self._window = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
-        # The tokens to attend to: [0, valid * S).
-        self.ranges = torch.zeros(2, 2, dtype=torch.int32, device=device)
+        self.valid = torch.zeros(1, dtype=torch.int32, device=device)  # tokens [0, valid) are attended to
         self.resize(window)
         self.reset()
 
@@ -88,7 +88,7 @@ class RingCache:
         generates wrong code (tests/engine/test_compile.py).
         """
         keys = self.k[index], self.v[index], self.k_sink[index]
-        return RingLayer(*keys, self.rope_time, self.rope_space, self.slots, self.ranges)
+        return RingLayer(*keys, self.rope_time, self.rope_space, self.slots, self.valid)
 
     def reset(self) -> None:
         """Forget every frame; the storage stays."""
@@ -127,12 +127,11 @@ class RingCache:
         if not 1 <= frames <= self.window:
             raise ValueError(f"frames must lie in 1..{self.window}, got {frames}")
         self.frames, self._origin = frames, origin
-        valid = min(start + frames - origin, self.window)
         writes_sinks = start - origin < self.sink
         self.rotates_sinks = self.relative and self._sink_written and not writes_sinks
         self._sink_written |= writes_sinks
         self._start.fill_(start)
-        self.ranges[0, 1:].fill_(valid * self.k.shape[2])
+        self.valid.fill_(min(start + frames - origin, self.window) * self.k.shape[2])
 
     def advance(self) -> None:
         """The device's half of ``seek``: write slots, rotations and the sinks' keys where they stand now."""

@@ -1,4 +1,4 @@
-"""The causal Wan transformer: latents of one block in, flow out, keys and values left in the ring (the KV cache).
+"""The causal Wan transformer: latent frames in, flow out, keys and values left in the ring (the KV cache).
 
 Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of width D.
 """
@@ -88,7 +88,7 @@ class TransformerBlock(nn.Module):
         z [N, D] is x normed for this layer, the result x normed for the next one, whose shift and scale are
         ``following`` [G, 2, D]; m [G, 6, D] serves G equal groups of tokens; ring and cross are this layer's.
         """
-        y = ring_attention(self.store(z, ring), ring.k, ring.v, ring.ranges)
+        y = ring_attention(self.store(z, ring), ring.k, ring.v, ring.valid)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = residual_norm(x, self.out(y.flatten(1)), m[:, 2], bias, gain, 0.0, self.eps)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
@@ -225,4 +225,4 @@ def patchify(latents: Tensor) -> Tensor:
 def unpatchify(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens [F*S, 4*C] to [F, C, h, w]; within a token row, column, channel (not patchify's order)."""
     x = tokens.view(-1, *grid, PATCH, PATCH, tokens.shape[-1] // PATCH**2)
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3).contiguous()  # one token wide: still a view

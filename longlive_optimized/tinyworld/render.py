@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..weights.locate import TINY_SIZE
 from .world import COLOURS, FORMS, GROUNDS, MAX_SHAPES, MOTIONS, Scene
 
-NATIVE = (64, 96)  # height and width that the model is trained at
+NATIVE = TINY_SIZE
 GRID = 8  # shapes start on whole latent cells, and there cross one in four frames: few cases for a narrow VAE
 _SHADE = 0.06  # the ground is so much lighter at the top and darker at the bottom
 

@@ -1,11 +1,17 @@
 """Which backend a VAE runs on."""
 
+import logging
+
 from .autoencoder import Autoencoder
 from .codec import Codec
 from .modules import ModulesCodec
 from .packed.codec import PackedCodec
 
+log = logging.getLogger(__name__)
+
 
 def codec_for(vae: Autoencoder) -> Codec:
     """The fastest backend for this VAE where it lies: one for all streams, as it may copy the weights."""
-    return PackedCodec(vae) if PackedCodec.is_fast(vae) else ModulesCodec(vae)
+    codec = PackedCodec(vae) if PackedCodec.is_fast(vae) else ModulesCodec(vae)
+    log.info("VAE runs on %s", type(codec).__name__)
+    return codec

@@ -1,4 +1,4 @@
-"""The face of a backend: what a stream asks of whatever computes a VAE.
+"""The interface of a backend: what a stream asks of whatever computes a VAE.
 
 A ``Codec`` has the weights, once for all streams. For each video it makes a decoder or an encoder, which has that
 video's causal state: what its layers remember of past frames. Another backend, or a VAE on another device, is one more
@@ -72,7 +72,7 @@ class Codec(Protocol):
 
 
 def split_frames(frames: Tensor, group: int, first: int) -> tuple[Tensor, ...]:
-    """Groups of ``group`` frames, the first group with ``first`` more; three that make no latent stay with the last."""
+    """Groups of ``group`` frames, the first group with ``first`` more; a remainder of three joins the last group."""
     return frames.tensor_split([*range(group + first, len(frames) - 3, group)])
 
 

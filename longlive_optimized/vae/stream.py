@@ -114,8 +114,8 @@ class EncoderStream(_Stream[CausalEncoder]):
     def encode(self, frames: Tensor) -> Tensor:
         """Normalised latents [T, z_dim, H/8, W/8] from ``frames`` [F, 3, H, W] in [-1, 1], both in the VAE's dtype.
 
-        F is 1 + 4k on a fresh stream and 4k later. A fresh stream takes 4k too, for k latents: the last three frames
-        are then in no latent yet, but seen, as scope does it where video begins in the midst of a stream. Raises
+        F is 1 + 4k on a fresh stream and 4k later. A fresh stream also takes 4k frames, for k latents. The last three
+        are encoded into the state but not yet in a latent (as in scope when video begins mid-stream). Raises
         ValueError naming ``frames`` if its number, size, dtype or device do not fit.
         """
         self._check("frames", frames, 3)

@@ -7,7 +7,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import HEIGHT, WIDTH
+
 TINY = "tiny"
+TINY_SIZE = (64, 96)  # height and width that the built-in model is trained at
 _BUILT_IN = Path(__file__).parents[1] / "tinyworld" / "trained"
 VAE_FILES = {
     "wan": "Wan2.1_VAE.pth",
@@ -35,6 +38,11 @@ class ModelFiles:
         """Every file of the model."""
         parts = self.config, self.generator, self.lora, self.vae, self.text, self.tokenizer / "tokenizer.json"
         return [path for path in parts if path is not None]
+
+
+def native_size(model_path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width that a model is made for."""
+    return TINY_SIZE if model_path == TINY else (HEIGHT, WIDTH)
 
 
 def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFiles:

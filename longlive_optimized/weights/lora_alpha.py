@@ -8,7 +8,6 @@ header. Without any the strength is 1.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..json_file import json_object, read_bounded
 from . import CheckpointError
 
 _COMPONENTS = ("transformer", "", "diffusion_model", "dit", "unet", "model")  # whose fields a header's are, best first
@@ -67,7 +67,10 @@ def read_training(path: Path, keys: Iterable[str]) -> Training:
     """
     config = path.with_name("adapter_config.json")
     if path.stem == "adapter_model" and config.is_file():
-        raw = _json(_text(config), str(config))
+        try:
+            raw = json_object(read_bounded(config, _LARGEST), config)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
         if not any(name in raw for name in _ALPHAS):
             raise CheckpointError(f"{config} must hold lora_alpha, a number")
         return _training(raw, str(config))
@@ -156,22 +159,11 @@ def _flag(raw: Mapping[str, Any], name: str) -> bool:
     return str(raw.get(name)).lower() == "true"
 
 
-def _text(file: Path) -> str:
-    with file.open("rb") as stream:
-        data = stream.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise CheckpointError(f"{file} is larger than {_LARGEST} bytes, so it is something else")
-    return data.decode("utf-8-sig", errors="replace")
-
-
 def _json(text: str, where: str) -> dict[str, Any]:
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{where} must hold a JSON object")
-    return raw
+        return json_object(text, where)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _header(path: Path) -> dict[str, str]:

@@ -91,7 +91,7 @@ def make_checkpoint(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be a whole number, got {seed!r}")
     if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not force)):
-        raise FileExistsError(f"directory: {root} exists and is not an empty folder; force replaces its checkpoint")
+        raise FileExistsError(f"directory: {root} is there and no empty folder; force=True replaces its checkpoint")
     present = root.exists()
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root if present else root.parent, prefix=".make-checkpoint-") as scratch:

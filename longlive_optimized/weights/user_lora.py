@@ -89,7 +89,7 @@ def _open(lora: UserLora, shapes: Shapes, names: Names) -> Adapter:
         wanted = "modules (blocks.0.self_attn.q, or diffusers' blocks.0.attn1.to_q)"
         raise CheckpointError(f"{lora.path} holds no LoRA of this model's {wanted}: it holds {some(tensors)}")
     adapter = adapt(lora.path, modules, shapes, read_training(lora.path, tensors), lora.scale)
-    if bad := [key for key, terms in adapter.items() if not sum(term.bound() for term in terms) < _LIMIT]:
+    if bad := [key for key, terms in adapter.items() if not sum(abs(t.scale) + t.bound() for t in terms) < _LIMIT]:
         raise CheckpointError(f"{lora.path} at scale {lora.scale:g} adds NaN, infinity or about that to {some(bad)}")
     if ignored:
         _warn_once(f"{lora.path}: {len(ignored)} tensors are for no module of this model, and ignored: {some(ignored)}")

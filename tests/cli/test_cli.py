@@ -14,8 +14,10 @@ import av
 import pytest
 import torch
 
+import longlive_optimized.cli
 from longlive_optimized.cli import generate, main
 from longlive_optimized.cli.generate import parse_switch
+from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.weights.locate import locate
 
 
@@ -23,6 +25,7 @@ from longlive_optimized.weights.locate import locate
 def run(monkeypatch):
     """The command in this process, which has loaded torch."""
     monkeypatch.setattr(logging, "basicConfig", lambda **options: None)
+    monkeypatch.setattr(longlive_optimized.cli, "share_the_machine", lambda: None)
 
     def call(*args, check=True) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["longlive-optimized", *map(str, args)])
@@ -40,7 +43,7 @@ def test_in_a_process_of_its_own():
     code = "from longlive_optimized.cli import main; main()"
     command = [sys.executable, "-c", code, "generate", "--out", "x.mp4", "--prompt", " "]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and done.stderr.startswith("error: prompt must hold some text")
+    assert done.returncode == 2 and done.stderr.startswith("error: --prompt must hold some text")
 
 
 def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
@@ -56,21 +59,26 @@ def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
     # Frames 0-8, 9-20, 21-31: the switch at frame 16 takes effect at the next block, frame 21.
     assert ["recache" in block["stages"] for block in stats["blocks"]] == [False, False, True]
     assert "fps" in done.stdout and "prompt switch" in done.stdout
+    assert f"wrote {out}: " in done.stderr and "kB, 2 s of 192x128, made after" in done.stderr
+    assert f"wrote {report}: " in done.stderr
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--prompt", " "], "prompt must hold some text"),
-        (["--prompt", "a", "--preset", "fast"], "preset must be one of quality_stream"),
-        (["--prompt", "a", "--height", "100"], "error: height: Input should be a multiple of 16, got 100"),
-        (["--prompt", "a", "--height", "0"], "height"),
-        (["--prompt", "a", "--device", "gpu"], "device must be cuda, cuda:N or cpu, got 'gpu'"),
+        (["--prompt", " "], "error: --prompt must hold some text"),
+        (["--prompt", "a", "--preset", "fast"], "error: --preset must be one of quality_stream"),
+        (["--prompt", "a", "--height", "100"], "error: --height must be a multiple of 16, got 100"),
+        (["--prompt", "a", "--height", "0"], "error: --height must be greater than or equal to 16, got 0"),
+        (["--prompt", "a", "--seed", "-1"], "error: --seed must be greater than or equal to 0, got -1"),
+        (["--prompt", "a", "--preset", "balenced"], "got 'balenced'; did you mean 'balanced'?"),
+        (["--prompt", "a", "--device", "gpu"], "error: --device must be cuda, cuda:N or cpu, got 'gpu'"),
         (["--prompt", "a", "--device", "meta"], "device must be cuda, cuda:N or cpu, got 'meta'"),
         (["--prompt", "a", "--switch", "soon:b"], "--switch must be SECONDS:TEXT"),
         (["--prompt", "a", "--seconds", "0"], "--seconds must be positive"),
         (["--prompt", "a", "--enlarge", "0"], "--enlarge"),
-        (["--prompt", "a", "--model", "/no/such/folder"], "/no/such/folder"),
+        (["--prompt", "a", "--enlarge", "400"], "error: --enlarge must leave pictures of at most 16384 pixels a side"),
+        (["--prompt", "a", "--model", "/no/such/folder"], "error: --model: no /no/such/folder"),
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, args, message):
@@ -135,22 +143,196 @@ def test_benches(run, tmp_path):
     run("bench", "block", *size, "--blocks", "2", "--baseline-blocks", "1", "--json", report)
     row = json.loads(report.read_text())
     assert row["blocks"] == 2 and row["dit_ms"] > 0 and row["baseline_dit_ms"] > 0 and row["switch_wall_ms"] > 0
-    run("bench", "vae", *size, "--blocks", "1", "--json", report)
+    run("bench", "vae", *size, "--force", "--blocks", "1", "--json", report)
     assert json.loads(report.read_text())["decode_ms"] > 0
-    run("bench", "switch", *size, "--switches", "2", "--json", report)
+    run("bench", "switch", *size, "--force", "--switches", "2", "--json", report)
     row = json.loads(report.read_text())
     assert row["switch_wall_ms"] >= row["switch_recache_ms"] > 0 and row["switch_at_random_wall_ms"] > 0
-    run("bench", "quality", *size, "--seeds", "1", "--prompts", "0", "--json", report)
+    run("bench", "quality", *size, "--force", "--seeds", "1", "--prompts", "0", "--json", report)
     row = json.loads(report.read_text())
     assert row["max_flow_error_ours"] < 1e-5 and 0.5 < min(row["logit_std_estimate"]) < 6
     assert 0 <= row["pixels_ours"] < 1e-5 and row["pixels_modules"] == 0
 
 
-@pytest.mark.parametrize("text", ["2", "x:y", "-1:y", "nan:y", "inf:y", "2:", "2: "])
+@pytest.mark.parametrize(
+    "text", ["2", "x:y", "-1:y", "nan:y", "inf:y", "2:", "2: ", "2:&nbsp;", "1:75:y", "1:2:y", "1e3:y"]
+)
 def test_bad_switches(text):
     with pytest.raises(ValueError, match="SECONDS:TEXT"):
         parse_switch(text)
 
 
-def test_switch_text_may_hold_colons():
-    assert parse_switch("2.5:a clock: 12:30") == (2.5, "a clock: 12:30")
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("2.5:a clock: 12:30", (2.5, "a clock: 12:30")),
+        ("0:02:a fox", (2, "a fox")),
+        ("1:30:a fox", (90, "a fox")),
+        ("1:30.5:a fox", (90.5, "a fox")),
+        ("1:02:03:a fox", (3723, "a fox")),
+        ("100:a fox", (100, "a fox")),
+        (".5:a fox", (0.5, "a fox")),
+        ("12: 12:30 on a clock", (12, " 12:30 on a clock")),
+        ("3:a\nfox [/bold]", (3, "a\nfox [/bold]")),
+    ],
+)
+def test_switches(text, read):
+    assert parse_switch(text) == read
+
+
+BRACKETS = "x [/bold] [serve] [red] :smile:"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["generate", "--prompt", "a", "--out", "x.mp4", "--preset", BRACKETS],
+        ["generate", "--prompt", "a", "--out", "x.mp4", "--switch", BRACKETS],
+        ["generate", "--prompt", "a", "--out", "x.mp4", "--device", BRACKETS],
+        ["generate", "--prompt", "a", "--out", "x.mp4", "--model", BRACKETS],
+        ["generate", "--prompt", "a", "--out", BRACKETS],
+        ["generate", "--prompt", "a", "--out", "x.mp4", BRACKETS],
+        ["serve", "--stun", BRACKETS],
+        ["serve", "--turn", BRACKETS, "--turn-username", "a", "--turn-password", "b"],
+        ["serve", "--origin", BRACKETS],
+        ["serve", "--codec", BRACKETS],
+        ["serve", "--ice-address", BRACKETS],
+        ["serve", "--host", BRACKETS],
+        ["make-checkpoint", "/proc/" + BRACKETS],
+        ["doctor", BRACKETS],
+        ["bench", "kernels", BRACKETS],
+        ["bench", "block", "--preset", BRACKETS],
+        ["bench", BRACKETS],
+        [BRACKETS],
+    ],
+)
+def test_square_brackets_stay_in_every_message(run, tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    done = run(*args, check=False)
+    assert done.returncode == 2 and BRACKETS in done.stderr and "Traceback" not in done.stderr
+
+
+def test_square_brackets_in_what_is_made(run, tmp_path):
+    out = tmp_path / f"{BRACKETS}.mp4"
+    done = run("generate", "--prompt", BRACKETS, "--switch", f"9:{BRACKETS}", "--seconds", "0.1", "--out", out)
+    assert out.is_file() and f"wrote {out}: " in done.stderr
+    assert f"the video ended before the switch at 9 s to '{BRACKETS}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--turn", "turn:x"], "--turn needs --turn-username and --turn-password"),
+        (["--stun", "turn:x"], "--stun must be stun:HOST[:PORT], got 'turn:x'"),
+        (["--origin", "demo.example"], "--origin must be https://HOST[:PORT], got 'demo.example'"),
+        (["--ice-address", "here"], "--ice-address must be an IP address, got 'here'"),
+        (["--viewers", "0"], "--viewers must be greater than or equal to 1, got 0"),
+        (["--record-seconds", "601"], "--record-seconds must be less than or equal to 600, got 601"),
+        (["--bitrate", "3"], "--bitrate must be greater than or equal to 100000, got 3"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached by others: a --token of at least 16"),
+        (["--token", "too short"], "--token must have at least 16 characters"),
+        (["--width", "7"], "--width must be a multiple of 16, got 7"),
+    ],
+)
+def test_serve_names_its_options(run, args, message):
+    done = run("serve", *args, check=False)
+    assert done.returncode == 2 and f"error: {message}" in done.stderr and "too short" not in done.stderr
+
+
+def test_a_missing_extra_is_named_with_its_remedy(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "longlive_optimized.demo.server.room", None)
+    done = run("serve", check=False)
+    assert done.returncode == 2 and "pip install 'longlive-optimized[serve]'" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--out", "--json"])
+def test_a_file_that_exists_is_kept_without_force(run, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    args, name = ["generate", "--prompt", "a", "--seconds", "0.1", "--out", "x.mp4", "--json", "x.json"], option[2:]
+    file = tmp_path / {"out": "x.mp4", "json": "x.json"}[name]
+    file.write_text("mine")
+    done = run(*args, check=False)
+    assert done.returncode == 2 and f"error: {option}: {file.name} exists; --force overwrites it" in done.stderr
+    assert file.read_text() == "mine" and [*tmp_path.iterdir()] == [file]
+    run(*args, "--force")
+    assert file.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--out", "/proc/x.mp4"], "--out: /proc/x.mp4 cannot be written"),
+        (["--out", "x.mp4", "--json", "/proc/x.json"], "--json: /proc/x.json cannot be written"),
+        (["--out", "x.mp4", "--json", "."], "--json: . cannot be written: Is a directory"),
+        (["--out", f"{'x' * 300}.mp4"], "cannot be written: File name too long"),
+        (["--out", "x.mp4", "--json", "x.mp4"], "--json must be another file than --out"),
+    ],
+)
+def test_paths_that_cannot_be_written_are_found_first(run, tmp_path, monkeypatch, args, message):
+    monkeypatch.setattr(generate, "load_engine", lambda *args: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    done = run("generate", "--prompt", "a", *args, check=False)
+    assert done.returncode == 2 and message in done.stderr and not [*tmp_path.iterdir()]
+
+
+def test_a_disk_that_is_full_is_named(run, tmp_path):
+    args = ["--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", "--json", "/dev/full"]
+    done = run("generate", *args, check=False)
+    assert done.returncode == 2 and "error: --json: /dev/full cannot be written: No space left" in done.stderr
+
+
+def test_bench_and_make_checkpoint_keep_what_is_there(run, tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text("mine")
+    for command in ("kernels", "block", "vae", "switch", "quality"):
+        done = run("bench", command, "--json", file, check=False)
+        assert done.returncode == 2 and "error: --json: " in done.stderr and file.read_text() == "mine"
+    done = run("make-checkpoint", tmp_path, check=False)
+    assert done.returncode == 2 and f"error: DIRECTORY: {tmp_path} is there" in done.stderr and "--force" in done.stderr
+    assert "wrote" in run("make-checkpoint", tmp_path, "--force").stderr
+
+
+@pytest.mark.parametrize("made", [0, 2])
+def test_ctrl_c_keeps_what_is_made(run, tmp_path, monkeypatch, made):
+    blocks, original = [], LongLiveEngine.generate_block
+
+    def generate_block(self, *args):
+        if len(blocks) == made:
+            raise KeyboardInterrupt
+        blocks.append(original(self, *args))
+        return blocks[-1]
+
+    monkeypatch.setattr(LongLiveEngine, "generate_block", generate_block)
+    out, report = tmp_path / "x.mp4", tmp_path / "x.json"
+    done = run("generate", "--prompt", "a", "--out", out, "--json", report, check=False)
+    assert done.returncode == 130 and out.exists() == report.exists() == (made > 0)
+    if made:
+        assert f"wrote {out}: " in done.stderr and ", 1.31 s of 96x64, stopped after" in done.stderr
+        with av.open(str(out)) as video:
+            assert sum(1 for _ in video.decode(video=0)) == 21
+        assert len(json.loads(report.read_text())["blocks"]) == 2
+
+
+def test_version(run):
+    assert run("--version").stdout == f"longlive-optimized {longlive_optimized.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["serve"], ["make-checkpoint"], ["doctor"], ["bench", "block"]])
+def test_help_is_quick_and_loads_no_torch(command):
+    code = "import atexit, sys; atexit.register(lambda: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'av'})))"
+    code += "; from longlive_optimized.cli import main; main()"
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, timeout=60)
+    after = os.times()
+    assert done.returncode == 0 and "--help" in done.stdout and done.stdout.endswith("\n[]\n")
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
+
+
+def test_openmp_waits_without_spinning_and_the_users_wish_stands():
+    code = "from longlive_optimized.cli import threads; threads.share_the_machine(); import os, torch"
+    code += "; print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads(), threads.cores())"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    for given, policy in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "1"}, "ACTIVE"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain | given)
+        said, threads, cores = done.stdout.split()
+        assert said == policy and threads == given.get("OMP_NUM_THREADS", cores)

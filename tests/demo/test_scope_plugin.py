@@ -16,6 +16,7 @@ from longlive_optimized.demo.scope_integration import LatencyStats
 from longlive_optimized.engine import block
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.engine.request import BlockRequest
+from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
 from support.scope_double import scope_installed
@@ -695,3 +696,25 @@ def test_without_a_server_there_is_nobody_to_tell(scope, monkeypatch):
     monkeypatch.delitem(sys.modules, "scope.server.app")
     session = scope.manager.open({"prompts": FOX})
     assert len(run(session, 1, type="get_latency_stats")[0]) == 9
+
+
+def test_a_preset_that_finds_no_memory_is_tried_again_and_loses_nothing(installed, pipeline_class, monkeypatch):
+    """The reset of the same call and the answer to its message are given all the same."""
+    monkeypatch.setattr("longlive_optimized.demo.scope_plugin.backoff.FIRST", 0.0)
+    assert installed.manager.load(pipeline_class, LOAD | {"optimization_preset": "realtime"}), installed.manager.error
+    session = installed.manager.open({"prompts": FOX})
+    run(session, 2)
+    real, calls = RingCache.take_sinks, []
+
+    def full_once(ring, other):
+        calls.append(ring)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no room")
+        real(ring, other)
+
+    monkeypatch.setattr(RingCache, "take_sinks", full_once)
+    session.send({"reset_cache": True, "type": "set_optimization_preset", "preset": "balanced", "request_id": 1})
+    assert session.step().result == {} and told(installed, "optimization_preset")[-1]["preset"] == "balanced"
+    (frames,) = run(session, 1)
+    assert len(frames) == 9 and session_of(installed, session)._stream.ring.window == 12 and len(calls) == 2
+    session.stop()

@@ -46,12 +46,16 @@ def test_let_in(settings, host, origin, authorization):
         (PUBLIC, "gpu.example", None, TOKEN, "token"),
         (PUBLIC, "gpu.example", None, "Bearer \udce9", "token"),
         (PROXIED, "other.example", "https://demo.example", None, "host"),
+        (PROXIED, "localhost", "http://demo.example", None, "origin"),
+        (LOCAL, "localhost", "http://[", None, "origin"),
+        (PUBLIC, "", "null", BEARER, "origin"),
     ],
 )
 def test_kept_out(settings, host, origin, authorization, code):
     with pytest.raises(Refused) as caught:
         Access(settings).check(host, origin, authorization)
     assert caught.value.code == code and caught.value.status in (401, 403)
+    assert {"host": "--origin", "origin": "--origin", "token": "Bearer TOKEN"}[code] in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "gpu.example"])
@@ -76,12 +80,41 @@ def test_this_machine_needs_none(host):
         ("max_viewers", 0),
         ("record_seconds", -1),
         ("origins", ("demo.example",)),
+        ("origins", ("*",)),
+        ("origins", ("null",)),
+        ("origins", ("https://*.example",)),
+        ("origins", ("https://user@demo.example",)),
+        ("origins", ("ftp://demo.example",)),
         ("origins", ("https://demo.example/path",)),
     ],
 )
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         ServerSettings(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "spelt"),
+    [
+        ("https://Demo.Example", "https://demo.example"),
+        ("https://demo.example/", "https://demo.example"),
+        ("https://demo.example:443", "https://demo.example"),
+        ("http://demo.example:80/", "http://demo.example"),
+        ("http://demo.example:443", "http://demo.example:443"),
+        ("http://[::1]:9000", "http://[::1]:9000"),
+        ("https://exämple.de", "https://xn--exmple-cua.de"),
+    ],
+)
+def test_origins_are_spelt_as_browsers_do(given, spelt):
+    assert ServerSettings(origins=(given,)).origins == (spelt,)
+
+
+def test_only_allowed_origins_are_shared_with():
+    access = Access(PROXIED)
+    assert access.sharing("https://demo.example")["Access-Control-Allow-Origin"] == "https://demo.example"
+    for other in (None, "null", "https://evil.example", "https://demo.example.evil", "http://demo.example"):
+        assert access.sharing(other) == {"Vary": "Origin"}
+    assert Access(LOCAL).sharing("http://localhost:8000") == {}
 
 
 def test_ice_servers():

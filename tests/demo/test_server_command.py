@@ -27,7 +27,7 @@ SMALL = ["serve", "--height", "32", "--width", "48", "--port", "0"]
         (["--preset", "warp"], "preset must be one of"),
         (["--height", "50"], "height"),
         (["--prompt", " "], "prompt must hold some text"),
-        (["--turn", "turn:turn.example"], "user name and a password"),
+        (["--turn", "turn:turn.example"], "--turn needs --turn-username and --turn-password"),
         (["--model", "/no/such/folder"], "/no/such/folder"),
         (["--host", "192.0.2.1", "--token", "correct-horse-battery"], "cannot listen on 192.0.2.1"),
     ],

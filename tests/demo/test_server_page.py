@@ -4,6 +4,7 @@ Playwright is told which Chromium to drive: its own downloads are not needed.
 """
 
 import contextlib
+import http.server
 import io
 import os
 import re
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import av
 import pytest
@@ -30,7 +32,10 @@ FLAGS = (
 # The page keeps its connections to itself; this remembers them, to be asked what they decoded.
 REMEMBER = """
 const Original = RTCPeerConnection; window.peers = [];
-window.RTCPeerConnection = class extends Original { constructor(...all) { super(...all); peers.push(this); } };
+window.RTCPeerConnection = class extends Original {
+  constructor(...all) { super(...all); peers.push(this); }
+  createDataChannel(...all) { return (window.channel = super.createDataChannel(...all)); }
+};
 """
 RECEIVED = """
 async () => {
@@ -153,6 +158,11 @@ def test_watch_write_choose_and_save(page, address):
     page.keyboard.press("k")
     is_live(page)
 
+    page.evaluate("channel.send('{')")  # answered by an error without an id
+    expect(page.locator("#toast")).to_contain_text("Invalid JSON")
+    page.evaluate('channel.send(\'{"type": "exit", "id": 7}\')')  # that of nothing that the page asked
+    expect(page.locator("#toast")).to_contain_text("exit")
+
     with page.expect_download() as download:
         page.keyboard.press("s")
     assert re.fullmatch(r"longlive-.*\.mp4", download.value.suggested_filename)
@@ -199,3 +209,89 @@ def test_readable_on_a_phone(page, address):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     heights = page.evaluate("[...document.querySelectorAll('button')].map((b) => b.offsetHeight).filter((h) => h)")
     assert min(heights) >= 28 and len(heights) > 15
+
+
+ELSEWHERE = """
+async ({ server, kinds, bundlePolicy, label, gathered }) => {
+  const peer = new RTCPeerConnection({ bundlePolicy }), heard = [];
+  for (const kind of kinds) peer.addTransceiver(kind, { direction: "recvonly" });
+  const channel = peer.createDataChannel(label);
+  channel.onmessage = ({ data }) => heard.push(JSON.parse(data).type);
+  await peer.setLocalDescription();
+  for (let i = 0; gathered && i < 100 && peer.iceGatheringState !== "complete"; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  const headers = { "Content-Type": "application/json" }, body = JSON.stringify(peer.localDescription);
+  const answer = await fetch(`${server}offer`, { method: "POST", headers, body });
+  const content = await answer.json();
+  if (!answer.ok) return content;
+  await peer.setRemoteDescription(content);
+  let decoded = 0;
+  for (let i = 0; i < 200 && decoded < 3; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const reports = [...(await peer.getStats()).values()].filter((one) => one.type === "inbound-rtp");
+    decoded = Math.max(0, ...reports.map((one) => one.framesDecoded ?? 0));
+  }
+  const directions = peer.getTransceivers().map((one) => one.currentDirection);  // rejected ones are gone
+  const state = peer.connectionState;
+  peer.close();
+  return { decoded, state, directions, hello: heard[0] };
+}
+"""
+
+
+@contextlib.contextmanager
+def page_elsewhere():
+    """The origin of an empty page of another server."""
+
+    class Empty(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield f"http://localhost:{other.server_port}"
+        other.shutdown()
+
+
+def test_a_page_elsewhere_watches_with_whatever_it_offers(browser):
+    with page_elsewhere() as origin, page_elsewhere() as stranger, serving("--origin", origin) as (_, server):
+        page = browser.new_page()
+        page.goto(origin)
+        for kinds in (["video"], ["audio", "video"], ["video", "audio"], ["video", "video"]):
+            for policy in ("balanced", "max-bundle", "max-compat"):
+                offer = {
+                    "server": server,
+                    "kinds": kinds,
+                    "bundlePolicy": policy,
+                    "label": "chat ☂",
+                    "gathered": True,
+                }
+                for _ in range(120):
+                    found = page.evaluate(ELSEWHERE, offer)
+                    if found.get("code") not in ("loading", "busy"):
+                        break
+                    page.wait_for_timeout(500)
+                kept = policy == "max-bundle" and kinds[0] == "audio"  # or Chromium would not take the answer
+                wanted = {
+                    "state": "connected",
+                    "directions": ["recvonly"] if not kept else ["inactive", "recvonly"],
+                    "hello": "hello",
+                }
+                assert found.pop("decoded", 0) >= 3 and found == wanted, (kinds, policy, found)
+        trickled = {**offer, "kinds": ["audio", "video"], "bundlePolicy": "balanced", "gathered": False}
+        assert page.evaluate(ELSEWHERE, trickled)["decoded"] >= 3
+        found = page.evaluate(ELSEWHERE, {**offer, "kinds": ["audio"]})
+        assert "addTransceiver('video'" in found["error"]
+        assert (
+            page.evaluate("(server) => fetch(server + 'recording.mp4').then((answer) => answer.status)", server) == 200
+        )
+        page.goto(stranger)
+        failed = page.evaluate("(server) => fetch(server + 'status').catch((error) => String(error))", server)
+        assert "Failed to fetch" in failed
+        page.close()

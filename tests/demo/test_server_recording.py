@@ -9,12 +9,12 @@ import pytest
 av = pytest.importorskip("av")
 pytest.importorskip("aiortc")
 
-from longlive_optimized.demo.server.broadcast import to_yuv  # noqa: E402
 from longlive_optimized.demo.server.recording import LAG, Recorder  # noqa: E402
+from support.mp4 import durations  # noqa: E402
 
 
 def picture(i: int) -> np.ndarray:
-    return to_yuv(np.full((32, 48, 3), i, np.uint8))
+    return np.full((32, 48, 3), i, np.uint8)
 
 
 def decode(mp4: bytes) -> tuple[list[float], list[int]]:
@@ -73,3 +73,17 @@ def test_a_lagging_encoder_skips_frames_and_holds_nobody_up():
     assert recorder.skipped == 20
     go_on.set()
     assert len(decode(recorder.mp4(10).result())[0]) == LAG
+    recorder.add(picture(9), 0.04)
+    times, _ = decode(recorder.mp4(10).result())
+    assert times[-2:] == pytest.approx([(LAG - 1) * 0.04, (LAG + 20) * 0.04], abs=1e-4)
+
+
+@pytest.mark.parametrize("fps", [16, 25, 29.97, 40])
+def test_times_to_the_last_frame(fps):
+    """By two readers: PyAV, and the file's own table of durations."""
+    recorder = Recorder(seconds=10)
+    record(recorder, 70, fps)
+    mp4 = recorder.mp4(10).result()
+    times, _ = decode(mp4)
+    assert times == pytest.approx([i / fps for i in range(70)], abs=1e-4)
+    assert durations(mp4) == pytest.approx([1 / fps] * 70, abs=1e-4) and sum(durations(mp4)) == pytest.approx(70 / fps)

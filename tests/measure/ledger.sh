@@ -7,7 +7,7 @@ model=$1 out=$2
 shift 2
 measure=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$out"
-bench() { longlive-optimized bench "$@"; }
+bench() { longlive-optimized bench "$@" --force; }
 
 kernels() { bench kernels --json "$out/kernels.json"; }
 quality() { bench quality --model "$model" --json "$out/quality.json"; }

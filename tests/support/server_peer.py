@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import httpx
 import numpy as np
@@ -17,30 +17,39 @@ from longlive_optimized.demo.server.settings import ServerSettings
 
 
 class Viewer:
-    """A connection to a room: ``frame`` and ``ask`` wait, ``heard`` collects what was said."""
+    """A connection to a room: ``frame`` and ``ask`` wait, ``heard`` collects what was said.
 
-    def __init__(self, http: httpx.AsyncClient):
+    label: of the data channel; None opens none. kinds: of the sections that are offered.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, label: str | None = "control", kinds: Sequence[str] = ("video",)):
         self._http = http
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self.connection.addTransceiver("video", direction="recvonly")
-        self.channel = self.connection.createDataChannel("control")
+        for kind in kinds:
+            self.connection.addTransceiver(kind, direction="recvonly")
+        self.channel = None if label is None else self.connection.createDataChannel(label)
         self.heard: list[dict] = []
         self._news, self._ids, self._notes = asyncio.Condition(), 0, set()
         self._open, self._track = asyncio.Event(), asyncio.get_running_loop().create_future()
-        self.connection.on("track", self._track.set_result)
-        self.channel.on("open", self._open.set)
-        self.channel.on("message", self._hear)
+        self.connection.on("track", self._take_track)
+        if self.channel:
+            self.channel.on("open", self._open.set)
+            self.channel.on("message", self._hear)
 
     async def join(self, rewrite: Callable[[str], str] = str) -> Viewer:
         """Connect, with an offer that may be rewritten. Raises httpx.HTTPStatusError where that is refused."""
+        await self.watch(rewrite)
+        await asyncio.wait_for(self._open.wait(), 20)
+        await self.wait_for(lambda message: message["type"] == "hello")
+        return self
+
+    async def watch(self, rewrite: Callable[[str], str] = str) -> None:
+        """As ``join``, without waiting for the data channel."""
         await self.connection.setLocalDescription(await self.connection.createOffer())
         sdp = rewrite(self.connection.localDescription.sdp)
         answer = await self._http.post("/offer", json={"type": "offer", "sdp": sdp})
         answer.raise_for_status()
         await self.connection.setRemoteDescription(RTCSessionDescription(**answer.json()))
-        await asyncio.wait_for(self._open.wait(), 20)
-        await self.wait_for(lambda message: message["type"] == "hello")
-        return self
 
     async def frame(self, timeout: float = 20):
         """The next frame."""
@@ -76,6 +85,10 @@ class Viewer:
 
     async def leave(self) -> None:
         await self.connection.close()
+
+    def _take_track(self, track) -> None:
+        if track.kind == "video" and not self._track.done():
+            self._track.set_result(track)
 
     def _hear(self, text: str) -> None:
         async def note() -> None:

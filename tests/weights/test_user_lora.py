@@ -334,6 +334,9 @@ def test_sums_that_would_overflow(model_files, path):
     with pytest.raises(CheckpointError, match=r"at scale 1e\+15 adds NaN, infinity or about that to .*q.*, .*ffn\.0"):
         check_loras(model_files, [UserLora(path, 1e15)])
     check_loras(model_files, [UserLora(path, 1e-15)])
+    write(path, tensors_of({Q: (torch.zeros(1, 256), torch.ones(256, 1))}, alpha=torch.tensor(1e20)))
+    with pytest.raises(CheckpointError, match="adds NaN, infinity or about that"):
+        check_loras(model_files, [UserLora(path, 1e25)])
 
 
 @pytest.mark.parametrize("content", [b"", b"<!doctype html>", b"version https://git-lfs", b"\xff" * 100])

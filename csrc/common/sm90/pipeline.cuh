@@ -30,7 +30,7 @@ struct Pipeline {
 
   Barrier full[kStages], empty[kStages + kSpare];
 
-  // `consumers`: how many release() calls empty a stage. One thread fills it, with its copies.
+  // `consumers`: how many warps must release a stage before it is empty. One thread fills it, with its copies.
   __device__ void init(int consumers) {
     for (Barrier& barrier : full) barrier.init(1);
     for (Barrier& barrier : empty) barrier.init(consumers);
@@ -45,6 +45,9 @@ struct Pipeline {
   }
   // Consumer: returns once the stage is full.
   __device__ void wait(const State& at) { full[at.stage].wait(at.phase); }
-  __device__ void release(int stage) { empty[stage].arrive(); }
+  // Consumer, all lanes of a warp; the first one arrives.
+  __device__ void release(int stage, int lane) {
+    if (lane == 0) empty[stage].arrive();
+  }
 };
 }  // namespace longlive::sm90

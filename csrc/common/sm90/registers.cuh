@@ -1,6 +1,6 @@
 #pragma once
-// Who has how many registers, and where the compiler must keep them free: it hoists loads and address arithmetic above
-// a wgmma main loop, where they would spill accumulators.
+// setmaxnreg, which divides the registers anew among the roles, and `pin`, which stops the compiler from hoisting loads
+// and address arithmetic above a wgmma main loop, where they would spill accumulators.
 #include <cuda_runtime.h>
 
 #include <cstdint>

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Unpack
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from ...config import OptimizationConfig
-
-Position = Literal["top-left", "top-right", "bottom-left", "bottom-right"]  # of the latency panel
+from ...keywords import ConfigFields, Position
 
 
 @dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
@@ -38,36 +37,36 @@ class ScopeOptimizationConfig(OptimizationConfig):
     transition_frames: Annotated[int, Field(ge=1)] = 5
 
     @classmethod
-    def preset_realtime(cls, **changes) -> ScopeOptimizationConfig:
+    def preset_realtime(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
         """Three steps, window 9; frames are dropped on lag."""
         return cls.preset("realtime", **changes)
 
     @classmethod
-    def preset_quality_stream(cls, **changes) -> ScopeOptimizationConfig:
+    def preset_quality_stream(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
         """Four steps, window 12, every frame, at 20 frames a second."""
         return cls.preset("quality_stream", **changes)
 
     @classmethod
-    def preset_quality(cls, **changes) -> ScopeOptimizationConfig:
+    def preset_quality(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
         """Another name of quality_stream."""
         return cls.preset("quality", **changes)
 
     @classmethod
-    def preset_balanced(cls, **changes) -> ScopeOptimizationConfig:
+    def preset_balanced(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
         """Four steps, window 12, every frame."""
         return cls.preset("balanced", **changes)
 
     @classmethod
-    def preset_speed(cls, **changes) -> ScopeOptimizationConfig:
+    def preset_speed(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
         """Four steps, window 12, fp8 linears; frames are dropped on lag."""
         return cls.preset("speed", **changes)
 
     @classmethod
-    def preset_turbo(cls, **changes) -> ScopeOptimizationConfig:
+    def preset_turbo(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
         """Three steps, window 9, fp8 linears; frames are dropped on lag."""
         return cls.preset("turbo", **changes)
 
     @classmethod
-    def preset_ultra(cls, **changes) -> ScopeOptimizationConfig:
+    def preset_ultra(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
         """Two steps, window 9, fp8 linears: a draft; frames are dropped on lag."""
         return cls.preset("ultra", **changes)

@@ -7,17 +7,19 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 from torch import Tensor
 
+from ...config import read_keywords
 from ...engine.latency import LatencyStats
 from ...kernels.overlay_blend import DTYPES, overlay_blend
-from .config import Position
+from ...keywords import OverlayFields, Position
 from .panel import ERROR, GOOD, SMALLEST, WARNING, WHITE, Bar, Colour, Figure, Panel
 
 LABELS = ("Latency", "Mean", "P99", "Max", "FPS", "Frame")
@@ -55,6 +57,11 @@ class OverlayConfig:
     latency_error_ms: Milliseconds = 40.0
     margin: Annotated[float, Field(ge=0, le=0.5)] = 0.025
     scale: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keywords(cls, given: ArgsKwargs) -> ArgsKwargs:
+        return read_keywords(cls, given)
 
     @model_validator(mode="after")
     def _error_is_above_warning(self):
@@ -185,7 +192,7 @@ class LatencyOverlay:
         return y if vertical == "top" else height - rows - y, x if horizontal == "left" else width - columns - x
 
 
-def create_latency_overlay(position: Position = "top-right", **fields) -> LatencyOverlay:
+def create_latency_overlay(position: Position = "top-right", **fields: Unpack[OverlayFields]) -> LatencyOverlay:
     """A LatencyOverlay at ``position``; ``fields`` are OverlayConfig's. Raises ValueError naming a bad one."""
     return LatencyOverlay(OverlayConfig(position=position, **fields))
 

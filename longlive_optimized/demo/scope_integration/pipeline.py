@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from ...engine.engine import LongLiveEngine, Progress
 from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
+from ...keywords import ConfigFields, FrameFields, PresetName, SwitchFields
+from ...plain import did_you_mean, whole
 from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
@@ -45,9 +48,9 @@ class OptimizedScopePipeline:
         device: str | torch.device | None = None,
         progress: Progress | None = None,
     ):
-        config = config or ScopeOptimizationConfig.preset_balanced()
+        config = _checked(config) or ScopeOptimizationConfig.preset_balanced()
         engine = LongLiveEngine(model_path, OptimizationConfig.of(config), device, progress)
-        self._show(engine, engine.stream, config)
+        self._show(engine, engine.stream, config.sized(engine.config.size))
 
     @classmethod
     def on(cls, engine: LongLiveEngine, config: ScopeOptimizationConfig | None = None) -> OptimizedScopePipeline:
@@ -56,8 +59,11 @@ class OptimizedScopePipeline:
         ``config`` is the engine's own unless given. Raises ValueError naming the fields in which it is of another
         engine: vae_type, model_dtype and all else that is no StreamSettings.
         """
+        if not isinstance(engine, LongLiveEngine):
+            raise TypeError(f"engine must be a LongLiveEngine, got {type(engine).__name__}")
         theirs = dataclasses.asdict(engine.config)
-        config = config or ScopeOptimizationConfig(**theirs)
+        config = _checked(config) or ScopeOptimizationConfig(**theirs)
+        config = config.sized(engine.config.size)
         settings = dataclasses.asdict(StreamSettings.of(config))
         if wrong := [name for name in theirs if name not in settings and getattr(config, name) != theirs[name]]:
             raise ValueError(f"config must have the engine's {', '.join(wrong)}: they are the same for all its streams")
@@ -73,7 +79,7 @@ class OptimizedScopePipeline:
         self._delivered = 0
         self._warm = engine.device.type != "cuda"
         self._changes: dict = {}  # of the config, from the next block on
-        self._steps: tuple[int, ...] | None = None  # the last call's argument
+        self._steps: Sequence[int] | None = None  # the last call's argument
         self._lock = threading.RLock()  # the stream: one frame is made or taken at a time
         self._mail = threading.Lock()  # what other threads leave for the next block
 
@@ -82,15 +88,14 @@ class OptimizedScopePipeline:
 
         On CUDA the first frame does this if it was not done before. Statistics leave it out.
         """
-        if not isinstance(num_frames, int) or num_frames < 1:
-            raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
+        num_frames = whole("num_frames", num_frames, 1)
         with self._lock:
             self._apply_config()
             self.engine.warmup(math.ceil(num_frames / BLOCK_PIXEL_FRAMES), self.stream)
             self._warm = True
             self.reset()
 
-    def generate_frame(self, prompt: str | Sequence[tuple[str, float]], **kwargs) -> Tensor:
+    def generate_frame(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """The next frame, float32 [3, H, W] in [0, 1] on the device, without overlay.
 
         prompt: a text or (text, weight) pairs; it is a wish where it *changes*: repeating the old one does not undo a
@@ -113,7 +118,7 @@ class OptimizedScopePipeline:
             self._delivered += 1
             return frame.permute(2, 0, 1).float() / 255
 
-    def generate_block(self, prompt: str | Sequence[tuple[str, float]], **kwargs) -> Tensor:
+    def generate_block(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """A whole block, uint8 [T, H, W, 3] on the device, T = 9 and then 12, without overlay: for callers with a queue
         of their own. Does not wait for the device.
 
@@ -129,12 +134,12 @@ class OptimizedScopePipeline:
             self._delivered += len(block)
             return block
 
-    def switch_prompt(self, new_prompt: str | Sequence[tuple[str, float]], **kwargs) -> None:
+    def switch_prompt(self, new_prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[SwitchFields]) -> None:
         """Go over to ``new_prompt`` with the next block; returns at once.
 
         kwargs: ``blend`` and ``transition_blocks`` of BlockRequest. Raises ValueError or TypeError naming the fault.
         """
-        prompt = as_prompt(new_prompt, **_only(kwargs, "blend", "transition_blocks"))
+        prompt = as_prompt(new_prompt, **_only(dict(kwargs), "blend", "transition_blocks"))
         self._prompts.switch(prompt, time.monotonic(), self._debounce)
 
     def get_latency_stats(self) -> dict[str, float]:
@@ -152,19 +157,19 @@ class OptimizedScopePipeline:
 
         return next(filter(fits, PRESETS), "custom")
 
-    def set_optimization_preset(self, preset: str) -> None:
+    def set_optimization_preset(self, preset: PresetName) -> None:
         """Go over to a preset with the next block; weights, size and prompt stay, and so does the picture: a new window
         is recomputed from the frames already made. Raises ValueError listing the names; nothing has changed then.
         """
-        self.configure(**self.config.preset_fields(preset))
+        self.configure(**cast(ConfigFields, self.config.preset_fields(preset)))
 
-    def configure(self, **changes) -> None:
+    def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change fields of the config with the next block, from any thread: CHANGEABLE of a stream's settings, and all
         that ScopeOptimizationConfig adds. Raises ValueError for bad values, for what is no field, and for fields that
         are fixed at construction; nothing has changed then.
         """
         with self._mail:
-            self.config.changed(**self._changes | changes)
+            self.config.changed(**cast(ConfigFields, self._changes | changes))
             self._changes |= changes
 
     def reset(self) -> None:
@@ -184,7 +189,7 @@ class OptimizedScopePipeline:
     def _debounce(self) -> float:
         return self.config.prompt_debounce_ms / 1e3
 
-    def _ask(self, prompt: Prompt, steps: tuple[int, ...] | None) -> None:
+    def _ask(self, prompt: Prompt, steps: Sequence[int] | None) -> None:
         """Take a call's arguments for wishes where they changed; at once, so that what comes meanwhile is later."""
         self._prompts.follow(prompt, time.monotonic(), self._debounce)
         if steps != self._steps:
@@ -240,9 +245,16 @@ class OptimizedScopePipeline:
         return create_latency_overlay(position=self.config.overlay_position, opacity=self.config.overlay_opacity)
 
 
-def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prompt, tuple[int, ...] | None]:
+def _checked(config: ScopeOptimizationConfig | None) -> ScopeOptimizationConfig | None:
+    if config is not None and not isinstance(config, ScopeOptimizationConfig):
+        raise TypeError(f"config must be a ScopeOptimizationConfig, got {type(config).__name__}")
+    return config
+
+
+def _read(prompt: str | Sequence[tuple[str, float]], how: FrameFields) -> tuple[Prompt, Sequence[int] | None]:
     """The prompt and the denoising steps of a call, checked."""
-    steps = kwargs.pop("denoising_steps", None)
+    kwargs = dict(how)
+    steps: Any = kwargs.pop("denoising_steps", None)
     wanted = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
     if steps is not None:
         steps = BlockRequest(wanted.prompt, denoising_steps=steps).denoising_steps
@@ -252,15 +264,16 @@ def _read(prompt: str | Sequence[tuple[str, float]], kwargs: dict) -> tuple[Prom
 def _only(kwargs: dict, *names: str) -> dict:
     """``kwargs``, if there is nothing but ``names`` in them. Raises TypeError."""
     if unknown := kwargs.keys() - set(names):
-        raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}; {', '.join(names)} are known")
+        name = sorted(unknown)[0]
+        raise TypeError(f"unexpected argument {name!r}{did_you_mean(name, names)}; {', '.join(names)} are known")
     return kwargs
 
 
 def create_optimized_scope_pipeline(
     model_path: str | PathLike,
-    preset: str = "balanced",
+    preset: PresetName = "balanced",
     device: str | torch.device | None = None,
-    **changes,
+    **changes: Unpack[ConfigFields],
 ) -> OptimizedScopePipeline:
     """A pipeline of the named preset, with ``changes`` to its config. Raises ValueError listing the presets."""
     return OptimizedScopePipeline(model_path, ScopeOptimizationConfig.preset(preset, **changes), device)

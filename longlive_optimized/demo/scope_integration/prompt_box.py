@@ -12,7 +12,7 @@ from ...engine.request import BlockRequest
 class Prompt(NamedTuple):
     """What to show, and how to get there; the fields are BlockRequest's."""
 
-    prompt: str | tuple[tuple[str, float], ...]
+    prompt: str | Sequence[tuple[str, float]]
     blend: Literal["linear", "slerp"] = "linear"
     transition_blocks: int | None = None  # None leaves it to the config
 
@@ -81,5 +81,6 @@ class PromptBox:
 
 def as_prompt(prompt: str | Sequence[tuple[str, float]], **how) -> Prompt:
     """Check a prompt as BlockRequest does, and its ``blend`` and ``transition_blocks`` if given."""
-    request = BlockRequest(prompt, **how)  # pyright: ignore[reportArgumentType]  # pairs become tuples
-    return Prompt(request.prompt, request.blend, how.get("transition_blocks"))
+    given = {name: value for name, value in how.items() if (name, value) != ("transition_blocks", None)}
+    request = BlockRequest(prompt, **given)
+    return Prompt(request.prompt, request.blend, request.transition_blocks if "transition_blocks" in given else None)

@@ -35,12 +35,12 @@ def _whole(number: Any) -> bool:
     return isinstance(number, int) or (isinstance(number, float) and number.is_integer())
 
 
-def _steps(steps: Any) -> tuple[int, ...] | None:
+def _steps(steps: Any) -> tuple[int, ...]:
     if not isinstance(steps, list | tuple) or not all(map(_whole, steps)):
         raise ValueError("expected a list of whole numbers")
     if len(steps) > MOST_STEPS:
         raise ValueError(f"expected at most {MOST_STEPS} steps")
-    return BlockRequest("-", denoising_steps=tuple(int(s) for s in steps)).denoising_steps
+    return tuple(BlockRequest("-", denoising_steps=tuple(int(s) for s in steps)).denoising_steps or ())
 
 
 def _preset(name: Any) -> str:

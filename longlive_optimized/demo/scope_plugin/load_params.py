@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
-from ...config import OptimizationConfig
+from ...config import OptimizationConfig, preset_name
+from ...keywords import ConfigFields
 from .call_params import Corner, LoraScale, Preset, Steps
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,12 @@ class LoadParams(BaseModel):
 
     def engine_config(self) -> OptimizationConfig:
         """The engine's switches. Raises pydantic's ValidationError."""
-        asked = {name: getattr(self, name) for name in _SAME} | {"seed": self.base_seed}
+        asked: dict[str, Any] = {name: getattr(self, name) for name in _SAME} | {"seed": self.base_seed}
         if self.denoising_steps != DEFAULT_STEPS:  # scope always passes a list: only another one is a wish
             asked["denoising_steps"] = self.denoising_steps
         if self.quantization is not None:
             asked["precision"] = "fp8"
-        return OptimizationConfig.preset(self.optimization_preset, **asked)
+        return OptimizationConfig.preset(preset_name(self.optimization_preset), **cast(ConfigFields, asked))
 
 
 def read_load(keywords: Mapping[str, Any]) -> LoadParams:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import CHANGEABLE, PRESETS, OptimizationConfig
+from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
 from ...engine.engine import LongLiveEngine
 from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
@@ -94,13 +94,13 @@ class Session:
 
     def set_preset(self, name: str) -> dict:
         """Go over to a preset's steps and window with the next block, without a cut; the settings then in force."""
-        self._stream.configure(**OptimizationConfig.preset_fields(name))
+        self._due.settings |= OptimizationConfig.preset_fields(name)
         self._preset = name
         return self.effective()
 
     def effective(self) -> dict:
         """The settings in force, as plain JSON."""
-        settings = self._stream.settings
+        settings = self._settings
         return {
             "denoising_steps": list(settings.denoising_steps),
             "local_attn_size": settings.local_attn_size,
@@ -111,16 +111,23 @@ class Session:
 
     def stats(self) -> dict:
         """The fields of LatencyStats."""
-        named = self._stream.settings.denoising_steps == PRESETS[self._preset]["denoising_steps"]
+        named = self._settings.denoising_steps == PRESETS[self._preset]["denoising_steps"]
         preset = self._preset if named else "custom"
         return dataclasses.asdict(self._meter.stats(frame_count=self._delivered, preset=preset))
+
+    @property
+    def _settings(self) -> StreamSettings:
+        """Those of the next block."""
+        return self._stream.settings.changed(**self._due.settings)
 
     def _take_over(self, call: CallParams) -> None:
         """Settle what changed since the call before; what the next block must make up for is due until one is made."""
         due, before, self._before = self._due, self._before, call
-        new_steps = call.denoising_step_list not in (None, before.denoising_step_list)
-        if new_steps:
+        if call.denoising_step_list and call.denoising_step_list != before.denoising_step_list:
             due.restart |= self._manages_cache(call) and not call.modulated_steps
+            due.settings["denoising_steps"] = call.denoising_step_list
+        if call.optimization_preset not in (None, before.optimization_preset):
+            self.set_preset(call.optimization_preset)
         if call.base_seed is not None:
             self._seed = call.base_seed
         if call.init_cache:
@@ -130,10 +137,6 @@ class Session:
             due.lora_reset |= self._manages_cache(call)
         if self._prompts.follow(call):
             due.new_prompt = True
-        if new_steps:
-            self._stream.configure(denoising_steps=call.denoising_step_list)
-        if call.optimization_preset not in (None, before.optimization_preset):
-            self.set_preset(call.optimization_preset)  # last: a larger window may find no memory
 
     def _set_loras(self) -> None:
         due = self._due
@@ -147,6 +150,7 @@ class Session:
 
     def _make_block(self, call: CallParams) -> Tensor:
         self._set_loras()
+        self._stream.configure(**self._due.settings)  # a larger window may find no memory: then with the next try
         frames = self._engine.generate_block(self._request(call), self._stream)
         if self._due.new_prompt and self._delivered:
             self._meter.block_was_switch(0.0)
@@ -229,5 +233,6 @@ class _Due:
     reset: bool = False
     restart: bool = False
     new_prompt: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
     lora_scales: dict[str, float] = field(default_factory=dict)
     lora_reset: bool = False  # if they can be applied

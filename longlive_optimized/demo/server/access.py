@@ -31,19 +31,43 @@ class Access:
 
         host, origin, authorization: the headers of these names.
         """
+        self.check_page(host, origin)
+        token = self._settings.token
+        if token is None:
+            return
+        how = "open the address that the server printed, or send 'Authorization: Bearer TOKEN'"
+        if authorization is None:
+            raise Refused(401, f"a token is needed: {how}", "token")
+        if not _presents(token, authorization):
+            raise Refused(401, f"this is not the server's token: {how}", "token")
+
+    def check_page(self, host: str, origin: str | None) -> None:
+        """As ``check``, without a token: browsers send none when they ask what a page elsewhere may do."""
         # A page elsewhere can let its own name resolve to 127.0.0.1, and is then of the "same origin" as this server:
         # only the names that a local server is known by tell them apart. Others are kept out by the token.
         if self._settings.loopback and _hostname(host) not in self._names:
-            raise Refused(403, "this server is not known by that name", "host")
-        if origin is not None and origin not in self._settings.origins and urlsplit(origin).netloc != host:
-            raise Refused(403, "this page may not use the server", "origin")
-        token = self._settings.token
-        if token is not None and not _presents(token, authorization):
-            raise Refused(401, "a token is needed: open the address that the server printed", "token")
+            raise Refused(
+                403,
+                f"this server is not known by the name {host[:100]!r}: open it as localhost, "
+                "or start it with --origin https://NAME",
+                "host",
+            )
+        if origin in (None, *self._settings.origins) or origin.partition("://")[2] == host != "":
+            return
+        raise Refused(
+            403, f"this page may not use the server: it must be started with --origin {origin[:100]}", "origin"
+        )
+
+    def sharing(self, origin: str | None) -> dict[str, str]:
+        """The headers that let a page elsewhere read an answer: none but for the origins that were allowed."""
+        if not self._settings.origins:
+            return {}
+        allow = {"Access-Control-Allow-Origin": origin} if origin in self._settings.origins else {}
+        return allow | {"Vary": "Origin"}
 
 
-def _presents(token: str, authorization: str | None) -> bool:
-    scheme, _, presented = (authorization or "").partition(" ")
+def _presents(token: str, authorization: str) -> bool:
+    scheme, _, presented = authorization.partition(" ")
     right = secrets.compare_digest(presented.strip().encode(errors="surrogatepass"), token.encode())
     return scheme.lower() == "bearer" and right
 

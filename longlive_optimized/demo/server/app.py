@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from .access import Access, Refused
@@ -33,12 +36,18 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+PREFLIGHT = {  # what a page elsewhere may do, if it may at all
+    "Access-Control-Allow-Methods": "GET, HEAD, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Allow-Private-Network": "true",
+    "Access-Control-Max-Age": "600",
+}
 
 
 class Offer(BaseModel):
     """A viewer's session description."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     type: Literal["offer"]
     sdp: str
@@ -64,33 +73,51 @@ def create_app(room: Room) -> FastAPI:
 
     app = FastAPI(lifespan=life, openapi_url=None, title="longlive-optimized")
     guarded = [Depends(guard)]
+    get = functools.partial(app.api_route, methods=["GET", "HEAD"])
     for path, (name, kind) in PAGE.items():
-        app.add_api_route(path, _page(name, kind), methods=["GET"])
+        get(path)(_page(name, kind))
 
     @app.exception_handler(Refused)
     async def refuse(request: Request, error: Refused) -> Response:
         return JSONResponse({"error": str(error), "code": error.code}, error.status)
 
+    @app.exception_handler(HTTPException)
+    async def refuse_request(request: Request, error: HTTPException) -> Response:
+        words = f"{request.method} {request.url.path[:100]}: {error.detail}"
+        return JSONResponse({"error": words, "code": "request"}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_parameter(request: Request, error: RequestValidationError) -> Response:
+        fault = error.errors()[0]
+        return JSONResponse({"error": f"{fault['loc'][-1]}: {fault['msg']}", "code": "parameter"}, 422)
+
+    async def preflight(request: Request) -> Response:
+        try:
+            access.check_page(request.headers.get("host", ""), request.headers.get("origin"))
+        except Refused as error:
+            return await refuse(request, error)
+        return Response(status_code=204, headers=PREFLIGHT)
+
     @app.middleware("http")
     async def add_headers(request: Request, call_next) -> Response:
-        response = await call_next(request)
-        response.headers.update(HEADERS)
+        response = await (preflight(request) if request.method == "OPTIONS" else call_next(request))
+        response.headers.update(HEADERS | access.sharing(request.headers.get("origin")))
         return response
 
-    @app.get("/healthz")
+    @get("/healthz")
     async def healthz() -> Response:
         alive = room.worker.alive
         return Response("ok" if alive else "the pipeline's thread has ended", 200 if alive else 503)
 
-    @app.get("/readyz")
+    @get("/readyz")
     async def readyz() -> Response:
         return Response(room.worker.status.phase, 200 if room.ready else 503)
 
-    @app.get("/metrics", dependencies=guarded)
+    @get("/metrics", dependencies=guarded)
     async def metrics() -> Response:
         return Response(room.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/status", dependencies=guarded)
+    @get("/status", dependencies=guarded)
     async def status() -> dict:
         return room.status()
 
@@ -98,7 +125,7 @@ def create_app(room: Room) -> FastAPI:
     async def offer(request: Request) -> dict:
         return {"type": "answer", "sdp": await room.admit((await _read_offer(request)).sdp)}
 
-    @app.get("/recording.mp4", dependencies=guarded)
+    @get("/recording.mp4", dependencies=guarded)
     async def recording(seconds: Annotated[float, Query(gt=0, le=600)] = 30) -> Response:
         name = {"Content-Disposition": 'attachment; filename="longlive.mp4"'}
         return Response(await room.recording(seconds), media_type="video/mp4", headers=name)

@@ -75,8 +75,8 @@ class Broadcast:
     nothing is skipped here, as at most a block waits. Belongs to one event loop.
     """
 
-    def __init__(self, worker: Worker, metrics: Metrics, listener: Listener | None = None):
-        self._worker, self._metrics, self._listener = worker, metrics, listener
+    def __init__(self, worker: Worker, listener: Listener | None = None):
+        self._worker, self._listener = worker, listener
         self._tracks: set[ViewerTrack] = set()
         self._clock, self._start = FrameClock(), 0.0
         self._news = asyncio.Event()
@@ -85,12 +85,10 @@ class Broadcast:
         # Not the event loop's own threads: those are the encoders', and the clock must not wait for them.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="colours")
 
-    def join(self, depth: int) -> ViewerTrack:
-        """A track of the video for one more viewer."""
-        track = ViewerTrack(depth, self._metrics)
+    def join(self, track: ViewerTrack) -> None:
+        """Show the video on one more viewer's track."""
         self._tracks.add(track)
         self._worker.set_watched(True)
-        return track
 
     def leave(self, track: ViewerTrack) -> None:
         """Forget a viewer's track."""
@@ -134,7 +132,7 @@ class Broadcast:
         self._shown.append(due)
         self._forget(due)
         if self._listener:
-            self._listener(picture, interval)
+            self._listener(frame, interval)
 
     async def _repeat(self) -> None:
         self._news.clear()

@@ -11,6 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from ... import h264
 from ...video_time import RTP_CLOCK
 
 log = logging.getLogger(__name__)
@@ -26,14 +27,13 @@ class _Segment:
 
     def __init__(self, height: int, width: int):
         self.seconds, self._data = 0.0, io.BytesIO()
-        self._container = av.open(self._data, "w", format="mpegts")
-        self._stream = self._container.add_stream("libx264", rate=30, options=OPTIONS)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._container, self._size = av.open(self._data, "w", format="mpegts"), (height, width)
+        self._stream = h264.add_stream(self._container, height, width, 30, OPTIONS)
         self._stream.codec_context.thread_count = 1
         self._stream.codec_context.time_base = TIME_BASE
 
     def add(self, picture: np.ndarray, seconds: float) -> None:
-        frame = av.VideoFrame.from_numpy_buffer(picture, format="yuv420p")
+        frame = h264.as_frame(picture, *self._size)
         frame.pts, frame.time_base = round(self.seconds / TIME_BASE), TIME_BASE
         self._container.mux(self._stream.encode(frame))
         self.seconds += seconds
@@ -45,23 +45,26 @@ class _Segment:
 
 
 class Recorder:
-    """Encodes in a thread of its own. Paused time is not in the recording; frames are skipped if the thread lags."""
+    """Encodes in a thread of its own. Paused time is not in the recording. If the thread lags, frames are skipped, and
+    the one before is shown for longer."""
 
     def __init__(self, seconds: int):
-        self.seconds, self.skipped = seconds, 0
+        self.seconds, self.skipped, self._gap = seconds, 0, 0.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording")
         self._pending: deque[Future] = deque()
         self._done: deque[tuple[float, bytes]] = deque()  # seconds and data of segments, oldest first
         self._open: _Segment | None = None
 
     def add(self, picture: np.ndarray, seconds: float) -> None:
-        """Append a picture, planar YUV [3/2 H, W], shown for so long; returns at once."""
+        """Append a picture, RGB uint8 [H, W, 3], shown for so long; returns at once. It must not change afterwards."""
         while self._pending and self._pending[0].done():
             self._pending.popleft()
         if len(self._pending) >= LAG:
             self.skipped += 1
+            self._gap += seconds
             return
-        self._pending.append(self._thread.submit(self._add, picture, seconds))
+        self._pending.append(self._thread.submit(self._add, picture, seconds, self._gap))
+        self._gap = 0.0
 
     def mp4(self, seconds: float) -> Future[bytes]:
         """An mp4 of about the last ``seconds``, in whole segments, at most all that is kept; empty if nothing was
@@ -73,10 +76,14 @@ class Recorder:
         """Forget everything."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _add(self, picture: np.ndarray, seconds: float) -> None:
+    def _add(self, picture: np.ndarray, seconds: float, gap: float = 0.0) -> None:
+        if self._open is not None:
+            self._open.seconds += gap  # the picture before is shown for longer
+        elif self._done:
+            before, data = self._done.pop()
+            self._done.append((before + gap, data))
         if self._open is None:
-            rows, width = picture.shape
-            self._open = _Segment(rows * 2 // 3, width)
+            self._open = _Segment(*picture.shape[:2])
         self._open.add(picture, seconds)
         if self._open.seconds >= SEGMENT:
             self._close_segment(self._open)
@@ -111,13 +118,13 @@ def _join(segments: list[tuple[float, bytes]]) -> bytes:
         for seconds, data in segments:
             with av.open(io.BytesIO(data), "r", format="mpegts") as source:
                 stream = stream or target.add_stream_from_template(source.streams.video[0])
-                shift = None
-                for packet in source.demux(video=0):
-                    if packet.dts is None or packet.pts is None:
-                        continue
-                    if shift is None:
-                        shift = round(begin / TIME_BASE) - packet.dts
-                    packet.dts, packet.pts, packet.stream = packet.dts + shift, packet.pts + shift, stream
+                packets = [(packet, packet.dts) for packet in source.demux(video=0) if packet.dts is not None]
+                shift, end = round(begin / TIME_BASE) - packets[0][1], round((begin + seconds) / TIME_BASE)
+                ends = [*(dts + shift for _, dts in packets[1:]), end]
+                for (packet, dts), following in zip(packets, ends, strict=True):
+                    start = dts + shift
+                    packet.dts = packet.pts = start
+                    packet.duration, packet.stream = following - start, stream
                     target.mux(packet)
             begin += seconds
     return out.getvalue()

@@ -15,10 +15,11 @@ from ..scope_integration import OptimizedScopePipeline
 from ..scope_integration.prompt_box import Prompt, as_prompt
 from . import messages
 from .access import Refused, TokenBucket
-from .broadcast import Broadcast
+from .broadcast import Broadcast, ViewerTrack
 from .metrics import Metrics
+from .offer import BadOffer
 from .recording import Recorder
-from .rtc import BadOffer, Peer, allow_bitrate, fit_bitrate
+from .rtc import Peer, allow_bitrate, fit_bitrate
 from .settings import ServerSettings
 from .worker import BlockMade, Progress, Status, Worker
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 OFFERS = 2.0, 10  # a second, and at once
 DOWNLOADS = 0.5, 3
+STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
 CLOSE_SECONDS = 1.0  # that viewers, and beside them the worker, may take at the end
 HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
 
@@ -57,12 +59,14 @@ class Room:
         self._transition, self._preset = 1, None
         self._blend: Literal["linear", "slerp"] = "linear"
         self._stats, self._effective = {}, {}
+        self._change, self._telling = (None, None), None
 
     async def open(self) -> None:
         """Begin to load the model."""
         self._loop = asyncio.get_running_loop()
-        self._offers, self._downloads = (TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS))
-        self._broadcast = Broadcast(self.worker, self.metrics, self.recorder.add if self.recorder else None)
+        limits = OFFERS, DOWNLOADS, STATES
+        self._offers, self._downloads, self._states = (TokenBucket(*limit, self._loop.time) for limit in limits)
+        self._broadcast = Broadcast(self.worker, self.recorder.add if self.recorder else None)
         self._clock = asyncio.create_task(self._broadcast.run(), name="frame clock")
         self.metrics.viewers.set_function(lambda: len(self._peers))
         self.metrics.waiting.set_function(lambda: self.worker.waiting)
@@ -72,6 +76,8 @@ class Room:
     async def close(self) -> None:
         """Say good-bye to everyone and stop. A block under way is waited for, but not long."""
         self._tell({"type": "bye"})
+        if self._telling:
+            self._telling.cancel()
         self._clock.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._clock
@@ -105,9 +111,12 @@ class Room:
         if not self._offers.take():
             raise Refused(429, "too many viewers come at once: try again in a moment", "busy")
         if len(self._peers) >= self.settings.max_viewers:
-            raise Refused(503, f"no seat is free, of {self.settings.max_viewers}", "busy")
-        track = self._broadcast.join(self.worker.pipeline.config.max_queue_depth)
-        peer = Peer(f"viewer {next(self._names)}", track, self.settings, self._greet, self._hear, self._forget)
+            raise Refused(
+                503, f"no seat is free, of {self.settings.max_viewers}: try again when someone has left", "busy"
+            )
+        track = ViewerTrack(self.worker.pipeline.config.max_queue_depth, self.metrics)
+        on = self._watch, self._greet, self._hear, self._forget
+        peer = Peer(f"viewer {next(self._names)}", track, self.settings, *on)
         self._peers.add(peer)
         try:
             return await peer.answer(sdp)
@@ -118,13 +127,16 @@ class Room:
     async def recording(self, seconds: float) -> bytes:
         """The last seconds as mp4. Raises Refused where there is nothing."""
         if self.recorder is None:
-            raise Refused(404, "this server keeps no recording", "off")
+            raise Refused(404, "this server keeps no recording: start it with --record-seconds", "off")
         if not self._downloads.take():
             raise Refused(429, "too many downloads: try again in a moment", "busy")
         data = await asyncio.wrap_future(self.recorder.mp4(seconds))
         if not data:
-            raise Refused(404, "nothing has been shown yet", "empty")
+            raise Refused(404, "nothing has been shown yet: someone must watch first", "empty")
         return data
+
+    def _watch(self, peer: Peer) -> None:
+        self._broadcast.join(peer.track)
 
     def _greet(self, peer: Peer) -> None:
         config = self.worker.pipeline.config
@@ -141,11 +153,7 @@ class Room:
         self._tell_state()
 
     def _hear(self, peer: Peer, message: str | bytes) -> None:
-        if not peer.rate.take():
-            self._count("too fast")
-            if peer.warnings.take():
-                peer.send({"type": "error", "error": "too many messages: some were ignored", "id": None})
-            return
+        command = None
         try:
             command = messages.parse(message)
             peer.send(self._obey(peer, command) | {"id": command.id})
@@ -156,7 +164,7 @@ class Room:
         except Exception:  # or it would end the connection's own task
             log.exception("a message could not be obeyed")
             self._count("failed")
-            peer.send({"type": "error", "error": "the server failed to do this", "id": None})
+            peer.send({"type": "error", "error": "the server failed to do this", "id": command and command.id})
 
     def _obey(self, peer: Peer, command: messages.Command) -> dict:
         match command:
@@ -189,15 +197,22 @@ class Room:
             peer.send(message)
 
     def _tell_state(self, changed: str | None = None, by: str | None = None) -> None:
-        """Tell everyone how things stand, and who changed what."""
-        prompt = self.worker.prompt
+        """Tell everyone, soon, how things stand, and who changed what."""
+        if changed:
+            self._change = changed, by
+        if self._telling is None:
+            delay = 0.0 if self._states.take() else 1 / STATES[0]
+            self._telling = self._loop.call_later(delay, self._say_state)
+
+    def _say_state(self) -> None:
+        (changed, by), self._change, self._telling = self._change, (None, None), None
         self._tell(
             {
                 "type": "state",
                 "changed": changed,
                 "by": by,
                 "status": dataclasses.asdict(self.worker.status),
-                "prompt": prompt.prompt,
+                "prompt": self.worker.prompt.prompt,
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset,
                 "effective": self._effective,
@@ -211,7 +226,7 @@ class Room:
         if status.phase == "ready" and self._preset is None:
             config = self.worker.pipeline.config
             self._preset, self._stats = self.worker.pipeline.preset, self.worker.stats
-            allow_bitrate(self.settings.bitrate or fit_bitrate(config.width, config.height, HIGHEST_FPS))
+            allow_bitrate(self.settings.bitrate or fit_bitrate(*config.size, HIGHEST_FPS))
             self._effective = self._in_force()
         if status.phase == "trouble":
             self.metrics.troubles.inc()

@@ -5,34 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
+import logging
 from collections.abc import Callable, Iterator
 
 import aioice.ice
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.codecs import h264, vpx
 
-from .access import TokenBucket
 from .broadcast import ViewerTrack
+from .offer import BadOffer, Offer
 from .settings import ServerSettings
 
-CHANNEL = "control"  # the label of the one data channel, which the viewer opens
+log = logging.getLogger(__name__)
+
 CONNECT_SECONDS = 20.0  # within which a connection must stand
-MESSAGES = 20.0, 40  # a second, and at once
-WARNINGS = 1.0, 1  # that these are too many
-MOST_CANDIDATES = 32
+GONE_SECONDS = 10.0  # of sending without an answer after which a viewer has vanished: aioice takes 30 to see it
+LOOK_SECONDS = 1.0  # between two looks
 MOST_UNREAD = 256 * 1024  # bytes; a viewer that leaves more of them unread is cut off
 BITS_PER_PIXEL = 0.25
-
-
-class BadOffer(ValueError):
-    """An offer that is no offer to watch."""
 
 
 class Peer:
     """One viewer.
 
-    on_open, on_message, on_close: called with the peer (and the message) in the event loop, on_close once.
+    on_connect, on_open, on_message, on_close: called with the peer (and the message) in the event loop: when the
+    connection stands, when the viewer's data channel is there, for each message, and once at the end.
     """
 
     def __init__(
@@ -40,37 +37,35 @@ class Peer:
         name: str,
         track: ViewerTrack,
         settings: ServerSettings,
+        on_connect: Callable[[Peer], None],
         on_open: Callable[[Peer], None],
         on_message: Callable[[Peer, str | bytes], None],
         on_close: Callable[[Peer], None],
     ):
         self.name, self.track = name, track
         self._settings = settings
-        self._on_open, self._on_message, self._on_close = on_open, on_message, on_close
+        self._on_connect, self._on_open, self._on_message, self._on_close = on_connect, on_open, on_message, on_close
         servers = [RTCIceServer(s.urls, s.username, s.credential) for s in settings.ice_servers]
-        clock = asyncio.get_running_loop().time
-        self.rate, self.warnings = TokenBucket(*MESSAGES, clock), TokenBucket(*WARNINGS, clock)
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._connection.on("connectionstatechange", self._follow_state)
         self._connection.on("datachannel", self._take_channel)
-        self._channel, self._closing = None, None
+        self._channel, self._closing, self._watching = None, None, None
         self._deadline = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._give_up)
         track.on("ended", self.close_soon)
 
     async def answer(self, sdp: str) -> str:
         """The answer to a viewer's offer. Raises BadOffer."""
-        if faults := _faults(sdp):
-            raise BadOffer(faults)
-        sdp = _with_local_candidates(sdp) if self._settings.loopback else sdp
+        offer = Offer(sdp)
         try:
             # The track comes first: codecs are chosen while the offer is read.
-            self._connection.addTrack(self.track)
-            self._connection.getTransceivers()[0].setCodecPreferences(_codecs(self._settings.codec))
-            await self._connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+            transceiver = self._connection.addTransceiver(self.track, direction="sendonly")
+            transceiver.setCodecPreferences(_codecs(self._settings.codec))
+            taken = offer.taken(local=self._settings.loopback)
+            await self._connection.setRemoteDescription(RTCSessionDescription(taken, "offer"))
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # aiortc's parser raises whatever its parts do
             raise BadOffer(f"the offer cannot be answered: {type(error).__name__}: {error}") from error
-        return self._connection.localDescription.sdp
+        return offer.answer(self._connection.localDescription.sdp)
 
     def send(self, message: dict) -> None:
         """Send a message, if the channel is open."""
@@ -79,6 +74,7 @@ class Peer:
         if channel is None or channel.readyState != "open" or channel.transport.transport.state != "connected":
             return
         if channel.bufferedAmount > MOST_UNREAD:
+            log.warning("%s does not read what is said: cut off", self.name)
             self.close_soon()
             return
         channel.send(json.dumps(message))
@@ -96,21 +92,52 @@ class Peer:
 
     async def _close(self) -> None:
         self._deadline.cancel()
+        if self._watching:
+            self._watching.cancel()
         self._on_close(self)
         await self._connection.close()
 
     def _follow_state(self) -> None:
         state = self._connection.connectionState
+        if state == "connected" and self._watching is None and self._closing is None:
+            self._watching = asyncio.ensure_future(self._watch())
+            self._on_connect(self)
         if state in ("failed", "closed"):
             self.close_soon()
 
     def _give_up(self) -> None:
         if self._connection.connectionState != "connected":
+            log.warning("%s did not connect: something on the way may block UDP; a TURN server helps", self.name)
             self.close_soon()
 
+    async def _watch(self) -> None:
+        """Close when the viewer has vanished: it is sent packets and sends none, not even reports of what it got."""
+        at_first = heard = sent = None
+        silent = 0.0
+        while silent < GONE_SECONDS:
+            before, heard_before = sent, heard
+            heard, sent = await self._traffic()
+            at_first = heard if at_first is None else at_first
+            if heard != heard_before:
+                silent = 0.0
+            elif sent != before and heard != at_first:  # one who never reports at all is left to aioice
+                silent += LOOK_SECONDS
+            await asyncio.sleep(LOOK_SECONDS)
+        log.warning("%s has vanished", self.name)
+        self.close_soon()
+
+    async def _traffic(self) -> tuple[int, int]:
+        """Packets that came from the viewer, and packets of video sent."""
+        stats = (await self._connection.getStats()).values()
+        came = sum(one.packetsReceived for one in stats if one.type == "transport")
+        return came, sum(one.packetsSent for one in stats if one.type == "outbound-rtp")
+
     def _take_channel(self, channel) -> None:
-        if self._channel is not None or channel.label != CHANNEL:
-            self.close_soon()
+        if self._channel is not None:
+            refusal = f"messages go over this viewer's first data channel, {self._channel.label!r}: use that one"
+            refuse = json.dumps({"type": "error", "error": refusal, "id": None})
+            channel.on("message", lambda message: channel.send(refuse))
+            channel.send(refuse)
             return
         self._channel = channel
         channel.on("message", lambda message: self._on_message(self, message))
@@ -118,7 +145,7 @@ class Peer:
         self._on_open(self)
 
 
-def fit_bitrate(width: int, height: int, fps: float) -> int:
+def fit_bitrate(height: int, width: int, fps: float) -> int:
     """Bits per second that show such a video well."""
     return round(BITS_PER_PIXEL * width * height * fps)
 
@@ -147,28 +174,6 @@ def local_addresses(settings: ServerSettings) -> Iterator[None]:
 
 
 def _codecs(name: str) -> list:
-    """The codec of that name in all its variants, and retransmission."""
-    wanted = (f"video/{name}", "video/rtx")
-    return [codec for codec in RTCRtpSender.getCapabilities("video").codecs if codec.mimeType.lower() in wanted]
-
-
-def _faults(sdp: str) -> str | None:
-    # Each section would get sockets of its own.
-    kinds = re.findall(r"^m=(\w*)", sdp, re.MULTILINE)
-    if "video" not in kinds or not set(kinds) <= {"video", "application"} or len(kinds) != len(set(kinds)):
-        return f"an offer must have one video section and at most one data channel section, got {kinds[:10]}"
-    if (count := len(re.findall(r"^a=candidate:", sdp, re.MULTILINE))) > MOST_CANDIDATES:
-        return f"an offer may name at most {MOST_CANDIDATES} candidates, got {count}"
-    return None
-
-
-def _with_local_candidates(sdp: str) -> str:
-    """Without the candidates that a server on loopback cannot reach: a browser's ``.local`` names cost a second to look
-    up. Its own checks make it known, so these are not the last candidates either."""
-    kept = (line for line in sdp.splitlines() if line != "a=end-of-candidates" and not _is_foreign(line))
-    return "\r\n".join(kept) + "\r\n"
-
-
-def _is_foreign(line: str) -> bool:
-    words = line.split()
-    return line.startswith("a=candidate:") and not any(word.startswith("127.") or word == "::1" for word in words[4:5])
+    """All codecs, those of that name first."""
+    known = RTCRtpSender.getCapabilities("video").codecs
+    return sorted(known, key=lambda codec: codec.mimeType.lower() != f"video/{name}")

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, IPvAnyAddress, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, IPvAnyAddress, model_validator
 from pydantic.dataclasses import dataclass
 
 SHORTEST_TOKEN = 16
+PORTS = {"http": 80, "https": 443}
+ORIGIN = re.compile(r"(https?)://([^\s/@*?#:\[\]]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?/?")
+
+
+def as_origin(text: str) -> str:
+    """A page's origin, spelt as in browsers' headers. Raises ValueError."""
+    found = ORIGIN.fullmatch(text.strip().lower())
+    if not found:
+        raise ValueError(f"an origin is https://HOST or https://HOST:PORT, got {text!r}")
+    scheme, host, port = found.groups()
+    host = host if host.startswith("[") else host.encode("idna").decode()
+    return f"{scheme}://{host}" + (f":{port}" if port and int(port) != PORTS[scheme] else "")
 
 
 @dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
@@ -35,7 +48,7 @@ class ServerSettings:
     origins: of pages, beside the server's own, that may use it, such as ``https://demo.example``; their host names are
         then also accepted as the server's, as behind a proxy.
     max_viewers: connections at a time, those still being made included.
-    codec: of the video. VP8 takes half the processor time of H.264 here.
+    codec: of the video, for viewers who take it; others get the other one. VP8 takes half the processor time of H.264.
     bitrate: bits per second that the video may take; None fits it to the picture.
     ice_servers: at most one STUN and one TURN server; none are used by default.
     ice_addresses: of this machine, that video may use beside the one that is bound. Firefox takes none from loopback.
@@ -44,7 +57,7 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     token: Annotated[str, Field(min_length=SHORTEST_TOKEN)] | None = None
-    origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = ()
+    origins: tuple[Annotated[str, AfterValidator(as_origin)], ...] = ()
     max_viewers: Annotated[int, Field(ge=1)] = 8
     codec: Literal["vp8", "h264"] = "vp8"
     bitrate: Annotated[int, Field(ge=100_000)] | None = None

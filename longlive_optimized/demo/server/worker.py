@@ -130,7 +130,7 @@ class Worker:
 
     def set_optimization_preset(self, preset: str) -> None:
         """Go over to a preset with the next block that begins."""
-        self.pipeline.set_optimization_preset(preset)
+        self.pipeline.set_optimization_preset(preset)  # pyright: ignore[reportArgumentType]  # a name by now
 
     def set_watched(self, watched: bool) -> None:
         """Blocks are made only while someone watches."""

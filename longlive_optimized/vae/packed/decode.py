@@ -87,7 +87,9 @@ class PackedDecoder(PackedState):
         plan.activate(weights.levels[0][0], pool, count)
 
     def _level(self, plan: Plan, index: int, count: int) -> None:
-        """The blocks of a level, from ``x`` and ``a`` to ``a``: the plain sum, and what the head reads at the last."""
+        """Run a level's blocks on ``x`` and ``a``. The result goes to ``a``: the plain residual sum, or at the last
+        level SiLU(norm) for the head.
+        """
         entry, pool, blocks = self._levels[index].entry, self._levels[index].pool, self.weights.levels[index]
         if index == 3:
             plan.blocks(blocks, entry, pool, count, gain=self.weights.head)

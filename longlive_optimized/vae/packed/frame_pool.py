@@ -1,4 +1,4 @@
-"""Where activations lie: frames that are never copied, which causal layers look back at by index."""
+"""Where activations lie. A causal layer's history is never copied: it is a list of frames' indices."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Frames(NamedTuple):
 
 
 class FramePool:
-    """A pool of activation frames of one size, which are never copied.
+    """A pool of activation frames of one size.
 
-    Each causal layer remembers the indices of the last two frames that it read: its history. ``read`` returns history
-    and new frames; the last two of them become the new history, and those that it frees become scratch. Scratch frames
-    are in up to three lists: ``x``, the residual stream; ``a`` and ``b``, the inputs of a block's first and second
-    convolution. ``layers`` are those that read.
+    A layer's history is never copied: it is the indices of the last two frames that the layer read. ``read`` returns
+    history and new frames; the last two of them become the new history, and those that it frees become scratch. Scratch
+    frames are in up to three lists: ``x``, the residual stream; ``a`` and ``b``, the inputs of a block's first and
+    second convolution. ``layers`` are those that read.
     """
 
     def __init__(

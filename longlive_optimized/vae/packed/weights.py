@@ -1,7 +1,7 @@
 """The weights as the fused convolutions read them: copies, made once, which all streams of a codec share.
 
 What is not fused (the first pointwise convolution, attention, strided convolutions and the norms beside them) is copied
-as the module that it is, so that all of it is of one time.
+as the module that it is, so that every weight of a codec is from the same moment.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ...kernels.conv_pixels import pack_pixels
 from ..wan.layers import AttentionBlock, Downsample, ResidualBlock, RMSNorm, Upsample
 from ..wan.model import WanVae
 
-_FEWEST = 96  # channels of a result, and what they are a multiple of, for which there is a kernel
+_FEWEST = 96  # output channels of the smallest kernel; the others have multiples of it
 
 
-@dataclass(frozen=True, eq=False)  # each is itself, and a key
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Convolution:
     """Arguments of ``causal_conv``."""
 

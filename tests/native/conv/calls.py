@@ -21,7 +21,7 @@ class Call(c.Structure):
     _fields_ = (
         *((name, c.c_int) for name in ("op", "frames", "height", "width", "channels")),
         ("x", FrameList), ("residual", FrameList),
-        ("weight", c.c_void_p), ("part_size", c.c_int64), ("bias", c.c_void_p), ("gain", c.c_void_p),
+        ("weight", c.c_void_p), ("bias", c.c_void_p), ("gain", c.c_void_p),
         ("raw", FrameList), ("act", FrameList), ("pixels", c.c_void_p), ("as_bytes", c.c_bool), ("eps", c.c_float),
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ class Emulated:
         call = Call(
             op=kind, frames=len(frames) - history, height=x.shape[2], width=x.shape[3],
             channels=len(bias) // (2 if kind == Kind.TIME else 1), x=frame_list(x, frames), weight=weight.data_ptr(),
-            part_size=weight.shape[1], bias=bias.data_ptr(), **rest,
+            bias=bias.data_ptr(), **rest,
         )  # fmt: skip
         assert self.library.call_size() == c.sizeof(Call)
         assert self.library.convolve_once(c.byref(call), self.subtiles, self.processors, self.seed)

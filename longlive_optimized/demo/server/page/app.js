@@ -41,6 +41,7 @@ connection.addEventListener("message", ({ detail: message }) => {
   if (message.type === "hello") greet(message);
   if (message.type === "state") showState(message);
   if (message.type === "block") showBlock(message);
+  if (message.type === "error" && !message.asked) toast(message.error); // others are told to whoever asked
 });
 
 function greet(hello) {

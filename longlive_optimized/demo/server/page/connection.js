@@ -113,7 +113,7 @@ export class Connection extends EventTarget {
     this.#waiting.delete(message.id);
     if (asked && message.type === "error") asked.reject(new Error(message.error));
     else asked?.resolve(message);
-    this.#tell("message", message);
+    this.#tell("message", { ...message, asked: Boolean(asked) });
   }
 
   #say(state) { this.#tell("state", state); }

@@ -1,0 +1,64 @@
+"""The files that a command is to write: found unfit before any work, named when they are written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .loading import console
+
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+
+
+def check_file(option: str, path: Path | None, force: bool, suffix: str = "") -> None:
+    """Make the folder of a file to come and try to write there. Raises ValueError and OSError naming the option."""
+    if path is None:
+        return
+    try:
+        if suffix and (path.suffix.lower() != suffix or (path.exists() and not path.is_file())):
+            raise ValueError(f"{option} must be an {suffix} file, got {str(path)!r}")
+        there = path.exists()
+        if there and not path.is_file() and not path.is_dir():
+            return  # a device or a pipe, such as /dev/stdout
+        if there and path.is_file() and not force:
+            raise FileExistsError(f"{option}: {path} exists; --force overwrites it")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise NotADirectoryError(f"{option}: {path} cannot be written: {path.parent} is no folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        if not error.strerror:  # it is one of the above
+            raise
+        raise OSError(f"{option}: {path} cannot be written: {error.strerror}") from error
+
+
+def write_json(path: Path | None, value: object) -> None:
+    """Write ``value`` where a path is given. Raises OSError naming the option."""
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise OSError(f"--json: {path} cannot be written: {error.strerror}") from error
+    if path.is_file():
+        say_written(path)
+
+
+def say_written(path: Path, note: str = "") -> None:
+    """``wrote FILE: 12.3 kB``, and ``note``."""
+    files = [path] if not path.is_dir() else [file for file in path.rglob("*") if file.is_file()]
+    console.print(f"wrote {path}: {_size(sum(file.stat().st_size for file in files))}{note}", soft_wrap=True)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,37 @@
+"""What NumPy, OpenCV and torch hand over for a number or a list, as Python's own; and names that were meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """A NumPy scalar or array, or a tensor, as a number or a list; all else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """``value`` as an int. Raises ValueError naming the argument unless it is a whole number in [least, most]."""
+    number = plain(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, int) and not isinstance(number, bool):
+        if least <= number and (most is None or number <= most):
+            return number
+    wanted = f"of at least {least}" if most is None else f"in {least}..{most}"
+    raise ValueError(f"{name} must be a whole number {wanted}, got {value!r}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a bool. Raises TypeError naming the argument for anything but true and false."""
+    if isinstance(plain(value), bool):
+        return bool(value)
+    raise TypeError(f"{name} must be true or false, got {value!r}")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """``; did you mean 'seed'?`` where one of the ``known`` names is close to ``name``, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""

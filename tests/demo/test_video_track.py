@@ -1,0 +1,156 @@
+"""The track's time stamps, whatever the engine's pace, and what is made of them."""
+
+import asyncio
+import itertools
+import statistics
+import time
+
+import pytest
+import torch
+
+aiortc = pytest.importorskip("aiortc")
+
+import aioice.ice  # noqa: E402
+import av  # noqa: E402
+from aiortc.contrib.media import MediaRecorder  # noqa: E402
+
+from longlive_optimized.demo.scope_integration import ScopeOptimizationConfig  # noqa: E402
+from longlive_optimized.demo.video_track import PipelineVideoTrack  # noqa: E402
+from longlive_optimized.video_time import RTP_CLOCK  # noqa: E402
+from support import mp4  # noqa: E402
+
+
+class Still:
+    """A pipeline of grey pictures, of which each block of twelve takes ``seconds``."""
+
+    overlay = None
+
+    def __init__(self, seconds: float = 0.0, fps: int = 25):
+        self.config = ScopeOptimizationConfig(height=32, width=48, target_fps=fps)
+        self._seconds, self._frames = seconds, itertools.count()
+
+    def switch_prompt(self, prompt: str) -> None:
+        """Nothing is to be seen of it."""
+
+    def next_frame(self) -> torch.Tensor:
+        if next(self._frames) % 12 == 0:
+            time.sleep(self._seconds)
+        return torch.full((3, 32, 48), 0.5)
+
+
+async def watch(track: PipelineVideoTrack, seconds: float) -> list[tuple[float, float]]:
+    """Time stamps and arrivals, both in seconds from the first."""
+    seen, began = [], None
+    while began is None or time.monotonic() - began < seconds:
+        frame = await track.recv()
+        began = began or time.monotonic()
+        seen.append((frame.pts / RTP_CLOCK, time.monotonic() - began))
+    return seen
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.48, 0.7, 1.5])
+def test_times_are_of_the_wall_clock(seconds):
+    track = PipelineVideoTrack(Still(seconds), "a fox")
+    seen = asyncio.run(watch(track, 4))
+    track.stop()
+    assert seen[0][0] == 0 and all(abs(stamp - arrival) < 0.2 for stamp, arrival in seen)
+    gaps = [after - before for (before, _), (after, _) in itertools.pairwise(seen)]
+    assert min(gaps) > 1 / 25 - 1e-4
+    assert statistics.median(gaps) == pytest.approx(1 / 25, abs=2e-5)
+
+
+def test_a_track_that_nobody_read_for_a_while_is_not_in_a_rush():
+    async def scene():
+        track = PipelineVideoTrack(Still(), "a fox")
+        before = await watch(track, 0.2)
+        await asyncio.sleep(1)
+        after = await watch(track, 0.5)
+        track.stop()
+        return before, after
+
+    before, after = asyncio.run(scene())
+    assert after[0][0] - before[-1][0] > 0.9 and len(after) < 16
+
+
+def test_times_go_on_with_the_next_track_and_begin_anew_with_the_first():
+    async def scene():
+        one, two = PipelineVideoTrack(Still(), "a fox"), PipelineVideoTrack(Still(), "a fox")
+        assert (await one.recv()).pts == 0
+        two.stop()
+        last = (await watch(one, 0.5))[-1][0]
+        three = PipelineVideoTrack(Still(), "a boat")
+        assert (await three.recv()).pts / RTP_CLOCK > last
+        one.stop()
+        three.stop()
+        four = PipelineVideoTrack(Still(), "a boat")
+        assert (await four.recv()).pts == 0
+        four.stop()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+def test_a_track_takes_the_place_of_another(codec, monkeypatch):
+    monkeypatch.setattr(aioice.ice, "get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+    async def scene():
+        nothing = aiortc.RTCConfiguration(iceServers=[])
+        sender, viewer = aiortc.RTCPeerConnection(nothing), aiortc.RTCPeerConnection(nothing)
+        arrived = asyncio.get_running_loop().create_future()
+        viewer.on("track", arrived.set_result)
+        tracks = [PipelineVideoTrack(Still(0.1), "a fox")]
+        transceiver = sender.addTransceiver(tracks[0], direction="sendonly")
+        known = aiortc.RTCRtpSender.getCapabilities("video").codecs
+        transceiver.setCodecPreferences([one for one in known if one.name == codec])
+        await sender.setLocalDescription(await sender.createOffer())
+        await viewer.setRemoteDescription(sender.localDescription)
+        await viewer.setLocalDescription(await viewer.createAnswer())
+        await sender.setRemoteDescription(viewer.localDescription)
+        track, stamps = await asyncio.wait_for(arrived, 10), []
+        for seconds in (0.5, 0.1, 0.1):
+            stamps += [(await asyncio.wait_for(track.recv(), 10)).pts for _ in range(15)]
+            await asyncio.sleep(seconds)
+            tracks.append(PipelineVideoTrack(Still(0.1), "a boat"))
+            transceiver.sender.replaceTrack(tracks[-1])
+            tracks[-2].stop()
+            # A change of bandwidth gives aiortc a new encoder, which takes no time before its first.
+            transceiver.sender._RTCRtpSender__encoder.target_bitrate += 200_000
+        stamps += [(await asyncio.wait_for(track.recv(), 10)).pts for _ in range(15)]
+        tracks[-1].stop()
+        await asyncio.gather(sender.close(), viewer.close())
+        assert stamps == sorted(stamps) and len(set(stamps)) == 60
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("fps", [16, 25, 30])
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "webm"])
+def test_a_recorder_of_aiortcs_gets_the_times_right(ending, fps, tmp_path):
+    """To 1/30 of a second, which is all that it keeps."""
+    path = tmp_path / f"a.{ending}"
+
+    async def scene():
+        track = PipelineVideoTrack(Still(0.5, fps), "a fox")
+        stamps, receive = [], track.recv
+
+        async def recv():
+            frame = await receive()
+            stamps.append(frame.pts / RTP_CLOCK)
+            return frame
+
+        track.recv = recv
+        recorder = MediaRecorder(str(path))
+        recorder.addTrack(track)
+        await recorder.start()
+        await asyncio.sleep(2.5)
+        await recorder.stop()
+        track.stop()
+        return stamps
+
+    stamps = asyncio.run(scene())
+    with av.open(str(path)) as video:
+        times = [frame.time for frame in video.decode(video=0)]
+    assert len(times) in (len(stamps), len(stamps) - 1) and len(times) > 20
+    assert times == pytest.approx(stamps[: len(times)], abs=0.5 / 30 + 0.002)
+    if ending == "mp4":
+        assert mp4.times(path.read_bytes()) == pytest.approx(times, abs=0.001)
