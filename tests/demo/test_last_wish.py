@@ -42,7 +42,7 @@ class Machine:
     def _decode(self, latents):
         if self.failing == "vae":
             raise RuntimeError("no")
-        return torch.zeros(4 * len(latents), 32, 48, 3, dtype=torch.uint8)
+        return torch.zeros(4 * len(latents), 32, 48, 3, dtype=torch.uint8, device=latents.device)
 
 
 @pytest.fixture(scope="module")

@@ -353,7 +353,7 @@ def test_a_preset_by_message_acts_once_and_is_answered(scope):
     (answer,) = told(scope, "optimization_preset")
     assert answer["request_id"] == "r1" and answer["preset"] == "realtime"
     assert answer["effective"]["denoising_steps"] == [1000, 500, 250] and answer["effective"]["local_attn_size"] == 9
-    assert answer["effective"]["precision"] == ("bfloat16" if torch.cuda.is_available() else "float32")
+    assert answer["effective"]["precision"] == ("bf16" if torch.cuda.is_available() else "float32")
     run(session, 2)
     assert len(told(scope, "optimization_preset")) == 1  # the message is still among the parameters
     run(session, 1, request_id="r2")

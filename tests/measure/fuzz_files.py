@@ -80,7 +80,8 @@ def _work(pristine: Path, pipe) -> None:
 
     torch.set_num_threads(1)
     healthy = picture(pristine)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()  # CUDA's libraries are large
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY, mapped + _MEMORY))
     pipe.send(("ready", ""))
     while (task := pipe.recv()) is not None:
         folder, spoilt = task
