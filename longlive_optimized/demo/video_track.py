@@ -63,7 +63,7 @@ class PipelineVideoTrack(VideoStreamTrack):
         """End the track and its thread; a block under way is finished."""
         super().stop()
         self._live.discard(self)
-        # A frame under way is not cancelled: a sender that waits for it would end, although it has another track by now.
+        # A frame under way is not cancelled: a sender that waits for it would end, though it has another track by now.
         self._worker.shutdown(wait=False)
 
     def _next_picture(self):
