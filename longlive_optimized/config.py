@@ -134,6 +134,8 @@ class StreamSettings:
         """These settings with ``changes``. Raises ValueError, listing what can change, for bad values, for what is no
         field, and for fields that cannot change while a stream runs (all of OptimizationConfig's but CHANGEABLE).
         """
+        if not changes:
+            return self
         fixed = {field.name for field in dataclasses.fields(OptimizationConfig)} - {*CHANGEABLE}
         known = [field.name for field in dataclasses.fields(self)]
         can = [*CHANGEABLE, *(name for name in known if name not in fixed and name not in CHANGEABLE)]

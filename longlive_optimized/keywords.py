@@ -10,11 +10,9 @@ Blend = Literal["linear", "slerp"]
 Position = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
 
 
-class ConfigFields(TypedDict, total=False):
-    """The fields of StreamSettings, OptimizationConfig and ScopeOptimizationConfig."""
+class StreamFields(TypedDict, total=False):
+    """Those of StreamSettings that ``open_stream`` has no argument for."""
 
-    height: int | None
-    width: int | None
     denoising_steps: Sequence[int]
     step_schedule: Literal["longlive", "scope"]
     local_attn_size: int
@@ -23,8 +21,15 @@ class ConfigFields(TypedDict, total=False):
     positions: Literal["relative", "base"]
     restart_at: int | None
     precision: Literal["bf16", "fp8"]
-    seed: int
     use_cuda_graphs: bool
+
+
+class ConfigFields(StreamFields, total=False):
+    """The fields of StreamSettings, OptimizationConfig and ScopeOptimizationConfig."""
+
+    height: int | None
+    width: int | None
+    seed: int
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"]
     model_dtype: Literal["auto", "bfloat16", "float32"]
     use_prompt_cache: bool
@@ -41,20 +46,6 @@ class ConfigFields(TypedDict, total=False):
     prompt_debounce_ms: int
     smooth_prompt_transition: bool
     transition_frames: int
-
-
-class StreamFields(TypedDict, total=False):
-    """Those of StreamSettings that ``open_stream`` has no argument for."""
-
-    denoising_steps: Sequence[int]
-    step_schedule: Literal["longlive", "scope"]
-    local_attn_size: int
-    sink_size: int
-    global_sink: bool
-    positions: Literal["relative", "base"]
-    restart_at: int | None
-    precision: Literal["bf16", "fp8"]
-    use_cuda_graphs: bool
 
 
 class OverlayFields(TypedDict, total=False):

@@ -68,35 +68,36 @@ Factor = Tensor | tuple[Tensor, Tensor]  # a matrix, or two whose product it is
 
 
 @dataclass(frozen=True, eq=False)
-class Hadamard:
+class _Product:
+    """``scale`` times a product of two matrices, no element of which is larger than the product of their largest."""
+
+    one: Factor
+    two: Factor
+    scale: float = 1.0
+
+    def add(self, weight: Tensor, base: Tensor) -> Tensor:
+        change = self._product(_matrix(self.one, weight), _matrix(self.two, weight))
+        return weight.add(change.view_as(weight), alpha=self.scale)
+
+    def bound(self) -> float:
+        return abs(self.scale) * _bound(self.one) * _bound(self.two)
+
+    def _product(self, one: Tensor, two: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Hadamard(_Product):
     """LoHa (FedPara, arXiv 2108.06098): ``scale`` times the elementwise product of two matrices."""
 
-    one: Factor
-    two: Factor
-    scale: float = 1.0
-
-    def add(self, weight: Tensor, base: Tensor) -> Tensor:
-        change = _matrix(self.one, weight) * _matrix(self.two, weight)
-        return weight.add(change.view_as(weight), alpha=self.scale)
-
-    def bound(self) -> float:
-        return abs(self.scale) * _bound(self.one) * _bound(self.two)
+    def _product(self, one: Tensor, two: Tensor) -> Tensor:
+        return one * two
 
 
-@dataclass(frozen=True, eq=False)
-class Kronecker:
+class Kronecker(_Product):
     """LoKr (LyCORIS, arXiv 2309.14859): ``scale`` times the Kronecker product of two matrices."""
 
-    one: Factor
-    two: Factor
-    scale: float = 1.0
-
-    def add(self, weight: Tensor, base: Tensor) -> Tensor:
-        change = torch.kron(_matrix(self.one, weight), _matrix(self.two, weight))
-        return weight.add(change.view_as(weight), alpha=self.scale)
-
-    def bound(self) -> float:
-        return abs(self.scale) * _bound(self.one) * _bound(self.two)
+    def _product(self, one: Tensor, two: Tensor) -> Tensor:
+        return torch.kron(one, two)
 
 
 @dataclass(frozen=True, eq=False)
