@@ -28,6 +28,16 @@ __device__ inline void load_tile(void* to, const TensorMap& map, Barrier& full, 
       : "memory");
 }
 
+// The same box for all CTAs of the cluster in `kMask`, to the same place in each, reported to the same barrier of each.
+template <uint16_t kMask>
+__device__ void load_tile_to_cluster(void* to, const TensorMap& map, Barrier& full, int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(c0), "r"(c1), "r"(shared_address(&full)), "h"(kMask)
+      : "memory");
+}
+
 // cp.async.bulk: a run of bytes; address, size and destination are multiples of 16.
 __device__ inline void load_bytes(void* to, const void* from, int bytes, Barrier& full) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

@@ -36,6 +36,10 @@ using std::max;
 using std::min;
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
+inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
+inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline int __float2int_rn(float x) { return x == x ? int(std::lrint(std::clamp(x, -1e9f, 1e9f))) : 0; }
 inline float __saturatef(float x) { return x > 0 ? std::fmin(x, 1.f) : 0; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 template <class T>

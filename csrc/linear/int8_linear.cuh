@@ -1,0 +1,414 @@
+#pragma once
+// x weight^T of int8 matrices on Hopper's tensor cores, with scales, bias and GELU in the epilogue.
+//
+// Warp-specialised and persistent, in clusters of two CTAs whose tiles share their weights (tiles.h). One producer warp
+// loads tiles of x and weight by TMA, half of the weights for both CTAs; two consumer warpgroups of 64 rows each
+// multiply. The second consumer starts a few stages late and keeps that lag: while one is in its epilogue, the other
+// has the tensor cores.
+#include <cuda_runtime.h>
+
+#include "common/bf16.cuh"
+#include "common/int8.cuh"
+#include "common/math.cuh"
+#include "common/reduce.cuh"
+#include "common/sm90/cluster.cuh"
+#include "common/sm90/pipeline.cuh"
+#include "common/sm90/registers.cuh"
+#include "common/sm90/tma.cuh"
+#include "common/sm90/wgmma.cuh"
+#include "linear/tiles.h"
+
+namespace longlive::linear {
+using sm90::Barrier;
+using sm90::kConsumers;
+using sm90::kWarpgroupWarps;
+using sm90::TensorMap;
+
+constexpr int kThreads = kConsumers * sm90::kWarpgroup;  // of consumers
+constexpr int kRows = kTileRows / kConsumers;
+
+// Scale of x: one a row, or one a row and group of the depth, for which the sums leave the integers after each group.
+enum class Scale { kRow, kGroup };
+// What the epilogue stores: bfloat16, or GELU's result in int8 with a scale for each row of a tile.
+enum class Result { kPlain, kGelu };
+
+template <Scale scale, Result result, int columns, int stages, int lag = 2>
+struct Config {
+  static constexpr Scale kScale = scale;
+  static constexpr Result kResult = result;
+  static constexpr int kColumns = columns, kStages = stages, kSums = columns / 2;
+  static constexpr int kLag = lag;
+  static constexpr int kXBytes = kTileRows * kStep;
+  static constexpr int kHalfBytes = columns / kCluster * kStep, kWeightBytes = kCluster * kHalfBytes;
+  using Sum = std::conditional_t<scale == Scale::kRow, int32_t, float>;
+  static_assert(kHalfBytes % 1024 == 0 && columns % 32 == 0);
+};
+
+struct Params {
+  const float* x_scale;       // [groups, rows]
+  const float* weight_scale;  // [columns]
+  const bf16* bias;           // [columns]
+  void* out;                  // [rows, columns]
+  float* out_scale;           // [columns / tile's, rows], of GELU's result
+  void* partials;             // [partials, kCluster, kSums, kThreads]: registers of the consumers
+  int rows, columns;
+  int group_steps;  // of the pipeline, in one step of the schedule
+  Tiles tiles;
+  StreamK schedule;
+};
+
+template <class C>
+struct Shared {
+  using Stages = sm90::Pipeline<C::kStages, 1>;
+  struct alignas(1024) Stage {
+    uint8_t x[C::kXBytes], weight[C::kWeightBytes];
+  };
+  Stage stage[C::kStages];
+  Stages stages;
+};
+
+__device__ inline int cluster_index() { return blockIdx.x / kCluster; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The producer: one warp. Its lanes run together; the first one issues the copies.
+
+template <class C>
+struct Producer {
+  const Params& p;
+  Shared<C>& s;
+  const TensorMap &x, &weight;
+  const int lane = threadIdx.x % 32;
+  const int rank = int(sm90::cluster_rank());
+  typename Shared<C>::Stages::State state;
+
+  __device__ void run() {
+    auto at = p.schedule.start(cluster_index());
+    Work work;
+#pragma unroll 1
+    while (p.schedule.next(cluster_index(), at, work)) {
+      const WorkTile tile = p.tiles.at(work.tile, rank);
+#pragma unroll 1
+      for (int step = work.first * p.group_steps; step < work.last * p.group_steps; ++step) load(tile, step * kStep);
+    }
+  }
+
+  // The stage must be empty in both CTAs: half of the weights go to both.
+  __device__ void load(const WorkTile& tile, int depth) {
+    sm90::wait_for_cluster(s.stages.empty[state.stage], state.phase ^ 1);
+    __syncwarp();  // as in Pipeline::acquire
+    if (lane == 0) {
+      auto& stage = s.stage[state.stage];
+      Barrier& full = s.stages.full[state.stage];
+      full.arrive_and_expect(C::kXBytes + C::kWeightBytes);
+      sm90::load_tile(stage.x, x, full, depth, tile.row);
+      constexpr int kHalf = C::kColumns / kCluster;
+      if (tile.shares_weight) {
+        sm90::load_tile_to_cluster<(1 << kCluster) - 1>(stage.weight + rank * C::kHalfBytes, weight, full, depth,
+                                                       tile.column + rank * kHalf);
+      } else {
+        for (int half = 0; half < kCluster; ++half)
+          sm90::load_tile(stage.weight + half * C::kHalfBytes, weight, full, depth, tile.column + half * kHalf);
+      }
+    }
+    state.advance();
+  }
+};
+
+// GELU in its tanh form: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
+__device__ inline float gelu(float x) {
+  constexpr float kFactor = 0.7978845608028654f;
+  const float half = 0.5f * x;
+  return fmaf(half, tanh_approx(x * fmaf(kFactor * 0.044715f, x * x, kFactor)), half);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The epilogue of a consumer's half of a tile. A thread has two rows, lane / 4 of its warp's 16 and 8 below it. Of each
+// 32 columns it has those that the instruction numbers 8 i + 2 (lane % 4) + j: packed weights make them 8 (lane % 4) +
+// 2 i + j, eight in a run.
+
+template <class C>
+struct Epilogue {
+  static constexpr int kBlocks = C::kColumns / 32, kRun = 8;
+  using Sums = typename C::Sum[C::kSums];
+
+  const Params& p;
+  const WorkTile& tile;
+  const int lane = threadIdx.x % 32;
+  const int first_row;  // of this thread
+
+  __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer)
+      : p(p),
+        tile(tile),
+        first_row(tile.row + consumer * kRows + threadIdx.x / 32 % kWarpgroupWarps * 16 + threadIdx.x % 32 / 4) {}
+
+  __device__ int row(int r) const { return first_row + 8 * r; }
+  __device__ bool live(int r) const { return row(r) < p.rows; }
+  __device__ int column(int block) const { return tile.column + 32 * block + lane % 4 * kRun; }
+  // Of the i-th value of a run among a thread's sums.
+  static constexpr int at(int block, int r, int i) { return 16 * block + i / 2 * 4 + 2 * r + i % 2; }
+
+  __device__ void run(Sums& sums) const {
+    float x_scale[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) x_scale[r] = C::kScale == Scale::kRow && live(r) ? p.x_scale[row(r)] : 1.f;
+    if constexpr (C::kResult == Result::kPlain) {
+      store(sums, x_scale);
+    } else {
+      store_gelu(sums, x_scale);
+    }
+  }
+
+  // This thread's run of `block` in both rows, scaled and with its bias.
+  __device__ void values(const Sums& sums, const float (&x_scale)[2], int block, float (&y)[2][kRun]) const {
+    const float4* scales = reinterpret_cast<const float4*>(p.weight_scale + column(block));
+    const float4 s = __ldg(scales), t = __ldg(scales + 1);
+    const float scale[kRun] = {s.x, s.y, s.z, s.w, t.x, t.y, t.z, t.w};
+    const uint4 bias = __ldg(reinterpret_cast<const uint4*>(p.bias + column(block)));
+    const uint32_t pairs[kRun / 2] = {bias.x, bias.y, bias.z, bias.w};
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int i = 0; i < kRun / 2; ++i) {
+        const float a = float(sums[at(block, r, 2 * i)]), b = float(sums[at(block, r, 2 * i + 1)]);
+        y[r][2 * i] = fmaf(a * x_scale[r], scale[2 * i], low(pairs[i]));
+        y[r][2 * i + 1] = fmaf(b * x_scale[r], scale[2 * i + 1], high(pairs[i]));
+      }
+  }
+
+  __device__ void store(const Sums& sums, const float (&x_scale)[2]) const {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      if (column(block) >= p.columns) break;
+      float y[2][kRun];
+      values(sums, x_scale, block, y);
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (live(r))
+          *reinterpret_cast<uint4*>(static_cast<bf16*>(p.out) + int64_t(row(r)) * p.columns + column(block)) = {
+              pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]), pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])};
+    }
+  }
+
+  // Precision: float32 up to the rounding to int8. GELU's results take the place of the sums: registers are short.
+  __device__ void store_gelu(Sums& sums, const float (&x_scale)[2]) const {
+    uint32_t largest[2] = {};
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      float y[2][kRun];
+      values(sums, x_scale, block, y);
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) {
+          const float result = gelu(y[r][i]);
+          largest[r] = max(largest[r], magnitude(result));
+          sums[at(block, r, i)] = __float_as_int(result);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const RowScale scale(quad_reduce(largest[r], [](uint32_t a, uint32_t b) { return max(a, b); }));
+      if (!live(r)) continue;
+      if (lane % 4 == 0) p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale.scale;
+      const auto four = [&](int block, int i) {
+        const auto x = [&](int j) { return __int_as_float(sums[at(block, r, i + j)]); };
+        return scale.pack(x(0), x(1), x(2), x(3));
+      };
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block)
+        *reinterpret_cast<uint2*>(static_cast<int8_t*>(p.out) + int64_t(row(r)) * p.columns + column(block)) = {
+            four(block, 0), four(block, 4)};
+    }
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A consumer: one warpgroup.
+
+template <class C>
+struct Consumer {
+  static constexpr bool kGroups = C::kScale == Scale::kGroup;
+
+  const Params& p;
+  Shared<C>& s;
+  const int index;  // among the consumers
+  const int lane = threadIdx.x % 32;
+  const int rank = int(sm90::cluster_rank());
+  typename Shared<C>::Stages::State state;
+  int last = C::kStages;  // the stage that products in flight read; at first none: the spare barrier
+  int32_t acc[C::kSums];
+  float total[kGroups ? C::kSums : 1];
+
+  __device__ void run() {
+    if (index == 1) wait_for_lag();
+    auto at = p.schedule.start(cluster_index());
+    Work work;
+#pragma unroll 1
+    while (p.schedule.next(cluster_index(), at, work)) {
+      const WorkTile tile = p.tiles.at(work.tile, rank);
+      if constexpr (kGroups) {
+        multiply_groups(work, tile);
+        finish(work, tile, total);
+      } else {
+        multiply(work);
+        finish(work, tile, acc);
+      }
+    }
+  }
+
+  __device__ void wait_for_lag() {
+    auto at = p.schedule.start(cluster_index());
+    Work work;
+    if (p.schedule.next(cluster_index(), at, work))
+      s.stages.full[min(C::kLag, (work.last - work.first) * p.group_steps - 1)].wait(0);
+  }
+
+  // Issues the products of one stage.
+  template <bool kFirst>
+  __device__ void issue() {
+    const auto& stage = s.stage[state.stage];
+    const uint64_t a = sm90::swizzled_descriptor(stage.x + index * kRows * kStep);
+    const uint64_t b = sm90::swizzled_descriptor(stage.weight);
+    sm90::pin(acc);
+    sm90::mma_fence();
+#pragma unroll
+    for (int i = 0; i < kStep / 32; ++i) {
+      kFirst && i == 0 ? sm90::mma_ss<int8_t, C::kColumns, false>(acc, a, b)
+                       : sm90::mma_ss<int8_t, C::kColumns>(acc, a + 2 * i, b + 2 * i);
+    }
+    sm90::mma_commit();
+  }
+
+  __device__ void step(bool first) {
+    s.stages.wait(state);
+    first ? issue<true>() : issue<false>();
+    sm90::mma_wait<1>();
+    release();
+    last = state.stage;
+    state.advance();
+  }
+
+  __device__ void finish_products() {
+    sm90::mma_wait<0>();
+    sm90::pin(acc);
+    release();
+    last = C::kStages;
+  }
+
+  // In both CTAs: either may fill the other's stage.
+  __device__ void release() {
+    if (lane < kCluster) sm90::remote_arrive(sm90::remote_address(&s.stages.empty[last], lane));
+  }
+
+  __device__ void multiply(const Work& work) {
+#pragma unroll 1
+    for (int i = work.first; i < work.last; ++i) step(i == work.first);
+    finish_products();
+  }
+
+  __device__ void multiply_groups(const Work& work, const WorkTile& tile) {
+#pragma unroll
+    for (float& x : total) x = 0;
+    const int row = tile.row + index * kRows + threadIdx.x / 32 % kWarpgroupWarps * 16 + lane / 4;
+    const int rows[2] = {min(row, p.rows - 1), min(row + 8, p.rows - 1)};
+#pragma unroll 1
+    for (int group = work.first; group < work.last; ++group) {
+      const float* scales = p.x_scale + int64_t(group) * p.rows;
+      const float scale[2] = {__ldg(scales + rows[0]), __ldg(scales + rows[1])};
+#pragma unroll 1
+      for (int i = 0; i < p.group_steps; ++i) step(i == 0);
+      finish_products();
+#pragma unroll
+      for (int i = 0; i < C::kSums; ++i) total[i] = fmaf(float(acc[i]), scale[i / 2 % 2], total[i]);
+    }
+  }
+
+  template <class Sums>
+  __device__ void finish(const Work& work, const WorkTile& tile, Sums& sums) {
+    if (work.partial < 0) {
+      Epilogue<C>(p, tile, index).run(sums);
+    } else {
+      auto* to = partial_of<C>(p, work.partial, rank, index);
+#pragma unroll
+      for (int i = 0; i < C::kSums; ++i) to[i * kThreads] = sums[i];
+    }
+  }
+};
+
+// The first of this thread's partial sums, which lie kThreads apart.
+template <class C>
+__device__ typename C::Sum* partial_of(const Params& p, int partial, int rank, int consumer) {
+  return static_cast<typename C::Sum*>(p.partials) + (int64_t(partial) * kCluster + rank) * C::kSums * kThreads +
+         consumer * sm90::kWarpgroup + threadIdx.x % sm90::kWarpgroup;
+}
+
+template <class C>
+__global__ void __launch_bounds__(sm90::kThreads, 1)
+    int8_linear_kernel(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight,
+                       const __grid_constant__ Params p) {
+  Shared<C>& s = sm90::shared_memory<Shared<C>>();
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), warpgroup = warp / kWarpgroupWarps;
+  if (threadIdx.x == 0) {
+    if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
+    s.stages.init(kCluster * kConsumers * kWarpgroupWarps);
+    sm90::fence_barrier_init();
+    sm90::prefetch(x), sm90::prefetch(weight);
+  }
+  __syncthreads();
+  sm90::cluster_sync();  // the other CTA may arrive at our barriers, and fill our stages
+  if (warpgroup == 0) {
+    sm90::reg_dealloc<sm90::kProducerRegisters>();
+    if (warp == 0) Producer<C>{p, s, x, weight}.run();
+  } else {
+    sm90::reg_alloc<sm90::kConsumerRegisters>();
+    Consumer<C>{p, s, warpgroup - 1}.run();
+  }
+  __syncwarp();
+  sm90::cluster_sync();  // the other CTA may still arrive here
+}
+
+// Adds the partial sums of a tile that was split, in the order of its steps: the result is the same every time.
+template <class C>
+__global__ void __launch_bounds__(kThreads) int8_linear_combine_kernel(const __grid_constant__ Params p) {
+  const auto split = p.schedule.split(blockIdx.x / kCluster);
+  const int rank = blockIdx.x % kCluster, consumer = threadIdx.x / sm90::kWarpgroup;
+  if (split.first == split.last) return;  // one cluster had it whole
+  typename C::Sum sums[C::kSums] = {};
+#pragma unroll 1
+  for (int cluster = split.first; cluster <= split.last; ++cluster) {
+    const auto* from = partial_of<C>(p, p.schedule.partial_of(cluster, split), rank, consumer);
+#pragma unroll
+    for (int i = 0; i < C::kSums; ++i) sums[i] += __ldg(from + i * kThreads);
+  }
+  const WorkTile tile = p.tiles.at(split.tile, rank);
+  Epilogue<C>(p, tile, consumer).run(sums);
+}
+
+// `clusters` at most; `split_tiles` of the schedule are combined.
+template <class C>
+cudaError_t launch(const TensorMap& x, const TensorMap& weight, const Params& p, int clusters, int split_tiles,
+                   cudaStream_t stream) {
+  constexpr int kBytes = sizeof(Shared<C>);
+  const auto kernel = int8_linear_kernel<C>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kCluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = kCluster * clusters;
+  config.blockDim = sm90::kThreads;
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  error = cudaLaunchKernelEx(&config, kernel, x, weight, p);
+  if (error != cudaSuccess || split_tiles == 0) return error;
+  config.gridDim = kCluster * split_tiles;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = 0;
+  config.numAttrs = 0;
+  return cudaLaunchKernelEx(&config, int8_linear_combine_kernel<C>, p);
+}
+}  // namespace longlive::linear
