@@ -94,8 +94,7 @@ struct Producer {
 
   // The stage must be empty in both CTAs: half of the weights go to both.
   __device__ void load(const WorkTile& tile, int depth) {
-    sm90::wait_for_cluster(s.stages.empty[state.stage], state.phase ^ 1);
-    __syncwarp();  // as in Pipeline::acquire
+    s.stages.acquire(state);
     if (lane == 0) {
       auto& stage = s.stage[state.stage];
       Barrier& full = s.stages.full[state.stage];
@@ -297,7 +296,7 @@ struct Consumer {
 
   // In both CTAs: either may fill the other's stage.
   __device__ void release() {
-    if (lane < kCluster) sm90::remote_arrive(sm90::remote_address(&s.stages.empty[last], lane));
+    if (lane < kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
   }
 
   __device__ void multiply(const Work& work) {
@@ -355,7 +354,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
     sm90::prefetch(x), sm90::prefetch(weight);
   }
   __syncthreads();
-  sm90::cluster_sync();  // the other CTA may arrive at our barriers, and fill our stages
+  sm90::cluster_meet();  // the other CTA may arrive at our barriers, and fill our stages
   if (warpgroup == 0) {
     sm90::reg_dealloc<sm90::kProducerRegisters>();
     if (warp == 0) Producer<C>{p, s, x, weight}.run();
@@ -364,7 +363,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
     Consumer<C>{p, s, warpgroup - 1}.run();
   }
   __syncwarp();
-  sm90::cluster_sync();  // the other CTA may still arrive here
+  sm90::cluster_meet();  // the other CTA may still arrive here
 }
 
 // Adds the partial sums of a tile that was split, in the order of its steps: the result is the same every time.
