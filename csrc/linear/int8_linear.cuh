@@ -57,14 +57,25 @@ struct Params {
   StreamK schedule;
 };
 
+// What the epilogue needs of a tile's columns.
+template <class C>
+struct Columns {
+  float scale[C::kColumns];
+  bf16 bias[C::kColumns];
+};
+
 template <class C>
 struct Shared {
   using Stages = sm90::Pipeline<C::kStages, 1>;
+  using Tiles = sm90::Pipeline<2>;
+
   struct alignas(1024) Stage {
     uint8_t x[C::kXBytes], weight[C::kWeightBytes];
   };
   Stage stage[C::kStages];
+  Columns<C> columns[2];  // of this tile and the next one
   Stages stages;
+  Tiles tiles;
 };
 
 __device__ inline int cluster_index() { return blockIdx.x / kCluster; }
@@ -80,6 +91,7 @@ struct Producer {
   const int lane = threadIdx.x % 32;
   const int rank = int(sm90::cluster_rank());
   typename Shared<C>::Stages::State state;
+  typename Shared<C>::Tiles::State next;
 
   __device__ void run() {
     auto at = p.schedule.start(cluster_index());
@@ -87,9 +99,23 @@ struct Producer {
 #pragma unroll 1
     while (p.schedule.next(cluster_index(), at, work)) {
       const WorkTile tile = p.tiles.at(work.tile, rank);
+      if (work.partial < 0) load_columns(tile.column);
 #pragma unroll 1
       for (int step = work.first * p.group_steps; step < work.last * p.group_steps; ++step) load(tile, step * kStep);
     }
+  }
+
+  __device__ void load_columns(int column) {
+    s.tiles.acquire(next);
+    if (lane == 0) {
+      Columns<C>& columns = s.columns[next.stage];
+      Barrier& full = s.tiles.full[next.stage];
+      const int count = min(C::kColumns, p.columns - column), bytes = count * int(sizeof(float));
+      full.arrive_and_expect(bytes + bytes / 2);
+      sm90::load_bytes(columns.scale, p.weight_scale + column, bytes, full);
+      sm90::load_bytes(columns.bias, p.bias + column, bytes / 2, full);
+    }
+    next.advance();
   }
 
   // The stage must be empty in both CTAs: half of the weights go to both.
@@ -134,67 +160,71 @@ struct Epilogue {
   const WorkTile& tile;
   const int lane = threadIdx.x % 32;
   const int first_row;  // of this thread
+  float x_scale[2];
 
   __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer)
       : p(p),
         tile(tile),
-        first_row(tile.row + consumer * kRows + threadIdx.x / 32 % kWarpgroupWarps * 16 + threadIdx.x % 32 / 4) {}
+        first_row(tile.row + consumer * kRows + threadIdx.x / 32 % kWarpgroupWarps * 16 + threadIdx.x % 32 / 4) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) x_scale[r] = C::kScale == Scale::kRow && live(r) ? __ldg(p.x_scale + row(r)) : 1.f;
+  }
 
   __device__ int row(int r) const { return first_row + 8 * r; }
   __device__ bool live(int r) const { return row(r) < p.rows; }
-  __device__ int column(int block) const { return tile.column + 32 * block + lane % 4 * kRun; }
+  __device__ int in_tile(int block) const { return 32 * block + lane % 4 * kRun; }  // this thread's first column
   // Of the i-th value of a run among a thread's sums.
   static constexpr int at(int block, int r, int i) { return 16 * block + i / 2 * 4 + 2 * r + i % 2; }
 
-  __device__ void run(Sums& sums) const {
-    float x_scale[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) x_scale[r] = C::kScale == Scale::kRow && live(r) ? p.x_scale[row(r)] : 1.f;
+  // `scale` and `bias` are those of the tile's columns.
+  __device__ void run(Sums& sums, const float* scale, const bf16* bias) const {
     if constexpr (C::kResult == Result::kPlain) {
-      store(sums, x_scale);
+      store(sums, scale, bias);
     } else {
-      store_gelu(sums, x_scale);
+      store_gelu(sums, scale, bias);
     }
   }
 
   // This thread's run of `block` in both rows, scaled and with its bias.
-  __device__ void values(const Sums& sums, const float (&x_scale)[2], int block, float (&y)[2][kRun]) const {
-    const float4* scales = reinterpret_cast<const float4*>(p.weight_scale + column(block));
-    const float4 s = __ldg(scales), t = __ldg(scales + 1);
-    const float scale[kRun] = {s.x, s.y, s.z, s.w, t.x, t.y, t.z, t.w};
-    const uint4 bias = __ldg(reinterpret_cast<const uint4*>(p.bias + column(block)));
-    const uint32_t pairs[kRun / 2] = {bias.x, bias.y, bias.z, bias.w};
+  __device__ void values(const Sums& sums, const float* scale, const bf16* bias, int block, float (&y)[2][kRun]) const {
+    const float4* scales = reinterpret_cast<const float4*>(scale + in_tile(block));
+    const float4 s = scales[0], t = scales[1];
+    const float factors[kRun] = {s.x, s.y, s.z, s.w, t.x, t.y, t.z, t.w};
+    const uint4 biases = *reinterpret_cast<const uint4*>(bias + in_tile(block));
+    const uint32_t pairs[kRun / 2] = {biases.x, biases.y, biases.z, biases.w};
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
-      for (int i = 0; i < kRun / 2; ++i) {
-        const float a = float(sums[at(block, r, 2 * i)]), b = float(sums[at(block, r, 2 * i + 1)]);
-        y[r][2 * i] = fmaf(a * x_scale[r], scale[2 * i], low(pairs[i]));
-        y[r][2 * i + 1] = fmaf(b * x_scale[r], scale[2 * i + 1], high(pairs[i]));
-      }
+      for (int i = 0; i < kRun; ++i)
+        y[r][i] = fmaf(float(sums[at(block, r, i)]) * x_scale[r], factors[i],
+                       i % 2 ? high(pairs[i / 2]) : low(pairs[i / 2]));
   }
 
-  __device__ void store(const Sums& sums, const float (&x_scale)[2]) const {
+  template <class T>
+  __device__ T* out(int r) const {
+    return static_cast<T*>(p.out) + int64_t(row(r)) * p.columns + tile.column;
+  }
+
+  __device__ void store(const Sums& sums, const float* scale, const bf16* bias) const {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      if (column(block) >= p.columns) break;
       float y[2][kRun];
-      values(sums, x_scale, block, y);
+      values(sums, scale, bias, block, y);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        if (live(r))
-          *reinterpret_cast<uint4*>(static_cast<bf16*>(p.out) + int64_t(row(r)) * p.columns + column(block)) = {
-              pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]), pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])};
+        if (live(r) && tile.column + in_tile(block) < p.columns)
+          *reinterpret_cast<uint4*>(out<bf16>(r) + in_tile(block)) = {pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]),
+                                                                      pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])};
     }
   }
 
   // Precision: float32 up to the rounding to int8. GELU's results take the place of the sums: registers are short.
-  __device__ void store_gelu(Sums& sums, const float (&x_scale)[2]) const {
+  __device__ void store_gelu(Sums& sums, const float* column_scale, const bf16* bias) const {
     uint32_t largest[2] = {};
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       float y[2][kRun];
-      values(sums, x_scale, block, y);
+      values(sums, column_scale, bias, block, y);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
@@ -215,8 +245,7 @@ struct Epilogue {
       };
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block)
-        *reinterpret_cast<uint2*>(static_cast<int8_t*>(p.out) + int64_t(row(r)) * p.columns + column(block)) = {
-            four(block, 0), four(block, 4)};
+        *reinterpret_cast<uint2*>(out<int8_t>(r) + in_tile(block)) = {four(block, 0), four(block, 4)};
     }
   }
 };
@@ -234,6 +263,7 @@ struct Consumer {
   const int lane = threadIdx.x % 32;
   const int rank = int(sm90::cluster_rank());
   typename Shared<C>::Stages::State state;
+  typename Shared<C>::Tiles::State tiles;
   int last = C::kStages;  // the stage that products in flight read; at first none: the spare barrier
   int32_t acc[C::kSums];
   float total[kGroups ? C::kSums : 1];
@@ -245,12 +275,13 @@ struct Consumer {
 #pragma unroll 1
     while (p.schedule.next(cluster_index(), at, work)) {
       const WorkTile tile = p.tiles.at(work.tile, rank);
+      const Epilogue<C> epilogue(p, tile, index);
       if constexpr (kGroups) {
-        multiply_groups(work, tile);
-        finish(work, tile, total);
+        multiply_groups(work, epilogue);
+        finish(work, epilogue, total);
       } else {
         multiply(work);
-        finish(work, tile, acc);
+        finish(work, epilogue, acc);
       }
     }
   }
@@ -305,11 +336,10 @@ struct Consumer {
     finish_products();
   }
 
-  __device__ void multiply_groups(const Work& work, const WorkTile& tile) {
+  __device__ void multiply_groups(const Work& work, const Epilogue<C>& epilogue) {
 #pragma unroll
     for (float& x : total) x = 0;
-    const int row = tile.row + index * kRows + threadIdx.x / 32 % kWarpgroupWarps * 16 + lane / 4;
-    const int rows[2] = {min(row, p.rows - 1), min(row + 8, p.rows - 1)};
+    const int rows[2] = {min(epilogue.row(0), p.rows - 1), min(epilogue.row(1), p.rows - 1)};
 #pragma unroll 1
     for (int group = work.first; group < work.last; ++group) {
       const float* scales = p.x_scale + int64_t(group) * p.rows;
@@ -323,9 +353,14 @@ struct Consumer {
   }
 
   template <class Sums>
-  __device__ void finish(const Work& work, const WorkTile& tile, Sums& sums) {
+  __device__ void finish(const Work& work, const Epilogue<C>& epilogue, Sums& sums) {
     if (work.partial < 0) {
-      Epilogue<C>(p, tile, index).run(sums);
+      s.tiles.wait(tiles);
+      const Columns<C>& columns = s.columns[tiles.stage];
+      epilogue.run(sums, columns.scale, columns.bias);
+      __syncwarp();  // all lanes have read
+      s.tiles.release(tiles.stage, lane);
+      tiles.advance();
     } else {
       auto* to = partial_of<C>(p, work.partial, rank, index);
 #pragma unroll
@@ -350,6 +385,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
   if (threadIdx.x == 0) {
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
     s.stages.init(kCluster * kConsumers * kWarpgroupWarps);
+    s.tiles.init(kConsumers * kWarpgroupWarps);
     sm90::fence_barrier_init();
     sm90::prefetch(x), sm90::prefetch(weight);
   }
@@ -380,7 +416,7 @@ __global__ void __launch_bounds__(kThreads) int8_linear_combine_kernel(const __g
     for (int i = 0; i < C::kSums; ++i) sums[i] += __ldg(from + i * kThreads);
   }
   const WorkTile tile = p.tiles.at(split.tile, rank);
-  Epilogue<C>(p, tile, consumer).run(sums);
+  Epilogue<C>(p, tile, consumer).run(sums, p.weight_scale + tile.column, p.bias + tile.column);
 }
 
 // `clusters` at most; `split_tiles` of the schedule are combined.
