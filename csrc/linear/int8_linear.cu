@@ -12,7 +12,6 @@
 namespace longlive {
 namespace {
 using linear::Config;
-using linear::kCluster;
 using linear::kStep;
 using linear::Result;
 using linear::Scale;
@@ -29,7 +28,7 @@ constexpr int64_t kSplitFrom = 4096;
 struct Problem {
   const Tensor &x, &x_scale, &weight, &weight_scale, &bias;
   int64_t rows, depth, columns, groups;
-  int clusters;
+  int processors;
 };
 
 Problem check(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,
@@ -49,18 +48,18 @@ Problem check(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   LL_CHECK(columns > 0 && columns % 32 == 0, "weight must have a multiple of 32 rows, got ", columns);
   LL_CHECK(rows <= INT32_MAX / 2 && columns <= INT32_MAX / 2, "x and weight must have fewer rows");
   return {x, x_scale, weight, weight_scale, bias, rows, depth, columns, groups,
-          processors(x.get_device_index()) / kCluster};
+          processors(x.get_device_index())};
 }
 
 template <class C>
 void run(const Problem& m, const Tensor& out, float* out_scale) {
-  const linear::Tiles tiles(int(m.rows), int(m.columns), C::kColumns);
+  const linear::Tiles tiles(int(m.rows), int(m.columns), C::kColumns, C::kCluster);
   const int group_steps = C::kScale == Scale::kGroup ? int(m.depth / m.groups / kStep) : 1;
-  const int pairs = tiles.pairs(), clusters = std::min(pairs, m.clusters);
-  const bool split = m.depth >= kSplitFrom && pairs % m.clusters != 0;
-  const int workers = split ? m.clusters : clusters;
-  const StreamK schedule(pairs, int(m.depth / kStep) / group_steps, workers, split);
-  const int64_t partials = split ? int64_t(StreamK::partials(workers)) * kCluster * C::kSums * linear::kThreads : 0;
+  const int sets = tiles.sets(), most = m.processors / C::kCluster;
+  const bool split = m.depth >= kSplitFrom && sets % most != 0;
+  const int clusters = split ? most : std::min(sets, most);
+  const StreamK schedule(sets, int(m.depth / kStep) / group_steps, clusters, split);
+  const int64_t partials = split ? int64_t(StreamK::partials(clusters)) * C::kCluster * C::kSums * linear::kThreads : 0;
   Tensor partial = torch::stable::new_empty(out, {partials}, ScalarType::Float);  // or int32: as wide
   const linear::Params p{data<const float>(m.x_scale),
                          data<const float>(m.weight_scale),
@@ -76,14 +75,16 @@ void run(const Problem& m, const Tensor& out, float* out_scale) {
   const auto map = [&](const Tensor& t, int64_t rows, int box_rows) {
     return sm90::matrix_map(data<const int8_t>(t), rows, m.depth, m.depth, box_rows);
   };
-  LL_CUDA_CHECK(linear::launch<C>(map(m.x, m.rows, linear::kTileRows), map(m.weight, m.columns, C::kColumns / kCluster),
-                                  p, workers, split ? StreamK::split_tiles(pairs, workers) : 0,
+  LL_CUDA_CHECK(linear::launch<C>(map(m.x, m.rows, linear::kTileRows), map(m.weight, m.columns, C::kPart), p, clusters,
+                                  split ? StreamK::split_tiles(sets, clusters) : 0,
                                   current_stream(m.x.get_device_index())));
 }
 
 // Waves of tiles times their width: what a product of this width takes.
 int64_t cost(const Problem& m, int columns) {
-  return int64_t(ceil_div(linear::Tiles(int(m.rows), int(m.columns), columns).pairs(), m.clusters)) * columns;
+  constexpr int kCluster = Rows<256>::kCluster;
+  const int sets = linear::Tiles(int(m.rows), int(m.columns), columns, kCluster).sets();
+  return int64_t(ceil_div(sets, m.processors / kCluster)) * columns;
 }
 
 Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,

@@ -1,10 +1,10 @@
 #pragma once
 // x weight^T of int8 matrices on Hopper's tensor cores, with scales, bias and GELU in the epilogue.
 //
-// Warp-specialised and persistent, in clusters of two CTAs whose tiles share their weights (tiles.h). One producer warp
-// loads tiles of x and weight by TMA, half of the weights for both CTAs; two consumer warpgroups of 64 rows each
-// multiply. The second consumer starts a few stages late and keeps that lag: while one is in its epilogue, the other
+// Warp-specialised and persistent, in clusters of CTAs whose tiles share their weights (tiles.h). One producer warp loads
+// tiles of x and weight by TMA, its part of the weights for all CTAs; two consumer warpgroups of 64 rows each multiply. The second consumer starts a few stages late and keeps that lag: while one is in its epilogue, the other
 // has the tensor cores.
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "common/bf16.cuh"
@@ -32,16 +32,17 @@ enum class Scale { kRow, kGroup };
 // What the epilogue stores: bfloat16, or GELU's result in int8 with a scale for each row of a tile.
 enum class Result { kPlain, kGelu };
 
-template <Scale scale, Result result, int columns, int stages, int lag = 2>
+template <Scale scale, Result result, int columns, int stages, int cluster = 2, int lag = 2>
 struct Config {
   static constexpr Scale kScale = scale;
   static constexpr Result kResult = result;
-  static constexpr int kColumns = columns, kStages = stages, kSums = columns / 2;
+  static constexpr int kColumns = columns, kStages = stages, kCluster = cluster, kSums = columns / 2;
   static constexpr int kLag = lag;
   static constexpr int kXBytes = kTileRows * kStep;
-  static constexpr int kHalfBytes = columns / kCluster * kStep, kWeightBytes = kCluster * kHalfBytes;
+  static constexpr int kPart = columns / kCluster;  // of the weights, which a CTA loads for all
+  static constexpr int kPartBytes = kPart * kStep, kWeightBytes = columns * kStep;
   using Sum = std::conditional_t<scale == Scale::kRow, int32_t, float>;
-  static_assert(kHalfBytes % 1024 == 0 && columns % 32 == 0);
+  static_assert(kPartBytes % 1024 == 0 && columns % 32 == 0);
 };
 
 struct Params {
@@ -50,7 +51,7 @@ struct Params {
   const bf16* bias;           // [columns]
   void* out;                  // [rows, columns]
   float* out_scale;           // [columns / tile's, rows], of GELU's result
-  void* partials;             // [partials, kCluster, kSums, kThreads]: registers of the consumers
+  void* partials;             // [partials, cluster, kSums, kThreads]: registers of the consumers
   int rows, columns;
   int group_steps;  // of the pipeline, in one step of the schedule
   Tiles tiles;
@@ -78,7 +79,10 @@ struct Shared {
   Tiles tiles;
 };
 
-__device__ inline int cluster_index() { return blockIdx.x / kCluster; }
+template <class C>
+__device__ int cluster_index() {
+  return blockIdx.x / C::kCluster;
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The producer: one warp. Its lanes run together; the first one issues the copies.
@@ -94,10 +98,10 @@ struct Producer {
   typename Shared<C>::Tiles::State next;
 
   __device__ void run() {
-    auto at = p.schedule.start(cluster_index());
+    auto at = p.schedule.start(cluster_index<C>());
     Work work;
 #pragma unroll 1
-    while (p.schedule.next(cluster_index(), at, work)) {
+    while (p.schedule.next(cluster_index<C>(), at, work)) {
       const WorkTile tile = p.tiles.at(work.tile, rank);
       if (work.partial < 0) load_columns(tile.column);
 #pragma unroll 1
@@ -118,7 +122,7 @@ struct Producer {
     next.advance();
   }
 
-  // The stage must be empty in both CTAs: half of the weights go to both.
+  // The stage must be empty in all CTAs of the cluster: a part of the weights goes to all.
   __device__ void load(const WorkTile& tile, int depth) {
     s.stages.acquire(state);
     if (lane == 0) {
@@ -126,24 +130,25 @@ struct Producer {
       Barrier& full = s.stages.full[state.stage];
       full.arrive_and_expect(C::kXBytes + C::kWeightBytes);
       sm90::load_tile(stage.x, x, full, depth, tile.row);
-      constexpr int kHalf = C::kColumns / kCluster;
       if (tile.shares_weight) {
-        sm90::load_tile_to_cluster<(1 << kCluster) - 1>(stage.weight + rank * C::kHalfBytes, weight, full, depth,
-                                                       tile.column + rank * kHalf);
+        sm90::load_tile_to_cluster<(1 << C::kCluster) - 1>(stage.weight + rank * C::kPartBytes, weight, full, depth,
+                                                          tile.column + rank * C::kPart);
       } else {
-        for (int half = 0; half < kCluster; ++half)
-          sm90::load_tile(stage.weight + half * C::kHalfBytes, weight, full, depth, tile.column + half * kHalf);
+        for (int part = 0; part < C::kCluster; ++part)
+          sm90::load_tile(stage.weight + part * C::kPartBytes, weight, full, depth, tile.column + part * C::kPart);
       }
     }
     state.advance();
   }
 };
 
-// GELU in its tanh form: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
-__device__ inline float gelu(float x) {
+// GELU in its tanh form: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2. Precision: half, whose error is a twentieth
+// of what int8 leaves; a result beyond its range becomes infinity, and so does its scale.
+__device__ inline __half2 gelu(__half2 x) {
   constexpr float kFactor = 0.7978845608028654f;
-  const float half = 0.5f * x;
-  return fmaf(half, tanh_approx(x * fmaf(kFactor * 0.044715f, x * x, kFactor)), half);
+  const __half2 half = __hmul2(x, __float2half2_rn(0.5f));
+  const __half2 inner = __hfma2(__hmul2(x, x), __float2half2_rn(kFactor * 0.044715f), __float2half2_rn(kFactor));
+  return __hfma2(half, tanh_approx(__hmul2(x, inner)), half);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -218,9 +223,9 @@ struct Epilogue {
     }
   }
 
-  // Precision: float32 up to the rounding to int8. GELU's results take the place of the sums: registers are short.
+  // GELU's results, in pairs, take the place of the sums: registers are short.
   __device__ void store_gelu(Sums& sums, const float* column_scale, const bf16* bias) const {
-    uint32_t largest[2] = {};
+    __half2 largest[2] = {__float2half2_rn(0), __float2half2_rn(0)};
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       float y[2][kRun];
@@ -228,20 +233,20 @@ struct Epilogue {
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
-        for (int i = 0; i < kRun; ++i) {
-          const float result = gelu(y[r][i]);
-          largest[r] = max(largest[r], magnitude(result));
-          sums[at(block, r, i)] = __float_as_int(result);
+        for (int i = 0; i < kRun; i += 2) {
+          const __half2 pair = gelu(__floats2half2_rn(y[r][i], y[r][i + 1]));
+          largest[r] = __hmax2_nan(largest[r], __habs2(pair));
+          sums[at(block, r, i)] = reinterpret_cast<const int&>(pair);
         }
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowScale scale(quad_reduce(largest[r], [](uint32_t a, uint32_t b) { return max(a, b); }));
+      const HalfScale scale(quad_reduce(largest[r], [](__half2 a, __half2 b) { return __hmax2_nan(a, b); }));
       if (!live(r)) continue;
       if (lane % 4 == 0) p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale.scale;
       const auto four = [&](int block, int i) {
-        const auto x = [&](int j) { return __int_as_float(sums[at(block, r, i + j)]); };
-        return scale.pack(x(0), x(1), x(2), x(3));
+        return scale.pack(reinterpret_cast<const __half2&>(sums[at(block, r, i)]),
+                          reinterpret_cast<const __half2&>(sums[at(block, r, i + 2)]));
       };
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block)
@@ -270,10 +275,10 @@ struct Consumer {
 
   __device__ void run() {
     if (index == 1) wait_for_lag();
-    auto at = p.schedule.start(cluster_index());
+    auto at = p.schedule.start(cluster_index<C>());
     Work work;
 #pragma unroll 1
-    while (p.schedule.next(cluster_index(), at, work)) {
+    while (p.schedule.next(cluster_index<C>(), at, work)) {
       const WorkTile tile = p.tiles.at(work.tile, rank);
       const Epilogue<C> epilogue(p, tile, index);
       if constexpr (kGroups) {
@@ -287,9 +292,9 @@ struct Consumer {
   }
 
   __device__ void wait_for_lag() {
-    auto at = p.schedule.start(cluster_index());
+    auto at = p.schedule.start(cluster_index<C>());
     Work work;
-    if (p.schedule.next(cluster_index(), at, work))
+    if (p.schedule.next(cluster_index<C>(), at, work))
       s.stages.full[min(C::kLag, (work.last - work.first) * p.group_steps - 1)].wait(0);
   }
 
@@ -325,9 +330,9 @@ struct Consumer {
     last = C::kStages;
   }
 
-  // In both CTAs: either may fill the other's stage.
+  // In all CTAs of the cluster: each fills a part of the others' stages.
   __device__ void release() {
-    if (lane < kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
+    if (lane < C::kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
   }
 
   __device__ void multiply(const Work& work) {
@@ -372,7 +377,7 @@ struct Consumer {
 // The first of this thread's partial sums, which lie kThreads apart.
 template <class C>
 __device__ typename C::Sum* partial_of(const Params& p, int partial, int rank, int consumer) {
-  return static_cast<typename C::Sum*>(p.partials) + (int64_t(partial) * kCluster + rank) * C::kSums * kThreads +
+  return static_cast<typename C::Sum*>(p.partials) + (int64_t(partial) * C::kCluster + rank) * C::kSums * kThreads +
          consumer * sm90::kWarpgroup + threadIdx.x % sm90::kWarpgroup;
 }
 
@@ -384,7 +389,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), warpgroup = warp / kWarpgroupWarps;
   if (threadIdx.x == 0) {
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
-    s.stages.init(kCluster * kConsumers * kWarpgroupWarps);
+    s.stages.init(C::kCluster * kConsumers * kWarpgroupWarps);
     s.tiles.init(kConsumers * kWarpgroupWarps);
     sm90::fence_barrier_init();
     sm90::prefetch(x), sm90::prefetch(weight);
@@ -405,8 +410,8 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
 // Adds the partial sums of a tile that was split, in the order of its steps: the result is the same every time.
 template <class C>
 __global__ void __launch_bounds__(kThreads) int8_linear_combine_kernel(const __grid_constant__ Params p) {
-  const auto split = p.schedule.split(blockIdx.x / kCluster);
-  const int rank = blockIdx.x % kCluster, consumer = threadIdx.x / sm90::kWarpgroup;
+  const auto split = p.schedule.split(blockIdx.x / C::kCluster);
+  const int rank = blockIdx.x % C::kCluster, consumer = threadIdx.x / sm90::kWarpgroup;
   if (split.first == split.last) return;  // one cluster had it whole
   typename C::Sum sums[C::kSums] = {};
 #pragma unroll 1
@@ -429,10 +434,10 @@ cudaError_t launch(const TensorMap& x, const TensorMap& weight, const Params& p,
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kCluster;
+  attribute.val.clusterDim.x = C::kCluster;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = kCluster * clusters;
+  config.gridDim = C::kCluster * clusters;
   config.blockDim = sm90::kThreads;
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;
@@ -440,7 +445,7 @@ cudaError_t launch(const TensorMap& x, const TensorMap& weight, const Params& p,
   config.numAttrs = 1;
   error = cudaLaunchKernelEx(&config, kernel, x, weight, p);
   if (error != cudaSuccess || split_tiles == 0) return error;
-  config.gridDim = kCluster * split_tiles;
+  config.gridDim = C::kCluster * split_tiles;
   config.blockDim = kThreads;
   config.dynamicSmemBytes = 0;
   config.numAttrs = 0;

@@ -38,6 +38,13 @@ inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t both = uint64_t(y) << 32 | x;
+  uint32_t bytes = 0;
+  for (int i = 0; i < 4; ++i) bytes |= uint32_t(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return bytes;
+}
 inline float __fdiv_rn(float x, float y) { return x / y; }
 inline int __float2int_rn(float x) { return x == x ? int(std::lrint(std::clamp(x, -1e9f, 1e9f))) : 0; }
 inline float __saturatef(float x) { return x > 0 ? std::fmin(x, 1.f) : 0; }
