@@ -18,12 +18,12 @@ using linear::Scale;
 
 constexpr int kGeluColumns = 256;
 template <int columns>
-using Rows = Config<Scale::kRow, Result::kPlain, columns, columns == 256 ? 4 : 5>;
+using Rows = Config<Scale::kRow, Result::kPlain, columns, columns == 224 ? 4 : 5>;
 using Groups = Config<Scale::kGroup, Result::kPlain, 192, 5>;
 using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
 
-// Depth from which on splitting the last wave saves more than the second kernel costs.
-constexpr int64_t kSplitFrom = 4096;
+// Depth from which on splitting the last wave saves more than the second kernel costs, and the least part to split off.
+constexpr int kSplitFrom = 4096, kMinSpan = 2048;
 
 struct Problem {
   const Tensor &x, &x_scale, &weight, &weight_scale, &bias;
@@ -58,7 +58,8 @@ void run(const Problem& m, const Tensor& out, float* out_scale) {
   const int sets = tiles.sets(), most = m.processors / C::kCluster;
   const bool split = m.depth >= kSplitFrom && sets % most != 0;
   const int clusters = split ? most : std::min(sets, most);
-  const StreamK schedule(sets, int(m.depth / kStep) / group_steps, clusters, split);
+  const StreamK schedule(sets, int(m.depth / kStep) / group_steps, clusters, split,
+                         kMinSpan / kStep / group_steps);
   const int64_t partials = split ? int64_t(StreamK::partials(clusters)) * C::kCluster * C::kSums * linear::kThreads : 0;
   Tensor partial = torch::stable::new_empty(out, {partials}, ScalarType::Float);  // or int32: as wide
   const linear::Params p{data<const float>(m.x_scale),
@@ -82,7 +83,7 @@ void run(const Problem& m, const Tensor& out, float* out_scale) {
 
 // Waves of tiles times their width: what a product of this width takes.
 int64_t cost(const Problem& m, int columns) {
-  constexpr int kCluster = Rows<256>::kCluster;
+  constexpr int kCluster = Rows<224>::kCluster;
   const int sets = linear::Tiles(int(m.rows), int(m.columns), columns, kCluster).sets();
   return int64_t(ceil_div(sets, m.processors / kCluster)) * columns;
 }
@@ -95,8 +96,6 @@ Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight,
   if (m.rows == 0) return out;
   if (m.groups > 1) {
     run<Groups>(m, out, nullptr);
-  } else if (cost(m, 256) <= std::min(cost(m, 224), cost(m, 192))) {
-    run<Rows<256>>(m, out, nullptr);
   } else if (cost(m, 224) <= cost(m, 192)) {
     run<Rows<224>>(m, out, nullptr);
   } else {

@@ -2,8 +2,7 @@
 // x weight^T of int8 matrices on Hopper's tensor cores, with scales, bias and GELU in the epilogue.
 //
 // Warp-specialised and persistent, in clusters of CTAs whose tiles share their weights (tiles.h). One producer warp loads
-// tiles of x and weight by TMA, its part of the weights for all CTAs; two consumer warpgroups of 64 rows each multiply. The second consumer starts a few stages late and keeps that lag: while one is in its epilogue, the other
-// has the tensor cores.
+// tiles of x and weight by TMA, its part of the weights for all CTAs; two consumer warpgroups of 64 rows each multiply.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -32,12 +31,11 @@ enum class Scale { kRow, kGroup };
 // What the epilogue stores: bfloat16, or GELU's result in int8 with a scale for each row of a tile.
 enum class Result { kPlain, kGelu };
 
-template <Scale scale, Result result, int columns, int stages, int cluster = 2, int lag = 2>
+template <Scale scale, Result result, int columns, int stages, int cluster = 2>
 struct Config {
   static constexpr Scale kScale = scale;
   static constexpr Result kResult = result;
   static constexpr int kColumns = columns, kStages = stages, kCluster = cluster, kSums = columns / 2;
-  static constexpr int kLag = lag;
   static constexpr int kXBytes = kTileRows * kStep;
   static constexpr int kPart = columns / kCluster;  // of the weights, which a CTA loads for all
   static constexpr int kPartBytes = kPart * kStep, kWeightBytes = columns * kStep;
@@ -65,6 +63,16 @@ struct Columns {
   bf16 bias[C::kColumns];
 };
 
+// A warp's rows on their way out, about half of the tile's columns at a time.
+template <class C>
+struct alignas(128) Staging {
+  static constexpr int kRows = 16, kBlocks = ceil_div(C::kColumns / 32, 2);
+  static constexpr int kSize = C::kResult == Result::kPlain ? 2 : 1, kBytes = kBlocks * 32 * kSize;
+  // So that the rows which lanes write at a time lie in different banks.
+  static constexpr int kPitch = kBytes + (kBytes % 128 == 0 ? 32 * kSize : 0);
+  uint8_t row[kRows][kPitch];
+};
+
 template <class C>
 struct Shared {
   using Stages = sm90::Pipeline<C::kStages, 1>;
@@ -74,6 +82,7 @@ struct Shared {
     uint8_t x[C::kXBytes], weight[C::kWeightBytes];
   };
   Stage stage[C::kStages];
+  Staging<C> staging[kConsumers * kWarpgroupWarps];
   Columns<C> columns[2];  // of this tile and the next one
   Stages stages;
   Tiles tiles;
@@ -163,19 +172,21 @@ struct Epilogue {
 
   const Params& p;
   const WorkTile& tile;
+  Staging<C>& staging;  // of this warp
   const int lane = threadIdx.x % 32;
-  const int first_row;  // of this thread
+  const int warp_row;
   float x_scale[2];
 
-  __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer)
-      : p(p),
-        tile(tile),
-        first_row(tile.row + consumer * kRows + threadIdx.x / 32 % kWarpgroupWarps * 16 + threadIdx.x % 32 / 4) {
+  __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer, Staging<C>* staging)
+      : p(p), tile(tile), staging(staging[warp_of(consumer)]), warp_row(tile.row + warp_of(consumer) * 16) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) x_scale[r] = C::kScale == Scale::kRow && live(r) ? __ldg(p.x_scale + row(r)) : 1.f;
   }
 
-  __device__ int row(int r) const { return first_row + 8 * r; }
+  static __device__ int warp_of(int consumer) {
+    return consumer * kWarpgroupWarps + int(threadIdx.x) / 32 % kWarpgroupWarps;
+  }
+  __device__ int row(int r) const { return warp_row + lane / 4 + 8 * r; }
   __device__ bool live(int r) const { return row(r) < p.rows; }
   __device__ int in_tile(int block) const { return 32 * block + lane % 4 * kRun; }  // this thread's first column
   // Of the i-th value of a run among a thread's sums.
@@ -205,22 +216,14 @@ struct Epilogue {
                        i % 2 ? high(pairs[i / 2]) : low(pairs[i / 2]));
   }
 
-  template <class T>
-  __device__ T* out(int r) const {
-    return static_cast<T*>(p.out) + int64_t(row(r)) * p.columns + tile.column;
-  }
-
   __device__ void store(const Sums& sums, const float* scale, const bf16* bias) const {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
+    stage_blocks<uint4>([&](int block, uint4 (&runs)[2]) {
       float y[2][kRun];
       values(sums, scale, bias, block, y);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        if (live(r) && tile.column + in_tile(block) < p.columns)
-          *reinterpret_cast<uint4*>(out<bf16>(r) + in_tile(block)) = {pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]),
-                                                                      pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])};
-    }
+        runs[r] = {pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]), pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])};
+    });
   }
 
   // GELU's results, in pairs, take the place of the sums: registers are short.
@@ -239,18 +242,46 @@ struct Epilogue {
           sums[at(block, r, i)] = reinterpret_cast<const int&>(pair);
         }
     }
+    const auto larger = [](__half2 a, __half2 b) { return __hmax2_nan(a, b); };
+    const HalfScale scale[2] = {HalfScale(quad_reduce(largest[0], larger)), HalfScale(quad_reduce(largest[1], larger))};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const HalfScale scale(quad_reduce(largest[r], [](__half2 a, __half2 b) { return __hmax2_nan(a, b); }));
-      if (!live(r)) continue;
-      if (lane % 4 == 0) p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale.scale;
-      const auto four = [&](int block, int i) {
-        return scale.pack(reinterpret_cast<const __half2&>(sums[at(block, r, i)]),
-                          reinterpret_cast<const __half2&>(sums[at(block, r, i + 2)]));
-      };
+    for (int r = 0; r < 2; ++r)
+      if (lane % 4 == 0 && live(r))
+        p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale[r].scale;
+    stage_blocks<uint2>([&](int block, uint2 (&runs)[2]) {
 #pragma unroll
-      for (int block = 0; block < kBlocks; ++block)
-        *reinterpret_cast<uint2*>(out<int8_t>(r) + in_tile(block)) = {four(block, 0), four(block, 4)};
+      for (int r = 0; r < 2; ++r) {
+        const auto pair = [&](int i) { return reinterpret_cast<const __half2&>(sums[at(block, r, i)]); };
+        runs[r] = {scale[r].pack(pair(0), pair(2)), scale[r].pack(pair(4), pair(6))};
+      }
+    });
+  }
+
+  // Stores what make(block, runs) gives: this thread's runs of `block` in both rows. The copy engine stores while the
+  // warp goes on.
+  template <class Run, class F>
+  __device__ void stage_blocks(F make) const {
+    constexpr int kSize = Staging<C>::kSize;
+#pragma unroll
+    for (int first = 0; first < kBlocks; first += Staging<C>::kBlocks) {
+      sm90::store_wait_read();
+      __syncwarp();  // what the staging held before has left
+#pragma unroll
+      for (int block = first; block < min(first + Staging<C>::kBlocks, kBlocks); ++block) {
+        Run runs[2];
+        make(block, runs);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          *reinterpret_cast<Run*>(staging.row[lane / 4 + 8 * r] + in_tile(block - first) * kSize) = runs[r];
+      }
+      sm90::fence_proxy_async();
+      __syncwarp();
+      const int column = tile.column + 32 * first, end = min(tile.column + C::kColumns, p.columns);
+      const int bytes = min(end - column, Staging<C>::kBlocks * 32) * kSize;
+      if (lane < Staging<C>::kRows && warp_row + lane < p.rows && bytes > 0)
+        sm90::store_bytes(static_cast<uint8_t*>(p.out) + (int64_t(warp_row + lane) * p.columns + column) * kSize,
+                          staging.row[lane], bytes);
+      sm90::store_commit();
     }
   }
 };
@@ -274,13 +305,12 @@ struct Consumer {
   float total[kGroups ? C::kSums : 1];
 
   __device__ void run() {
-    if (index == 1) wait_for_lag();
     auto at = p.schedule.start(cluster_index<C>());
     Work work;
 #pragma unroll 1
     while (p.schedule.next(cluster_index<C>(), at, work)) {
       const WorkTile tile = p.tiles.at(work.tile, rank);
-      const Epilogue<C> epilogue(p, tile, index);
+      const Epilogue<C> epilogue(p, tile, index, s.staging);
       if constexpr (kGroups) {
         multiply_groups(work, epilogue);
         finish(work, epilogue, total);
@@ -289,13 +319,7 @@ struct Consumer {
         finish(work, epilogue, acc);
       }
     }
-  }
-
-  __device__ void wait_for_lag() {
-    auto at = p.schedule.start(cluster_index<C>());
-    Work work;
-    if (p.schedule.next(cluster_index<C>(), at, work))
-      s.stages.full[min(C::kLag, (work.last - work.first) * p.group_steps - 1)].wait(0);
+    sm90::store_wait_read();
   }
 
   // Issues the products of one stage.
@@ -421,7 +445,9 @@ __global__ void __launch_bounds__(kThreads) int8_linear_combine_kernel(const __g
     for (int i = 0; i < C::kSums; ++i) sums[i] += __ldg(from + i * kThreads);
   }
   const WorkTile tile = p.tiles.at(split.tile, rank);
-  Epilogue<C>(p, tile, consumer).run(sums, p.weight_scale + tile.column, p.bias + tile.column);
+  auto& staging = sm90::shared_memory<Staging<C>[kConsumers * kWarpgroupWarps]>();
+  Epilogue<C>(p, tile, consumer, staging).run(sums, p.weight_scale + tile.column, p.bias + tile.column);
+  sm90::store_wait_read();
 }
 
 // `clusters` at most; `split_tiles` of the schedule are combined.
@@ -447,7 +473,7 @@ cudaError_t launch(const TensorMap& x, const TensorMap& weight, const Params& p,
   if (error != cudaSuccess || split_tiles == 0) return error;
   config.gridDim = C::kCluster * split_tiles;
   config.blockDim = kThreads;
-  config.dynamicSmemBytes = 0;
+  config.dynamicSmemBytes = sizeof(Staging<C>) * kConsumers * kWarpgroupWarps;
   config.numAttrs = 0;
   return cudaLaunchKernelEx(&config, int8_linear_combine_kernel<C>, p);
 }

@@ -78,4 +78,20 @@ inline void load_bytes(void* to, const void* from, int bytes, Barrier& full) {
     full.land(bytes);
   });
 }
+
+inline void store_bytes(void* to, const void* from, int bytes) {
+  emulator::require(shared_address(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 16 == 0,
+                    "a run of bytes that starts or ends at a wrong address");
+  emulator::Thread* thread = emulator::self;
+  ++thread->stores;
+  emulator::machine->copies.push_back([=] {
+    std::memcpy(to, from, bytes);
+    --thread->stores;
+  });
+}
+inline void store_commit() {}
+inline void store_wait_read() {
+  const emulator::Thread* thread = emulator::self;
+  emulator::wait_until("its stores", nullptr, [thread] { return thread->stores == 0; });
+}
 }  // namespace longlive::sm90
