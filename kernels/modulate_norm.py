@@ -1,4 +1,4 @@
-"""modulate_norm: layer norm without affine, then the block's scale and shift, in one pass."""
+"""modulate_norm: layer norm without affine, then the block's scale and shift, in one pass; also with an int8 result."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
+from .quantize import quantize_runs
 from .registry import op
 from .triton_import import tl, triton
 
@@ -18,13 +19,28 @@ def modulate_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
     Returns [N, D] in x's dtype: bfloat16, float32 or float64. Raises ValueError naming the argument that does not fit.
     """
     _check(x, shift, scale)
+    return _modulated(x, shift, scale, eps).to(x.dtype)
+
+
+@op()
+def modulate_norm_int8(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``quantize(modulate_norm(x, shift, scale, eps), 1)`` without the rounding between the two.
+
+    Returns (values [N, D] int8, scale [1, N] float32), as ``quantize`` does. Raises ValueError naming the argument that
+    does not fit.
+    """
+    _check(x, shift, scale)
+    return quantize_runs(_modulated(x, shift, scale, eps), 1)
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     # Precision: all in float32, rounded once at the end. The published order (docs/model.md 2.2) rounds to
     # bfloat16 four times: after the norm, 1 + scale, the product and the sum.
     wide = torch.promote_types(x.dtype, torch.float32)
     groups = shift.shape[0]
     rows = x.to(wide).view(groups, x.shape[0] // groups, x.shape[1])
     normed = F.layer_norm(rows, rows.shape[-1:], eps=eps)
-    return (normed * (1 + scale.to(wide)[:, None]) + shift.to(wide)[:, None]).to(x.dtype).view(x.shape)
+    return (normed * (1 + scale.to(wide)[:, None]) + shift.to(wide)[:, None]).view(x.shape)
 
 
 def _check(x: Tensor, shift: Tensor, scale: Tensor) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
+from .quantize import quantize_runs
 from .registry import op
 from .triton_import import tl, triton
 
@@ -22,6 +23,25 @@ def residual_norm(
     Returns [N, D] in x's dtype: bfloat16, float32 or float64. Raises ValueError naming the argument that does not fit.
     """
     _check(x, y, gate, shift, scale)
+    return _added_and_normed(x, y, gate, shift, scale, offset, eps).to(x.dtype)
+
+
+@op(mutates=("x",))
+def residual_norm_int8(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, offset: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``residual_norm``, whose result goes to ``quantize(..., 1)`` without the rounding between the two.
+
+    x is written as by ``residual_norm``. Returns (values [N, D] int8, scale [1, N] float32), as ``quantize`` does.
+    Raises ValueError naming the argument that does not fit.
+    """
+    _check(x, y, gate, shift, scale)
+    return quantize_runs(_added_and_normed(x, y, gate, shift, scale, offset, eps), 1)
+
+
+def _added_and_normed(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, offset: float, eps: float
+) -> Tensor:
     # Precision: float32 inside; x is rounded once, and the norm reads the rounded x, as the published order does; its
     # result is rounded once, too. That order also rounds y * gate, the norm, offset + scale and the product.
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -31,7 +51,7 @@ def residual_norm(
         update = (update.view(len(gate), rows // len(gate), size) * gate.to(wide)[:, None]).view(rows, size)
     x.copy_(x.to(wide) + update)
     normed = F.layer_norm(x.to(wide), (size,), eps=eps).view(len(shift), rows // len(shift), size)
-    return (normed * (offset + scale.to(wide)[:, None]) + shift.to(wide)[:, None]).to(x.dtype).view(rows, size)
+    return (normed * (offset + scale.to(wide)[:, None]) + shift.to(wide)[:, None]).view(rows, size)
 
 
 def _check(x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor) -> None:
