@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
 from .triton_import import tl, triton
@@ -51,6 +52,18 @@ def _check(x: Tensor, groups: int) -> None:
     expect_float("x", x)
     expect("x", x, (None, None), x.dtype, x.device)
     expect_groups(groups, x.shape[1], "columns of x")
+
+
+def _fits_cuda(x: Tensor, groups: int) -> bool:
+    if not (native.takes(x) and x.dim() == 2 and x.is_contiguous() and x.data_ptr() % 16 == 0 and groups > 0):
+        return False
+    run, rest = divmod(x.shape[1], groups)
+    return rest == 0 and run * x.element_size() % 16 == 0 and 0 < run <= 1536
+
+
+@quantize.impl("cuda", when=_fits_cuda)
+def _cuda(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    return torch.ops.longlive_C.quantize(x, groups)
 
 
 if triton:
