@@ -6,6 +6,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
+from .quantize import empty_int8, quantize_runs
 from .registry import op
 from .triton_import import tl, triton
 
@@ -22,6 +23,25 @@ def residual_norm(
     Returns [N, D] in x's dtype: bfloat16, float32 or float64. Raises ValueError naming the argument that does not fit.
     """
     _check(x, y, gate, shift, scale)
+    return _added_and_normed(x, y, gate, shift, scale, offset, eps).to(x.dtype)
+
+
+@op(mutates=("x",))
+def residual_norm_int8(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, offset: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``residual_norm``, whose result goes to ``quantize(..., 1)`` without the rounding between the two.
+
+    x is written as by ``residual_norm``. Returns (values [N, D] int8, scale [1, N] float32), as ``quantize`` does.
+    Raises ValueError naming the argument that does not fit.
+    """
+    _check(x, y, gate, shift, scale)
+    return quantize_runs(_added_and_normed(x, y, gate, shift, scale, offset, eps), 1)
+
+
+def _added_and_normed(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, offset: float, eps: float
+) -> Tensor:
     # Precision: float32 inside; x is rounded once, and the norm reads the rounded x, as the published order does; its
     # result is rounded once, too. That order also rounds y * gate, the norm, offset + scale and the product.
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -31,7 +51,7 @@ def residual_norm(
         update = (update.view(len(gate), rows // len(gate), size) * gate.to(wide)[:, None]).view(rows, size)
     x.copy_(x.to(wide) + update)
     normed = F.layer_norm(x.to(wide), (size,), eps=eps).view(len(shift), rows // len(shift), size)
-    return (normed * (offset + scale.to(wide)[:, None]) + shift.to(wide)[:, None]).to(x.dtype).view(rows, size)
+    return (normed * (offset + scale.to(wide)[:, None]) + shift.to(wide)[:, None]).view(rows, size)
 
 
 def _check(x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor) -> None:
@@ -66,12 +86,19 @@ def _cuda(x, y, gate, shift, scale, offset, eps) -> Tensor:
     return torch.ops.longlive_C.residual_norm(x, y, gate, shift, scale, offset, eps)
 
 
+@residual_norm_int8.impl("cuda", when=_fits_cuda)
+def _cuda_int8(x, y, gate, shift, scale, offset, eps) -> tuple[Tensor, Tensor]:
+    return torch.ops.longlive_C.residual_norm_int8(x, y, gate, shift, scale, offset, eps)
+
+
 if triton:
+    from .quantize import store_row
+
     # Not specialised: what varies from pass to pass must not wait for a compiler in the middle of a stream.
     @triton.jit(do_not_specialize=["gate_rows", "group_rows"])
     def _kernel(
-        x, y, gate, shift, scale, out, gate_stride, shift_stride, scale_stride, gate_rows, group_rows, size,
-        offset, eps, GATED: tl.constexpr, BLOCK: tl.constexpr,
+        x, y, gate, shift, scale, out, out_scale, gate_stride, shift_stride, scale_stride, gate_rows, group_rows, size,
+        offset, eps, GATED: tl.constexpr, INT8: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         group = row // group_rows
@@ -91,21 +118,31 @@ if triton:
         inverse = tl.rsqrt(tl.sum(centred * centred, axis=0) / size + eps)
         a = tl.load(scale + group * scale_stride + column, mask=live, other=0.0).to(tl.float32)
         b = tl.load(shift + group * shift_stride + column, mask=live, other=0.0).to(tl.float32)
-        tl.store(out + here, centred * inverse * (offset + a) + b, mask=live)
+        store_row(centred * inverse * (offset + a) + b, out, out_scale, row, column, size, live, INT8)
 
     @residual_norm.impl("triton", when=on_gpu)
     def _triton(x, y, gate, shift, scale, offset, eps) -> Tensor:
         _check(x, y, gate, shift, scale)
-        rows, size = x.shape
         out = torch.empty_like(x)
+        _launch(x, y, gate, shift, scale, offset, eps, out, None)
+        return out
+
+    @residual_norm_int8.impl("triton", when=on_gpu)
+    def _triton_int8(x, y, gate, shift, scale, offset, eps) -> tuple[Tensor, Tensor]:
+        _check(x, y, gate, shift, scale)
+        values, row_scale = empty_int8(x, 1)
+        _launch(x, y, gate, shift, scale, offset, eps, values, row_scale)
+        return values, row_scale
+
+    def _launch(x, y, gate, shift, scale, offset, eps, out: Tensor, out_scale: Tensor | None) -> None:
+        rows, size = x.shape
         if rows == 0:
-            return out
-        gated = gate is not None
+            return
+        gated, int8 = gate is not None, out_scale is not None
         gates = gate if gated else shift  # a stand-in that is never read
         with torch.cuda.device_of(x):
             _kernel[(rows,)](
-                x, y, gates, shift, scale, out, gates.stride(0), shift.stride(0), scale.stride(0),
-                rows // len(gates), rows // len(shift), size, offset, eps,
-                GATED=gated, BLOCK=triton.next_power_of_2(size),
+                x, y, gates, shift, scale, out, out_scale if int8 else out,
+                gates.stride(0), shift.stride(0), scale.stride(0), rows // len(gates), rows // len(shift), size,
+                offset, eps, GATED=gated, INT8=int8, BLOCK=triton.next_power_of_2(size),
             )  # fmt: skip
-        return out

@@ -1,0 +1,205 @@
+"""int8_linear, int8_linear_gelu: products of int8 activations and int8 weights, whose integer sums are exact."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import expect
+from .quantize import expect_groups, quantize_runs
+from .registry import op
+from .triton_import import tl, triton
+
+PACK = 32  # rows of a weight that are permuted among themselves
+_DEEPEST = (2**31 - 1) // 128**2  # columns whose products sum to an int32, whatever the values
+_EXACT = 2**24 // 128**2  # columns whose products sum to a float32 without rounding
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The rows of ``weight`` [M, K] in the order that the products read: its own inverse.
+
+    Row ``32 b + 8 i + 2 t + j`` of the result is row ``32 b + 8 t + 2 i + j`` of ``weight``; i and t are 0 to 3, j is 0
+    or 1. A tensor core leaves columns 8 i + 2 t + j of a product in thread t of a quad: of a packed weight these are
+    consecutive channels, stored in one piece. Raises ValueError unless M is a multiple of 32.
+    """
+    if weight.dim() != 2 or weight.shape[0] % PACK:
+        raise ValueError(f"weight must be [M, K], M a multiple of {PACK}, got {list(weight.shape)}")
+    return weight.reshape(-1, 4, 4, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def _fake(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    _check(x, x_scale, weight, weight_scale, bias)
+    return bias.new_empty(x.shape[0], weight.shape[0])
+
+
+@op(fake=_fake)
+def int8_linear(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    """``(sum_g x_scale[g, n] * sum_{k in group g} x[n, k] w[m, k]) * weight_scale[m] + bias[m]``.
+
+    - x [N, K] int8 and x_scale [G, N] float32, as ``quantize`` returns them: G equal runs of columns, each of at most
+      131071.
+    - weight [M, K] int8, packed by ``pack``: w is the plain weight. M is a multiple of 32.
+    - weight_scale [M] float32 and bias [M], bfloat16 or float32, in the plain order of channels.
+
+    All contiguous. The integer sums are exact; the rest is float32, rounded once at the end. A scale that is not finite
+    makes its row's results NaN or infinite. Returns [N, M] in bias's dtype. Raises ValueError naming the argument that
+    does not fit.
+    """
+    _check(x, x_scale, weight, weight_scale, bias)
+    return _linear(x, x_scale, weight, weight_scale, bias).to(bias.dtype)
+
+
+def _fake_gelu(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
+    rows = x.shape[0]
+    return x.new_empty(rows, weight.shape[0]), x_scale.new_empty(groups, rows)
+
+
+@op(fake=_fake_gelu)
+def int8_linear_gelu(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    """``quantize(GELU(int8_linear(...)), groups)`` without a rounding before the last; GELU by its tanh approximation.
+
+    The arguments are those of ``int8_linear``; ``groups`` divides M into equal runs. Returns (values [N, M] int8, scale
+    [groups, N] float32), as ``quantize`` does. Raises ValueError naming the argument that does not fit.
+    """
+    _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
+    return quantize_runs(F.gelu(_linear(x, x_scale, weight, weight_scale, bias), approximate="tanh"), groups)
+
+
+def _linear(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    """[N, M] in float32."""
+    depth = x.shape[1] // len(x_scale)
+    plain = pack(weight)
+    runs = zip(x_scale, x.split(depth, dim=1), plain.split(depth, dim=1), strict=True)
+    total = x_scale.new_zeros(x.shape[0], len(plain))
+    for scale, a, b in runs:
+        total += scale[:, None] * _integer_product(a, b)
+    return total * weight_scale + bias.float()
+
+
+def _integer_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a b^T`` of int8 matrices: the exact sums, int32."""
+    if a.is_cpu and len(a) and a.shape[1] > 1 and _int_mm_is_exact():  # of one column it returns something else
+        return torch._int_mm(a, b.T)
+    total = torch.zeros(len(a), len(b), dtype=torch.int32, device=a.device)
+    for c, d in zip(a.split(_EXACT, dim=1), b.split(_EXACT, dim=1), strict=True):
+        total += (c.float() @ d.float().T).int()
+    return total
+
+
+@functools.cache
+def _int_mm_is_exact() -> bool:
+    """Whether torch's integer product, seven times faster, can be used: without VNNI a CPU saturates sums of two."""
+    ends = torch.tensor([127, -128], dtype=torch.int8).repeat_interleave(64).expand(64, 128).contiguous()
+    try:
+        return bool((torch._int_mm(ends, ends.T) == 64 * (127**2 + 128**2)).all())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _check(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> None:
+    expect("x", x, (None, None), torch.int8, x.device)
+    expect("x_scale", x_scale, (None, x.shape[0]), torch.float32, x.device)
+    runs, depth = x_scale.shape[0], x.shape[1]
+    if runs < 1 or depth < 1 or depth % runs:
+        raise ValueError(f"x_scale must have a row count that divides x's {depth} columns, got {runs}")
+    if depth // runs > _DEEPEST:
+        raise ValueError(f"x must have at most {_DEEPEST} columns for each row of x_scale, got {depth // runs}")
+    expect("weight", weight, (None, depth), torch.int8, x.device)
+    if weight.shape[0] % PACK:
+        raise ValueError(f"weight must have a multiple of {PACK} rows, got {weight.shape[0]}")
+    expect("weight_scale", weight_scale, (weight.shape[0],), torch.float32, x.device)
+    if bias.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"bias must be bfloat16 or float32, got {bias.dtype}")
+    expect("bias", bias, (weight.shape[0],), bias.dtype, x.device)
+
+
+def _check_gelu(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int) -> None:
+    _check(x, x_scale, weight, weight_scale, bias)
+    expect_groups(groups, weight.shape[0], "rows of weight")
+
+
+if triton:
+    from .quantize import inverse_of, largest, rounded
+
+    WIDEST = 256  # channels of a program
+
+    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
+    @triton.jit(do_not_specialize=["rows"])
+    def _kernel(
+        x, x_scale, weight, weight_scale, bias, out, out_scale, rows, runs, depth, channels, width,
+        GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    ):  # fmt: skip
+        tile, part = tl.program_id(0), tl.program_id(1)
+        row, column, step = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK), tl.arange(0, STEP)
+        channel = part * width + column
+        here, live = row < rows, (column < width) & (channel < channels)
+        # Read where ``pack`` has put it, so that the sums are in the plain order.
+        packed = channel // 32 * 32 + channel // 2 % 4 * 8 + channel // 8 % 4 * 2 + channel % 2
+        a = x + row.to(tl.int64)[:, None] * (runs * depth)
+        b = weight + packed.to(tl.int64)[:, None] * (runs * depth)
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        for run in range(0, runs):
+            sums = tl.zeros((ROWS, BLOCK), tl.int32)
+            for start in range(0, depth, STEP):
+                inside = (start + step < depth)[None]
+                k = (run * depth + start + step)[None]
+                left = tl.load(a + k, mask=here[:, None] & inside, other=0)
+                right = tl.load(b + k, mask=live[:, None] & inside, other=0)
+                sums = tl.dot(left, tl.trans(right), sums, out_dtype=tl.int32)
+            scale = tl.load(x_scale + run * rows + row, mask=here, other=0.0)
+            total += scale[:, None] * sums.to(tl.float32)
+        total *= tl.load(weight_scale + channel, mask=live, other=0.0)
+        total += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
+        at, mask = row.to(tl.int64)[:, None] * channels + channel, here[:, None] & live
+        if GELU:
+            total = total * tl.sigmoid(1.5957691216057308 * total * (1 + 0.044715 * total * total))
+            amax = largest(tl.where(mask, total, 0.0), 1)
+            tl.store(out + at, rounded(total * inverse_of(amax)[:, None]), mask=mask)
+            tl.store(out_scale + part * rows + row, tl.div_rn(amax, 127.0), mask=here)
+        else:
+            tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
+
+    def _on_gpu(x: Tensor, *rest) -> bool:
+        return x.is_cuda
+
+    @int8_linear.impl("triton", when=_on_gpu)
+    def _triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+        _check(x, x_scale, weight, weight_scale, bias)
+        out = bias.new_empty(len(x), len(weight))
+        _launch(x, x_scale, weight, weight_scale, bias, out, None, 128)
+        return out
+
+    def _fits_triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int):
+        return x.is_cuda and len(weight) <= WIDEST * groups
+
+    @int8_linear_gelu.impl("triton", when=_fits_triton)
+    def _triton_gelu(
+        x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor]:
+        _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
+        values = x.new_empty(len(x), len(weight))
+        scale = x_scale.new_empty(groups, len(x))
+        _launch(x, x_scale, weight, weight_scale, bias, values, scale, len(weight) // groups)
+        return values, scale
+
+    def _launch(x, x_scale, weight, weight_scale, bias, out, out_scale: Tensor | None, width: int) -> None:
+        """A program has ``width`` channels of a tile of rows: with out_scale a group of the result."""
+        rows, channels, runs = len(x), len(weight), len(x_scale)
+        if rows == 0 or channels == 0:
+            return
+        block = max(16, triton.next_power_of_2(width))
+        # With 64 columns a step, four stages take 64 or, of the widest tile, 80 KiB of shared memory.
+        tile = 128 if block <= 128 else 64
+        gelu = out_scale is not None
+        with torch.cuda.device_of(x):
+            _kernel[(triton.cdiv(rows, tile), triton.cdiv(channels, width))](
+                x, x_scale, weight, weight_scale, bias, out, out_scale if gelu else out,
+                rows, runs, x.shape[1] // runs, channels, width,
+                GELU=gelu, ROWS=tile, BLOCK=block, STEP=64, num_warps=8, num_stages=4,
+            )  # fmt: skip
