@@ -170,9 +170,14 @@ class Stream:
     @property
     def precision(self) -> str:
         """What the layers' products run in: ``int8``, or the model's dtype, ``bf16`` or ``float32``."""
-        if in_8_bits(self.policy):
+        return self.precision_with(self.settings)
+
+    def precision_with(self, settings: StreamSettings) -> str:
+        """``precision``, were these the settings."""
+        model = self.networks.model
+        if in_8_bits(policy_of(settings.precision, len(model.blocks))):
             return "int8"
-        return str(self.networks.model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+        return str(model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's with its sinks, are computed

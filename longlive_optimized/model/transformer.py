@@ -255,7 +255,8 @@ class Transformer(nn.Module):
             return
         widths = {"dim": self.config.dim, "ffn_dim": self.config.ffn_dim}
         if wrong := [f"{name} {width}" for name, width in widths.items() if width % PACK]:
-            raise ValueError(f"precision must be bf16: int8 wants multiples of {PACK}, the model has {', '.join(wrong)}")
+            has = ", ".join(wrong)
+            raise ValueError(f"precision must be bf16: int8 wants multiples of {PACK}, the model has {has}")
         try:
             for linear in self._int8_linears():
                 linear.quantize_weight()
