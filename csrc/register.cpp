@@ -4,6 +4,7 @@
 
 STABLE_TORCH_LIBRARY(longlive_C, m) {
   m.def("modulate_norm(Tensor x, Tensor shift, Tensor scale, float eps) -> Tensor");
+  m.def("modulate_norm_int8(Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor)");
   m.def("overlay_blend(Tensor(a!) frames, Tensor panel, int y, int x) -> ()");
   m.def(
       "qk_norm_rope_store(Tensor qkv, Tensor q_gain, Tensor k_gain, Tensor rope_time, Tensor rope_space, "
@@ -11,6 +12,10 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
   m.def(
       "residual_norm(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
       "-> Tensor");
+  m.def(
+      "residual_norm_int8(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
+      "-> (Tensor, Tensor)");
+  m.def("quantize(Tensor x, int groups) -> (Tensor, Tensor)");
   m.def(
       "ring_advance(Tensor start, Tensor freqs, Tensor(a!) slots, Tensor(b!) rope_time, Tensor(c!) sink_time, "
       "Tensor window, int sink, int origin) -> ()");
