@@ -11,6 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import StreamSettings
@@ -28,6 +29,7 @@ from .block import PROMPT
 SAME = 100.0  # decibels, of pictures without a difference
 _SHOWN = 2  # frames of a picture for each preset
 _GAIN = 8  # of the difference, in the picture
+_GAP = 2  # pixels between pictures
 
 
 class Pair(NamedTuple):
@@ -88,7 +90,8 @@ def picture(pairs: Sequence[Pair]) -> Tensor:
     at = torch.linspace(0, len(pair.plain) - 1, _SHOWN).round().long()
     plain, int8 = pair.plain[at], pair.int8[at]
     difference = ((plain.int() - int8.int()).abs() * _GAIN).clamp(max=255).byte()
-    return torch.cat((plain, int8, difference), 2).flatten(0, 1)
+    framed = [F.pad(each, (0, 0, 0, _GAP, 0, _GAP), value=255) for each in (plain, int8, difference)]
+    return torch.cat(framed, 2).flatten(0, 1)
 
 
 @torch.no_grad()

@@ -590,7 +590,7 @@ def failing(scope, monkeypatch):
     tries = []
 
     def fail(error):
-        def denoise(stream, request):
+        def denoise(*args):
             tries.append(now[0])
             raise error
 

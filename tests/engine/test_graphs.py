@@ -1,6 +1,7 @@
 """Replayed passes against the same passes run one by one, bit for bit."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -213,6 +214,21 @@ def test_a_block_never_waits_for_the_device():
             graphed.generate_block(BlockRequest("a fox", denoising_steps=(1000, step, 500, 250)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_block_in_8_bits_waits_once():
+    graphed = engine(precision="int8")
+    graphed.warmup()
+    for _ in range(6):
+        graphed.generate_block(BlockRequest("a fox"))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            graphed.generate_block(BlockRequest("a fox"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("called a synchronizing" in str(each.message) for each in said) == 1
 
 
 def test_five_thousand_blocks_neither_drift_nor_grow():
