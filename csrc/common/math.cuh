@@ -23,10 +23,4 @@ __device__ inline __half2 tanh_approx(__half2 x) {
   asm("tanh.approx.f16x2 %0, %1;" : "=r"(y) : "r"(reinterpret_cast<const uint32_t&>(x)));
   return reinterpret_cast<const __half2&>(y);
 }
-// cvt.pack.sat: a and b as int8, a in the lowest byte; above them the lower half of `upper`.
-__device__ inline uint32_t pack_int8(int a, int b, uint32_t upper) {
-  uint32_t y;
-  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(b), "r"(a), "r"(upper));
-  return y;
-}
 }  // namespace longlive

@@ -7,7 +7,6 @@
 #include <cuda_runtime.h>
 
 #include "common/bf16.cuh"
-#include "common/int8.cuh"
 #include "common/math.cuh"
 #include "common/reduce.cuh"
 #include "common/sm90/cluster.cuh"
@@ -159,6 +158,25 @@ __device__ inline __half2 gelu(__half2 x) {
   const __half2 inner = __hfma2(__hmul2(x, x), __float2half2_rn(kFactor * 0.044715f), __float2half2_rn(kFactor));
   return __hfma2(half, tanh_approx(__hmul2(x, inner)), half);
 }
+
+// As RowScale, of pairs of halves. The inverse is a half: the scale is what that stands for, and at least 2^-15.
+struct HalfScale {
+  float scale;
+  __half2 inverse;
+
+  __device__ explicit HalfScale(__half2 largest) {
+    const float amax = __half2float(__hmax_nan(__low2half(largest), __high2half(largest)));
+    const __half half = __float2half_rn(fminf(__fdividef(127.f, amax), 32768.f));
+    inverse = __half2half2(half);
+    scale = amax <= 65504.f ? __fdividef(1.f, __half2float(half)) : amax * INFINITY;
+  }
+  // Four int8, the first in the lowest byte. 1536 + n, for a small integer n, has n's low byte as its own.
+  __device__ uint32_t pack(__half2 a, __half2 b) const {
+    const __half2 magic = __float2half2_rn(1536.f);
+    const __half2 x = __hfma2(a, inverse, magic), y = __hfma2(b, inverse, magic);
+    return __byte_perm(reinterpret_cast<const uint32_t&>(x), reinterpret_cast<const uint32_t&>(y), 0x6420);
+  }
+};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The epilogue of a consumer's half of a tile. A thread has two rows, lane / 4 of its warp's 16 and 8 below it. Of each

@@ -166,8 +166,9 @@ class LongLiveEngine:
         ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others.
         If the next block is asked for instead, the others are then decoded (the VAE needs them) but not returned.
 
-        Does not wait for the device, unless the noise depends on the video's motion. After an error the same request
-        may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the stream begins anew.
+        Does not wait for the device, unless the noise depends on the video's motion, or the block is made in 8 bits:
+        that it is finite is seen before it is decoded. After an error the same request may be made again: nothing is
+        lost, unless the VAE failed, whose state is then gone; the stream begins anew.
         Raises RuntimeError after a ``set_loras`` that failed half-way.
         """
         if not isinstance(request, BlockRequest):

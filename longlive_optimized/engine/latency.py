@@ -24,7 +24,9 @@ class LatencyStats:
 
     p99_ms is the nearest-rank percentile. mean, p99, max, min and fps cover the last 1000 frames, frame_count all since
     the last reset. block_ms is the last block's time, prompt_switch_ms the last switch's: from the call to its first
-    new frame. preset is the one in force, ``custom`` where the config is none of them.
+    new frame. preset is the one in force, ``custom`` where the config is none of them. precision is what the layers'
+    products run in: ``int8``, or the model's dtype. fallback_blocks were made again without 8 bits, which had given
+    something that is not finite; of the stream since its last reset.
     """
 
     current_ms: float = 0.0
@@ -45,6 +47,7 @@ class LatencyStats:
     precision: str = "bf16"
     dropped_frames: int = 0
     preset: str = "custom"
+    fallback_blocks: int = 0
 
 
 class LatencyTracker:
@@ -121,6 +124,7 @@ class LatencyMeter:
                 "prompt_cache_misses": engine.prompts.misses,
                 "torch_compile_active": engine.config.use_torch_compile,
                 "precision": self._stream.precision,
+                "fallback_blocks": self._stream.fallback_blocks,
             }
             | others
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from typing import NamedTuple, Unpack
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..keywords import ConfigFields
+from ..model.precision import Policy, in_8_bits, policy_of
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
@@ -26,8 +26,6 @@ from .timing import BlockTimer
 from .video_input import MotionMeter
 
 LATENT_SCALE = 8  # pixels per latent row and column
-
-log = logging.getLogger(__name__)
 
 
 class Networks(NamedTuple):
@@ -61,6 +59,8 @@ class Stream:
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
     encoded: the next block's video; kept until the block is made, for a second try.
     from_video: whether the last block was made from video; None before the first.
+    plain, policy: nothing, and what its precision runs in 8 bits; made_with: that of the last block's denoising.
+    fallback_blocks: how many blocks since the last ``reset`` were made again without 8 bits, not being finite.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Stream:
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
         self._devices, self._graphs = devices, graphs
         graphs.turn(settings.use_cuda_graphs)
-        _note_what_is_missing(settings, self.precision)
         model, self.seed = networks.model, settings.seed
+        self.plain, self.policy = policy_of("bf16", len(model.blocks)), self._policy_of(settings)
         rows, columns = settings.size
         self._new_ring = functools.partial(
             RingCache,
@@ -102,22 +102,23 @@ class Stream:
 
         A new local_attn_size recomputes the window before that block, without a cut: the sinks are kept (with
         ``global_sink`` false replaced, as at a prompt switch). Buffers and graphs stay, unless the window grows beyond
-        any before. Raises ValueError for other fields and bad values; nothing has changed then, nor where memory is
-        short.
+        any before. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
+        ValueError for other fields and bad values; nothing has changed then, nor where memory is short.
         """
         with self._devices.turn():
             before, after = self.settings, self.settings.changed(**changes)
+            policy = self._policy_of(after)
             if after.local_attn_size != before.local_attn_size:
                 self._resize(after.local_attn_size)
-            self.settings = after
+            self.settings, self.policy = after, policy
             self._graphs.turn(after.use_cuda_graphs)
-            _note_what_is_missing(after, self.precision)
 
     def reset(self, seed: int | None = None) -> None:
         """Back to an empty stream; buffers stay. The seed stays too unless one is given."""
         self.prompt = PromptTrack()
         self.prompt_due = False
         self.motion = MotionMeter()
+        self.fallback_blocks = 0
         self.restart(seed)
 
     def restart(self, seed: int | None = None) -> None:
@@ -129,6 +130,7 @@ class Stream:
         self.sinks, self.first_sink = self.history, 0
         self.context_due = self.recache_due = self.sinks_due = False
         self.from_video: bool | None = None
+        self.made_with = self.plain
         self.ring.reset()
         self.restart_vae()
 
@@ -167,8 +169,15 @@ class Stream:
 
     @property
     def precision(self) -> str:
-        """What its linears run in, whatever the settings ask for: ``bf16`` or ``float32``."""
-        return str(self.networks.model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+        """What the layers' products run in: ``int8``, or the model's dtype, ``bf16`` or ``float32``."""
+        return self.precision_with(self.settings)
+
+    def precision_with(self, settings: StreamSettings) -> str:
+        """``precision``, were these the settings."""
+        model = self.networks.model
+        if in_8_bits(policy_of(settings.precision, len(model.blocks))):
+            return "int8"
+        return str(model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's with its sinks, are computed
@@ -195,6 +204,12 @@ class Stream:
         self.context_due = True
         self.encoded = None
 
+    def _policy_of(self, settings: StreamSettings) -> Policy:
+        model = self.networks.model
+        if settings.precision != "bf16":
+            model.hold_int8()
+        return policy_of(settings.precision, len(model.blocks))
+
     def _resize(self, window: int) -> None:
         if window <= self.ring.capacity:
             self.ring.resize(window)
@@ -213,13 +228,3 @@ class Stream:
         if self.total_frames is None:
             return BlockNoise(self.seed, self._like)
         return VideoNoise(self.seed, self._like, self.total_frames)
-
-
-def _note_what_is_missing(settings: StreamSettings, runs: str) -> None:
-    if settings.precision == "fp8":
-        _warn_once(f"precision fp8 is not available yet: linears run in {runs}")
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    log.warning(text)

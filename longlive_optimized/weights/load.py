@@ -86,8 +86,8 @@ def refill_generator(
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
     Only the weights that ``loras`` adapt are written, in place, from ``files``: addresses stay, and nothing drifts.
-    ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
-    may be under way; the caller computes anew what the old weights gave (keys and values).
+    Int8 copies follow. ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may
+    name new ones. No pass may be under way; the caller computes anew what the old weights gave (keys and values).
 
     Raises what load_generator raises, and ValueError for ``files`` of another model, before anything is written;
     RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
@@ -102,6 +102,7 @@ def refill_generator(
         return
     try:
         _fill(slots, tensors, _source(files, loras), progress, (own, users))
+        model.weights_changed()
     except Exception as error:
         kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
         raise kind(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error

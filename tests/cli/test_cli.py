@@ -148,10 +148,27 @@ def test_benches(run, tmp_path):
     run("bench", "switch", *size, "--force", "--switches", "2", "--json", report)
     row = json.loads(report.read_text())
     assert row["switch_wall_ms"] >= row["switch_recache_ms"] > 0 and row["switch_at_random_wall_ms"] > 0
-    run("bench", "quality", *size, "--force", "--seeds", "1", "--prompts", "0", "--json", report)
-    row = json.loads(report.read_text())
-    assert row["max_flow_error_ours"] < 1e-5 and 0.5 < min(row["logit_std_estimate"]) < 6
-    assert 0 <= row["pixels_ours"] < 1e-5 and row["pixels_modules"] == 0
+
+
+def test_the_gate(run, tmp_path):
+    report, picture = tmp_path / "gate.json", tmp_path / "gate.png"
+    some = ["--device", "cpu", "--seeds", "1", "--blocks", "1", "--prompts", "0", "--json", report, "--force"]
+    shown = run("bench", "quality", *some, "--by-part", "--picture", picture).stdout
+    found = json.loads(report.read_text())
+    assert [*found["presets"]] == ["speed", "turbo", "ultra"] and found["failures"] == []
+    assert all(name in shown for name in ("speed", "psnr_median_db", "change_by_part, ffn_out"))
+    for row in found["presets"].values():
+        assert row["precision"] == "int8" and row["blocks"] == 2 and row["fallback_blocks"] == 0
+        assert row["max_flow_error_ours"] < 1e-5 < row["max_flow_error_int8"] < 0.1
+        assert 0.5 < min(row["logit_std_estimate"]) < 6 and row["psnr_median_db"] >= row["psnr_worst_db"] >= 40
+        by_part = row["change_by_part"]
+        assert [*by_part][:7] == ["all", "qkv", "out", "cross_q", "cross_out", "ffn_in", "ffn_out"]
+        assert all(0 < change < 0.05 for change in by_part.values()) and len(by_part) == 7 + 5
+    assert 0 <= found["decoder"]["pixels_ours"] < 1e-5 and found["decoder"]["pixels_modules"] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run("bench", "quality", *some, "--preset", "realtime").returncode == 0
+    (row,) = json.loads(report.read_text())["presets"].values()
+    assert row["precision"] == "float32" and "psnr_median_db" not in row
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Machine:
         patch.setattr(block, "denoise", self._denoise)
         patch.setattr(DecoderStream, "decode_uint8", self._decode)
 
-    def _denoise(self, stream, request):
+    def _denoise(self, stream, request, policy):
         if self.failing == "denoise":
             raise RuntimeError("no")
         self.blocks += 1

@@ -17,7 +17,6 @@ from longlive_optimized.demo.scope_integration import (
     ScopeOptimizationConfig,
     create_optimized_scope_pipeline,
 )
-from longlive_optimized.engine import stream as stream_module
 from measure.soak import soak
 
 SMALL = {"height": 32, "width": 48}
@@ -135,13 +134,15 @@ def test_flags_tell_the_truth(pipeline):
     assert not stats.cuda_graphs_active and stats.precision == "float32"
 
 
-def test_what_is_not_there_yet_is_said_once_and_reported_false(caplog):
-    config = ScopeOptimizationConfig.preset_turbo(**SMALL)
-    stream_module._warn_once.cache_clear()
-    pipelines = [OptimizedScopePipeline("tiny", config, device="cpu") for _ in range(2)]
-    assert caplog.text.count("fp8 is not available yet") == 1
-    stats = pipelines[0].get_latency_stats()
-    assert not stats["async_vae_active"] and stats["precision"] == "float32"
+def test_precision_is_reported_as_it_runs():
+    config = ScopeOptimizationConfig.preset_realtime(precision="fp8", **SMALL)
+    pipeline = OptimizedScopePipeline("tiny", config, device="cpu")
+    stats = pipeline.get_latency_stats()
+    assert stats["precision"] == "int8" and stats["fallback_blocks"] == 0
+    pipeline.configure(precision="bf16")
+    assert pipeline.get_latency_stats()["precision"] == "int8"  # until the next block
+    pipeline.generate_frame(FOX)
+    assert pipeline.get_latency_stats()["precision"] == "float32"
 
 
 def test_prompt_cache_counts(pipeline):
@@ -224,7 +225,7 @@ def test_presets_by_name_and_by_method(pipeline, name):
     assert pipeline.engine.stream.ring.window == config.local_attn_size
     assert pipeline.config.height == 32
     assert pipeline.get_latency_stats()["preset"] == {"quality": "quality_stream"}.get(name, name)
-    assert pipeline.get_latency_stats()["precision"] == "float32"  # fp8 is asked for by some, and never claimed
+    assert pipeline.get_latency_stats()["precision"] == ("int8" if config.precision == "int8" else "float32")
 
 
 def test_an_unknown_preset_changes_nothing(pipeline):

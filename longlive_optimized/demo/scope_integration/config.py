@@ -58,15 +58,15 @@ class ScopeOptimizationConfig(OptimizationConfig):
 
     @classmethod
     def preset_speed(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
-        """Four steps, window 12, fp8 linears; frames are dropped on lag."""
+        """Four steps, window 12, int8 linears; frames are dropped on lag."""
         return cls.preset("speed", **changes)
 
     @classmethod
     def preset_turbo(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
-        """Three steps, window 9, fp8 linears; frames are dropped on lag."""
+        """Three steps, window 9, int8 linears; frames are dropped on lag."""
         return cls.preset("turbo", **changes)
 
     @classmethod
     def preset_ultra(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
-        """Two steps, window 9, fp8 linears: a draft; frames are dropped on lag."""
+        """Two steps, window 9, int8 linears: a draft; frames are dropped on lag."""
         return cls.preset("ultra", **changes)

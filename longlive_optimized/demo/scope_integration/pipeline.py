@@ -120,7 +120,7 @@ class OptimizedScopePipeline:
 
     def generate_block(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """A whole block, uint8 [T, H, W, 3] on the device, T = 9 and then 12, without overlay: for callers with a queue
-        of their own. Does not wait for the device.
+        of their own. Waits for the device as ``LongLiveEngine.generate_block`` does.
 
         Arguments and errors are generate_frame's. RuntimeError while frames of a block wait for generate_frame.
         """

@@ -36,8 +36,6 @@ using std::max;
 using std::min;
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
   const uint64_t both = uint64_t(y) << 32 | x;
@@ -45,8 +43,6 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
   for (int i = 0; i < 4; ++i) bytes |= uint32_t(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
   return bytes;
 }
-inline float __fdiv_rn(float x, float y) { return x / y; }
-inline int __float2int_rn(float x) { return x == x ? int(std::lrint(std::clamp(x, -1e9f, 1e9f))) : 0; }
 inline float __saturatef(float x) { return x > 0 ? std::fmin(x, 1.f) : 0; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 template <class T>
@@ -66,6 +62,10 @@ template <class T>
 T __shfl_down_sync(unsigned all, T x, int by) {
   const int from = threadIdx.x % 32 + by;
   return __shfl_sync(all, x, from < 32 ? from : from - by);
+}
+inline uint32_t __reduce_max_sync(unsigned, uint32_t x) {
+  const uint32_t* lanes = emulator::exchange(x);
+  return *std::max_element(lanes, lanes + 32);
 }
 inline bool __any_sync(unsigned, bool x) {
   const uint32_t* lanes = emulator::exchange(x);

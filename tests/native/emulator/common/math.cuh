@@ -1,16 +1,10 @@
 #pragma once
 #include <cuda_fp16.h>
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
 
 namespace longlive {
 inline float exp2(float x) { return std::exp2(x); }
 inline float reciprocal(float x) { return 1 / x; }
 inline __half2 tanh_approx(__half2 x) { return __floats2half2_rn(std::tanh(float(x.x)), std::tanh(float(x.y))); }
-inline uint32_t pack_int8(int a, int b, uint32_t upper) {
-  const auto byte = [](int x) { return uint32_t(uint8_t(std::clamp(x, -128, 127))); };
-  return upper << 16 | byte(b) << 8 | byte(a);
-}
 }  // namespace longlive
