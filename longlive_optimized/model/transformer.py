@@ -132,9 +132,9 @@ class TransformerBlock(nn.Module):
         return _added(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps, int8_following)
 
     def _attended(self, y: Tensor, int8: bool) -> Tensor | Quantized:
-        """Attention's result [N, heads, head_dim] as [N, D]; in 8 bits with a scale for each head."""
+        """Attention's result [N, heads, head_dim] as [N, D]; in 8 bits with a scale for each row."""
         y = y.flatten(1)
-        return Quantized(*quantize(y, self.heads[0])) if int8 else y
+        return Quantized(*quantize(y, 1)) if int8 else y
 
     def cross_kv_of(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [text_len, heads, head_dim] of a prompt, context [text_len, D]."""
