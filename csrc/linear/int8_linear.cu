@@ -19,11 +19,9 @@ using linear::Scale;
 constexpr int kGeluColumns = 256;
 template <int columns>
 using Rows = Config<Scale::kRow, Result::kPlain, columns, columns == 224 ? 4 : 5>;
-using Groups = Config<Scale::kGroup, Result::kPlain, 192, 5>;
+template <int columns>
+using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 5 : 6>;
 using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
-
-// Depth from which on splitting the last wave saves more than the second kernel costs, and the least part to split off.
-constexpr int kSplitFrom = 4096, kMinSpan = 2048;
 
 struct Problem {
   const Tensor &x, &x_scale, &weight, &weight_scale, &bias;
@@ -52,40 +50,38 @@ Problem check(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
 }
 
 template <class C>
+linear::Tiles tiles_of(const Problem& m) {
+  return {int(m.rows), int(m.columns), C::kColumns, C::kCluster};
+}
+
+template <class C>
 void run(const Problem& m, const Tensor& out, float* out_scale) {
-  const linear::Tiles tiles(int(m.rows), int(m.columns), C::kColumns, C::kCluster);
-  const int group_steps = C::kScale == Scale::kGroup ? int(m.depth / m.groups / kStep) : 1;
-  const int sets = tiles.sets(), most = m.processors / C::kCluster;
-  const bool split = m.depth >= kSplitFrom && sets % most != 0;
-  const int clusters = split ? most : std::min(sets, most);
-  const StreamK schedule(sets, int(m.depth / kStep) / group_steps, clusters, split,
-                         kMinSpan / kStep / group_steps);
-  const int64_t partials = split ? int64_t(StreamK::partials(clusters)) * C::kCluster * C::kSums * linear::kThreads : 0;
-  Tensor partial = torch::stable::new_empty(out, {partials}, ScalarType::Float);  // or int32: as wide
   const linear::Params p{data<const float>(m.x_scale),
                          data<const float>(m.weight_scale),
                          data<const bf16>(m.bias),
                          out.data_ptr(),
                          out_scale,
-                         partial.data_ptr(),
                          int(m.rows),
                          int(m.columns),
-                         group_steps,
-                         tiles,
-                         schedule};
+                         int(m.depth / kStep),
+                         int(m.depth / m.groups / kStep),
+                         tiles_of<C>(m)};
   const auto map = [&](const Tensor& t, int64_t rows, int box_rows) {
     return sm90::matrix_map(data<const int8_t>(t), rows, m.depth, m.depth, box_rows);
   };
-  LL_CUDA_CHECK(linear::launch<C>(map(m.x, m.rows, linear::kTileRows), map(m.weight, m.columns, C::kPart), p, clusters,
-                                  split ? StreamK::split_tiles(sets, clusters) : 0,
-                                  current_stream(m.x.get_device_index())));
+  LL_CUDA_CHECK(linear::launch<C>(map(m.x, m.rows, linear::kTileRows), map(m.weight, m.columns, C::kPart), p,
+                                  m.processors / C::kCluster, current_stream(m.x.get_device_index())));
 }
 
-// Waves of tiles times their width: what a product of this width takes.
-int64_t cost(const Problem& m, int columns) {
-  constexpr int kCluster = Rows<224>::kCluster;
-  const int sets = linear::Tiles(int(m.rows), int(m.columns), columns, kCluster).sets();
-  return int64_t(ceil_div(sets, m.processors / kCluster)) * columns;
+// Waves of tiles times their width: what a product takes by these tiles.
+template <class C>
+int64_t cost(const Problem& m) {
+  return int64_t(ceil_div(tiles_of<C>(m).sets(), m.processors / C::kCluster)) * C::kColumns;
+}
+
+template <class A, class B>
+void run_cheaper(const Problem& m, const Tensor& out) {
+  cost<A>(m) <= cost<B>(m) ? run<A>(m, out, nullptr) : run<B>(m, out, nullptr);
 }
 
 Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,
@@ -94,13 +90,7 @@ Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight,
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = torch::stable::new_empty(x, {m.rows, m.columns}, ScalarType::BFloat16);
   if (m.rows == 0) return out;
-  if (m.groups > 1) {
-    run<Groups>(m, out, nullptr);
-  } else if (cost(m, 224) <= cost(m, 192)) {
-    run<Rows<224>>(m, out, nullptr);
-  } else {
-    run<Rows<192>>(m, out, nullptr);
-  }
+  m.groups > 1 ? run_cheaper<Groups<160>, Groups<128>>(m, out) : run_cheaper<Rows<224>, Rows<192>>(m, out);
   return out;
 }
 

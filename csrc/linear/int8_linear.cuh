@@ -22,7 +22,6 @@ using sm90::kConsumers;
 using sm90::kWarpgroupWarps;
 using sm90::TensorMap;
 
-constexpr int kThreads = kConsumers * sm90::kWarpgroup;  // of consumers
 constexpr int kRows = kTileRows / kConsumers;
 
 // Scale of x: one a row, or one a row and group of the depth, for which the sums leave the integers after each group.
@@ -48,11 +47,10 @@ struct Params {
   const bf16* bias;           // [columns]
   void* out;                  // [rows, columns]
   float* out_scale;           // [columns / tile's, rows], of GELU's result
-  void* partials;             // [partials, cluster, kSums, kThreads]: registers of the consumers
   int rows, columns;
-  int group_steps;  // of the pipeline, in one step of the schedule
+  int steps;        // of the depth
+  int group_steps;  // of a group
   Tiles tiles;
-  StreamK schedule;
 };
 
 // What the epilogue needs of a tile's columns.
@@ -87,9 +85,13 @@ struct Shared {
   Tiles tiles;
 };
 
-template <class C>
-__device__ int cluster_index() {
-  return blockIdx.x / C::kCluster;
+// Calls f with each of this CTA's work tiles.
+template <class C, class F>
+__device__ void for_each_tile(const Params& p, F f) {
+  const int rank = int(sm90::cluster_rank());
+#pragma unroll 1
+  for (int set = blockIdx.x / C::kCluster; set < p.tiles.sets(); set += gridDim.x / C::kCluster)
+    f(p.tiles.at(set, rank));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -106,15 +108,11 @@ struct Producer {
   typename Shared<C>::Tiles::State next;
 
   __device__ void run() {
-    auto at = p.schedule.start(cluster_index<C>());
-    Work work;
+    for_each_tile<C>(p, [&](const WorkTile& tile) {
+      load_columns(tile.column);
 #pragma unroll 1
-    while (p.schedule.next(cluster_index<C>(), at, work)) {
-      const WorkTile tile = p.tiles.at(work.tile, rank);
-      if (work.partial < 0) load_columns(tile.column);
-#pragma unroll 1
-      for (int step = work.first * p.group_steps; step < work.last * p.group_steps; ++step) load(tile, step * kStep);
-    }
+      for (int step = 0; step < p.steps; ++step) load(tile, step * kStep);
+    });
   }
 
   __device__ void load_columns(int column) {
@@ -168,7 +166,7 @@ struct HalfScale {
     const float amax = __half2float(__hmax_nan(__low2half(largest), __high2half(largest)));
     const __half half = __float2half_rn(fminf(__fdividef(127.f, amax), 32768.f));
     inverse = __half2half2(half);
-    scale = amax <= 65504.f ? __fdividef(1.f, __half2float(half)) : amax * INFINITY;
+    scale = amax == 0 ? 0 : amax <= 65504.f ? __fdividef(1.f, __half2float(half)) : amax * INFINITY;
   }
   // Four int8, the first in the lowest byte. 1536 + n, for a small integer n, has n's low byte as its own.
   __device__ uint32_t pack(__half2 a, __half2 b) const {
@@ -315,7 +313,6 @@ struct Consumer {
   Shared<C>& s;
   const int index;  // among the consumers
   const int lane = threadIdx.x % 32;
-  const int rank = int(sm90::cluster_rank());
   typename Shared<C>::Stages::State state;
   typename Shared<C>::Tiles::State tiles;
   int last = C::kStages;  // the stage that products in flight read; at first none: the spare barrier
@@ -323,20 +320,16 @@ struct Consumer {
   float total[kGroups ? C::kSums : 1];
 
   __device__ void run() {
-    auto at = p.schedule.start(cluster_index<C>());
-    Work work;
-#pragma unroll 1
-    while (p.schedule.next(cluster_index<C>(), at, work)) {
-      const WorkTile tile = p.tiles.at(work.tile, rank);
+    for_each_tile<C>(p, [&](const WorkTile& tile) {
       const Epilogue<C> epilogue(p, tile, index, s.staging);
       if constexpr (kGroups) {
-        multiply_groups(work, epilogue);
-        finish(work, epilogue, total);
+        multiply_groups(epilogue);
+        finish(epilogue, total);
       } else {
-        multiply(work);
-        finish(work, epilogue, acc);
+        multiply();
+        finish(epilogue, acc);
       }
-    }
+    });
     sm90::store_wait_read();
   }
 
@@ -377,19 +370,19 @@ struct Consumer {
     if (lane < C::kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
   }
 
-  __device__ void multiply(const Work& work) {
+  __device__ void multiply() {
 #pragma unroll 1
-    for (int i = work.first; i < work.last; ++i) step(i == work.first);
+    for (int i = 0; i < p.steps; ++i) step(i == 0);
     finish_products();
   }
 
-  __device__ void multiply_groups(const Work& work, const Epilogue<C>& epilogue) {
+  __device__ void multiply_groups(const Epilogue<C>& epilogue) {
 #pragma unroll
     for (float& x : total) x = 0;
     const int rows[2] = {min(epilogue.row(0), p.rows - 1), min(epilogue.row(1), p.rows - 1)};
+    const float* scales = p.x_scale;
 #pragma unroll 1
-    for (int group = work.first; group < work.last; ++group) {
-      const float* scales = p.x_scale + int64_t(group) * p.rows;
+    for (int first = 0; first < p.steps; first += p.group_steps, scales += p.rows) {
       const float scale[2] = {__ldg(scales + rows[0]), __ldg(scales + rows[1])};
 #pragma unroll 1
       for (int i = 0; i < p.group_steps; ++i) step(i == 0);
@@ -400,28 +393,15 @@ struct Consumer {
   }
 
   template <class Sums>
-  __device__ void finish(const Work& work, const Epilogue<C>& epilogue, Sums& sums) {
-    if (work.partial < 0) {
-      s.tiles.wait(tiles);
-      const Columns<C>& columns = s.columns[tiles.stage];
-      epilogue.run(sums, columns.scale, columns.bias);
-      __syncwarp();  // all lanes have read
-      s.tiles.release(tiles.stage, lane);
-      tiles.advance();
-    } else {
-      auto* to = partial_of<C>(p, work.partial, rank, index);
-#pragma unroll
-      for (int i = 0; i < C::kSums; ++i) to[i * kThreads] = sums[i];
-    }
+  __device__ void finish(const Epilogue<C>& epilogue, Sums& sums) {
+    s.tiles.wait(tiles);
+    const Columns<C>& columns = s.columns[tiles.stage];
+    epilogue.run(sums, columns.scale, columns.bias);
+    __syncwarp();  // all lanes have read
+    s.tiles.release(tiles.stage, lane);
+    tiles.advance();
   }
 };
-
-// The first of this thread's partial sums, which lie kThreads apart.
-template <class C>
-__device__ typename C::Sum* partial_of(const Params& p, int partial, int rank, int consumer) {
-  return static_cast<typename C::Sum*>(p.partials) + (int64_t(partial) * C::kCluster + rank) * C::kSums * kThreads +
-         consumer * sm90::kWarpgroup + threadIdx.x % sm90::kWarpgroup;
-}
 
 template <class C>
 __global__ void __launch_bounds__(sm90::kThreads, 1)
@@ -449,50 +429,25 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
   sm90::cluster_meet();  // the other CTA may still arrive here
 }
 
-// Adds the partial sums of a tile that was split, in the order of its steps: the result is the same every time.
+// By `clusters` at most.
 template <class C>
-__global__ void __launch_bounds__(kThreads) int8_linear_combine_kernel(const __grid_constant__ Params p) {
-  const auto split = p.schedule.split(blockIdx.x / C::kCluster);
-  const int rank = blockIdx.x % C::kCluster, consumer = threadIdx.x / sm90::kWarpgroup;
-  if (split.first == split.last) return;  // one cluster had it whole
-  typename C::Sum sums[C::kSums] = {};
-#pragma unroll 1
-  for (int cluster = split.first; cluster <= split.last; ++cluster) {
-    const auto* from = partial_of<C>(p, p.schedule.partial_of(cluster, split), rank, consumer);
-#pragma unroll
-    for (int i = 0; i < C::kSums; ++i) sums[i] += __ldg(from + i * kThreads);
-  }
-  const WorkTile tile = p.tiles.at(split.tile, rank);
-  auto& staging = sm90::shared_memory<Staging<C>[kConsumers * kWarpgroupWarps]>();
-  Epilogue<C>(p, tile, consumer, staging).run(sums, p.weight_scale + tile.column, p.bias + tile.column);
-  sm90::store_wait_read();
-}
-
-// `clusters` at most; `split_tiles` of the schedule are combined.
-template <class C>
-cudaError_t launch(const TensorMap& x, const TensorMap& weight, const Params& p, int clusters, int split_tiles,
-                   cudaStream_t stream) {
+cudaError_t launch(const TensorMap& x, const TensorMap& weight, const Params& p, int clusters, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<C>);
+  static_assert(kBytes <= kSharedBytes);
   const auto kernel = int8_linear_kernel<C>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = C::kCluster;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = C::kCluster * clusters;
+  config.gridDim = C::kCluster * std::min(p.tiles.sets(), clusters);
   config.blockDim = sm90::kThreads;
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  error = cudaLaunchKernelEx(&config, kernel, x, weight, p);
-  if (error != cudaSuccess || split_tiles == 0) return error;
-  config.gridDim = C::kCluster * split_tiles;
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = sizeof(Staging<C>) * kConsumers * kWarpgroupWarps;
-  config.numAttrs = 0;
-  return cudaLaunchKernelEx(&config, int8_linear_combine_kernel<C>, p);
+  return cudaLaunchKernelEx(&config, kernel, x, weight, p);
 }
 }  // namespace longlive::linear

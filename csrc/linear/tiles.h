@@ -4,7 +4,9 @@
 // A cluster of CTAs takes as many work tiles at a time, neighbours along the rows, whose weights are the same: each CTA
 // loads its part of them for all. Tiles run along the rows first, so that only where a column of tiles ends within a
 // cluster the weights differ; then each CTA loads its own.
-#include "common/stream_k.h"
+#include <algorithm>
+
+#include "common/shapes.h"
 
 namespace longlive::linear {
 constexpr int kTileRows = 128;
