@@ -9,13 +9,13 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
   m.def(
       "qk_norm_rope_store(Tensor qkv, Tensor q_gain, Tensor k_gain, Tensor rope_time, Tensor rope_space, "
       "Tensor(a!) k_ring, Tensor(b!) v_ring, Tensor(c!) k_sink, Tensor slots, float eps) -> Tensor");
+  m.def("quantize(Tensor x, int groups) -> (Tensor, Tensor)");
   m.def(
       "residual_norm(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
       "-> Tensor");
   m.def(
       "residual_norm_int8(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
       "-> (Tensor, Tensor)");
-  m.def("quantize(Tensor x, int groups) -> (Tensor, Tensor)");
   m.def(
       "ring_advance(Tensor start, Tensor freqs, Tensor(a!) slots, Tensor(b!) rope_time, Tensor(c!) sink_time, "
       "Tensor window, int sink, int origin) -> ()");

@@ -67,6 +67,11 @@ def _cuda(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     return torch.ops.longlive_C.modulate_norm(x, shift, scale, eps)
 
 
+@modulate_norm_int8.impl("cuda", when=_fits_cuda)
+def _cuda_int8(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.ops.longlive_C.modulate_norm_int8(x, shift, scale, eps)
+
+
 if triton:
     from .quantize import store_row
 

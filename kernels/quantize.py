@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import native
 from .checks import expect, expect_float, on_gpu
 from .registry import op
 from .triton_import import tl, triton
@@ -53,13 +54,25 @@ def _check(x: Tensor, groups: int) -> None:
     expect_groups(groups, x.shape[1], "columns of x")
 
 
+def _fits_cuda(x: Tensor, groups: int) -> bool:
+    if not (native.takes(x) and x.dim() == 2 and x.is_contiguous() and x.data_ptr() % 16 == 0 and groups > 0):
+        return False
+    run, rest = divmod(x.shape[1], groups)
+    return rest == 0 and run * x.element_size() % 16 == 0 and 0 < run <= 1536
+
+
+@quantize.impl("cuda", when=_fits_cuda)
+def _cuda(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    return torch.ops.longlive_C.quantize(x, groups)
+
+
 if triton:
 
     @triton.jit
     def largest(wide, axis: tl.constexpr):
         """The largest magnitude; NaN if there is one, since as integers magnitudes are ordered and NaN comes last."""
         bits = tl.max(wide.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=axis)
-        amax = bits.to(tl.float32, bitcast=True)
+        amax = tl.cast(bits, tl.float32, bitcast=True)
         return tl.where(amax < 2.0**-100, 0.0, amax)
 
     @triton.jit
@@ -82,7 +95,8 @@ if triton:
         else:
             tl.store(here, result, mask=live)
 
-    @triton.jit
+    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
+    @triton.jit(do_not_specialize=["rows"])
     def _kernel(x, values, scale, rows, groups, size, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0)
         group, column = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS), tl.arange(0, BLOCK)

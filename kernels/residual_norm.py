@@ -86,6 +86,11 @@ def _cuda(x, y, gate, shift, scale, offset, eps) -> Tensor:
     return torch.ops.longlive_C.residual_norm(x, y, gate, shift, scale, offset, eps)
 
 
+@residual_norm_int8.impl("cuda", when=_fits_cuda)
+def _cuda_int8(x, y, gate, shift, scale, offset, eps) -> tuple[Tensor, Tensor]:
+    return torch.ops.longlive_C.residual_norm_int8(x, y, gate, shift, scale, offset, eps)
+
+
 if triton:
     from .quantize import store_row
 

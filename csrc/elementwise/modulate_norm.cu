@@ -7,9 +7,9 @@
 #include <tuple>
 
 #include "common/check.h"
-#include "common/int8.cuh"
 #include "common/launch.h"
 #include "common/reduce.cuh"
+#include "common/row_scale.cuh"
 #include "common/vec.cuh"
 
 namespace longlive {
@@ -26,8 +26,12 @@ struct Params {
   float per_size, eps;  // per_size = 1 / size
 };
 
+// Blocks on a multiprocessor. With int8 results a lane holds its part of the row as float32: 64 registers must do.
 template <class T, class Out>
-__global__ void __launch_bounds__(kThreads) modulate_norm_kernel(const Params<T, Out> p) {
+constexpr int kBlocks = std::is_same_v<T, Out> ? 0 : 16 / sizeof(T);
+
+template <class T, class Out>
+__global__ void __launch_bounds__(kThreads, kBlocks<T, Out>) modulate_norm_kernel(const Params<T, Out> p) {
   using V = Vec<T>;
   const int row = row_of_warp();
   if (row >= p.rows) return;
@@ -57,11 +61,19 @@ __global__ void __launch_bounds__(kThreads) modulate_norm_kernel(const Params<T,
   if constexpr (std::is_same_v<Out, T>) {
     for_each([&](int i, const auto& y) { V::of(y).store(p.out + start + x.offset(i)); });
   } else {
-    // Computed twice: a row of float32 would take twice the registers that a warp has for each lane.
+    float result[x.kVectors][V::kSize];
     uint32_t largest = 0;
-    for_each([&](int, const auto& y) { largest = max(largest, largest_magnitude(y)); });
+    for_each([&](int i, const auto& y) {
+      largest = max(largest, largest_magnitude(y));
+#pragma unroll
+      for (int j = 0; j < V::kSize; ++j) result[i][j] = y[j];
+    });
     const RowScale row_scale(warp_max(largest));
-    for_each([&](int i, const auto& y) { store_int8(p.out + start + x.offset(i), y, row_scale); });
+#pragma unroll
+    for (int i = 0; i < x.kVectors; ++i) {
+      if (!x.has(i)) break;
+      store_int8(p.out + start + x.offset(i), result[i], row_scale);
+    }
     if (threadIdx.x % 32 == 0) p.out_scale[row] = row_scale.scale;
   }
 }

@@ -1,6 +1,8 @@
 """int8_linear and int8_linear_gelu: exact sums, float64 for the rest, and what int8 costs the unquantised product."""
 
 import math
+import os
+import random
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from longlive_optimized.kernels.quantize import quantize
 from support.int8_data import DEPTHS, activations, error, weights
 
 OP = int8_linear
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("x", "x_scale", "weight", "weight_scale", "bias")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 CASES = {
@@ -88,36 +91,51 @@ def test_matches_float64(run, close, device, shape, dtype):
         close(out, want)
 
 
-@pytest.mark.parametrize("depth", [64, 1040, 1041, 4099, pytest.param(131071, marks=pytest.mark.gpu)])
-def test_the_largest_sums_are_exact(run, device, depth):
+@pytest.fixture
+def exactly(close):
+    """Bit for bit a float64 truth rounded to the result's dtype, which Triton's interpreter cuts off instead."""
+
+    def check(got: torch.Tensor, truth: torch.Tensor) -> None:
+        if INTERPRETED and got.dtype == torch.bfloat16:
+            close(got, truth)
+        else:
+            assert torch.equal(got, truth.to(got.dtype))
+
+    return check
+
+
+@DTYPES
+@pytest.mark.parametrize("depth", [64, 1024, 1041, 4099, 8960, pytest.param(131071, marks=pytest.mark.gpu)])
+def test_the_largest_sums_are_exact(run, exactly, device, depth, dtype):
     """Each is the largest or smallest there is, but for one product: float32 and int16 would lose it."""
-    args = inputs(3, depth, 32, 1, torch.float32, device)
     x = torch.full((3, depth), 127, dtype=torch.int8, device=device)
     x[1] = -128
     x[2, 0] = 126
     weight = torch.full((32, depth), -128, dtype=torch.int8, device=device)
     one = torch.ones(32, device=device)
-    out = run(x, torch.ones(1, 3, device=device), weight, one, 0 * args["bias"])
+    out = run(x, torch.ones(1, 3, device=device), weight, one, torch.zeros(32, dtype=dtype, device=device))
     want = torch.tensor([-127 * 128 * depth, 128 * 128 * depth, -127 * 128 * depth + 128], device=device)
-    assert torch.equal(out, want.float()[:, None].expand(3, 32))
+    exactly(out, want.float().double()[:, None].expand(3, 32))
 
 
-def test_integer_sums_bit_for_bit(run, device):
+@DTYPES
+def test_integer_sums_bit_for_bit(run, exactly, device, dtype):
     """With scales of 1 and sums below 2^24 all arithmetic is exact."""
-    args = inputs(37, 512, 96, 4, torch.float32, device)
+    args = inputs(37, 512, 96, 4, dtype, device)
     args |= {name: torch.ones_like(args[name]) for name in ("x_scale", "weight_scale")}
-    args["bias"] = torch.arange(96, dtype=torch.float32, device=device)
-    assert torch.equal(run(*args.values()).double(), truth(**args))
+    args["bias"] = torch.arange(96, device=device).to(dtype)
+    exactly(run(*args.values()), truth(**args))
 
 
-def test_channels_are_in_the_plain_order(run, device):
+@DTYPES
+def test_channels_are_in_the_plain_order(run, exactly, device, dtype):
     """A weight that is the identity: each channel is its own column."""
-    eye = 127 * torch.eye(64, dtype=torch.int8, device=device)
-    x = torch.randint(-127, 128, (5, 64), dtype=torch.int8, device=device)
-    bias = torch.arange(64, dtype=torch.float32, device=device)
-    scale = torch.linspace(1, 2, 64, device=device)
+    eye = 127 * torch.eye(128, dtype=torch.int8, device=device)
+    x = torch.randint(-127, 128, (5, 128), dtype=torch.int8, device=device)
+    bias = torch.arange(128, device=device).to(dtype)
+    scale = 1 + torch.arange(128, device=device) / 64
     out = run(x, torch.ones(1, 5, device=device), pack(eye), scale, bias)
-    torch.testing.assert_close(out, x.float() * 127 * scale + bias)
+    exactly(out, x.double() * 127 * scale.double() + bias.double())
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
@@ -134,8 +152,27 @@ def test_a_row_depends_on_itself_alone(run, device):
     assert torch.equal(spoiled[others], whole[others])
 
 
+def test_random_shapes(backend, device):
+    """Ragged rows, depths and channels, for which the backend's tiles have edges everywhere; all arithmetic exact."""
+    shapes = random.Random(backend)
+    for _ in range(8 if device == "cpu" else 150):
+        runs = shapes.choice((1, 1, 2, 5))
+        depth = runs * shapes.choice((shapes.randint(1, 70), 128 * shapes.randint(1, 3)))
+        rows, channels = shapes.randint(1, 140 if device == "cpu" else 700), 32 * shapes.randint(1, 9)
+        args = inputs(rows, depth, channels, runs, torch.float32, device)
+        args |= {name: 2.0 ** torch.randint_like(args[name], -2, 3) for name in ("x_scale", "weight_scale")}
+        args["bias"] = torch.randint_like(args["bias"], -8, 8)
+        args["x"] = (args["x"] // 16).contiguous()  # sums of all terms, in quarters, below 2^24
+        if backend == "cuda":
+            args["bias"] = args["bias"].bfloat16()
+            if not OP.impls["cuda"][1](*args.values()):
+                continue
+        out = OP.impls[backend][0](*args.values())
+        assert torch.equal(out, truth(**args).to(out.dtype)), (rows, depth, channels, runs)
+
+
 def test_zeros(run, device):
-    args = inputs(6, 64, 32, 2, torch.bfloat16, device)
+    args = inputs(6, 256, 32, 2, torch.bfloat16, device)
     args["x_scale"].zero_()
     assert torch.equal(run(*args.values()), args["bias"].expand(6, 32))
 
@@ -159,7 +196,7 @@ def test_error_of_the_recipe(run, backend, device, kind, grouped):
     x, weight = activations(kind, 64).to(device), weights(kind, 128).to(device)
     values, scale = quantize(x, x.shape[1] // 128 if grouped else 1)
     q, weight_scale = quantize(weight, 1)
-    out = run(values, scale, pack(q), weight_scale[0], torch.zeros(128, device=device))
+    out = run(values, scale, pack(q), weight_scale[0], torch.zeros(128, dtype=torch.bfloat16, device=device))
     assert error(out, x.double() @ weight.double().T) <= 1.2 * RECIPES[kind][grouped]
 
 
@@ -267,9 +304,9 @@ GELU_CASES = {
     "odd-groups": (5, 32, 96, 1, 3),
     "prime": (37, 39, 192, 3, 2),
     "tiny-model": (60, 256, 448, 1, 7),
-    "wide-groups": (70, 64, 512, 1, 2),
+    "wide-groups": (70, 256, 512, 1, 2),
 }
-GELU_REAL = {"layer": (4680, 1536, 8960, 1, 70), "short": (2160, 1536, 8960, 1, 70)}
+GELU_REAL = {"layer": (4680, 1536, 8960, 1, 35), "short": (2160, 1536, 8960, 1, 70)}
 GELU_SHAPES = [pytest.param(c, id=n) for n, c in GELU_CASES.items()]
 GELU_SHAPES += [pytest.param(c, id=n, marks=pytest.mark.gpu) for n, c in GELU_REAL.items()]
 
@@ -285,36 +322,37 @@ class TestGelu:
 
     @DTYPES
     @pytest.mark.parametrize("shape", GELU_SHAPES)
-    def test_matches_float64(self, run, close_int8, device, shape, dtype):
+    def test_matches_float64(self, run, backend, close_int8, device, shape, dtype):
         *sizes, groups = shape
         args = inputs(*sizes, dtype, device)
         values, scale = run(*args.values(), groups)
-        # Float32 sums of some terms, and a GELU by approximate exponentials.
-        close_int8(values, scale, gelu(truth(**args)), 1e-5)
+        # Float32 sums of some terms, and a GELU by approximate exponentials; CUDA's is of halves, good to 2^-11.
+        close_int8(values, scale, gelu(truth(**args)), 2e-3 if backend == "cuda" else 1e-5)
         assert len(scale) == groups
 
     def test_gelu_is_the_tanh_form(self, run, device):
         """Down the tail, where the two forms differ by percents. A group is a channel, whose scale is its magnitude."""
-        h = torch.linspace(-4, -1, 256, device=device)
-        weight = torch.zeros(256, 32, dtype=torch.int8, device=device)
+        h = torch.linspace(-4, -1, 64, device=device)
+        weight = torch.zeros(64, 32, dtype=torch.int8, device=device)
         one = torch.ones(1, 1, device=device)
-        values, scale = run(weight[:1], one, weight, torch.ones_like(h), h, 256)
+        values, scale = run(weight[:1], one, weight, torch.ones_like(h), h, 64)
         assert (values == -127).all()
         torch.testing.assert_close(-127 * scale[:, 0].double(), gelu(h.double()), rtol=2e-5, atol=3e-7)
 
-    def test_zeros(self, run, device):
-        args = inputs(6, 64, 64, 1, torch.bfloat16, device)
+    def test_zeros(self, run, backend, device):
+        args = inputs(6, 128, 512, 1, torch.bfloat16, device)
         args["x"].zero_()
         args["bias"].zero_()
         values, scale = run(*args.values(), 2)
-        assert not values.any() and not scale.any()
+        assert not values.any()
+        assert scale.isfinite().all() if backend == "cuda" else not scale.any()  # CUDA's is that of a half
 
     @pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")  # of Triton's interpreter
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
     def test_what_is_not_finite_shows_in_its_own_rows_alone(self, run, device, bad):
-        args = inputs(9, 64, 64, 2, torch.bfloat16, device)
+        args = inputs(9, 128, 512, 1, torch.bfloat16, device)
         clean = run(*args.values(), 2)
-        args["x_scale"][1, 4] = bad
+        args["x_scale"][0, 4] = bad
         values, scale = run(*args.values(), 2)
         assert not scale[:, 4].isfinite().any()
         others = [0, 1, 2, 3, 5, 6, 7, 8]
@@ -344,7 +382,7 @@ class TestGelu:
 
     @pytest.mark.gpu
     def test_replays_in_a_cuda_graph(self, run, device):
-        args = inputs(31, 384, 256, 3, torch.bfloat16, device)
+        args = inputs(31, 384, 512, 1, torch.bfloat16, device)
         run(*args.values(), 2)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

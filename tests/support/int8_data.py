@@ -1,4 +1,4 @@
-"""Activations that try a recipe for int8: the shapes of trouble that a network's have, drawn anew each time alike."""
+"""Activations that try a recipe for int8: the kinds of trouble that a network's have, and the same at each draw."""
 
 import torch
 import torch.nn.functional as F
@@ -7,9 +7,9 @@ from torch import Tensor
 DEPTHS = {"normal": 1536, "outlier-channels": 1536, "large-tokens": 1536, "gelu": 8960, "gelu-outliers": 8960}
 
 
-def activations(kind: str, rows: int) -> Tensor:
+def activations(kind: str, rows: int, seed: int = 0) -> Tensor:
     """[rows, DEPTHS[kind]] float32: normal; 8 channels of 20 to 60 deviations; every 64th token x 100; after GELU."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     depth = DEPTHS[kind]
     x = torch.randn(rows, depth, generator=generator)
     if kind.startswith("gelu"):
@@ -21,9 +21,9 @@ def activations(kind: str, rows: int) -> Tensor:
     return x
 
 
-def weights(kind: str, rows: int) -> Tensor:
+def weights(kind: str, rows: int, seed: int = 1) -> Tensor:
     """[rows, DEPTHS[kind]] float32, normal."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, DEPTHS[kind], generator=generator) / DEPTHS[kind] ** 0.5
 
 
