@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +60,8 @@ def forced_pairs(engine: LongLiveEngine, settings: StreamSettings, prompts: Sequ
 
 
 def _pairs(engine: LongLiveEngine, settings: StreamSettings, prompt: str, seed: int, blocks: int) -> Iterator[Pair]:
-    fields = dataclasses.asdict(settings) | {"seed": seed}
-    teacher = engine.open_stream(**fields | {"precision": "bf16"})
-    pupil = engine.open_stream(**fields | {"use_cuda_graphs": False})  # its ring is another one for every block
+    teacher = _stream(engine, settings, seed=seed, precision="bf16")
+    pupil = _stream(engine, settings, seed=seed, use_cuda_graphs=False)  # its ring is another one for every block
     fill = -(-teacher.ring.window // BLOCK_FRAMES)
     for block in range(fill + blocks):
         if block:
@@ -71,6 +70,10 @@ def _pairs(engine: LongLiveEngine, settings: StreamSettings, prompt: str, seed: 
         int8, plain = (engine.generate_block(BlockRequest(prompt), stream).cpu() for stream in (pupil, teacher))
         if block >= fill:
             yield Pair(plain, int8, pupil.fallback_blocks > before)
+
+
+def _stream(engine: LongLiveEngine, settings: StreamSettings, **changes: Any) -> Stream:
+    return engine.open_stream(**{**dataclasses.asdict(settings), **changes})
 
 
 def figures(pairs: Sequence[Pair]) -> dict:
@@ -98,7 +101,7 @@ def picture(pairs: Sequence[Pair]) -> Tensor:
 def error_by_part(engine: LongLiveEngine, settings: StreamSettings, prompt: str) -> dict[str, float]:
     """What 8 bits change in a steady block's flow, relative L2, the worst of its steps: of all that the precision
     names, of each part of the layers by itself, and of each layer by itself."""
-    stream = engine.open_stream(**dataclasses.asdict(settings) | {"use_cuda_graphs": False})
+    stream = _stream(engine, settings, use_cuda_graphs=False)
     whole = policy_of("int8", len(engine.model.blocks))
     for _ in range(-(-stream.ring.window // BLOCK_FRAMES)):
         engine.generate_block(BlockRequest(prompt), stream)
