@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.int8_linear import int8_linear, int8_linear_gelu, pack
 from ..kernels.linear_gelu import linear_gelu
-from ..kernels.quantize import quantize
+from ..kernels.quantize import quantize, quantize_runs
 from .slot import Slot
 
 
@@ -54,7 +54,7 @@ class Linear(nn.Module):
         """Make the int8 copy of the weight, a scale for each row: in place where there is one, so that captured
         passes stay good. Raises ValueError for a d_out that int8 products do not take.
         """
-        values, scale = quantize(self.weight.detach(), 1)
+        values, scale = quantize_runs(self.weight.detach(), 1)  # no kernel need be compiled for it
         packed = pack(values)
         if self.int8_weight is None or self.int8_scale is None:
             self.int8_weight, self.int8_scale = packed.contiguous(), scale[0]
