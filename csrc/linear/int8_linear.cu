@@ -45,8 +45,7 @@ Problem check(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
            " elements, got ", groups, " groups of ", depth);
   LL_CHECK(columns > 0 && columns % 32 == 0, "weight must have a multiple of 32 rows, got ", columns);
   LL_CHECK(rows <= INT32_MAX / 2 && columns <= INT32_MAX / 2, "x and weight must have fewer rows");
-  return {x, x_scale, weight, weight_scale, bias, rows, depth, columns, groups,
-          processors(x.get_device_index())};
+  return {x, x_scale, weight, weight_scale, bias, rows, depth, columns, groups, processors(x.get_device_index())};
 }
 
 template <class C>

@@ -1,8 +1,9 @@
 #pragma once
 // x weight^T of int8 matrices on Hopper's tensor cores, with scales, bias and GELU in the epilogue.
 //
-// Warp-specialised and persistent, in clusters of CTAs whose tiles share their weights (tiles.h). One producer warp loads
-// tiles of x and weight by TMA, its part of the weights for all CTAs; two consumer warpgroups of 64 rows each multiply.
+// Warp-specialised and persistent, in clusters of CTAs whose tiles share their weights (tiles.h). One producer warp
+// loads tiles of x and weight by TMA, its part of the weights for all CTAs; two consumer warpgroups of 64 rows each
+// multiply.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -138,7 +139,7 @@ struct Producer {
       sm90::load_tile(stage.x, x, full, depth, tile.row);
       if (tile.shares_weight) {
         sm90::load_tile_to_cluster<(1 << C::kCluster) - 1>(stage.weight + rank * C::kPartBytes, weight, full, depth,
-                                                          tile.column + rank * C::kPart);
+                                                           tile.column + rank * C::kPart);
       } else {
         for (int part = 0; part < C::kCluster; ++part)
           sm90::load_tile(stage.weight + part * C::kPartBytes, weight, full, depth, tile.column + part * C::kPart);
@@ -228,12 +229,12 @@ struct Epilogue {
     for (int r = 0; r < 2; ++r)
 #pragma unroll
       for (int i = 0; i < kRun; ++i)
-        y[r][i] = fmaf(float(sums[at(block, r, i)]) * x_scale[r], factors[i],
-                       i % 2 ? high(pairs[i / 2]) : low(pairs[i / 2]));
+        y[r][i] =
+            fmaf(float(sums[at(block, r, i)]) * x_scale[r], factors[i], i % 2 ? high(pairs[i / 2]) : low(pairs[i / 2]));
   }
 
   __device__ void store(const Sums& sums, const float* scale, const bf16* bias) const {
-    stage_blocks<uint4>([&](int block, uint4 (&runs)[2]) {
+    stage_blocks<uint4>([&](int block, uint4(&runs)[2]) {
       float y[2][kRun];
       values(sums, scale, bias, block, y);
 #pragma unroll
@@ -262,9 +263,8 @@ struct Epilogue {
     const HalfScale scale[2] = {HalfScale(quad_reduce(largest[0], larger)), HalfScale(quad_reduce(largest[1], larger))};
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (lane % 4 == 0 && live(r))
-        p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale[r].scale;
-    stage_blocks<uint2>([&](int block, uint2 (&runs)[2]) {
+      if (lane % 4 == 0 && live(r)) p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale[r].scale;
+    stage_blocks<uint2>([&](int block, uint2(&runs)[2]) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const auto pair = [&](int i) { return reinterpret_cast<const __half2&>(sums[at(block, r, i)]); };
@@ -343,8 +343,8 @@ struct Consumer {
     sm90::mma_fence();
 #pragma unroll
     for (int i = 0; i < kStep / 32; ++i) {
-      kFirst && i == 0 ? sm90::mma_ss<int8_t, C::kColumns, false>(acc, a, b)
-                       : sm90::mma_ss<int8_t, C::kColumns>(acc, a + 2 * i, b + 2 * i);
+      kFirst&& i == 0 ? sm90::mma_ss<int8_t, C::kColumns, false>(acc, a, b)
+                      : sm90::mma_ss<int8_t, C::kColumns>(acc, a + 2 * i, b + 2 * i);
     }
     sm90::mma_commit();
   }

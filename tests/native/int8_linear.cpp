@@ -56,8 +56,7 @@ bool check(const Case& c) {
   const auto map = [&](const std::vector<int8_t>& t, int rows, int box_rows) {
     return longlive::sm90::matrix_map(t.data(), rows, depth, depth, box_rows);
   };
-  const auto error =
-      launch<C>(map(x, c.rows, kTileRows), map(weight, c.columns, C::kPart), p, c.clusters, nullptr);
+  const auto error = launch<C>(map(x, c.rows, kTileRows), map(weight, c.columns, C::kPart), p, c.clusters, nullptr);
   emulator::require(error == cudaSuccess, "no launch");
 
   for (size_t i = size; i < out.size(); ++i) emulator::require(out[i] == 0x7fff && out8[i] == -128, "a row too many");
@@ -80,7 +79,8 @@ bool check(const Case& c) {
       if constexpr (kGelu) {
         y *= 0.5 * (1 + std::tanh(0.7978845608028654 * (y + 0.044715 * y * y * y)));
         const double scale = out_scale[size_t(column / C::kColumns) * c.rows + row];
-        if (!(std::abs(out8[at] * scale - y) <= 0.55 * scale + 1e-4 * std::abs(y))) return fail(row, column, out8[at] * scale, y);
+        if (!(std::abs(out8[at] * scale - y) <= 0.55 * scale + 1e-4 * std::abs(y)))
+          return fail(row, column, out8[at] * scale, y);
       } else {
         if (!(std::abs(widen(out[at]) - y) <= std::abs(y) / 250 + 1e-3)) return fail(row, column, widen(out[at]), y);
       }
@@ -89,11 +89,8 @@ bool check(const Case& c) {
 }
 
 Case draw_case(bool groups, int columns) {
-  Case c{draw(1, 5) == 1 ? draw(1, 3) * kTileRows : draw(1, 300),
-         columns,
-         groups ? draw(1, 5) : 1,
-         groups ? draw(1, 2) : draw(1, 7),
-         draw(1, 4)};
+  Case c{draw(1, 5) == 1 ? draw(1, 3) * kTileRows : draw(1, 300), columns, groups ? draw(1, 5) : 1,
+         groups ? draw(1, 2) : draw(1, 7), draw(1, 4)};
   return c;
 }
 

@@ -31,8 +31,8 @@ __device__ inline void remote_store(uint32_t to, float x) {
 __device__ inline void remote_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// The same by a thread that has only read, at any CTA's barrier: a release to the whole cluster would wait for a fence of
-// the whole chip.
+// The same by a thread that has only read, at any CTA's barrier: a release to the whole cluster would wait for a fence
+// of the whole chip.
 __device__ inline void remote_release(uint32_t barrier) {
   asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
