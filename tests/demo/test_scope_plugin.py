@@ -357,6 +357,8 @@ def test_a_preset_by_message_acts_once_and_is_answered(scope):
     assert answer["effective"]["precision"] == ("bf16" if torch.cuda.is_available() else "float32")
     run(session, 2)
     assert len(told(scope, "optimization_preset")) == 1  # the message is still among the parameters
+    run(session, 1, type="set_optimization_preset", preset="turbo", request_id="r2")
+    assert told(scope, "optimization_preset")[1]["effective"]["precision"] == "int8"  # of the next block
     run(session, 1, request_id="r2")
     assert len(told(scope, "optimization_preset")) == 2
     assert session_of(scope, session)._stream.ring.window == 9
