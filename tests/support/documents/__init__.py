@@ -1,0 +1,1 @@
+"""What the documents say, taken apart and tried: ``tests/docs/run_commands.py`` runs it."""
