@@ -23,7 +23,7 @@ from longlive_optimized.weights.user_lora import UserLora
 
 from .claims import lists, says
 from .markdown import Unit
-from .place import Place
+from .place import ROOT, Place
 from .tables import body, names, same_signature, value, with_defaults
 
 API = "docs/api.md"
@@ -96,6 +96,10 @@ def passes_of_video_input():
     steps = make_schedule((1000, 750, 500, 250), "longlive")
     passes = {scale: len(from_noise_scale(steps, scale, "cut")) for scale in (0.1, 0.62, 0.7, 0.93, 0.94, 1.0)}
     assert passes == {0.1: 1, 0.62: 1, 0.7: 2, 0.93: 3, 0.94: 4, 1.0: 4}, passes
+    # "With `noise_from_motion` the video's motion decides (0.54 to 0.72), and `noise_scale` adds a tenth of itself"
+    assert [round(0.9 * (0.8 - 0.2 * motion), 2) for motion in (1, 0)] == [0.54, 0.72]
+    source = (ROOT / "longlive_optimized/engine/video_input.py").read_text()
+    assert "return 0.9 * (0.8 - 0.2 * motion) + 0.1 * scale" in source
     for scale in (0.09, 1.1):
         with pytest.raises(ValueError, match="noise_scale"):
             BlockRequest(PROMPT, noise_scale=scale)

@@ -1,11 +1,13 @@
-"""Names between backquotes: each word of them must be a word of the sources."""
+"""Names between backquotes: each word of them must be a word of the sources, each option one of its command's."""
 
 from __future__ import annotations
 
 import functools
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .markdown import Unit
 from .place import ROOT
@@ -14,7 +16,7 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _READ = {".py", ".cu", ".cuh", ".h", ".cpp", ".sh", ".toml", ".txt", ".js", ".html", ".json", ".in.md", ""}
 # Of other programs, and of the published code that docs/model.md and docs/scope.md describe.
 ELSEWHERE = frozenset(
-    "TORCH_CUDA_ARCH_LIST symlinks NAME_kernel test_NAME kConstant pow "
+    "NOT_RUN run_commands TORCH_CUDA_ARCH_LIST symlinks NAME_kernel test_NAME kConstant pow "
     "patch_size qk_norm cross_attn_norm timestep_shift num_frame_per_block use_infinite_attention inference use_ema "
     "interactive_inference generator_optimizer critic_optimizer block_mask seq_len context_noise warp_denoising_step "
     "num_output_frames switch_frame_indices SwitchCausalInferencePipeline conditioning_embeds_updated".split()
@@ -23,23 +25,60 @@ _PLACEHOLDER = re.compile(r"[A-Z]{1,10}|[a-z]\w?|_(?:s|gib)|a_by_ours")
 
 
 @functools.cache
-def words() -> frozenset[str]:
-    """All identifiers of the sources and the names of their files; documents, and what tries them, do not count."""
+def _sources() -> dict[str, str]:
+    """Names and texts of all files but documents and what tries them."""
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], check=True, capture_output=True, text=True)
-    found: set[str] = set()
-    for name in listed.stdout.splitlines():
-        path = Path(name)
-        if path.is_relative_to("tests/support/documents") or name == "tests/docs/run_commands.py":
-            continue
-        found |= set(_WORD.findall(name))
-        if path.suffix in _READ and (ROOT / path).is_file():
-            found |= set(_WORD.findall((ROOT / path).read_text(errors="replace")))
-    return frozenset(found)
+    own = ("tests/support/documents/", "tests/docs/run_commands.py", "tests/docs/test_run_commands.py")
+    paths = [name for name in listed.stdout.splitlines() if not name.startswith(own) and (ROOT / name).is_file()]
+    return {name: (ROOT / name).read_text(errors="replace") if Path(name).suffix in _READ else "" for name in paths}
+
+
+def _texts() -> Iterable[str]:
+    return _sources().values()
+
+
+@functools.cache
+def words() -> frozenset[str]:
+    """All identifiers of the sources and the names of their files."""
+    return frozenset(word for name, text in _sources().items() for word in _WORD.findall(f"{name} {text}"))
 
 
 def unknown(unit: Unit) -> list[str]:
     """Words between backquotes that no source has."""
     if "does not exist yet" in unit.section:
         return []
+    return _words(unit) + _options(unit)
+
+
+@functools.cache
+def options_of(command: str) -> frozenset[str]:
+    """Of ``longlive-optimized COMMAND``, those before the command included; of all commands where it is none."""
+    import typer
+
+    from longlive_optimized.cli import app
+
+    group: Any = typer.main.get_command(app)
+    commands = {name: each for name, each in group.commands.items() if name != "bench"}
+    commands |= {f"bench {name}": each for name, each in group.commands["bench"].commands.items()}
+    chosen = [commands[command]] if command in commands else [*commands.values()]
+    return frozenset(option for each in (group, *chosen) for parameter in each.params for option in parameter.opts)
+
+
+def _options(unit: Unit) -> list[str]:
+    """Options that the command does not have, or, beside no command of ours, no program of the sources."""
+    texts, found = [*unit.spans, *([unit.command] if unit.kind == "shell" else [])], []
+    for text in texts:
+        ours = re.match(r"(?:longlive-optimized )?(bench \w+|generate|serve|doctor|make-checkpoint)\b", text)
+        known = options_of(ours[1]) if ours else options_of("") | _literals()
+        found += [option for option in re.findall(r"(?<!\S)--[a-z][\w-]*", text) if option not in known]
+    return found
+
+
+@functools.cache
+def _literals() -> frozenset[str]:
+    return frozenset(option for text in _texts() for option in re.findall(r"--[a-z][\w-]*", text)) | {"--local-dir"}
+
+
+def _words(unit: Unit) -> list[str]:
     found = [word for span in unit.spans for word in _WORD.findall(span)]
     return [w for w in found if w not in words() and w not in ELSEWHERE and not _PLACEHOLDER.fullmatch(w)]

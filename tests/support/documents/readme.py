@@ -198,3 +198,38 @@ def speed_of_the_built_in_model():
     records = [json.loads(path.read_text()) for path in (ROOT / "docs/measurements").glob("demo-*.json")]
     rates = [row["fps"] for record in records for row in record["rows"]]
     assert round(min(rates), -1) == 30 and max(rates) <= 76, rates
+
+
+@says(README, "Scope's files without scope (`hf` comes with transformers; the folder is then `models`):")
+def folders_of_models(place: Place):
+    ran = place.run("type -P hf && hf download --help")
+    assert ran.status == 0 and "--local-dir" in ran.text, ran.text
+    code = """
+import shutil, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+
+small, models = Path(sys.argv[1]), Path("models")
+shutil.copytree(small / "longlive_models/models", models / "LongLive-1.3B/models")
+shutil.copytree(small / "wan_models/Wan2.1-T2V-1.3B", models / "Wan2.1-T2V-1.3B")
+text = models / "Wan2.1-T2V-1.3B/models_t5_umt5-xxl-enc-bf16.pth"
+(models / "WanVideo_comfy").mkdir()
+save_file(torch.load(text), models / "WanVideo_comfy/umt5-xxl-enc-fp8_e4m3fn.safetensors")
+text.unlink()
+"""
+    (place.folder / "scope_layout.py").write_text(code)
+    ran = place.run("python scope_layout.py $MODEL && longlive-optimized doctor models")
+    assert ran.status == 0 and "models is complete and its parts fit together" in ran.text, ran.text
+
+
+@says(README, "an active environment's own torch is used as it is")
+def torch_of_the_environment(place: Place):
+    ran = place.run('VENV=second PYTHON="$ENVIRONMENT/bin/python" ./setup_env.sh', place.checkout)
+    assert ran.status == 0 and "using the torch of" in ran.text and "ready: second/bin" in ran.text, ran.text
+    ran = place.run("second/bin/longlive-optimized --version", place.checkout)
+    assert ran.status == 0, ran.text
+    ran = place.run(
+        "PYTHON=/nowhere/python ./setup_env.sh; ./setup_env.sh nonsense; LONGLIVE_CUDA=X ./setup_env.sh", place.checkout
+    )
+    assert "usage: ./setup_env.sh [demo|lint|test]" in ran.text and "LONGLIVE_CUDA must be ON, OFF or AUTO" in ran.text
