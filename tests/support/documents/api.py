@@ -18,6 +18,7 @@ from longlive_optimized.demo.scope_integration import (
     create_latency_overlay,
     create_optimized_scope_pipeline,
 )
+from longlive_optimized.engine.latency import WINDOW
 from longlive_optimized.weights.locate import native_size
 from longlive_optimized.weights.user_lora import UserLora
 
@@ -54,6 +55,13 @@ def _methods(rows: list[list[str]], of: type) -> None:
 def the_engine(units: list[Unit]):
     assert len(units) == 8
     _methods([unit.cells for unit in units], LongLiveEngine)
+    _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
+
+
+def _all_are_listed(units: list[Unit], of: type, but: set[str] = frozenset()) -> None:
+    listed = " ".join(unit.cells[0] for unit in units)
+    missing = [name for name in vars(of) if not name.startswith("_") and name not in but and f"`{name}" not in listed]
+    assert not missing, f"methods that are not named: {missing}"
 
 
 @lists(API, "LoRAs")
@@ -148,6 +156,7 @@ def the_pipeline_is_made(units: list[Unit]):
 def the_pipeline(units: list[Unit]):
     rows = [unit.cells for unit in units]
     _methods([row for row in rows if row[0]], OptimizedScopePipeline)
+    _all_are_listed(units, OptimizedScopePipeline, but={"on"})
     assert "`blend`, `transition_blocks`, `denoising_steps`" in rows[1][1]
 
 
@@ -168,9 +177,10 @@ def the_pipelines_config(units: list[Unit]):
 def statistics(units: list[Unit]):
     said = names(units[0].text)[1:]
     assert {*said} == {field.name for field in dataclasses.fields(LatencyStats)}
+    assert "(over the last 1000 frames)" in units[0].text and WINDOW == 1000
 
 
-@says(API, "`OverlayConfig`, as keywords of `create_latency_overlay(position, **fields)`")
+@says(API, "`OverlayConfig`, as keywords of `create_latency_overlay(")
 def the_panels_config(units: list[Unit]):
     _, made, *fields = names(units[0].text)
     same_signature(made, create_latency_overlay, method=False)

@@ -49,7 +49,7 @@ def same_signature(said: str, function: Callable, method: bool = True) -> None:
     wanted = [*positional, *keywords]
     assert [p.name for p in plain][: len(wanted)] == wanted, f"{said}: the code has {[p.name for p in plain]}"
     for parameter in plain[: len(wanted)]:
-        if parameter.name in keywords:
-            assert parameter.default == keywords[parameter.name], f"{said}: {parameter}"
+        default = keywords.get(parameter.name, inspect.Parameter.empty)
+        assert parameter.default == default, f"{said}: the code has {parameter}"
     if "**" in said:
         assert any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters), f"{said}: no keywords are taken"
