@@ -328,7 +328,7 @@ def run(place: Place, words: list[str], made: bool) -> list[Result]:
     """Try everything, or what contains one of the words; print each result."""
     units, results = documents(), []
     for kind, name, attempt in jobs(place, units, account(units, RUN, NOT_RUN, CLAIMS), made):
-        if words and not any(word in name for word in words):
+        if words and not any(word in f"{kind}: {name}" for word in words):
             continue
         began = time.monotonic()
         fault = attempt()
@@ -359,7 +359,9 @@ def table(results: list[Result], found: Account, made: bool) -> str:
 def main() -> None:
     """Run all, or what contains one of the words given; print each result as it comes, and the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("words", nargs="*", help="run only commands and claims that contain one of these")
+    parser.add_argument(
+        "words", nargs="*", help="run only what contains one of these; command: and claim: are such words"
+    )
     parser.add_argument("--environment", type=Path, help="a virtual environment with this package; else one is made")
     parser.add_argument("--list", action="store_true", help="say what is not run, and why, and end")
     options = parser.parse_args()
