@@ -359,9 +359,7 @@ def table(results: list[Result], found: Account, made: bool) -> str:
 def main() -> None:
     """Run all, or what contains one of the words given; print each result as it comes, and the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "words", nargs="*", help="run only what contains one of these; command: and claim: are such words"
-    )
+    parser.add_argument("words", nargs="*", help="run only what has one of these in it, such as claim:")
     parser.add_argument("--environment", type=Path, help="a virtual environment with this package; else one is made")
     parser.add_argument("--list", action="store_true", help="say what is not run, and why, and end")
     options = parser.parse_args()

@@ -166,8 +166,6 @@ def offers():
             raise AssertionError(sdp)
 
 
-@says(
-    API, "The others are answered by `done`, or by `error` with a text; one to which no answer belongs has `id` null."
-)
+@says(API, "The others are answered by `done`, or by `error` with a text")
 def answers(place: Place):
     place.passes("tests/demo/test_server_messages.py tests/demo/test_server_room.py tests/demo/test_server_access.py")
