@@ -16,10 +16,12 @@ import tempfile
 import textwrap
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -37,13 +39,27 @@ class Run:
 
     command: what is typed instead, where names stand for something ($MODEL is a folder of small random weights) or a
     size for hours; None is the command itself. prints: patterns that stdout and stderr must have. writes: files that
-    must be there then. where: ``work`` is an empty folder, ``checkout`` the clone.
+    must be there then. where: ``work`` is an empty folder, ``checkout`` the clone. partly: what of it is not tried.
     """
 
     command: str | None = None
     prints: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     where: str = "work"
+    partly: str = ""
+
+
+def smaller(command: str, *prints: str, **how: Any) -> Run:
+    """A command at sizes for a CPU."""
+    return Run(command, prints, **how, partly="at smaller sizes and counts than said, for a CPU")
+
+
+def selects(command: str) -> Run:
+    """A command that runs tests on a GPU: are there any?"""
+    how = f"{command} --collect-only"
+    return Run(
+        how, (r"[1-9]\d* tests collected|[1-9]\d*/\d+ tests",), where="checkout", partly="selects tests for a GPU"
+    )
 
 
 SMALL = "--model $MODEL --height 64 --width 96"
@@ -92,23 +108,24 @@ RUN: dict[str, Run] = {
         (r"open http://127\.0\.0\.1:\d+/  \(Ctrl-C ends\)", r"ready after \d"),
     ),
     "longlive-optimized bench kernels": Run(prints=(r"ring_attention", r"rms_norm", r"causal_conv")),
-    "longlive-optimized bench block --model DIR": Run(f"longlive-optimized bench block {SMALL} --blocks 2", TABLE),
-    "longlive-optimized bench vae --model DIR": Run(f"longlive-optimized bench vae {SMALL} --blocks 2", (r"decode",)),
-    "longlive-optimized bench switch --model DIR": Run(
-        f"longlive-optimized bench switch {SMALL} --switches 2", (r"first_pixel_ms",)
+    "longlive-optimized bench block --model DIR": smaller(f"longlive-optimized bench block {SMALL} --blocks 2", *TABLE),
+    "longlive-optimized bench vae --model DIR": smaller(f"longlive-optimized bench vae {SMALL} --blocks 2", r"decode"),
+    "longlive-optimized bench switch --model DIR": smaller(
+        f"longlive-optimized bench switch {SMALL} --switches 2", r"first_pixel_ms"
     ),
-    "longlive-optimized bench quality --model DIR": Run(
-        f"longlive-optimized bench quality {SMALL} --seeds 1", (r"over_baseline|ours",)
+    "longlive-optimized bench quality --model DIR": smaller(
+        f"longlive-optimized bench quality {SMALL} --seeds 1", r"over_baseline|ours"
     ),
-    "longlive-optimized bench quality --model tiny": Run(
-        "longlive-optimized bench quality --model tiny --seeds 1 --prompts 1 --seconds 2", (r"scores",)
+    "longlive-optimized bench quality --model tiny": smaller(
+        "longlive-optimized bench quality --model tiny --seeds 1 --prompts 1 --seconds 2", r"scores"
     ),
     # docs/CONTRIBUTING.md
+    "pytest -q -m gpu": selects("pytest -q -m gpu"),
     "./setup_env.sh": Run(prints=(r"== ready: .*/bin/longlive-optimized --help",), where="checkout"),
     "./setup_env.sh lint": Run(prints=(r"ruff.*Passed",), where="checkout"),
     "pip install --no-build-isolation -Ccmake.define.LONGLIVE_CUDA=OFF -e .": Run(where="checkout"),
     "pytest -q tests/kernels/test_rms_norm.py": Run(prints=PASSED, where="checkout"),
-    "pytest -q tests/engine -k recache": Run(prints=PASSED, where="checkout"),
+    "pytest -q tests/engine -k switch": Run(prints=PASSED, where="checkout"),
     "python tests/measure/report.py": Run(
         "python tests/measure/report.py && git diff --stat docs/performance.md", (r"\A\Z",), where="checkout"
     ),
@@ -122,48 +139,56 @@ RUN: dict[str, Run] = {
     ),
     "longlive-optimized --verbose generate ...": Run(
         "longlive-optimized --verbose generate --prompt 'a red circle' --seconds 1 --out said.mp4",
-        (r"(?s)\Arms_norm|.*rms_norm: reference", r"ModulesCodec"),
+        (r"registry: rms_norm runs on reference", r"VAE runs on ModulesCodec"),
         ("said.mp4",),
     ),
-    # docs/convolution.md
+    # docs/attention.md, docs/convolution.md
+    "pytest -m gpu tests/kernels/test_ring_attention.py": selects("pytest -m gpu tests/kernels/test_ring_attention.py"),
     "longlive-optimized bench kernels causal_conv": Run(prints=(r"causal_conv", r"published")),
-    # docs/performance.md and docs/measurements/README.md: the commands of the figures, at sizes for a CPU
-    "longlive-optimized make-checkpoint M --config 1.3b --text tiny": Run("longlive-optimized make-checkpoint --help"),
-    "longlive-optimized bench block --model M --height H --width W": Run(
-        f"longlive-optimized bench block {SMALL} --blocks 2 --baseline-blocks 1", TABLE
+    # docs/performance.md and docs/measurements/README.md: the commands of the figures
+    "longlive-optimized make-checkpoint M --config 1.3b --text tiny": smaller(
+        "longlive-optimized make-checkpoint made --config tiny --text tiny", r"wrote made: \d"
     ),
-    "longlive-optimized bench block --model M --height H --width W --preset P --blocks 20 --baseline-blocks 0": Run(
-        f"longlive-optimized bench block {SMALL} --preset realtime --blocks 2 --baseline-blocks 0", TABLE
+    "longlive-optimized bench block --model M --height H --width W": smaller(
+        f"longlive-optimized bench block {SMALL} --blocks 2 --baseline-blocks 1", *TABLE
     ),
-    "longlive-optimized bench vae --model M --height H --width W": Run(
-        f"longlive-optimized bench vae {SMALL} --blocks 2", (r"decode",)
+    "longlive-optimized bench block --model M --height H --width W --preset P --blocks 20 --baseline-blocks 0": smaller(
+        f"longlive-optimized bench block {SMALL} --preset realtime --blocks 2 --baseline-blocks 0", *TABLE
     ),
-    "python tests/measure/plugin_bench.py M --height H --width W": Run(
-        "python tests/measure/plugin_bench.py $MODEL --height 64 --width 96 --blocks 2 --switches 1", where="checkout"
+    "longlive-optimized bench vae --model M --height H --width W": smaller(
+        f"longlive-optimized bench vae {SMALL} --blocks 2", r"decode"
     ),
-    "longlive-optimized bench quality --model M": Run(
-        f"longlive-optimized bench quality {SMALL} --seeds 1", (r"ours|baseline",)
+    "longlive-optimized bench quality --model M": smaller(
+        f"longlive-optimized bench quality {SMALL} --seeds 1", r"ours|baseline"
     ),
     "longlive-optimized bench kernels ring_attention": Run(prints=(r"ring_attention",)),
-    "python tests/measure/server_delay.py --height H --width W": Run(
+    "python tests/measure/plugin_bench.py M --height H --width W": smaller(
+        "python tests/measure/plugin_bench.py $MODEL --height 64 --width 96 --blocks 2 --switches 1", where="checkout"
+    ),
+    "python tests/measure/server_delay.py --height H --width W": smaller(
         "python tests/measure/server_delay.py --height 64 --width 96 --prompts 2", where="checkout"
     ),
-    "python tests/measure/server_soak.py --minutes 30 --messages 10000": Run(
+    "python tests/measure/server_soak.py --minutes 30 --messages 10000": smaller(
         "python tests/measure/server_soak.py --minutes 0.2 --messages 40", where="checkout"
     ),
-    "python tests/measure/soak.py --minutes 10": Run("python tests/measure/soak.py --minutes 0.1", where="checkout"),
-    "python -m longlive_optimized.tinyworld.evaluate WHAT": Run(
+    "python tests/measure/soak.py --minutes 10": smaller(
+        "python tests/measure/soak.py --minutes 0.1", where="checkout"
+    ),
+    "python -m longlive_optimized.tinyworld.evaluate WHAT": smaller(
         "python -m longlive_optimized.tinyworld.evaluate adherence switches no-recache long presets precision "
         "--prompts 1 --seconds 2 --minutes 0.1",
-        (r"adherence", r"no-recache", r"precision"),
+        *(r"adherence", r"no-recache", r"precision"),
     ),
-    "bench block": Run(f"longlive-optimized bench block {SMALL} --blocks 2 --json block.json", TABLE, ("block.json",)),
-    "python tests/measure/record.py OUT/block_480.json OUT/block_320.json --commit COMMIT": Run(
+    "bench block": smaller(
+        f"longlive-optimized bench block {SMALL} --blocks 2 --json block.json", *TABLE, writes=("block.json",)
+    ),
+    "python tests/measure/record.py OUT/block_480.json OUT/block_320.json --commit COMMIT": smaller(
         f"longlive-optimized bench block {SMALL} --blocks 2 --json $WORK/b.json && "
         "python tests/measure/record.py $WORK/b.json --commit 0000000 && git status --short docs/measurements",
-        (r"\?\? docs/measurements/block-.*\.json",),
+        r"\?\? docs/measurements/block-.*\.json",
         where="checkout",
     ),
+    "pytest -m gpu tests/engine/test_graphs.py": selects("pytest -m gpu tests/engine/test_graphs.py"),
     # docs/scope.md, docs/tinyworld.md
     "pytest tests/demo/test_scope_plugin.py tests/parity": Run(prints=PASSED, where="checkout"),
     "python -m longlive_optimized.tinyworld.evaluate sheet --prompts 4 --png FILE": Run(
@@ -204,7 +229,6 @@ NOT_RUN: tuple[NotRun, ...] = (
     # Commands
     NotRun("README.md", "*", "./setup_env.sh test", _SUITE),
     NotRun("*", "*", "pytest -q", _SUITE),
-    NotRun("*", "*", "pytest -q -m gpu", _GPU),
     NotRun("README.md", "Use", "hf download .*", _NET),
     NotRun("docs/api.md", "A model's files", "hf download --local-dir", _NET),
     NotRun("*", "*", "daydream-scope install .*", _SCOPE),
@@ -225,7 +249,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/convolution.md", "*", "compute-sanitizer", _GPU),
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
-    NotRun("*", "*", "(compute-sanitizer over )?pytest -m gpu .*", _GPU),
+    NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
     NotRun("docs/performance.md", "*", "python tests/measure/(overlap|compare_builds).py .*", _GPU),
     NotRun(
         "docs/performance.md",
@@ -297,13 +321,18 @@ def try_command(place: Place, command: str, units: list[Unit]) -> str:
     return "; ".join(faults) + f"\n{ran.text[-3000:]}" if faults else ""
 
 
-def try_claim(claim: Claim, units: list[Unit], place: Place | None) -> str:
-    """What is wrong with a claim, or an empty text."""
+def try_claim(claim: Claim, units: list[Unit], place: Place, done: dict[Callable, str]) -> str:
+    """What is wrong with a claim, or an empty text. ``done``: what was tried once for all of its passages."""
+    if claim.check in done and claim.units(units):
+        return done[claim.check]
     try:
         claim.holds(units, place)
+        fault = ""
     except Exception:
-        return traceback.format_exc(limit=-3)
-    return ""
+        fault = traceback.format_exc(limit=-3)
+    if not claim.is_of_its_passage:
+        done[claim.check] = fault
+    return fault
 
 
 def try_names(units: list[Unit]) -> str:
@@ -317,8 +346,9 @@ def jobs(place: Place, units: list[Unit], found: Account, made: bool) -> Iterato
     for command, where in sorted(found.commands.items(), key=lambda pair: pair[0] != first):
         if not made or not command.startswith("./setup_env.sh"):
             yield "command", command, partial(try_command, place, command, where)
+    done: dict[Callable, str] = {}
     for claim in CLAIMS:
-        yield "claim", claim.name, partial(try_claim, claim, units, place)
+        yield "claim", claim.name, partial(try_claim, claim, units, place, done)
     for document in DOCUMENTS:
         mine = [unit for unit in units if unit.document == document]
         yield "names", document, partial(try_names, mine)
@@ -346,6 +376,8 @@ def table(results: list[Result], found: Account, made: bool) -> str:
         of = [result for result in results if result.kind == kind]
         failed = sum(bool(result.fault) for result in of)
         lines.append(f"{words:30} {len(of):5} {len(of) - failed:7} {failed:7}")
+    partly = Counter(RUN[result.what].partly for result in results if result.kind == "command")
+    lines += [f"  of these {count} {how}" for how, count in partly.items() if how]
     lines.append("not run, and why (--list names each)")
     lines += [f"{len(what):6}  {reason}" for reason, what in sorted(found.unrun.items(), key=lambda p: -len(p[1]))]
     if made:

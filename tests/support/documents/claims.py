@@ -34,6 +34,11 @@ class Claim:
     def slow(self) -> bool:
         return "place" in inspect.signature(self.check).parameters
 
+    @property
+    def is_of_its_passage(self) -> bool:
+        """Whether the check reads its passage, and so differs from one to the next."""
+        return "units" in inspect.signature(self.check).parameters
+
     def units(self, units: list[Unit]) -> list[Unit]:
         """Those that the claim is about."""
         return [unit for unit in units if unit.document == self.document and self._is_about(unit)]
