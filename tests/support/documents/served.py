@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -11,11 +12,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from typing import NamedTuple
 
-from longlive_optimized.demo.server import app, messages, offer, room, rtc
-from longlive_optimized.demo.server.settings import SHORTEST_TOKEN
+import httpx
 
+from longlive_optimized.demo.server import app, messages, offer, room, rtc
+from longlive_optimized.demo.server.settings import SHORTEST_TOKEN, ServerSettings
+
+from ..server_peer import Viewer
 from .claims import lists, says
 from .markdown import Unit
 from .place import Place
@@ -36,9 +41,13 @@ def ask(address: str, method: str = "GET", body: bytes | None = None, **headers:
     request = urllib.request.Request(address, body, named, method=method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return Answer(answer.status, dict(answer.headers), answer.read())
+            return Answer(answer.status, _lower(answer.headers), answer.read())
     except urllib.error.HTTPError as refused:
-        return Answer(refused.code, dict(refused.headers), refused.read())
+        return Answer(refused.code, _lower(refused.headers), refused.read())
+
+
+def _lower(headers: Message) -> dict[str, str]:
+    return {name.lower(): text for name, text in headers.items()}
 
 
 @contextlib.contextmanager
@@ -78,7 +87,7 @@ def pages_are_served(place: Place, units: list[Unit]):
         assert page.status == 200 and b"<video" in page.body and b"prompt" in page.body
         for path in ["style.css", "app.js", "connection.js", "chart.js", "prompts.js", "settings.js", "favicon.svg"]:
             assert ask(address + path).status == 200, path
-        time.sleep(4)  # of video
+        asyncio.run(_watch(address))
         for path in ("status", "metrics", "healthz", "readyz", "recording.mp4?seconds=30"):
             found, head = ask(address + path), ask(address + path, "HEAD")
             assert found.status == head.status == 200 and not head.body, (path, found.status, head.status)
@@ -94,6 +103,34 @@ def pages_are_served(place: Place, units: list[Unit]):
         assert nowhere.status == 404 and json.loads(nowhere.body).keys() == {"error", "code"}
 
 
+async def _watch(address: str) -> None:
+    """See some frames, send each message of the table, and get the answer that it says."""
+    async with httpx.AsyncClient(base_url=address, timeout=30) as http:
+        with rtc.local_addresses(ServerSettings()):
+            viewer = await Viewer(http, label="of any name").join()
+            for _ in range(15):
+                assert (await viewer.frame()).width == 96
+            for kind, fields in _MESSAGES.items():
+                answer = await viewer.ask(kind, **fields)
+                assert answer["type"] == ("latency_stats" if kind == "get_latency_stats" else "done"), answer
+            refused = await viewer.ask("set_optimization_preset", preset="fast")
+            assert refused["type"] == "error" and "preset" in str(refused), refused
+            for kind in ("state", "block"):
+                await viewer.wait_for(lambda message, kind=kind: message["type"] == kind)
+            await viewer.leave()
+
+
+_MESSAGES = {
+    "switch_prompt": {"prompt": "a white cross rests on a black night", "transition_blocks": 2},
+    "set_optimization_preset": {"preset": "realtime"},
+    "set_transition": {"blocks": 2, "blend": "linear"},
+    "set_overlay": {"enabled": True},
+    "get_latency_stats": {},
+    "reset": {},
+    "set_paused": {"paused": True},
+}
+
+
 @says(API, "With a token all but the last two want `Authorization: Bearer TOKEN`.")
 def a_token_is_wanted(place: Place):
     token, page = "sixteen-letters-and-more", "https://demo.example"
@@ -106,11 +143,11 @@ def a_token_is_wanted(place: Place):
         assert ask(address + "healthz").status == ask(address + "readyz").status == 200
         # "Pages elsewhere, `--origin https://HOST`, may GET, HEAD and POST, with that header and `Content-Type`."
         preflight = ask(address + "offer", "OPTIONS", Origin=page, Access_Control_Request_Method="POST")
-        assert preflight.status == 204 and preflight.headers["Access-Control-Allow-Origin"] == page
-        assert preflight.headers["Access-Control-Allow-Methods"] == "GET, HEAD, POST"
-        assert preflight.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type"
+        assert preflight.status == 204 and preflight.headers["access-control-allow-origin"] == page
+        assert preflight.headers["access-control-allow-methods"] == "GET, HEAD, POST"
+        assert preflight.headers["access-control-allow-headers"] == "Authorization, Content-Type"
         other = ask(address + "status", Origin="https://other.example", Authorization=f"Bearer {token}")
-        assert other.status == 403 and "Access-Control-Allow-Origin" not in other.headers
+        assert other.status == 403 and "access-control-allow-origin" not in other.headers
 
 
 @lists(API, "The server")
