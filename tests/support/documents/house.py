@@ -79,6 +79,15 @@ def seeds():
     assert torch.equal(next(first.block(3, 3)), next(later.block(0, 3)))
 
 
+@says(CONTRIBUTING, "CUDA kernels too where there are an nvcc and a Hopper GPU")
+@says("README.md", "They are compiled where there is such a GPU, for `test`, or with `LONGLIVE_CUDA=ON`.")
+def who_gets_kernels():
+    setup = source("setup_env.sh")
+    assert re.search(
+        r"\$1 == test \]\]; then\n +echo AUTO\n +elif \[\[ -n \$nvcc \]\] && has_hopper; then\n +echo ON", setup
+    )
+
+
 @lists(CONTRIBUTING, "Add an operator", "item")
 def steps_of_an_operator(units: list[Unit]):
     assert len(units) == 7

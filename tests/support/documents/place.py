@@ -45,7 +45,7 @@ class Place:
         path = f"{self.environment / 'bin'}:/usr/local/bin:/usr/bin:/bin"
         base = getattr(sys, "_base_executable", sys.executable)
         own = {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", "COLUMNS": "160", "PYTHON": base}
-        return kept | own | {"LONGLIVE_CUDA": "OFF"}  # no compiler for minutes
+        return kept | own
 
     @functools.cached_property
     def model(self) -> Path:

@@ -81,7 +81,7 @@ def serving(place: Place, options: str = "") -> Iterator[tuple[str, list[str]]]:
 
 @says(API, "`longlive-optimized serve`: `POST /offer` takes")
 @says("README.md", "A page with the video over WebRTC, a prompt box, presets with their effective settings")
-def pages_are_served(place: Place, units: list[Unit]):
+def pages_are_served(place: Place):
     with serving(place) as (address, _):
         page = ask(address)
         assert page.status == 200 and b"<video" in page.body and b"prompt" in page.body
