@@ -196,7 +196,11 @@ RUN: dict[str, Run] = {
     # docs/scope.md, docs/tinyworld.md
     "pytest tests/demo/test_scope_plugin.py tests/parity": Run(prints=PASSED, where="checkout"),
     "python -m longlive_optimized.tinyworld.evaluate sheet --prompts 4 --png FILE": Run(
-        "python -m longlive_optimized.tinyworld.evaluate sheet --prompts 4 --png sheet.png", writes=("sheet.png",)
+        'python -m longlive_optimized.tinyworld.evaluate sheet --prompts 4 --png sheet.png && python -c "import av; '
+        "a, b = (next(av.open(name).decode(video=0)).to_ndarray(format='rgb24').astype(int) "
+        "for name in ('sheet.png', '$CHECKOUT/docs/tinyworld-switch.png')); print('alike', abs(a - b).mean() < 1)\"",
+        (r"alike True",),  # "draws this"
+        ("sheet.png",),
     ),
     # docs/examples
     "python docs/examples/frame_loop.py --frames 90": Run(

@@ -45,7 +45,8 @@ class Place:
         path = f"{self.environment / 'bin'}:/usr/local/bin:/usr/bin:/bin"
         base = getattr(sys, "_base_executable", sys.executable)
         own = {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", "COLUMNS": "160", "PYTHON": base}
-        return kept | own
+        places = {"ENVIRONMENT": self.environment, "WORK": self.folder, "CHECKOUT": self.checkout}
+        return kept | own | {name: str(path) for name, path in places.items()}
 
     @functools.cached_property
     def model(self) -> Path:
@@ -56,7 +57,7 @@ class Place:
 
     def run(self, command: str, where: Path | None = None, limit: float = 1200) -> Ran:
         """Run a shell command; one that takes more than ``limit`` seconds is ended, with status 124."""
-        variables = self.variables | {"ENVIRONMENT": str(self.environment), "WORK": str(self.folder)}
+        variables = self.variables
         if "$MODEL" in command:
             variables["MODEL"] = str(self.model)
         began = time.monotonic()
