@@ -47,7 +47,16 @@ def unknown(unit: Unit) -> list[str]:
     """Words between backquotes that no source has."""
     if "does not exist yet" in unit.section:
         return []
-    return _words(unit) + _options(unit)
+    return _words(unit) + _options(unit) + _in_commands(unit)
+
+
+def _in_commands(unit: Unit) -> list[str]:
+    """Files and environment variables of a shell line that are nowhere."""
+    if unit.kind != "shell":
+        return []
+    files = re.findall(r"\b(?:tests|docs|csrc)/[\w/.-]+\.\w+", unit.command)
+    lost = [name for name in files if "path/to" not in name and not (ROOT / name).is_file()]
+    return lost + [name for name in re.findall(r"\b[A-Z]+_[A-Z_]+\b", unit.command) if name not in words()]
 
 
 @functools.cache
