@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("aiortc")
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
 from support.documents.account import NotRun, account, commands, documents
 from support.documents.claims import CLAIMS, Claim
 from support.documents.markdown import Unit, parse

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from .markdown import Unit
 from .place import ROOT
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
+_ROOMS = ("csrc", "kernels", "longlive_optimized", "tests", "docs", ".ci")
 _READ = {".py", ".cu", ".cuh", ".h", ".cpp", ".sh", ".toml", ".txt", ".js", ".html", ".json", ".in.md", ""}
 # Of other programs, and of the published code that docs/model.md and docs/scope.md describe.
 ELSEWHERE = frozenset(
@@ -27,10 +26,15 @@ _PLACEHOLDER = re.compile(r"[A-Z]{1,10}|[a-z]\w?|_(?:s|gib)|a_by_ours")
 @functools.cache
 def _sources() -> dict[str, str]:
     """Names and texts of all files but documents and what tries them."""
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], check=True, capture_output=True, text=True)
+    rooms = [path for room in _ROOMS for path in (ROOT / room).rglob("*")]
     own = ("tests/support/documents/", "tests/docs/run_commands.py", "tests/docs/test_run_commands.py")
-    paths = [name for name in listed.stdout.splitlines() if not name.startswith(own) and (ROOT / name).is_file()]
-    return {name: (ROOT / name).read_text(errors="replace") if Path(name).suffix in _READ else "" for name in paths}
+    files = [path for path in (*ROOT.iterdir(), *rooms) if path.is_file() and "__pycache__" not in path.parts]
+    names = {path.relative_to(ROOT).as_posix(): path for path in files}
+    return {
+        name: path.read_text(errors="replace") if path.suffix in _READ else ""
+        for name, path in names.items()
+        if not name.startswith(own)
+    }
 
 
 def _texts() -> Iterable[str]:
