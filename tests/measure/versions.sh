@@ -14,7 +14,7 @@ COMBINATIONS=(
   "3.12 2.9.1 18.1.0" "3.12 2.13.0 19.0.2" "3.12 2.14.1 18.1.0" "3.12 2.15.0 19.0.2"
   "3.13 2.9.1 19.0.2" "3.13 2.13.0 18.1.0" "3.13 2.14.1 19.0.2" "3.13 2.15.0 19.0.2"
 )
-VIDEO=("3.11 15.0.0" "3.13 19.0.2")
+VIDEO=("3.11 14.2.0" "3.13 19.0.2")
 VIDEO_TESTS=(tests/cli/test_video.py tests/demo/test_server_recording.py)
 WORK=${WORK:-$(mktemp -d)}
 TESTS=${TESTS:-tests/build/test_package.py::test_imports_and_computes_from_another_folder tests/build/test_versions.py
