@@ -142,7 +142,9 @@ def test_a_recorder_of_aiortcs_gets_the_times_right(ending, fps, tmp_path):
         recorder = MediaRecorder(str(path))
         recorder.addTrack(track)
         await recorder.start()
-        await asyncio.sleep(2.5)
+        async with asyncio.timeout(30):
+            while len(stamps) < 25:
+                await asyncio.sleep(0.05)
         await recorder.stop()
         track.stop()
         return stamps
