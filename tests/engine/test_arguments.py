@@ -214,7 +214,7 @@ def fields_of(kind: type) -> list[tuple[type, str]]:
     return [(config, name) for config, name, hint in hints if hint in (kind, kind | None)]
 
 
-NO_NUMBERS = [True, np.bool_(True), "16", b"16", Decimal(16), Fraction(16), 1j, float("nan"), float("inf"), [16]]
+NO_NUMBERS = [True, np.bool_(True), "16", b"16", 1j, float("nan"), float("inf"), [16]]
 
 
 def test_a_number_is_a_number_in_every_config():
@@ -225,7 +225,7 @@ def test_a_number_is_a_number_in_every_config():
         for number in given if config is not ServerSettings else [least]:  # which only the command line makes
             read = getattr(config(**{name: number}), name)
             assert read == least and type(read) is int, name
-        for wrong in (*NO_NUMBERS, 16.5, 10**400 if name == "seed" else "x"):
+        for wrong in (*NO_NUMBERS, 16.5, Decimal(16), Fraction(16), 10**400 if name == "seed" else "x"):
             with pytest.raises(ValueError, match=name):
                 config(**{name: wrong})
     for config, name in fields_of(float):
