@@ -77,7 +77,8 @@ def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
         (["--prompt", "a", "--switch", "soon:b"], "--switch must be SECONDS:TEXT"),
         (["--prompt", "a", "--seconds", "0"], "--seconds must be positive"),
         (["--prompt", "a", "--enlarge", "0"], "--enlarge"),
-        (["--prompt", "a", "--enlarge", "400"], "error: --enlarge must leave pictures of at most 16384 pixels a side"),
+        (["--prompt", "a", "--height", "16144"], "error: --height, --width: at most 16128 pixels"),
+        (["--prompt", "a", "--enlarge", "400"], "error: --enlarge must leave pictures of at most 16128 pixels a side"),
         (["--prompt", "a", "--model", "/no/such/folder"], "error: --model: no /no/such/folder"),
     ],
 )
@@ -275,6 +276,46 @@ def test_paths_that_cannot_be_written_are_found_first(run, tmp_path, monkeypatch
     assert done.returncode == 2 and message in done.stderr and not [*tmp_path.iterdir()]
 
 
+def test_links_stay_links(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "x.mp4", "x.json":
+        (tmp_path / name).symlink_to(f"there/{name}")  # where nothing is yet
+    run("generate", "--prompt", "a", "--seconds", "0.1", "--out", "x.mp4", "--json", "x.json")
+    for name in "x.mp4", "x.json":
+        assert (tmp_path / name).is_symlink() and (tmp_path / "there" / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize("way", ["folder/../x.mp4", "symbolic.json", "hard.json"])
+def test_statistics_never_go_over_the_video(run, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(generate, "load_engine", lambda *args: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.mp4").write_text("mine")
+    (tmp_path / "symbolic.json").symlink_to("x.mp4")
+    (tmp_path / "hard.json").hardlink_to("x.mp4")
+    done = run("generate", "--prompt", "a", "--out", "x.mp4", "--json", way, "--force", check=False)
+    assert done.returncode == 2 and "error: --json must be another file than --out" in done.stderr
+
+
+def test_a_poor_terminal_is_enough(tmp_path):
+    code = "from longlive_optimized.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", "--prompt", "日本", "--seconds", "0.1", "--out", "日本.mp4"]
+    poor = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "1", "TERM": "dumb"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=poor, cwd=tmp_path)
+    assert done.returncode == 0 and "wrote " in done.stderr and (tmp_path / "日本.mp4").exists(), done.stderr
+
+
+def test_statistics_go_to_a_standard_output_that_is_a_file(tmp_path):
+    code = (
+        f"import sys; sys.argv = 'x generate --prompt a --seconds .1 --out {tmp_path}/x.mp4 --json /dev/stdout'.split()"
+    )
+    code += "; from longlive_optimized.cli import main; main()"
+    with (tmp_path / "out").open("w") as out:
+        assert subprocess.run([sys.executable, "-c", code], stdout=out, timeout=300).returncode == 0
+    text = (tmp_path / "out").read_text()
+    assert "pixel frame" in text and json.loads(text[text.index("{") :])["preset"] == "balanced"
+
+
 def test_a_disk_that_is_full_is_named(run, tmp_path):
     args = ["--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", "--json", "/dev/full"]
     done = run("generate", *args, check=False)
@@ -322,7 +363,8 @@ def test_help_is_quick_and_loads_no_torch(command):
     code = "import atexit, sys; atexit.register(lambda: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'av'})))"
     code += "; from longlive_optimized.cli import main; main()"
     before = os.times()
-    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, timeout=60)
+    asked = "-h" if command else "--help"
+    done = subprocess.run([sys.executable, "-c", code, *command, asked], capture_output=True, text=True, timeout=60)
     after = os.times()
     assert done.returncode == 0 and "--help" in done.stdout and done.stdout.endswith("\n[]\n")
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
@@ -332,7 +374,12 @@ def test_openmp_waits_without_spinning_and_the_users_wish_stands():
     code = "from longlive_optimized.cli import threads; threads.share_the_machine(); import os, torch"
     code += "; print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads(), threads.cores())"
     plain = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    for given, policy in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "1"}, "ACTIVE"):
+    empty = {"OMP_WAIT_POLICY": "", "OMP_NUM_THREADS": ""}
+    for given, policy in (
+        ({}, "PASSIVE"),
+        (empty, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "1"}, "ACTIVE"),
+    ):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain | given)
         said, threads, cores = done.stdout.split()
-        assert said == policy and threads == given.get("OMP_NUM_THREADS", cores)
+        assert said == policy and threads == (given.get("OMP_NUM_THREADS") or cores) and not done.stderr
