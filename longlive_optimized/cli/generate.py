@@ -94,6 +94,9 @@ def generate(
                 _write(engine, prompt, switches, frames, video, overlay)
             except KeyboardInterrupt:
                 stopped = True
+    except OSError as error:  # a file that was not finished cannot be played
+        video.frames = 0
+        raise OSError(f"--out: {out} cannot be written: {error.strerror or error}") from error
     finally:
         if not video.frames:
             Path(os.path.realpath(out)).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -19,6 +21,7 @@ from longlive_optimized.cli import generate, main
 from longlive_optimized.cli.generate import parse_switch
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.weights.locate import locate
+from longlive_optimized.weights.random_tokenizer import write_tokenizer
 
 
 @pytest.fixture
@@ -320,6 +323,25 @@ def test_a_disk_that_is_full_is_named(run, tmp_path):
     args = ["--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", "--json", "/dev/full"]
     done = run("generate", *args, check=False)
     assert done.returncode == 2 and "error: --json: /dev/full cannot be written: No space left" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["write", "__exit__"])
+def test_a_disk_that_fills_up_leaves_no_broken_video(run, tmp_path, monkeypatch, when):
+    def full(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.mp4")
+
+    monkeypatch.setattr(generate.Mp4Writer, when, full)
+    done = run("generate", "--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", check=False)
+    assert done.returncode == 2 and not (tmp_path / "x.mp4").exists()
+    assert f"error: --out: {tmp_path / 'x.mp4'} cannot be written: No space left on device\n" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_tokenizer_for_which_there_is_no_space_is_an_oserror(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", lambda path, **how: None)
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_tokenizer(tmp_path)
 
 
 def test_bench_and_make_checkpoint_keep_what_is_there(run, tmp_path):

@@ -123,6 +123,15 @@ def test_a_switch_whose_block_failed_stands_again():
     assert box.take(3.0, 0.1)[0] == Prompt("c")
 
 
+def test_a_signals_handler_may_ask_while_its_own_thread_does():
+    box = PromptBox()
+    with box._lock:
+        assert box._lock.acquire(blocking=False)
+        box._lock.release()
+        box.switch(Prompt("a"), 0.0, 0.1)
+    assert box.take(1.0, 0.1)[0] == Prompt("a")
+
+
 def test_the_old_argument_at_another_pace_is_no_wish():
     box, blend = PromptBox(), [("a", 1), ("b", 1)]
     box.follow(Prompt("a"), 0.0, 0.1)
