@@ -31,15 +31,6 @@ def default_device(device):
         sampler.schedule_table.cache_clear()
 
 
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 MODES = {
     "gradients": torch.enable_grad,
     "inference mode": torch.inference_mode,
@@ -47,7 +38,6 @@ MODES = {
     "float64 by default": lambda: default_dtype(torch.float64),
     "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
     "another device by default": lambda: default_device("cuda" if torch.cuda.is_available() else "meta"),
-    "deterministic": deterministic,
 }
 
 
