@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from .keywords import ConfigFields, Precision, PresetName
-from .plain import did_you_mean, plain
+from .plain import did_you_mean, exact
 from .video_time import BLOCK_FRAMES
 
 PIXELS_PER_TOKEN = 16
@@ -56,8 +56,9 @@ CHANGEABLE = (
 
 
 def read_keywords(cls: type, given: ArgsKwargs) -> ArgsKwargs:
-    """Keywords as a dataclass's validators take them: NumPy's numbers and arrays as Python's, and names that exist."""
-    keywords = {name: plain(value) for name, value in (given.kwargs or {}).items()}
+    """Keywords as a dataclass's strict validators take them: NumPy's numbers and arrays, whole floats, any list; and
+    names that exist."""
+    keywords = {name: exact(value) for name, value in (given.kwargs or {}).items()}
     known = [field.name for field in dataclasses.fields(cls)]
     for name in keywords:
         if name not in known:
@@ -65,7 +66,7 @@ def read_keywords(cls: type, given: ArgsKwargs) -> ArgsKwargs:
     return ArgsKwargs(given.args, keywords)
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+@dataclass(config=ConfigDict(extra="forbid", strict=True), kw_only=True, frozen=True)
 class StreamSettings:
     """What one stream (one video) chooses for itself.
 
@@ -89,7 +90,7 @@ class StreamSettings:
 
     height: Size | None = None
     width: Size | None = None
-    denoising_steps: Annotated[tuple[Step, ...], Field(min_length=1)] = (1000, 750, 500, 250)
+    denoising_steps: Annotated[tuple[Step, ...], Field(min_length=1, strict=False)] = (1000, 750, 500, 250)
     step_schedule: Literal["longlive", "scope"] = "longlive"
     local_attn_size: Annotated[int, Field(le=MAX_WINDOW)] = 12
     sink_size: Annotated[int, Field(ge=0)] = 3
@@ -162,7 +163,7 @@ class StreamSettings:
         return after
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+@dataclass(config=ConfigDict(extra="forbid", strict=True), kw_only=True, frozen=True)
 class OptimizationConfig(StreamSettings):
     """The engine's switches, and the settings of the streams that it opens.
 

@@ -33,6 +33,8 @@ class PipelineVideoTrack(VideoStreamTrack):
     _live: ClassVar[WeakSet[PipelineVideoTrack]] = WeakSet()
 
     def __init__(self, pipeline: OptimizedScopePipeline, prompt: str):
+        if not isinstance(pipeline, OptimizedScopePipeline):
+            raise TypeError(f"pipeline must be an OptimizedScopePipeline, got {type(pipeline).__name__}")
         super().__init__()
         self.pipeline = pipeline
         self.set_prompt(prompt)

@@ -32,7 +32,7 @@ class BlockInputs:
             return
         self._schedule = None  # if this fails half-way, neither is there
         device = self.sigmas.device
-        host = torch.tensor(schedule, dtype=torch.float64, pin_memory=device.type == "cuda")
+        host = torch.tensor(schedule, dtype=torch.float64, device="cpu", pin_memory=device.type == "cuda")
         timesteps, sigmas = host.to(device, non_blocking=True).unbind(1)  # the device may be busy with a recache
         self.sigmas.copy_(sigmas)
         for mine, new in zip(self.modulation, self._model.modulation(timesteps), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple, Unpack
 
@@ -47,7 +48,7 @@ class Stream:
     """One video: its settings, prompt, ring, VAE state, noise, position and times. Made by ``LongLiveEngine``; its
     blocks are made in ``engine.block``.
 
-    settings: in force from the next block on. Changed by ``configure``.
+    settings: in force from the next block on. Changed by ``configure``; its seed by ``reset``, ``reseed``, ``restart``.
     position: latent frame at which the next block starts.
     history: the last clean latents [F, C, h, w], for a context pass or a recache.
     sinks: those of the sinks, however long ago; first_sink: the first one's latent frame.
@@ -75,7 +76,7 @@ class Stream:
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
         self._devices, self._graphs = devices, graphs
         graphs.turn(settings.use_cuda_graphs)
-        model, self.seed = networks.model, settings.seed
+        model = networks.model
         self.plain, self.policy = policy_of("bf16", len(model.blocks)), self._policy_of(settings)
         rows, columns = settings.size
         self._new_ring = functools.partial(
@@ -123,8 +124,7 @@ class Stream:
 
     def restart(self, seed: int | None = None) -> None:
         """Back to frame 0 with the prompt in force, and the transition under way."""
-        self.seed = self.seed if seed is None else seed
-        self.noise = self._new_noise()
+        self._reseed(self.settings.seed if seed is None else seed)
         self.position = 0
         self.history = self._like.new_empty(0, *self._like.shape)
         self.sinks, self.first_sink = self.history, 0
@@ -145,12 +145,11 @@ class Stream:
 
     def reseed(self, seed: int) -> None:
         """Draw later blocks from another seed. Raises ValueError for a video whose noise was drawn at its start."""
-        if seed == self.seed:
+        if seed == self.settings.seed:
             return
         if self.total_frames is not None and self.position:
             raise ValueError("seed of a stream with total_frames changes with reset=True only")
-        self.seed = seed
-        self.noise = self._new_noise()
+        self._reseed(seed)
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -224,7 +223,9 @@ class Stream:
     def _new_passes(self, window: int) -> Passes:
         return Passes(self.networks.model, self._new_ring(window=window), self._like, GraphCache(self._graphs))
 
-    def _new_noise(self) -> BlockNoise | VideoNoise:
+    def _reseed(self, seed: int) -> None:
         if self.total_frames is None:
-            return BlockNoise(self.seed, self._like)
-        return VideoNoise(self.seed, self._like, self.total_frames)
+            self.noise = BlockNoise(seed, self._like)
+        else:
+            self.noise = VideoNoise(seed, self._like, self.total_frames)
+        self.settings = dataclasses.replace(self.settings, seed=seed)

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -19,6 +21,7 @@ from longlive_optimized.cli import generate, main
 from longlive_optimized.cli.generate import parse_switch
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.weights.locate import locate
+from longlive_optimized.weights.random_tokenizer import write_tokenizer
 
 
 @pytest.fixture
@@ -77,7 +80,8 @@ def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
         (["--prompt", "a", "--switch", "soon:b"], "--switch must be SECONDS:TEXT"),
         (["--prompt", "a", "--seconds", "0"], "--seconds must be positive"),
         (["--prompt", "a", "--enlarge", "0"], "--enlarge"),
-        (["--prompt", "a", "--enlarge", "400"], "error: --enlarge must leave pictures of at most 16384 pixels a side"),
+        (["--prompt", "a", "--height", "16144"], "error: --height, --width: at most 16128 pixels"),
+        (["--prompt", "a", "--enlarge", "400"], "error: --enlarge must leave pictures of at most 16128 pixels a side"),
         (["--prompt", "a", "--model", "/no/such/folder"], "error: --model: no /no/such/folder"),
     ],
 )
@@ -292,10 +296,69 @@ def test_paths_that_cannot_be_written_are_found_first(run, tmp_path, monkeypatch
     assert done.returncode == 2 and message in done.stderr and not [*tmp_path.iterdir()]
 
 
+def test_links_stay_links(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "x.mp4", "x.json":
+        (tmp_path / name).symlink_to(f"there/{name}")  # where nothing is yet
+    run("generate", "--prompt", "a", "--seconds", "0.1", "--out", "x.mp4", "--json", "x.json")
+    for name in "x.mp4", "x.json":
+        assert (tmp_path / name).is_symlink() and (tmp_path / "there" / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize("way", ["folder/../x.mp4", "symbolic.json", "hard.json"])
+def test_statistics_never_go_over_the_video(run, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(generate, "load_engine", lambda *args: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.mp4").write_text("mine")
+    (tmp_path / "symbolic.json").symlink_to("x.mp4")
+    (tmp_path / "hard.json").hardlink_to("x.mp4")
+    done = run("generate", "--prompt", "a", "--out", "x.mp4", "--json", way, "--force", check=False)
+    assert done.returncode == 2 and "error: --json must be another file than --out" in done.stderr
+
+
+def test_a_poor_terminal_is_enough(tmp_path):
+    code = "from longlive_optimized.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", "--prompt", "日本", "--seconds", "0.1", "--out", "日本.mp4"]
+    poor = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "1", "TERM": "dumb"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=poor, cwd=tmp_path)
+    assert done.returncode == 0 and "wrote " in done.stderr and (tmp_path / "日本.mp4").exists(), done.stderr
+
+
+def test_statistics_go_to_a_standard_output_that_is_a_file(tmp_path):
+    code = (
+        f"import sys; sys.argv = 'x generate --prompt a --seconds .1 --out {tmp_path}/x.mp4 --json /dev/stdout'.split()"
+    )
+    code += "; from longlive_optimized.cli import main; main()"
+    with (tmp_path / "out").open("w") as out:
+        assert subprocess.run([sys.executable, "-c", code], stdout=out, timeout=300).returncode == 0
+    text = (tmp_path / "out").read_text()
+    assert "pixel frame" in text and json.loads(text[text.index("{") :])["preset"] == "balanced"
+
+
 def test_a_disk_that_is_full_is_named(run, tmp_path):
     args = ["--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", "--json", "/dev/full"]
     done = run("generate", *args, check=False)
     assert done.returncode == 2 and "error: --json: /dev/full cannot be written: No space left" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["write", "__exit__"])
+def test_a_disk_that_fills_up_leaves_no_broken_video(run, tmp_path, monkeypatch, when):
+    def full(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.mp4")
+
+    monkeypatch.setattr(generate.Mp4Writer, when, full)
+    done = run("generate", "--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", check=False)
+    assert done.returncode == 2 and not (tmp_path / "x.mp4").exists()
+    assert f"error: --out: {tmp_path / 'x.mp4'} cannot be written: No space left on device\n" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_tokenizer_for_which_there_is_no_space_is_an_oserror(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", lambda path, **how: None)
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_tokenizer(tmp_path)
 
 
 def test_bench_and_make_checkpoint_keep_what_is_there(run, tmp_path):
@@ -339,7 +402,8 @@ def test_help_is_quick_and_loads_no_torch(command):
     code = "import atexit, sys; atexit.register(lambda: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'av'})))"
     code += "; from longlive_optimized.cli import main; main()"
     before = os.times()
-    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, timeout=60)
+    asked = "-h" if command else "--help"
+    done = subprocess.run([sys.executable, "-c", code, *command, asked], capture_output=True, text=True, timeout=60)
     after = os.times()
     assert done.returncode == 0 and "--help" in done.stdout and done.stdout.endswith("\n[]\n")
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
@@ -349,7 +413,12 @@ def test_openmp_waits_without_spinning_and_the_users_wish_stands():
     code = "from longlive_optimized.cli import threads; threads.share_the_machine(); import os, torch"
     code += "; print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads(), threads.cores())"
     plain = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    for given, policy in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "1"}, "ACTIVE"):
+    empty = {"OMP_WAIT_POLICY": "", "OMP_NUM_THREADS": ""}
+    for given, policy in (
+        ({}, "PASSIVE"),
+        (empty, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "1"}, "ACTIVE"),
+    ):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain | given)
         said, threads, cores = done.stdout.split()
-        assert said == policy and threads == given.get("OMP_NUM_THREADS", cores)
+        assert said == policy and threads == (given.get("OMP_NUM_THREADS") or cores) and not done.stderr

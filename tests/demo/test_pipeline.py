@@ -378,22 +378,48 @@ def test_warm_up_takes_the_preset_that_waits(pipeline):
     assert pipeline.engine.stream.ring.window == 9 and pipeline.get_latency_stats()["frame_count"] == 0
 
 
-def test_a_failed_preset_leaves_everything_as_it_was(pipeline, monkeypatch):
+def test_a_preset_for_which_memory_is_short_stays_wished_for(pipeline, monkeypatch):
     blocks(pipeline, FOX, 1, first=True)
-    before = pipeline.config
-    real = type(pipeline.stream.ring).resize
+    before, stream = pipeline.config, pipeline.stream.settings
 
     def full(ring, window):
-        if window == 9:
-            raise RuntimeError("out of memory")
-        real(ring, window)
+        pipeline.configure(target_fps=7)  # from another thread, say
+        raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(type(pipeline.stream.ring), "resize", full)
     pipeline.set_optimization_preset("realtime")
-    with pytest.raises(RuntimeError, match="out of memory"):
-        pipeline.generate_frame(FOX)
-    assert pipeline.config == before and pipeline.stream.settings.local_attn_size == 12
+    with monkeypatch.context() as short:
+        short.setattr(type(pipeline.stream.ring), "resize", full)
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+                pipeline.generate_frame(FOX)
+            assert pipeline.config == before and pipeline.stream.settings == stream
     assert len(blocks(pipeline, FOX, 1)) == 12
+    assert pipeline.stream.settings.local_attn_size == 9 and pipeline.config.target_fps == 7
+
+
+def test_a_smaller_wish_replaces_the_one_for_which_memory_is_short(pipeline, monkeypatch):
+    blocks(pipeline, FOX, 1, first=True)
+
+    def full(**how):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(pipeline.stream, "_new_ring", full)
+    pipeline.configure(local_attn_size=21)
+    with pytest.raises(torch.OutOfMemoryError):
+        pipeline.generate_frame(FOX)
+    pipeline.configure(local_attn_size=12)
+    assert len(blocks(pipeline, FOX, 1)) == 12
+
+
+def test_pipelines_on_an_engine_count_its_prompts_together(pipeline):
+    other = OptimizedScopePipeline.on(pipeline.engine, pipeline.config)
+    for one in (pipeline, other):
+        one.generate_frame("a prompt that nobody else has")
+    counts = [
+        (p.get_latency_stats()["prompt_cache_hits"], p.get_latency_stats()["prompt_cache_misses"])
+        for p in (pipeline, other)
+    ]
+    assert counts[0] == counts[1] == (pipeline.engine.prompts.hits, pipeline.engine.prompts.misses)
 
 
 def test_the_overlay_follows_the_config():

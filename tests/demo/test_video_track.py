@@ -14,13 +14,13 @@ import aioice.ice  # noqa: E402
 import av  # noqa: E402
 from aiortc.contrib.media import MediaRecorder  # noqa: E402
 
-from longlive_optimized.demo.scope_integration import ScopeOptimizationConfig  # noqa: E402
+from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig  # noqa: E402
 from longlive_optimized.demo.video_track import PipelineVideoTrack  # noqa: E402
 from longlive_optimized.video_time import RTP_CLOCK  # noqa: E402
 from support import mp4  # noqa: E402
 
 
-class Still:
+class Still(OptimizedScopePipeline):
     """A pipeline of grey pictures, of which each block of twelve takes ``seconds``."""
 
     overlay = None

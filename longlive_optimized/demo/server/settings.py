@@ -24,7 +24,7 @@ def as_origin(text: str) -> str:
     return f"{scheme}://{host}" + (f":{port}" if port and int(port) != PORTS[scheme] else "")
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+@dataclass(config=ConfigDict(extra="forbid", strict=True), kw_only=True, frozen=True)
 class IceServer:
     """A STUN or TURN server, as browsers name them: ``stun:HOST[:PORT]``, ``turn:HOST[:PORT][?transport=udp|tcp]``."""
 
@@ -39,7 +39,7 @@ class IceServer:
         return self
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+@dataclass(config=ConfigDict(extra="forbid", strict=True), kw_only=True, frozen=True)
 class ServerSettings:
     """Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
 
