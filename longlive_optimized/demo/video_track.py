@@ -34,6 +34,8 @@ class PipelineVideoTrack(VideoStreamTrack):
 
     def __init__(self, pipeline: OptimizedScopePipeline, prompt: str):
         super().__init__()
+        if not callable(getattr(pipeline, "next_frame", None)):
+            raise TypeError(f"pipeline must be an OptimizedScopePipeline, got {type(pipeline).__name__}")
         self.pipeline = pipeline
         self.set_prompt(prompt)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
