@@ -4,8 +4,8 @@
 # Versions: safetensors 0.8.0, torch 2.13.0, Python 3.11, Linux.
 # Who meets it: who keeps a LoRA or checkpoint in memory while a newer one is copied to the same path (cp, shutil.copy, docker cp, a
 #   trainer that writes its last.safetensors in place). Nothing is loaded again, yet the numbers are the new ones, also those that were
-#   read before. safetensors.torch.load of the bytes
-#   of the file keeps what it has read; so does load_file where the new file is renamed into place, as save_file and the hub's client do.
+#   read before. safetensors.torch.load of the file's bytes keeps what it has read; so does load_file where the new file is renamed
+#   into place, as save_file does.
 # Seen (the file holds ones; then one of twos takes its place; an element before and after):
 #   load_file, copied over   1.0 then 2.0
 #   load_file, renamed over  1.0 then 1.0
