@@ -49,7 +49,10 @@ class PipelineVideoTrack(VideoStreamTrack):
         self.pipeline.switch_prompt(prompt)
 
     async def recv(self) -> av.VideoFrame:
-        """The next frame, when it is due."""
+        """The next frame, when it is due.
+
+        Raises MediaStreamError after ``stop``, and what the pipeline raises, at which aiortc's sender ends and stops it.
+        """
         if self.readyState != "live":
             raise MediaStreamError
         picture = await asyncio.get_running_loop().run_in_executor(self._worker, self._next_picture)
