@@ -51,7 +51,7 @@ class PipelineVideoTrack(VideoStreamTrack):
     async def recv(self) -> av.VideoFrame:
         """The next frame, when it is due.
 
-        Raises MediaStreamError after ``stop``, and what the pipeline raises, at which aiortc's sender ends and stops it.
+        Raises MediaStreamError after ``stop``, and what the pipeline raises: aiortc's sender then ends and stops it.
         """
         if self.readyState != "live":
             raise MediaStreamError
