@@ -179,6 +179,7 @@ class Transformer(nn.Module):
         self.blocks = cast("Sequence[TransformerBlock]", blocks)
         self.head_modulation = _vector(2, d, **where)
         self.head = Linear(d, config.out_dim * patch, **where)
+        self.adapted: frozenset[str] = frozenset()  # the checkpoint's keys of what a user's LoRAs are merged into
 
     @property
     def compute_dtype(self) -> torch.dtype:

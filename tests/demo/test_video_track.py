@@ -48,6 +48,12 @@ async def watch(track: PipelineVideoTrack, seconds: float) -> list[tuple[float, 
     return seen
 
 
+@pytest.mark.parametrize("pipeline", ["tiny", None, ScopeOptimizationConfig(height=32, width=48)])
+def test_what_is_no_pipeline_is_named(pipeline):
+    with pytest.raises(TypeError, match="pipeline must be an OptimizedScopePipeline, got"):
+        PipelineVideoTrack(pipeline, "a fox")
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.48, 0.7, 1.5])
 def test_times_are_of_the_wall_clock(seconds):
     track = PipelineVideoTrack(Still(seconds), "a fox")
