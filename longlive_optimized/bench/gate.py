@@ -55,6 +55,8 @@ def failures(report: dict[str, Any]) -> list[str]:
         for figure, least in (("psnr_median_db", MEDIAN_DB), ("psnr_worst_db", WORST_DB)):
             if row.get(figure, least) < least:
                 missed.append(f"{name}: {figure} is {row[figure]:.1f}, at least {least:.0f} wanted")
+        if row.get("not_finite_int8"):
+            missed.append(f"{name}: {row['not_finite_int8']} of {row['measurements']} tensors are not finite in 8 bits")
         if row.get("fallback_blocks"):
             missed.append(f"{name}: {row['fallback_blocks']} of {row['blocks']} blocks are not finite in 8 bits")
     return missed + score.failures(report.get("scores", {}))

