@@ -261,9 +261,15 @@ SPOILED = pytest.mark.parametrize(
 )
 
 
-def test_on_a_cpu(tmp_path):
-    """The CUDA kernel's source, its threads and engines in random order."""
-    run_on_a_cpu(tmp_path, "int8_linear", 60)
+@pytest.mark.parametrize(
+    ("source", "cases"),
+    [
+        ("int8_tiles", 3000),  # each tile once, and its weights shared where all of a cluster's are the same
+        ("int8_linear", 60),  # the CUDA kernel's source, its threads and engines in random order
+    ],
+)
+def test_on_a_cpu(tmp_path, source, cases):
+    run_on_a_cpu(tmp_path, source, cases)
 
 
 @SPOILED

@@ -70,6 +70,7 @@ struct Cta {
   std::vector<Warp> warps;
   std::vector<TensorCore> tensor_cores;
   Meeting all;
+  int running;  // threads
 };
 
 struct Thread {
@@ -84,7 +85,8 @@ struct Thread {
   const char* waits_for;
   const void* waits_at;
   bool fenced;
-  int stores;                   // by the copy engine, not done yet
+  int stores, open_stores;      // by the copy engine: not done yet, not committed yet
+  unsigned proxy_fence;         // the meeting of its warp before the last fence between plain writes and the engine
   int issued;                   // products
   std::vector<int> group_ends;  // products issued when each group of them was committed
   std::unique_ptr<char[]> stack{new char[kStack]};
@@ -157,7 +159,8 @@ inline void run_thread() {
   machine->kernel();
   const auto& ends = self->group_ends;
   require(self->issued == (ends.empty() ? 0 : ends.back()), "a product was not committed");
-  self->over = true, --machine->running;
+  require(self->open_stores == 0, "a store was not committed");
+  self->over = true, --machine->running, --self->cta->running;
   _longjmp(scheduler, 1);
 }
 
@@ -237,7 +240,7 @@ inline void set_up(Machine& m, unsigned ctas, unsigned first_block) {
   for (unsigned c = 0; c < ctas; ++c) {
     if (memories.size() == c) memories.push_back(static_cast<uint8_t*>(std::aligned_alloc(1024, kSharedBytes)));
     Cta& cta = m.ctas[c];
-    cta.memory = memories[c], cta.block = first_block + c;
+    cta.memory = memories[c], cta.block = first_block + c, cta.running = int(m.threads_per_cta);
     std::memset(cta.memory, 0xff, kSharedBytes);
     cta.warps.resize(m.threads_per_cta / kWarp);
     cta.tensor_cores.resize((m.threads_per_cta + kWarpgroup - 1) / kWarpgroup);
@@ -250,7 +253,7 @@ inline void set_up(Machine& m, unsigned ctas, unsigned first_block) {
       Thread& t = *pool[m.threads.size()];
       m.threads.push_back(&t);
       t.started = t.over = t.fenced = false, t.index = i, t.rank = int(c), t.cta = &cta, t.condition = nullptr;
-      t.issued = t.stores = 0, t.group_ends.clear();
+      t.issued = t.stores = t.open_stores = 0, t.proxy_fence = ~1u, t.group_ends.clear();
       getcontext(&t.start);
       t.start.uc_stack.ss_sp = t.stack.get(), t.start.uc_stack.ss_size = Thread::kStack;
       makecontext(&t.start, run_thread, 0);

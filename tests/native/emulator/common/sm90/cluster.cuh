@@ -10,7 +10,9 @@ inline void cluster_meet() { cluster_sync(); }
 inline uint32_t remote_address(const void* p, uint32_t rank) { return rank << 24 | shared_address(p); }
 inline uint8_t* at_remote(uint32_t address) {
   emulator::require(address >> 24 < emulator::machine->ctas.size(), "no such CTA in the cluster");
-  return emulator::machine->ctas[address >> 24].memory + ((address & 0xffffff) - emulator::kBase);
+  const emulator::Cta& cta = emulator::machine->ctas[address >> 24];
+  emulator::require(cta.running > 0, "the memory of a CTA that has ended");
+  return cta.memory + ((address & 0xffffff) - emulator::kBase);
 }
 inline void remote_store(uint32_t to, float x) { std::memcpy(at_remote(to), &x, sizeof x); }
 inline void remote_arrive(uint32_t barrier) { reinterpret_cast<Barrier*>(at_remote(barrier))->arrive(); }

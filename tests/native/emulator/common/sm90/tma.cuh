@@ -63,9 +63,10 @@ void load_tile_to_cluster(void* to, const TensorMap& map, Barrier& full, Start..
   const uint32_t at = shared_address(to) - emulator::kBase, barrier = shared_address(&full) - emulator::kBase;
   for (size_t rank = 0; rank < emulator::machine->ctas.size(); ++rank) {
     if (!(kMask >> rank & 1)) continue;
-    emulator::machine->copies.push_back([=, memory = emulator::machine->ctas[rank].memory, &map] {
-      land_box(memory, at, map, {start...});
-      reinterpret_cast<Barrier*>(memory + barrier)->land(size);
+    emulator::machine->copies.push_back([=, cta = &emulator::machine->ctas[rank], &map] {
+      emulator::require(cta->running > 0, "a copy to a CTA that has ended");
+      land_box(cta->memory, at, map, {start...});
+      reinterpret_cast<Barrier*>(cta->memory + barrier)->land(size);
     });
   }
 }
@@ -79,19 +80,27 @@ inline void load_bytes(void* to, const void* from, int bytes, Barrier& full) {
   });
 }
 
+// What it reads the warp has written: each lane fences, then they meet.
 inline void store_bytes(void* to, const void* from, int bytes) {
-  emulator::require(shared_address(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 16 == 0,
-                    "a run of bytes that starts or ends at a wrong address");
+  emulator::require(
+      shared_address(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 16 == 0 && bytes > 0,
+      "a run of bytes that starts or ends at a wrong address");
   emulator::Thread* thread = emulator::self;
-  ++thread->stores;
+  emulator::Thread** lanes = &emulator::machine->threads[thread->rank * emulator::machine->threads_per_cta +
+                                                         thread->index / emulator::kWarp * emulator::kWarp];
+  for (int lane = 0; lane < emulator::kWarp; ++lane)
+    emulator::require(lanes[lane]->proxy_fence + 1 == emulator::warp().meeting.generation,
+                      "a store without each lane's fence and a meeting before it");
+  ++thread->stores, ++thread->open_stores;
   emulator::machine->copies.push_back([=] {
     std::memcpy(to, from, bytes);
     --thread->stores;
   });
 }
-inline void store_commit() {}
+inline void store_commit() { emulator::self->open_stores = 0; }
 inline void store_wait_read() {
   const emulator::Thread* thread = emulator::self;
+  emulator::require(thread->open_stores == 0, "a store was not committed");
   emulator::wait_until("its stores", nullptr, [thread] { return thread->stores == 0; });
 }
 }  // namespace longlive::sm90
