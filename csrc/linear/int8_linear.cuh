@@ -40,6 +40,7 @@ struct Config {
   static constexpr int kPartBytes = kPart * kStep, kWeightBytes = columns * kStep;
   using Sum = std::conditional_t<scale == Scale::kRow, int32_t, float>;
   static_assert(kPartBytes % 1024 == 0 && columns % 32 == 0);
+  static_assert(stages > 1);  // one is released while the next is multiplied
 };
 
 struct Params {
@@ -150,7 +151,7 @@ struct Producer {
 };
 
 // GELU in its tanh form: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2. Precision: half, whose error is a twentieth
-// of what int8 leaves; a result beyond its range becomes infinity, and so does its scale.
+// of what int8 leaves; x beyond its range gives infinity or NaN, and so is the scale.
 __device__ inline __half2 gelu(__half2 x) {
   constexpr float kFactor = 0.7978845608028654f;
   const __half2 half = __hmul2(x, __float2half2_rn(0.5f));

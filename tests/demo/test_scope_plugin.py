@@ -364,6 +364,19 @@ def test_a_preset_by_message_acts_once_and_is_answered(scope):
     assert session_of(scope, session)._stream.ring.window == 9
 
 
+def test_quantization_asked_for_at_load_holds_under_every_preset(installed, pipeline_class):
+    assert installed.manager.load(pipeline_class, LOAD | {"quantization": "fp8_e4m3fn"}), installed.manager.error
+    session = installed.manager.open({"prompts": FOX})
+    run(session, 1)
+    inner = session_of(installed, session)
+    assert inner._stream.precision == "int8"
+    for preset in PRESETS:
+        assert inner.set_preset(preset)["precision"] == "int8"
+        run(session, 1)
+        assert inner._stream.precision == inner.stats()["precision"] == "int8" and inner.stats()["preset"] == preset
+    session.stop()
+
+
 def test_the_later_change_of_steps_wins(scope):
     session = scope.manager.open({"prompts": FOX, "denoising_step_list": [1000, 750]})
     inner = lambda: session_of(scope, session)._stream.settings.denoising_steps  # noqa: E731

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
-from ...config import OptimizationConfig, preset_name
-from ...keywords import ConfigFields
+from ...config import OptimizationConfig
 from .call_params import Corner, LoraScale, Preset, Steps
 
 log = logging.getLogger(__name__)
@@ -62,9 +61,12 @@ class LoadParams(BaseModel):
         asked: dict[str, Any] = {name: getattr(self, name) for name in _SAME} | {"seed": self.base_seed}
         if self.denoising_steps != DEFAULT_STEPS:  # scope always passes a list: only another one is a wish
             asked["denoising_steps"] = self.denoising_steps
-        if self.quantization is not None:
-            asked["precision"] = "fp8"
-        return OptimizationConfig.preset(preset_name(self.optimization_preset), **cast(ConfigFields, asked))
+        return OptimizationConfig(**{**self.preset_fields(self.optimization_preset), **asked})
+
+    def preset_fields(self, name: str) -> dict:
+        """What the preset ``name`` sets of the engine's switches; a ``quantization`` holds under all of them."""
+        fields = OptimizationConfig.preset_fields(name)
+        return fields | {"precision": "fp8"} if self.quantization else fields
 
 
 def read_load(keywords: Mapping[str, Any]) -> LoadParams:

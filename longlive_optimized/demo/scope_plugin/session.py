@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
+from ...config import CHANGEABLE, PRESETS, StreamSettings
 from ...engine.engine import LongLiveEngine
 from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
@@ -94,7 +94,7 @@ class Session:
 
     def set_preset(self, name: str) -> dict:
         """Go over to a preset's steps and window with the next block, without a cut; the settings then in force."""
-        self._due.settings |= OptimizationConfig.preset_fields(name)
+        self._due.settings |= self._load.preset_fields(name)
         self._preset = name
         return self.effective()
 
