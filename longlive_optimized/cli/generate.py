@@ -166,6 +166,8 @@ def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: flo
         "device": torch.cuda.get_device_name(engine.device) if cuda else "cpu",
         "torch": torch.__version__,
         "dtype": str(engine.dtype).removeprefix("torch."),
+        "precision": engine.stream.precision,
+        "fallback_blocks": engine.stream.fallback_blocks,
         "preset": preset,
         "config": dataclasses.asdict(engine.config),
         "load_seconds": engine.load_seconds,
@@ -195,7 +197,7 @@ def summarise(blocks: list[BlockTimes]) -> dict:
 
 def _print(report: dict, out: Path) -> None:
     summary = report["summary"]
-    table = Table(title=f"{out}: {report['device']}, {report['dtype']}, {report['preset']}", title_justify="left")
+    table = Table(title=f"{out}: {report['device']}, {report['precision']}, {report['preset']}", title_justify="left")
     table.add_column("median of steady blocks")
     table.add_column("ms", justify="right")
     for name, ms in summary["stages_ms"].items():

@@ -49,6 +49,16 @@ def test_in_a_process_of_its_own():
     assert done.returncode == 2 and done.stderr.startswith("error: --prompt must hold some text")
 
 
+@pytest.mark.parametrize(("preset", "precision"), [("balanced", "float32"), ("ultra", "int8")])
+def test_generate_says_what_runs(run, tmp_path, preset, precision):
+    size = ["--height", "32", "--width", "48", "--seconds", "1", "--device", "cpu"]
+    files = ["--out", tmp_path / "fox.mp4", "--json", tmp_path / "fox.json"]
+    done = run("generate", "--prompt", "a fox", *size, *files, "--preset", preset)
+    stats = json.loads((tmp_path / "fox.json").read_text())
+    assert (stats["precision"], stats["dtype"], stats["fallback_blocks"]) == (precision, "float32", 0)
+    assert f"cpu, {precision}, {preset}" in " ".join(done.stdout.split())
+
+
 def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
     out, report = tmp_path / "deep" / "fox.mp4", tmp_path / "fox.json"
     args = ["--switch", "1:a boat", "--seconds", "2", "--seed", "1", "--device", "cpu", "--json", report]
