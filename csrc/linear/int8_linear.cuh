@@ -23,7 +23,7 @@ using sm90::kConsumers;
 using sm90::kWarpgroupWarps;
 using sm90::TensorMap;
 
-constexpr int kRows = kTileRows / kConsumers;
+constexpr int kConsumerRows = kTileRows / kConsumers, kWarpRows = kConsumerRows / kWarpgroupWarps;
 
 // Scale of x: one a row, or one a row and group of the depth, for which the sums leave the integers after each group.
 enum class Scale { kRow, kGroup };
@@ -65,11 +65,11 @@ struct Columns {
 // A warp's rows on their way out, about half of the tile's columns at a time.
 template <class C>
 struct alignas(128) Staging {
-  static constexpr int kRows = 16, kBlocks = ceil_div(C::kColumns / 32, 2);
+  static constexpr int kBlocks = ceil_div(C::kColumns / 32, 2);
   static constexpr int kSize = C::kResult == Result::kPlain ? 2 : 1, kBytes = kBlocks * 32 * kSize;
   // So that the rows which lanes write at a time lie in different banks.
   static constexpr int kPitch = kBytes + (kBytes % 128 == 0 ? 32 * kSize : 0);
-  uint8_t row[kRows][kPitch];
+  uint8_t row[kWarpRows][kPitch];
 };
 
 template <class C>
@@ -196,7 +196,7 @@ struct Epilogue {
   float x_scale[2];
 
   __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer, Staging<C>* staging)
-      : p(p), tile(tile), staging(staging[warp_of(consumer)]), warp_row(tile.row + warp_of(consumer) * 16) {
+      : p(p), tile(tile), staging(staging[warp_of(consumer)]), warp_row(tile.row + warp_of(consumer) * kWarpRows) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) x_scale[r] = C::kScale == Scale::kRow && live(r) ? __ldg(p.x_scale + row(r)) : 1.f;
   }
@@ -295,7 +295,7 @@ struct Epilogue {
       __syncwarp();
       const int column = tile.column + 32 * first, end = min(tile.column + C::kColumns, p.columns);
       const int bytes = min(end - column, Staging<C>::kBlocks * 32) * kSize;
-      if (lane < Staging<C>::kRows && warp_row + lane < p.rows && bytes > 0)
+      if (lane < kWarpRows && warp_row + lane < p.rows && bytes > 0)
         sm90::store_bytes(static_cast<uint8_t*>(p.out) + (int64_t(warp_row + lane) * p.columns + column) * kSize,
                           staging.row[lane], bytes);
       sm90::store_commit();
@@ -338,7 +338,7 @@ struct Consumer {
   template <bool kFirst>
   __device__ void issue() {
     const auto& stage = s.stage[state.stage];
-    const uint64_t a = sm90::swizzled_descriptor(stage.x + index * kRows * kStep);
+    const uint64_t a = sm90::swizzled_descriptor(stage.x + index * kConsumerRows * kStep);
     const uint64_t b = sm90::swizzled_descriptor(stage.weight);
     sm90::pin(acc);
     sm90::mma_fence();
