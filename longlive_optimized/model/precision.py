@@ -35,7 +35,7 @@ def policy_of(precision: Precision, layers: int) -> Policy:
     """What ``precision`` runs in 8 bits in a network of so many layers."""
     if precision == "bf16":
         return (Parts(),) * layers
-    kept = {part: {layer % layers for layer in which} for part, which in KEPT.items()}
+    kept = {part: {layer if layer >= 0 else layer + layers for layer in which} for part, which in KEPT.items()}
     return tuple(Parts(*(layer not in kept.get(part, ()) for part in Parts._fields)) for layer in range(layers))
 
 

@@ -62,6 +62,7 @@ def test_exceptions_are_counted_from_either_end(kept):
     assert [parts.ffn_out for parts in policy] == [False, False, True, True, False, False, False]
     assert [parts.cross_q for parts in policy] == [True] * 4 + [False] + [True] * 2
     assert all(parts.qkv and parts.out and parts.cross_out and parts.ffn_in for parts in policy) and in_8_bits(policy)
+    assert [parts.cross_q for parts in policy_of("int8", 3)] == [True] * 3  # a smaller network has no layer 4
 
 
 def test_every_part_of_the_table_runs_and_is_the_only_one(model, monkeypatch):
