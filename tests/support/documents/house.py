@@ -93,7 +93,7 @@ def steps_of_an_operator(units: list[Unit]):
     operators = re.findall(r'm\.def\("(\w+)', schema)
     assert operators
     for name in operators:
-        assert (ROOT / f"kernels/{name}.py").is_file() and (ROOT / f"kernels/bench/{name}.py").is_file(), name
+        assert f"\ndef {name}(" in _text_of("kernels") and (ROOT / f"kernels/bench/{name}.py").is_file(), name
         assert (ROOT / f"tests/kernels/test_{name}.py").is_file() or name in _text_of("tests/kernels"), name
 
 
