@@ -5,8 +5,9 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
+from .quantize import quantize_runs
 from .registry import op
-from .rotate_sinks import rotate
+from .rotate_sinks import quantize_keys, rotate
 from .triton_import import tl, triton
 
 
@@ -38,17 +39,61 @@ def qk_norm_rope_store(
     Returns q [F*S, H, hd]. Raises ValueError naming the argument that does not fit.
     """
     _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots)
+    q, k = _queries_and_keys(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps)
+    k_ring.index_copy_(0, slots, k.to(qkv.dtype))
+    return q.to(qkv.dtype).flatten(0, 1)
+
+
+@op(mutates=("k_ring", "k_scale", "v_ring", "k_sink"))
+def qk_norm_rope_store_int8(
+    qkv: Tensor,
+    q_gain: Tensor,
+    k_gain: Tensor,
+    rope_time: Tensor,
+    rope_space: Tensor,
+    k_offset: Tensor,
+    k_ring: Tensor,
+    k_scale: Tensor,
+    v_ring: Tensor,
+    k_sink: Tensor,
+    slots: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """``qk_norm_rope_store`` with queries and keys in int8, each token of each head with its scale.
+
+    As there, but k_ring [R, S, H, hd] is int8, k_scale [H, R * S] float32, and k_offset [H, hd] float32: what is
+    taken from every rotated key before it is quantised. The softmax of attention does not see it: it adds the same to
+    all scores of a query. It serves to make keys even. Values, and the un-rotated keys in k_sink, are as there.
+
+    Queries and keys are quantised from float32, before any rounding, as ``quantize`` does it: scale = amax / 127,
+    values = rint(x * (127 / amax)); zeros have scale 0. Where a query or key has a NaN or an infinity, its scale is not
+    finite. Returns (q [F*S, H, hd] int8, q_scale [H, F*S] float32). Raises ValueError naming the argument that does
+    not fit.
+    """
+    _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
+    q, k = _queries_and_keys(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps)
+    ring, _, heads, _ = k_ring.shape
+    values, scale = quantize_keys(k, k_offset)
+    k_ring.index_copy_(0, slots, values)
+    k_scale.view(heads, ring, -1).index_copy_(1, slots, scale)
+    values, scale = quantize_runs(q.flatten(0, 1).flatten(1), heads)
+    return values.view(-1, *k_ring.shape[2:]), scale
+
+
+def _queries_and_keys(
+    qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Both rotated, [F, S, H, hd]; v_ring and k_sink take what is theirs."""
     # Precision: norm, gain and rotation in float32, rounded once at each store. The published order
     # (docs/model.md 2.2, 2.3) rounds to bfloat16 after the norm, after the gain and after the rotation.
     wide = torch.promote_types(qkv.dtype, torch.float32)
-    _, tokens, heads, head_dim = k_ring.shape
+    _, tokens, heads, head_dim = v_ring.shape
     q, k, v = qkv.view(slots.shape[0], tokens, 3, heads, head_dim).unbind(2)
     q = _rms_norm(q.to(wide), q_gain.to(wide), eps)
     k = _rms_norm(k.to(wide), k_gain.to(wide), eps)
-    k_ring.index_copy_(0, slots, rotate(k, rope_time, rope_space).to(qkv.dtype))
     v_ring.index_copy_(0, slots, v)
     _keep_sinks(k_sink, k.to(qkv.dtype), slots)
-    return rotate(q, rope_time, rope_space).to(qkv.dtype).flatten(0, 1)
+    return rotate(q, rope_time, rope_space), rotate(k, rope_time, rope_space)
 
 
 def _rms_norm(z: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -64,10 +109,19 @@ def _keep_sinks(k_sink: Tensor, k: Tensor, slots: Tensor) -> None:
     k_sink.copy_(torch.where(hit.any(dim=1)[:, None, None, None], k[frame], k_sink))
 
 
-def _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots) -> None:
+def _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots) -> None:
+    _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, torch.int8)
+    ring, tokens, heads, head_dim = k_ring.shape
+    expect("k_offset", k_offset, (heads, head_dim), torch.float32, qkv.device)
+    expect("k_scale", k_scale, (heads, ring * tokens), torch.float32, qkv.device)
+
+
+def _check(
+    qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, ring_dtype: torch.dtype | None = None
+) -> None:
     expect_float("qkv", qkv)
     dtype, device = qkv.dtype, qkv.device
-    expect("k_ring", k_ring, (None, None, None, None), dtype, device)
+    expect("k_ring", k_ring, (None, None, None, None), ring_dtype or dtype, device)
     ring, tokens, heads, head_dim = k_ring.shape
     if head_dim % 2:
         raise ValueError(f"k_ring must have an even last dimension, got {list(k_ring.shape)}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import native
 from .attention import attend, expect_queries
-from .checks import expect, on_gpu
+from .checks import expect, expect_float, on_gpu
 from .registry import op
 from .triton_import import tl, triton
 
@@ -30,7 +30,10 @@ def ring_attention(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> 
     contiguous. Raises ValueError naming the argument that does not fit.
     """
     _check(q, k_ring, v_ring, valid)
-    k, v = k_ring.flatten(0, 1), v_ring.flatten(0, 1)
+    return _attend(q, k_ring.flatten(0, 1), v_ring.flatten(0, 1), valid)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
     # A GPU must not be waited for: a graph may be being captured. On a CPU a slice is faster than a mask.
     return (_attend_masked if q.is_cuda else _attend_slice)(q, k, v, valid)
 
@@ -50,11 +53,53 @@ def _attend_slice(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
 
 def _check(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> None:
     expect_queries(q)
+    _check_ring(q, k_ring, v_ring, valid, q.dtype)
+
+
+def _check_ring(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor, dtype: torch.dtype) -> None:
     expect("k_ring", k_ring, (None, None, *q.shape[1:]), q.dtype, q.device)
-    expect("v_ring", v_ring, tuple(k_ring.shape), q.dtype, q.device)
+    expect("v_ring", v_ring, tuple(k_ring.shape), dtype, q.device)
     if k_ring.shape[0] * k_ring.shape[1] == 0:
         raise ValueError(f"k_ring must not be empty, got {list(k_ring.shape)}")
     expect("valid", valid, (1,), torch.int32, q.device)
+
+
+def _fake_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
+    _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+    return v_ring.new_empty(q.shape)
+
+
+@op(fake=_fake_int8)
+def ring_attention_int8(
+    q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
+) -> Tensor:
+    """``ring_attention`` of queries and keys in int8, each token of each head with its scale, and of plain values.
+
+    ``softmax_j(q_scale[h, i] * k_scale[h, j] * (q[i, h] . k[j, h]) / sqrt(hd)) v``, the products of integers exact:
+
+    - q [N, H, hd] int8, contiguous; q_scale [H, N] float32, finite and not negative.
+    - k_ring [slots, S, H, hd] int8; k_scale [H, slots * S] float32; v_ring [slots, S, H, hd] bfloat16, float32 or
+      float64; all contiguous.
+    - valid [1], int32, as in ``ring_attention``: tokens from there on may hold anything, NaN too, and so may their
+      scales. A scale of 0 makes its token's scores 0.
+
+    Returns [N, H, hd] of v_ring's dtype, contiguous; zeros with valid <= 0. Source: SageAttention, arXiv 2410.02367,
+    for integers in q kT beside floating point in p v. Raises ValueError naming the argument that does not fit.
+    """
+    _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+    wide = torch.promote_types(v_ring.dtype, torch.float32)
+    queries = q.to(wide) * q_scale.T[..., None]
+    keys = k_ring.flatten(0, 1).to(wide) * k_scale.T[..., None]
+    return _attend(queries, keys, v_ring.flatten(0, 1).to(wide), valid).to(v_ring.dtype)
+
+
+def _check_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> None:
+    expect("q", q, (None, None, None), torch.int8, q.device)
+    expect_float("v_ring", v_ring)
+    _check_ring(q, k_ring, v_ring, valid, v_ring.dtype)
+    rows, heads, _ = q.shape
+    expect("q_scale", q_scale, (heads, rows), torch.float32, q.device)
+    expect("k_scale", k_scale, (heads, k_ring.shape[0] * k_ring.shape[1]), torch.float32, q.device)
 
 
 def _fits_cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> bool:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
+from .quantize import quantize_runs
 from .registry import op
 from .triton_import import tl, triton
 
@@ -32,12 +33,44 @@ def rotate_sinks(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: 
         k_ring[layer, : k_sink.shape[1]] = rotate(k_sink[layer], rope_time, rope_space).to(k_ring.dtype)
 
 
-def _check(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:
+@op(mutates=("k_ring", "k_scale"))
+def rotate_sinks_int8(
+    k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_offset: Tensor, k_ring: Tensor, k_scale: Tensor
+) -> None:
+    """``rotate_sinks`` into a ring of int8: keys as ``qk_norm_rope_store_int8`` writes them.
+
+    As in ``rotate_sinks``, but k_ring [L, R, S, H, hd] is int8; k_scale [L, H, R * S] and k_offset [L, H, hd] are
+    float32. The rotated key minus its head's offset is quantised from float32; of k_scale, only the sinks' tokens are
+    written. Raises ValueError naming the argument that does not fit.
+    """
+    _check_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale)
+    for layer in range(k_sink.shape[0]):
+        keys = rotate(k_sink[layer], rope_time, rope_space)
+        values, scale = quantize_keys(keys, k_offset[layer])
+        k_ring[layer, : k_sink.shape[1]] = values
+        k_scale[layer, :, : scale[0].numel()] = scale.flatten(1)
+
+
+def quantize_keys(keys: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys [F, S, H, hd] minus offset [H, hd], as int8, and their scales [H, F, S]."""
+    frames, tokens, heads, _ = keys.shape
+    values, scale = quantize_runs((keys - offset).flatten(0, 1).flatten(1), heads)
+    return values.view(keys.shape), scale.view(heads, frames, tokens)
+
+
+def _check_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> None:
+    _check(k_sink, rope_time, rope_space, k_ring, torch.int8)
+    layers, _, tokens, heads, head_dim = k_sink.shape
+    expect("k_offset", k_offset, (layers, heads, head_dim), torch.float32, k_sink.device)
+    expect("k_scale", k_scale, (layers, heads, k_ring.shape[1] * tokens), torch.float32, k_sink.device)
+
+
+def _check(k_sink, rope_time, rope_space, k_ring, ring_dtype: torch.dtype | None = None) -> None:
     expect_float("k_sink", k_sink)
     dtype, device = k_sink.dtype, k_sink.device
     expect("k_sink", k_sink, (None,) * 5, dtype, device)
     layers, sinks, tokens, heads, head_dim = k_sink.shape
-    expect("k_ring", k_ring, (layers, None, tokens, heads, head_dim), dtype, device)
+    expect("k_ring", k_ring, (layers, None, tokens, heads, head_dim), ring_dtype or dtype, device)
     if k_ring.shape[1] < sinks:
         raise ValueError(f"k_ring must have at least k_sink's {sinks} slots, got {k_ring.shape[1]}")
     table = torch.promote_types(dtype, torch.float32)
