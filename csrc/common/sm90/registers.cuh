@@ -31,6 +31,11 @@ __device__ void pin(float (&x)[kSize]) {
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
 template <int kSize>
+__device__ void pin(int32_t (&x)[kSize]) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(x[i])::"memory");
+}
+template <int kSize>
 __device__ void pin(uint32_t (&x)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(x[i])::"memory");
