@@ -4,13 +4,22 @@
 
 STABLE_TORCH_LIBRARY(longlive_C, m) {
   m.def("modulate_norm(Tensor x, Tensor shift, Tensor scale, float eps) -> Tensor");
+  m.def("modulate_norm_int8(Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor)");
   m.def("overlay_blend(Tensor(a!) frames, Tensor panel, int y, int x) -> ()");
   m.def(
       "qk_norm_rope_store(Tensor qkv, Tensor q_gain, Tensor k_gain, Tensor rope_time, Tensor rope_space, "
       "Tensor(a!) k_ring, Tensor(b!) v_ring, Tensor(c!) k_sink, Tensor slots, float eps) -> Tensor");
   m.def(
+      "qk_norm_rope_store_int8(Tensor qkv, Tensor q_gain, Tensor k_gain, Tensor rope_time, Tensor rope_space, "
+      "Tensor k_offset, Tensor(a!) k_ring, Tensor(b!) k_scale, Tensor(c!) v_ring, Tensor(d!) k_sink, Tensor slots, "
+      "float eps) -> (Tensor, Tensor)");
+  m.def("quantize(Tensor x, int groups) -> (Tensor, Tensor)");
+  m.def(
       "residual_norm(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
       "-> Tensor");
+  m.def(
+      "residual_norm_int8(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
+      "-> (Tensor, Tensor)");
   m.def(
       "ring_advance(Tensor start, Tensor freqs, Tensor(a!) slots, Tensor(b!) rope_time, Tensor(c!) sink_time, "
       "Tensor window, int sink, int origin) -> ()");
@@ -26,5 +35,8 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "-> Tensor");
   m.def("rms_norm(Tensor x, Tensor gain, float eps) -> Tensor");
   m.def("rotate_sinks(Tensor k_sink, Tensor rope_time, Tensor rope_space, Tensor(a!) k_ring) -> ()");
+  m.def(
+      "rotate_sinks_int8(Tensor k_sink, Tensor rope_time, Tensor rope_space, Tensor k_offset, Tensor(a!) k_ring, "
+      "Tensor(b!) k_scale) -> ()");
   m.def("x0_renoise(Tensor x, Tensor flow, Tensor? noise, Tensor sigmas, int index) -> Tensor");
 }

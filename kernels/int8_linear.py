@@ -9,6 +9,7 @@ from torch import Tensor
 from .checks import expect
 from .quantize import expect_groups, quantize_runs
 from .registry import op
+from .triton_import import tl, triton
 
 PACK = 32  # rows of a weight that are permuted among themselves
 _DEEPEST = (2**31 - 1) // 128**2  # columns whose products sum to an int32, whatever the values
@@ -120,4 +121,85 @@ def _check(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bia
 
 def _check_gelu(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int) -> None:
     _check(x, x_scale, weight, weight_scale, bias)
-    expect_groups(groups, "weight's rows,", weight.shape[0])
+    expect_groups(groups, weight.shape[0], "rows of weight")
+
+
+if triton:
+    from .quantize import inverse_of, largest, rounded
+
+    WIDEST = 256  # channels of a program
+
+    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
+    @triton.jit(do_not_specialize=["rows"])
+    def _kernel(
+        x, x_scale, weight, weight_scale, bias, out, out_scale, rows, runs, depth, channels, width,
+        GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    ):  # fmt: skip
+        tile, part = tl.program_id(0), tl.program_id(1)
+        row, column, step = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK), tl.arange(0, STEP)
+        channel = part * width + column
+        here, live = row < rows, (column < width) & (channel < channels)
+        # Read where ``pack`` has put it, so that the sums are in the plain order.
+        packed = channel // 32 * 32 + channel // 2 % 4 * 8 + channel // 8 % 4 * 2 + channel % 2
+        a = x + row.to(tl.int64)[:, None] * (runs * depth)
+        b = weight + packed.to(tl.int64)[:, None] * (runs * depth)
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        for run in range(0, runs):
+            sums = tl.zeros((ROWS, BLOCK), tl.int32)
+            for start in range(0, depth, STEP):
+                inside = (start + step < depth)[None]
+                k = (run * depth + start + step)[None]
+                left = tl.load(a + k, mask=here[:, None] & inside, other=0)
+                right = tl.load(b + k, mask=live[:, None] & inside, other=0)
+                sums = tl.dot(left, tl.trans(right), sums, out_dtype=tl.int32)
+            scale = tl.load(x_scale + run * rows + row, mask=here, other=0.0)
+            total += scale[:, None] * sums.to(tl.float32)
+        total *= tl.load(weight_scale + channel, mask=live, other=0.0)
+        total += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
+        at, mask = row.to(tl.int64)[:, None] * channels + channel, here[:, None] & live
+        if GELU:
+            total = total * tl.sigmoid(1.5957691216057308 * total * (1 + 0.044715 * total * total))
+            amax = largest(tl.where(mask, total, 0.0), 1)
+            tl.store(out + at, rounded(total * inverse_of(amax)[:, None]), mask=mask)
+            tl.store(out_scale + part * rows + row, tl.div_rn(amax, 127.0), mask=here)
+        else:
+            tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
+
+    def _on_gpu(x: Tensor, *rest) -> bool:
+        return x.is_cuda
+
+    @int8_linear.impl("triton", when=_on_gpu)
+    def _triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+        _check(x, x_scale, weight, weight_scale, bias)
+        out = bias.new_empty(len(x), len(weight))
+        _launch(x, x_scale, weight, weight_scale, bias, out, None, 128)
+        return out
+
+    def _fits_triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int):
+        return x.is_cuda and len(weight) <= WIDEST * groups
+
+    @int8_linear_gelu.impl("triton", when=_fits_triton)
+    def _triton_gelu(
+        x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor]:
+        _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
+        values = x.new_empty(len(x), len(weight))
+        scale = x_scale.new_empty(groups, len(x))
+        _launch(x, x_scale, weight, weight_scale, bias, values, scale, len(weight) // groups)
+        return values, scale
+
+    def _launch(x, x_scale, weight, weight_scale, bias, out, out_scale: Tensor | None, width: int) -> None:
+        """A program has ``width`` channels of a tile of rows: with out_scale a group of the result."""
+        rows, channels, runs = len(x), len(weight), len(x_scale)
+        if rows == 0 or channels == 0:
+            return
+        block = max(16, triton.next_power_of_2(width))
+        # With 64 columns a step, four stages take 64 or, of the widest tile, 80 KiB of shared memory.
+        tile = 128 if block <= 128 else 64
+        gelu = out_scale is not None
+        with torch.cuda.device_of(x):
+            _kernel[(triton.cdiv(rows, tile), triton.cdiv(channels, width))](
+                x, x_scale, weight, weight_scale, bias, out, out_scale if gelu else out,
+                rows, runs, x.shape[1] // runs, channels, width,
+                GELU=gelu, ROWS=tile, BLOCK=block, STEP=64, num_warps=8, num_stages=4,
+            )  # fmt: skip

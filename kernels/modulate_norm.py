@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize import quantize_runs
+from .quantize import empty_int8, quantize_runs
 from .registry import op
 from .triton_import import tl, triton
 
@@ -67,10 +67,20 @@ def _cuda(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     return torch.ops.longlive_C.modulate_norm(x, shift, scale, eps)
 
 
+@modulate_norm_int8.impl("cuda", when=_fits_cuda)
+def _cuda_int8(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.ops.longlive_C.modulate_norm_int8(x, shift, scale, eps)
+
+
 if triton:
+    from .quantize import store_row
+
     # Not specialised: what varies from pass to pass must not wait for a compiler in the middle of a stream.
     @triton.jit(do_not_specialize=["group_rows"])
-    def _kernel(x, shift, scale, out, shift_stride, scale_stride, group_rows, size, eps, BLOCK: tl.constexpr):
+    def _kernel(
+        x, shift, scale, out, out_scale, shift_stride, scale_stride, group_rows, size, eps,
+        INT8: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         group = row // group_rows
         column = tl.arange(0, BLOCK)
@@ -82,16 +92,30 @@ if triton:
         a = tl.load(scale + group * scale_stride + column, mask=live, other=0.0).to(tl.float32)
         b = tl.load(shift + group * shift_stride + column, mask=live, other=0.0).to(tl.float32)
         # Precision: float32 up to here, rounded once by the store.
-        tl.store(out + row * size + column, centred * inverse * (1 + a) + b, mask=live)
+        result = centred * inverse * (1 + a) + b
+        store_row(result, out, out_scale, row, column, size, live, INT8)
 
     @modulate_norm.impl("triton", when=on_gpu)
     def _triton(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
         _check(x, shift, scale)
-        rows, size = x.shape
         out = torch.empty_like(x)
-        strides = shift.stride(0), scale.stride(0)
+        _launch(x, shift, scale, eps, out, None)
+        return out
+
+    @modulate_norm_int8.impl("triton", when=on_gpu)
+    def _triton_int8(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        _check(x, shift, scale)
+        values, row_scale = empty_int8(x, 1)
+        _launch(x, shift, scale, eps, values, row_scale)
+        return values, row_scale
+
+    def _launch(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out: Tensor, out_scale: Tensor | None) -> None:
+        rows, size = x.shape
+        int8 = out_scale is not None
+        if rows == 0:
+            return
         with torch.cuda.device_of(x):
             _kernel[(rows,)](
-                x, shift, scale, out, *strides, rows // shift.shape[0], size, eps, BLOCK=triton.next_power_of_2(size)
-            )
-        return out
+                x, shift, scale, out, out_scale if int8 else out, shift.stride(0), scale.stride(0),
+                rows // shift.shape[0], size, eps, INT8=int8, BLOCK=triton.next_power_of_2(size),
+            )  # fmt: skip

@@ -156,8 +156,24 @@ def _cuda(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, sl
     )
 
 
+def _fits_cuda_int8(
+    qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
+) -> bool:
+    plain = qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps
+    return _fits_cuda(*plain) and k_offset.data_ptr() % 16 == 0
+
+
+@qk_norm_rope_store_int8.impl("cuda", when=_fits_cuda_int8)
+def _cuda_int8(
+    qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.longlive_C.qk_norm_rope_store_int8(
+        qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
+    )
+
+
 if triton:
-    from .rotate_sinks import load_rotation, rotated
+    from .rotate_sinks import load_rotation, rotated, store_heads
 
     @triton.jit
     def _normed(z, gain, channel, live, size, eps):
@@ -167,8 +183,9 @@ if triton:
 
     @triton.jit
     def _kernel(
-        qkv, q_gain, k_gain, rope_time, rope_space, q, k_ring, v_ring, k_sink, slots,
-        tokens, sinks, size, time_pairs, eps, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+        qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink, slots,
+        tokens, ring_tokens, sinks, size, time_pairs, eps,
+        PAIRS: tl.constexpr, BLOCK: tl.constexpr, INT8: tl.constexpr,
     ):  # fmt: skip
         token = tl.program_id(0).to(tl.int64)
         frame = token // tokens
@@ -184,23 +201,52 @@ if triton:
 
         cos, sin = load_rotation(rope_time, rope_space, frame, in_frame, time_pairs, PAIRS, BLOCK)
         # Precision: float32 from the norm to the rotation, rounded once by each store.
-        normed_q = _normed(qkv, q_gain, channel, live, size, eps)
-        tl.store(q + token * size + channel, rotated(normed_q, cos, sin, BLOCK), mask=live)
+        query = rotated(_normed(qkv, q_gain, channel, live, size, eps), cos, sin, BLOCK)
         normed_k = _normed(qkv + size, k_gain, channel, live, size, eps)
         if slot < sinks:
             tl.store(k_sink + in_ring + channel, normed_k, mask=live)
-        tl.store(k_ring + in_ring + channel, rotated(normed_k, cos, sin, BLOCK), mask=live)
+        key = rotated(normed_k, cos, sin, BLOCK)
+        if INT8:
+            store_heads(query, q + token * size, q_scale + token, tl.num_programs(0), size, 2 * PAIRS, BLOCK)
+            key -= tl.load(k_offset + channel, mask=live, other=0.0)
+            home_scale = k_scale + slot * tokens + in_frame
+            store_heads(key, k_ring + in_ring, home_scale, ring_tokens, size, 2 * PAIRS, BLOCK)
+        else:
+            tl.store(q + token * size + channel, query, mask=live)
+            tl.store(k_ring + in_ring + channel, key, mask=live)
 
     @qk_norm_rope_store.impl("triton", when=on_gpu)
     def _triton(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> Tensor:
         _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots)
-        _, tokens, heads, head_dim = k_ring.shape
-        size = heads * head_dim
-        q = qkv.new_empty(qkv.shape[0], heads, head_dim)
-        with torch.cuda.device_of(qkv):
-            _kernel[(qkv.shape[0],)](
-                qkv, q_gain, k_gain, rope_time, rope_space, q, k_ring, v_ring, k_sink, slots,
-                tokens, k_sink.shape[0], size, rope_time.shape[1], eps,
-                PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size),
-            )  # fmt: skip
+        q = qkv.new_empty(qkv.shape[0], *k_ring.shape[2:])
+        _launch(qkv, q_gain, k_gain, rope_time, rope_space, None, q, None, k_ring, None, v_ring, k_sink, slots, eps)
         return q
+
+    def _fits_triton_int8(
+        qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
+    ) -> bool:
+        return on_gpu(qkv) and k_ring.shape[-1].bit_count() == 1
+
+    @qk_norm_rope_store_int8.impl("triton", when=_fits_triton_int8)
+    def _triton_int8(
+        qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
+    ) -> tuple[Tensor, Tensor]:
+        _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
+        q = k_ring.new_empty(qkv.shape[0], *k_ring.shape[2:])
+        q_scale = k_scale.new_empty(k_ring.shape[2], qkv.shape[0])
+        rings = k_ring, k_scale, v_ring, k_sink
+        _launch(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, *rings, slots, eps)
+        return q, q_scale
+
+    def _launch(
+        qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink, slots, eps
+    ) -> None:
+        ring, tokens, heads, head_dim = k_ring.shape
+        size = heads * head_dim
+        with torch.cuda.device_of(qkv):
+            # Not fused where it ends in integers: the product is rounded before it is rounded to one.
+            _kernel[(qkv.shape[0],)](
+                qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink,
+                slots, tokens, ring * tokens, k_sink.shape[0], size, rope_time.shape[1], eps, PAIRS=head_dim // 2,
+                BLOCK=triton.next_power_of_2(size), INT8=q_scale is not None, enable_fp_fusion=q_scale is None,
+            )  # fmt: skip

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize import quantize_runs
+from .quantize import empty_int8, quantize_runs
 from .registry import op
 from .triton_import import tl, triton
 
@@ -86,12 +86,19 @@ def _cuda(x, y, gate, shift, scale, offset, eps) -> Tensor:
     return torch.ops.longlive_C.residual_norm(x, y, gate, shift, scale, offset, eps)
 
 
+@residual_norm_int8.impl("cuda", when=_fits_cuda)
+def _cuda_int8(x, y, gate, shift, scale, offset, eps) -> tuple[Tensor, Tensor]:
+    return torch.ops.longlive_C.residual_norm_int8(x, y, gate, shift, scale, offset, eps)
+
+
 if triton:
+    from .quantize import store_row
+
     # Not specialised: what varies from pass to pass must not wait for a compiler in the middle of a stream.
     @triton.jit(do_not_specialize=["gate_rows", "group_rows"])
     def _kernel(
-        x, y, gate, shift, scale, out, gate_stride, shift_stride, scale_stride, gate_rows, group_rows, size,
-        offset, eps, GATED: tl.constexpr, BLOCK: tl.constexpr,
+        x, y, gate, shift, scale, out, out_scale, gate_stride, shift_stride, scale_stride, gate_rows, group_rows, size,
+        offset, eps, GATED: tl.constexpr, INT8: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         group = row // group_rows
@@ -111,21 +118,31 @@ if triton:
         inverse = tl.rsqrt(tl.sum(centred * centred, axis=0) / size + eps)
         a = tl.load(scale + group * scale_stride + column, mask=live, other=0.0).to(tl.float32)
         b = tl.load(shift + group * shift_stride + column, mask=live, other=0.0).to(tl.float32)
-        tl.store(out + here, centred * inverse * (offset + a) + b, mask=live)
+        store_row(centred * inverse * (offset + a) + b, out, out_scale, row, column, size, live, INT8)
 
     @residual_norm.impl("triton", when=on_gpu)
     def _triton(x, y, gate, shift, scale, offset, eps) -> Tensor:
         _check(x, y, gate, shift, scale)
-        rows, size = x.shape
         out = torch.empty_like(x)
+        _launch(x, y, gate, shift, scale, offset, eps, out, None)
+        return out
+
+    @residual_norm_int8.impl("triton", when=on_gpu)
+    def _triton_int8(x, y, gate, shift, scale, offset, eps) -> tuple[Tensor, Tensor]:
+        _check(x, y, gate, shift, scale)
+        values, row_scale = empty_int8(x, 1)
+        _launch(x, y, gate, shift, scale, offset, eps, values, row_scale)
+        return values, row_scale
+
+    def _launch(x, y, gate, shift, scale, offset, eps, out: Tensor, out_scale: Tensor | None) -> None:
+        rows, size = x.shape
         if rows == 0:
-            return out
-        gated = gate is not None
+            return
+        gated, int8 = gate is not None, out_scale is not None
         gates = gate if gated else shift  # a stand-in that is never read
         with torch.cuda.device_of(x):
             _kernel[(rows,)](
-                x, y, gates, shift, scale, out, gates.stride(0), shift.stride(0), scale.stride(0),
-                rows // len(gates), rows // len(shift), size, offset, eps,
-                GATED=gated, BLOCK=triton.next_power_of_2(size),
+                x, y, gates, shift, scale, out, out_scale if int8 else out,
+                gates.stride(0), shift.stride(0), scale.stride(0), rows // len(gates), rows // len(shift), size,
+                offset, eps, GATED=gated, INT8=int8, BLOCK=triton.next_power_of_2(size),
             )  # fmt: skip
-        return out

@@ -120,6 +120,22 @@ def _cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
     return torch.ops.longlive_C.ring_attention(q, k_ring, v_ring, valid)
 
 
+def _fits_cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
+    return (
+        v_ring.dtype == torch.bfloat16
+        and native.on_hopper(q)
+        and q.dim() == 3
+        and q.shape[2] == 128
+        and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in (q, k_ring, k_scale, v_ring))
+    )
+
+
+@ring_attention_int8.impl("cuda", when=_fits_cuda_int8)
+def _cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
+    _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+    return torch.ops.longlive_C.ring_attention_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+
+
 if triton:
     # Triton's interpreter has no product of bfloat16.
     INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -133,12 +149,15 @@ if triton:
     # Not specialised: what varies with the picture and the stream must not wait for a compiler in the middle of it.
     @triton.jit(do_not_specialize=["rows", "tokens"])
     def _kernel(
-        q, k_ring, v_ring, valid, out, rows, tokens, q_stride, heads, scale_log2,
-        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr,
+        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, q_stride, heads, scale_log2,
+        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, INT8: tl.constexpr,
     ):  # fmt: skip
         tile, head, size = tl.program_id(0), tl.program_id(1), heads * DIM
         row, channel = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
         live = (row < rows)[:, None]
+        if INT8:
+            scale_log2 *= tl.load(q_scale + head.to(tl.int64) * rows + row, mask=row < rows, other=0.0)[:, None]
+            k_scale += head.to(tl.int64) * tokens
         row = row.to(tl.int64)[:, None]
         query = tl.load(q + row * q_stride + head * DIM + channel, mask=live, other=0.0)
         # Precision: float32, but p is rounded to the values' dtype for p v. row_max starts finite: rows without keys
@@ -152,7 +171,12 @@ if triton:
             seen = token < end
             at = token.to(tl.int64)[:, None] * size + head * DIM + channel
             key = tl.load(k_ring + at, mask=seen[:, None], other=0.0)
-            scores = tl.where(seen, _product(query, tl.trans(key), WIDE) * scale_log2, -float("inf"))
+            if INT8:
+                products = tl.dot(query, tl.trans(key), out_dtype=tl.int32).to(tl.float32)
+                products *= tl.load(k_scale + token, mask=seen, other=0.0)
+            else:
+                products = _product(query, tl.trans(key), WIDE)
+            scores = tl.where(seen, products * scale_log2, -float("inf"))
             before = row_max
             row_max = tl.maximum(before, tl.max(scores, axis=1))
             p = tl.exp2(scores - row_max[:, None])
@@ -169,17 +193,33 @@ if triton:
     @ring_attention.impl("triton", when=_fits_triton)
     def _triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
         _check(q, k_ring, v_ring, valid)
+        return _launch(q, None, k_ring, None, v_ring, valid)
+
+    def _fits_triton_int8(q, q_scale, k_ring, k_scale, v_ring, valid) -> bool:
+        return on_gpu(v_ring) and q.shape[-1] in (32, 64, 128)
+
+    @ring_attention_int8.impl("triton", when=_fits_triton_int8)
+    def _triton_int8(
+        q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
+    ) -> Tensor:
+        _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+        return _launch(q, q_scale, k_ring, k_scale, v_ring, valid)
+
+    def _launch(
+        q: Tensor, q_scale: Tensor | None, k_ring: Tensor, k_scale: Tensor | None, v_ring: Tensor, valid: Tensor
+    ) -> Tensor:
         rows, heads, dim = q.shape
-        out = q.new_empty(q.shape)
-        narrow = q.dtype == torch.bfloat16
+        out = v_ring.new_empty(q.shape)
+        narrow = v_ring.dtype == torch.bfloat16
         tile, keys = (128, 64) if narrow else (64, 32)
         if rows == 0:
             return out
         scale_log2 = 1.4426950408889634 / dim**0.5  # exp(x / sqrt(d)) = exp2(scale_log2 x)
         with torch.cuda.device_of(q):
             _kernel[(triton.cdiv(rows, tile), heads)](
-                q, k_ring, v_ring, valid, out, rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, scale_log2,
-                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow,
+                q, q_scale, k_ring, k_scale, v_ring, valid, out,
+                rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, scale_log2,
+                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, INT8=q_scale is not None,
                 num_warps=8 if narrow else 4, num_stages=3 if narrow else 2,
             )  # fmt: skip
         return out

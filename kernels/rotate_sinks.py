@@ -93,7 +93,17 @@ def _cuda(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor)
     torch.ops.longlive_C.rotate_sinks(k_sink, rope_time, rope_space, k_ring)
 
 
+def _fits_cuda_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> bool:
+    return _fits_cuda(k_sink, rope_time, rope_space, k_ring) and k_offset.data_ptr() % 16 == 0
+
+
+@rotate_sinks_int8.impl("cuda", when=_fits_cuda_int8)
+def _cuda_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> None:
+    torch.ops.longlive_C.rotate_sinks_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale)
+
+
 if triton:
+    from .quantize import inverse_of, largest, rounded
 
     @triton.jit
     def load_rotation(rope_time, rope_space, frame, in_frame, time_pairs, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
@@ -111,11 +121,22 @@ if triton:
         re, im = tl.split(tl.reshape(z, (BLOCK // 2, 2)))
         return tl.interleave(re * cos - im * sin, re * sin + im * cos)
 
+    @triton.jit
+    def store_heads(x, out, scale, scale_of_head, size, DIM: tl.constexpr, BLOCK: tl.constexpr):
+        """A token's heads as int8 at ``out``, their scales at ``scale`` and ``scale_of_head`` further on each."""
+        heads = tl.reshape(x, (BLOCK // DIM, DIM))
+        head, channel = tl.arange(0, BLOCK // DIM), tl.arange(0, DIM)
+        live = head * DIM < size
+        amax = largest(heads, 1)
+        values = rounded(heads * inverse_of(amax)[:, None])
+        tl.store(out + head[:, None] * DIM + channel, values, mask=live[:, None])
+        tl.store(scale + head.to(tl.int64) * scale_of_head, tl.div_rn(amax, 127.0), mask=live)
+
     # Not specialised: a stream whose window grows must not wait for a compiler.
     @triton.jit(do_not_specialize=["ring_tokens"])
     def _kernel(
-        k_sink, rope_time, rope_space, k_ring, sink_tokens, ring_tokens, tokens, size, time_pairs,
-        PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+        k_sink, rope_time, rope_space, k_offset, k_ring, k_scale, sink_tokens, ring_tokens, tokens, size, time_pairs,
+        PAIRS: tl.constexpr, BLOCK: tl.constexpr, INT8: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         layer = row // sink_tokens
@@ -125,18 +146,37 @@ if triton:
         live = channel < size
         z = tl.load(k_sink + row * size + channel, mask=live, other=0.0).to(tl.float32)
         # Precision: float32, rounded once by the store.
-        home = k_ring + (layer * ring_tokens + in_layer) * size + channel
-        tl.store(home, rotated(z, cos, sin, BLOCK), mask=live)
+        home = k_ring + (layer * ring_tokens + in_layer) * size
+        key = rotated(z, cos, sin, BLOCK)
+        if INT8:
+            key -= tl.load(k_offset + layer * size + channel, mask=live, other=0.0)
+            home_scale = k_scale + layer * (size // (2 * PAIRS)) * ring_tokens + in_layer
+            store_heads(key, home, home_scale, ring_tokens, size, 2 * PAIRS, BLOCK)
+        else:
+            tl.store(home + channel, key, mask=live)
 
     @rotate_sinks.impl("triton", when=on_gpu)
     def _triton(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:
         _check(k_sink, rope_time, rope_space, k_ring)
+        _launch(k_sink, rope_time, rope_space, None, k_ring, None)
+
+    def _fits_triton_int8(k_sink: Tensor, *rest) -> bool:
+        return on_gpu(k_sink) and k_sink.shape[-1].bit_count() == 1
+
+    @rotate_sinks_int8.impl("triton", when=_fits_triton_int8)
+    def _triton_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> None:
+        _check_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale)
+        _launch(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale)
+
+    def _launch(k_sink, rope_time, rope_space, k_offset: Tensor | None, k_ring, k_scale: Tensor | None) -> None:
         layers, sinks, tokens, heads, head_dim = k_sink.shape
         size, rows = heads * head_dim, layers * sinks * tokens
         if rows == 0:
             return
         with torch.cuda.device_of(k_sink):
+            # Not fused where it ends in integers: the product is rounded before it is rounded to one.
             _kernel[(rows,)](
-                k_sink, rope_time, rope_space, k_ring, sinks * tokens, k_ring.shape[1] * tokens, tokens, size,
-                rope_time.shape[1], PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size),
+                k_sink, rope_time, rope_space, k_offset, k_ring, k_scale, sinks * tokens, k_ring.shape[1] * tokens,
+                tokens, size, rope_time.shape[1], PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size),
+                INT8=k_scale is not None, enable_fp_fusion=k_scale is None,
             )  # fmt: skip

@@ -10,7 +10,8 @@ namespace longlive {
 template <class T>
 struct BlockRow {
   static constexpr int kVectors = 3, kThreads = kMaxSize / kVectors / Vec<T>::kSize;
-  using Parts = float[kThreads / 32];
+  static constexpr int kWarps = kThreads / 32;
+  using Parts = float[kWarps];
 
   const int size;
   Vec<T> vector[kVectors];
@@ -45,6 +46,15 @@ struct BlockRow {
     total = 0;
     for (const float part : parts) total += part;
     return total;
+  }
+
+  // Every thread receives the maximum over the block. `parts` is shared memory that no other call uses.
+  static __device__ uint32_t max(uint32_t x, uint32_t (&parts)[kWarps]) {
+    x = warp_max(x);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (const uint32_t part : parts) x = ::max(x, part);
+    return x;
   }
 };
 }  // namespace longlive

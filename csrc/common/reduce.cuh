@@ -1,5 +1,6 @@
 #pragma once
 // Reductions over lanes.
+#include <cstdint>
 
 namespace longlive {
 // Every lane receives the sum over the whole warp.
@@ -8,6 +9,8 @@ __device__ inline float warp_sum(float x) {
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
   return x;
 }
+// Every lane receives the maximum over the whole warp.
+__device__ inline uint32_t warp_max(uint32_t x) { return __reduce_max_sync(0xffffffffu, x); }
 // Every lane of a quad receives the reduction by f over the quad.
 template <class F>
 __device__ float quad_reduce(float x, F f) {

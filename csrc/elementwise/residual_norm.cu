@@ -1,12 +1,15 @@
-// residual_norm: x += y * gate and LN(x) * (offset + scale) + shift, in one pass over memory. A block has a row.
+// residual_norm, residual_norm_int8: x += y * gate and LN(x) * (offset + scale) + shift, in one pass over memory. A
+// block has a row.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
+#include <tuple>
 
 #include "common/block_row.cuh"
 #include "common/check.h"
+#include "common/int8.cuh"
 #include "common/launch.h"
 
 namespace longlive {
@@ -24,18 +27,19 @@ struct Groups {
   __device__ const T* of(int row) const { return data ? data + row / rows * stride : nullptr; }
 };
 
-template <class T>
+template <class T, class Out>
 struct Params {
-  T* x;        // [rows, size]
-  const T* y;  // [rows, size]
-  T* out;      // [rows, size]
+  T* x;              // [rows, size]
+  const T* y;        // [rows, size]
+  Out* out;          // [rows, size]: T, or int8 with ...
+  float* out_scale;  // ... [rows]
   Groups<T> gate, shift, scale;
   int size;
   float per_size, offset, eps;  // per_size = 1 / size
 };
 
-template <class T>
-__global__ void __launch_bounds__(BlockRow<T>::kThreads, kBlocks<T>) residual_norm_kernel(const Params<T> p) {
+template <class T, class Out>
+__global__ void __launch_bounds__(BlockRow<T>::kThreads, kBlocks<T>) residual_norm_kernel(const Params<T, Out> p) {
   using V = Vec<T>;
   using R = BlockRow<T>;
   const int row = blockIdx.x;
@@ -61,15 +65,28 @@ __global__ void __launch_bounds__(BlockRow<T>::kThreads, kBlocks<T>) residual_no
   const float mean = x.sum([](float v) { return v; }, sums) * p.per_size;
   const float variance = x.sum([mean](float v) { return (v - mean) * (v - mean); }, squares) * p.per_size;
   const float inverse = rsqrtf(variance + p.eps), base = inverse * p.offset;
+  float out[R::kVectors][V::kSize];
 #pragma unroll
-  for (int i = 0; i < R::kVectors; ++i) {
-    float out[V::kSize];
+  for (int i = 0; i < R::kVectors; ++i)
 #pragma unroll
     for (int j = 0; j < V::kSize; ++j)
-      out[j] = (x.vector[i][j] - mean) * fmaf(inverse, z.vector[i][j], base) + shift.vector[i][j];
-    z.vector[i] = V::of(out);
+      out[i][j] = (x.vector[i][j] - mean) * fmaf(inverse, z.vector[i][j], base) + shift.vector[i][j];
+  if constexpr (std::is_same_v<Out, T>) {
+#pragma unroll
+    for (int i = 0; i < R::kVectors; ++i) z.vector[i] = V::of(out[i]);
+    z.store(p.out + start);
+  } else {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < R::kVectors; ++i)
+      if (x.has(i)) largest = max(largest, largest_magnitude(out[i]));
+    __shared__ uint32_t parts[R::kWarps];
+    const RowScale row_scale(R::max(largest, parts));
+#pragma unroll
+    for (int i = 0; i < R::kVectors; ++i)
+      if (x.has(i)) store_int8(p.out + start + x.offset(i), out[i], row_scale);
+    if (threadIdx.x == 0) p.out_scale[row] = row_scale.scale;
   }
-  z.store(p.out + start);
 }
 
 // Rows of t, [groups, size], whose groups divide x's rows evenly.
@@ -78,35 +95,63 @@ Groups<T> groups_of(const Tensor& t, const Tensor& x) {
   return {data<T>(t), t.stride(0), int(x.size(0) / t.size(0))};
 }
 
-Tensor residual_norm(const Tensor& x, const Tensor& y, const std::optional<Tensor>& gate, const Tensor& shift,
-                     const Tensor& scale, double offset, double eps) {
+void check(const Tensor& x, const Tensor& y, const std::optional<Tensor>& gate, const Tensor& shift,
+           const Tensor& scale) {
   check_rows(x, "x");
-  const int64_t rows = x.size(0), size = x.size(1);
-  check_tensor(y, "y", {rows, size}, x.scalar_type(), x);
+  const int64_t rows = x.size(0);
+  check_tensor(y, "y", {rows, x.size(1)}, x.scalar_type(), x);
   if (gate) check_groups(*gate, "gate", x);
   check_groups(shift, "shift", x);
   check_groups(scale, "scale", x);
   LL_CHECK(scale.size(0) == shift.size(0), "scale must have shift's ", shift.size(0), " rows, got ", scale.size(0));
   LL_CHECK(rows <= INT32_MAX, "x must have rows for one launch, got ", rows);
+}
+
+// Out is void for x's own type.
+template <class Out>
+void launch(const Tensor& x, const Tensor& y, const std::optional<Tensor>& gate, const Tensor& shift,
+            const Tensor& scale, double offset, double eps, const Tensor& out, float* out_scale) {
+  const int64_t rows = x.size(0), size = x.size(1);
+  if (rows == 0) return;
+  launch_as(x, [&]<class T>(T, cudaStream_t stream) {
+    using Stored = std::conditional_t<std::is_void_v<Out>, T, Out>;
+    const Params<T, Stored> p{data<T>(x),
+                              data<T>(y),
+                              data<Stored>(out),
+                              out_scale,
+                              gate ? groups_of<T>(*gate, x) : Groups<T>{},
+                              groups_of<T>(shift, x),
+                              groups_of<T>(scale, x),
+                              int(size),
+                              1.f / float(size),
+                              float(offset),
+                              float(eps)};
+    residual_norm_kernel<T, Stored><<<unsigned(rows), BlockRow<T>::kThreads, 0, stream>>>(p);
+  });
+}
+
+Tensor residual_norm(const Tensor& x, const Tensor& y, const std::optional<Tensor>& gate, const Tensor& shift,
+                     const Tensor& scale, double offset, double eps) {
+  check(x, y, gate, shift, scale);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = torch::stable::empty_like(x);
-  if (rows == 0) return out;
-  launch_as(x, [&]<class T>(T, cudaStream_t stream) {
-    const Params<T> p{data<T>(x),
-                      data<T>(y),
-                      data<T>(out),
-                      gate ? groups_of<T>(*gate, x) : Groups<T>{},
-                      groups_of<T>(shift, x),
-                      groups_of<T>(scale, x),
-                      int(size),
-                      1.f / float(size),
-                      float(offset),
-                      float(eps)};
-    residual_norm_kernel<T><<<unsigned(rows), BlockRow<T>::kThreads, 0, stream>>>(p);
-  });
+  launch<void>(x, y, gate, shift, scale, offset, eps, out, nullptr);
   return out;
+}
+
+std::tuple<Tensor, Tensor> residual_norm_int8(const Tensor& x, const Tensor& y, const std::optional<Tensor>& gate,
+                                              const Tensor& shift, const Tensor& scale, double offset, double eps) {
+  check(x, y, gate, shift, scale);
+  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)}, ScalarType::Char);
+  Tensor out_scale = torch::stable::new_empty(x, {1, x.size(0)}, ScalarType::Float);
+  launch<int8_t>(x, y, gate, shift, scale, offset, eps, out, data<float>(out_scale));
+  return {out, out_scale};
 }
 }  // namespace
 }  // namespace longlive
 
-STABLE_TORCH_LIBRARY_IMPL(longlive_C, CUDA, m) { m.impl("residual_norm", TORCH_BOX(&longlive::residual_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(longlive_C, CUDA, m) {
+  m.impl("residual_norm", TORCH_BOX(&longlive::residual_norm));
+  m.impl("residual_norm_int8", TORCH_BOX(&longlive::residual_norm_int8));
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class Bench:
     published: Callable | None = None  # the published order of operations and roundings, in plain torch
     peers: Callable[[], dict[str, Callable]] = dict  # other libraries' operators of the same arguments, if installed
     time_reference: bool = True  # on a GPU too; false where it would take minutes
+
+
+def int8_result(case: Case, rows: int, size: int) -> Case:
+    """``case`` with a result [rows, size] of int8 with a scale a row, in place of one of the case's dtype."""
+    return replace(case, bytes=case.bytes - rows * size * (case.dtype.itemsize - 1) + 4 * rows)
 
 
 def rotations(n: int, pairs: int, device: str) -> Tensor:

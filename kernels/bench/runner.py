@@ -76,8 +76,9 @@ def _known() -> list[str]:
 
 def _load(name: str) -> tuple[Bench, dict[str, Callable]]:
     """The operator's cases, and whatever can run them: its backends, other libraries, the published baseline."""
-    import_module(f"...{name}", __name__)
     bench: Bench = import_module(f"..{name}", __name__).BENCH
+    if name not in OPS:
+        import_module(f"...{name}", __name__)
     impls = OPS[name].impls
     runners = {b: impls[b][0] for b in ORDER if b in impls}
     return bench, runners | bench.peers() | ({"published": bench.published} if bench.published else {})

@@ -68,6 +68,8 @@ def test_no_kernel_spills(library):
         # convolution have one CTA there, of 384 threads with 168 registers, which they then share out anew.
         shared_out = "ring_attention_kernel" in name or "causal_conv_kernel" in name
         most = 168 if shared_out else 64 if "bfloat16" in name else 96
+        if "qk_norm_rope_store" in name and "Int8" in name:
+            most = max(most, 72)  # 28 warps
         assert int(registers) <= most, name
 
 
@@ -81,13 +83,13 @@ def kernels(library) -> list[str]:
 def products(kernel: str) -> tuple[int, int]:
     """How many there are, and how many signal: the last of a group. Where registers are short each does, and waits."""
     assert "UTMALDG" in kernel and not re.search(r"\b(LDL|STL|HMMA)\b", kernel)
-    found = [line for line in kernel.splitlines() if "HGMMA" in line]
+    found = [line for line in kernel.splitlines() if re.search(r"\b[HI]GMMA", line)]
     return len(found), sum("gsb0" in line for line in found)
 
 
 def test_attention_runs_on_hoppers_own_units(kernels):
-    kernel = next(k for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0])
-    assert products(kernel) == (2 * (8 + 12), 4)
+    found = [products(k) for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0]]
+    assert sorted(found) == [(2 * (4 + 12), 4), (2 * (8 + 12), 4)]  # of int8 and of bfloat16
 
 
 def test_convolution_runs_on_hoppers_own_units(kernels):

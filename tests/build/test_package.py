@@ -88,6 +88,6 @@ def test_every_operator_of_the_library_has_its_places():
     for name in schemas:
         [source] = (f for f in ROOT.glob("csrc/*/*.cu") if f'm.impl("{name}"' in f.read_text())
         assert str(source.relative_to(ROOT)) in sources
-        assert (ROOT / f"kernels/{name}.py").is_file(), name
+        assert any(f"def {name}(" in f.read_text() for f in ROOT.glob("kernels/*.py")), name
         for folder in ("kernels/bench", "tests/kernels"):  # two operators of one kernel may share a file
             assert any(name in f.read_text() for f in (ROOT / folder).glob("*.py")), f"{name} in {folder}"

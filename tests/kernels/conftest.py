@@ -1,7 +1,7 @@
 """One test for all backends: the registry's table becomes the parameters ``backend`` and ``device``.
 
-A test module names its operator ``OP``. On the CPU run the reference and, interpreted, Triton; on a GPU every backend.
-What needs a GPU carries the marker ``gpu`` and is skipped where there is none.
+A test module, or a class in it, names its operator ``OP``. On the CPU run the reference and, interpreted, Triton; on a
+GPU every backend. What needs a GPU carries the marker ``gpu`` and is skipped where there is none.
 """
 
 import os
@@ -19,6 +19,11 @@ RELATIVE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2**-8 * (
 ABSOLUTE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5}
 
 
+def operator_of(test):
+    """``test`` is a metafunc or a request: the operator of its class, or of its module."""
+    return getattr(test.cls, "OP", None) or test.module.OP
+
+
 def pytest_generate_tests(metafunc):
     """Cases for the devices that are here; a test that is marked ``gpu`` keeps its cases everywhere."""
     only_gpu = metafunc.definition.get_closest_marker("gpu") is not None
@@ -26,7 +31,7 @@ def pytest_generate_tests(metafunc):
     devices += ["cuda"] if only_gpu or torch.cuda.is_available() else []
     marks = {"cpu": (), "cuda": pytest.mark.gpu}
     if "backend" in metafunc.fixturenames:
-        every = list(metafunc.module.OP.impls)
+        every = list(operator_of(metafunc).impls)
         on_cpu = [name for name in every if name == "reference" or (name == "triton" and INTERPRETED)]
         cases = [(name, d) for d in devices for name in (on_cpu if d == "cpu" else every)]
         params = [pytest.param(name, d, id=f"{name}-{d}", marks=marks[d]) for name, d in cases]
@@ -51,7 +56,7 @@ def no_tf32(monkeypatch):
 @pytest.fixture
 def run(request, backend):
     """The operator on one backend; a call that a library leaves to another is skipped there."""
-    implementation, takes = request.module.OP.impls[backend]
+    implementation, takes = operator_of(request).impls[backend]
 
     def call(*args):
         if backend in ("cuda", "library") and not takes(*args):
@@ -67,5 +72,26 @@ def close():
 
     def check(got: torch.Tensor, truth: torch.Tensor) -> None:
         torch.testing.assert_close(got.double(), truth, rtol=RELATIVE[got.dtype], atol=ABSOLUTE[got.dtype])
+
+    return check
+
+
+@pytest.fixture
+def close_int8():
+    """Compare an int8 result and its scales with a float64 truth: the largest of each run, and every value.
+
+    ``relative`` is what the float32 arithmetic before may be off by, of a run's largest magnitude.
+    """
+
+    def check(values: torch.Tensor, scale: torch.Tensor, truth: torch.Tensor, relative: float = 4e-6) -> None:
+        assert values.dtype == torch.int8 and values.shape == truth.shape and values.is_contiguous()
+        assert scale.dtype == torch.float32 and scale.is_contiguous()
+        groups = len(scale)
+        assert scale.shape == (groups, len(truth))
+        runs = truth.unflatten(1, (groups, -1))
+        amax = runs.abs().amax(-1)
+        torch.testing.assert_close(scale.T.double(), amax / 127, rtol=relative, atol=1e-12)
+        steps = runs / torch.where(amax > 0, amax / 127, 1.0)[..., None]
+        assert ((values.unflatten(1, (groups, -1)) - steps).abs() <= 0.5 + 2 * 127 * relative).all()
 
     return check

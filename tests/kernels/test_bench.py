@@ -3,9 +3,20 @@ import json
 import pytest
 import torch
 
-from longlive_optimized.kernels.bench import modulate_norm, qk_norm_rope_store, runner
+from longlive_optimized.kernels.bench import (
+    int8_linear,
+    int8_linear_gelu,
+    modulate_norm,
+    modulate_norm_int8,
+    qk_norm_rope_store,
+    quantize,
+    residual_norm_int8,
+    ring_attention_int8,
+    runner,
+)
 from longlive_optimized.kernels.modulate_norm import modulate_norm as modulate_norm_op
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store as qk_norm_rope_store_op
+from longlive_optimized.kernels.registry import OPS
 
 
 def test_rows_on_the_cpu(tmp_path, capsys, monkeypatch):
@@ -40,6 +51,30 @@ def test_the_baseline_computes_the_operator(bench, op):
     arguments = bench.BENCH.small[0].make("cpu")
     ours = op(*arguments)
     torch.testing.assert_close(bench.BENCH.published(*arguments).view_as(ours), ours, rtol=1e-4, atol=1e-4)
+
+
+INT8 = quantize, modulate_norm_int8, residual_norm_int8, int8_linear, int8_linear_gelu, ring_attention_int8
+
+
+@pytest.mark.parametrize("bench", INT8)
+def test_counted_bytes_of_int8_are_those_of_the_tensors(bench):
+    name = bench.__name__.rpartition(".")[2]
+    case = bench.BENCH.small[0]
+    arguments = case.make("cpu")
+    results = OPS[name](*arguments)
+    tensors = [t for t in (*arguments, *(results if isinstance(results, tuple) else (results,))) if torch.is_tensor(t)]
+    rewritten = [arguments[0]] if name == "residual_norm_int8" else []
+    assert case.bytes == sum(t.nbytes for t in tensors + rewritten)
+
+
+def test_the_peers_of_int8_products_compute_them(device, monkeypatch):
+    if device == "cpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, product in int8_linear.peers().items():
+        for runs in (1, 3):
+            arguments = int8_linear.draw(48, 96, 64, runs, torch.bfloat16, device)
+            ours, theirs = OPS["int8_linear"].reference(*arguments).float(), product(*arguments).float()
+            assert theirs.isfinite().all() and (theirs - ours).norm() < (0.01 if name == "bf16" else 0.06) * ours.norm()
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from longlive_optimized.kernels.modulate_norm import modulate_norm
+from longlive_optimized.kernels.modulate_norm import modulate_norm, modulate_norm_int8
 
 OP = modulate_norm
 EPS = 1e-6
@@ -126,3 +126,75 @@ def test_replays_in_a_cuda_graph(run, device):
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert torch.equal(out, run(x, shift, scale, EPS))
+
+
+class TestInt8:
+    """modulate_norm_int8: values times their scale are the norm in float64, to half a step."""
+
+    OP = modulate_norm_int8
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(("groups", "rows", "size"), SIZES)
+    def test_matches_float64(self, run, close_int8, device, groups, rows, size, dtype):
+        args = inputs(groups, rows, size, dtype, device)
+        close_int8(*run(*args, EPS), truth(*args))
+
+    def test_reference_in_float64(self, close_int8):
+        args = inputs(3, 5, 96, torch.float64, "cpu")
+        close_int8(*self.OP.reference(*args, EPS), truth(*args), 2**-22)
+
+    def test_nothing_is_rounded_before(self, run, device):
+        """Of rounded rows, the same scale for a bfloat16's 2^-9: one value in 127 * 2^-9 * 2 / 3 is another."""
+        args = inputs(3, 50, 1536, torch.bfloat16, device)
+        exact = truth(*args)
+
+        def error(values, scale):
+            return (values.double() * scale[0, :, None].double() - exact).norm()
+
+        rounded = modulate_norm(*args, EPS).float()
+        scale = rounded.abs().amax(1)[None] / 127
+        assert error(*run(*args, EPS)) < error((rounded / scale.T).round(), scale)
+
+    @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+    def test_what_is_not_finite_shows_in_its_own_scale_alone(self, run, device, bad):
+        x, shift, scale = inputs(2, 5, 256, torch.bfloat16, device)
+        clean = run(x, shift, scale, EPS)
+        x[3, 77] = bad
+        spoiled = run(x, shift, scale, EPS)
+        others = [0, 1, 2, *range(4, 10)]
+        assert spoiled[1][0, 3].isnan()
+        assert torch.equal(spoiled[0][others], clean[0][others])
+        assert torch.equal(spoiled[1][0, others], clean[1][0, others])
+
+    def test_zeros(self, run, device):
+        """A constant row without a shift."""
+        x, shift, scale = inputs(1, 4, 256, torch.float32, device)
+        values, scales = run(torch.full_like(x, 3.0), torch.zeros_like(shift), scale, EPS)
+        assert not values.any() and not scales.any()
+
+    @pytest.mark.parametrize(("name", "spoil"), [(name, f) for name, all_of in BAD.items() for f in all_of])
+    def test_bad_input_is_named(self, backend, device, name, spoil):
+        args = spoil(*inputs(2, 6, 256, torch.float32, device))
+        with pytest.raises((ValueError, RuntimeError), match=rf"\b{name} must\b"):
+            self.OP.impls[backend][0](*args, EPS)
+
+    def test_registered_properly(self, device):
+        torch.library.opcheck(self.OP.torch_op, (*inputs(2, 3, 128, torch.float32, device), EPS))
+
+    @pytest.mark.gpu
+    def test_unaligned_rows_go_to_triton(self):
+        x, shift, scale = inputs(2, 3, 136, torch.bfloat16, "cuda")
+        assert self.OP.choose(x, shift, scale, EPS) == "cuda"
+        assert self.OP.choose(x, shift[:, 1:], scale, EPS) == "triton"
+
+    @pytest.mark.gpu
+    def test_replays_in_a_cuda_graph(self, run, device):
+        x, shift, scale = inputs(3, 7, 1536, torch.bfloat16, device)
+        run(x, shift, scale, EPS)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(x, shift, scale, EPS)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(out, run(x, shift, scale, EPS), strict=True))

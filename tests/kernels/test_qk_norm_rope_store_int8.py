@@ -60,7 +60,7 @@ def check_integers(values, scale, want) -> None:
 def check_all(args: dict, q: torch.Tensor, q_scale: torch.Tensor) -> None:
     plain = plain_arguments(args, torch.float64)
     want_q = qk_norm_rope_store.reference(*plain.values(), EPS)
-    ring, tokens, heads, head_dim = args["k_ring"].shape
+    ring, tokens, heads, _ = args["k_ring"].shape
     assert q.dtype == torch.int8 and q.shape == want_q.shape and q_scale.shape == (heads, len(q))
     check_integers(q, q_scale.T, want_q)
     slots = args["slots"]

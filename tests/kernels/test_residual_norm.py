@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longlive_optimized.kernels.residual_norm import residual_norm
+from longlive_optimized.kernels.residual_norm import residual_norm, residual_norm_int8
 
 OP = residual_norm
 EPS = 1e-6
@@ -155,9 +155,12 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(
+SPOILED = pytest.mark.parametrize(
     ("name", "spoil"), [pytest.param(n, f, id=f"{n}{i}") for n, all_of in BAD.items() for i, f in enumerate(all_of)]
 )
+
+
+@SPOILED
 def test_bad_input_is_named_and_nothing_written(backend, device, name, spoil):
     args = inputs(6, 256, torch.float32, device, 2, 3)
     x, before = args["x"], args["x"].clone()
@@ -208,3 +211,79 @@ def test_replays_in_a_cuda_graph(run, device):
     args["x"].copy_(fresh["x"].mul_(-3))
     graph.replay()
     assert torch.equal(out, run(*fresh.values(), 1.0, EPS)) and torch.equal(args["x"], fresh["x"])
+
+
+class TestInt8:
+    """residual_norm_int8: x as residual_norm writes it; values times their scale are the norm, to half a step."""
+
+    OP = residual_norm_int8
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("offset", [1.0, 0.0])
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_matches_float64(self, run, backend, close_int8, device, shape, offset, dtype):
+        rows, size, gates, groups = shape
+        args, twin = (inputs(rows, size, dtype, device, gates, groups) for _ in range(2))
+        x, y = args["x"], args["y"].clone()
+        values, scale = run(*args.values(), offset, EPS)
+        residual_norm.impls[backend][0](*twin.values(), offset, EPS)
+        assert torch.equal(x, twin["x"]) and torch.equal(args["y"], y)
+        close_int8(values, scale, true_norm(x, args, offset))
+        assert all(t._base[[0, -1]].isnan().all() for t in (x, args["y"]))
+
+    @pytest.mark.parametrize("gates", [None, 2])
+    def test_reference_in_float64(self, close, close_int8, gates):
+        args = inputs(6, 96, torch.float64, "cpu", gates, 3)
+        want = true_sum(args)
+        values, scale = self.OP.reference(*args.values(), 1.0, EPS)
+        close(args["x"], want)
+        close_int8(values, scale, true_norm(want, args, 1.0), 2**-22)
+
+    def test_the_norm_is_that_of_the_rounded_sum(self, run, close_int8, device):
+        args = inputs(12, 256, torch.bfloat16, device, None, 3)
+        args["x"].fill_(256)
+        values, scale = run(*args.values(), 1.0, EPS)
+        close_int8(values, scale, true_norm(args["x"], args, 1.0), 1e-4)  # a float32 mean near 256 is off by 2e-5
+
+    @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+    def test_what_is_not_finite_shows_in_its_own_scale_alone(self, run, device, bad):
+        clean, spoiled = (inputs(10, 256, torch.bfloat16, device, 2, 5) for _ in range(2))
+        spoiled["y"][3, 77] = bad
+        outs = [run(*args.values(), 1.0, EPS) for args in (clean, spoiled)]
+        others = [0, 1, 2, *range(4, 10)]
+        assert outs[1][1][0, 3].isnan()
+        assert torch.equal(outs[1][0][others], outs[0][0][others])
+        assert torch.equal(outs[1][1][0, others], outs[0][1][0, others])
+
+    @SPOILED
+    def test_bad_input_is_named_and_nothing_written(self, backend, device, name, spoil):
+        args = inputs(6, 256, torch.float32, device, 2, 3)
+        x, before = args["x"], args["x"].clone()
+        args[name] = spoil(args[name])
+        with pytest.raises((ValueError, RuntimeError), match=rf"\b{name} must\b"):
+            self.OP.impls[backend][0](*args.values(), 1.0, EPS)
+        assert torch.equal(x, before)
+
+    @pytest.mark.parametrize("gates", [None, 2])
+    def test_registered_properly(self, device, gates):
+        torch.library.opcheck(self.OP.torch_op, (*inputs(6, 128, torch.float32, device, gates, 3).values(), 1.0, EPS))
+
+    @pytest.mark.gpu
+    def test_unaligned_rows_go_to_triton(self):
+        args = inputs(6, 136, torch.bfloat16, "cuda", 2, 3)
+        assert self.OP.choose(*args.values(), 1.0, EPS) == "cuda"
+        moved = torch.zeros(len(args["gate"]), 137, dtype=torch.bfloat16, device="cuda")[:, 1:]
+        assert self.OP.choose(*(args | {"gate": moved}).values(), 1.0, EPS) == "triton"
+
+    @pytest.mark.gpu
+    def test_replays_in_a_cuda_graph(self, run, device):
+        args, fresh = (inputs(21, 1536, torch.bfloat16, device, 3, 3) for _ in range(2))
+        run(*args.values(), 1.0, EPS)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(*args.values(), 1.0, EPS)
+        args["x"].copy_(fresh["x"].mul_(-3))
+        graph.replay()
+        again = run(*fresh.values(), 1.0, EPS)
+        assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))

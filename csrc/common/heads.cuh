@@ -1,0 +1,46 @@
+#pragma once
+// Where a token's heads go, as vectors that are spread over a warp as in Row.
+#include "common/int8.cuh"
+#include "common/vec.cuh"
+
+namespace longlive {
+// As they are.
+template <class T>
+struct Heads {
+  T* out;
+  __device__ void store(int at, const float (&x)[Vec<T>::kSize]) const { Vec<T>::of(x).store(out + at); }
+};
+
+// As int8, each head with its scale. A head's elements are in 32 or 16 lanes side by side.
+struct HeadsInt8 {
+  int8_t* values;       // [heads, 128]
+  float* scale;         // of the first head
+  int scale_of_head;    // from one head's to the next one's
+  const float* offset;  // [heads, 128], taken from the elements first; may be null
+
+  // Elements [at, at + kSize); by all lanes that have a part of this head.
+  template <int kSize>
+  __device__ void store(int at, float (&x)[kSize]) const {
+    constexpr int kLanes = kHeadDim / kSize;
+    static_assert(kLanes == 32 || kLanes == 16);
+    if (offset) subtract(x, offset + at);
+    const uint32_t lanes = kLanes == 32 ? 0xffffffffu : 0xffffu << threadIdx.x % 32 / 16 * 16;
+    uint32_t largest = largest_magnitude(x);
+#pragma unroll
+    for (int lane = kLanes / 2; lane > 0; lane /= 2) largest = max(largest, __shfl_xor_sync(lanes, largest, lane));
+    const RowScale of_head(largest);
+    store_int8(values + at, x, of_head);
+    if (at % kHeadDim == 0) scale[at / kHeadDim * scale_of_head] = of_head.scale;
+  }
+
+ private:
+  template <int kSize>
+  static __device__ void subtract(float (&x)[kSize], const float* y) {
+#pragma unroll
+    for (int i = 0; i < kSize; i += 4) {
+      const float4 part = *reinterpret_cast<const float4*>(y + i);
+      x[i] -= part.x, x[i + 1] -= part.y, x[i + 2] -= part.z, x[i + 3] -= part.w;
+    }
+  }
+};
+}  // namespace longlive
