@@ -1,4 +1,4 @@
-"""Shapes and counts of ring_attention_int8; beside it ring_attention, and the library's, of bfloat16 in the same sizes."""
+"""Shapes and counts of ring_attention_int8; beside it ring_attention, and the library's, both of bfloat16."""
 
 import functools
 from collections.abc import Callable
