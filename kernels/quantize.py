@@ -72,7 +72,7 @@ if triton:
     def largest(wide, axis: tl.constexpr):
         """The largest magnitude; NaN if there is one, since as integers magnitudes are ordered and NaN comes last."""
         bits = tl.max(wide.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=axis)
-        amax = bits.to(tl.float32, bitcast=True)
+        amax = tl.cast(bits, tl.float32, bitcast=True)
         return tl.where(amax < 2.0**-100, 0.0, amax)
 
     @triton.jit
@@ -95,7 +95,8 @@ if triton:
         else:
             tl.store(here, result, mask=live)
 
-    @triton.jit
+    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
+    @triton.jit(do_not_specialize=["rows"])
     def _kernel(x, values, scale, rows, groups, size, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0)
         group, column = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS), tl.arange(0, BLOCK)

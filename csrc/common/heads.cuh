@@ -1,6 +1,6 @@
 #pragma once
 // Where a token's heads go, as vectors that are spread over a warp as in Row.
-#include "common/int8.cuh"
+#include "common/row_scale.cuh"
 #include "common/vec.cuh"
 
 namespace longlive {

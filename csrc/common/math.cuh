@@ -22,16 +22,4 @@ __device__ inline float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// tanh.approx: to 2^-11.
-__device__ inline float tanh_approx(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-// cvt.pack.sat: a and b as int8, a in the lowest byte; above them the lower half of `upper`.
-__device__ inline uint32_t pack_int8(int a, int b, uint32_t upper) {
-  uint32_t y;
-  asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(b), "r"(a), "r"(upper));
-  return y;
-}
 }  // namespace longlive

@@ -7,9 +7,9 @@
 #include <tuple>
 
 #include "common/check.h"
-#include "common/int8.cuh"
 #include "common/launch.h"
 #include "common/reduce.cuh"
+#include "common/row_scale.cuh"
 #include "common/vec.cuh"
 
 namespace longlive {

@@ -9,8 +9,8 @@
 
 #include "common/block_row.cuh"
 #include "common/check.h"
-#include "common/int8.cuh"
 #include "common/launch.h"
+#include "common/row_scale.cuh"
 
 namespace longlive {
 namespace {

@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 
 import pytest
 import torch
@@ -149,6 +150,25 @@ def test_a_row_depends_on_itself_alone(run, device):
     assert not spoiled[5:7].isfinite().any()
     others = [*range(5), *range(7, 70)]
     assert torch.equal(spoiled[others], whole[others])
+
+
+def test_random_shapes(backend, device):
+    """Ragged rows, depths and channels, for which the backend's tiles have edges everywhere; all arithmetic exact."""
+    shapes = random.Random(backend)
+    for _ in range(8 if device == "cpu" else 150):
+        runs = shapes.choice((1, 1, 2, 5))
+        depth = runs * shapes.choice((shapes.randint(1, 70), 128 * shapes.randint(1, 3)))
+        rows, channels = shapes.randint(1, 140 if device == "cpu" else 700), 32 * shapes.randint(1, 9)
+        args = inputs(rows, depth, channels, runs, torch.float32, device)
+        args |= {name: 2.0 ** torch.randint_like(args[name], -2, 3) for name in ("x_scale", "weight_scale")}
+        args["bias"] = torch.randint_like(args["bias"], -8, 8)
+        args["x"] = (args["x"] // 16).contiguous()  # sums of all terms, in quarters, below 2^24
+        if backend == "cuda":
+            args["bias"] = args["bias"].bfloat16()
+            if not OP.impls["cuda"][1](*args.values()):
+                continue
+        out = OP.impls[backend][0](*args.values())
+        assert torch.equal(out, truth(**args).to(out.dtype)), (rows, depth, channels, runs)
 
 
 def test_zeros(run, device):
@@ -306,25 +326,26 @@ class TestGelu:
         *sizes, groups = shape
         args = inputs(*sizes, dtype, device)
         values, scale = run(*args.values(), groups)
-        # Float32 sums of some terms, and a GELU by approximate exponentials; CUDA's tanh is good to 2^-11.
-        close_int8(values, scale, gelu(truth(**args)), 5e-4 if backend == "cuda" else 1e-5)
+        # Float32 sums of some terms, and a GELU by approximate exponentials; CUDA's is of halves, good to 2^-11.
+        close_int8(values, scale, gelu(truth(**args)), 2e-3 if backend == "cuda" else 1e-5)
         assert len(scale) == groups
 
     def test_gelu_is_the_tanh_form(self, run, device):
         """Down the tail, where the two forms differ by percents. A group is a channel, whose scale is its magnitude."""
-        h = torch.linspace(-4, -1, 256, device=device)
-        weight = torch.zeros(256, 32, dtype=torch.int8, device=device)
+        h = torch.linspace(-4, -1, 64, device=device)
+        weight = torch.zeros(64, 32, dtype=torch.int8, device=device)
         one = torch.ones(1, 1, device=device)
-        values, scale = run(weight[:1], one, weight, torch.ones_like(h), h, 256)
+        values, scale = run(weight[:1], one, weight, torch.ones_like(h), h, 64)
         assert (values == -127).all()
         torch.testing.assert_close(-127 * scale[:, 0].double(), gelu(h.double()), rtol=2e-5, atol=3e-7)
 
-    def test_zeros(self, run, device):
+    def test_zeros(self, run, backend, device):
         args = inputs(6, 128, 512, 1, torch.bfloat16, device)
         args["x"].zero_()
         args["bias"].zero_()
         values, scale = run(*args.values(), 2)
-        assert not values.any() and not scale.any()
+        assert not values.any()
+        assert scale.isfinite().all() if backend == "cuda" else not scale.any()  # CUDA's is that of a half
 
     @pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")  # of Triton's interpreter
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
