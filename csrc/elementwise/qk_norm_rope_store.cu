@@ -30,9 +30,7 @@ struct Int8Out {
   float* k_scale;         // [heads, ring_tokens]
   const float* k_offset;  // [size]
   int queries, ring_tokens;
-  __device__ HeadsInt8 query(int64_t at, int64_t token) const {
-    return {q + at, q_scale + token, queries, nullptr};
-  }
+  __device__ HeadsInt8 query(int64_t at, int64_t token) const { return {q + at, q_scale + token, queries, nullptr}; }
   __device__ HeadsInt8 key(int64_t at, int64_t token) const {
     return {k_ring + at, k_scale + token, ring_tokens, k_offset};
   }
