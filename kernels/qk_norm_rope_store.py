@@ -7,7 +7,7 @@ from . import native
 from .checks import expect, expect_float, on_gpu
 from .quantize import quantize_runs
 from .registry import op
-from .rotate_sinks import quantize_keys, rotate
+from .rotate_sinks import mix, quantize_keys, rotate
 from .triton_import import tl, triton
 
 
@@ -62,13 +62,14 @@ def qk_norm_rope_store_int8(
     """``qk_norm_rope_store`` with queries and keys in int8, each token of each head with its scale.
 
     As there, but k_ring [R, S, H, hd] is int8, k_scale [H, R * S] float32, and k_offset [H, hd] float32: what is
-    taken from every rotated key before it is quantised. The softmax of attention does not see it: it adds the same to
-    all scores of a query. It serves to make keys even. Values, and the un-rotated keys in k_sink, are as there.
+    taken from every rotated key first. The softmax of attention does not see it: it adds the same to all scores of a
+    query. Then a Hadamard matrix mixes the channels of each head (``rotate_sinks.mix``), of queries and keys alike,
+    which leaves their products alone. Both serve to make them even. Values, and the un-rotated keys in k_sink, are as
+    there.
 
-    Queries and keys are quantised from float32, before any rounding, as ``quantize`` does it: scale = amax / 127,
-    values = rint(x * (127 / amax)); zeros have scale 0. Where a query or key has a NaN or an infinity, its scale is not
-    finite. Returns (q [F*S, H, hd] int8, q_scale [H, F*S] float32). Raises ValueError naming the argument that does
-    not fit.
+    All of that is in float32 and is quantised as ``quantize`` does it: scale = amax / 127, values =
+    rint(x * (127 / amax)); zeros have scale 0. Where a query or key has a NaN or an infinity, its scale is not finite.
+    Returns (q [F*S, H, hd] int8, q_scale [H, F*S] float32). Raises ValueError naming the argument that does not fit.
     """
     _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
     q, k = _queries_and_keys(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps)
@@ -76,7 +77,7 @@ def qk_norm_rope_store_int8(
     values, scale = quantize_keys(k, k_offset)
     k_ring.index_copy_(0, slots, values)
     k_scale.view(heads, ring, -1).index_copy_(1, slots, scale)
-    values, scale = quantize_runs(q.flatten(0, 1).flatten(1), heads)
+    values, scale = quantize_runs(mix(q).flatten(0, 1).flatten(1), heads)
     return values.view(-1, *k_ring.shape[2:]), scale
 
 

@@ -40,8 +40,8 @@ def rotate_sinks_int8(
     """``rotate_sinks`` into a ring of int8: keys as ``qk_norm_rope_store_int8`` writes them.
 
     As in ``rotate_sinks``, but k_ring [L, R, S, H, hd] is int8; k_scale [L, H, R * S] and k_offset [L, H, hd] are
-    float32. The rotated key minus its head's offset is quantised from float32; of k_scale, only the sinks' tokens are
-    written. Raises ValueError naming the argument that does not fit.
+    float32. The rotated key minus its head's offset is mixed and quantised from float32; of k_scale, only the sinks'
+    tokens are written. Raises ValueError naming the argument that does not fit.
     """
     _check_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale)
     for layer in range(k_sink.shape[0]):
@@ -52,10 +52,26 @@ def rotate_sinks_int8(
 
 
 def quantize_keys(keys: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys [F, S, H, hd] minus offset [H, hd], as int8, and their scales [H, F, S]."""
+    """Keys [F, S, H, hd] minus offset [H, hd], mixed, as int8, and their scales [H, F, S]."""
     frames, tokens, heads, _ = keys.shape
-    values, scale = quantize_runs((keys - offset).flatten(0, 1).flatten(1), heads)
+    values, scale = quantize_runs(mix(keys - offset).flatten(0, 1).flatten(1), heads)
     return values.view(keys.shape), scale.view(heads, frames, tokens)
+
+
+def mix(x: Tensor) -> Tensor:
+    """x [.., hd] times a Hadamard matrix of n channels over sqrt(n), n the largest power of two that divides hd.
+
+    Element i of a run of n channels becomes ``sum_j (-1)^popcount(i & j) x_j / sqrt(n)``: large channels are spread
+    over all, and products of two vectors, both mixed, are as before. Source: QuaRot, arXiv 2404.00456.
+    """
+    shape = x.shape
+    size = shape[-1] & -shape[-1]
+    step = 1
+    while step < size:
+        a, b = x.reshape(*shape[:-1], shape[-1] // (2 * step), 2, step).unbind(-2)
+        x = torch.stack((a + b, a - b), dim=-2)
+        step *= 2
+    return x.reshape(shape) * size**-0.5
 
 
 def _check_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> None:
@@ -123,8 +139,13 @@ if triton:
 
     @triton.jit
     def store_heads(x, out, scale, scale_of_head, size, DIM: tl.constexpr, BLOCK: tl.constexpr):
-        """A token's heads as int8 at ``out``, their scales at ``scale`` and ``scale_of_head`` further on each."""
-        heads = tl.reshape(x, (BLOCK // DIM, DIM))
+        """A token's heads, mixed, as int8 at ``out``; their scales at ``scale``, ``scale_of_head`` from one another."""
+        mixed = x
+        for _ in tl.static_range(DIM.bit_length() - 1):
+            # One bit of a channel's number, the lowest, whose place the next one takes: after all they are in order.
+            a, b = tl.split(tl.reshape(mixed, (BLOCK // DIM, DIM // 2, 2)))
+            mixed = tl.permute(tl.join(a + b, a - b), (0, 2, 1))
+        heads = tl.reshape(mixed, (BLOCK // DIM, DIM)) * (DIM**-0.5)
         head, channel = tl.arange(0, BLOCK // DIM), tl.arange(0, DIM)
         live = head * DIM < size
         amax = largest(heads, 1)

@@ -11,7 +11,8 @@ struct Heads {
   __device__ void store(int at, const float (&x)[Vec<T>::kSize]) const { Vec<T>::of(x).store(out + at); }
 };
 
-// As int8, each head with its scale. A head's elements are in 32 or 16 lanes side by side.
+// As int8, each head with its scale, after a Hadamard matrix has mixed its channels. A head's elements are in 32 or 16
+// lanes side by side.
 struct HeadsInt8 {
   int8_t* values;       // [heads, 128]
   float* scale;         // of the first head
@@ -25,6 +26,7 @@ struct HeadsInt8 {
     static_assert(kLanes == 32 || kLanes == 16);
     if (offset) subtract(x, offset + at);
     const uint32_t lanes = kLanes == 32 ? 0xffffffffu : 0xffffu << threadIdx.x % 32 / 16 * 16;
+    mix<kLanes>(x, lanes);
     uint32_t largest = largest_magnitude(x);
 #pragma unroll
     for (int lane = kLanes / 2; lane > 0; lane /= 2) largest = max(largest, __shfl_xor_sync(lanes, largest, lane));
@@ -34,6 +36,27 @@ struct HeadsInt8 {
   }
 
  private:
+  // x_i = sum_j (-1)^popcount(i & j) x_j / sqrt(128), bit by bit of i: those within a lane, then those of lanes.
+  template <int kLanes, int kSize>
+  static __device__ void mix(float (&x)[kSize], uint32_t lanes) {
+#pragma unroll
+    for (int step = 1; step < kSize; step *= 2)
+#pragma unroll
+      for (int i = 0; i < kSize; ++i)
+        if (!(i & step)) {
+          const float a = x[i], b = x[i + step];
+          x[i] = a + b, x[i + step] = a - b;
+        }
+#pragma unroll
+    for (int lane = 1; lane < kLanes; lane *= 2) {
+      const float sign = threadIdx.x & lane ? -1 : 1;
+#pragma unroll
+      for (float& element : x) element = fmaf(sign, element, __shfl_xor_sync(lanes, element, lane));
+    }
+#pragma unroll
+    for (float& element : x) element *= 0.08838834764831845f;
+  }
+
   template <int kSize>
   static __device__ void subtract(float (&x)[kSize], const float* y) {
 #pragma unroll

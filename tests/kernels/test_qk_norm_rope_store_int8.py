@@ -57,15 +57,23 @@ def check_integers(values, scale, want) -> None:
     assert ((values * scale.double()[..., None] - want).abs() <= 0.5001 * scale[..., None]).all()
 
 
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """By a Hadamard matrix, element by element of it, of as many channels as a power of two divides a head's."""
+    size = x.shape[-1] & -x.shape[-1]
+    bits = [[(i & j).bit_count() % 2 for j in range(size)] for i in range(size)]
+    matrix = (1.0 - 2.0 * torch.tensor(bits, dtype=x.dtype, device=x.device)) / size**0.5
+    return (x.unflatten(-1, (-1, size)) @ matrix).flatten(-2)
+
+
 def check_all(args: dict, q: torch.Tensor, q_scale: torch.Tensor) -> None:
     plain = plain_arguments(args, torch.float64)
     want_q = qk_norm_rope_store.reference(*plain.values(), EPS)
     ring, tokens, heads, _ = args["k_ring"].shape
     assert q.dtype == torch.int8 and q.shape == want_q.shape and q_scale.shape == (heads, len(q))
-    check_integers(q, q_scale.T, want_q)
+    check_integers(q, q_scale.T, mixed(want_q))
     slots = args["slots"]
     scale = args["k_scale"].view(heads, ring, tokens).permute(1, 2, 0)
-    keys = plain["k_ring"][slots] - args["k_offset"].double()
+    keys = mixed(plain["k_ring"][slots] - args["k_offset"].double())
     check_integers(args["k_ring"][slots], scale[slots], keys)
     others = [i for i in range(ring) if i not in slots.tolist()]
     assert (args["k_ring"][others] == UNWRITTEN).all()

@@ -29,11 +29,17 @@ def case(dtype, device, layers=2, sinks=3, tokens=5, heads=3, slots=8) -> dict:
     return dict(zip(NAMES, args, strict=True))
 
 
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """By a Hadamard matrix, element by element of it."""
+    bits = [[(i & j).bit_count() % 2 for j in range(HEAD_DIM)] for i in range(HEAD_DIM)]
+    return x @ ((1.0 - 2.0 * torch.tensor(bits, dtype=x.dtype, device=x.device)) / HEAD_DIM**0.5)
+
+
 def truth(args: dict) -> torch.Tensor:
     """Keys to be quantised, in float64: by the operator whose keys are plain."""
     plain = torch.zeros(args["k_ring"].shape, dtype=torch.float64, device=args["k_ring"].device)
     rotate_sinks.reference(*(args[name].double() for name in NAMES[:3]), plain)
-    return plain[:, : args["k_sink"].shape[1]] - args["k_offset"].double()[:, None, None]
+    return mixed(plain[:, : args["k_sink"].shape[1]] - args["k_offset"].double()[:, None, None])
 
 
 def check(args: dict) -> None:
