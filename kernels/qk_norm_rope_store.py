@@ -7,7 +7,7 @@ from . import native
 from .checks import expect, expect_float, on_gpu
 from .quantize import quantize_runs
 from .registry import op
-from .rotate_sinks import mix, quantize_keys, rotate
+from .rotate_sinks import mix, quantize_keys, rotate, whole_warps
 from .triton_import import tl, triton
 
 
@@ -161,7 +161,7 @@ def _fits_cuda_int8(
     qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
 ) -> bool:
     plain = qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps
-    return _fits_cuda(*plain) and k_offset.data_ptr() % 16 == 0
+    return _fits_cuda(*plain) and k_offset.data_ptr() % 16 == 0 and whole_warps(v_ring)
 
 
 @qk_norm_rope_store_int8.impl("cuda", when=_fits_cuda_int8)

@@ -126,6 +126,7 @@ def _fits_cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor,
         and native.on_hopper(q)
         and q.dim() == 3
         and q.shape[2] == 128
+        and k_scale.shape[-1] % 4 == 0  # rows start at multiples of 16 bytes
         and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in (q, k_ring, k_scale, v_ring))
     )
 

@@ -110,7 +110,13 @@ def _cuda(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor)
 
 
 def _fits_cuda_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> bool:
-    return _fits_cuda(k_sink, rope_time, rope_space, k_ring) and k_offset.data_ptr() % 16 == 0
+    fits = _fits_cuda(k_sink, rope_time, rope_space, k_ring) and k_offset.data_ptr() % 16 == 0
+    return fits and whole_warps(k_sink)
+
+
+def whole_warps(x: Tensor) -> bool:
+    """Whether 16 bytes of x for each of a warp's 32 lanes are whole heads, whose channels the lanes exchange."""
+    return x.dtype == torch.float32 or x.shape[-2] % 2 == 0
 
 
 @rotate_sinks_int8.impl("cuda", when=_fits_cuda_int8)

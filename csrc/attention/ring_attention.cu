@@ -10,7 +10,7 @@
 namespace longlive {
 namespace {
 using Plain = attention::Config<bf16, 192, 4>;
-using Scaled = attention::Config<int8_t, 192, 2, 3>;
+using Scaled = attention::Config<int8_t, 192, 2, 3, attention::Turns::kExponentials>;
 
 // Keys from which on split-KV of the last wave saves more than the second kernel costs.
 constexpr int kSplitFrom = 16 * 192;
@@ -45,10 +45,10 @@ void check_ring(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, con
            n.rows);
 }
 
-// The launch, after the checks. `maps` and `q_scale` are the kind's own.
+// The launch, after the checks. `maps` and the scales are the kind's own.
 template <class C>
-Tensor attend(const Tensor& like, const attention::Maps<C>& maps, const Tensor& valid, const Sizes& n,
-              const float* q_scale) {
+Tensor attend(const Tensor& like, const attention::Maps& maps, const Tensor& valid, const Sizes& n,
+              const float* q_scale = nullptr, const float* k_scale = nullptr) {
   const int device = like.get_device_index();
   Tensor out = torch::stable::new_empty(like, {n.rows, n.heads, kHeadDim});
   const int ctas = processors(device);
@@ -65,7 +65,8 @@ Tensor attend(const Tensor& like, const attention::Maps<C>& maps, const Tensor& 
                             int(n.tokens),
                             ctas,
                             split_kv,
-                            q_scale};
+                            q_scale,
+                            k_scale};
   LL_CUDA_CHECK(attention::launch<C>(maps, p, current_stream(device)));
   return out;
 }
@@ -83,7 +84,7 @@ Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_rin
                        {map_of<bf16>(q, q.stride(0), n.rows, n.columns, attention::kRows),
                         map_of<bf16>(k_ring, n.columns, n.tokens, n.columns, Plain::kTileKeys),
                         map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Plain::kTileKeys)},
-                       valid, n, nullptr);
+                       valid, n);
 }
 
 Tensor ring_attention_int8(const Tensor& q, const Tensor& q_scale, const Tensor& k_ring, const Tensor& k_scale,
@@ -93,15 +94,14 @@ Tensor ring_attention_int8(const Tensor& q, const Tensor& q_scale, const Tensor&
   check_tensor(q_scale, "q_scale", {n.heads, n.rows}, ScalarType::Float, q, sizeof(float));
   check_ring(q, k_ring, v_ring, valid, n, ScalarType::Char);
   check_tensor(k_scale, "k_scale", {n.heads, n.tokens}, ScalarType::Float, q);
-  LL_CHECK(n.heads * n.tokens <= INT32_MAX, "k_scale must have fewer elements, got ", n.heads * n.tokens);
+  LL_CHECK(n.tokens % 4 == 0, "k_scale must have rows of a multiple of 4 elements, got ", n.tokens);
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   if (n.rows == 0) return torch::stable::new_empty(v_ring, {0, n.heads, kHeadDim});
   return attend<Scaled>(v_ring,
-                        {{map_of<int8_t>(q, n.columns, n.rows, n.columns, attention::kRows),
-                          map_of<int8_t>(k_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys),
-                          map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys)},
-                         sm90::vector_map(data<const float>(k_scale), n.heads * n.tokens, Scaled::kTileKeys)},
-                        valid, n, data<const float>(q_scale));
+                        {map_of<int8_t>(q, n.columns, n.rows, n.columns, attention::kRows),
+                         map_of<int8_t>(k_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys),
+                         map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys)},
+                        valid, n, data<const float>(q_scale), data<const float>(k_scale));
 }
 }  // namespace
 }  // namespace longlive

@@ -35,17 +35,21 @@ constexpr int kRows = kTileRows / kConsumers;
 // exp(x / sqrt(d)) = exp2(kScale x)
 constexpr float kScale = std::numbers::log2e_v<float> * 0.08838834764831845f;
 
+// What the consumers do one after the other, so that they do not do the same at a time: exponentials of a tile, or its
+// q k^T.
+enum class Turns { kNone, kExponentials, kProducts };
+
 // `stages` hold keys or values, in turn; with `value_stages` they hold keys alone.
-template <class T, int tile_keys, int stages, int value_stages = 0>
+template <class T, int tile_keys, int stages, int value_stages = 0, Turns turns = Turns::kNone>
 struct Config {
   using Key = T;
   static constexpr bool kScaled = std::is_same_v<T, int8_t>;
+  static constexpr Turns kTurns = turns;
   static constexpr int kTileKeys = tile_keys, kStages = stages, kValueStages = value_stages;
   static constexpr int kKeyBoxes = kHeadDim * sizeof(T) / kBoxRow, kValueBoxes = 2;
   static constexpr int kBoxBytes = kTileKeys * kBoxRow, kQueryBoxBytes = kRows * kBoxRow;
   static constexpr int kKeyBytes = kKeyBoxes * kBoxBytes, kValueBytes = kValueBoxes * kBoxBytes;
   static constexpr int kQueryBytes = kKeyBoxes * kQueryBoxBytes;
-  static constexpr int kScaleBytes = kScaled ? kTileKeys * sizeof(float) : 0;
   static_assert(kTileKeys % 16 == 0 && kTileKeys <= 256);
   static_assert(kScaled == (kValueStages > 0), "keys and values that share stages are of one size");
 };
@@ -57,18 +61,13 @@ struct Params {
   const int* valid;       // [1]: the keys are the ring's tokens [0, valid)
   int rows, heads, tokens, ctas;
   bool split_kv;
-  const float* q_scale = nullptr;  // [heads, rows], of int8
+  const float *q_scale = nullptr, *k_scale = nullptr;  // [heads, rows] and [heads, tokens], of int8
 };
 
-// What the producer copies from. k_scale, of int8, is one row: [heads * tokens].
-struct PlainMaps {
+// What the producer copies from.
+struct Maps {
   TensorMap q, k, v;
 };
-struct ScaledMaps : PlainMaps {
-  TensorMap k_scale;
-};
-template <class C>
-using Maps = std::conditional_t<C::kScaled, ScaledMaps, PlainMaps>;
 
 // Where tiles wait for the consumers: keys and values in turn.
 template <class C>
@@ -143,6 +142,7 @@ struct Shared {
   // What a query belongs to; a consumer has released the one before when it is still storing that one's result.
   WorkTile work[kConsumers][2];
   Barrier query_full[kConsumers], query_empty[kConsumers];
+  Barrier turn[kConsumers][kWarpgroupWarps];  // of a warp of a consumer
   Barrier raw;  // the values of a short tile have landed; the producer has not cleared the rest of the tile yet
   int keys;     // how many
   Schedule schedule;
@@ -161,8 +161,8 @@ __device__ Schedule make_schedule(const Params& p) {
 template <class C>
 struct Producer {
   Shared<C>& s;
-  const Maps<C>& maps;
-  const int tokens;
+  const Maps& maps;
+  const Params& params;
   const int lane = threadIdx.x % 32;
   typename Shared<C>::Tiles::State state;
   uint32_t raw_phase = 0;
@@ -191,6 +191,11 @@ struct Producer {
     }
   }
 
+  // Of the tile of keys from `row` on: at the end of the ring there are fewer.
+  __device__ int scale_bytes(int row) const {
+    return std::min(int{C::kTileKeys}, params.tokens - row) * int(sizeof(float));
+  }
+
   // Tokens that are not valid may hold anything: their scores are masked.
   __device__ void load_keys(int tile, int head) {
     const auto at = state.keys();
@@ -198,10 +203,12 @@ struct Producer {
     if (lane == 0) {
       Barrier& full = s.tiles.key_pipeline().full[at.stage];
       const int row = tile * C::kTileKeys;
-      full.arrive_and_expect(C::kKeyBytes + C::kScaleBytes);
+      const int scales = C::kScaled ? scale_bytes(row) : 0;
+      full.arrive_and_expect(C::kKeyBytes + scales);
       load_boxes<typename C::Key>(s.tiles.keys(at.stage), C::kBoxBytes, maps.k, full, head, row);
       if constexpr (C::kScaled)
-        sm90::load_tile(s.tiles.key_scale[at.stage].of, maps.k_scale, full, head * tokens + row, 0);
+        sm90::load_bytes(s.tiles.key_scale[at.stage].of, params.k_scale + int64_t(head) * params.tokens + row, scales,
+                         full);
     }
     state.advance_keys();
   }
@@ -307,23 +314,39 @@ struct OnlineSoftmax {
   __device__ void update(float (&x)[kSize], float (&rescale)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float a = x[2 * r], b = x[2 * r + 1];  // two chains each, for their latency
-#pragma unroll
-      for (int i = 4; i < kSize; i += 4) a = fmaxf(a, x[i + 2 * r]), b = fmaxf(b, x[i + 2 * r + 1]);
       const float before = row_max[r];
-      row_max[r] = fmaxf(before, quad_reduce(fmaxf(a, b), fmaxf));
-      rescale[r] = exp2((before - row_max[r]) * factor[r]);
-      const float shift = row_max[r] * factor[r];
-      a = b = 0;
-#pragma unroll
-      for (int i = 0; i < kSize; i += 4) {
-        float &y = x[i + 2 * r], &z = x[i + 2 * r + 1];
-        Factors::exp2_to(y, fmaf(y, factor[r], -shift));
-        Factors::exp2_to(z, fmaf(z, factor[r], -shift));
-        a += y, b += z;
-      }
-      row_sum[r] = fmaf(row_sum[r], rescale[r], a + b);
+      raise_max(x, r);
+      exponentials(x, r, before, rescale[r]);
     }
+  }
+  // The same; `between` is called when the maxima are known and no exponential is.
+  template <class F>
+  __device__ void update(float (&x)[kSize], float (&rescale)[2], F between) {
+    const float before[2] = {row_max[0], row_max[1]};
+    raise_max(x, 0), raise_max(x, 1);
+    between(row_max);
+    exponentials(x, 0, before[0], rescale[0]), exponentials(x, 1, before[1], rescale[1]);
+  }
+
+ private:
+  __device__ void raise_max(const float (&x)[kSize], int r) {
+    float a = x[2 * r], b = x[2 * r + 1];  // two chains each, for their latency
+#pragma unroll
+    for (int i = 4; i < kSize; i += 4) a = fmaxf(a, x[i + 2 * r]), b = fmaxf(b, x[i + 2 * r + 1]);
+    row_max[r] = fmaxf(row_max[r], quad_reduce(fmaxf(a, b), fmaxf));
+  }
+  __device__ void exponentials(float (&x)[kSize], int r, float before, float& rescale) {
+    rescale = exp2((before - row_max[r]) * factor[r]);
+    const float shift = row_max[r] * factor[r];
+    float a = 0, b = 0;
+#pragma unroll
+    for (int i = 0; i < kSize; i += 4) {
+      float &y = x[i + 2 * r], &z = x[i + 2 * r + 1];
+      Factors::exp2_to(y, fmaf(y, factor[r], -shift));
+      Factors::exp2_to(z, fmaf(z, factor[r], -shift));
+      a += y, b += z;
+    }
+    row_sum[r] = fmaf(row_sum[r], rescale, a + b);
   }
 };
 
@@ -340,6 +363,7 @@ struct Consumer {
   const int index;  // of the warpgroup, among the consumers
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kWarpgroupWarps;
   typename Shared<C>::Tiles::State state;
+  int turn = 0;  // parity of the tiles so far
   float scores[kScores], out[kOut];
   uint32_t p[kScores / 2];  // probabilities in bfloat16, not yet divided by row_sum
 
@@ -348,6 +372,7 @@ struct Consumer {
 
   // Issues sums = q k^T.
   __device__ void issue_qk(int stage) {
+    take_turn(Turns::kProducts);
     const uint64_t q = sm90::swizzled_descriptor(s.query[index]), k = sm90::swizzled_descriptor(s.tiles.keys(stage));
     sm90::pin(sums());
     sm90::mma_fence();
@@ -373,6 +398,7 @@ struct Consumer {
 
   __device__ void wait_qk(bool pv_in_flight) {
     pv_in_flight ? sm90::mma_wait<1>() : sm90::mma_wait<0>();
+    give_turn(Turns::kProducts);
     sm90::pin(sums());
   }
   __device__ void wait_pv() {
@@ -401,6 +427,30 @@ struct Consumer {
 #pragma unroll
     for (int i = 0; i < kScores; ++i)
       if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= count) scores[i] = -INFINITY;
+  }
+
+  __device__ void update(Softmax& softmax, float (&rescale)[2]) {
+    if constexpr (C::kTurns == Turns::kExponentials) {
+      softmax.update(scores, rescale, [&](float (&row_max)[2]) {
+        take_turn(Turns::kExponentials);
+        sm90::pin(row_max);  // no exponential is computed earlier
+      });
+    } else {
+      softmax.update(scores, rescale);
+    }
+  }
+
+  // Each tile has one turn. A consumer takes it once the other one has given it: the second, index 1, for the same
+  // tile; the first for the tile before.
+  __device__ void take_turn(Turns of) {
+    if (C::kTurns != of) return;
+    s.turn[index][warp].wait(turn ^ index ^ 1);
+    turn ^= 1;
+  }
+  __device__ void give_turn(Turns of) {
+    if (C::kTurns != of) return;
+    __syncwarp();
+    if (lane == 0) s.turn[1 - index][warp].arrive();
   }
 
   __device__ void round_p() {
@@ -452,7 +502,7 @@ struct Consumer {
     s.tiles.key_pipeline().release(state.keys().stage, lane);
     state.advance_keys();
     mask(keys - work.first * C::kTileKeys);
-    softmax.update(scores, rescale);
+    update(softmax, rescale);
 #pragma unroll
     for (float& x : out) x = 0;
 
@@ -470,7 +520,7 @@ struct Consumer {
       scale(k.stage);
       s.tiles.key_pipeline().release(k.stage, lane);
       mask(keys - t * C::kTileKeys);
-      softmax.update(scores, rescale);
+      update(softmax, rescale);
       v_stage = state.values().stage;
       state.advance_values();
     }
@@ -486,6 +536,7 @@ struct Consumer {
   // Ends the p v in flight, if any, and prepares the next one: out relative to the new row_max, and p.
   __device__ void finish_pv(int v_stage, const float (&rescale)[2]) {
     wait_pv();
+    give_turn(Turns::kExponentials);
     if (v_stage >= 0) s.tiles.value_pipeline().release(v_stage, lane);
     rescale_out(rescale);
     round_p();
@@ -520,24 +571,25 @@ struct Consumer {
 
 template <class C>
 __global__ void __launch_bounds__(sm90::kThreads, 1)
-    ring_attention_kernel(const __grid_constant__ Maps<C> maps, const __grid_constant__ Params p) {
+    ring_attention_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   Shared<C>& s = sm90::shared_memory<Shared<C>>();
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / sm90::kWarpgroup, 0);
   if (threadIdx.x == 0) {
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
     for (int i = 0; i < kConsumers; ++i) s.query_full[i].init(1), s.query_empty[i].init(kWarpgroupWarps);
+    for (auto& of_consumer : s.turn)
+      for (Barrier& barrier : of_consumer) barrier.init(1);
     s.tiles.init(kConsumers * kWarpgroupWarps);
     s.raw.init(1);
     sm90::fence_barrier_init();
     sm90::prefetch(maps.q), sm90::prefetch(maps.k), sm90::prefetch(maps.v);
-    if constexpr (C::kScaled) sm90::prefetch(maps.k_scale);
     s.keys = keys_of(p);
     s.schedule = make_schedule<C>(p);
   }
   __syncthreads();
   if (warpgroup == 0) {
     sm90::reg_dealloc<sm90::kProducerRegisters>();
-    if (threadIdx.x < 32) Producer<C>{s, maps, p.tokens}.run();
+    if (threadIdx.x < 32) Producer<C>{s, maps, p}.run();
   } else {
     sm90::reg_alloc<sm90::kConsumerRegisters>();
     Consumer<C>{p, s, warpgroup - 1}.run();
@@ -581,7 +633,7 @@ __global__ void __launch_bounds__(kCombineThreads) ring_attention_combine_kernel
 
 // Attention, then, where output tiles are split, the combination.
 template <class C>
-cudaError_t launch(const Maps<C>& maps, const Params& p, cudaStream_t stream) {
+cudaError_t launch(const Maps& maps, const Params& p, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<C>);
   const auto kernel = ring_attention_kernel<C>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);

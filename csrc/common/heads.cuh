@@ -1,5 +1,6 @@
 #pragma once
 // Where a token's heads go, as vectors that are spread over a warp as in Row.
+#include "common/check.h"
 #include "common/row_scale.cuh"
 #include "common/vec.cuh"
 
@@ -11,6 +12,12 @@ struct Heads {
   __device__ void store(int at, const float (&x)[Vec<T>::kSize]) const { Vec<T>::of(x).store(out + at); }
 };
 
+// The lanes of a warp exchange elements of heads: all of them must have one, or none.
+inline void check_whole_warps(const Tensor& x, const char* name, int64_t heads) {
+  const int64_t together = 32 * vector_size(x, "x") / kHeadDim;
+  LL_CHECK(heads % together == 0, name, " must have a multiple of ", together, " heads, got ", heads);
+}
+
 // As int8, each head with its scale, after a Hadamard matrix has mixed its channels. A head's elements are in 32 or 16
 // lanes side by side.
 struct HeadsInt8 {
@@ -19,17 +26,17 @@ struct HeadsInt8 {
   int scale_of_head;    // from one head's to the next one's
   const float* offset;  // [heads, 128], taken from the elements first; may be null
 
-  // Elements [at, at + kSize); by all lanes that have a part of this head.
+  // Elements [at, at + kSize), by all lanes of the warp.
   template <int kSize>
   __device__ void store(int at, float (&x)[kSize]) const {
     constexpr int kLanes = kHeadDim / kSize;
     static_assert(kLanes == 32 || kLanes == 16);
     if (offset) subtract(x, offset + at);
-    const uint32_t lanes = kLanes == 32 ? 0xffffffffu : 0xffffu << threadIdx.x % 32 / 16 * 16;
-    mix<kLanes>(x, lanes);
+    mix<kLanes>(x);
     uint32_t largest = largest_magnitude(x);
 #pragma unroll
-    for (int lane = kLanes / 2; lane > 0; lane /= 2) largest = max(largest, __shfl_xor_sync(lanes, largest, lane));
+    for (int lane = kLanes / 2; lane > 0; lane /= 2)
+      largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lane));  // which leaves no head
     const RowScale of_head(largest);
     store_int8(values + at, x, of_head);
     if (at % kHeadDim == 0) scale[at / kHeadDim * scale_of_head] = of_head.scale;
@@ -38,7 +45,7 @@ struct HeadsInt8 {
  private:
   // x_i = sum_j (-1)^popcount(i & j) x_j / sqrt(128), bit by bit of i: those within a lane, then those of lanes.
   template <int kLanes, int kSize>
-  static __device__ void mix(float (&x)[kSize], uint32_t lanes) {
+  static __device__ void mix(float (&x)[kSize]) {
 #pragma unroll
     for (int step = 1; step < kSize; step *= 2)
 #pragma unroll
@@ -51,7 +58,7 @@ struct HeadsInt8 {
     for (int lane = 1; lane < kLanes; lane *= 2) {
       const float sign = threadIdx.x & lane ? -1 : 1;
 #pragma unroll
-      for (float& element : x) element = fmaf(sign, element, __shfl_xor_sync(lanes, element, lane));
+      for (float& element : x) element = fmaf(sign, element, __shfl_xor_sync(0xffffffffu, element, lane));
     }
 #pragma unroll
     for (float& element : x) element *= 0.08838834764831845f;

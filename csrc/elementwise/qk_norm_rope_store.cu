@@ -172,6 +172,7 @@ std::tuple<Tensor, Tensor> qk_norm_rope_store_int8(const Tensor& qkv, const Tens
   const Sizes n = check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, ScalarType::Char);
   const int64_t queries = n.frames * n.tokens, ring_tokens = n.ring * n.tokens;
   LL_CHECK(n.heads * ring_tokens <= INT32_MAX, "k_scale must have fewer elements, got ", n.heads * ring_tokens);
+  check_whole_warps(qkv, "k_ring", n.heads);
   check_tensor(k_offset, "k_offset", {n.heads, kHeadDim}, ScalarType::Float, qkv);
   check_tensor(k_scale, "k_scale", {n.heads, ring_tokens}, ScalarType::Float, qkv, sizeof(float));
   torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());

@@ -108,6 +108,7 @@ void rotate_sinks_int8(const Tensor& k_sink, const Tensor& rope_time, const Tens
   const Sizes n = check(k_sink, rope_time, rope_space, k_ring, ScalarType::Char);
   LL_CHECK(n.heads * n.ring * n.tokens <= INT32_MAX, "k_scale must have fewer elements a layer, got ",
            n.heads * n.ring * n.tokens);
+  check_whole_warps(k_sink, "k_sink", n.heads);
   check_tensor(k_offset, "k_offset", {n.layers, n.heads, kHeadDim}, ScalarType::Float, k_sink);
   check_tensor(k_scale, "k_scale", {n.layers, n.heads, n.ring * n.tokens}, ScalarType::Float, k_sink, sizeof(float));
   launch(k_sink, rope_time, rope_space, n,

@@ -44,7 +44,7 @@ def test_products_on_hopper(tmp_path):
     ("header", "use", "message"),
     [
         ("vec.cuh", "Vec<int8_t> x;", "Vec converts float32 and bfloat16"),
-        ("sm90/tensor_map.h", "auto x = sm90::matrix_map<double>(nullptr, 1, 1, 1, 1);", "all types of one byte"),
+        ("sm90/tensor_map.h", "auto x = sm90::matrix_map<float>(nullptr, 1, 1, 1, 1);", "all types of one byte"),
     ],
     ids=["vec", "tensor_map"],
 )

@@ -57,8 +57,9 @@ struct Rows {
 };
 
 template <class C>
-bool check(const Case& c) {
+bool check(Case c) {
   using T = typename C::Key;
+  if (C::kScaled) c.tokens = longlive::ceil_div(c.tokens, 4) * 4;
   constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   const int64_t columns = c.heads * kHeadDim;
   const Rows q(c.rows, c.heads, C::kScaled);
@@ -85,13 +86,13 @@ bool check(const Case& c) {
                  c.tokens,
                  c.ctas,
                  bool(c.split_kv),
-                 q.scale.data()};
-  Maps<C> maps{};
+                 q.scale.data(),
+                 k.scale.data()};
+  Maps maps{};
   maps.q = q.map<T>(c.rows, columns, kRows);
   maps.k = k.map<T>(c.tokens, columns, C::kTileKeys);
   maps.v =
       longlive::sm90::matrix_map(reinterpret_cast<const bf16*>(v.data()), c.tokens, columns, 2 * columns, C::kTileKeys);
-  if constexpr (C::kScaled) maps.k_scale = longlive::sm90::vector_map(k.scale.data(), k.scale.size(), C::kTileKeys);
   emulator::require(launch<C>(maps, p, nullptr) == cudaSuccess, "no launch");
 
   for (size_t i = c.rows * columns; i < out.size(); ++i) emulator::require(out[i] == 0x7fff, "a row too many");
@@ -142,6 +143,8 @@ int main(int, char** argv) {
     good = check<Config<bf16, 32, 4>>(c) && check<Config<int8_t, 32, 2, 3>>(c);
     if (i % 4 == 0) good = good && check<Config<bf16, 32, 3>>(c) && check<Config<bf16, 48, 2>>(c);
     if (i % 4 == 1) good = good && check<Config<int8_t, 32, 3, 2>>(c) && check<Config<int8_t, 48, 2, 2>>(c);
+    if (i % 4 == 2) good = good && check<Config<int8_t, 32, 2, 3, Turns::kExponentials>>(c);
+    if (i % 4 == 3) good = good && check<Config<int8_t, 32, 2, 3, Turns::kProducts>>(c);
   }
   for (int i = 0; i < cases / 8 && good; ++i)
     good = check<Config<bf16, 192, 4>>(draw_case(192)) && check<Config<int8_t, 192, 2, 3>>(draw_case(192));

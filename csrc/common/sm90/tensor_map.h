@@ -8,7 +8,6 @@
 #include <type_traits>
 
 #include "common/error.h"
-#include "common/shapes.h"
 
 namespace longlive::sm90 {
 using TensorMap = CUtensorMap;
@@ -34,10 +33,8 @@ template <class T>
 constexpr CUtensorMapDataType tensor_map_type() {
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  } else if constexpr (std::is_same_v<T, float>) {
-    return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   } else {
-    static_assert(sizeof(T) == 1, "copied are bfloat16, float32 and all types of one byte");
+    static_assert(sizeof(T) == 1, "copied are bfloat16 and all types of one byte");
     return CU_TENSOR_MAP_DATA_TYPE_UINT8;
   }
 }
@@ -63,12 +60,5 @@ template <class T>
 TensorMap matrix_map(const T* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) {
   return tile_map<T, 2>(data, {cuuint64_t(columns), cuuint64_t(rows)}, {cuuint64_t(stride)},
                         {128 / sizeof(T), cuuint32_t(box_rows)}, Swizzle::k128);
-}
-
-// A vector in boxes of `box` elements, which may start at any of them; the second coordinate is 0.
-template <class T>
-TensorMap vector_map(const T* data, int64_t size, int box) {
-  const cuuint64_t stride = ceil_div(size * int64_t(sizeof(T)), 16) * 16;
-  return tile_map<T, 2>(data, {cuuint64_t(size), 1}, {stride}, {cuuint32_t(box), 1}, Swizzle::kNone);
 }
 }  // namespace longlive::sm90

@@ -5,11 +5,7 @@
 using cuuint32_t = uint32_t;
 using cuuint64_t = uint64_t;
 enum CUresult { CUDA_SUCCESS, CUDA_ERROR_INVALID_VALUE };
-enum CUtensorMapDataType {
-  CU_TENSOR_MAP_DATA_TYPE_UINT8,
-  CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-  CU_TENSOR_MAP_DATA_TYPE_FLOAT32
-};
+enum CUtensorMapDataType { CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 };
 enum CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE };
 enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_128B };
 enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_L2_256B };
@@ -27,8 +23,13 @@ inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType typ
                                        const cuuint64_t* size, const cuuint64_t* stride, const cuuint32_t* box,
                                        const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
                                        CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-  *map = {
-      static_cast<const uint8_t*>(data), int(rank), 1 << int(type), swizzle == CU_TENSOR_MAP_SWIZZLE_128B, {}, {}, {}};
+  *map = {static_cast<const uint8_t*>(data),
+          int(rank),
+          type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2,
+          swizzle == CU_TENSOR_MAP_SWIZZLE_128B,
+          {},
+          {},
+          {}};
   bool good = rank >= 1 && rank <= 4 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
   for (int i = 0; good && i < int(rank); ++i) {
     map->size[i] = int64_t(size[i]), map->box[i] = int(box[i]);

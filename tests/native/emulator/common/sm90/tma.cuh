@@ -10,7 +10,7 @@ inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7)
 // A row of a box, of which elements [0, size) of the tensor exist.
 inline void land_row(uint8_t* memory, uint32_t at, const TensorMap& map, const uint8_t* from, int start) {
   const int bytes = map.box[0] * map.element_bytes;
-  uint8_t row[1024] = {};
+  uint8_t row[512] = {};
   const int64_t first = std::max(0, -start), last = std::min<int64_t>(map.box[0], map.size[0] - start);
   if (from && first < last)
     std::memcpy(row + first * map.element_bytes, from + (start + first) * map.element_bytes,
