@@ -1,6 +1,5 @@
 #pragma once
 // Where a token's heads go, as vectors that are spread over a warp as in Row.
-#include "common/check.h"
 #include "common/row_scale.cuh"
 #include "common/vec.cuh"
 
@@ -11,12 +10,6 @@ struct Heads {
   T* out;
   __device__ void store(int at, const float (&x)[Vec<T>::kSize]) const { Vec<T>::of(x).store(out + at); }
 };
-
-// The lanes of a warp exchange elements of heads: all of them must have one, or none.
-inline void check_whole_warps(const Tensor& x, const char* name, int64_t heads) {
-  const int64_t together = 32 * vector_size(x, "x") / kHeadDim;
-  LL_CHECK(heads % together == 0, name, " must have a multiple of ", together, " heads, got ", heads);
-}
 
 // As int8, each head with its scale, after a Hadamard matrix has mixed its channels. A head's elements are in 32 or 16
 // lanes side by side.
