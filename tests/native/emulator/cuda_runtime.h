@@ -36,6 +36,14 @@ using std::max;
 using std::min;
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t bytes = uint64_t(b) << 32 | a;
+  uint32_t x = 0;
+  for (int i = 0; i < 4; ++i) x |= uint32_t(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return x;
+}
 inline float __saturatef(float x) { return x > 0 ? std::fmin(x, 1.f) : 0; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 template <class T>
