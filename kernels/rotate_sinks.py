@@ -147,7 +147,7 @@ if triton:
     def store_heads(x, out, scale, scale_of_head, size, DIM: tl.constexpr, BLOCK: tl.constexpr):
         """A token's heads, mixed, as int8 at ``out``; their scales at ``scale``, ``scale_of_head`` from one another."""
         mixed = x
-        for _ in tl.static_range(DIM.bit_length() - 1):
+        for _ in tl.static_range(DIM.bit_length() - 1):  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
             # One bit of a channel's number, the lowest, whose place the next one takes: after all they are in order.
             a, b = tl.split(tl.reshape(mixed, (BLOCK // DIM, DIM // 2, 2)))
             mixed = tl.permute(tl.join(a + b, a - b), (0, 2, 1))
