@@ -29,6 +29,10 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "gain, "
       "float eps) -> ()");
   m.def("conv_pixels(Tensor x, Tensor frames, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
+  m.def("int8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor bias) -> Tensor");
+  m.def(
+      "int8_linear_gelu(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor bias, int groups) "
+      "-> (Tensor, Tensor)");
   m.def("ring_attention(Tensor q, Tensor k_ring, Tensor v_ring, Tensor valid) -> Tensor");
   m.def(
       "ring_attention_int8(Tensor q, Tensor q_scale, Tensor k_ring, Tensor k_scale, Tensor v_ring, Tensor valid) "

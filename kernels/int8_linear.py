@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native
 from .checks import expect
 from .quantize import expect_groups, quantize_runs
 from .registry import op
@@ -122,6 +123,42 @@ def _check(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bia
 def _check_gelu(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int) -> None:
     _check(x, x_scale, weight, weight_scale, bias)
     expect_groups(groups, weight.shape[0], "rows of weight")
+
+
+STEP = 128  # columns that the CUDA kernel takes at a time: a group is a multiple
+GELU_RUN = 256  # columns of its tile, for which it can have a scale
+
+
+def _fits_cuda(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> bool:
+    return (
+        native.on_hopper(x)
+        and bias.dtype == torch.bfloat16
+        and x.dim() == x_scale.dim() == 2
+        and len(x_scale) > 0
+        and x.shape[1] % (STEP * len(x_scale)) == 0
+        and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in (x, weight, weight_scale, bias))
+    )
+
+
+@int8_linear.impl("cuda", when=_fits_cuda)
+def _cuda(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    _check(x, x_scale, weight, weight_scale, bias)
+    return torch.ops.longlive_C.int8_linear(x, x_scale, weight, weight_scale, bias)
+
+
+def _fits_cuda_gelu(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
+) -> bool:
+    return _fits_cuda(x, x_scale, weight, weight_scale, bias) and len(x_scale) == 1 and len(weight) == GELU_RUN * groups
+
+
+@int8_linear_gelu.impl("cuda", when=_fits_cuda_gelu)
+def _cuda_gelu(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
+    # Precision: GELU in half precision, from the float32 sum; its scales are at least 2^-15.
+    return torch.ops.longlive_C.int8_linear_gelu(x, x_scale, weight, weight_scale, bias, groups)
 
 
 if triton:

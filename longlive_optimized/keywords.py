@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 PresetName = Literal["quality_stream", "balanced", "speed", "realtime", "turbo", "ultra", "quality"]
+Precision = Literal["bf16", "int8", "fp8"]
 Blend = Literal["linear", "slerp"]
 Position = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
 
@@ -20,7 +21,7 @@ class StreamFields(TypedDict, total=False):
     global_sink: bool
     positions: Literal["relative", "base"]
     restart_at: int | None
-    precision: Literal["bf16", "fp8"]
+    precision: Precision
     use_cuda_graphs: bool
 
 

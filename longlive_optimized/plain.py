@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -12,11 +12,19 @@ def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def exact(value: Any) -> Any:
+    """``plain``, with whole floats as ints and what can be gone through as a list: no other number passes for one."""
+    value = plain(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        return [exact(item) for item in value]
+    return value
+
+
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """``value`` as an int. Raises ValueError naming the argument unless it is a whole number in [least, most]."""
-    number = plain(value)
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
+    number = exact(value)
     if isinstance(number, int) and not isinstance(number, bool):
         if least <= number and (most is None or number <= most):
             return number

@@ -1,5 +1,7 @@
 #pragma once
 // One instruction each.
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 namespace longlive {
@@ -21,5 +23,11 @@ __device__ inline float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+// tanh.approx, of two: to 2^-11.
+__device__ inline __half2 tanh_approx(__half2 x) {
+  uint32_t y;
+  asm("tanh.approx.f16x2 %0, %1;" : "=r"(y) : "r"(reinterpret_cast<const uint32_t&>(x)));
+  return reinterpret_cast<const __half2&>(y);
 }
 }  // namespace longlive

@@ -12,8 +12,8 @@ __device__ inline float warp_sum(float x) {
 // Every lane receives the maximum over the whole warp.
 __device__ inline uint32_t warp_max(uint32_t x) { return __reduce_max_sync(0xffffffffu, x); }
 // Every lane of a quad receives the reduction by f over the quad.
-template <class F>
-__device__ float quad_reduce(float x, F f) {
+template <class T, class F>
+__device__ T quad_reduce(T x, F f) {
   x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }

@@ -6,6 +6,8 @@ namespace longlive {
 constexpr int kHeadDim = 128;   // channels of an attention head
 constexpr int kMaxSize = 1536;  // elements of a row that a warp or a block holds in registers
 
+constexpr int kSharedBytes = 232448;  // of shared memory that a CTA can have on Hopper
+
 template <class A, class B>
 constexpr std::common_type_t<A, B> ceil_div(A a, B b) {
   return (a + b - 1) / b;

@@ -15,7 +15,6 @@ constexpr int kGroup = 8;           // channels that lie together: 16 bytes of a
 constexpr int kChunk = 32;          // channels of a patch
 constexpr int kSide = 8;            // of a subtile: 8 x 8 pixels are the 64 rows of a wgmma
 constexpr int kPixelChannels = 16;  // what the three of a picture are padded to
-constexpr int kSharedBytes = 232448;
 
 enum class Kind {
   kCausal,  // 3x3 taps in each of three frames

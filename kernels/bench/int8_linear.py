@@ -35,8 +35,8 @@ def case(rows: int, depth: int, channels: int, groups: int, dtype: torch.dtype) 
 
 
 def layer(rows: int, dtype: torch.dtype) -> list[Case]:
-    """q, k and v; attention's output, by heads; cross-attention's q, by rows; the FFN's second product."""
-    shapes = ((1536, 4608, 1), (1536, 1536, 12), (1536, 1536, 1), (8960, 1536, 35))
+    """q, k and v; cross-attention's q, like which are both attentions' outputs; the FFN's second product."""
+    shapes = ((1536, 4608, 1), (1536, 1536, 1), (8960, 1536, 35))
     return [case(rows, depth, channels, groups, dtype) for depth, channels, groups in shapes]
 
 

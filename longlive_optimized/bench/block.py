@@ -151,6 +151,7 @@ def run(engine: LongLiveEngine, blocks: int, baseline_blocks: int) -> dict:
         "steps": list(config.denoising_steps),
         "window": config.local_attn_size,
         "dtype": str(engine.dtype).removeprefix("torch."),
+        "precision": engine.stream.precision,
         "load_s": engine.load_seconds,
         **measure_engine(engine, blocks),
         **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),

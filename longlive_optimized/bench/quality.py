@@ -1,6 +1,7 @@
-"""Error of one forward, and of decoding, against float32: ours and the baseline's, in the model's dtype.
+"""Error of one forward, and of decoding, against float32: ours, ours in 8 bits, and the baseline's in its dtype.
 
-Every pass is given the same latents in all three networks (teacher-forced): rollouts decorrelate and tell nothing.
+Every pass is given the same latents and the same older keys and values (teacher-forced): rollouts decorrelate and tell
+nothing.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
+from ..model.precision import Policy, in_8_bits
 from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
 from ..video_time import BLOCK_FRAMES
@@ -27,7 +30,26 @@ def relative_error(got: Tensor, truth: Tensor) -> float:
     return ((got.double() - truth).norm() / truth.norm()).item()
 
 
-class _Trio:
+class _Error(NamedTuple):
+    """Relative errors of one tensor; int8 is 0 where nothing runs in 8 bits."""
+
+    what: str
+    ours: float
+    baseline: float
+    int8: float
+
+    @classmethod
+    def of(cls, what: str, truth: Tensor, ours: Tensor, baseline: Tensor, int8: Tensor | None) -> _Error:
+        errors = (0.0 if got is None else relative_error(got, truth) for got in (ours, baseline, int8))
+        return cls(what, *errors)
+
+    @property
+    def ratio(self) -> float:
+        """Of our error to the baseline's."""
+        return self.ours / max(self.baseline, 1e-12)
+
+
+class _Networks:
     """The engine's network, the baseline in the same dtype, and the baseline in float32, fed alike."""
 
     def __init__(self, engine: LongLiveEngine):
@@ -40,75 +62,116 @@ class _Trio:
         self.embedding = embedding
         self.cross = self.model.cross_cache(embedding)
         for net in (self.baseline, self.truth):
+            net.window = self.stream.ring.window
             net.reset()
         self.stream.ring.reset()
+        self._int8_cached: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor, t: float, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Flow of ours, the baseline and float32."""
-        self.stream.ring.seek(start, len(x))
+    def forward(self, x: Tensor, t: float, start: int, policy: Policy | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Flow of ours, the baseline, and ours with ``policy``, if any, whose keys and values do not stay."""
+        ring, int8 = self.stream.ring, None
+        ring.seek(start, len(x))
         timestep = torch.tensor([t], dtype=torch.float64, device=x.device)
-        times = timestep.expand(len(x))
-        return (
-            self.model(x, self.model.modulation(timestep), self.stream.ring, self.cross),
-            self.baseline.forward(x, times, self.embedding, start),
-            self.truth.forward(x.float(), times, self.embedding.float(), start),
-        )
+        times, modulation = timestep.expand(len(x)), self.model.modulation(timestep)
+        if policy:
+            int8 = self.model(x, modulation, ring, self.cross, policy)
+            self._int8_cached = {what: newest.clone() for what, newest in self._newest()}
+        ours = self.model(x, modulation, ring, self.cross)
+        self._true_flow = self.truth.forward(x.float(), times, self.embedding.float(), start)
+        return ours, self.baseline.forward(x, times, self.embedding, start), int8
 
-    def cached(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-        """Each layer's keys and values of the newest frames, with their names."""
+    def flow_error(self, what: str, x: Tensor, t: float, start: int, policy: Policy | None) -> _Error:
+        """Of one pass."""
+        flows = self.forward(x, t, start, policy)
+        return _Error.of(what, self._true_flow, *flows)
+
+    def cache_errors(self) -> Iterator[_Error]:
+        """Of each layer's keys and values of the newest frames."""
+        for what, ours in self._newest():
+            name, _, layer = what.partition(" of layer ")
+            baseline, truth = (
+                getattr(net.caches[int(layer)], name)[-len(ours) :] for net in (self.baseline, self.truth)
+            )
+            yield _Error.of(f"context pass, {what}", truth, ours, baseline, self._int8_cached.get(what))
+
+    def _newest(self) -> Iterator[tuple[str, Tensor]]:
         ring = self.stream.ring
-        for layer, (baseline, truth) in enumerate(zip(self.baseline.caches, self.truth.caches, strict=True)):
+        for layer in range(len(ring.k)):
             for name in ("k", "v"):
-                ours = getattr(ring, name)[layer][ring.slots].flatten(0, 1)
-                rest = (getattr(cache, name)[-len(ours) :] for cache in (baseline, truth))
-                yield f"{name} of layer {layer}", ours, *rest
+                yield f"{name} of layer {layer}", getattr(ring, name)[layer][ring.slots].flatten(0, 1)
 
 
-@torch.no_grad()
-def run(engine: LongLiveEngine, seeds: int) -> dict:
-    """Worst ratio of our error to the baseline's, over seeds and passes of a steady block.
+class ForwardErrors:
+    """Measures the passes of a steady block of an engine's own stream, with the settings that are in force then.
 
     Turns TF32 off for this process. Raises ValueError unless the engine's positions are ``base``.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    trio = _Trio(engine)
-    steps = make_schedule(engine.config.denoising_steps, engine.config.step_schedule)
-    shape = BLOCK_FRAMES, *trio.stream.latent_shape
-    blocks = -(-trio.stream.ring.window // BLOCK_FRAMES) + 1
-    rows = []
-    for seed in range(seeds):
+
+    def __init__(self, engine: LongLiveEngine):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self.engine, self._networks = engine, _Networks(engine)
+
+    @torch.no_grad()
+    def measure(self, seeds: int) -> dict:
+        """Worst ratio of our error to the baseline's, over seeds and passes, and what 8 bits, if any, add to it."""
+        stream = self.engine.stream
+        rows = [row for seed in range(seeds) for row in self._rows(seed)]
+        assert all(math.isfinite(row.ours) and math.isfinite(row.baseline) for row in rows)
+        worst = max(rows, key=lambda row: row.ratio)
+        flows, caches = ([row for row in rows if row.what.startswith(kind)] for kind in ("flow", "context"))
+        summary = {
+            "worst_ratio": worst.ratio,
+            "worst_at": worst.what,
+            "worst_ours": worst.ours,
+            "worst_baseline": worst.baseline,
+            "max_flow_error_ours": max(row.ours for row in flows),
+            "max_flow_error_baseline": max(row.baseline for row in flows),
+        }
+        if in_8_bits(stream.policy):
+            finite = [row for row in rows if math.isfinite(row.int8)]
+            worst = max((row for row in caches if row in finite), key=lambda row: row.int8, default=caches[0])
+            summary |= {
+                "not_finite_int8": len(rows) - len(finite),
+                "max_flow_error_int8": max((row.int8 for row in flows if row in finite), default=0.0),
+                "context_worst_int8": worst.int8,
+                "context_worst_at": worst.what,
+                "context_there_ours": worst.ours,
+            }
+        stream.reset()
+        return summary | {"measurements": len(rows), "logit_std_estimate": self._logits()}
+
+    def _rows(self, seed: int) -> Iterator[_Error]:
+        engine, networks, stream = self.engine, self._networks, self.engine.stream
+        steps = make_schedule(stream.settings.denoising_steps, stream.settings.step_schedule)
+        shape = BLOCK_FRAMES, *stream.latent_shape
+        blocks = -(-stream.ring.window // BLOCK_FRAMES) + 1
         generator = torch.Generator(engine.device).manual_seed(seed)
-        trio.prompt(engine.prompts.get(f"{PROMPT}, number {seed}"))
+        networks.prompt(engine.prompts.get(f"{PROMPT}, number {seed}"))
         for block in range(blocks):
-            passes = [(s.timestep, s.sigma) for s in steps] if block == blocks - 1 else []
+            steady = block == blocks - 1
             clean = torch.randn(shape, generator=generator, device=engine.device)
-            for t, sigma in [*passes, (0.0, 0.0)]:
+            for t, sigma in [*([(s.timestep, s.sigma) for s in steps] if steady else []), (0.0, 0.0)]:
                 noise = torch.randn(shape, generator=generator, device=engine.device)
                 x = ((1 - sigma) * clean + sigma * noise).to(engine.dtype)
-                ours, baseline, truth = trio.forward(x, t, block * BLOCK_FRAMES)
-                if passes and t:
-                    rows.append((f"flow, t {t:.0f}", relative_error(ours, truth), relative_error(baseline, truth)))
-        for what, ours, baseline, truth in trio.cached():
-            rows.append((f"context pass, {what}", relative_error(ours, truth), relative_error(baseline, truth)))
-    return _summary(rows) | _logits(trio, engine) | _pixels(engine, seeds)
+                policy = stream.policy if steady and in_8_bits(stream.policy) else None
+                row = networks.flow_error(f"flow, t {t:.0f}", x, t, block * BLOCK_FRAMES, policy)
+                if steady and t:
+                    yield row
+        yield from networks.cache_errors()
+
+    def _logits(self) -> list[float]:
+        """Standard deviation of attention logits at the first and last layer: random weights must not make this
+        easy."""
+        spread, model = [], self.engine.model
+        for layer in (0, model.config.num_layers - 1):
+            k = self._networks.truth.caches[layer].k.flatten(1)
+            gain = model.blocks[layer].q_gain.float().square().mean().sqrt()
+            spread.append((k.square().mean().sqrt() * gain).item())
+        return spread
 
 
-def _summary(rows: list[tuple[str, float, float]]) -> dict:
-    assert all(math.isfinite(ours) and math.isfinite(baseline) for _, ours, baseline in rows)
-    what, ours, baseline = max(rows, key=lambda row: row[1] / max(row[2], 1e-12))
-    flows = [row for row in rows if row[0].startswith("flow")]
-    return {
-        "worst_ratio": ours / max(baseline, 1e-12),
-        "worst_at": what,
-        "worst_ours": ours,
-        "worst_baseline": baseline,
-        "max_flow_error_ours": max(row[1] for row in flows),
-        "max_flow_error_baseline": max(row[2] for row in flows),
-        "measurements": len(rows),
-    }
-
-
-def _pixels(engine: LongLiveEngine, seeds: int) -> dict:
+@torch.no_grad()
+def decoder_errors(engine: LongLiveEngine, seeds: int) -> dict:
     """Worst ratio of errors of a block's pixels to float32: the engine's decoder, and its network as modules."""
     wide = copy.deepcopy(engine.vae).float()
     ours, modules = engine.stream.decoder, DecoderStream(ModulesCodec(engine.vae))
@@ -130,13 +193,3 @@ def _pixels(engine: LongLiveEngine, seeds: int) -> dict:
         "pixels_ours": worst[0],
         "pixels_modules": worst[1],
     }
-
-
-def _logits(trio: _Trio, engine: LongLiveEngine) -> dict:
-    """Standard deviation of attention logits at the first and last layer: random weights must not make this easy."""
-    spread = []
-    for layer in (0, engine.model.config.num_layers - 1):
-        k = trio.truth.caches[layer].k.flatten(1)
-        gain = engine.model.blocks[layer].q_gain.float().square().mean().sqrt()
-        spread.append((k.square().mean().sqrt() * gain).item())
-    return {"logit_std_estimate": spread}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
     help="Real-time LongLive-1.3B.",
 )
 app.command("generate")(generate.generate)
@@ -49,6 +51,8 @@ def _options(
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2, not a traceback."""
     share_the_machine()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: no terminal is too poor for a result
     try:
         app()
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,18 +21,19 @@ def check_file(option: str, path: Path | None, force: bool, suffix: str = "") ->
     try:
         if suffix and (path.suffix.lower() != suffix or (path.exists() and not path.is_file())):
             raise ValueError(f"{option} must be an {suffix} file, got {str(path)!r}")
+        if is_device(path):
+            return
+        target = Path(os.path.realpath(path))  # a link stays one, also where what it names is not there yet
         there = path.exists()
-        if there and not path.is_file() and not path.is_dir():
-            return  # a device or a pipe, such as /dev/stdout
         if there and path.is_file() and not force:
             raise FileExistsError(f"{option}: {path} exists; --force overwrites it")
-        if path.parent.exists() and not path.parent.is_dir():
-            raise NotADirectoryError(f"{option}: {path} cannot be written: {path.parent} is no folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
+        if target.parent.exists() and not target.parent.is_dir():
+            raise NotADirectoryError(f"{option}: {path} cannot be written: {target.parent} is no folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("ab"):
             pass
         if not there:
-            path.unlink()
+            target.unlink()
     except OSError as error:
         if not error.strerror:  # it is one of the above
             raise
@@ -43,11 +45,26 @@ def write_json(path: Path | None, value: object) -> None:
     if path is None:
         return
     try:
-        path.write_text(json.dumps(value, indent=2) + "\n")
+        with path.open("a" if is_device(path) else "w") as file:  # /dev/stdout may be a file that has a table in it
+            file.write(json.dumps(value, indent=2) + "\n")
     except OSError as error:
         raise OSError(f"--json: {path} cannot be written: {error.strerror}") from error
-    if path.is_file():
+    if not is_device(path):
         say_written(path)
+
+
+def is_device(path: Path) -> bool:
+    """Whether it is a device or a pipe, such as /dev/stdout, which may lead to a file."""
+    standard = str(path.absolute()) in ("/dev/stdout", "/dev/stderr") or path.absolute().is_relative_to("/dev/fd")
+    return standard or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both are one file, by whatever links."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def say_written(path: Path, note: str = "") -> None:

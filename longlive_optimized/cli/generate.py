@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import statistics
 import time
@@ -18,7 +19,7 @@ from ..config import PRESETS, OptimizationConfig, preset_name
 from ..text.clean import clean
 from ..video_time import TRAINED_FPS
 from ..weights.locate import native_size
-from .files import Force, check_file, say_written, write_json
+from .files import Force, check_file, same_file, say_written, write_json
 from .loading import Height, Width, console, load_engine, results
 from .video import Mp4Writer
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ..engine.engine import LongLiveEngine
     from ..engine.timing import BlockTimes
 
-LONGEST_SIDE = 16384  # pixels, of H.264 pictures by x264
+LONGEST_SIDE = 16128  # pixels, of square H.264 pictures by x264 and FFmpeg
 _MINUTES, _SECONDS = r"(?:(?:(\d+):)?(\d+):(?=[0-5]\d[.:]))?", r"(\d+(?:\.\d*)?|\.\d+)"
 _SWITCH = re.compile(rf"\A{_MINUTES}{_SECONDS}:(?!\d+(?:\.\d*)?:)(.*)\Z", re.DOTALL)
 
@@ -75,9 +76,11 @@ def generate(
     config = OptimizationConfig.preset(preset_name(preset), height=height, width=width, seed=seed)
     height, width = config.sized(native_size(model)).size
     if enlarge * max(height, width) > LONGEST_SIDE:
+        if enlarge == 1:
+            raise ValueError(f"--height, --width: at most {LONGEST_SIDE} pixels fit into a video, got {height}x{width}")
         raise ValueError(f"--enlarge must leave pictures of at most {LONGEST_SIDE} pixels a side, got {enlarge}")
     check_file("--out", out, force, ".mp4")
-    if json_path and json_path.absolute() == out.absolute():
+    if json_path and same_file(json_path, out):
         raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
     check_file("--json", json_path, force)
     engine = load_engine(model, config, device)
@@ -91,9 +94,12 @@ def generate(
                 _write(engine, prompt, switches, frames, video, overlay)
             except KeyboardInterrupt:
                 stopped = True
+    except OSError as error:  # a file that was not finished cannot be played
+        video.frames = 0
+        raise OSError(f"--out: {out} cannot be written: {error.strerror or error}") from error
     finally:
         if not video.frames:
-            out.unlink(missing_ok=True)
+            Path(os.path.realpath(out)).unlink(missing_ok=True)
     wall = time.perf_counter() - started
     if video.frames:
         report = _report(engine, preset, warmup, wall)

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import quote
 
 import typer
 from rich.text import Text
@@ -142,7 +143,8 @@ def _address(settings: ServerSettings, listener: socket.socket) -> str:
     """The address of the page. What follows the # stays in the browser, out of logs."""
     host = socket.gethostname() if settings.address and settings.address.is_unspecified else settings.host
     host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{listener.getsockname()[1]}/" + (f"#token={settings.token}" if settings.token else "")
+    token = f"#token={quote(settings.token, safe='')}" if settings.token else ""  # the page decodes it as a query's
+    return f"http://{host}:{listener.getsockname()[1]}/{token}"
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ def share_the_machine() -> None:
     By default they spin, which takes cores from whoever else computes, and torch takes one for each core of the machine
     even where a container may use two. What the user has set stands. Works before torch is loaded.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("OMP_NUM_THREADS", str(cores()))):
+        os.environ[name] = os.environ.get(name) or value  # an empty one is none
 
 
 def cores() -> int:

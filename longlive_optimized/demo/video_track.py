@@ -33,7 +33,11 @@ class PipelineVideoTrack(VideoStreamTrack):
     _live: ClassVar[WeakSet[PipelineVideoTrack]] = WeakSet()
 
     def __init__(self, pipeline: OptimizedScopePipeline, prompt: str):
+        if not isinstance(pipeline, OptimizedScopePipeline):
+            raise TypeError(f"pipeline must be an OptimizedScopePipeline, got {type(pipeline).__name__}")
         super().__init__()
+        if not callable(getattr(pipeline, "next_frame", None)):
+            raise TypeError(f"pipeline must be an OptimizedScopePipeline, got {type(pipeline).__name__}")
         self.pipeline = pipeline
         self.set_prompt(prompt)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
@@ -47,7 +51,10 @@ class PipelineVideoTrack(VideoStreamTrack):
         self.pipeline.switch_prompt(prompt)
 
     async def recv(self) -> av.VideoFrame:
-        """The next frame, when it is due."""
+        """The next frame, when it is due.
+
+        Raises MediaStreamError after ``stop``, and what the pipeline raises: aiortc's sender then ends and stops it.
+        """
         if self.readyState != "live":
             raise MediaStreamError
         picture = await asyncio.get_running_loop().run_in_executor(self._worker, self._next_picture)

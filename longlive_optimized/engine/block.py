@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..model.precision import Policy, in_8_bits
 from ..text import blend as blending
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .recache import Recache, plan_recache
@@ -63,7 +64,30 @@ def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
     """Clean latents [F, C, h, w] of the next block, not yet the stream's (``Stream.keep``)."""
     follow_prompt(stream, request)
     settle(stream)
-    return denoise(stream, request)
+    policy = policy_at(stream, stream.position)
+    latents = denoise(stream, request, policy)
+    # The only wait for the device, of 8 bits alone: what cannot be shown is found before the decoder moves on.
+    if in_8_bits(policy) and not latents.isfinite().all():
+        policy, latents = stream.plain, again_in_bf16(stream, request)
+    stream.made_with = policy
+    return latents
+
+
+def policy_at(stream: Stream, start: int, origin: int = 0) -> Policy:
+    """What a pass from latent frame ``start`` on runs in 8 bits: nothing where it writes the sinks, which stay for
+    ever, or without sinks a video's beginning."""
+    return stream.plain if start - origin < max(stream.ring.sink, 1) else stream.policy
+
+
+def again_in_bf16(stream: Stream, request: BlockRequest) -> Tensor:
+    """The block from the same noise over the same ring, and if that is not finite either over a window made anew."""
+    stream.fallback_blocks += 1
+    latents = denoise(stream, request, stream.plain)
+    if not latents.isfinite().all():
+        plan = plan_recache(stream.position, stream.ring.window, stream.ring.sink, global_sink=True)
+        recache(stream, plan, stream.history[-plan.frames :], stream.plain)
+        latents = denoise(stream, request, stream.plain)
+    return latents
 
 
 def follow_prompt(stream: Stream, request: BlockRequest) -> None:
@@ -87,24 +111,25 @@ def settle(stream: Stream) -> None:
         latents, keeps_sinks = stream.history[-plan.frames :], plan.start > plan.origin
         if keeps_sinks and stream.sinks_due:
             first = stream.first_sink
-            recache(stream, Recache(first, len(stream.sinks), first), stream.sinks)
-        recache(stream, plan, latents)
+            recache(stream, Recache(first, len(stream.sinks), first), stream.sinks, stream.plain)
+        recache(stream, plan, latents, policy_at(stream, plan.start, plan.origin))
         if not keeps_sinks:
             stream.sinks, stream.first_sink = latents[: stream.ring.sink].clone(), plan.origin
     elif stream.context_due:
         with stream.timer.stage("context"):
-            stream.passes.context(stream.history[-stream.ring.frames :])
+            # With what the block was made: the first one's is what the sinks keep.
+            stream.passes.context(stream.history[-stream.ring.frames :], stream.made_with)
     stream.recache_due = stream.context_due = stream.sinks_due = False
 
 
-def recache(stream: Stream, plan: Recache, latents: Tensor) -> None:
+def recache(stream: Stream, plan: Recache, latents: Tensor, policy: Policy) -> None:
     """Recompute the keys and values of the plan's frames from their clean latents [F, C, h, w], in one forward."""
     with stream.timer.stage("recache"):
         stream.ring.seek(*plan)
-        stream.passes.context(latents)
+        stream.passes.context(latents, policy)
 
 
-def denoise(stream: Stream, request: BlockRequest) -> Tensor:
+def denoise(stream: Stream, request: BlockRequest, policy: Policy) -> Tensor:
     """From noise, or from a mix of noise and the request's video, to clean latents."""
     settings, from_video = stream.settings, request.video is not None
     frames, video = stream.block_frames(from_video), _encoded(stream, request) if from_video else None
@@ -117,7 +142,7 @@ def denoise(stream: Stream, request: BlockRequest) -> Tensor:
         inputs.noise[0].copy_(torch.lerp(video.latents, inputs.noise[0], video.noise_scale))
     inputs.set_schedule(tuple(steps))
     with stream.timer.stage("denoise"):
-        return stream.passes.denoise(stream.position, inputs)
+        return stream.passes.denoise(stream.position, inputs, policy)
 
 
 def warm_up(stream: Stream, blocks: int) -> None:
@@ -127,7 +152,7 @@ def warm_up(stream: Stream, blocks: int) -> None:
         make_block(stream, BlockRequest("warm-up!" if last else "warm-up"), first_latent_only=last)
     rest_of_block(stream)
     for frames in range(2 * BLOCK_FRAMES, stream.ring.window + 1, BLOCK_FRAMES):
-        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape))
+        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape), stream.plain)
 
 
 def _embed(stream: Stream, request: BlockRequest) -> Tensor:

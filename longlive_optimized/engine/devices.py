@@ -25,8 +25,10 @@ class Devices:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """One caller at a time, without gradients, behind all that the callers before have enqueued on the device."""
-        with self._lock, torch.no_grad():
+        """One caller at a time, behind all that the callers before have enqueued on the device; without gradients, nor
+        what else the caller has turned on for itself.
+        """
+        with self._lock, self.own_modes():
             if self._enqueued is None:
                 yield
                 return
@@ -36,6 +38,12 @@ class Devices:
                     yield
                 finally:
                     self._enqueued.record()
+
+    @contextlib.contextmanager
+    def own_modes(self) -> Iterator[None]:
+        """Neither gradients nor the caller's inference mode, whose tensors nobody else may write, nor its autocast."""
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.model.type, enabled=False):
+            yield
 
     def synchronize(self) -> None:
         """Wait for the devices."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import CHANGEABLE, OptimizationConfig, StreamSettings
 from ..kernels.registry import forced
 from ..keywords import ConfigFields, StreamFields
-from ..plain import whole
+from ..plain import flag, whole
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
 from ..video_time import BLOCK_FRAMES
@@ -56,6 +56,8 @@ class LongLiveEngine:
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
         _expect("config", config, OptimizationConfig)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be a function of (what, done, total), got {type(progress).__name__}")
         _check_loras(loras)
         self.config = OptimizationConfig.of(config or OptimizationConfig()).sized(native_size(model_path))
         self.devices = Devices(device)
@@ -68,10 +70,11 @@ class LongLiveEngine:
         def load(what: str, loader: Callable, device: torch.device):
             return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
 
-        self.model = load("generator", functools.partial(load_generator, loras=loras), self.devices.model)
-        self.vae = load("VAE", load_vae, self.devices.vae)
-        self.text = load("text encoder", load_text_encoder, self.devices.text)
-        self.codec = codec_for(self.vae)  # one for all streams: packed weights are made once
+        with self.devices.own_modes():
+            self.model = load("generator", functools.partial(load_generator, loras=loras), self.devices.model)
+            self.vae = load("VAE", load_vae, self.devices.vae)
+            self.text = load("text encoder", load_text_encoder, self.devices.text)
+            self.codec = codec_for(self.vae)  # one for all streams: packed weights are made once
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
@@ -166,12 +169,14 @@ class LongLiveEngine:
         ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others.
         If the next block is asked for instead, the others are then decoded (the VAE needs them) but not returned.
 
-        Does not wait for the device, unless the noise depends on the video's motion. After an error the same request
-        may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the stream begins anew.
+        Does not wait for the device, unless the noise depends on the video's motion, or the block is made in 8 bits:
+        that it is finite is seen before it is decoded. After an error the same request may be made again: nothing is
+        lost, unless the VAE failed, whose state is then gone; the stream begins anew.
         Raises RuntimeError after a ``set_loras`` that failed half-way.
         """
         if not isinstance(request, BlockRequest):
             raise TypeError(f"request must be a BlockRequest, got {type(request).__name__}")
+        first_latent_only = flag("first_latent_only", first_latent_only)
         with self.devices.turn():
             if self._mixed:
                 raise RuntimeError("the weights are mixed, set_loras failed half-way: call it again")

@@ -82,7 +82,7 @@ class GraphCache:
         if error:
             self.drop()
             self.failed = True
-            log.warning("CUDA graphs are off, capturing %s failed: %s", key, error)
+            log.warning("CUDA graphs are off, capturing %.60s failed: %s", key, error)
 
     @cached_property
     def _stream(self) -> torch.cuda.Stream:

@@ -24,7 +24,10 @@ class LatencyStats:
 
     p99_ms is the nearest-rank percentile. mean, p99, max, min and fps cover the last 1000 frames, frame_count all since
     the last reset. block_ms is the last block's time, prompt_switch_ms the last switch's: from the call to its first
-    new frame. preset is the one in force, ``custom`` where the config is none of them.
+    new frame. prompt_cache_hits and prompt_cache_misses are the engine's, since it was made, for all its streams.
+    preset is the one in force, ``custom`` where the config is none of them. precision is what the layers' products run
+    in: ``int8``, or the model's dtype. fallback_blocks were made again without 8 bits, which had given something that
+    is not finite; of the stream since its last reset.
     """
 
     current_ms: float = 0.0
@@ -45,6 +48,7 @@ class LatencyStats:
     precision: str = "bf16"
     dropped_frames: int = 0
     preset: str = "custom"
+    fallback_blocks: int = 0
 
 
 class LatencyTracker:
@@ -121,6 +125,7 @@ class LatencyMeter:
                 "prompt_cache_misses": engine.prompts.misses,
                 "torch_compile_active": engine.config.use_torch_compile,
                 "precision": self._stream.precision,
+                "fallback_blocks": self._stream.fallback_blocks,
             }
             | others
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.x0_renoise import x0_renoise
+from ..model.precision import Policy
 from ..model.ring_cache import RingCache
 from ..model.transformer import CrossCache, Modulation, Transformer
 from .graphs import GraphCache
@@ -31,7 +32,7 @@ class BlockInputs:
             return
         self._schedule = None  # if this fails half-way, neither is there
         device = self.sigmas.device
-        host = torch.tensor(schedule, dtype=torch.float64, pin_memory=device.type == "cuda")
+        host = torch.tensor(schedule, dtype=torch.float64, device="cpu", pin_memory=device.type == "cuda")
         timesteps, sigmas = host.to(device, non_blocking=True).unbind(1)  # the device may be busy with a recache
         self.sigmas.copy_(sigmas)
         for mine, new in zip(self.modulation, self._model.modulation(timesteps), strict=True):
@@ -49,7 +50,10 @@ class BlockInputs:
 
 
 class Passes:
-    """The two kinds of pass of one stream: denoising a block, and the context pass."""
+    """The two kinds of pass of one stream: denoising a block, and the context pass.
+
+    A pass's ``policy`` says what of it runs in 8 bits.
+    """
 
     def __init__(self, model: Transformer, ring: RingCache, latent: Tensor, graphs: GraphCache):
         self.model, self.ring, self.graphs, self._latent = model, ring, graphs, latent
@@ -77,7 +81,7 @@ class Passes:
             self._inputs[frames, steps] = BlockInputs(self.model, self._latent, frames, steps)
         return self._inputs[frames, steps]
 
-    def denoise(self, start: int, inputs: BlockInputs) -> Tensor:
+    def denoise(self, start: int, inputs: BlockInputs, policy: Policy | None = None) -> Tensor:
         """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``.
 
         Their buffer is reused by the next pass of as many frames, a context pass included.
@@ -90,24 +94,24 @@ class Passes:
             self.ring.advance()
             x = inputs.noise[0]
             for i in range(steps):
-                flow = self.model(x, inputs.modulation.at(i), self.ring, self.cross)
+                flow = self.model(x, inputs.modulation.at(i), self.ring, self.cross, policy)
                 x = x0_renoise(x, flow, inputs.noise[i + 1] if i + 1 < steps else None, inputs.sigmas, i)
             out.copy_(x)
 
-        kernels = "denoise", self._latent.shape, frames, self.ring.rotates_sinks
+        kernels = "denoise", self._latent.shape, frames, self.ring.rotates_sinks, policy
         self.graphs.run((*kernels, steps), work, kernels)
         return out
 
-    def context(self, latents: Tensor) -> None:
+    def context(self, latents: Tensor, policy: Policy | None = None) -> None:
         """Write the keys and values of clean latents [F, C, h, w] to where the ring points."""
         frames = len(latents)
         x = self._buffer(frames)
         x.copy_(latents)
 
         def work() -> None:
-            self.model(x, self._context, self.ring, self.cross, store_only=True)
+            self.model(x, self._context, self.ring, self.cross, policy, store_only=True)
 
-        kernels = "context", self._latent.shape, frames
+        kernels = "context", self._latent.shape, frames, policy
         self.graphs.run(kernels, work, kernels)
 
     def _context_modulation(self) -> Modulation:

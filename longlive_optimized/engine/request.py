@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..keywords import Blend
-from ..plain import did_you_mean, flag, plain, whole
+from ..plain import did_you_mean, exact, flag, plain, whole
 from ..text.blend import normalise
 from .sampler import VideoSteps
 
@@ -143,9 +143,10 @@ def _one_of(name: str, value: object, names: tuple) -> None:
 
 
 def _steps(steps: Any) -> tuple[int, ...]:
+    listed = exact(steps)
     try:
-        read = tuple(whole("denoising_steps", step, 1, 1000) for step in plain(steps))
-    except (TypeError, ValueError):
+        read = tuple(whole("denoising_steps", step, 1, 1000) for step in listed) if isinstance(listed, list) else ()
+    except ValueError:
         read = ()
     if not read or any(a <= b for a, b in itertools.pairwise(read)):
         raise ValueError(f"denoising_steps must be whole numbers that fall within 1000..1, got {steps!r}")

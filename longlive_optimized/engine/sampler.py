@@ -24,7 +24,7 @@ class Step(NamedTuple):
 @functools.cache
 def schedule_table() -> tuple[Tensor, Tensor]:
     """The 1000 timesteps and noise levels, float32, from 1000 down to 4.98 (4.1)."""
-    u = torch.linspace(1.0, 0.0, 1001)[:-1]
+    u = torch.linspace(1.0, 0.0, 1001, device="cpu")[:-1]
     sigmas = TIMESTEP_SHIFT * u / (1 + (TIMESTEP_SHIFT - 1) * u)
     return sigmas * 1000, sigmas
 
@@ -42,7 +42,7 @@ def make_schedule(nominal: Sequence[int], kind: ScheduleKind) -> list[Step]:
     takes it as it stands.
     """
     if kind == "longlive":
-        table = torch.cat((schedule_table()[0], torch.zeros(1)))
+        table = torch.cat((schedule_table()[0], torch.zeros(1, device="cpu")))
         timesteps = [table[1000 - n].item() for n in nominal]
     else:
         timesteps = [float(n) for n in nominal]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import logging
 from typing import NamedTuple, Unpack
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..keywords import ConfigFields
+from ..model.precision import Policy, in_8_bits, policy_of
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
@@ -26,8 +27,6 @@ from .timing import BlockTimer
 from .video_input import MotionMeter
 
 LATENT_SCALE = 8  # pixels per latent row and column
-
-log = logging.getLogger(__name__)
 
 
 class Networks(NamedTuple):
@@ -49,7 +48,7 @@ class Stream:
     """One video: its settings, prompt, ring, VAE state, noise, position and times. Made by ``LongLiveEngine``; its
     blocks are made in ``engine.block``.
 
-    settings: in force from the next block on. Changed by ``configure``.
+    settings: in force from the next block on. Changed by ``configure``; its seed by ``reset``, ``reseed``, ``restart``.
     position: latent frame at which the next block starts.
     history: the last clean latents [F, C, h, w], for a context pass or a recache.
     sinks: those of the sinks, however long ago; first_sink: the first one's latent frame.
@@ -61,6 +60,8 @@ class Stream:
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
     encoded: the next block's video; kept until the block is made, for a second try.
     from_video: whether the last block was made from video; None before the first.
+    plain, policy: nothing, and what its precision runs in 8 bits; made_with: that of the last block's denoising.
+    fallback_blocks: how many blocks since the last ``reset`` were made again without 8 bits, not being finite.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Stream:
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
         self._devices, self._graphs = devices, graphs
         graphs.turn(settings.use_cuda_graphs)
-        _note_what_is_missing(settings, self.precision)
-        model, self.seed = networks.model, settings.seed
+        model = networks.model
+        self.plain, self.policy = policy_of("bf16", len(model.blocks)), self._policy_of(settings)
         rows, columns = settings.size
         self._new_ring = functools.partial(
             RingCache,
@@ -102,33 +103,34 @@ class Stream:
 
         A new local_attn_size recomputes the window before that block, without a cut: the sinks are kept (with
         ``global_sink`` false replaced, as at a prompt switch). Buffers and graphs stay, unless the window grows beyond
-        any before. Raises ValueError for other fields and bad values; nothing has changed then, nor where memory is
-        short.
+        any before. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
+        ValueError for other fields and bad values; nothing has changed then, nor where memory is short.
         """
         with self._devices.turn():
             before, after = self.settings, self.settings.changed(**changes)
+            policy = self._policy_of(after)
             if after.local_attn_size != before.local_attn_size:
                 self._resize(after.local_attn_size)
-            self.settings = after
+            self.settings, self.policy = after, policy
             self._graphs.turn(after.use_cuda_graphs)
-            _note_what_is_missing(after, self.precision)
 
     def reset(self, seed: int | None = None) -> None:
         """Back to an empty stream; buffers stay. The seed stays too unless one is given."""
         self.prompt = PromptTrack()
         self.prompt_due = False
         self.motion = MotionMeter()
+        self.fallback_blocks = 0
         self.restart(seed)
 
     def restart(self, seed: int | None = None) -> None:
         """Back to frame 0 with the prompt in force, and the transition under way."""
-        self.seed = self.seed if seed is None else seed
-        self.noise = self._new_noise()
+        self._reseed(self.settings.seed if seed is None else seed)
         self.position = 0
         self.history = self._like.new_empty(0, *self._like.shape)
         self.sinks, self.first_sink = self.history, 0
         self.context_due = self.recache_due = self.sinks_due = False
         self.from_video: bool | None = None
+        self.made_with = self.plain
         self.ring.reset()
         self.restart_vae()
 
@@ -143,12 +145,11 @@ class Stream:
 
     def reseed(self, seed: int) -> None:
         """Draw later blocks from another seed. Raises ValueError for a video whose noise was drawn at its start."""
-        if seed == self.seed:
+        if seed == self.settings.seed:
             return
         if self.total_frames is not None and self.position:
             raise ValueError("seed of a stream with total_frames changes with reset=True only")
-        self.seed = seed
-        self.noise = self._new_noise()
+        self._reseed(seed)
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -167,8 +168,15 @@ class Stream:
 
     @property
     def precision(self) -> str:
-        """What its linears run in, whatever the settings ask for: ``bf16`` or ``float32``."""
-        return str(self.networks.model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+        """What the layers' products run in: ``int8``, or the model's dtype, ``bf16`` or ``float32``."""
+        return self.precision_with(self.settings)
+
+    def precision_with(self, settings: StreamSettings) -> str:
+        """``precision``, were these the settings."""
+        model = self.networks.model
+        if in_8_bits(policy_of(settings.precision, len(model.blocks))):
+            return "int8"
+        return str(model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's with its sinks, are computed
@@ -195,6 +203,12 @@ class Stream:
         self.context_due = True
         self.encoded = None
 
+    def _policy_of(self, settings: StreamSettings) -> Policy:
+        model = self.networks.model
+        if settings.precision != "bf16":
+            model.hold_int8()
+        return policy_of(settings.precision, len(model.blocks))
+
     def _resize(self, window: int) -> None:
         if window <= self.ring.capacity:
             self.ring.resize(window)
@@ -209,17 +223,9 @@ class Stream:
     def _new_passes(self, window: int) -> Passes:
         return Passes(self.networks.model, self._new_ring(window=window), self._like, GraphCache(self._graphs))
 
-    def _new_noise(self) -> BlockNoise | VideoNoise:
+    def _reseed(self, seed: int) -> None:
         if self.total_frames is None:
-            return BlockNoise(self.seed, self._like)
-        return VideoNoise(self.seed, self._like, self.total_frames)
-
-
-def _note_what_is_missing(settings: StreamSettings, runs: str) -> None:
-    if settings.precision == "fp8":
-        _warn_once(f"precision fp8 is not available yet: linears run in {runs}")
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    log.warning(text)
+            self.noise = BlockNoise(seed, self._like)
+        else:
+            self.noise = VideoNoise(seed, self._like, self.total_frames)
+        self.settings = dataclasses.replace(self.settings, seed=seed)

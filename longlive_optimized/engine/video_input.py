@@ -18,7 +18,7 @@ def prepare_video(
 
     Rounded linear indices in time; bilinear in space, in float32.
     """
-    picked = torch.linspace(0, len(video) - 1, count).round().long().tolist()
+    picked = torch.linspace(0, len(video) - 1, count, device="cpu").round().long().tolist()
     frames = {i: _fit(video[i].to(device), height, width, dtype) for i in sorted(set(picked))}
     return torch.stack([frames[i] for i in picked]) / 255 * 2 - 1
 

@@ -1,30 +1,71 @@
-"""A linear layer and where a checkpoint's tensors go in it."""
+"""A linear layer, in the model's dtype or in 8 bits, and where a checkpoint's tensors go in it."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.int8_linear import int8_linear, int8_linear_gelu, pack
 from ..kernels.linear_gelu import linear_gelu
+from ..kernels.quantize import quantize, quantize_runs
 from .slot import Slot
 
 
+class Quantized(NamedTuple):
+    """An activation [N, D] in 8 bits: what ``quantize`` gives, and the operators that end in it."""
+
+    values: Tensor  # int8 [N, D]
+    scale: Tensor  # float32 [groups, N]: of each row's runs of D / groups columns
+
+
 class Linear(nn.Module):
-    """A weight [d_out, d_in] and a bias, allocated and never initialised: checkpoints fill them."""
+    """A weight [d_out, d_in] and a bias, allocated and never initialised: checkpoints fill them.
+
+    After ``quantize_weight`` it has an int8 copy of the weight too. The activation's type decides which product runs.
+    """
 
     def __init__(self, d_in: int, d_out: int, **where):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in, **where), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(d_out, **where), requires_grad=False)
+        self.int8_weight: Tensor | None  # [d_out, d_in], packed
+        self.int8_scale: Tensor | None  # float32 [d_out]
+        self.drop_int8()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., d_in] to [..., d_out]."""
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """x [..., d_in] to [..., d_out]; a Quantized [N, d_in] by the int8 product, to the bias's dtype."""
+        if isinstance(x, Quantized):
+            return int8_linear(*x, self.int8_weight, self.int8_scale, self.bias)
         return F.linear(x, self.weight, self.bias)
 
-    def gelu(self, x: Tensor) -> Tensor:
-        """GELU of ``forward(x)``, tanh form, in one operator; x [N, d_in]."""
-        return linear_gelu(x, self.weight, self.bias)
+    def gelu(self, x: Tensor | Quantized, groups: int | None = None) -> Tensor | Quantized:
+        """GELU of ``forward(x)``, tanh form; x [N, d_in]. With ``groups`` it is quantised, each row in so many runs."""
+        if isinstance(x, Quantized):
+            if groups:
+                return Quantized(*int8_linear_gelu(*x, self.int8_weight, self.int8_scale, self.bias, groups))
+            return F.gelu(self(x), approximate="tanh")
+        y = linear_gelu(x, self.weight, self.bias)
+        return Quantized(*quantize(y, groups)) if groups else y
+
+    def quantize_weight(self) -> None:
+        """Make the int8 copy of the weight, a scale for each row: in place where there is one, so that captured
+        passes stay good. Raises ValueError for a d_out that int8 products do not take.
+        """
+        values, scale = quantize_runs(self.weight.detach(), 1)  # no kernel need be compiled for it
+        packed = pack(values)
+        if self.int8_weight is None or self.int8_scale is None:
+            self.int8_weight, self.int8_scale = packed.contiguous(), scale[0]
+        else:
+            self.int8_weight.copy_(packed)
+            self.int8_scale.copy_(scale[0])
+
+    def drop_int8(self) -> None:
+        """Forget the int8 copy."""
+        self.register_buffer("int8_weight", None, persistent=False)
+        self.register_buffer("int8_scale", None, persistent=False)
 
     def slots(self, *keys: str, shape: tuple[int, ...] | None = None) -> dict[str, Slot]:
         """Slots of the checkpoint's linears ``keys``, whose rows lie one after another in this weight.

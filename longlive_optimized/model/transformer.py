@@ -5,7 +5,8 @@ Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -13,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from ..kernels.modulate_norm import modulate_norm
+from ..kernels.int8_linear import PACK
+from ..kernels.modulate_norm import modulate_norm, modulate_norm_int8
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store
-from ..kernels.residual_norm import residual_norm
+from ..kernels.quantize import quantize
+from ..kernels.residual_norm import residual_norm, residual_norm_int8
 from ..kernels.ring_attention import ring_attention
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
-from .linear import Linear
+from .linear import Linear, Quantized
+from .precision import Parts, Policy, policy_of
 from .ring_cache import RingCache, RingLayer
 from .slot import Slot
 
@@ -46,8 +50,25 @@ class CrossCache(NamedTuple):
         return CrossCache(self.k[index], self.v[index])
 
 
+_NONE = Parts()
+_GELU_RUN = 256  # columns of GELU's result that share a scale, at most: a row spans many work tiles
+
+
 def _vector(*shape: int, **where) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, **where), requires_grad=False)
+
+
+def _normed(x: Tensor, shift: Tensor, scale: Tensor, eps: float, int8: bool) -> Tensor | Quantized:
+    return Quantized(*modulate_norm_int8(x, shift, scale, eps)) if int8 else modulate_norm(x, shift, scale, eps)
+
+
+def _added(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, offset: float, eps: float, int8: bool
+) -> Tensor | Quantized:
+    """Add y to x in place; the norm of the sum."""
+    if int8:
+        return Quantized(*residual_norm_int8(x, y, gate, shift, scale, offset, eps))
+    return residual_norm(x, y, gate, shift, scale, offset, eps)
 
 
 class TransformerBlock(nn.Module):
@@ -66,8 +87,9 @@ class TransformerBlock(nn.Module):
         self.cross_q_gain, self.cross_k_gain = _vector(d, **where), _vector(d, **where)
         self.cross_out = Linear(d, d, **where)
         self.ffn_in, self.ffn_out = Linear(d, config.ffn_dim, **where), Linear(config.ffn_dim, d, **where)
+        self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, _GELU_RUN)
 
-    def store(self, z: Tensor, ring: RingLayer) -> Tensor:
+    def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor:
         """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim]."""
         return qk_norm_rope_store(
             self.qkv(z),
@@ -82,20 +104,37 @@ class TransformerBlock(nn.Module):
             self.eps,
         )
 
-    def forward(self, x: Tensor, z: Tensor, m: Tensor, following: Tensor, ring: RingLayer, cross: CrossCache) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        z: Tensor | Quantized,
+        m: Tensor,
+        following: Tensor,
+        ring: RingLayer,
+        cross: CrossCache,
+        int8: Parts = _NONE,
+        int8_following: bool = False,
+    ) -> Tensor | Quantized:
         """One layer on the residual stream x [N, D], which is updated in place.
 
         z [N, D] is x normed for this layer, the result x normed for the next one, whose shift and scale are
         ``following`` [G, 2, D]; m [G, 6, D] serves G equal groups of tokens; ring and cross are this layer's.
+        ``int8`` names the products that run in 8 bits, z being quantised if ``qkv`` is among them, and
+        ``int8_following`` says whether the result is to be.
         """
-        y = ring_attention(self.store(z, ring), ring.k, ring.v, ring.valid)
+        y = self._attended(ring_attention(self.store(z, ring), ring.k, ring.v, ring.valid), int8.out)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
-        z = residual_norm(x, self.out(y.flatten(1)), m[:, 2], bias, gain, 0.0, self.eps)
+        z = _added(x, self.out(y), m[:, 2], bias, gain, 0.0, self.eps, int8.cross_q)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
-        y = self.cross_out(attention(q, cross.k, cross.v).flatten(1))
-        z = residual_norm(x, y, None, m[:, 3], m[:, 4], 1.0, self.eps)
-        y = self.ffn_out(self.ffn_in.gelu(z))
-        return residual_norm(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps)
+        y = self._attended(attention(q, cross.k, cross.v), int8.cross_out)
+        z = _added(x, self.cross_out(y), None, m[:, 3], m[:, 4], 1.0, self.eps, int8.ffn_in)
+        y = self.ffn_out(self.ffn_in.gelu(z, self._gelu_groups if int8.ffn_out else None))
+        return _added(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps, int8_following)
+
+    def _attended(self, y: Tensor, int8: bool) -> Tensor | Quantized:
+        """Attention's result [N, heads, head_dim] as [N, D]; in 8 bits with a scale for each row."""
+        y = y.flatten(1)
+        return Quantized(*quantize(y, 1)) if int8 else y
 
     def cross_kv_of(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [text_len, heads, head_dim] of a prompt, context [text_len, D]."""
@@ -140,6 +179,7 @@ class Transformer(nn.Module):
         self.blocks = cast("Sequence[TransformerBlock]", blocks)
         self.head_modulation = _vector(2, d, **where)
         self.head = Linear(d, config.out_dim * patch, **where)
+        self.adapted: frozenset[str] = frozenset()  # the checkpoint's keys of what a user's LoRAs are merged into
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -154,22 +194,32 @@ class Transformer(nn.Module):
         return self.head.weight.device
 
     def forward(
-        self, latents: Tensor, modulation: Modulation, ring: RingCache, cross: CrossCache, *, store_only: bool = False
+        self,
+        latents: Tensor,
+        modulation: Modulation,
+        ring: RingCache,
+        cross: CrossCache,
+        policy: Policy | None = None,
+        *,
+        store_only: bool = False,
     ) -> Tensor | None:
         """Flow prediction [F, out_dim, h, w] of latents [F, in_dim, h, w].
 
         The pass's place in time is the ring's (``ring.seek``); its keys and values are written there. With
         ``store_only`` (context pass, recache) the network stops after the last layer's keys and values: returns None.
+        ``policy`` says what runs in 8 bits, None nothing; ``hold_int8`` must come first.
         """
+        int8 = (*(policy or policy_of("bf16", len(self.blocks))), _NONE)  # the head does not
         grid = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
         x = self.patch(patchify(latents))
         norms = [*modulation.layers[:, :, :2].unbind(1), modulation.head]  # shift and scale before each layer, and last
-        z = modulate_norm(x, norms[0][:, 0], norms[0][:, 1], self.config.eps)
+        z = _normed(x, norms[0][:, 0], norms[0][:, 1], self.config.eps, int8[0].qkv)
         for layer, block in enumerate(self.blocks):
             if store_only and layer == len(self.blocks) - 1:
                 block.store(z, ring.layer(layer))
                 return None
-            z = block(x, z, modulation.layers[:, layer], norms[layer + 1], ring.layer(layer), cross.layer(layer))
+            of_layer = modulation.layers[:, layer], norms[layer + 1], ring.layer(layer), cross.layer(layer)
+            z = block(x, z, *of_layer, int8[layer], int8[layer + 1].qkv)
         return unpatchify(self.head(z), grid)
 
     def modulation(self, timesteps: Tensor) -> Modulation:
@@ -191,6 +241,40 @@ class Transformer(nn.Module):
         context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
         k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)
         return CrossCache(torch.stack(k), torch.stack(v))
+
+    @property
+    def holds_int8(self) -> bool:
+        """Whether there are int8 copies of the weights that ``precision.policy_of`` names."""
+        return all(linear.int8_weight is not None for linear in self._int8_linears())
+
+    def hold_int8(self) -> None:
+        """Make int8 copies of the weights that run in 8 bits. They lie beside the weights, and stay.
+
+        Raises ValueError for a network whose widths int8 products do not take. If that or memory fails, there are none.
+        """
+        if self.holds_int8:
+            return
+        widths = {"dim": self.config.dim, "ffn_dim": self.config.ffn_dim}
+        if wrong := [f"{name} {width}" for name, width in widths.items() if width % PACK]:
+            has = ", ".join(wrong)
+            raise ValueError(f"precision must be bf16: int8 wants multiples of {PACK}, the model has {has}")
+        try:
+            for linear in self._int8_linears():
+                linear.quantize_weight()
+        except BaseException:
+            for linear in self._int8_linears():
+                linear.drop_int8()
+            raise
+
+    def weights_changed(self) -> None:
+        """The weights are others: quantise them anew, in place, if there are int8 copies."""
+        if self.holds_int8:
+            for linear in self._int8_linears():
+                linear.quantize_weight()
+
+    def _int8_linears(self) -> Iterator[Linear]:
+        for block, parts in zip(self.blocks, policy_of("int8", len(self.blocks)), strict=True):
+            yield from (getattr(block, name) for name, int8 in parts._asdict().items() if int8)
 
     def checkpoint_slots(self) -> dict[str, Slot]:
         """The place of every tensor of the published checkpoint (docs/model.md 1.2), by its key there."""

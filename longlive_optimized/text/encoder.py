@@ -112,7 +112,7 @@ class TextEncoder:
         ids = [self.tokenizer(prompt) for prompt in prompts]
         out = torch.zeros(len(ids), self.tokenizer.text_len, self.text_dim, device=self._device, dtype=self._dtype)
         for row, sequence in zip(out, ids, strict=True):
-            row[: len(sequence)] = self.encode_ids(torch.tensor(sequence))
+            row[: len(sequence)] = self.encode_ids(torch.tensor(sequence, device="cpu"))
         return out
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     been checked. Raises FileNotFoundError, and CheckpointError saying what the file is instead.
     """
     head = _head(path)
+    _refuse_other_formats(path, head)
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path, head)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
@@ -64,6 +65,32 @@ def verify(path: Path) -> str:
         return "has no checksum to compare with"
     without = verify_archive(path)
     return f"{without} of its records have no checksum" if without else "all checksums are right"
+
+
+class Reading:
+    """Files while they are read, as they were at first. Its text names them.
+
+    A mapped file that is written to gives a mixture of old and new, one that is cut short ends the process.
+    """
+
+    def __init__(self, paths: Iterable[Path]):
+        self._seen = {path: _state(path) for path in paths}
+
+    def check(self) -> None:
+        """Raise CheckpointError, naming the file, if one has changed."""
+        if changed := [path for path, state in self._seen.items() if _state(path) != state]:
+            raise CheckpointError(f"{changed[0]} has changed while it was read: load again when it is there")
+
+    def __str__(self) -> str:
+        return " merged with ".join(map(str, self._seen))
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    try:
+        stat = path.stat()
+    except OSError:  # opening it says so
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def check_tensors(
@@ -113,6 +140,18 @@ def _refuse_stand_ins(path: Path, head: bytes) -> None:
         raise CheckpointError(f"{path} is a web page, not a checkpoint: the download went wrong")
     if text.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull`, or download it")
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")):
+        raise CheckpointError(f"{path} is a compressed file: unpack it")
+    named, is_one = path.suffix == ".safetensors", head[7:9] == b"\0{"  # behind the length of its header
+    if named and not is_one and head.startswith((b"PK", b"\x80")):
+        raise CheckpointError(f"{path} is a torch file in spite of its name: load and save it as safetensors")
+    if is_one and not named:
+        raise CheckpointError(f"{path} is a safetensors file in spite of its name: load and save it with torch")
+    if not head.startswith(b"PK") and head.isascii() and head.decode().replace("\n", "").isprintable():
+        raise CheckpointError(f"{path} is a text, not a checkpoint, the download went wrong: {head[:60].decode()!r}")
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

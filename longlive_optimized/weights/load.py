@@ -22,7 +22,7 @@ from ..vae.config import TaeConfig, VaeConfig
 from ..vae.tae import Tae, last_rows
 from ..vae.wan.model import WanVae
 from . import CheckpointError
-from .files import check_tensors, some, tensors_in
+from .files import Reading, check_tensors, some, tensors_in
 from .locate import ModelFiles
 from .lora import open_adapter
 from .terms import Adapter, Term, merge
@@ -62,10 +62,11 @@ def load_generator(
 
     Raises CheckpointError, and what open_user_loras raises.
     """
-    config = _config(files)
+    config, reading = _config(files), _reading(files, loras)
     tensors, own, users = _open_generator(files, config, loras)
     model = Transformer(config, device=device, dtype=dtype)
-    _fill(model.checkpoint_slots(), tensors, _source(files, loras), progress, (own, users))
+    _fill(model.checkpoint_slots(), tensors, reading, progress, (own, users))
+    model.adapted = frozenset(users)
     return model
 
 
@@ -74,9 +75,10 @@ def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.d
 
     For oracles, which need the weights and not the network. Raises CheckpointError.
     """
+    reading = _reading(files)
     tensors, own, _ = _open_generator(files, _config(files))
     weights = _empty(tensors, device, dtype)
-    _fill(_slots(weights), tensors, _source(files), adapters=(own,))
+    _fill(_slots(weights), tensors, reading, adapters=(own,))
     return weights
 
 
@@ -85,7 +87,8 @@ def refill_generator(
 ) -> None:
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
-    Only the weights that ``loras`` adapt are written, in place, from ``files``: addresses stay, and nothing drifts.
+    Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``: addresses stay, and
+    nothing drifts. Int8 copies follow.
     ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
     may be under way; the caller computes anew what the old weights gave (keys and values).
 
@@ -93,18 +96,21 @@ def refill_generator(
     RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
     again, or load anew.
     """
-    config = _config(files)
+    config, reading = _config(files), _reading(files, loras)
     if config != model.config:
         raise ValueError(f"files: the model was not made from {files.config}")
     tensors, own, users = _open_generator(files, config, loras)
-    slots = {key: slot for key, slot in model.checkpoint_slots().items() if key in users}
+    model.adapted |= users.keys()
+    slots = {key: slot for key, slot in model.checkpoint_slots().items() if key in model.adapted}
     if not slots:
         return
     try:
-        _fill(slots, tensors, _source(files, loras), progress, (own, users))
+        _fill(slots, tensors, reading, progress, (own, users))
+        model.weights_changed()
     except Exception as error:
         kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
         raise kind(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
+    model.adapted = frozenset(users)
 
 
 def load_vae(
@@ -115,10 +121,11 @@ def load_vae(
     progress: BytesDone | None = None,
 ) -> Autoencoder:
     """The video autoencoder of ``files.vae_type``, or its decoder alone; CheckpointError."""
+    reading = Reading([files.vae])
     tensors, whole = _open_vae(files, _config(files))
     model = type(whole)(whole.config, encoder=encoder, device="meta")
     weights = _empty(model.state_dict(), device, dtype)
-    _fill(_slots(weights), tensors, str(files.vae), progress)
+    _fill(_slots(weights), tensors, reading, progress)
     model.load_state_dict(weights, assign=True)
     return model
 
@@ -129,9 +136,10 @@ def load_text_encoder(
     """The umT5 encoder with its tokenizer; weights stored as fp8 are widened to ``dtype``; CheckpointError."""
     from ..text.encoder import TextEncoder
 
+    reading = Reading([files.text])
     tensors, tokenizer = _open_text(files, _config(files))
     weights = _empty(tensors, device, dtype)
-    _fill(_slots(weights), tensors, str(files.text), progress)
+    _fill(_slots(weights), tensors, reading, progress)
     return TextEncoder(weights, tokenizer)
 
 
@@ -156,10 +164,9 @@ def _open_generator(
     return tensors, own, _joined(open_user_loras(loras, shapes))
 
 
-def _source(files: ModelFiles, loras: Sequence[UserLora] = ()) -> str:
-    """The generator's files, as an error names them."""
-    paths = [files.generator, files.lora, *(lora.path for lora in loras)]
-    return " merged with ".join(str(path) for path in paths if path)
+def _reading(files: ModelFiles, loras: Sequence[UserLora] = ()) -> Reading:
+    paths = [files.generator, files.lora, *(lora.path for lora in loras if isinstance(lora, UserLora))]
+    return Reading(path for path in paths if path)
 
 
 def _joined(adapters: Sequence[Adapter]) -> Adapter:
@@ -233,16 +240,17 @@ def _slots(weights: Mapping[str, Tensor]) -> dict[str, Slot]:
 def _fill(
     slots: Mapping[str, Slot],
     tensors: Mapping[str, Tensor],
-    source: str,
+    reading: Reading,
     progress: BytesDone | None = None,
     adapters: Sequence[Adapter] = (),
 ) -> None:
     """Write ``tensors`` into ``slots``, merged with one of ``adapters`` after the other.
 
-    Raises CheckpointError for NaN or infinity.
+    Raises CheckpointError for NaN or infinity, and for a file that changes meanwhile.
     """
     total, done, sums = sum(slot.nbytes for slot in slots.values()), 0, []
     for key, slot in slots.items():
+        reading.check()
         weight = tensors[key].to(slot.device)
         for adapter in adapters:
             if key in adapter:
@@ -253,7 +261,8 @@ def _fill(
         done += slot.nbytes
         if progress:
             progress(done, total)
+    reading.check()
     finite = torch.stack(sums).isfinite().tolist()
     bad = [key for key, good in zip(slots, finite, strict=True) if not good]
     if bad:
-        raise CheckpointError(f"{source} holds NaN or infinity in {some(bad)}")
+        raise CheckpointError(f"{reading} holds NaN or infinity in {some(bad)}")

@@ -64,14 +64,22 @@ def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFi
         raise FileNotFoundError(f"model_path: {root} is not a folder" if root.exists() else f"model_path: no {root}")
     # Not resolved: beside a linked folder means beside the link.
     candidates = _candidates(Path(os.path.abspath(root)), vae_type)
-    present = {part: [path for path in paths if path.is_file()] for part, paths in candidates.items()}
-    if missing := [part for part, paths in present.items() if not paths and part != "lora"]:
+    found = {part: path for part, paths in candidates.items() if (path := _first(paths))}
+    if missing := [part for part in candidates if part not in found and part != "lora"]:
         looked = "\n".join(f"  {part}: " + " or ".join(map(str, candidates[part])) for part in missing)
         raise FileNotFoundError(f"model_path: {root} lacks {', '.join(missing)}; looked for\n{looked}")
-    found = {part: paths[0] for part, paths in present.items() if paths}
     if "lora" not in found:
         _log.warning("no lora.pt beside %s: the base weights are used as they are", found["generator"])
     return ModelFiles(**found | {"tokenizer": found["tokenizer"].parent}, vae_type=vae_type)
+
+
+def _first(paths: list[Path]) -> Path | None:
+    """The first of ``paths`` that there is; FileNotFoundError for one that is there, but is no file."""
+    path = next((path for path in paths if os.path.lexists(path)), None)
+    if path is not None and not path.is_file():
+        lost = "a link to nothing: what it links to has been moved, or not downloaded"
+        raise FileNotFoundError(f"model_path: {path} is {'no file' if path.exists() else lost}")
+    return path
 
 
 def _candidates(root: Path, vae_type: str) -> dict[str, list[Path]]:

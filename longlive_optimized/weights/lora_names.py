@@ -34,12 +34,19 @@ _DIFFUSERS = {
     "modulation": "scale_shift_table",
 }
 _NATIVE = re.compile(rf"(?<![^.])(?:{'|'.join(map(re.escape, _DIFFUSERS))})(?![^.])")
+# Projections that read one input and are trained as one, their rows one below the other, as by diffusers'
+# fuse_qkv_projections.
+_FUSED = {"self_attn": "qkv", "cross_attn": "kv"}
+_FUSED_NAMES = "to_{}", "{}", "{}_proj"
 
-# What adapts a module, by what follows the module's name. The middle of ".lora_A.NAME.weight" is PEFT's adapter name.
+# PEFT's adapter name, as in ".lora_A.NAME.weight"; not another tensor of the half, such as its bias or a scale of it.
+_ADAPTER = r"(?:\.(?!bias$|scale|weight)[^.]+)?"
+# What adapts a module, by what follows the module's name.
 _PARTS = {
-    "B bias": r"(?:lora_B(?:\.[^.]+)?|lora_up)\.bias",
-    "A": r"lora_A(?:\.[^.]+)?(?:\.weight)?|lora_down\.weight|lora(?:_linear_layer)?\.down\.weight",
-    "B": r"lora_B(?:\.[^.]+)?(?:\.weight)?|lora_up\.weight|lora(?:_linear_layer)?\.up\.weight",
+    "B bias": rf"(?:lora_B{_ADAPTER}|lora_up)\.bias",
+    "A": rf"lora_A{_ADAPTER}(?:\.weight)?|lora_down\.weight|lora(?:_linear_layer)?\.down\.weight",
+    "B": rf"lora_B{_ADAPTER}(?:\.weight)?|lora_up\.weight|lora(?:_linear_layer)?\.up\.weight",
+    "core": r"lora_mid\.weight",
     "alpha": r"(?:lora_)?alpha",
     "rank": r"lora_rank",
     "magnitude": r"dora_scale|magnitude|lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?",
@@ -48,9 +55,10 @@ _PARTS = {
     "modulation difference": r"diff_m",
     **{name: name for half in ("hada_w1", "hada_w2") for name in (f"{half}_a", f"{half}_b")},
     **{name: name for half in ("lokr_w1", "lokr_w2") for name in (half, f"{half}_a", f"{half}_b")},
+    **{name: name for name in ("hada_t1", "hada_t2", "lokr_t2")},
 }
 _PART = {part: re.compile(pattern) for part, pattern in _PARTS.items()}
-_PEFT_NAMED = re.compile(r"((?:hada|lokr)_w\d(?:_[ab])?)\.[^.]+")
+_PEFT_NAMED = re.compile(r"((?:hada|lokr)_[wt]\d(?:_[ab])?)\.[^.]+")
 
 # What is recognised and refused.
 _KINDS = {
@@ -60,17 +68,21 @@ _KINDS = {
     "a VeRA": r"vera_lambda",
     "an AdaLoRA": r"lora_E|ranknum",
     "a T-LoRA": r"lambda_layer$|[pq]_layer\.weight$",
-    "a Tucker decomposition": r"lora_mid|hada_t\d|lokr_t\d",
     "a LoRA of an embedding": r"lora_embedding_",
     "a patch that sets weights": r"(?:set|reshape)_weight$",
+    "stored as integers or 8-bit floats with scales beside them": (
+        r"(?:scale_weight|weight_scale|scale_input|input_scale|absmax|quant_map|SCB)$|quant_state"
+    ),
 }
 _KIND = {kind: re.compile(rf"\.(?:{pattern})") for kind, pattern in _KINDS.items()}
 WHOLE, UNKNOWN = "not changes of weights but whole ones", "of an unknown kind"
-_FUSED = re.compile(r"(?<![a-z])to_q?kv(?![a-z])")
 
 
 class Named(NamedTuple):
-    """What a tensor of a LoRA file is: ``part`` of ``module``, which the file calls ``spelling``."""
+    """What a tensor of a LoRA file is: ``part`` of ``module``, which the file calls ``spelling``.
+
+    module: may be one of ``Names.fused``.
+    """
 
     module: str
     part: str
@@ -78,13 +90,19 @@ class Named(NamedTuple):
 
 
 class Names:
-    """The modules of a generator with the checkpoint's ``keys``, in every spelling."""
+    """The modules of a generator with the checkpoint's ``keys``, in every spelling.
+
+    fused: the modules that one of several projections stands for, in the order of their rows, by a name of its own.
+    """
 
     def __init__(self, keys: Iterable[str]):
         keys = set(keys)
         owners = {key.rpartition(".")[0] for key in keys} | {key for key in keys if key.endswith("modulation")}
         self._rooms = {owner for owner in owners if owner not in keys and f"{owner}.weight" not in keys}
         self._modules = {spelling: module for module in sorted(owners) for spelling in spellings(module)}
+        self.fused: dict[str, tuple[str, ...]] = {}
+        for room in (owner.removesuffix(".q") for owner in owners if owner.endswith("_attn.q")):
+            self._add_fused(room, _FUSED[room.rpartition(".")[2]])
         self._underscored = {spelling.replace(".", "_"): module for spelling, module in self._modules.items()}
 
     def find(self, key: str) -> Named | None:
@@ -102,6 +120,12 @@ class Names:
                 return named if named.module not in self._rooms or named.part == "modulation difference" else None
         return None
 
+    def _add_fused(self, room: str, letters: str) -> None:
+        module = f"{room}.{letters}"
+        self.fused[module] = tuple(f"{room}.{letter}" for letter in letters)
+        for spelling in spellings(room):
+            self._modules |= {f"{spelling}.{name.format(letters)}": module for name in _FUSED_NAMES}
+
 
 def spellings(module: str) -> list[str]:
     """A module's names in files, without what trainers write before it: the checkpoint's and diffusers'."""
@@ -111,8 +135,6 @@ def spellings(module: str) -> list[str]:
 
 def refused(key: str) -> str | None:
     """The kind of adapter that a file's tensor belongs to, if it is one that cannot be merged."""
-    if _FUSED.search(key):
-        return "a LoRA of fused projections (to_qkv, to_kv)"
     return next((kind for kind, pattern in _KIND.items() if pattern.search(key)), None)
 
 

@@ -118,7 +118,7 @@ def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: Byte
     files = _checkpoint_files(name, vocabulary, full_text)
     total, done = sum(file.bytes for file in files), 0
     if shutil.disk_usage(root).free < total:
-        raise OSError(f"directory: the disk has too little room, {total / 1e9:.1f} GB are needed")
+        raise OSError(f"directory: the disk has too little room, {total / 1e9:.2g} GB are needed")
     for size in (size for file in files for size in _write(root / file.path, file, seed)):
         done += size
         if progress:

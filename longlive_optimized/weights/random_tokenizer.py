@@ -28,7 +28,7 @@ def write_tokenizer(folder: Path) -> int:
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     roles = dict(zip(("pad_token", "eos_token", "unk_token"), _SPECIAL, strict=True))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **roles}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

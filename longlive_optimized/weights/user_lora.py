@@ -22,6 +22,7 @@ from . import CheckpointError
 from .files import check_tensors, some, tensors_in
 from .lora_alpha import Training, read_training
 from .lora_names import UNKNOWN, WHOLE, Names, refused, spellings
+from .lora_parts import as_matrices, taken_apart
 from .terms import Adapter, Difference, Dora, Factor, Hadamard, Kronecker, LowRank, Term
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -48,6 +49,9 @@ class UserLora:
         if not isinstance(self.path, str | os.PathLike):
             raise TypeError(f"a LoRA's path must name a file, got {type(self.path).__name__}")
         path = Path(self.path).expanduser().absolute()
+        if path.is_dir():
+            peft = " (PEFT's is adapter_model.safetensors)" if (path / "adapter_config.json").exists() else ""
+            raise ValueError(f"a LoRA's path must name a file, and {path} is a folder: take the file in it{peft}")
         if path.suffix not in SUFFIXES:
             raise ValueError(f"a LoRA's path must end in one of {', '.join(SUFFIXES)}, got {self.path}")
         if not path.is_file():
@@ -120,16 +124,27 @@ def sort(path: Path, tensors: Mapping[str, Tensor], names: Names) -> tuple[list[
     if kinds:
         kind, keys = next(iter(kinds.items()))
         raise CheckpointError(f"{path} {kind}, which is not supported: {some(keys)}")
+    for fused in [module for module in modules.values() if module.name in names.fused]:
+        for module in _apart(path, modules.pop(fused.name), names.fused[fused.name]):
+            if modules.setdefault(module.name, module) is not module:
+                raise CheckpointError(f"{path} holds {module.name} twice, one of them in {fused.spelling}")
     # An alpha alone changes nothing.
     return [module for module in modules.values() if module.parts.keys() - {"alpha", "rank"}], ignored
+
+
+def _apart(path: Path, fused: _Module, into: Sequence[str]) -> list[_Module]:
+    try:
+        parts = taken_apart(fused.parts, len(into))
+    except ValueError as error:
+        text = f"{path} adapts {fused.spelling}, several projections as one, which is not supported here: {error}"
+        raise CheckpointError(text) from None
+    return [_Module(name, fused.spelling, own) for name, own in zip(into, parts, strict=True)]
 
 
 def adapt(path: Path, modules: Sequence[_Module], shapes: Shapes, training: Training, scale: float) -> Adapter:
     """What ``modules`` add at ``scale`` to the weights with these ``shapes``; CheckpointError for what does not fit."""
     found, expected = {}, {}
-    modules = [
-        _Module(m.name, m.spelling, _as_matrices(m.parts, shapes.get(_weight(m.name, shapes), ()))) for m in modules
-    ]
+    modules = [_Module(m.name, m.spelling, _matrices(path, m, shapes)) for m in modules]
     for module in modules:
         found |= {f"{module.name}.{part}": tensor for part, tensor in module.parts.items()}
         expected |= {f"{module.name}.{part}": shape for part, shape in _expected(module, shapes).items()}
@@ -191,12 +206,11 @@ def _weight(module: str, shapes: Shapes) -> str:
     return module if module in shapes else f"{module}.weight"
 
 
-def _as_matrices(parts: Mapping[str, Tensor], weight: Sequence[int]) -> dict[str, Tensor]:
-    """The factors of a convolution's change as matrices [rows, all the rest]."""
-    if len(weight) <= 2:
-        return dict(parts)
-    whole = ("difference", "magnitude")
-    return {part: t.flatten(1) if part not in whole and t.ndim > 2 else t for part, t in parts.items()}
+def _matrices(path: Path, module: _Module, shapes: Shapes) -> dict[str, Tensor]:
+    try:
+        return as_matrices(module.parts, shapes.get(_weight(module.name, shapes), ()))
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not fit this model: {module.name}: {error}") from None
 
 
 def _expected(module: _Module, shapes: Shapes) -> dict[str, Sequence[int]]:

@@ -64,9 +64,9 @@ def test_no_kernel_spills(library):
         assert any(f"{source.stem}_kernel" in name for name, _, _ in kernels), operator
     for name, registers, stack in kernels:
         assert stack == "0", name
-        # 32 warps of 64 registers fill a multiprocessor: enough loads in flight to keep memory busy. Attention and
-        # convolution have one CTA there, of 384 threads with 168 registers, which they then share out anew.
-        shared_out = "ring_attention_kernel" in name or "causal_conv_kernel" in name
+        # 32 warps of 64 registers fill a multiprocessor: enough loads in flight to keep memory busy. The kernels with
+        # products have one CTA there, of 384 threads with 168 registers, which they then share out anew.
+        shared_out = any(f"{kind}_kernel" in name for kind in ("ring_attention", "causal_conv", "int8_linear"))
         most = 168 if shared_out else 64 if "bfloat16" in name else 96
         if "qk_norm_rope_store" in name and "Int8" in name:
             most = max(most, 72)  # 28 warps
@@ -96,6 +96,13 @@ def test_convolution_runs_on_hoppers_own_units(kernels):
     """Two products of each block of pixels in one group, but all nine taps at once for pictures."""
     found = [products(k) for k in kernels if "causal_conv_kernel" in k.split("\n", 1)[0]]
     assert sorted(found) == [(2, 1), (4, 1), (4, 1), (4, 1), (8, 1), (8, 1), (9 * 8, 1)]
+
+
+def test_int8_products_run_on_hoppers_own_units(kernels):
+    """Four in a stage, the first one of a tile apart; no fence of the whole chip."""
+    found = [k for k in kernels if "int8_linear_kernel" in k.split("\n", 1)[0]]
+    assert [products(k) for k in found] == [(8, 2)] * 5
+    assert not any("MEMBAR.ALL.GPU" in k for k in found)
 
 
 def test_the_handshake_compiles(tmp_path):

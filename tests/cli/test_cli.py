@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -19,6 +21,7 @@ from longlive_optimized.cli import generate, main
 from longlive_optimized.cli.generate import parse_switch
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.weights.locate import locate
+from longlive_optimized.weights.random_tokenizer import write_tokenizer
 
 
 @pytest.fixture
@@ -77,7 +80,8 @@ def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
         (["--prompt", "a", "--switch", "soon:b"], "--switch must be SECONDS:TEXT"),
         (["--prompt", "a", "--seconds", "0"], "--seconds must be positive"),
         (["--prompt", "a", "--enlarge", "0"], "--enlarge"),
-        (["--prompt", "a", "--enlarge", "400"], "error: --enlarge must leave pictures of at most 16384 pixels a side"),
+        (["--prompt", "a", "--height", "16144"], "error: --height, --width: at most 16128 pixels"),
+        (["--prompt", "a", "--enlarge", "400"], "error: --enlarge must leave pictures of at most 16128 pixels a side"),
         (["--prompt", "a", "--model", "/no/such/folder"], "error: --model: no /no/such/folder"),
     ],
 )
@@ -148,10 +152,27 @@ def test_benches(run, tmp_path):
     run("bench", "switch", *size, "--force", "--switches", "2", "--json", report)
     row = json.loads(report.read_text())
     assert row["switch_wall_ms"] >= row["switch_recache_ms"] > 0 and row["switch_at_random_wall_ms"] > 0
-    run("bench", "quality", *size, "--force", "--seeds", "1", "--prompts", "0", "--json", report)
-    row = json.loads(report.read_text())
-    assert row["max_flow_error_ours"] < 1e-5 and 0.5 < min(row["logit_std_estimate"]) < 6
-    assert 0 <= row["pixels_ours"] < 1e-5 and row["pixels_modules"] == 0
+
+
+def test_the_gate(run, tmp_path):
+    report, picture = tmp_path / "gate.json", tmp_path / "gate.png"
+    some = ["--device", "cpu", "--seeds", "1", "--blocks", "1", "--prompts", "0", "--json", report, "--force"]
+    shown = run("bench", "quality", *some, "--by-part", "--picture", picture).stdout
+    found = json.loads(report.read_text())
+    assert [*found["presets"]] == ["speed", "turbo", "ultra"] and found["failures"] == []
+    assert all(name in shown for name in ("speed", "psnr_median_db", "change_by_part, ffn_out"))
+    for row in found["presets"].values():
+        assert row["precision"] == "int8" and row["blocks"] == 2 and row["fallback_blocks"] == 0
+        assert row["max_flow_error_ours"] < 1e-5 < row["max_flow_error_int8"] < 0.1
+        assert 0.5 < min(row["logit_std_estimate"]) < 6 and row["psnr_median_db"] >= row["psnr_worst_db"] >= 40
+        by_part = row["change_by_part"]
+        assert [*by_part][:7] == ["all", "qkv", "out", "cross_q", "cross_out", "ffn_in", "ffn_out"]
+        assert all(0 < change < 0.05 for change in by_part.values()) and len(by_part) == 7 + 5
+    assert 0 <= found["decoder"]["pixels_ours"] < 1e-5 and found["decoder"]["pixels_modules"] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run("bench", "quality", *some, "--preset", "realtime").returncode == 0
+    (row,) = json.loads(report.read_text())["presets"].values()
+    assert row["precision"] == "float32" and "psnr_median_db" not in row
 
 
 @pytest.mark.parametrize(
@@ -275,10 +296,69 @@ def test_paths_that_cannot_be_written_are_found_first(run, tmp_path, monkeypatch
     assert done.returncode == 2 and message in done.stderr and not [*tmp_path.iterdir()]
 
 
+def test_links_stay_links(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "x.mp4", "x.json":
+        (tmp_path / name).symlink_to(f"there/{name}")  # where nothing is yet
+    run("generate", "--prompt", "a", "--seconds", "0.1", "--out", "x.mp4", "--json", "x.json")
+    for name in "x.mp4", "x.json":
+        assert (tmp_path / name).is_symlink() and (tmp_path / "there" / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize("way", ["folder/../x.mp4", "symbolic.json", "hard.json"])
+def test_statistics_never_go_over_the_video(run, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(generate, "load_engine", lambda *args: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.mp4").write_text("mine")
+    (tmp_path / "symbolic.json").symlink_to("x.mp4")
+    (tmp_path / "hard.json").hardlink_to("x.mp4")
+    done = run("generate", "--prompt", "a", "--out", "x.mp4", "--json", way, "--force", check=False)
+    assert done.returncode == 2 and "error: --json must be another file than --out" in done.stderr
+
+
+def test_a_poor_terminal_is_enough(tmp_path):
+    code = "from longlive_optimized.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", "--prompt", "日本", "--seconds", "0.1", "--out", "日本.mp4"]
+    poor = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "1", "TERM": "dumb"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=poor, cwd=tmp_path)
+    assert done.returncode == 0 and "wrote " in done.stderr and (tmp_path / "日本.mp4").exists(), done.stderr
+
+
+def test_statistics_go_to_a_standard_output_that_is_a_file(tmp_path):
+    code = (
+        f"import sys; sys.argv = 'x generate --prompt a --seconds .1 --out {tmp_path}/x.mp4 --json /dev/stdout'.split()"
+    )
+    code += "; from longlive_optimized.cli import main; main()"
+    with (tmp_path / "out").open("w") as out:
+        assert subprocess.run([sys.executable, "-c", code], stdout=out, timeout=300).returncode == 0
+    text = (tmp_path / "out").read_text()
+    assert "pixel frame" in text and json.loads(text[text.index("{") :])["preset"] == "balanced"
+
+
 def test_a_disk_that_is_full_is_named(run, tmp_path):
     args = ["--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", "--json", "/dev/full"]
     done = run("generate", *args, check=False)
     assert done.returncode == 2 and "error: --json: /dev/full cannot be written: No space left" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["write", "__exit__"])
+def test_a_disk_that_fills_up_leaves_no_broken_video(run, tmp_path, monkeypatch, when):
+    def full(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.mp4")
+
+    monkeypatch.setattr(generate.Mp4Writer, when, full)
+    done = run("generate", "--prompt", "a", "--seconds", "0.1", "--out", tmp_path / "x.mp4", check=False)
+    assert done.returncode == 2 and not (tmp_path / "x.mp4").exists()
+    assert f"error: --out: {tmp_path / 'x.mp4'} cannot be written: No space left on device\n" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_tokenizer_for_which_there_is_no_space_is_an_oserror(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", lambda path, **how: None)
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_tokenizer(tmp_path)
 
 
 def test_bench_and_make_checkpoint_keep_what_is_there(run, tmp_path):
@@ -322,7 +402,8 @@ def test_help_is_quick_and_loads_no_torch(command):
     code = "import atexit, sys; atexit.register(lambda: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'av'})))"
     code += "; from longlive_optimized.cli import main; main()"
     before = os.times()
-    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, timeout=60)
+    asked = "-h" if command else "--help"
+    done = subprocess.run([sys.executable, "-c", code, *command, asked], capture_output=True, text=True, timeout=60)
     after = os.times()
     assert done.returncode == 0 and "--help" in done.stdout and done.stdout.endswith("\n[]\n")
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
@@ -332,7 +413,12 @@ def test_openmp_waits_without_spinning_and_the_users_wish_stands():
     code = "from longlive_optimized.cli import threads; threads.share_the_machine(); import os, torch"
     code += "; print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads(), threads.cores())"
     plain = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    for given, policy in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "1"}, "ACTIVE"):
+    empty = {"OMP_WAIT_POLICY": "", "OMP_NUM_THREADS": ""}
+    for given, policy in (
+        ({}, "PASSIVE"),
+        (empty, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "1"}, "ACTIVE"),
+    ):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain | given)
         said, threads, cores = done.stdout.split()
-        assert said == policy and threads == given.get("OMP_NUM_THREADS", cores)
+        assert said == policy and threads == (given.get("OMP_NUM_THREADS") or cores) and not done.stderr

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from longlive_optimized.config import PRESETS
 from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
-from longlive_optimized.demo.scope_integration.prompt_box import PromptBox
+from longlive_optimized.demo.scope_integration.prompt_box import Prompt, PromptBox
 from longlive_optimized.demo.video_track import PipelineVideoTrack
 from longlive_optimized.engine import block
 from longlive_optimized.vae.stream import DecoderStream
@@ -33,7 +33,7 @@ class Machine:
         patch.setattr(block, "denoise", self._denoise)
         patch.setattr(DecoderStream, "decode_uint8", self._decode)
 
-    def _denoise(self, stream, request):
+    def _denoise(self, stream, request, policy):
         if self.failing == "denoise":
             raise RuntimeError("no")
         self.blocks += 1
@@ -157,8 +157,8 @@ def test_the_pipeline_shows_the_last_wish(machine, pipeline, calls):
 @given(st.lists(st.tuples(st.sampled_from(["switch", "follow", "take", "fail", "anew"]), TEXT, st.integers(0, 200))))
 def test_a_prompt_is_in_force_once_it_has_stood_for_the_debounce(calls):
     box, wish, argument, now, since = PromptBox(), None, None, 0.0, 0.0
-    for name, text, wait in calls:
-        now += wait / 1e3
+    for name, words, wait in calls:
+        text, now = Prompt(words), now + wait / 1e3
         if name == "switch" or (name == "follow" and text != argument):
             wish, since = text, now if text != wish else since
         if name == "switch":

@@ -17,7 +17,6 @@ from longlive_optimized.demo.scope_integration import (
     ScopeOptimizationConfig,
     create_optimized_scope_pipeline,
 )
-from longlive_optimized.engine import stream as stream_module
 from measure.soak import soak
 
 SMALL = {"height": 32, "width": 48}
@@ -135,13 +134,15 @@ def test_flags_tell_the_truth(pipeline):
     assert not stats.cuda_graphs_active and stats.precision == "float32"
 
 
-def test_what_is_not_there_yet_is_said_once_and_reported_false(caplog):
-    config = ScopeOptimizationConfig.preset_turbo(**SMALL)
-    stream_module._warn_once.cache_clear()
-    pipelines = [OptimizedScopePipeline("tiny", config, device="cpu") for _ in range(2)]
-    assert caplog.text.count("fp8 is not available yet") == 1
-    stats = pipelines[0].get_latency_stats()
-    assert not stats["async_vae_active"] and stats["precision"] == "float32"
+def test_precision_is_reported_as_it_runs():
+    config = ScopeOptimizationConfig.preset_realtime(precision="fp8", **SMALL)
+    pipeline = OptimizedScopePipeline("tiny", config, device="cpu")
+    stats = pipeline.get_latency_stats()
+    assert stats["precision"] == "int8" and stats["fallback_blocks"] == 0
+    pipeline.configure(precision="bf16")
+    assert pipeline.get_latency_stats()["precision"] == "int8"  # until the next block
+    pipeline.generate_frame(FOX)
+    assert pipeline.get_latency_stats()["precision"] == "float32"
 
 
 def test_prompt_cache_counts(pipeline):
@@ -224,7 +225,7 @@ def test_presets_by_name_and_by_method(pipeline, name):
     assert pipeline.engine.stream.ring.window == config.local_attn_size
     assert pipeline.config.height == 32
     assert pipeline.get_latency_stats()["preset"] == {"quality": "quality_stream"}.get(name, name)
-    assert pipeline.get_latency_stats()["precision"] == "float32"  # fp8 is asked for by some, and never claimed
+    assert pipeline.get_latency_stats()["precision"] == ("int8" if config.precision == "int8" else "float32")
 
 
 def test_an_unknown_preset_changes_nothing(pipeline):
@@ -377,22 +378,48 @@ def test_warm_up_takes_the_preset_that_waits(pipeline):
     assert pipeline.engine.stream.ring.window == 9 and pipeline.get_latency_stats()["frame_count"] == 0
 
 
-def test_a_failed_preset_leaves_everything_as_it_was(pipeline, monkeypatch):
+def test_a_preset_for_which_memory_is_short_stays_wished_for(pipeline, monkeypatch):
     blocks(pipeline, FOX, 1, first=True)
-    before = pipeline.config
-    real = type(pipeline.stream.ring).resize
+    before, stream = pipeline.config, pipeline.stream.settings
 
     def full(ring, window):
-        if window == 9:
-            raise RuntimeError("out of memory")
-        real(ring, window)
+        pipeline.configure(target_fps=7)  # from another thread, say
+        raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(type(pipeline.stream.ring), "resize", full)
     pipeline.set_optimization_preset("realtime")
-    with pytest.raises(RuntimeError, match="out of memory"):
-        pipeline.generate_frame(FOX)
-    assert pipeline.config == before and pipeline.stream.settings.local_attn_size == 12
+    with monkeypatch.context() as short:
+        short.setattr(type(pipeline.stream.ring), "resize", full)
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+                pipeline.generate_frame(FOX)
+            assert pipeline.config == before and pipeline.stream.settings == stream
     assert len(blocks(pipeline, FOX, 1)) == 12
+    assert pipeline.stream.settings.local_attn_size == 9 and pipeline.config.target_fps == 7
+
+
+def test_a_smaller_wish_replaces_the_one_for_which_memory_is_short(pipeline, monkeypatch):
+    blocks(pipeline, FOX, 1, first=True)
+
+    def full(**how):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(pipeline.stream, "_new_ring", full)
+    pipeline.configure(local_attn_size=21)
+    with pytest.raises(torch.OutOfMemoryError):
+        pipeline.generate_frame(FOX)
+    pipeline.configure(local_attn_size=12)
+    assert len(blocks(pipeline, FOX, 1)) == 12
+
+
+def test_pipelines_on_an_engine_count_its_prompts_together(pipeline):
+    other = OptimizedScopePipeline.on(pipeline.engine, pipeline.config)
+    for one in (pipeline, other):
+        one.generate_frame("a prompt that nobody else has")
+    counts = [
+        (p.get_latency_stats()["prompt_cache_hits"], p.get_latency_stats()["prompt_cache_misses"])
+        for p in (pipeline, other)
+    ]
+    assert counts[0] == counts[1] == (pipeline.engine.prompts.hits, pipeline.engine.prompts.misses)
 
 
 def test_the_overlay_follows_the_config():

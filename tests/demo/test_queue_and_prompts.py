@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longlive_optimized.demo.scope_integration.frame_queue import FrameQueue
-from longlive_optimized.demo.scope_integration.prompt_box import PromptBox
+from longlive_optimized.demo.scope_integration.prompt_box import Prompt, PromptBox
 from longlive_optimized.engine.latency import LatencyTracker
 
 
@@ -90,14 +90,14 @@ def test_a_single_switch_is_not_held():
 
 def test_asking_again_is_no_burst():
     box = PromptBox()
-    box.switch("a", 0.0, 0.1)
+    box.switch(Prompt("a"), 0.0, 0.1)
     box.take(0.0, 0.1)
-    box.switch("b", 5.0, 0.1)
-    box.follow("b", 5.02, 0.1)
-    assert box.take(5.03, 0.1)[0] == "b"
+    box.switch(Prompt("b"), 5.0, 0.1)
+    box.follow(Prompt("b"), 5.02, 0.1)
+    assert box.take(5.03, 0.1)[0] == Prompt("b")
     for i in range(10):
-        box.switch("c", 6 + 0.04 * i, 0.1)
-        assert i == 0 or box.take(6.02 + 0.04 * i, 0.1)[0] == "c"
+        box.switch(Prompt("c"), 6 + 0.04 * i, 0.1)
+        assert i == 0 or box.take(6.02 + 0.04 * i, 0.1)[0] == Prompt("c")
 
 
 def test_going_back_within_a_burst_is_no_switch():
@@ -111,16 +111,36 @@ def test_going_back_within_a_burst_is_no_switch():
 
 def test_a_switch_whose_block_failed_stands_again():
     box = PromptBox()
-    box.follow("a", 0.0, 0.1)
+    box.follow(Prompt("a"), 0.0, 0.1)
     box.take(0.0, 0.1)
-    box.switch("b", 1.0, 0.1)
+    box.switch(Prompt("b"), 1.0, 0.1)
     prompt, wish = box.take(1.0, 0.1)
     box.give_back(wish)
-    assert box.take(2.0, 0.1) == (prompt, wish) == ("b", wish) and wish.asked_at == 1.0
+    assert box.take(2.0, 0.1) == (prompt, wish) == (Prompt("b"), wish) and wish.asked_at == 1.0
     box.give_back(wish)
-    box.switch("c", 3.0, 0.1)
+    box.switch(Prompt("c"), 3.0, 0.1)
     box.give_back(wish)  # too late: there is a newer one
-    assert box.take(3.0, 0.1)[0] == "c"
+    assert box.take(3.0, 0.1)[0] == Prompt("c")
+
+
+def test_a_signals_handler_may_ask_while_its_own_thread_does():
+    box = PromptBox()
+    with box._lock:
+        assert box._lock.acquire(blocking=False)
+        box._lock.release()
+        box.switch(Prompt("a"), 0.0, 0.1)
+    assert box.take(1.0, 0.1)[0] == Prompt("a")
+
+
+def test_the_old_argument_at_another_pace_is_no_wish():
+    box, blend = PromptBox(), [("a", 1), ("b", 1)]
+    box.follow(Prompt("a"), 0.0, 0.1)
+    box.switch(Prompt("b"), 1.0, 0.1)
+    box.follow(Prompt("a", transition_blocks=4), 2.0, 0.1)
+    assert box.take(3.0, 0.1)[0] == Prompt("b")
+    box.follow(Prompt(blend), 4.0, 0.1)
+    box.follow(Prompt(blend, "slerp"), 5.0, 0.1)
+    assert box.take(6.0, 0.1)[0] == Prompt(blend, "slerp")
 
 
 def test_tracker_figures():

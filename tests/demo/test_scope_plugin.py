@@ -123,7 +123,8 @@ def test_bad_load_parameters_are_named(installed, pipeline_class, params, messag
 def test_raw_json_is_taken_as_it_comes(installed, pipeline_class):
     params = {"height": 32.0, "base_seed": 7.0, "quantization": "fp8_e4m3fn", "ref_images": [], "whatever": {"a": 1}}
     assert installed.manager.load(pipeline_class, LOAD | params), installed.manager.error
-    assert installed.manager.pipeline._engine.config.seed == 7
+    config = installed.manager.pipeline._engine.config
+    assert config.seed == 7 and config.precision == "int8"
 
 
 def test_without_a_path_scopes_models_folder_is_looked_in(installed, pipeline_class, tmp_path, monkeypatch):
@@ -356,6 +357,8 @@ def test_a_preset_by_message_acts_once_and_is_answered(scope):
     assert answer["effective"]["precision"] == ("bf16" if torch.cuda.is_available() else "float32")
     run(session, 2)
     assert len(told(scope, "optimization_preset")) == 1  # the message is still among the parameters
+    run(session, 1, type="set_optimization_preset", preset="turbo", request_id="r2")
+    assert told(scope, "optimization_preset")[1]["effective"]["precision"] == "int8"  # of the next block
     run(session, 1, request_id="r2")
     assert len(told(scope, "optimization_preset")) == 2
     assert session_of(scope, session)._stream.ring.window == 9
@@ -457,6 +460,14 @@ def three_foxes(scope, made={}):  # noqa: B006 - made once
         {"lora_scales": [{"path": "x", "scale": 0.5}]},
         {"optimization_preset": "fast"},
         {"overlay_position": "middle"},
+        {"base_seed": "12"},
+        {"base_seed": True},
+        {"noise_scale": "0.5"},
+        {"noise_scale": True},
+        {"manage_cache": 1},
+        {"show_latency_overlay": "off"},
+        {"denoising_step_list": [True]},
+        {"transition": {"target_prompts": BOAT, "num_steps": "4"}},
         {"video": 7},
         {"vace_ref_images": ["a.png"]},
     ],
@@ -589,7 +600,7 @@ def failing(scope, monkeypatch):
     tries = []
 
     def fail(error):
-        def denoise(stream, request):
+        def denoise(*args):
             tries.append(now[0])
             raise error
 

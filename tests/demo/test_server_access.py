@@ -72,6 +72,29 @@ def test_this_machine_needs_none(host):
     assert ServerSettings(host=host).loopback
 
 
+@pytest.mark.parametrize("origin", ["null", "file://", "", "chrome-extension://abcdef", "http://["])
+def test_no_remedy_is_named_that_is_none(origin):
+    """Such an origin cannot be allowed: --origin refuses it too."""
+    with pytest.raises(Refused, match="only pages from https://HOST can be allowed to") as caught:
+        Access(LOCAL).check("localhost:8000", origin, None)
+    assert f"its origin is {origin!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:9000", "https://Demo.Example/"])
+def test_the_remedy_works(origin):
+    with pytest.raises(Refused) as caught:
+        Access(LOCAL).check("localhost:8000", origin, None)
+    allowed = str(caught.value).rpartition("--origin ")[2]
+    Access(ServerSettings(origins=(allowed,))).check("localhost:8000", allowed, None)
+
+
+@pytest.mark.parametrize("token", [" correct-horse-battery", "correct-horse-battéry", "correct-horse\nbattery"])
+def test_a_token_that_no_header_can_hold(token):
+    with pytest.raises(ValueError, match="token must be of ASCII") as caught:
+        ServerSettings(token=token)
+    assert "horse" not in caught.value.errors()[0]["msg"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

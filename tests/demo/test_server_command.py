@@ -4,16 +4,19 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
-from longlive_optimized.cli import main
+from longlive_optimized.cli import main, serve
+from longlive_optimized.demo.server.settings import ServerSettings
 
 SMALL = ["serve", "--height", "32", "--width", "48", "--port", "0"]
 
@@ -23,6 +26,7 @@ SMALL = ["serve", "--height", "32", "--width", "48", "--port", "0"]
     [
         (["--host", "0.0.0.0"], "token of at least 16"),
         (["--host", "0.0.0.0", "--token", "short"], "token"),
+        (["--token", "tökén-with-umlauts"], "--token must be of ASCII letters"),
         (["--codec", "av1"], "codec"),
         (["--preset", "warp"], "preset must be one of"),
         (["--height", "50"], "height"),
@@ -37,6 +41,14 @@ def test_mistakes_are_one_line(options, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("token", ["a+b/c=0123456789+/==", "a b&c#d%41?0123456789"])
+def test_the_address_keeps_the_token(token):
+    """The page reads it as URLSearchParams does: as a form's field."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = serve._address(ServerSettings(token=token), listener)
+    assert parse_qs(urlsplit(address).fragment, strict_parsing=True) == {"token": [token]}
 
 
 def test_it_serves_and_ends_on_a_signal():

@@ -140,8 +140,8 @@ def test_watch_write_choose_and_save(page, address):
     expect(page.locator("#effective")).to_contain_text("1000 500 250", timeout=20_000)
     expect(page.locator("#effective")).to_contain_text("float32")
     expect(page.get_by_role("button", name="realtime")).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("5")  # turbo asks for fp8
-    expect(page.locator("#effective")).to_contain_text("fp8 is not there yet", timeout=20_000)
+    page.keyboard.press("5")  # turbo
+    expect(page.locator("#effective")).to_contain_text("int8", timeout=20_000)
 
     expect(page.locator("#chart")).to_have_attribute(
         "aria-label", re.compile(r"Last block \d+ ms of \d+ ms, [\d.]+ frames a second")

@@ -22,7 +22,7 @@ from aiortc import RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
 from longlive_optimized.demo.scope_integration import LatencyStats, OptimizedScopePipeline, ScopeOptimizationConfig
-from longlive_optimized.demo.server import rtc
+from longlive_optimized.demo.server import app, rtc
 from longlive_optimized.demo.server import worker as worker_module
 from longlive_optimized.demo.server.broadcast import ViewerTrack
 from longlive_optimized.demo.server.metrics import Metrics
@@ -32,6 +32,7 @@ from support.painted import level, painted, read_level, read_number
 from support.server_peer import Viewer, visit
 
 PAINTED = painted()
+PRINT = ":".join(["AA"] * 32)
 
 
 def in_room(make_pipeline=PAINTED, **settings):
@@ -396,6 +397,17 @@ def without(*names: str):
     return lambda sdp: re.sub(rf"a=({'|'.join(names)}).*\r\n", "", sdp)
 
 
+def printed(text: str):
+    """A change to an offer: other fingerprints."""
+    return lambda sdp: re.sub(r"a=fingerprint:.*(?=\r)", f"a=fingerprint:{text}", sdp)
+
+
+def h264(profile: str, mode: int):
+    """A change to an offer: no VP8, and H264 in no other form."""
+    form = f"packetization-mode={mode};profile-level-id={profile}"
+    return lambda sdp: re.sub("packetization-mode=1;profile-level-id=[0-9a-f]+", form, sdp.replace("VP8", "VP9"))
+
+
 @in_room()
 async def test_offers_without_a_way_are_refused_in_words(room, http):
     viewer = Viewer(http)
@@ -403,7 +415,7 @@ async def test_offers_without_a_way_are_refused_in_words(room, http):
     good = viewer.connection.localDescription.sdp
     room._offers._burst = room._offers._left = 100
     for sdp, words in (
-        ("", "no video section, but []: a viewer calls addTransceiver('video'"),
+        ("", "no video section: a viewer calls addTransceiver('video'"),
         ("nonsense", "no video section"),
         (good.replace("m=video", "m=audio"), "no video section, but ['audio', 'application']"),
         (re.sub("m=video [0-9]+", "m=video 0", good), "no video section, but ['application']"),
@@ -416,6 +428,12 @@ async def test_offers_without_a_way_are_refused_in_words(room, http):
         (good.replace("a=mid:1", "a=mid:0"), "each must have one name of its own"),
         (good.replace("a=mid:1", "a=mid:1\r\na=mid:2"), "each must have one name of its own"),
         (without("rtcp-mux")(good), "no a=rtcp-mux: only encrypted connections with all media on one port"),
+        (without("recvonly")(good).replace("t=0 0", "t=0 0\r\na=sendonly"), "must be recvonly, or sendrecv"),
+        (printed("sha-1 " + PRINT)(good), "says 'a=fingerprint:sha-1 AA:"),
+        (printed("sha-256 hello")(good), "a fingerprint must be one of sha-256, sha-384, sha-512"),
+        (printed("sha-512 " + PRINT)(good), "a fingerprint must be one of"),
+        (h264("640c1f", 1)(good), "no codec that the server sends: VP8, which browsers have, or H264 of the Baseline"),
+        (h264("42e01f", 0)(good), "with packetization-mode 1"),
     ):
         answer = await http.post("/offer", json={"type": "offer", "sdp": sdp})
         assert (answer.status_code, answer.json().get("code")) == (400, "bad offer"), (answer.text, sdp)
@@ -452,6 +470,9 @@ STANDARD_OFFERS = {
     "many addresses": lambda sdp: sdp + "a=candidate:1 1 udp 1 10.0.0.1 9 typ host\r\n" * 40,
     "unknown section": lambda sdp: sdp + "m=text 9 UDP/TLS/RTP/SAVPF 99\r\nc=IN IP4 0.0.0.0\r\na=mid:t\r\n",
     "unknown attributes": lambda sdp: sdp.replace("a=recvonly", "a=recvonly\r\na=extmap-allow-mixed\r\na=foo:bar"),
+    "other transports": lambda sdp: sdp.replace("UDP/DTLS/SCTP", "TCP/DTLS/SCTP").replace("UDP/TLS/RTP", "RTP"),
+    "the session's direction": lambda sdp: sdp.replace("a=recvonly\r\n", "").replace("t=0 0", "t=0 0\r\na=recvonly"),
+    "several fingerprints": lambda sdp: sdp.replace("a=setup", f"a=fingerprint:sha-1 {PRINT}\r\na=setup"),
     "active": lambda sdp: sdp.replace("a=setup:actpass", "a=setup:active"),
 }
 
@@ -467,6 +488,8 @@ async def test_standard_offers_are_answered(room, http, how):
     sdp = answer.json()["sdp"]
     sections = re.findall(r"^m=\w+", offered, re.MULTILINE)
     assert re.findall(r"^m=\w+", sdp, re.MULTILINE) == sections and "a=sendonly" in sdp
+    forms = r"^m=\w+ \d+ (\S+)"
+    assert re.findall(forms, sdp, re.MULTILINE) == re.findall(forms, offered, re.MULTILINE)
     assert ("a=group:BUNDLE" in sdp) == (how != "no bundle")
     if how != "unknown section":  # which this viewer never offered
         await viewer.connection.setRemoteDescription(RTCSessionDescription(**answer.json()))
@@ -476,7 +499,9 @@ async def test_standard_offers_are_answered(room, http, how):
 
 def test_a_browser_is_answered_to_the_letter():
     """The rejected section is not in the bundle (RFC 9143, 7.3.3), and holds nothing that would mean anything."""
-    transport = "a=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:sha-256 AA\r\na=setup:actpass\r\na=rtcp-mux\r\n"
+    transport = (
+        "a=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:sha-256 " + PRINT + "\r\na=setup:actpass\r\na=rtcp-mux\r\n"
+    )
     candidate = "a=candidate:1 1 udp 1 10.0.0.1 9 typ host\r\n"
     head = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\n"
     audio = "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\na=recvonly\r\n"
@@ -498,7 +523,7 @@ def test_a_browser_is_answered_to_the_letter():
 def test_spoilt_offers_are_read_or_refused():
     """Nothing but BadOffer comes out, and what is read can be answered."""
     head = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1 2\r\n"
-    same = "a=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:sha-256 AA\r\na=setup:actpass\r\na=rtcp-mux\r\n"
+    same = "a=ice-ufrag:u\r\na=ice-pwd:p\r\na=fingerprint:sha-256 " + PRINT + "\r\na=setup:actpass\r\na=rtcp-mux\r\n"
     audio = "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\na=recvonly\r\na=candidate:1 1 udp 1 10.0.0.1 9 typ host\r\n"
     video = "m=video 9 UDP/TLS/RTP/SAVPF 96\r\na=mid:1\r\na=recvonly\r\na=rtpmap:96 VP8/90000\r\n"
     data = "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\na=mid:2\r\n"
@@ -610,6 +635,19 @@ async def test_what_needs_a_token(room, http):
         for path in ("/", "/app.js", "/healthz", "/readyz"):
             assert (await stranger.get(path)).status_code == 200
     assert (await http.get("/status")).status_code == 200
+
+
+@in_room()
+async def test_an_offer_that_never_ends_is_not_waited_for(room, http, monkeypatch):
+    monkeypatch.setattr(app, "OFFER_SECONDS", 0.1)
+
+    async def slowly():
+        yield b'{"type": "offer",'
+        await asyncio.sleep(1)
+        yield b"}"
+
+    answer = await http.post("/offer", content=slowly())
+    assert (answer.status_code, answer.json()["code"]) == (408, "too slow")
 
 
 @in_room()

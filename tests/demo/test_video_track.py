@@ -14,13 +14,13 @@ import aioice.ice  # noqa: E402
 import av  # noqa: E402
 from aiortc.contrib.media import MediaRecorder  # noqa: E402
 
-from longlive_optimized.demo.scope_integration import ScopeOptimizationConfig  # noqa: E402
+from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig  # noqa: E402
 from longlive_optimized.demo.video_track import PipelineVideoTrack  # noqa: E402
 from longlive_optimized.video_time import RTP_CLOCK  # noqa: E402
 from support import mp4  # noqa: E402
 
 
-class Still:
+class Still(OptimizedScopePipeline):
     """A pipeline of grey pictures, of which each block of twelve takes ``seconds``."""
 
     overlay = None
@@ -46,6 +46,12 @@ async def watch(track: PipelineVideoTrack, seconds: float) -> list[tuple[float, 
         began = began or time.monotonic()
         seen.append((frame.pts / RTP_CLOCK, time.monotonic() - began))
     return seen
+
+
+@pytest.mark.parametrize("pipeline", ["tiny", None, ScopeOptimizationConfig(height=32, width=48)])
+def test_what_is_no_pipeline_is_named(pipeline):
+    with pytest.raises(TypeError, match="pipeline must be an OptimizedScopePipeline, got"):
+        PipelineVideoTrack(pipeline, "a fox")
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.48, 0.7, 1.5])
@@ -142,7 +148,9 @@ def test_a_recorder_of_aiortcs_gets_the_times_right(ending, fps, tmp_path):
         recorder = MediaRecorder(str(path))
         recorder.addTrack(track)
         await recorder.start()
-        await asyncio.sleep(2.5)
+        async with asyncio.timeout(30):
+            while len(stamps) < 25:
+                await asyncio.sleep(0.05)
         await recorder.stop()
         track.stop()
         return stamps

@@ -1,6 +1,9 @@
 """What people hand over: NumPy's and OpenCV's numbers, lists and pictures are taken, all else is refused by name."""
 
 import dataclasses
+import typing
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,11 @@ import torch
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.demo.scope_integration import (
     OptimizedScopePipeline,
+    OverlayConfig,
     ScopeOptimizationConfig,
     create_latency_overlay,
 )
+from longlive_optimized.demo.server.settings import ServerSettings
 
 PICTURE = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
 READ_ONLY = PICTURE.copy()
@@ -202,12 +207,77 @@ def test_numbers_of_numpy_in_a_config(fields):
         assert type(read) in (int, float, bool, tuple)
 
 
+def fields_of(kind: type) -> list[tuple[type, str]]:
+    """The fields of all configs that are numbers or flags, as bool, int and float (a bool is no int here)."""
+    configs = ScopeOptimizationConfig, OverlayConfig, ServerSettings
+    hints = [(config, *hint) for config in configs for hint in typing.get_type_hints(config).items()]
+    return [(config, name) for config, name, hint in hints if hint in (kind, kind | None)]
+
+
+NO_NUMBERS = [True, np.bool_(True), "16", b"16", 1j, float("nan"), float("inf"), [16]]
+
+
+def test_a_number_is_a_number_in_every_config():
+    assert len(fields_of(int)) >= 15 and len(fields_of(float)) >= 6 and len(fields_of(bool)) >= 10
+    for config, name in fields_of(int):
+        least = {"bitrate": 100_000, "sink_size": 3}.get(name, 16)
+        given = [float(least), np.float32(least), np.int32(least), np.array(least), torch.tensor(least)]
+        for number in given if config is not ServerSettings else [least]:  # which only the command line makes
+            read = getattr(config(**{name: number}), name)
+            assert read == least and type(read) is int, name
+        for wrong in (*NO_NUMBERS, 16.5, Decimal(16), Fraction(16), 10**400 if name == "seed" else "x"):
+            with pytest.raises(ValueError, match=name):
+                config(**{name: wrong})
+    for config, name in fields_of(float):
+        good = 40 if name.endswith("_ms") else 0.5
+        for number in (good, np.float32(good), np.array(good), torch.tensor(good)):
+            assert getattr(config(**{name: number}), name) == good
+        for wrong in NO_NUMBERS:
+            with pytest.raises(ValueError, match=name):
+                config(**{name: wrong})
+    for config, name in fields_of(bool):
+        for given in (False, np.bool_(False), np.array(False), torch.tensor(False)):
+            assert getattr(config(**{name: given}), name) is False
+        for wrong in (0, 1, 1.0, "yes", "off", None, b"1"):
+            with pytest.raises(ValueError, match=name):
+                config(**{name: wrong})
+
+
+@pytest.mark.parametrize("make", [OptimizationConfig, lambda **fields: BlockRequest("a fox", **fields)])
+def test_lists_of_steps(make):
+    for steps in ([1000.0, np.int16(500)], (s for s in (1000, 500)), iter([1000, 500]), map(np.int64, (1000, 500))):
+        assert make(denoising_steps=steps).denoising_steps == (1000, 500)
+    for wrong in ([True], ["1000"], [1000, "500"], {1000: 1}, "1000", b"1000", 1000, [Decimal(1000)], [[1000]]):
+        with pytest.raises(ValueError, match="denoising_steps"):
+            make(denoising_steps=wrong)
+
+
+@pytest.mark.parametrize("field", ["target_fps", "prompt_debounce_ms", "transition_frames"])
+def test_numbers_that_no_clock_can_hold_are_refused(field):
+    with pytest.raises(ValueError, match=field):
+        ScopeOptimizationConfig(**{field: 10**400})
+
+
+def test_numbers_of_calls_are_the_configs(engine, pipeline):
+    for wrong in (True, "1", b"1", Decimal(1)):
+        for call in (
+            lambda seed: engine.open_stream(seed=seed),
+            lambda seed: engine.reset(seed=seed),
+            lambda seed: engine.configure(restart_at=seed),
+            lambda seed: engine.warmup(seed),
+            lambda seed: pipeline.configure(max_queue_depth=seed),
+            lambda seed: pipeline.warmup(seed),
+        ):
+            with pytest.raises(ValueError, match=r"seed|restart_at|max_queue_depth|blocks|num_frames"):
+                call(wrong)
+
+
 def test_numbers_of_numpy_in_calls(engine, pipeline):
     stream = engine.open_stream(height=np.int64(32), width=np.array(48), seed=np.int32(1), total_frames=np.int64(6))
     assert engine.generate_block(BlockRequest("a fox"), stream).shape == (9, 32, 48, 3)
     engine.reset(seed=np.int64(3))
     engine.configure(denoising_steps=np.array([1000, 500]), local_attn_size=np.int64(9))
-    assert engine.stream.settings.denoising_steps == (1000, 500) and engine.stream.seed == 3
+    assert engine.stream.settings.denoising_steps == (1000, 500) and engine.stream.settings.seed == 3
     pipeline.configure(target_fps=np.int64(20), denoising_steps=np.array([1000]))
     steps = np.array([500])
     frame = pipeline.generate_frame([("a fox", np.float32(1))], denoising_steps=steps, transition_blocks=np.int64(2))
@@ -221,6 +291,9 @@ BAD_CALLS = {
     "generate_block of a dict": (TypeError, "request must be", lambda e, p: e.generate_block({"prompt": "a fox"})),
     "a stream that is none": (TypeError, "stream must be", lambda e, p: e.generate_block(BlockRequest("a fox"), "s")),
     "a stream of another engine": (ValueError, "stream must be", lambda e, p: e.reset(p.stream)),
+    "part of a block": (TypeError, "first_latent_only", lambda e, p: e.generate_block(BlockRequest("a"), None, "no")),
+    "progress of a number": (TypeError, "progress must be", lambda e, p: LongLiveEngine("tiny", progress=5)),
+    "a track of an engine": (TypeError, "pipeline must be", lambda e, p: _track(e)),
     "rest of a text": (TypeError, "stream must be", lambda e, p: e.rest_of_block("a")),
     "times of a text": (TypeError, "stream must be", lambda e, p: e.block_times("a")),
     "warmup of a text": (ValueError, "blocks must be", lambda e, p: e.warmup("a")),
@@ -255,6 +328,13 @@ BAD_CALLS = {
 }
 
 
+def _track(pipeline):
+    pytest.importorskip("aiortc")
+    from longlive_optimized.demo.video_track import PipelineVideoTrack
+
+    return PipelineVideoTrack(pipeline, "a fox")
+
+
 @pytest.mark.parametrize("call", BAD_CALLS)
 def test_a_wrong_argument_is_named(engine, pipeline, call):
     kind, message, make = BAD_CALLS[call]
@@ -273,6 +353,7 @@ TYPOS = {
     "stream.configure": ("sed is no field", lambda e, p: e.stream.configure(sed=1)),
     "pipeline.configure": ("target_fp is .*'target_fps'", lambda e, p: p.configure(target_fp=20)),
     "generate_frame": ("'blned'; .*'blend'", lambda e, p: p.generate_frame("a", blned="slerp")),
+    "frame's steps": ("'denoising_step'; .*'denoising_steps'", lambda e, p: p.generate_frame("a", denoising_step=[1])),
     "switch_prompt": (
         "'transition_block'; .*'transition_blocks'",
         lambda e, p: p.switch_prompt("a", transition_block=2),

@@ -408,7 +408,7 @@ def test_a_seed_takes_effect_with_its_block(engine):
     stream = engine.open_stream(seed=1)
     first = latents_of(engine, stream, ["a fox"])
     engine.generate_block(BlockRequest("a fox", seed=2), stream)
-    assert stream.seed == 2 and torch.equal(first, latents_of(engine, engine.open_stream(seed=1), ["a fox"]))
+    assert stream.settings.seed == 2 and torch.equal(first, latents_of(engine, engine.open_stream(seed=1), ["a fox"]))
     fixed = engine.open_stream(seed=1, total_frames=9)
     latents_of(engine, fixed, ["a fox"])
     with pytest.raises(ValueError, match="seed of a stream with total_frames"):

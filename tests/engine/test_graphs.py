@@ -1,15 +1,19 @@
 """Replayed passes against the same passes run one by one, bit for bit."""
 
 import threading
+import warnings
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.engine.graphs import GraphCache, GraphSwitch
 from longlive_optimized.kernels.registry import backend
+from longlive_optimized.weights.user_lora import UserLora
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+LORA_SHAPES = {"A": (2, 448), "B": (256, 2)}
 PROMPTS = ["a fox"] * 3 + ["a boat"] * 4 + ["a storm"] * 3
 
 
@@ -212,6 +216,21 @@ def test_a_block_never_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_block_in_8_bits_waits_once():
+    graphed = engine(precision="int8")
+    graphed.warmup()
+    for _ in range(6):
+        graphed.generate_block(BlockRequest("a fox"))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            graphed.generate_block(BlockRequest("a fox"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("called a synchronizing" in str(each.message) for each in said) == 1
+
+
 def test_five_thousand_blocks_neither_drift_nor_grow():
     graphed = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48, positions="relative"), device="cuda")
     seen = []
@@ -231,3 +250,57 @@ def test_an_engine_on_the_second_gpu_works_there():
     both = [[e.generate_block(BlockRequest(prompt)) for e in (first, second)] for prompt in PROMPTS]
     assert all(b.device.index == 1 and torch.equal(a.cpu(), b.cpu()) for a, b in both)
     assert second.stream.cuda_graphs_active and torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"positions": "base"}, {"model_dtype": "float32"}], ids=str)
+def test_8_bits_from_graphs_equal_8_bits_without(changes):
+    graphed, eager = engine(precision="int8", **changes), engine(precision="int8", use_cuda_graphs=False, **changes)
+    expected = video(eager)
+    assert torch.equal(video(graphed), expected)
+    graphed.reset()
+    assert torch.equal(video(graphed), expected)
+    assert graphed.stream.cuda_graphs_active and graphed.stream.precision == "int8"
+    assert graphed.stream.fallback_blocks == eager.stream.fallback_blocks == 0
+
+
+def test_graphs_of_both_precisions_lie_beside_each_other():
+    """And none is captured twice, however often the precision changes."""
+    graphed, eager = engine(precision="int8"), engine(precision="int8", use_cuda_graphs=False)
+    graphed.warmup()
+    captured = []
+    for precision in ("int8", "bf16", "int8", "bf16", "int8"):
+        for e in (graphed, eager):
+            e.configure(precision=precision)
+        assert torch.equal(video(graphed), video(eager))
+        captured.append(graphed.stream.passes.graphs.captured)
+    assert captured[1:] == [captured[1]] * 4
+
+
+def test_a_warm_8_bit_engine_captures_nothing_new():
+    graphed = engine(precision="int8")
+    graphed.warmup()
+    before = graphed.stream.passes.graphs.captured
+    video(graphed)
+    assert graphed.stream.passes.graphs.captured == before
+
+
+def test_other_weights_reach_captured_8_bit_passes(tmp_path):
+    """The graphs read the int8 copies where they were when they were captured."""
+    pair = {f"blocks.1.ffn.2.lora_{half}.weight": torch.randn(shape) / 8 for half, shape in LORA_SHAPES.items()}
+    save_file(pair, tmp_path / "style.safetensors")
+    config = OptimizationConfig(height=64, width=96, precision="int8")
+    graphed, loaded = (
+        LongLiveEngine("tiny", config, "cuda", loras=[UserLora(tmp_path / "style.safetensors", scale)])
+        for scale in (0.0, 1.0)
+    )
+    graphed.warmup()
+    graphed.set_loras([UserLora(tmp_path / "style.safetensors", 1.0)])
+    assert torch.equal(video(graphed), video(loaded))
+
+
+def test_a_block_made_again_is_made_from_graphs_too():
+    graphed, eager = engine(precision="int8"), engine(use_cuda_graphs=False)
+    graphed.warmup()
+    graphed.model.blocks[1].ffn_out.int8_scale[3] = float("nan")
+    assert torch.equal(video(graphed), video(eager))
+    assert graphed.stream.fallback_blocks == len(PROMPTS) - 1 and graphed.stream.cuda_graphs_active

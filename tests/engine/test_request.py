@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from longlive_optimized import config as config_module
 from longlive_optimized.config import ALIASES, PRESETS, OptimizationConfig
 from longlive_optimized.engine.request import BlockRequest
 
@@ -68,11 +69,18 @@ def test_bad_configs(change, message):
         OptimizationConfig(**change)
 
 
+def test_fp8_becomes_int8_and_that_is_said_once(caplog):
+    config_module._say_once.cache_clear()
+    configs = [OptimizationConfig(precision="fp8") for _ in range(2)]
+    assert [c.precision for c in configs] == ["int8"] * 2 and configs[0] == OptimizationConfig(precision="int8")
+    assert caplog.text.count("precision fp8 runs as int8") == 1
+
+
 def test_presets_follow_the_table():
     assert [*PRESETS] == ["quality_stream", "balanced", "speed", "realtime", "turbo", "ultra"]
     assert OptimizationConfig.preset("quality") == OptimizationConfig.preset("quality_stream")
     turbo = OptimizationConfig.preset("turbo", height=320)
-    assert (turbo.denoising_steps, turbo.local_attn_size, turbo.precision) == ((1000, 500, 250), 9, "fp8")
+    assert (turbo.denoising_steps, turbo.local_attn_size, turbo.precision) == ((1000, 500, 250), 9, "int8")
     assert turbo.height == 320 and set(ALIASES.values()) <= set(PRESETS)
 
 

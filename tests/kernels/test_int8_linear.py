@@ -9,6 +9,7 @@ import torch
 
 from longlive_optimized.kernels.int8_linear import int8_linear, int8_linear_gelu, pack
 from longlive_optimized.kernels.quantize import quantize
+from support.emulated import run_on_a_cpu
 from support.int8_data import DEPTHS, activations, error, weights
 
 OP = int8_linear
@@ -258,6 +259,11 @@ BAD = {
 SPOILED = pytest.mark.parametrize(
     ("name", "spoil"), [pytest.param(n, f, id=f"{n}{i}") for n, all_of in BAD.items() for i, f in enumerate(all_of)]
 )
+
+
+def test_on_a_cpu(tmp_path):
+    """The CUDA kernel's source, its threads and engines in random order."""
+    run_on_a_cpu(tmp_path, "int8_linear", 60)
 
 
 @SPOILED

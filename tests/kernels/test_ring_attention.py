@@ -2,9 +2,6 @@
 
 import os
 import random
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ import torch
 from longlive_optimized.kernels import attention
 from longlive_optimized.kernels import ring_attention as module
 from longlive_optimized.kernels.ring_attention import ring_attention as OP
+from support.emulated import run_on_a_cpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -160,9 +158,6 @@ def test_compiles_to_one_graph(device):
     torch.testing.assert_close(compiled(*args), OP(*args) + 1)
 
 
-NATIVE = Path(__file__).parents[1] / "native"
-
-
 @pytest.mark.parametrize(
     ("source", "cases"),
     [
@@ -171,14 +166,7 @@ NATIVE = Path(__file__).parents[1] / "native"
     ],
 )
 def test_on_a_cpu(tmp_path, source, cases):
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    program, emulator = tmp_path / source, NATIVE / "emulator"
-    flags = [f"@{emulator / 'flags'}", f"-I{emulator}", f"-I{NATIVE.parents[1] / 'csrc'}"]
-    subprocess.run([compiler, *flags, NATIVE / f"{source}.cpp", "-o", program], check=True, capture_output=True)
-    done = subprocess.run([program, str(cases)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_on_a_cpu(tmp_path, source, cases)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longlive_optimized.model.linear import Linear
+from longlive_optimized.kernels.int8_linear import pack
+from longlive_optimized.kernels.quantize import quantize
+from longlive_optimized.model.linear import Linear, Quantized
 from longlive_optimized.model.slot import Slot
 
 
@@ -71,3 +73,54 @@ def test_products():
     wanted = x @ linear.weight.T + linear.bias
     torch.testing.assert_close(linear(x), wanted)
     torch.testing.assert_close(linear.gelu(x), F.gelu(wanted, approximate="tanh"))
+
+
+def quantised(linear: Linear, *keys: str) -> Linear:
+    for slot in linear.slots(*keys).values():
+        slot.write(torch.randn(slot.shape))
+    linear.quantize_weight()
+    return linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_quantised_activation_takes_the_int8_product(dtype, groups):
+    """Against the product of what the 8 bits stand for, in float64."""
+    linear = quantised(Linear(64, 96, dtype=dtype), "a")
+    x = torch.randn(7, 64, dtype=dtype)
+    q = Quantized(*quantize(x, groups))
+    weight = pack(linear.int8_weight).double() * linear.int8_scale[:, None]
+    activation = q.values.double() * q.scale.T.repeat_interleave(64 // groups, 1)
+    wanted = activation @ weight.T + linear.bias.double()
+    got = linear(q)
+    assert got.dtype == dtype and not torch.equal(got, linear(x))
+    torch.testing.assert_close(got.double(), wanted, rtol=2**-8, atol=1e-5)
+    assert relative(linear(q), linear(x)) < 0.03
+
+    gelu = F.gelu(wanted, approximate="tanh")
+    torch.testing.assert_close(linear.gelu(q).double(), gelu, rtol=2**-6, atol=1e-4)
+    made = linear.gelu(q, 3)
+    assert isinstance(made, Quantized) and made.values.dtype == torch.int8 and made.scale.shape == (3, 7)
+    assert relative(made.values * made.scale.T.repeat_interleave(32, 1), gelu) < 0.02
+    other = linear.gelu(x, 3)
+    assert isinstance(other, Quantized) and relative(other.values * other.scale.T.repeat_interleave(32, 1), gelu) < 0.03
+
+
+def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def test_the_int8_copy_follows_the_weight_in_place():
+    linear = quantised(Linear(16, 64), "a", "b")
+    assert linear.int8_weight.dtype == torch.int8 and linear.int8_scale.shape == (64,)
+    places = linear.int8_weight.data_ptr(), linear.int8_scale.data_ptr()
+    assert torch.equal(linear.int8_scale, linear.weight.abs().amax(1) / 127)
+    linear.slots("a", "b")["b.weight"].write(torch.randn(32, 16))
+    linear.quantize_weight()
+    fresh = Linear(16, 64)
+    fresh.load_state_dict(linear.state_dict())  # which has no copies in it
+    fresh.quantize_weight()
+    assert torch.equal(linear.int8_weight, fresh.int8_weight) and torch.equal(linear.int8_scale, fresh.int8_scale)
+    assert (linear.int8_weight.data_ptr(), linear.int8_scale.data_ptr()) == places
+    linear.drop_int8()
+    assert linear.int8_weight is None and linear.int8_scale is None

@@ -199,5 +199,5 @@ def assert_same_result(pipeline, result: dict, recorded: dict, where: str) -> No
         return
     stream = pipeline._sessions.current()._stream
     assert (len(result["video"]), stream.position) == (recorded["frames"], recorded["next_start"]), where
-    assert recorded["seed"] == stream.seed + max(0, stream.position - 3 - (stream.position == 4)), where
+    assert recorded["seed"] == stream.settings.seed + max(0, stream.position - 3 - (stream.position == 4)), where
     assert pipeline.state.get("_transition_active") == recorded["transition_active"], where

@@ -20,8 +20,8 @@ class PaintedPipeline:
     """Frames that carry their number in black and white cells and their prompt in a grey level; a block takes
     ``block_seconds``.
 
-    painted: when each frame was made (time.monotonic). blocks: when each block began, and its first frame's number.
-    fail: called before each block, and may raise.
+    calls: what was called, the first prompt left out. painted: when each frame was made (time.monotonic).
+    blocks: when each block began, and its first frame's number. fail: called before each block, and may raise.
     """
 
     def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0):
@@ -34,7 +34,8 @@ class PaintedPipeline:
         self.blocks: list[tuple[float, int]] = []
         self.fail: Callable[[], None] = lambda: None
 
-    def generate_block(self, prompt: str, blend: str, transition_blocks: int) -> torch.Tensor:
+    def next_block(self) -> torch.Tensor:
+        prompt = self.prompt
         self.blocks.append((time.monotonic(), len(self.painted)))
         self.fail()
         time.sleep(self.block_seconds)
@@ -42,11 +43,12 @@ class PaintedPipeline:
         first = len(self.painted)
         block = torch.stack([self._paint(first + i, prompt) for i in range(count)])
         self.painted += [time.monotonic()] * count
-        self.prompt = prompt
         return block
 
     def switch_prompt(self, prompt: str, **how) -> None:
-        self.calls.append("switch_prompt")
+        if self.prompt is not None:
+            self.calls.append("switch_prompt")
+        self.prompt = prompt
 
     def set_optimization_preset(self, preset: str) -> None:
         self.calls.append("set_optimization_preset")

@@ -23,11 +23,15 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 283825
         (HTML, "is a web page"),
         (LFS, "git-lfs pointer"),
         (b"", "is empty"),
-        (b"{}", "is not a PyTorch checkpoint"),
+        (b'{"error": "Repository not found"}', "is a text, not a checkpoint.*Repository not found"),
+        (b"Entry not found\n", "is a text, not a checkpoint"),
+        (b"\x1f\x8b\x08\x00 and so on", "is a compressed file"),
+        (b"7z\xbc\xaf\x27\x1c", "is a compressed file"),
+        (b"GGUF\x03\x00\x00\x00", "is not a PyTorch checkpoint"),
         (b"PK\x03\x04 and nothing of use", "damaged or cut short"),
         (b"\x80\x02", "damaged or cut short"),
     ],
-    ids=["html", "lfs", "empty", "text", "no zip", "no pickle"],
+    ids=["html", "lfs", "empty", "json", "text", "gzip", "7z", "gguf", "no zip", "no pickle"],
 )
 def test_stand_ins(files, part, content, message):
     path = getattr(files, part)
@@ -35,6 +39,69 @@ def test_stand_ins(files, part, content, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         check(files)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("part", CHECKPOINTS)
+def test_safetensors_under_a_torch_files_name(files, part):
+    save_file({"a": torch.zeros(4)}, getattr(files, part))
+    with pytest.raises(CheckpointError, match=f"{getattr(files, part)} is a safetensors file in spite of its name"):
+        check(files)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_file_under_a_safetensors_name(tmp_path, zipped):
+    path = tmp_path / "umt5.safetensors"
+    torch.save({"a": torch.zeros(4)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=f"{path} is a torch file in spite of its name"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("letters", range(1, 800, 13))
+def test_safetensors_headers_of_any_length(tmp_path, letters):
+    """The first bytes are the header's length, and may be those of other formats: a pickle, gzip, a letter."""
+    save_file({"a" * letters: torch.zeros(1)}, tmp_path / "x.safetensors")
+    assert list(open_checkpoint(tmp_path / "x.safetensors")) == ["a" * letters]
+
+
+def cut_short(path):
+    os.truncate(path, 64)
+
+
+def overwritten(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def replaced(path):
+    path.with_name("new").write_bytes(b"other")
+    path.with_name("new").replace(path)
+
+
+@pytest.mark.parametrize("change", [cut_short, overwritten, replaced])
+@pytest.mark.parametrize(
+    ("part", "loader"),
+    [("generator", load_generator), ("lora", load_generator), ("vae", load_vae), ("text", load_text_encoder)],
+)
+def test_a_file_that_changes_while_it_is_loaded(files, part, loader, change):
+    """A mixture of old and new is never loaded, and a file cut short does not end the process."""
+    path, told = getattr(files, part), []
+
+    def progress(done, total):
+        if not told:
+            told.append(change(path))
+
+    with pytest.raises(CheckpointError, match=f"{path} has changed while it was read"):
+        loader(files, "cpu", torch.float32, progress=progress)
+
+
+def test_a_users_lora_that_changes_while_it_is_loaded(files, tmp_path):
+    from longlive_optimized.weights.user_lora import UserLora
+
+    path = tmp_path / "x.safetensors"
+    save_file({"head.head.diff_b": torch.zeros(64)}, path)
+    with pytest.raises(CheckpointError, match=f"{path} has changed while it was read"):
+        load_generator(files, "cpu", torch.float32, lambda done, total: cut_short(path), [UserLora(path)])
 
 
 @pytest.mark.parametrize("part", CHECKPOINTS)

@@ -1,6 +1,7 @@
 """Finding a model's files in every layout that is accepted."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -120,6 +121,18 @@ def test_what_is_missing_is_named(tmp_path, name, part):
     with pytest.raises(FileNotFoundError, match=f"model_path: .* lacks {part}; looked for") as caught:
         locate(tmp_path)
     assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["generator", "lora", "config", "vae", "text"])
+@pytest.mark.parametrize(("kind", "message"), [("link", "is a link to nothing"), ("folder", "is no file")])
+def test_what_is_there_but_is_no_file(pristine, tmp_path, part, kind, message):
+    """As when a cache's blob is gone: never passed over, not even the LoRA, without which pictures are others."""
+    folder = shutil.copytree(pristine, tmp_path / "model")
+    path = getattr(locate(folder), part)
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to(tmp_path / "blobs" / "gone")
+    with pytest.raises(FileNotFoundError, match=f"{path} {message}"):
+        locate(folder)
 
 
 def test_everything_missing(tmp_path):

@@ -1,9 +1,11 @@
 """DoRA, LoHa, LoKr and plain differences: against float64, and against PEFT's own modules."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from longlive_optimized.weights import CheckpointError, user_lora
@@ -278,30 +280,172 @@ def test_what_peft_saves_and_merges(plain, tmp_path, kind, scale):
         (["vera_lambda_b"], "is a VeRA"),
         (["lora_A", "lora_B", "lora_E"], "is an AdaLoRA"),
         (["lambda_layer", "p_layer.weight", "q_layer.weight"], "is a T-LoRA"),
-        (["lora_down.weight", "lora_up.weight", "lora_mid.weight"], "is a Tucker decomposition"),
-        (["hada_w1_a", "hada_t1"], "is a Tucker decomposition"),
-        (["lokr_w1", "lokr_t2"], "is a Tucker decomposition"),
+        (["lora_A.scale_weight"], "is stored as integers or 8-bit floats with scales beside them"),
+        (["lora_down.weight_scale"], "is stored as integers or 8-bit floats with scales beside them"),
+        (["lora_A.weight.absmax", "lora_A.weight.quant_map"], "is stored as integers or 8-bit floats with scales"),
         (["lora_embedding_A"], "is a LoRA of an embedding"),
         (["set_weight"], "is a patch that sets weights"),
         (["weight", "bias"], "holds tensors that are not changes of weights but whole ones"),
         (["modules_to_save.weight"], "holds tensors that are not changes of weights but whole ones"),
         (["hra_u"], "holds tensors that are of an unknown kind"),
+        (["lora_A.bias"], "holds tensors that are of an unknown kind"),
     ],
 )
 def test_what_is_refused_is_named_by_its_kind(path, names, kind):
     good = {f"{K}.lora_A.weight": torch.zeros(1, 256), f"{K}.lora_B.weight": torch.zeros(256, 1)}
     for spelling in (f"diffusion_model.{Q}", "transformer.blocks.0.attn1.to_q", "lycoris_blocks_0_attn1_to_q"):
         lora = UserLora(write(path, good | {f"{spelling}.{name}": torch.ones(2, 2) for name in names}), 0.0)
-        with pytest.raises(CheckpointError, match=f"{path} {kind}, which is not supported: {spelling}"):
+        with pytest.raises(CheckpointError, match=f"{path} {kind}.*, which is not supported: {spelling}"):
             open_user_loras([lora], SHAPES)
 
 
+FUSED = {
+    "transformer.blocks.0.attn1.to_qkv.": "self_attn.qkv",
+    "diffusion_model.blocks.0.self_attn.qkv_proj.": "self_attn.qkv",
+    "lora_unet_blocks_0_self_attn_qkv.": "self_attn.qkv",
+    "lycoris_blocks_0_attn1_to_qkv.": "self_attn.qkv",
+    "base_model.model.blocks.0.attn2.to_kv.": "cross_attn.kv",
+    "lora_unet_blocks_0_cross_attn_kv_proj.": "cross_attn.kv",
+}
+
+
+def fused_parts(kind, rows):
+    """Tensors of a module with so many rows, and the changes that they stand for, by the suffix of the weight's key."""
+    low_rank = {"lora_down.weight": random(3, 256), "lora_up.weight": random(rows, 3, seed=1)}
+    change = low_rank["lora_up.weight"].double() @ low_rank["lora_down.weight"].double()
+    if kind == "loha":
+        halves = {f"hada_w{i}_{h}": random(*s, seed=i) for i in (1, 2) for h, s in (("a", (rows, 3)), ("b", (3, 256)))}
+        one, two = (halves[f"hada_w{i}_a"].double() @ halves[f"hada_w{i}_b"].double() for i in (1, 2))
+        return halves | {"alpha": torch.tensor(6.0)}, {"weight": 2 * one * two}
+    if kind == "everything":
+        differences = {"diff": random(rows, 256, seed=2), "diff_b": random(rows, seed=3)}
+        whole = {"weight": 2 * change + differences["diff"].double(), "bias": differences["diff_b"].double()}
+        return low_rank | differences | {"alpha": torch.tensor(6.0)}, whole
+    return low_rank, {"weight": change}
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("kind", ["lora", "loha", "everything"])
+def test_fused_projections_are_taken_apart(plain, path, kind, name):
+    """q, k and v, or k and v, one below the other, as torch.cat of their weights makes one linear of several."""
+    room, _, letters = FUSED[name].partition(".")
+    parts, changes = fused_parts(kind, 256 * len(letters))
+    write(path, {name + part: tensor for part, tensor in parts.items()})
+    keys = {leaf: [f"blocks.0.{room}.{letter}.{leaf}" for letter in letters] for leaf in changes}
+    wanted = {
+        key: plain[key].double() + 0.5 * change
+        for leaf, changed in changes.items()
+        for key, change in zip(keys[leaf], changed.split(256), strict=True)
+    }
+    check(applied(plain, UserLora(path, 0.5)), plain, wanted)
+
+
+def test_a_fused_dora(plain, path):
+    """Its norms are of rows, which belong to one projection each."""
+    names = [f"blocks.1.self_attn.{letter}.weight" for letter in "qkv"]
+    weight, magnitude = torch.cat([plain[name] for name in names]), random(768, seed=4).abs() + 0.5
+    down, up = random(2, 256), random(768, 2, seed=1)
+    tensors = {"lora_A.weight": down, "lora_B.weight": up, "lora_magnitude_vector": magnitude}
+    write(path, {f"blocks.1.attn1.to_qkv.{part}": tensor for part, tensor in tensors.items()})
+    wanted = dora(weight, up.double() @ down.double(), magnitude[:, None], 1)
+    check(applied(plain, UserLora(path)), plain, dict(zip(names, wanted.split(256), strict=True)))
+
+
+def test_alpha_of_a_fused_projection_by_its_name(plain, path):
+    down, up = random(2, 256), random(768, 2, seed=1)
+    tensors = {
+        "transformer.blocks.0.attn1.to_qkv." + k: t for k, t in {"lora_A.weight": down, "lora_B.weight": up}.items()
+    }
+    fields = {"transformer.lora_alpha": 2, "transformer.r": 2, "transformer.alpha_pattern": {"attn1.to_qkv": 10}}
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(fields)})
+    change = 5 * (up.double() @ down.double())
+    keys = [f"blocks.0.self_attn.{letter}.weight" for letter in "qkv"]
+    wanted = {key: plain[key].double() + own for key, own in zip(keys, change.split(256), strict=True)}
+    check(applied(plain, UserLora(path)), plain, wanted)
+
+
 @pytest.mark.parametrize(
-    "name", ["transformer.blocks.0.attn1.to_qkv.lokr_w1", "lora_unet_blocks_0_attn2_to_kv.lora_down.weight"]
+    ("parts", "message"),
+    [
+        ({"lokr_w1": (12, 4), "lokr_w2": (64, 64)}, "several projections as one, .* its lokr_w1 is of all of them"),
+        (
+            {"lora_A.weight": (2, 256), "lora_B.weight": (768, 2), "dora_scale": (1, 256)},
+            "several projections as one, .* its magnitude is of columns",
+        ),
+        ({"lora_A.weight": (2, 256), "lora_B.weight": (769, 2)}, r"q\.B is \[257, 2\], expected \[256, 2\]"),
+        ({"lora_A.weight": (2, 256), "lora_B.weight": (512, 2)}, r"q\.B is \[171, 2\], expected \[256, 2\]"),
+        ({"weight": (768, 256)}, "not changes of weights but whole ones"),
+    ],
 )
-def test_fused_projections_are_refused(path, name):
-    with pytest.raises(CheckpointError, match="is a LoRA of fused projections"):
-        open_user_loras([UserLora(write(path, {name: torch.ones(2, 2)}))], SHAPES)
+def test_fused_projections_that_cannot_be_taken_apart(path, parts, message):
+    write(path, {f"blocks.0.attn1.to_qkv.{part}": torch.ones(shape) for part, shape in parts.items()})
+    with pytest.raises(CheckpointError, match=message):
+        open_user_loras([UserLora(path)], SHAPES)
+
+
+def test_fused_and_single_projections_of_one_module(path):
+    tensors = {
+        "blocks.0.attn1.to_qkv.lora_A.weight": random(2, 256),
+        "blocks.0.attn1.to_qkv.lora_B.weight": random(768, 2),
+    }
+    write(path, tensors | {f"{Q}.lora_A.weight": random(2, 256), f"{Q}.lora_B.weight": random(256, 2)})
+    with pytest.raises(CheckpointError, match=r"holds blocks\.0\.self_attn\.q twice, one of them in blocks\.0\.attn1"):
+        open_user_loras([UserLora(path)], SHAPES)
+
+
+def tucker(kind):
+    """Tensors of the patch embedding as LyCORIS writes them with use_tucker, and the change: sums over the core."""
+    core, rows, columns = random(3, 3, 1, 2, 2) * 10, random(256, 3, seed=1), random(3, 16, seed=2)
+    change = torch.einsum("ijtyx,pi,jr->prtyx", core.double(), rows.double(), columns.double())
+    if kind == "lora":
+        up, down = rows.view(256, 3, 1, 1, 1), columns.view(3, 16, 1, 1, 1)
+        return {"lora_mid.weight": core, "lora_up.weight": up, "lora_down.weight": down}, change
+    if kind == "loha":  # its factors of the rows are transposed
+        halves = {f"hada_w{i}_{h}": t for i in (1, 2) for h, t in (("a", rows.T.contiguous()), ("b", columns))}
+        return halves | {"hada_t1": core, "hada_t2": -core}, -(change**2)
+    outer, inner = random(8, 2) * 5, random(3, 32, seed=1)
+    small = torch.einsum("ijtyx,ip,jr->prtyx", core.double(), inner.double(), columns[:, :8].double()).contiguous()
+    parts = {"lokr_w1": outer, "lokr_w2_a": inner, "lokr_w2_b": columns[:, :8].contiguous(), "lokr_t2": core}
+    return parts, torch.kron(outer.double()[..., None, None, None].contiguous(), small)
+
+
+@pytest.mark.parametrize("name", [PATCH, f"lycoris_{PATCH}"])
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_tucker_decompositions_of_the_patch_embedding(plain, path, kind, name):
+    parts, change = tucker(kind)
+    write(path, {f"{name}.{part}": tensor for part, tensor in (parts | {"alpha": torch.tensor(1.5)}).items()})
+    key = f"{PATCH}.weight"
+    check(applied(plain, UserLora(path, -2.0)), plain, {key: plain[key].double() - change})
+
+
+@pytest.mark.parametrize(
+    ("core", "message"),
+    [
+        ((3, 2, 1, 2, 2), r"patch_embedding: core is \[3, 2, 1, 2, 2\], expected \[3, 3, 1, 2, 2\]"),
+        ((3, 3, 2, 2, 1), r"core is \[3, 3, 2, 2, 1\], expected"),
+        ((3, 3), r"core is \[3, 3\], expected"),
+        ((2, 3, 1, 2, 2), r"patch_embedding\.B is \[256, 3\], expected \[256, 2\]"),
+    ],
+)
+def test_a_core_of_another_shape(path, core, message):
+    parts = {part: t for part, t in tucker("lora")[0].items() if "mid" not in part} | {"lora_mid.weight": random(*core)}
+    write(path, {f"{PATCH}.{part}": tensor for part, tensor in parts.items()})
+    with pytest.raises(CheckpointError, match=f"{path} does not fit this model.*{message}"):
+        open_user_loras([UserLora(path)], SHAPES)
+
+
+@pytest.mark.parametrize("without", ["lora_down.weight", "lora_up.weight"])
+def test_a_core_alone(path, without):
+    parts = {f"{PATCH}.{part}": tensor for part, tensor in tucker("lora")[0].items() if part != without}
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        open_user_loras([UserLora(write(path, parts))], SHAPES)
+
+
+def test_a_core_where_nothing_is_convolved(path):
+    tensors = {"lora_down.weight": random(2, 256), "lora_up.weight": random(256, 2), "lora_mid.weight": random(2, 2)}
+    write(path, {f"{Q}.{part}": tensor for part, tensor in tensors.items()})
+    with pytest.raises(CheckpointError, match=r"1 unexpected \(blocks\.0\.self_attn\.q\.core\)"):
+        open_user_loras([UserLora(path)], SHAPES)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float4_e2m1fn_x2])
@@ -340,6 +484,18 @@ def test_refill_equals_a_fresh_load_bit_for_bit(model_files, everything, dtype):
         fresh = load_generator(model_files, "cpu", dtype, loras=loras if any(scales) else ())
         for (key, found), wanted in zip(model.state_dict().items(), fresh.state_dict().values(), strict=True):
             assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8)), key
+
+
+def test_refill_with_another_file_leaves_nothing_of_the_old_one(model_files, plain, tmp_path):
+    """Someone writes another LoRA to the same path while the model runs."""
+    one = UserLora(write(tmp_path / "x.safetensors", {f"{Q}.diff": random(256, 256), f"{K}.diff_b": random(256)}))
+    model = load_generator(model_files, "cpu", torch.float32, loras=[one])
+    write(tmp_path / "x.safetensors", {f"{K}.diff": random(256, 256)})
+    for scale in (1.0, 0.0, 0.5):
+        refill_generator(model, model_files, [dataclasses.replace(one, scale=scale)])
+        found = {key: slot.read() for key, slot in model.checkpoint_slots().items()}
+        wanted = {f"{K}.weight": plain[f"{K}.weight"].double() + scale * random(256, 256)} if scale else {}
+        check(found, plain, wanted)
 
 
 def test_what_is_given_is_never_written_to(model_files, everything, plain, monkeypatch):

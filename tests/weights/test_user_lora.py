@@ -183,13 +183,14 @@ def test_pefts_alpha_is_for_its_own_file_only(model_files, plain, tmp_path):
         ({"path": 3}, TypeError, "path must name a file, got int"),
         ({"path": None}, TypeError, "path must name a file, got NoneType"),
         ({"path": "x.gguf"}, ValueError, r"path must end in one of \.safetensors, .*, got x\.gguf"),
-        ({"path": ""}, ValueError, "path must end in one of"),
+        ({"path": ""}, ValueError, "path must name a file, and /.* is a folder: take the file in it"),
         (
             {"path": "none.safetensors"},
             FileNotFoundError,
             r"path must name a file: there is none at /.*none\.safetensors",
         ),
-        ({"path": "folder.pt"}, FileNotFoundError, "path must name a file"),
+        ({"path": "folder.pt"}, ValueError, r"path must name a file, and /.*/folder\.pt is a folder"),
+        ({"path": "peft"}, ValueError, r"path .*/peft is a folder: .* \(PEFT's is adapter_model\.safetensors\)"),
         ({"scale": "1"}, TypeError, "scale must be a number, got '1'"),
         ({"scale": True}, TypeError, "scale must be a number, got True"),
         ({"scale": None}, TypeError, "scale must be a number"),
@@ -203,6 +204,8 @@ def test_bad_arguments(tmp_path, monkeypatch, arguments, error, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pt").touch()
     (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").touch()
     with pytest.raises(error, match=f"a LoRA's {message}"):
         UserLora(**{"path": "x.pt"} | arguments)
 

@@ -13,6 +13,10 @@ __device__ inline uint32_t cluster_rank() {
 __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
+// The same without an order of memory: for barriers initialised before (fence_barrier_init), and before leaving.
+__device__ inline void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
 
 // The address, for the instructions below, of p's counterpart in another CTA of the cluster.
 __device__ inline uint32_t remote_address(const void* p, uint32_t rank) {
@@ -26,6 +30,11 @@ __device__ inline void remote_store(uint32_t to, float x) {
 // Arrives at another CTA's barrier; this thread's writes, and those it has synchronised with, come first.
 __device__ inline void remote_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// The same by a thread that has only read, at any CTA's barrier: a release to the whole cluster would wait for a fence
+// of the whole chip.
+__device__ inline void remote_release(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // Barrier::wait, for arrivals from other CTAs: what they wrote before is seen after.
 __device__ inline void wait_for_cluster(Barrier& barrier, uint32_t parity) {

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace longlive::sm90 {
 // setmaxnreg, by all warps of a warpgroup: gives registers back, or takes what others gave. A multiple of 8.
@@ -30,13 +31,9 @@ __device__ void pin(float (&x)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
-template <int kSize>
-__device__ void pin(int32_t (&x)[kSize]) {
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(x[i])::"memory");
-}
-template <int kSize>
-__device__ void pin(uint32_t (&x)[kSize]) {
+template <class T, int kSize>
+  requires(sizeof(T) == 4 && std::is_integral_v<T>)
+__device__ void pin(T (&x)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+r"(x[i])::"memory");
 }

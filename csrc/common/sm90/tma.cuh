@@ -28,6 +28,16 @@ __device__ inline void load_tile(void* to, const TensorMap& map, Barrier& full, 
       : "memory");
 }
 
+// The same box for all CTAs of the cluster in `kMask`, to the same place in each, reported to the same barrier of each.
+template <uint16_t kMask>
+__device__ void load_tile_to_cluster(void* to, const TensorMap& map, Barrier& full, int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(c0), "r"(c1), "r"(shared_address(&full)), "h"(kMask)
+      : "memory");
+}
+
 // cp.async.bulk: a run of bytes; address, size and destination are multiples of 16.
 __device__ inline void load_bytes(void* to, const void* from, int bytes, Barrier& full) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -35,4 +45,13 @@ __device__ inline void load_bytes(void* to, const void* from, int bytes, Barrier
                "l"(from), "r"(bytes), "r"(shared_address(&full))
                : "memory");
 }
+// cp.async.bulk, the other way: the same of addresses and sizes. After plain stores to `from`: fence_proxy_async first.
+__device__ inline void store_bytes(void* to, const void* from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ inline void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until what this thread's committed stores read may be written again.
+__device__ inline void store_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 }  // namespace longlive::sm90

@@ -42,7 +42,9 @@ __device__ void mma_wait() {
 #define LL_IN_OUT_16(C, i) LL_IN_OUT_8(C, i), LL_IN_OUT_8(C, i + 8)
 #define LL_IN_OUT_48(C, i) LL_IN_OUT_16(C, i), LL_IN_OUT_16(C, i + 16), LL_IN_OUT_16(C, i + 32)
 #define LL_IN_OUT_64(C, i) LL_IN_OUT_48(C, i), LL_IN_OUT_16(C, i + 48)
+#define LL_IN_OUT_80(C, i) LL_IN_OUT_64(C, i), LL_IN_OUT_16(C, i + 64)
 #define LL_IN_OUT_96(C, i) LL_IN_OUT_48(C, i), LL_IN_OUT_48(C, i + 48)
+#define LL_IN_OUT_112(C, i) LL_IN_OUT_64(C, i), LL_IN_OUT_48(C, i + 64)
 #define LL_IN_OUT_128(C, i) LL_IN_OUT_64(C, i), LL_IN_OUT_64(C, i + 64)
 
 // The instruction for N columns, N / 2 sums a thread: its types, the constraint of a sum, the operands after the sums,
@@ -63,8 +65,12 @@ __device__ void mma_ss(Sum<T>* d, uint64_t a, uint64_t b) {
     LL_MMA(96, 48, TYPES, C, "%48, %49, %50", REST, "l"(a), "l"(b));      \
   else if constexpr (N == 128)                                            \
     LL_MMA(128, 64, TYPES, C, "%64, %65, %66", REST, "l"(a), "l"(b));     \
+  else if constexpr (N == 160)                                            \
+    LL_MMA(160, 80, TYPES, C, "%80, %81, %82", REST, "l"(a), "l"(b));     \
   else if constexpr (N == 192)                                            \
     LL_MMA(192, 96, TYPES, C, "%96, %97, %98", REST, "l"(a), "l"(b));     \
+  else if constexpr (N == 224)                                            \
+    LL_MMA(224, 112, TYPES, C, "%112, %113, %114", REST, "l"(a), "l"(b)); \
   else if constexpr (N == 256)                                            \
     LL_MMA(256, 128, TYPES, C, "%128, %129, %130", REST, "l"(a), "l"(b)); \
   else                                                                    \
@@ -100,7 +106,9 @@ __device__ void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
 
 #undef LL_MMA
 #undef LL_IN_OUT_128
+#undef LL_IN_OUT_112
 #undef LL_IN_OUT_96
+#undef LL_IN_OUT_80
 #undef LL_IN_OUT_64
 #undef LL_IN_OUT_48
 #undef LL_IN_OUT_16

@@ -11,7 +11,7 @@ from ...config import OptimizationConfig
 from ...keywords import ConfigFields, Position
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+@dataclass(config=ConfigDict(extra="forbid", strict=True), kw_only=True, frozen=True)
 class ScopeOptimizationConfig(OptimizationConfig):
     """OptimizationConfig, and how frames are handed out; presets by name or as ``preset_realtime()`` and so on.
 
@@ -29,12 +29,12 @@ class ScopeOptimizationConfig(OptimizationConfig):
     enable_latency_overlay: bool = True
     overlay_position: Position = "top-right"
     overlay_opacity: Annotated[float, Field(ge=0, le=1)] = 0.8
-    target_fps: Annotated[int, Field(ge=1)] = 25
+    target_fps: Annotated[int, Field(ge=1, le=1000)] = 25
     max_queue_depth: Annotated[int, Field(ge=1)] = 3
     drop_frames_on_lag: bool = True
-    prompt_debounce_ms: Annotated[int, Field(ge=0)] = 100
+    prompt_debounce_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 100
     smooth_prompt_transition: bool = False
-    transition_frames: Annotated[int, Field(ge=1)] = 5
+    transition_frames: Annotated[int, Field(ge=1, le=1_000_000)] = 5
 
     @classmethod
     def preset_realtime(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
@@ -58,15 +58,15 @@ class ScopeOptimizationConfig(OptimizationConfig):
 
     @classmethod
     def preset_speed(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
-        """Four steps, window 12, fp8 linears; frames are dropped on lag."""
+        """Four steps, window 12, int8 linears; frames are dropped on lag."""
         return cls.preset("speed", **changes)
 
     @classmethod
     def preset_turbo(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
-        """Three steps, window 9, fp8 linears; frames are dropped on lag."""
+        """Three steps, window 9, int8 linears; frames are dropped on lag."""
         return cls.preset("turbo", **changes)
 
     @classmethod
     def preset_ultra(cls, **changes: Unpack[ConfigFields]) -> ScopeOptimizationConfig:
-        """Two steps, window 9, fp8 linears: a draft; frames are dropped on lag."""
+        """Two steps, window 9, int8 linears: a draft; frames are dropped on lag."""
         return cls.preset("ultra", **changes)

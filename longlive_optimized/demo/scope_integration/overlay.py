@@ -35,7 +35,7 @@ LARGEST = 55  # pixels of text; its large figure is then as large as the glyphs 
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+@dataclass(config=ConfigDict(extra="forbid", strict=True), kw_only=True, frozen=True)
 class OverlayConfig:
     """How the panel looks. Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
 

@@ -81,7 +81,7 @@ class OptimizedScopePipeline:
         self._changes: dict = {}  # of the config, from the next block on
         self._steps: Sequence[int] | None = None  # the last call's argument
         self._lock = threading.RLock()  # the stream: one frame is made or taken at a time
-        self._mail = threading.Lock()  # what other threads leave for the next block
+        self._mail = threading.RLock()  # what other threads leave for the next block
 
     def warmup(self, num_frames: int = 50) -> None:
         """Make at least ``num_frames`` frames, so that everything is compiled and captured, then start anew.
@@ -120,13 +120,19 @@ class OptimizedScopePipeline:
 
     def generate_block(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """A whole block, uint8 [T, H, W, 3] on the device, T = 9 and then 12, without overlay: for callers with a queue
-        of their own. Does not wait for the device.
+        of their own. Waits for the device as ``LongLiveEngine.generate_block`` does.
 
         Arguments and errors are generate_frame's. RuntimeError while frames of a block wait for generate_frame.
         """
         wishes = _read(prompt, kwargs)
         self._refuse_while_frames_wait()
         self._ask(*wishes)
+        return self.next_block()
+
+    def next_block(self) -> Tensor:
+        """The next block with the prompt in force, as ``generate_block`` gives it. RuntimeError before any prompt, and
+        while frames of a block wait.
+        """
         with self._lock:
             self._refuse_while_frames_wait()
             self._get_ready()
@@ -234,7 +240,12 @@ class OptimizedScopePipeline:
             changes, self._changes = self._changes, {}
         if changes:
             config = self.config.changed(**changes)
-            self.stream.configure(**{name: getattr(config, name) for name in CHANGEABLE if name in changes})
+            try:
+                self.stream.configure(**{name: getattr(config, name) for name in CHANGEABLE if name in changes})
+            except BaseException:  # memory may be short: the wish stands, unless there is a newer one
+                with self._mail:
+                    self._changes = changes | self._changes
+                raise
             before, self.config = self.config, config
             if any(getattr(config, name) != getattr(before, name) for name in _OVERLAY_FIELDS):
                 self.overlay = self._new_overlay()
@@ -254,8 +265,9 @@ def _checked(config: ScopeOptimizationConfig | None) -> ScopeOptimizationConfig 
 def _read(prompt: str | Sequence[tuple[str, float]], how: FrameFields) -> tuple[Prompt, Sequence[int] | None]:
     """The prompt and the denoising steps of a call, checked."""
     kwargs = dict(how)
+    _only(kwargs, "blend", "transition_blocks", "denoising_steps")
     steps: Any = kwargs.pop("denoising_steps", None)
-    wanted = as_prompt(prompt, **_only(kwargs, "blend", "transition_blocks"))
+    wanted = as_prompt(prompt, **kwargs)
     if steps is not None:
         steps = BlockRequest(wanted.prompt, denoising_steps=steps).denoising_steps
     return wanted, steps

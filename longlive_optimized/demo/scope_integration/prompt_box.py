@@ -28,7 +28,7 @@ class PromptBox:
     """Two ways in: ``switch`` and the argument of ``follow``, which counts only when it changes."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may ask while its own thread does
         self._argument: Prompt | None = None
         self._current: Prompt | None = None
         self._wish: Wish | None = None
@@ -41,10 +41,12 @@ class PromptBox:
             self._ask(prompt, now, debounce)
 
     def follow(self, argument: Prompt, now: float, debounce: float) -> None:
-        """Ask for ``argument`` if it differs from the last one: repeating an old prompt does not undo a switch."""
+        """Ask for ``argument`` if it differs from the last one: repeating an old prompt does not undo a switch, at
+        another pace neither."""
         with self._lock:
-            if argument != self._argument:
-                self._argument = argument
+            what = argument._replace(transition_blocks=None)
+            if what != self._argument:
+                self._argument = what
                 self._ask(argument, now, debounce)
 
     def take(self, now: float, debounce: float) -> tuple[Prompt, Wish | None]:

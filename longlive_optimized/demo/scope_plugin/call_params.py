@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...config import preset_name
 from ...engine.request import BlockRequest
+from ...plain import exact
 
 Pairs = tuple[tuple[str, float], ...]
 MOST_STEPS = 16  # each length of list keeps buffers and a graph of its own
@@ -31,16 +32,12 @@ def _pairs(prompts: Any) -> Pairs | None:
     return BlockRequest(tuple(pairs)).pairs if pairs else None
 
 
-def _whole(number: Any) -> bool:
-    return isinstance(number, int) or (isinstance(number, float) and number.is_integer())
-
-
 def _steps(steps: Any) -> tuple[int, ...]:
-    if not isinstance(steps, list | tuple) or not all(map(_whole, steps)):
+    if not isinstance(steps, list | tuple):
         raise ValueError("expected a list of whole numbers")
     if len(steps) > MOST_STEPS:
         raise ValueError(f"expected at most {MOST_STEPS} steps")
-    return tuple(BlockRequest("-", denoising_steps=tuple(int(s) for s in steps)).denoising_steps or ())
+    return tuple(BlockRequest("-", denoising_steps=steps).denoising_steps or ())
 
 
 def _preset(name: Any) -> str:
@@ -58,18 +55,23 @@ def _frames(frames: Any) -> list[Tensor]:
 Prompts = Annotated[Pairs | None, BeforeValidator(_pairs)]
 Steps = Annotated[tuple[int, ...], BeforeValidator(_steps)]
 Preset = Annotated[str, BeforeValidator(_preset)]
+Whole = Annotated[int, BeforeValidator(exact)]
 
 
 class Transition(BaseModel):
     """The way to other prompts, over ``num_steps`` calls; without targets, to the ``prompts`` of the call."""
 
+    model_config = ConfigDict(strict=True)
+
     target_prompts: Prompts = None
-    num_steps: Annotated[int, Field(ge=0)] = 0
+    num_steps: Annotated[Whole, Field(ge=0)] = 0
     temporal_interpolation_method: Literal["linear", "slerp"] = "linear"
 
 
 class LoraScale(BaseModel):
     """A new scale for a LoRA that was named at load."""
+
+    model_config = ConfigDict(strict=True)
 
     path: str
     scale: Annotated[float, Field(ge=-10, le=10)]
@@ -78,7 +80,7 @@ class LoraScale(BaseModel):
 class CallParams(BaseModel):
     """What a call may say. None, or left out, is as if it had never been said."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
     init_cache: bool = False
     prompts: Prompts = None
@@ -89,7 +91,7 @@ class CallParams(BaseModel):
     denoising_step_list: Steps | None = None
     modulated_steps: Annotated[bool, Field(alias="_modulated_step_list")] = False
     manage_cache: bool | None = None
-    base_seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    base_seed: Annotated[Whole, Field(ge=0, lt=2**62)] | None = None
     noise_scale: Annotated[float, Field(ge=0, le=1)] | None = None
     noise_controller: bool | None = None
     lora_scales: list[LoraScale] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
 from ...config import OptimizationConfig, preset_name
@@ -27,6 +27,8 @@ def _nothing_is_none(value: Any) -> Any:
 
 class Lora(LoraScale):
     """A LoRA file and its scale. It is merged either way, so ``merge_mode`` changes nothing but is checked."""
+
+    model_config = ConfigDict(strict=False)  # as all that comes at load, which may be scope's own objects
 
     scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
     merge_mode: Literal["permanent_merge", "runtime_peft"] | None = None

@@ -104,7 +104,7 @@ class Session:
         return {
             "denoising_steps": list(settings.denoising_steps),
             "local_attn_size": settings.local_attn_size,
-            "precision": self._stream.precision,
+            "precision": self._stream.precision_with(settings),
             "step_schedule": settings.step_schedule,
             "positions": settings.positions,
         }

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from .settings import ServerSettings
+from .settings import ServerSettings, as_origin
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -54,9 +54,11 @@ class Access:
             )
         if origin in (None, *self._settings.origins) or origin.partition("://")[2] == host != "":
             return
-        raise Refused(
-            403, f"this page may not use the server: it must be started with --origin {origin[:100]}", "origin"
-        )
+        try:
+            remedy = f"it must be started with --origin {as_origin(origin[:100])}"
+        except ValueError:  # a file's, an extension's, a sandboxed frame's
+            remedy = f"its origin is {origin[:100]!r}, and only pages from https://HOST can be allowed to, by --origin"
+        raise Refused(403, f"this page may not use the server: {remedy}", "origin")
 
     def sharing(self, origin: str | None) -> dict[str, str]:
         """The headers that let a page elsewhere read an answer: none but for the origins that were allowed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from .room import Room
 from .rtc import local_addresses
 
 MAX_OFFER_BYTES = 65_536
+OFFER_SECONDS = 10.0  # within which it must be there
 PAGE = {  # what there is to be served; no path of a request is ever looked up in a file system
     "/": ("index.html", "text/html; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
@@ -145,10 +147,13 @@ def _page(name: str, kind: str):
 async def _read_offer(request: Request) -> Offer:
     body = bytearray()
     try:
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_OFFER_BYTES:
-                raise Refused(413, f"an offer may have at most {MAX_OFFER_BYTES} bytes", "too long")
+        async with asyncio.timeout(OFFER_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_OFFER_BYTES:
+                    raise Refused(413, f"an offer may have at most {MAX_OFFER_BYTES} bytes", "too long")
+    except TimeoutError:
+        raise Refused(408, f"the offer was not there after {OFFER_SECONDS:g} seconds", "too slow") from None
     except ClientDisconnect:
         raise Refused(400, "the offer was cut off", "bad offer") from None
     try:

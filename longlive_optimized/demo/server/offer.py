@@ -9,6 +9,8 @@ import re
 
 CODECS = "VP8", "H264"  # what aiortc encodes
 MOST_CANDIDATES = 32  # that are looked at: each costs checks
+DIGESTS = {"sha-256": 32, "sha-384": 48, "sha-512": 64}  # bytes of the certificates' fingerprints that aiortc compares
+DIRECTIONS = "sendrecv", "recvonly", "sendonly", "inactive"
 NEEDED = "ice-ufrag", "ice-pwd", "fingerprint", "setup"
 # Of a bundle, only the first section need have these (RFC 9143, 7.1.3).
 TRANSPORT = (*NEEDED, "ice-options", "candidate", "end-of-candidates", "rtcp-mux")
@@ -47,18 +49,21 @@ class Offer:
         live = [section for section in self._sections if section.live]
         videos = [section for section in live if section.kind == "video"]
         if not videos:
+            kinds = [section.kind for section in live][:10]
             raise BadOffer(
-                f"the offer has no video section, but {[section.kind for section in live][:10]}: a viewer calls "
+                f"the offer has no video section{f', but {kinds}' if kinds else ''}: a viewer calls "
                 "addTransceiver('video', {direction: 'recvonly'}) before it makes the offer"
             )
+        # Sections that say nothing have the session's direction, or else sendrecv; aiortc wants it said.
+        usual = next((line for line in self._head if _name(line) in DIRECTIONS), "a=sendrecv")
+        for section in videos:
+            section.lines += [] if section.has(*DIRECTIONS) else [usual]
         watching = [section for section in videos if not section.has("sendonly", "inactive")]
         if not watching:
             raise BadOffer("the offer's video section takes no video: its direction must be recvonly, or sendrecv")
         names = [line.split(" ", 1)[-1].split("/")[0] for line in watching[0].values("rtpmap")]
         if not {name.upper() for name in names} & set(CODECS):
             raise BadOffer(f"the offer's video section has {names[:10]}: the server sends {' and '.join(CODECS)}")
-        if not watching[0].has("recvonly", "sendrecv"):
-            watching[0].lines.append("a=sendrecv")  # which is what none means, but not to aiortc
         channels = [section for section in live if section.kind == "application" and "DTLS/SCTP" in section.form]
         self._taken = [section for section in self._sections if section is watching[0] or section in channels[:1]]
         first = next((section for section in self._sections if section.mid in self._bundle[:1]), None)
@@ -88,7 +93,8 @@ class Offer:
         answers, lines = iter(own), []
         for section in self._sections:
             if section in self._taken:
-                lines += next(answers).lines
+                first, *rest = next(answers).lines
+                lines += [_in_the_form_of(section, first), *rest]
                 continue
             port = 9 if section is self._carrier else 0
             lines += [f"m={section.kind} {port} {section.form}", "c=IN IP4 0.0.0.0", "a=inactive"]
@@ -112,6 +118,9 @@ class Offer:
                     f"the offer's {section.kind} section has no {' and no '.join(missing)}: "
                     "only encrypted connections with all media on one port are made, as browsers offer them"
                 )
+            prints = section.values("fingerprint") or [line for line in self._head if _name(line) == "fingerprint"]
+            if not any(map(_is_fingerprint, prints)):
+                raise BadOffer(f"the offer says {prints[0][:40]!r}: a fingerprint must be one of {', '.join(DIGESTS)}")
 
     def _group(self, sections: list[_Section]) -> list[str]:
         mids = [section.mid for section in sections if section.mid in self._bundle]
@@ -130,6 +139,18 @@ def _split(sdp: str) -> tuple[list[str], list[_Section]]:
 
 def _join(lines: list[str]) -> str:
     return "".join(f"{line}\r\n" for line in lines)
+
+
+def _in_the_form_of(section: _Section, line: str) -> str:
+    """aiortc's ``m=`` line with the offer's transport, which it writes in its own form (RFC 3264, 6)."""
+    form = section.form.split(" ")[0]
+    return re.sub(r"^(\S+ \S+) \S+", lambda found: f"{found[1]} {form}", line)
+
+
+def _is_fingerprint(line: str) -> bool:
+    algorithm, _, digest = line.partition(":")[2].strip().partition(" ")
+    size = DIGESTS.get(algorithm.lower())
+    return size is not None and re.fullmatch(rf"[0-9A-Fa-f]{{2}}(:[0-9A-Fa-f]{{2}}){{{size - 1}}}", digest) is not None
 
 
 def _name(line: str) -> str:

@@ -117,7 +117,9 @@ def _join(segments: list[tuple[float, bytes]]) -> bytes:
     with av.open(out, "w", format="mp4") as target:
         for seconds, data in segments:
             with av.open(io.BytesIO(data), "r", format="mpegts") as source:
-                stream = stream or target.add_stream_from_template(source.streams.video[0])
+                if stream is None:
+                    stream = target.add_stream_from_template(source.streams.video[0])
+                    stream.time_base = TIME_BASE  # which PyAV before 17 takes from the rate instead
                 packets = [(packet, packet.dts) for packet in source.demux(video=0) if packet.dts is not None]
                 shift, end = round(begin / TIME_BASE) - packets[0][1], round((begin + seconds) / TIME_BASE)
                 ends = [*(dts + shift for _, dts in packets[1:]), end]

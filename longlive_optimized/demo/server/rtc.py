@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import aioice.ice
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.codecs import h264, vpx
+from aiortc.exceptions import OperationError
 
 from .broadcast import ViewerTrack
 from .offer import BadOffer, Offer
@@ -63,6 +64,11 @@ class Peer:
             taken = offer.taken(local=self._settings.loopback)
             await self._connection.setRemoteDescription(RTCSessionDescription(taken, "offer"))
             await self._connection.setLocalDescription(await self._connection.createAnswer())
+        except OperationError:  # of a codec that the offer names, but in another profile or packing
+            raise BadOffer(
+                "the offer's video section has no codec that the server sends: VP8, which browsers have, or H264 of "
+                "the Baseline profile (42001f, 42e01f) with packetization-mode 1"
+            ) from None
         except Exception as error:  # aiortc's parser raises whatever its parts do
             raise BadOffer(f"the offer cannot be answered: {type(error).__name__}: {error}") from error
         return offer.answer(self._connection.localDescription.sdp)

@@ -24,7 +24,14 @@ def as_origin(text: str) -> str:
     return f"{scheme}://{host}" + (f":{port}" if port and int(port) != PORTS[scheme] else "")
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+def as_token(text: str) -> str:
+    """A token as it can stand in a header. Raises ValueError, which does not repeat it."""
+    if not (text.isascii() and text.isprintable() and text == text.strip()):
+        raise ValueError("token must be of ASCII letters, digits and signs, without white space around it")
+    return text
+
+
+@dataclass(config=ConfigDict(extra="forbid", strict=True), kw_only=True, frozen=True)
 class IceServer:
     """A STUN or TURN server, as browsers name them: ``stun:HOST[:PORT]``, ``turn:HOST[:PORT][?transport=udp|tcp]``."""
 
@@ -39,7 +46,7 @@ class IceServer:
         return self
 
 
-@dataclass(config=ConfigDict(extra="forbid"), kw_only=True, frozen=True)
+@dataclass(config=ConfigDict(extra="forbid", strict=True), kw_only=True, frozen=True)
 class ServerSettings:
     """Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
 
@@ -56,7 +63,7 @@ class ServerSettings:
     """
 
     host: str = "127.0.0.1"
-    token: Annotated[str, Field(min_length=SHORTEST_TOKEN)] | None = None
+    token: Annotated[str, Field(min_length=SHORTEST_TOKEN), AfterValidator(as_token)] | None = None
     origins: tuple[Annotated[str, AfterValidator(as_origin)], ...] = ()
     max_viewers: Annotated[int, Field(ge=1)] = 8
     codec: Literal["vp8", "h264"] = "vp8"

@@ -125,7 +125,6 @@ class Worker:
     def switch_prompt(self, prompt: Prompt) -> None:
         """Go over to ``prompt`` with the next block that begins."""
         self._prompt = prompt
-        # The pipeline is told at once, so that its figures count from here; it is told again with each block.
         self.pipeline.switch_prompt(prompt.prompt, blend=prompt.blend, transition_blocks=prompt.transition_blocks)
 
     def set_optimization_preset(self, preset: str) -> None:
@@ -185,6 +184,7 @@ class Worker:
             self.device = torch.cuda.get_device_name(device)
             self._say(Status("warming up"))
             self.pipeline.warmup()
+        self.switch_prompt(self._prompt)
         self.stats = self.pipeline.get_latency_stats()
         self._say(Status("ready"))
 
@@ -208,10 +208,7 @@ class Worker:
         if video != self._video_shown:
             self.pipeline.reset()
             self._video_shown = video
-        prompt = self._prompt
-        block = self.pipeline.generate_block(
-            prompt.prompt, blend=prompt.blend, transition_blocks=prompt.transition_blocks
-        )
+        block = self.pipeline.next_block()
         if self.overlay and self.pipeline.overlay:
             self.pipeline.overlay.apply(block, self.pipeline.get_latency_stats())
         pictures, gpu_bytes = to_host(block), _allocated(block)
@@ -243,7 +240,7 @@ def to_host(block: Tensor) -> np.ndarray:
     """A block's frames in memory that the host reads; one copy, and the device has finished when it returns."""
     if block.device.type != "cuda":
         return block.numpy()
-    host = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
+    host = torch.empty(block.shape, dtype=block.dtype, device="cpu", pin_memory=True)
     host.copy_(block, non_blocking=True)
     copied = torch.cuda.Event(blocking=True)  # sleeps: the encoders need the core that waiting would burn
     copied.record(torch.cuda.current_stream(block.device))

@@ -77,5 +77,5 @@ class PackedState:
         """Bring the lists to the device, at an address of the key's own, without waiting for it."""
         if key not in self._tables:
             self._tables[key] = torch.empty(len(indices), dtype=torch.int32, device=self._device)
-        host = torch.tensor(indices, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        host = torch.tensor(indices, dtype=torch.int32, device="cpu", pin_memory=self._device.type == "cuda")
         return self._tables[key].copy_(host, non_blocking=True)

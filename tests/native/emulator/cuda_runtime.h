@@ -38,11 +38,12 @@ inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
-inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
-  const uint64_t bytes = uint64_t(b) << 32 | a;
-  uint32_t x = 0;
-  for (int i = 0; i < 4; ++i) x |= uint32_t(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
-  return x;
+inline float __fdividef(float x, float y) { return x / y; }
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t both = uint64_t(y) << 32 | x;
+  uint32_t bytes = 0;
+  for (int i = 0; i < 4; ++i) bytes |= uint32_t(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return bytes;
 }
 inline float __saturatef(float x) { return x > 0 ? std::fmin(x, 1.f) : 0; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
@@ -63,6 +64,10 @@ template <class T>
 T __shfl_down_sync(unsigned all, T x, int by) {
   const int from = threadIdx.x % 32 + by;
   return __shfl_sync(all, x, from < 32 ? from : from - by);
+}
+inline uint32_t __reduce_max_sync(unsigned, uint32_t x) {
+  const uint32_t* lanes = emulator::exchange(x);
+  return *std::max_element(lanes, lanes + 32);
 }
 inline bool __any_sync(unsigned, bool x) {
   const uint32_t* lanes = emulator::exchange(x);

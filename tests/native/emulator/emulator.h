@@ -84,6 +84,7 @@ struct Thread {
   const char* waits_for;
   const void* waits_at;
   bool fenced;
+  int stores;                   // by the copy engine, not done yet
   int issued;                   // products
   std::vector<int> group_ends;  // products issued when each group of them was committed
   std::unique_ptr<char[]> stack{new char[kStack]};
@@ -249,7 +250,7 @@ inline void set_up(Machine& m, unsigned ctas, unsigned first_block) {
       Thread& t = *pool[m.threads.size()];
       m.threads.push_back(&t);
       t.started = t.over = t.fenced = false, t.index = i, t.rank = int(c), t.cta = &cta, t.condition = nullptr;
-      t.issued = 0, t.group_ends.clear();
+      t.issued = t.stores = 0, t.group_ends.clear();
       getcontext(&t.start);
       t.start.uc_stack.ss_sp = t.stack.get(), t.start.uc_stack.ss_size = Thread::kStack;
       makecontext(&t.start, run_thread, 0);

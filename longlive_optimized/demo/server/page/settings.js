@@ -24,7 +24,7 @@ export class Settings {
       button.title = `steps ${preset.denoising_steps.join(" ")}, attention window of ${preset.local_attn_size} latent frames`;
       button.ariaKeyShortcuts = String(i + 1);
       button.textContent = preset.name.replace("_", " ");
-      rate.textContent = `${preset.precision === "fp8" ? "fp8 · " : ""}${preset.target_fps} fps`;
+      rate.textContent = `${preset.precision === "bf16" ? "" : `${preset.precision} · `}${preset.target_fps} fps`;
       small.textContent = `${preset.denoising_steps.length} steps · window ${preset.local_attn_size}`;
       button.append(rate, small);
       button.addEventListener("click", () => this.choose(i));
@@ -56,12 +56,10 @@ export class Settings {
   }
 
   #showEffective(effective) {
-    const asked = this.#presets.find((preset) => preset.name === effective.preset)?.precision;
-    const precision = asked === "fp8" && effective.precision !== "fp8" ? `${effective.precision} (fp8 is not there yet)` : effective.precision;
     const rows = {
       Steps: effective.denoising_steps.join(" "),
       Window: `${effective.local_attn_size} latent frames`,
-      Precision: precision,
+      Precision: effective.precision,
       Target: `${effective.target_fps} fps`,
       Picture: `${effective.width} × ${effective.height}`,
       Device: effective.device + (effective.cuda_graphs ? ", CUDA graphs" : ""),

@@ -35,7 +35,7 @@ inline void land_box(uint8_t* memory, uint32_t at, const TensorMap& map, const i
 }
 
 template <class... Start>
-void load_tile(void* to, const TensorMap& map, Barrier& full, Start... start) {
+int box_bytes(void* to, const TensorMap& map, Start... start) {
   emulator::require(sizeof...(Start) == map.rank, "a box of another rank than its tensor's");
   const int bytes = map.box[0] * map.element_bytes;
   emulator::require(!map.swizzled || bytes == 128, "rows that are not as long as the swizzle");
@@ -43,11 +43,31 @@ void load_tile(void* to, const TensorMap& map, Barrier& full, Start... start) {
   int size = bytes;
   for (int d = 1; d < map.rank; ++d) size *= map.box[d];
   shared_address(static_cast<uint8_t*>(to) + size - 1);
+  return size;
+}
+
+template <class... Start>
+void load_tile(void* to, const TensorMap& map, Barrier& full, Start... start) {
+  const int size = box_bytes(to, map, start...);
   const uint32_t at = shared_address(to) - emulator::kBase;
   emulator::machine->copies.push_back([=, memory = emulator::self->cta->memory, &map, &full] {
     land_box(memory, at, map, {start...});
     full.land(size);
   });
+}
+
+// Lands in each CTA by itself.
+template <uint16_t kMask, class... Start>
+void load_tile_to_cluster(void* to, const TensorMap& map, Barrier& full, Start... start) {
+  const int size = box_bytes(to, map, start...);
+  const uint32_t at = shared_address(to) - emulator::kBase, barrier = shared_address(&full) - emulator::kBase;
+  for (size_t rank = 0; rank < emulator::machine->ctas.size(); ++rank) {
+    if (!(kMask >> rank & 1)) continue;
+    emulator::machine->copies.push_back([=, memory = emulator::machine->ctas[rank].memory, &map] {
+      land_box(memory, at, map, {start...});
+      reinterpret_cast<Barrier*>(memory + barrier)->land(size);
+    });
+  }
 }
 
 inline void load_bytes(void* to, const void* from, int bytes, Barrier& full) {
@@ -57,5 +77,21 @@ inline void load_bytes(void* to, const void* from, int bytes, Barrier& full) {
     std::memcpy(to, from, bytes);
     full.land(bytes);
   });
+}
+
+inline void store_bytes(void* to, const void* from, int bytes) {
+  emulator::require(shared_address(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 16 == 0,
+                    "a run of bytes that starts or ends at a wrong address");
+  emulator::Thread* thread = emulator::self;
+  ++thread->stores;
+  emulator::machine->copies.push_back([=] {
+    std::memcpy(to, from, bytes);
+    --thread->stores;
+  });
+}
+inline void store_commit() {}
+inline void store_wait_read() {
+  const emulator::Thread* thread = emulator::self;
+  emulator::wait_until("its stores", nullptr, [thread] { return thread->stores == 0; });
 }
 }  // namespace longlive::sm90

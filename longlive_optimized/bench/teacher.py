@@ -1,0 +1,134 @@
+"""Blocks in 8 bits, each from the ring of a stream without: teacher-forced, so that differences do not add up.
+
+Each of the two has a decoder of its own, which sees the latents of that precision from the first block on.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import StreamSettings
+from ..engine.block import settle
+from ..engine.engine import LongLiveEngine
+from ..engine.request import BlockRequest
+from ..engine.sampler import make_schedule
+from ..engine.stream import Stream
+from ..model.precision import Parts, Policy, policy_of
+from ..tinyworld.world import caption, sample_scene
+from ..video_time import BLOCK_FRAMES
+from ..weights.locate import TINY
+from .block import PROMPT
+
+SAME = 100.0  # decibels, of pictures without a difference
+_SHOWN = 2  # frames of a picture for each preset
+_GAIN = 8  # of the difference, in the picture
+_GAP = 2  # pixels between pictures
+
+
+class Pair(NamedTuple):
+    """A block's frames uint8 [T, H, W, 3] on the CPU."""
+
+    plain: Tensor
+    int8: Tensor
+    fallback: bool  # what 8 bits gave was not finite: ``int8`` was made without
+
+    @property
+    def psnr(self) -> float:
+        """Decibels, over all of the frames."""
+        error = (self.plain.float() - self.int8.float()).square().mean().item()
+        return min(SAME, 10 * math.log10(255**2 / error)) if error else SAME
+
+
+def prompts_of(model: str) -> list[str]:
+    """Two that the model knows."""
+    if model != TINY:
+        return [PROMPT, "a paper boat on a lake, seen from above"]
+    dice = [Random(f"teacher {i}") for i in range(2)]
+    return [caption(sample_scene(each, held_out=True), each) for each in dice]
+
+
+def forced_pairs(engine: LongLiveEngine, settings: StreamSettings, prompts: Sequence[str], blocks: int) -> list[Pair]:
+    """So many steady blocks of each prompt: without 8 bits, and with the precision of ``settings``."""
+    return [pair for seed, prompt in enumerate(prompts) for pair in _pairs(engine, settings, prompt, seed, blocks)]
+
+
+def _pairs(engine: LongLiveEngine, settings: StreamSettings, prompt: str, seed: int, blocks: int) -> Iterator[Pair]:
+    teacher = _stream(engine, settings, seed=seed, precision="bf16")
+    pupil = _stream(engine, settings, seed=seed, use_cuda_graphs=False)  # its ring is another one for every block
+    fill = -(-teacher.ring.window // BLOCK_FRAMES)
+    for block in range(fill + blocks):
+        if block:
+            pupil.passes.ring, pupil.history = copy.deepcopy(teacher.ring), teacher.history.clone()
+        before = pupil.fallback_blocks
+        int8, plain = (engine.generate_block(BlockRequest(prompt), stream).cpu() for stream in (pupil, teacher))
+        if block >= fill:
+            yield Pair(plain, int8, pupil.fallback_blocks > before)
+
+
+def _stream(engine: LongLiveEngine, settings: StreamSettings, **changes: Any) -> Stream:
+    return engine.open_stream(**{**dataclasses.asdict(settings), **changes})
+
+
+def figures(pairs: Sequence[Pair]) -> dict:
+    """Median and worst PSNR of the blocks, and how many 8 bits failed."""
+    psnr = [pair.psnr for pair in pairs]
+    return {
+        "blocks": len(psnr),
+        "psnr_median_db": statistics.median(psnr),
+        "psnr_worst_db": min(psnr),
+        "fallback_blocks": sum(pair.fallback for pair in pairs),
+    }
+
+
+def picture(pairs: Sequence[Pair]) -> Tensor:
+    """Some frames of the worst block, uint8 [H', W', 3]: without 8 bits | with | eight times the difference."""
+    pair = min(pairs, key=lambda pair: pair.psnr)
+    at = torch.linspace(0, len(pair.plain) - 1, _SHOWN).round().long()
+    plain, int8 = pair.plain[at], pair.int8[at]
+    difference = ((plain.int() - int8.int()).abs() * _GAIN).clamp(max=255).byte()
+    framed = [F.pad(each, (0, 0, 0, _GAP, 0, _GAP), value=255) for each in (plain, int8, difference)]
+    return torch.cat(framed, 2).flatten(0, 1)
+
+
+@torch.no_grad()
+def error_by_part(engine: LongLiveEngine, settings: StreamSettings, prompt: str) -> dict[str, float]:
+    """What 8 bits change in a steady block's flow, relative L2, the worst of its steps: of all that the precision
+    names, of each part of the layers by itself, and of each layer by itself."""
+    stream = _stream(engine, settings, use_cuda_graphs=False)
+    whole = policy_of("int8", len(engine.model.blocks))
+    for _ in range(-(-stream.ring.window // BLOCK_FRAMES)):
+        engine.generate_block(BlockRequest(prompt), stream)
+    with engine.devices.turn():
+        settle(stream)
+        changes = {name: _change(stream, policy) for name, policy in _alone(whole).items()}
+    return changes
+
+
+def _alone(whole: Policy) -> dict[str, Policy]:
+    none = (Parts(),) * len(whole)
+    parts = {name: tuple(Parts(**{name: getattr(layer, name)}) for layer in whole) for name in Parts._fields}
+    layers = {f"layer {i}": (*none[:i], whole[i], *none[i + 1 :]) for i in range(len(whole))}
+    return {"all": whole, **parts, **layers}
+
+
+def _change(stream: Stream, policy: Policy) -> float:
+    passes, clean = stream.passes, stream.history[-BLOCK_FRAMES:]
+    generator, changes = torch.Generator(clean.device).manual_seed(0), []
+    stream.ring.seek(stream.position, BLOCK_FRAMES)
+    for t, sigma in make_schedule(stream.settings.denoising_steps, stream.settings.step_schedule):
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        x = ((1 - sigma) * clean + sigma * noise).to(clean.dtype)
+        modulation = passes.model.modulation(torch.tensor([t], dtype=torch.float64, device=clean.device))
+        plain, int8 = (passes.model(x, modulation, passes.ring, passes.cross, each) for each in (None, policy))
+        changes.append(((int8.double() - plain.double()).norm() / plain.double().norm()).item())
+    return max(changes)

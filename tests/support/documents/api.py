@@ -1,0 +1,299 @@
+"""What docs/api.md says of the engine, the pipeline and the configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import pytest
+
+from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+from longlive_optimized.config import CHANGEABLE, StreamSettings
+from longlive_optimized.demo.scope_integration import (
+    LatencyStats,
+    OptimizedScopePipeline,
+    OverlayConfig,
+    ScopeOptimizationConfig,
+    create_latency_overlay,
+    create_optimized_scope_pipeline,
+)
+from longlive_optimized.engine.latency import WINDOW
+from longlive_optimized.model.config import ModelConfig
+from longlive_optimized.weights.locate import native_size
+from longlive_optimized.weights.user_lora import UserLora
+
+from .claims import lists, says
+from .markdown import Unit
+from .place import ROOT, Place
+from .tables import body, names, same_signature, value, with_defaults
+
+API = "docs/api.md"
+PROMPT = "a red circle moves left over a green field"
+
+
+@says(API, "`LongLiveEngine(model_path, config=None, device=None, progress=None, loras=())`")
+def the_engine_is_made(units: list[Unit]):
+    same_signature(names(units[0].text)[0], LongLiveEngine.__init__)
+
+
+@says(API, "`UserLora(path, scale=1.0)`, from `longlive_optimized.weights.user_lora`")
+def a_lora_is_made(units: list[Unit]):
+    same_signature(names(units[0].text)[0], UserLora.__init__)
+
+
+def _methods(rows: list[list[str]], of: type) -> None:
+    for first, *_ in rows:
+        for said in names(first):
+            method = getattr(of, said.partition("(")[0], None)
+            if "(" in said and method is not None:
+                same_signature(said, method)
+            else:
+                assert hasattr(of, said) or said in vars(OptimizedScopePipeline).get("_show").__code__.co_names, said
+
+
+@lists(API, "The engine: blocks")
+def the_engine(units: list[Unit]):
+    assert len(units) == 8
+    _methods([unit.cells for unit in units], LongLiveEngine)
+    _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
+
+
+def _all_are_listed(units: list[Unit], of: type, but: set[str] = frozenset()) -> None:
+    listed = " ".join(unit.cells[0] for unit in units)
+    missing = [name for name in vars(of) if not name.startswith("_") and name not in but and f"`{name}" not in listed]
+    assert not missing, f"methods that are not named: {missing}"
+
+
+@lists(API, "LoRAs")
+def config_fields(units: list[Unit]):
+    """The table of OptimizationConfig: fields, defaults, and what may change."""
+    config, seen, changes = OptimizationConfig(), [], set()
+    for cells in body(units, "field"):
+        fields = names(cells[0])
+        defaults = [cells[1]] if len(fields) == 1 else cells[1].split(", ")
+        for field, default in zip(fields, defaults, strict=True):
+            assert getattr(config, field) == value(default), f"{field}: {default} is said"
+        seen += fields
+        changes |= {*fields} if "•" in cells[0] else set()
+    assert seen == [field.name for field in dataclasses.fields(OptimizationConfig)]
+    assert changes == {*CHANGEABLE}
+    own = [field.name for field in dataclasses.fields(StreamSettings)]
+    assert own == seen[: seen.index("use_cuda_graphs") + 1]  # "those down to `use_cuda_graphs`"
+
+
+@says(API, "`OptimizationConfig`; a stream has those down to `use_cuda_graphs` for itself")
+def sizes_where_none_are_given():
+    assert OptimizationConfig().size == (480, 832) and native_size("tiny") == (64, 96)
+    with pytest.raises(ValueError, match="height"):
+        OptimizationConfig(height=100)
+    with pytest.raises(ValueError, match="fall"):
+        OptimizationConfig(denoising_steps=(250, 500))
+
+
+@says(API, "`BlockRequest`, one block's wishes")
+def a_request(units: list[Unit]):
+    listed = names(units[0].text)[1:]
+    assert listed == [field.name for field in dataclasses.fields(BlockRequest)]
+
+
+@says(API, "`noise_scale`, 0.1 to 1, is the share of noise")
+def passes_of_video_input():
+    from longlive_optimized.engine.sampler import from_noise_scale, make_schedule
+
+    # "With four steps that leaves one pass below 0.625, two at 0.7, all four from 0.94 on"
+    steps = make_schedule((1000, 750, 500, 250), "longlive")
+    passes = {scale: len(from_noise_scale(steps, scale, "cut")) for scale in (0.1, 0.62, 0.7, 0.93, 0.94, 1.0)}
+    assert passes == {0.1: 1, 0.62: 1, 0.7: 2, 0.93: 3, 0.94: 4, 1.0: 4}, passes
+    # "With `noise_from_motion` the video's motion decides (0.54 to 0.72), and `noise_scale` adds a tenth of itself"
+    assert [round(0.9 * (0.8 - 0.2 * motion), 2) for motion in (1, 0)] == [0.54, 0.72]
+    source = (ROOT / "longlive_optimized/engine/video_input.py").read_text()
+    assert "return 0.9 * (0.8 - 0.2 * motion) + 0.1 * scale" in source
+    for scale in (0.09, 1.1):
+        with pytest.raises(ValueError, match="noise_scale"):
+            BlockRequest(PROMPT, noise_scale=scale)
+
+
+@says(API, "differ by about 127, 54, 51 and 0 of 255 from a black and a white one at 0.1, 0.3, 0.5 and 0.7")
+def strength_of_video_input(place: Place):
+    import torch
+
+    del place  # it takes half a minute
+    engine, found = LongLiveEngine("tiny", device="cpu"), []
+    for scale in (0.1, 0.3, 0.5, 0.7):
+        made = []
+        for colour in (0, 255):
+            stream, video = engine.open_stream(), torch.full((13, 64, 96, 3), colour, dtype=torch.uint8)
+            request = BlockRequest(PROMPT, video=video, noise_scale=scale)
+            made.append([engine.generate_block(request, stream) for _ in range(3)][-1].float())
+        found.append((made[0] - made[1]).abs().mean().item())
+    assert all(abs(a - b) <= 12 for a, b in zip(found, (127, 54, 51, 0), strict=True)), found
+
+
+@says(
+    API, "`from longlive_optimized import LongLiveEngine", "`from longlive_optimized.demo.scope_integration import …`"
+)
+def imports(units: list[Unit]):
+    for unit in units:
+        exec(names(unit.text)[0].replace("…", "*"), {})
+
+
+@says(API, "A `Stream` is one video.")
+def a_stream_has_settings():
+    stream = LongLiveEngine("tiny", device="cpu").open_stream(local_attn_size=9)
+    assert isinstance(stream.settings, StreamSettings) and stream.settings.local_attn_size == 9
+    stream.configure(denoising_steps=(1000, 250))
+
+
+@says(API, "`OptimizedScopePipeline(model_path, config=None, device=None)`")
+def the_pipeline_is_made(units: list[Unit]):
+    made, on, create = names(units[0].text)
+    same_signature(made, OptimizedScopePipeline.__init__)
+    same_signature(on.removeprefix("OptimizedScopePipeline."), OptimizedScopePipeline.on, method=False)
+    same_signature(create, create_optimized_scope_pipeline, method=False)
+
+
+@lists(API, "The pipeline: frames")
+def the_pipeline(units: list[Unit]):
+    rows = [unit.cells for unit in units]
+    _methods([row for row in rows if row[0]], OptimizedScopePipeline)
+    _all_are_listed(units, OptimizedScopePipeline, but={"on"})
+    assert "`blend`, `transition_blocks`, `denoising_steps`" in rows[1][1]
+
+
+@says(API, "`ScopeOptimizationConfig` has all of the above and, to be changed at any time")
+def the_pipelines_config(units: list[Unit]):
+    said = with_defaults(units[0].text)
+    own = {field.name for field in dataclasses.fields(ScopeOptimizationConfig)}
+    own -= {field.name for field in dataclasses.fields(OptimizationConfig)}
+    assert said.keys() == own
+    config = ScopeOptimizationConfig()
+    assert {name: getattr(config, name) for name in said} == said
+    other = {"overlay_position": "top-left", "enable_latency_overlay": False}
+    for name, default in said.items():
+        config.changed(**{name: other.get(name, not default if isinstance(default, bool) else default)})
+
+
+@says(API, "`LatencyStats`, per *pixel frame*")
+def statistics(units: list[Unit]):
+    said = names(units[0].text)[1:]
+    assert {*said} == {field.name for field in dataclasses.fields(LatencyStats)}
+    assert "(over the last 1000 frames)" in units[0].text and WINDOW == 1000
+
+
+@says(API, "`OverlayConfig`, as keywords of `create_latency_overlay(")
+def the_panels_config(units: list[Unit]):
+    _, made, *fields = names(units[0].text)
+    same_signature(made, create_latency_overlay, method=False)
+    assert fields == [field.name for field in dataclasses.fields(OverlayConfig)]
+    for name, default in with_defaults(units[0].text).items():
+        assert getattr(OverlayConfig(), name) == default
+
+
+@says(API, "`longlive_optimized.demo.video_track.PipelineVideoTrack(pipeline, prompt)`")
+def the_track(units: list[Unit]):
+    from longlive_optimized.demo.video_track import PipelineVideoTrack
+
+    same_signature(names(units[0].text)[0].rpartition("track.")[2], PipelineVideoTrack.__init__)
+    assert callable(PipelineVideoTrack.set_prompt)
+
+
+def _errors() -> list[tuple[Callable, type[Exception], str]]:
+    engine = LongLiveEngine("tiny", device="cpu")
+    return [
+        (lambda: engine.generate_block(PROMPT), TypeError, "request"),
+        (lambda: LongLiveEngine("tiny", {"height": 64}), TypeError, "config"),
+        (lambda: LongLiveEngine("nowhere"), FileNotFoundError, "model_path"),
+        (lambda: BlockRequest(""), ValueError, "prompt"),
+        (lambda: BlockRequest(PROMPT, denoising_steps=[1, 2]), ValueError, "denoising_steps"),
+        (lambda: OptimizationConfig(hight=64), ValueError, "did you mean.*height"),
+        (lambda: OptimizationConfig.preset("fast"), ValueError, "preset"),
+        (lambda: engine.configure(height=80), ValueError, "height cannot change.*denoising_steps"),
+        (lambda: engine.open_stream(height=10), ValueError, "height"),
+        (lambda: create_latency_overlay("middle"), ValueError, "position"),
+        (lambda: UserLora("none.safetensors"), FileNotFoundError, "path"),
+    ]
+
+
+@says(API, "Everything is checked before any work; errors are ValueErrors that name the argument, TypeErrors")
+def errors_name_the_argument():
+    import numpy as np
+
+    for call, kind, words in _errors():
+        with pytest.raises(kind, match=words):
+            call()
+    steps = np.array([1000, 500])
+    assert OptimizationConfig(denoising_steps=steps, seed=np.int64(3)).denoising_steps == (1000, 500)
+    assert BlockRequest(PROMPT, denoising_steps=steps, noise_scale=np.float32(0.5)).denoising_steps == (1000, 500)
+
+
+@says(
+    API,
+    "One rule for engine, pipeline, track, server and plugin",
+    "- A wish counts from the moment it is said",
+    "- Repeating an old argument is no wish.",
+    "`tests/demo/test_last_wish.py` tries this in every order of calls.",
+)
+@says(
+    API, "A transition starts from what is on screen.", "A video that begins anew begins with the last prompt at once"
+)
+def the_last_wish_in_every_order(place: Place):
+    place.passes("tests/demo/test_last_wish.py")
+
+
+@says(API, "A prompt of more than 512 tokens (of the built-in model: 48) is cut at the end; the log says so once")
+def long_prompts(place: Place):
+    code = f"""
+from longlive_optimized import BlockRequest, LongLiveEngine
+engine = LongLiveEngine("tiny", device="cpu")
+for _ in range(2):
+    engine.generate_block(BlockRequest("{PROMPT} " * 120))
+"""
+    (place.folder / "long.py").write_text(code)
+    ran = place.run("python long.py")
+    told = re.findall(r"the prompt has (\d+) tokens: the last (\d+) are left out", ran.text)
+    assert ran.status == 0 and len(told) == 1, ran.text
+    assert int(told[0][0]) - int(told[0][1]) == 48 and ModelConfig().text_len == 512, told
+
+
+@lists(API, "LoRAs")
+@says(API, "Modules that this model lacks are passed over, and named in the log.")
+def kinds_of_loras(place: Place):
+    place.passes("tests/weights -k lora")
+
+
+@lists(API, "A model's files")
+@says(API, "Every file is checked before any of it is mapped or built")
+def files_are_checked(place: Place):
+    from longlive_optimized.weights import CheckpointError
+    from longlive_optimized.weights.load import check
+    from longlive_optimized.weights.locate import locate
+
+    check(locate(place.model))
+    place.run(f"cp -r {place.model} hurt")
+    config = place.folder / "hurt/wan_models/Wan2.1-T2V-1.3B/config.json"
+    config.write_text(config.read_text().replace('"num_layers": 2', '"num_layers": 1e9'))
+    with pytest.raises(CheckpointError, match=r"config\.json.*num_layers"):
+        check(locate(place.folder / "hurt"))
+    ran = place.run("longlive-optimized doctor hurt")
+    assert ran.status == 2 and "num_layers" in ran.text and "Traceback" not in ran.text, ran.text
+
+
+@says(API, "it damages a small model's files, by default in 2000 ways, and loads each")
+def the_fuzzer(place: Place):
+    ran = place.run("python tests/measure/fuzz_files.py --help", place.checkout)
+    assert "--cases" in ran.text
+    source = (place.checkout / "tests/measure/fuzz_files.py").read_text()
+    assert re.search(r'"--cases".*default=2000', source)
+    ran = place.run("python tests/measure/fuzz_files.py --cases 20 --seed 7", place.checkout)
+    assert ran.status == 0, ran.text
+
+
+@says(API, "which `make-checkpoint`'s files lack")
+def verified(place: Place):
+    ran = place.run("longlive-optimized doctor $MODEL --verify")
+    assert ran.status == 0 and "records have no checksum" in ran.text and "is complete" in ran.text, ran.text
+    code = "import torch; torch.save({'a': torch.zeros(4)}, 'sums.pt')"
+    code += "; from longlive_optimized.weights.files import verify; from pathlib import Path"
+    ran = place.run(f"python -c \"{code}; print(verify(Path('sums.pt')))\"")
+    assert ran.status == 0 and "no checksum" not in ran.text, ran.text

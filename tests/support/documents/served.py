@@ -1,0 +1,208 @@
+"""What docs/api.md and README.md say of the server, asked of one that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from typing import NamedTuple
+
+import httpx
+
+from longlive_optimized.demo.server import app, messages, offer, room, rtc
+from longlive_optimized.demo.server.settings import SHORTEST_TOKEN, ServerSettings
+
+from ..server_peer import Viewer
+from .claims import lists, says
+from .markdown import Unit
+from .place import Place
+from .tables import names
+
+API = "docs/api.md"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def ask(address: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
+    """What the server answers, refusals included. Headers have _ for -."""
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    request = urllib.request.Request(address, body, named, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return Answer(answer.status, _lower(answer.headers), answer.read())
+    except urllib.error.HTTPError as refused:
+        return Answer(refused.code, _lower(refused.headers), refused.read())
+
+
+def _lower(headers: Message) -> dict[str, str]:
+    return {name.lower(): text for name, text in headers.items()}
+
+
+@contextlib.contextmanager
+def serving(place: Place, options: str = "") -> Iterator[tuple[str, list[str]]]:
+    """A server on a free port, ready: its address and the lines that it printed. It is ended by Ctrl-C."""
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec longlive-optimized serve --model tiny --port 0 {options}"],
+        cwd=place.folder,
+        env=place.variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    printed: list[str] = []
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            printed.append(line.rstrip())
+            if line.startswith("ready after"):
+                break
+        found = re.search(r"open (http://\S+)  \(Ctrl-C ends\)", "\n".join(printed))
+        assert found, printed
+        yield found[1], printed
+    finally:
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and time.monotonic() - began < 15, (process.returncode, rest)
+    assert "Traceback" not in rest, rest
+
+
+@says(API, "`longlive-optimized serve`: `POST /offer` takes")
+@says("README.md", "A page with the video over WebRTC, a prompt box, presets with their effective settings")
+def pages_are_served(place: Place):
+    with serving(place) as (address, _):
+        page = ask(address)
+        assert page.status == 200 and b"<video" in page.body and b"prompt" in page.body
+        for path in ["style.css", "app.js", "connection.js", "chart.js", "prompts.js", "settings.js", "favicon.svg"]:
+            assert ask(address + path).status == 200, path
+        asyncio.run(_watch(address))
+        for path in ("status", "metrics", "healthz", "readyz", "recording.mp4?seconds=30"):
+            found, head = ask(address + path), ask(address + path, "HEAD")
+            assert found.status == head.status == 200 and not head.body, (path, found.status, head.status)
+            if path == "status":
+                assert json.loads(found.body)
+            if path == "metrics":
+                assert b"# TYPE" in found.body
+            if path.startswith("recording"):
+                assert found.body[4:8] == b"ftyp", "an mp4"
+        refused = ask(address + "offer", "POST", b'{"type": "offer"}', Content_Type="application/json")
+        assert refused.status == 422 and json.loads(refused.body).keys() == {"error", "code"}, refused
+        nowhere = ask(address + "nowhere")
+        assert nowhere.status == 404 and json.loads(nowhere.body).keys() == {"error", "code"}
+
+
+async def _watch(address: str) -> None:
+    """See some frames, send each message of the table, and get the answer that it says."""
+    async with httpx.AsyncClient(base_url=address, timeout=30) as http:
+        with rtc.local_addresses(ServerSettings()):
+            viewer = await Viewer(http, label="of any name").join()
+            for _ in range(15):
+                assert (await viewer.frame()).width == 96
+            for kind, fields in _MESSAGES.items():
+                answer = await viewer.ask(kind, **fields)
+                assert answer["type"] == ("latency_stats" if kind == "get_latency_stats" else "done"), answer
+            refused = await viewer.ask("set_optimization_preset", preset="fast")
+            assert refused["type"] == "error" and "preset" in str(refused), refused
+            for kind in ("state", "block"):
+                await viewer.wait_for(lambda message, kind=kind: message["type"] == kind)
+            await viewer.leave()
+
+
+_MESSAGES = {
+    "switch_prompt": {"prompt": "a white cross rests on a black night", "transition_blocks": 2},
+    "set_optimization_preset": {"preset": "realtime"},
+    "set_transition": {"blocks": 2, "blend": "linear"},
+    "set_overlay": {"enabled": True},
+    "get_latency_stats": {},
+    "reset": {},
+    "set_paused": {"paused": True},
+}
+
+
+@says(API, "With a token all but the last two want `Authorization: Bearer TOKEN`.")
+def a_token_is_wanted(place: Place):
+    token, page = "sixteen-letters-and-more", "https://demo.example"
+    with serving(place, f"--token {token} --origin {page}") as (address, _):
+        address, _, fragment = address.partition("#")
+        assert fragment == f"token={token}"
+        for path in ("status", "metrics", "recording.mp4"):
+            assert ask(address + path).status == 401, path
+            assert ask(address + path, Authorization=f"Bearer {token}").status in (200, 404, 409, 425, 503), path
+        assert ask(address + "healthz").status == ask(address + "readyz").status == 200
+        # "Pages elsewhere, `--origin https://HOST`, may GET, HEAD and POST, with that header and `Content-Type`."
+        preflight = ask(address + "offer", "OPTIONS", Origin=page, Access_Control_Request_Method="POST")
+        assert preflight.status == 204 and preflight.headers["access-control-allow-origin"] == page
+        assert preflight.headers["access-control-allow-methods"] == "GET, HEAD, POST"
+        assert preflight.headers["access-control-allow-headers"] == "Authorization, Content-Type"
+        other = ask(address + "status", Origin="https://other.example", Authorization=f"Bearer {token}")
+        assert other.status == 403 and "access-control-allow-origin" not in other.headers
+
+
+@lists(API, "The server")
+def messages_and_limits(units: list[Unit]):
+    limits, listed = {}, set()
+    for unit in units:
+        if unit.text.startswith("| `{"):
+            text = names(unit.text)[0].replace("P", '"balanced"', 1) if '"preset": P' in unit.text else None
+            text = text or names(unit.text)[0].replace('"prompt": P', '"prompt": "a fox"').replace(": N", ": 3")
+            listed.add(messages.parse(text).type)
+        elif unit.cells[0] not in ("message", "limit"):
+            limits[unit.cells[0]] = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", unit.cells[1])]
+    known = {kind.model_fields["type"].annotation.__args__[0] for kind in messages.Command.__args__}
+    assert listed == known
+    assert limits["message, prompt, transition"] == [
+        messages.MAX_BYTES / 1024,
+        messages.LONGEST_PROMPT,
+        messages.MOST_BLOCKS,
+    ]
+    assert limits["left unread by the viewer"] == [rtc.MOST_UNREAD / 1024]
+    assert limits["`state`"] == [*reversed(room.STATES)]
+    rate, burst = room.OFFERS
+    assert limits["offers"] == [burst, rate, app.MAX_OFFER_BYTES / 1024, offer.MOST_CANDIDATES]
+    rate, burst = room.DOWNLOADS
+    assert limits["downloads"][:2] == [burst, 1] and limits["downloads"][2] == 1 / rate
+    assert limits["downloads"][3] == 600
+    assert limits["until a connection stands"] == [rtc.CONNECT_SECONDS]
+    assert limits["without a sign of life"][0] == rtc.GONE_SECONDS
+
+
+@says(API, "each with an `id` if it likes (a number, or a text of at most 64 characters)")
+def ids():
+    assert messages.parse('{"type": "reset", "id": 7}').id == 7
+    assert messages.parse(json.dumps({"type": "reset", "id": "x" * 64})).id == "x" * 64
+    for bad in (json.dumps({"type": "reset", "id": "x" * 65}), '{"type": "rest"}', "no JSON"):
+        try:
+            messages.parse(bad)
+        except messages.BadMessage as error:
+            assert error.id is None and str(error)
+        else:
+            raise AssertionError(bad)
+
+
+@says(API, "An offer must have a video section that is to receive, with VP8 or H264")
+def offers():
+    assert offer.CODECS == ("VP8", "H264") and SHORTEST_TOKEN == 16
+    for sdp, words in (("v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\n", "no video section"),):
+        try:
+            offer.Offer(sdp)
+        except offer.BadOffer as error:
+            assert words in str(error)
+        else:
+            raise AssertionError(sdp)
+
+
+@says(API, "The others are answered by `done`, or by `error` with a text")
+def answers(place: Place):
+    place.passes("tests/demo/test_server_messages.py tests/demo/test_server_room.py tests/demo/test_server_access.py")
