@@ -73,10 +73,6 @@ inline bool __any_sync(unsigned, bool x) {
   const uint32_t* lanes = emulator::exchange(x);
   return std::any_of(lanes, lanes + 32, [](uint32_t lane) { return lane != 0; });
 }
-inline uint32_t __reduce_max_sync(unsigned, uint32_t x) {
-  const uint32_t* lanes = emulator::exchange(x);
-  return *std::max_element(lanes, lanes + 32);
-}
 inline void __syncwarp() { emulator::exchange(0); }
 inline void __syncthreads() {
   emulator::meet(emulator::self->cta->all, emulator::machine->threads_per_cta, "__syncthreads");
