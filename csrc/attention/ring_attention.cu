@@ -10,7 +10,7 @@
 namespace longlive {
 namespace {
 using Plain = attention::Config<bf16, 192, 4>;
-using Scaled = attention::Config<int8_t, 192, 2, 3, attention::Turns::kExponentials>;
+using Scaled = attention::Config<int8_t, 192, 2, 3>;
 
 // Keys from which on split-KV of the last wave saves more than the second kernel costs.
 constexpr int kSplitFrom = 16 * 192;

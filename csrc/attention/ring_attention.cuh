@@ -35,16 +35,11 @@ constexpr int kRows = kTileRows / kConsumers;
 // exp(x / sqrt(d)) = exp2(kScale x)
 constexpr float kScale = std::numbers::log2e_v<float> * 0.08838834764831845f;
 
-// What the consumers do one after the other, so that they do not do the same at a time: exponentials of a tile, or its
-// q k^T.
-enum class Turns { kNone, kExponentials, kProducts };
-
 // `stages` hold keys or values, in turn; with `value_stages` they hold keys alone.
-template <class T, int tile_keys, int stages, int value_stages = 0, Turns turns = Turns::kNone>
+template <class T, int tile_keys, int stages, int value_stages = 0>
 struct Config {
   using Key = T;
   static constexpr bool kScaled = std::is_same_v<T, int8_t>;
-  static constexpr Turns kTurns = turns;
   static constexpr int kTileKeys = tile_keys, kStages = stages, kValueStages = value_stages;
   static constexpr int kKeyBoxes = kHeadDim * sizeof(T) / kBoxRow, kValueBoxes = 2;
   static constexpr int kBoxBytes = kTileKeys * kBoxRow, kQueryBoxBytes = kRows * kBoxRow;
@@ -73,14 +68,10 @@ struct Maps {
 template <class C>
 struct MixedTiles {
   using Pipeline = sm90::Pipeline<C::kStages>;
-  class State {
-    typename Pipeline::State both_;
-
-   public:
-    __device__ auto keys() const { return both_; }
-    __device__ auto values() const { return both_; }
-    __device__ void advance_keys() { both_.advance(); }
-    __device__ void advance_values() { both_.advance(); }
+  struct State {
+    typename Pipeline::State both;
+    __device__ auto& keys() { return both; }
+    __device__ auto& values() { return both; }
   };
 
   alignas(1024) uint8_t tile[C::kStages][C::kValueBytes];
@@ -98,24 +89,11 @@ template <class C>
 struct SeparateTiles {
   using KeyPipeline = sm90::Pipeline<C::kStages>;
   using ValuePipeline = sm90::Pipeline<C::kValueStages>;
-  class State {
-    // Stage and phase in one register each, of which the consumers have few.
-    int keys_ = 0, values_ = 0;
-
-    template <int kStages>
-    static __device__ sm90::PipelineState<kStages> unpack(int x) {
-      return {x >= kStages ? x - kStages : x, x >= kStages};
-    }
-    template <int kStages>
-    static __device__ int next(int x) {
-      return x == 2 * kStages - 1 ? 0 : x + 1;
-    }
-
-   public:
-    __device__ auto keys() const { return unpack<C::kStages>(keys_); }
-    __device__ auto values() const { return unpack<C::kValueStages>(values_); }
-    __device__ void advance_keys() { keys_ = next<C::kStages>(keys_); }
-    __device__ void advance_values() { values_ = next<C::kValueStages>(values_); }
+  struct State {
+    typename KeyPipeline::State of_keys;
+    typename ValuePipeline::State of_values;
+    __device__ auto& keys() { return of_keys; }
+    __device__ auto& values() { return of_values; }
   };
 
   alignas(1024) uint8_t key_tile[C::kStages][C::kKeyBytes];
@@ -142,7 +120,6 @@ struct Shared {
   // What a query belongs to; a consumer has released the one before when it is still storing that one's result.
   WorkTile work[kConsumers][2];
   Barrier query_full[kConsumers], query_empty[kConsumers];
-  Barrier turn[kConsumers][kWarpgroupWarps];  // of a warp of a consumer
   Barrier raw;  // the values of a short tile have landed; the producer has not cleared the rest of the tile yet
   int keys;     // how many
   Schedule schedule;
@@ -198,7 +175,7 @@ struct Producer {
 
   // Tokens that are not valid may hold anything: their scores are masked.
   __device__ void load_keys(int tile, int head) {
-    const auto at = state.keys();
+    auto& at = state.keys();
     s.tiles.key_pipeline().acquire(at);
     if (lane == 0) {
       Barrier& full = s.tiles.key_pipeline().full[at.stage];
@@ -210,12 +187,12 @@ struct Producer {
         sm90::load_bytes(s.tiles.key_scale[at.stage].of, params.k_scale + int64_t(head) * params.tokens + row, scales,
                          full);
     }
-    state.advance_keys();
+    at.advance();
   }
 
   // Their values are multiplied by p = 0, which does not remove NaN: they are cleared.
   __device__ void load_values(int tile, int head) {
-    const auto at = state.values();
+    auto& at = state.values();
     s.tiles.value_pipeline().acquire(at);
     Barrier& full = s.tiles.value_pipeline().full[at.stage];
     const int row = tile * C::kTileKeys, count = s.keys - row;
@@ -233,7 +210,7 @@ struct Producer {
       __syncwarp();
       if (lane == 0) full.arrive();
     }
-    state.advance_values();
+    at.advance();
   }
 
   // The swizzle permutes the bytes of a row among themselves, so rows are where they would be without it.
@@ -314,39 +291,23 @@ struct OnlineSoftmax {
   __device__ void update(float (&x)[kSize], float (&rescale)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      float a = x[2 * r], b = x[2 * r + 1];  // two chains each, for their latency
+#pragma unroll
+      for (int i = 4; i < kSize; i += 4) a = fmaxf(a, x[i + 2 * r]), b = fmaxf(b, x[i + 2 * r + 1]);
       const float before = row_max[r];
-      raise_max(x, r);
-      exponentials(x, r, before, rescale[r]);
-    }
-  }
-  // The same; `between` is called when the maxima are known and no exponential is.
-  template <class F>
-  __device__ void update(float (&x)[kSize], float (&rescale)[2], F between) {
-    const float before[2] = {row_max[0], row_max[1]};
-    raise_max(x, 0), raise_max(x, 1);
-    between(row_max);
-    exponentials(x, 0, before[0], rescale[0]), exponentials(x, 1, before[1], rescale[1]);
-  }
-
- private:
-  __device__ void raise_max(const float (&x)[kSize], int r) {
-    float a = x[2 * r], b = x[2 * r + 1];  // two chains each, for their latency
+      row_max[r] = fmaxf(before, quad_reduce(fmaxf(a, b), fmaxf));
+      rescale[r] = exp2((before - row_max[r]) * factor[r]);
+      const float shift = row_max[r] * factor[r];
+      a = b = 0;
 #pragma unroll
-    for (int i = 4; i < kSize; i += 4) a = fmaxf(a, x[i + 2 * r]), b = fmaxf(b, x[i + 2 * r + 1]);
-    row_max[r] = fmaxf(row_max[r], quad_reduce(fmaxf(a, b), fmaxf));
-  }
-  __device__ void exponentials(float (&x)[kSize], int r, float before, float& rescale) {
-    rescale = exp2((before - row_max[r]) * factor[r]);
-    const float shift = row_max[r] * factor[r];
-    float a = 0, b = 0;
-#pragma unroll
-    for (int i = 0; i < kSize; i += 4) {
-      float &y = x[i + 2 * r], &z = x[i + 2 * r + 1];
-      Factors::exp2_to(y, fmaf(y, factor[r], -shift));
-      Factors::exp2_to(z, fmaf(z, factor[r], -shift));
-      a += y, b += z;
+      for (int i = 0; i < kSize; i += 4) {
+        float &y = x[i + 2 * r], &z = x[i + 2 * r + 1];
+        Factors::exp2_to(y, fmaf(y, factor[r], -shift));
+        Factors::exp2_to(z, fmaf(z, factor[r], -shift));
+        a += y, b += z;
+      }
+      row_sum[r] = fmaf(row_sum[r], rescale[r], a + b);
     }
-    row_sum[r] = fmaf(row_sum[r], rescale, a + b);
   }
 };
 
@@ -363,7 +324,6 @@ struct Consumer {
   const int index;  // of the warpgroup, among the consumers
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kWarpgroupWarps;
   typename Shared<C>::Tiles::State state;
-  int turn = 0;  // parity of the tiles so far
   float scores[kScores], out[kOut];
   uint32_t p[kScores / 2];  // probabilities in bfloat16, not yet divided by row_sum
 
@@ -372,7 +332,6 @@ struct Consumer {
 
   // Issues sums = q k^T.
   __device__ void issue_qk(int stage) {
-    take_turn(Turns::kProducts);
     const uint64_t q = sm90::swizzled_descriptor(s.query[index]), k = sm90::swizzled_descriptor(s.tiles.keys(stage));
     sm90::pin(sums());
     sm90::mma_fence();
@@ -398,7 +357,6 @@ struct Consumer {
 
   __device__ void wait_qk(bool pv_in_flight) {
     pv_in_flight ? sm90::mma_wait<1>() : sm90::mma_wait<0>();
-    give_turn(Turns::kProducts);
     sm90::pin(sums());
   }
   __device__ void wait_pv() {
@@ -427,30 +385,6 @@ struct Consumer {
 #pragma unroll
     for (int i = 0; i < kScores; ++i)
       if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= count) scores[i] = -INFINITY;
-  }
-
-  __device__ void update(Softmax& softmax, float (&rescale)[2]) {
-    if constexpr (C::kTurns == Turns::kExponentials) {
-      softmax.update(scores, rescale, [&](float (&row_max)[2]) {
-        take_turn(Turns::kExponentials);
-        sm90::pin(row_max);  // no exponential is computed earlier
-      });
-    } else {
-      softmax.update(scores, rescale);
-    }
-  }
-
-  // Each tile has one turn. A consumer takes it once the other one has given it: the second, index 1, for the same
-  // tile; the first for the tile before.
-  __device__ void take_turn(Turns of) {
-    if (C::kTurns != of) return;
-    s.turn[index][warp].wait(turn ^ index ^ 1);
-    turn ^= 1;
-  }
-  __device__ void give_turn(Turns of) {
-    if (C::kTurns != of) return;
-    __syncwarp();
-    if (lane == 0) s.turn[1 - index][warp].arrive();
   }
 
   __device__ void round_p() {
@@ -500,9 +434,9 @@ struct Consumer {
     wait_qk(false);
     scale(state.keys().stage);
     s.tiles.key_pipeline().release(state.keys().stage, lane);
-    state.advance_keys();
+    state.keys().advance();
     mask(keys - work.first * C::kTileKeys);
-    update(softmax, rescale);
+    softmax.update(scores, rescale);
 #pragma unroll
     for (float& x : out) x = 0;
 
@@ -511,7 +445,7 @@ struct Consumer {
     for (int t = work.first + 1; t < work.last; ++t) {
       finish_pv(v_stage, rescale);
       const auto k = state.keys();
-      state.advance_keys();
+      state.keys().advance();
       s.tiles.key_pipeline().wait(k);
       issue_qk(k.stage);
       s.tiles.value_pipeline().wait(state.values());
@@ -520,9 +454,9 @@ struct Consumer {
       scale(k.stage);
       s.tiles.key_pipeline().release(k.stage, lane);
       mask(keys - t * C::kTileKeys);
-      update(softmax, rescale);
+      softmax.update(scores, rescale);
       v_stage = state.values().stage;
-      state.advance_values();
+      state.values().advance();
     }
     if (lane == 0) s.query_empty[index].arrive();
     finish_pv(v_stage, rescale);
@@ -530,13 +464,12 @@ struct Consumer {
     issue_pv(state.values().stage);
     wait_pv();
     s.tiles.value_pipeline().release(state.values().stage, lane);
-    state.advance_values();
+    state.values().advance();
   }
 
   // Ends the p v in flight, if any, and prepares the next one: out relative to the new row_max, and p.
   __device__ void finish_pv(int v_stage, const float (&rescale)[2]) {
     wait_pv();
-    give_turn(Turns::kExponentials);
     if (v_stage >= 0) s.tiles.value_pipeline().release(v_stage, lane);
     rescale_out(rescale);
     round_p();
@@ -577,8 +510,6 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
   if (threadIdx.x == 0) {
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
     for (int i = 0; i < kConsumers; ++i) s.query_full[i].init(1), s.query_empty[i].init(kWarpgroupWarps);
-    for (auto& of_consumer : s.turn)
-      for (Barrier& barrier : of_consumer) barrier.init(1);
     s.tiles.init(kConsumers * kWarpgroupWarps);
     s.raw.init(1);
     sm90::fence_barrier_init();
