@@ -12,12 +12,7 @@ bench() { longlive-optimized bench "$@" --force; }
 kernels() { bench kernels --json "$out/kernels.json"; }
 quality() { bench quality --model "$model" --json "$out/quality.json"; }
 block() { sized bench block --model "$model" --json "$out/block"; }
-presets() {
-  local preset
-  for preset in realtime ultra; do
-    sized bench block --model "$model" --preset "$preset" --blocks 20 --baseline-blocks 0 --json "$out/$preset"
-  done
-}
+presets() { python "$measure/presets.py" "$model" --json "$out/presets.json"; }
 vae() { sized bench vae --model "$model" --json "$out/vae"; }
 scope() { sized python "$measure/plugin_bench.py" "$model" --json "$out/scope"; }
 overlap() { sized python "$measure/overlap.py" "$model" --json "$out/overlap"; }

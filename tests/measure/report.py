@@ -160,10 +160,12 @@ def engine() -> dict[str, str]:
                 "preset": lambda row: f"`{row['preset']}`",
                 "steps": lambda row: row["steps_window"][0],
                 "window": lambda row: row["steps_window"][1],
+                "precision": "precision",
             }
             | times
-            | {"frames/s": "fps", "prompt switch: last pixel, first": "prompt_switch_last_first_ms"}
-            | {"peak GiB": "peak_gib"},
+            | {"÷ balanced": "block_by_balanced", "frames/s": "fps"}
+            | {"prompt switch: last pixel, first": "prompt_switch_last_first_ms"}
+            | {"peak GiB": "peak_gib", "warm-up s": "warmup_s"},
             rows_of(presets),
         ),
         "shares_source": source(shares),

@@ -1,0 +1,117 @@
+"""Presets turn by turn, streams of one engine: ``python tests/measure/presets.py MODEL --json FILE``.
+
+First each preset alone, those in bf16 before those in 8 bits, for its warm-up and peak memory; then all of them, a few
+blocks each in turn, so that the card's clocks are the same for all. Writes the rows of a file of docs/measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from longlive_optimized import BlockRequest, LongLiveEngine
+from longlive_optimized.config import OptimizationConfig
+from longlive_optimized.engine.stream import Stream
+
+SIZES = ((480, 832), (320, 576))
+PRESETS = ("balanced", "speed", "realtime", "turbo", "ultra")
+PROMPT = "a lighthouse above a stormy sea"
+
+
+def measure(engine: LongLiveEngine, size: tuple[int, int], rounds: int, blocks: int) -> list[dict]:
+    """A row for each preset."""
+    alone = {name: of_one(engine, size, name) for name in PRESETS}
+    streams = {name: opened(engine, size, name) for name in PRESETS}
+    times = defaultdict(list)
+    for _ in range(rounds):
+        for name, stream in streams.items():
+            made = make(engine, stream, blocks + 2)[2:]  # the first ones after another preset's run at its clocks
+            times[name] += [
+                (sum(b.stages[s] for s in ("denoise", "context")), b.stages["decode"], b.total) for b in made
+            ]
+    clocks = smi()
+    rows = []
+    for name, stream in streams.items():
+        settings = stream.settings
+        switch = switches(engine, stream)
+        row = {"table": "presets", "preset": name, "size": f"{size[0]}×{size[1]}", "precision": stream.precision}
+        row["steps_window"] = [len(settings.denoising_steps), settings.local_attn_size]
+        for part, column in zip(("dit_ms", "vae_ms", "block_ms"), zip(*times[name], strict=True), strict=True):
+            row[part] = {"median": round(statistics.median(column), 1), "p99": round(sorted(column)[-1], 1)}
+        row["fps"] = round(12e3 / row["block_ms"]["median"], 1)
+        row["block_by_balanced"] = round(
+            statistics.median(t[2] for t in times[name]) / statistics.median(t[2] for t in times["balanced"]), 3
+        )
+        rows.append(row | {"prompt_switch_last_first_ms": switch} | alone[name] | {"clocks_and_power": clocks})
+    return rows
+
+
+def opened(engine: LongLiveEngine, size: tuple[int, int], name: str) -> Stream:
+    """A stream of that preset with a full window."""
+    stream = engine.open_stream(*size, **OptimizationConfig.preset_fields(name))
+    engine.warmup(stream=stream)
+    make(engine, stream, 6)
+    return stream
+
+
+def of_one(engine: LongLiveEngine, size: tuple[int, int], name: str) -> dict:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    stream = engine.open_stream(*size, **OptimizationConfig.preset_fields(name))
+    engine.warmup(stream=stream)
+    warm = time.perf_counter() - started
+    make(engine, stream, 6)
+    return {"warmup_s": round(warm, 1), "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1)}
+
+
+def make(engine: LongLiveEngine, stream: Stream, count: int) -> list:
+    """Their times."""
+    for _ in range(count):
+        engine.generate_block(BlockRequest(PROMPT), stream)
+    engine.synchronize()
+    return engine.block_times(stream)[-count:]
+
+
+def switches(engine: LongLiveEngine, stream: Stream) -> list[float]:
+    """Milliseconds from a prompt's switch at a block boundary to the block's last pixel and to the first latent's."""
+    times = []
+    for i in range(5):
+        started = time.perf_counter()
+        engine.generate_block(BlockRequest(f"{PROMPT}, take {i}"), stream, first_latent_only=True)
+        engine.synchronize()
+        first = time.perf_counter() - started
+        engine.rest_of_block(stream)
+        engine.synchronize()
+        times.append((time.perf_counter() - started, first))
+    return [round(statistics.median(column) * 1e3, 1) for column in zip(*times, strict=True)]
+
+
+def smi() -> str:
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--json", required=True)
+    options = parser.parse_args()
+    engine = LongLiveEngine(options.model)
+    rows = [row for size in SIZES for row in measure(engine, size, options.rounds, options.blocks)]
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False))
+    Path(options.json).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
