@@ -12,8 +12,10 @@ namespace {
 using Plain = attention::Config<bf16, 192, 4>;
 using Scaled = attention::Config<int8_t, 192, 2, 3>;
 
+static_assert(Plain::kTileKeys == Scaled::kTileKeys);
+
 // Keys from which on split-KV of the last wave saves more than the second kernel costs.
-constexpr int kSplitFrom = 16 * 192;
+constexpr int kSplitFrom = 16 * Plain::kTileKeys;
 
 // `row` is the distance of rows in elements.
 template <class T>
@@ -40,7 +42,7 @@ void check_ring(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, con
   check_tensor(k_ring, "k_ring", {n.slots, n.size, n.heads, kHeadDim}, key_type, q);
   check_tensor(v_ring, "v_ring", {n.slots, n.size, n.heads, kHeadDim}, ScalarType::BFloat16, q);
   check_tensor(valid, "valid", {1}, ScalarType::Int, q, sizeof(int));
-  const int64_t steps = n.heads * (n.rows / attention::kTileRows + 1) * (n.tokens / 192 + 2);
+  const int64_t steps = n.heads * (n.rows / attention::kTileRows + 1) * (n.tokens / Plain::kTileKeys + 2);
   LL_CHECK(steps <= INT32_MAX / 2, "q must have fewer rows for ", n.tokens, " keys of ", n.heads, " heads, got ",
            n.rows);
 }
