@@ -9,6 +9,10 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
   m.def(
       "qk_norm_rope_store(Tensor qkv, Tensor q_gain, Tensor k_gain, Tensor rope_time, Tensor rope_space, "
       "Tensor(a!) k_ring, Tensor(b!) v_ring, Tensor(c!) k_sink, Tensor slots, float eps) -> Tensor");
+  m.def(
+      "qk_norm_rope_store_int8(Tensor qkv, Tensor q_gain, Tensor k_gain, Tensor rope_time, Tensor rope_space, "
+      "Tensor k_offset, Tensor(a!) k_ring, Tensor(b!) k_scale, Tensor(c!) v_ring, Tensor(d!) k_sink, Tensor slots, "
+      "float eps) -> (Tensor, Tensor)");
   m.def("quantize(Tensor x, int groups) -> (Tensor, Tensor)");
   m.def(
       "residual_norm(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
@@ -30,7 +34,13 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "int8_linear_gelu(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor bias, int groups) "
       "-> (Tensor, Tensor)");
   m.def("ring_attention(Tensor q, Tensor k_ring, Tensor v_ring, Tensor valid) -> Tensor");
+  m.def(
+      "ring_attention_int8(Tensor q, Tensor q_scale, Tensor k_ring, Tensor k_scale, Tensor v_ring, Tensor valid) "
+      "-> Tensor");
   m.def("rms_norm(Tensor x, Tensor gain, float eps) -> Tensor");
   m.def("rotate_sinks(Tensor k_sink, Tensor rope_time, Tensor rope_space, Tensor(a!) k_ring) -> ()");
+  m.def(
+      "rotate_sinks_int8(Tensor k_sink, Tensor rope_time, Tensor rope_space, Tensor k_offset, Tensor(a!) k_ring, "
+      "Tensor(b!) k_scale) -> ()");
   m.def("x0_renoise(Tensor x, Tensor flow, Tensor? noise, Tensor sigmas, int index) -> Tensor");
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import native
 from .attention import attend, expect_queries
-from .checks import expect, on_gpu
+from .checks import expect, expect_float, on_gpu
 from .registry import op
 from .triton_import import tl, triton
 
@@ -30,7 +30,10 @@ def ring_attention(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> 
     contiguous. Raises ValueError naming the argument that does not fit.
     """
     _check(q, k_ring, v_ring, valid)
-    k, v = k_ring.flatten(0, 1), v_ring.flatten(0, 1)
+    return _attend(q, k_ring.flatten(0, 1), v_ring.flatten(0, 1), valid)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
     # A GPU must not be waited for: a graph may be being captured. On a CPU a slice is faster than a mask.
     return (_attend_masked if q.is_cuda else _attend_slice)(q, k, v, valid)
 
@@ -50,11 +53,53 @@ def _attend_slice(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
 
 def _check(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> None:
     expect_queries(q)
+    _check_ring(q, k_ring, v_ring, valid, q.dtype)
+
+
+def _check_ring(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor, dtype: torch.dtype) -> None:
     expect("k_ring", k_ring, (None, None, *q.shape[1:]), q.dtype, q.device)
-    expect("v_ring", v_ring, tuple(k_ring.shape), q.dtype, q.device)
+    expect("v_ring", v_ring, tuple(k_ring.shape), dtype, q.device)
     if k_ring.shape[0] * k_ring.shape[1] == 0:
         raise ValueError(f"k_ring must not be empty, got {list(k_ring.shape)}")
     expect("valid", valid, (1,), torch.int32, q.device)
+
+
+def _fake_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
+    _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+    return v_ring.new_empty(q.shape)
+
+
+@op(fake=_fake_int8)
+def ring_attention_int8(
+    q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
+) -> Tensor:
+    """``ring_attention`` of queries and keys in int8, each token of each head with its scale, and of plain values.
+
+    ``softmax_j(q_scale[h, i] * k_scale[h, j] * (q[i, h] . k[j, h]) / sqrt(hd)) v``, the products of integers exact:
+
+    - q [N, H, hd] int8, contiguous; q_scale [H, N] float32, finite and not negative.
+    - k_ring [slots, S, H, hd] int8; k_scale [H, slots * S] float32; v_ring [slots, S, H, hd] bfloat16, float32 or
+      float64; all contiguous.
+    - valid [1], int32, as in ``ring_attention``: tokens from there on may hold anything, NaN too, and so may their
+      scales. A scale of 0 makes its token's scores 0.
+
+    Returns [N, H, hd] of v_ring's dtype, contiguous; zeros with valid <= 0. Source: SageAttention, arXiv 2410.02367,
+    for integers in q kT beside floating point in p v. Raises ValueError naming the argument that does not fit.
+    """
+    _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+    wide = torch.promote_types(v_ring.dtype, torch.float32)
+    queries = q.to(wide) * q_scale.T[..., None]
+    keys = k_ring.flatten(0, 1).to(wide) * k_scale.T[..., None]
+    return _attend(queries, keys, v_ring.flatten(0, 1).to(wide), valid).to(v_ring.dtype)
+
+
+def _check_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> None:
+    expect("q", q, (None, None, None), torch.int8, q.device)
+    expect_float("v_ring", v_ring)
+    _check_ring(q, k_ring, v_ring, valid, v_ring.dtype)
+    rows, heads, _ = q.shape
+    expect("q_scale", q_scale, (heads, rows), torch.float32, q.device)
+    expect("k_scale", k_scale, (heads, k_ring.shape[0] * k_ring.shape[1]), torch.float32, q.device)
 
 
 def _fits_cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
@@ -75,6 +120,23 @@ def _cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
     return torch.ops.longlive_C.ring_attention(q, k_ring, v_ring, valid)
 
 
+def _fits_cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
+    return (
+        v_ring.dtype == torch.bfloat16
+        and native.on_hopper(q)
+        and q.dim() == 3
+        and q.shape[2] == 128
+        and k_scale.shape[-1] % 4 == 0  # rows start at multiples of 16 bytes
+        and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in (q, k_ring, k_scale, v_ring))
+    )
+
+
+@ring_attention_int8.impl("cuda", when=_fits_cuda_int8)
+def _cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
+    _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+    return torch.ops.longlive_C.ring_attention_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+
+
 if triton:
     # Triton's interpreter has no product of bfloat16.
     INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -88,12 +150,15 @@ if triton:
     # Not specialised: what varies with the picture and the stream must not wait for a compiler in the middle of it.
     @triton.jit(do_not_specialize=["rows", "tokens"])
     def _kernel(
-        q, k_ring, v_ring, valid, out, rows, tokens, q_stride, heads, scale_log2,
-        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr,
+        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, q_stride, heads, scale_log2,
+        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, INT8: tl.constexpr,
     ):  # fmt: skip
         tile, head, size = tl.program_id(0), tl.program_id(1), heads * DIM
         row, channel = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
         live = (row < rows)[:, None]
+        if INT8:
+            scale_log2 *= tl.load(q_scale + head.to(tl.int64) * rows + row, mask=row < rows, other=0.0)[:, None]
+            k_scale += head.to(tl.int64) * tokens
         row = row.to(tl.int64)[:, None]
         query = tl.load(q + row * q_stride + head * DIM + channel, mask=live, other=0.0)
         # Precision: float32, but p is rounded to the values' dtype for p v. row_max starts finite: rows without keys
@@ -107,7 +172,12 @@ if triton:
             seen = token < end
             at = token.to(tl.int64)[:, None] * size + head * DIM + channel
             key = tl.load(k_ring + at, mask=seen[:, None], other=0.0)
-            scores = tl.where(seen, _product(query, tl.trans(key), WIDE) * scale_log2, -float("inf"))
+            if INT8:
+                products = tl.dot(query, tl.trans(key), out_dtype=tl.int32).to(tl.float32)
+                products *= tl.load(k_scale + token, mask=seen, other=0.0)
+            else:
+                products = _product(query, tl.trans(key), WIDE)
+            scores = tl.where(seen, products * scale_log2, -float("inf"))
             before = row_max
             row_max = tl.maximum(before, tl.max(scores, axis=1))
             p = tl.exp2(scores - row_max[:, None])
@@ -124,17 +194,33 @@ if triton:
     @ring_attention.impl("triton", when=_fits_triton)
     def _triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
         _check(q, k_ring, v_ring, valid)
+        return _launch(q, None, k_ring, None, v_ring, valid)
+
+    def _fits_triton_int8(q, q_scale, k_ring, k_scale, v_ring, valid) -> bool:
+        return on_gpu(v_ring) and q.shape[-1] in (32, 64, 128)
+
+    @ring_attention_int8.impl("triton", when=_fits_triton_int8)
+    def _triton_int8(
+        q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
+    ) -> Tensor:
+        _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+        return _launch(q, q_scale, k_ring, k_scale, v_ring, valid)
+
+    def _launch(
+        q: Tensor, q_scale: Tensor | None, k_ring: Tensor, k_scale: Tensor | None, v_ring: Tensor, valid: Tensor
+    ) -> Tensor:
         rows, heads, dim = q.shape
-        out = q.new_empty(q.shape)
-        narrow = q.dtype == torch.bfloat16
+        out = v_ring.new_empty(q.shape)
+        narrow = v_ring.dtype == torch.bfloat16
         tile, keys = (128, 64) if narrow else (64, 32)
         if rows == 0:
             return out
         scale_log2 = 1.4426950408889634 / dim**0.5  # exp(x / sqrt(d)) = exp2(scale_log2 x)
         with torch.cuda.device_of(q):
             _kernel[(triton.cdiv(rows, tile), heads)](
-                q, k_ring, v_ring, valid, out, rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, scale_log2,
-                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow,
+                q, q_scale, k_ring, k_scale, v_ring, valid, out,
+                rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, scale_log2,
+                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, INT8=q_scale is not None,
                 num_warps=8 if narrow else 4, num_stages=3 if narrow else 2,
             )  # fmt: skip
         return out

@@ -84,4 +84,10 @@ inline void check_groups(const Tensor& t, const char* name, const Tensor& x) {
   LL_CHECK(t.stride(1) == 1 && t.stride(0) % vector_size(t, name) == 0, name,
            " must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
 }
+
+// A warp's vectors of x are whole heads, whose elements the lanes exchange.
+inline void check_whole_warps(const Tensor& x, const char* name, int64_t heads) {
+  const int64_t together = 32 * vector_size(x, "x") / kHeadDim;
+  LL_CHECK(heads % together == 0, name, " must have a multiple of ", together, " heads, got ", heads);
+}
 }  // namespace longlive

@@ -11,6 +11,13 @@ __device__ inline float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// The same in an integer register. Between floats and integers in registers of their own, ptxas keeps copies; where a
+// tensor core sums integers, of which nearly all registers are, those would spill.
+__device__ inline int32_t exp2_bits(float x) {
+  int32_t y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
 // rcp.approx: 1 / x, to 1 unit in the last place; 0 for infinity.
 __device__ inline float reciprocal(float x) {
   float y;

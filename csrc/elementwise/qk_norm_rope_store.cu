@@ -1,10 +1,14 @@
 // qk_norm_rope_store: from the QKV product to rotated queries and the ring's keys and values, in one pass over memory.
-// A warp has a row in its registers: a token has three, its q, k and v.
+// A warp has a row in its registers: a token has three, its q, k and v. Queries and keys leave as they are, or as int8
+// with their scales.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <tuple>
+
 #include "common/check.h"
+#include "common/heads.cuh"
 #include "common/launch.h"
 #include "common/reduce.cuh"
 #include "common/rope.cuh"
@@ -12,13 +16,33 @@
 
 namespace longlive {
 namespace {
+// Where queries and keys go: `at`, the first element of a token, and the token.
 template <class T>
+struct PlainOut {
+  T* q;       // [frames * tokens, size]
+  T* k_ring;  // [ring, tokens, size]
+  __device__ Heads<T> query(int64_t at, int64_t) const { return {q + at}; }
+  __device__ Heads<T> key(int64_t at, int64_t) const { return {k_ring + at}; }
+};
+struct Int8Out {
+  int8_t *q, *k_ring;
+  float* q_scale;         // [heads, queries]
+  float* k_scale;         // [heads, ring_tokens]
+  const float* k_offset;  // [size]
+  int queries, ring_tokens;
+  __device__ HeadsInt8 query(int64_t at, int64_t token) const { return {q + at, q_scale + token, queries, nullptr}; }
+  __device__ HeadsInt8 key(int64_t at, int64_t token) const {
+    return {k_ring + at, k_scale + token, ring_tokens, k_offset};
+  }
+};
+
+template <class T, class Out>
 struct Params {
   const T* qkv;              // [frames * tokens, 3, size]
   const T *q_gain, *k_gain;  // [size]
   Rope rope;
-  T* q;                           // [frames * tokens, size]
-  T *k_ring, *v_ring;             // [ring, tokens, size]
+  Out out;
+  T* v_ring;                      // [ring, tokens, size]
   T* k_sink;                      // [sinks, tokens, size]
   const int64_t* slots;           // [frames]
   int rows, tokens, size, sinks;  // rows = 3 * frames * tokens
@@ -38,8 +62,8 @@ struct Normed {
   __device__ void store(T* p) const { Vec<T>::of(at).store(p); }
 };
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Params<T> p) {
+template <class T, class Out>
+__global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Params<T, Out> p) {
   using V = Vec<T>;
   using R = Row<T>;
   enum { kQuery, kKey, kValue };
@@ -47,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Para
   if (row >= p.rows) return;
   const R z(p.qkv + int64_t(row) * p.size, p.size);
   const int part = row % 3, token = row / 3, frame = token / p.tokens, in_frame = token % p.tokens;
-  const int64_t slot = p.slots[frame], in_ring = (slot * p.tokens + in_frame) * p.size;
+  const int64_t slot = p.slots[frame], ring_token = slot * p.tokens + in_frame, in_ring = ring_token * p.size;
 
   if (part == kValue) {
 #pragma unroll
@@ -59,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Para
   static_assert(R::kStride % kHeadDim == 0);  // a lane's vectors lie whole heads apart, so they share rotations
   const Rotations<V::kSize> rope(p.rope, frame, in_frame, z.first);
   const T* gain = part == kQuery ? p.q_gain : p.k_gain;
-  T* out = part == kQuery ? p.q + int64_t(token) * p.size : p.k_ring + in_ring;
+  const auto out = part == kQuery ? p.out.query(int64_t(token) * p.size, token) : p.out.key(in_ring, ring_token);
   T* sink = part == kKey && slot < p.sinks ? p.k_sink + in_ring : nullptr;
 
   const float inverse = rsqrtf(warp_sum(z.sum([](float v) { return v * v; })) * p.per_size + p.eps);
@@ -69,13 +93,17 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Para
     Normed<T> normed(z.vector[i], inverse, V::load(gain + z.offset(i)));
     if (sink) normed.store(sink + z.offset(i));
     rope.apply(normed.at);
-    normed.store(out + z.offset(i));
+    out.store(z.offset(i), normed.at);
   }
 }
 
-Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
-                          const Tensor& rope_space, const Tensor& k_ring, const Tensor& v_ring, const Tensor& k_sink,
-                          const Tensor& slots, double eps) {
+struct Sizes {
+  int64_t ring, tokens, heads, size, frames, sinks, time_pairs;
+};
+
+Sizes check(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
+            const Tensor& rope_space, const Tensor& k_ring, const Tensor& v_ring, const Tensor& k_sink,
+            const Tensor& slots, ScalarType ring_dtype) {
   vector_size(qkv, "qkv");
   LL_CHECK(k_ring.dim() == 4, "k_ring must have 4 dimensions, got ", k_ring.dim());
   LL_CHECK(k_sink.dim() == 4, "k_sink must have 4 dimensions, got ", k_sink.dim());
@@ -92,36 +120,75 @@ Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor&
   check_tensor(k_gain, "k_gain", {size}, dtype, qkv);
   check_tensor(rope_time, "rope_time", {frames, time_pairs, 2}, ScalarType::Float, qkv, sizeof(float2));
   check_tensor(rope_space, "rope_space", {tokens, kPairs - time_pairs, 2}, ScalarType::Float, qkv, sizeof(float2));
-  check_tensor(k_ring, "k_ring", {ring, tokens, heads, kHeadDim}, dtype, qkv);
+  check_tensor(k_ring, "k_ring", {ring, tokens, heads, kHeadDim}, ring_dtype, qkv);
   check_tensor(v_ring, "v_ring", {ring, tokens, heads, kHeadDim}, dtype, qkv);
   check_tensor(k_sink, "k_sink", {sinks, tokens, heads, kHeadDim}, dtype, qkv);
   check_tensor(slots, "slots", {frames}, ScalarType::Long, qkv, sizeof(int64_t));
-  torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
-  Tensor q = torch::stable::new_empty(qkv, {frames * tokens, heads, kHeadDim});
-  if (tokens == 0) return q;
+  return {ring, tokens, heads, size, frames, sinks, time_pairs};
+}
+
+// out_of(T{}) says where queries and keys go.
+template <class F>
+void launch(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
+            const Tensor& rope_space, const Tensor& v_ring, const Tensor& k_sink, const Tensor& slots, double eps,
+            const Sizes& n, F out_of) {
   launch_as(qkv, [&]<class T>(T, cudaStream_t stream) {
-    const Params<T> p{data<T>(qkv),
-                      data<T>(q_gain),
-                      data<T>(k_gain),
-                      {data<float2>(rope_time), data<float2>(rope_space), int(time_pairs)},
-                      data<T>(q),
-                      data<T>(k_ring),
-                      data<T>(v_ring),
-                      data<T>(k_sink),
-                      data<int64_t>(slots),
-                      int(3 * frames * tokens),
-                      int(tokens),
-                      int(size),
-                      int(sinks),
-                      1.f / float(size),
-                      float(eps)};
-    qk_norm_rope_store_kernel<T><<<blocks_for_rows(3 * frames * tokens), kThreads, 0, stream>>>(p);
+    using Out = decltype(out_of(T{}));
+    const Params<T, Out> p{data<T>(qkv),
+                           data<T>(q_gain),
+                           data<T>(k_gain),
+                           {data<float2>(rope_time), data<float2>(rope_space), int(n.time_pairs)},
+                           out_of(T{}),
+                           data<T>(v_ring),
+                           data<T>(k_sink),
+                           data<int64_t>(slots),
+                           int(3 * n.frames * n.tokens),
+                           int(n.tokens),
+                           int(n.size),
+                           int(n.sinks),
+                           1.f / float(n.size),
+                           float(eps)};
+    qk_norm_rope_store_kernel<T, Out><<<blocks_for_rows(3 * n.frames * n.tokens), kThreads, 0, stream>>>(p);
   });
+}
+
+Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
+                          const Tensor& rope_space, const Tensor& k_ring, const Tensor& v_ring, const Tensor& k_sink,
+                          const Tensor& slots, double eps) {
+  const Sizes n = check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, qkv.scalar_type());
+  torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
+  Tensor q = torch::stable::new_empty(qkv, {n.frames * n.tokens, n.heads, kHeadDim});
+  if (n.tokens == 0) return q;
+  launch(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps, n,
+         [&]<class T>(T) { return PlainOut<T>{data<T>(q), data<T>(k_ring)}; });
   return q;
+}
+
+std::tuple<Tensor, Tensor> qk_norm_rope_store_int8(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain,
+                                                   const Tensor& rope_time, const Tensor& rope_space,
+                                                   const Tensor& k_offset, const Tensor& k_ring, const Tensor& k_scale,
+                                                   const Tensor& v_ring, const Tensor& k_sink, const Tensor& slots,
+                                                   double eps) {
+  const Sizes n = check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, ScalarType::Char);
+  const int64_t queries = n.frames * n.tokens, ring_tokens = n.ring * n.tokens;
+  LL_CHECK(n.heads * ring_tokens <= INT32_MAX, "k_scale must have fewer elements, got ", n.heads * ring_tokens);
+  check_whole_warps(qkv, "k_ring", n.heads);
+  check_tensor(k_offset, "k_offset", {n.heads, kHeadDim}, ScalarType::Float, qkv);
+  check_tensor(k_scale, "k_scale", {n.heads, ring_tokens}, ScalarType::Float, qkv, sizeof(float));
+  torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
+  Tensor q = torch::stable::new_empty(qkv, {queries, n.heads, kHeadDim}, ScalarType::Char);
+  Tensor q_scale = torch::stable::new_empty(qkv, {n.heads, queries}, ScalarType::Float);
+  if (n.tokens == 0) return {q, q_scale};
+  launch(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps, n, [&]<class T>(T) {
+    return Int8Out{data<int8_t>(q),       data<int8_t>(k_ring), data<float>(q_scale), data<float>(k_scale),
+                   data<float>(k_offset), int(queries),         int(ring_tokens)};
+  });
+  return {q, q_scale};
 }
 }  // namespace
 }  // namespace longlive
 
 STABLE_TORCH_LIBRARY_IMPL(longlive_C, CUDA, m) {
   m.impl("qk_norm_rope_store", TORCH_BOX(&longlive::qk_norm_rope_store));
+  m.impl("qk_norm_rope_store_int8", TORCH_BOX(&longlive::qk_norm_rope_store_int8));
 }

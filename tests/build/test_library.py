@@ -68,6 +68,8 @@ def test_no_kernel_spills(library):
         # products have one CTA there, of 384 threads with 168 registers, which they then share out anew.
         shared_out = any(f"{kind}_kernel" in name for kind in ("ring_attention", "causal_conv", "int8_linear"))
         most = 168 if shared_out else 64 if "bfloat16" in name else 96
+        if "qk_norm_rope_store" in name and "Int8" in name:
+            most = max(most, 72)  # 28 warps
         assert int(registers) <= most, name
 
 
@@ -86,8 +88,8 @@ def products(kernel: str) -> tuple[int, int]:
 
 
 def test_attention_runs_on_hoppers_own_units(kernels):
-    kernel = next(k for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0])
-    assert products(kernel) == (2 * (8 + 12), 4)
+    found = [products(k) for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0]]
+    assert sorted(found) == [(2 * (4 + 12), 4), (2 * (8 + 12), 4)]  # of int8 and of bfloat16
 
 
 def test_convolution_runs_on_hoppers_own_units(kernels):

@@ -148,7 +148,20 @@ RUN: dict[str, Run] = {
     ),
     # docs/attention.md, docs/convolution.md
     "pytest -m gpu tests/kernels/test_ring_attention.py": selects("pytest -m gpu tests/kernels/test_ring_attention.py"),
+    "pytest -m gpu tests/kernels/test_ring_attention_int8.py": selects(
+        "pytest -m gpu tests/kernels/test_ring_attention_int8.py"
+    ),
     "longlive-optimized bench kernels causal_conv": Run(prints=(r"causal_conv", r"published")),
+    # docs/int8.md
+    "python tests/measure/int8_error.py": Run(
+        prints=(r"\| normal \| 1536 \| 0\.0029 \|", r"\| large-tokens \| 1536 \|"), where="checkout"
+    ),
+    "python -m longlive_optimized.kernels.bench int8_linear": Run(prints=(r"int8_linear",)),
+    "longlive-optimized bench quality": smaller(
+        "longlive-optimized bench quality --preset ultra --seeds 1 --prompts 0 --picture two.png",
+        r"int8|PSNR",
+        writes=("two.png",),
+    ),
     # docs/performance.md and docs/measurements/README.md: the commands of the figures
     "longlive-optimized make-checkpoint M --config 1.3b --text tiny": smaller(
         "longlive-optimized make-checkpoint made --config tiny --text tiny", r"wrote made: \d"
@@ -258,7 +271,10 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
-    NotRun("docs/performance.md", "*", "python tests/measure/(overlap|compare_builds).py .*", _GPU),
+    NotRun("docs/performance.md", "*", "python tests/measure/(overlap|compare_builds|presets).py .*", _GPU),
+    NotRun(
+        "docs/CONTRIBUTING.md", "Versions", "tests/measure/versions.sh.*", _NET + "; .ci/run runs its part of video"
+    ),
     NotRun(
         "docs/performance.md",
         "Tinyworld",
@@ -279,6 +295,8 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/CONTRIBUTING.md", "Write", ".", _RULE),
     NotRun("docs/CONTRIBUTING.md", "Commit", ".", _RULE),
     NotRun("docs/CONTRIBUTING.md", "Test", "A test compares|A command that", _RULE),
+    NotRun("docs/CONTRIBUTING.md", "Versions", ".", "results of tests/measure/versions.sh"),
+    NotRun("docs/api.md", "*", "A file that is written to while", "tests/weights tries it"),
     NotRun("docs/api.md", "The server", "Scope's parameters", _PROSE),
     NotRun(
         "docs/scope.md",
@@ -295,6 +313,9 @@ NOT_RUN: tuple[NotRun, ...] = (
     ),
     NotRun(
         "docs/convolution.md", "*", ".", _MEASURED + "; how the kernel works is tried on its emulator by tests/native"
+    ),
+    NotRun(
+        "docs/int8.md", "*", ".", _MEASURED + "; formulas and layouts by tests/kernels/test_(quantize|int8_linear).py"
     ),
     NotRun("docs/performance.md", "*", ".", _MEASURED),
     NotRun(

@@ -11,6 +11,7 @@ from longlive_optimized.kernels.bench import (
     qk_norm_rope_store,
     quantize,
     residual_norm_int8,
+    ring_attention_int8,
     runner,
 )
 from longlive_optimized.kernels.modulate_norm import modulate_norm as modulate_norm_op
@@ -52,7 +53,10 @@ def test_the_baseline_computes_the_operator(bench, op):
     torch.testing.assert_close(bench.BENCH.published(*arguments).view_as(ours), ours, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("bench", [quantize, modulate_norm_int8, residual_norm_int8, int8_linear, int8_linear_gelu])
+INT8 = quantize, modulate_norm_int8, residual_norm_int8, int8_linear, int8_linear_gelu, ring_attention_int8
+
+
+@pytest.mark.parametrize("bench", INT8)
 def test_counted_bytes_of_int8_are_those_of_the_tensors(bench):
     name = bench.__name__.rpartition(".")[2]
     case = bench.BENCH.small[0]

@@ -29,11 +29,14 @@ TYPES |= {"window": "*i64", "valid": "*i32", "scale_log2": "fp32"}
 TYPES |= {"x_scale": "*fp32", "weight_scale": "*fp32", "out_scale": "*fp32", "values": "*i8", "weight": "*i8"}
 TYPES |= dict.fromkeys(SIZES, "constexpr") | dict.fromkeys(INTEGERS, "i32")
 INT8 = {"INT8": True, "out": "*i8"}
+TYPES |= {"q_scale": "*fp32", "k_scale": "*fp32", "k_offset": "*fp32"}
+KEYS8 = {"INT8": True, "k_ring": "*i8"}
 PRODUCT = {"x": "*i8", "GELU": False, "BLOCK": 128, "STEP": 64}
 modules = modulate_norm, overlay_blend, qk_norm_rope_store, residual_norm, rms_norm, ring_advance, rotate_sinks
 modules += ring_attention, x0_renoise
 cases = [(module, {}) for module in modules]
 cases += [(modulate_norm, INT8), (residual_norm, INT8), (quantize, {"scale": "*fp32"}), (int8_linear, PRODUCT)]
+cases += [(qk_norm_rope_store, KEYS8 | {"q": "*i8"}), (ring_attention, KEYS8 | {"q": "*i8"}), (rotate_sinks, KEYS8)]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8", "ROWS": 64, "BLOCK": 256})]
 for (module, special), capability in itertools.product(cases, (80, 89, 90, 100, 120)):

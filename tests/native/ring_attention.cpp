@@ -24,16 +24,56 @@ std::vector<uint16_t> noise(size_t n, float scale) {
   return x;
 }
 
-template <class C>
-bool check(const Case& c) {
-  const int64_t columns = c.heads * kHeadDim;
-  const auto q = noise(c.rows * columns, 2);
-  auto k = noise(c.tokens * columns, 2), v = noise(c.tokens * columns, 1);
-  const int keys = std::clamp(c.valid, 0, c.tokens);
-  std::fill(k.begin() + keys * columns, k.end(), 0x7fff);
-  std::fill(v.begin() + keys * columns, v.end(), 0x7fff);
+// Queries or keys [tokens, heads, 128]: as they lie in memory, and what they stand for.
+struct Rows {
+  std::vector<uint16_t> narrow;
+  std::vector<int8_t> integers;
+  std::vector<float> scale;  // [heads, tokens]
+  std::vector<float> value;
 
+  Rows(int tokens, int heads, bool scaled) : value(size_t(tokens) * heads * kHeadDim) {
+    narrow = noise(value.size(), 2);
+    for (size_t i = 0; i < value.size(); ++i) value[i] = widen(narrow[i]);
+    if (!scaled) return;
+    integers.resize(value.size()), scale.resize(size_t(tokens) * heads);
+    for (int token = 0; token < tokens; ++token)
+      for (int head = 0; head < heads; ++head) {
+        float* row = value.data() + (size_t(token) * heads + head) * kHeadDim;
+        if (!draw(0, 31)) std::fill(row, row + kHeadDim, 0.f);
+        float& of_row = scale[size_t(head) * tokens + token];
+        for (int d = 0; d < kHeadDim; ++d) of_row = std::max(of_row, std::fabs(row[d]) / 127);
+        for (int d = 0; d < kHeadDim; ++d) {
+          const int x = of_row > 0 ? int(std::nearbyint(row[d] / of_row)) : 0;
+          integers[row - value.data() + d] = int8_t(x), row[d] = x * of_row;
+        }
+      }
+  }
+
+  template <class T>
+  longlive::sm90::TensorMap map(int tokens, int64_t columns, int box_rows) const {
+    const void* data = sizeof(T) == 1 ? static_cast<const void*>(integers.data()) : narrow.data();
+    return longlive::sm90::matrix_map(static_cast<const T*>(data), tokens, columns, columns * sizeof(T), box_rows);
+  }
+};
+
+template <class C>
+bool check(Case c) {
+  using T = typename C::Key;
+  if (C::kScaled) c.tokens = longlive::ceil_div(c.tokens, 4) * 4;
   constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  const int64_t columns = c.heads * kHeadDim;
+  const Rows q(c.rows, c.heads, C::kScaled);
+  Rows k(c.tokens, c.heads, C::kScaled);
+  auto v = noise(c.tokens * columns, 1);
+  const int keys = std::clamp(c.valid, 0, c.tokens);
+  std::fill(k.narrow.begin() + keys * columns, k.narrow.end(), 0x7fff);
+  std::fill(v.begin() + keys * columns, v.end(), 0x7fff);
+  if (C::kScaled) {
+    std::fill(k.integers.begin() + keys * columns, k.integers.end(), -128);
+    for (int head = 0; head < c.heads; ++head)
+      std::fill(k.scale.begin() + head * c.tokens + keys, k.scale.begin() + (head + 1) * c.tokens, kNaN);
+  }
+
   std::vector<uint16_t> out((c.rows + kTileRows) * columns, 0x7fff);  // nothing may be written after the last row
   std::vector<float> partial_out(Schedule::partials(c.ctas) * kTileRows * kHeadDim, kNaN);
   std::vector<float2> partial_stats(Schedule::partials(c.ctas) * kTileRows, {kNaN, kNaN});
@@ -45,24 +85,26 @@ bool check(const Case& c) {
                  c.heads,
                  c.tokens,
                  c.ctas,
-                 bool(c.split_kv)};
-  const auto map = [&](const std::vector<uint16_t>& x, int rows, int box_rows) {
-    return longlive::sm90::matrix_map(reinterpret_cast<const bf16*>(x.data()), rows, columns, 2 * columns, box_rows);
-  };
-  const auto error_code =
-      launch<C>(map(q, c.rows, kRows), map(k, c.tokens, C::kTileKeys), map(v, c.tokens, C::kTileKeys), p, nullptr);
-  emulator::require(error_code == cudaSuccess, "no launch");
+                 bool(c.split_kv),
+                 q.scale.data(),
+                 k.scale.data()};
+  Maps maps{};
+  maps.q = q.map<T>(c.rows, columns, kRows);
+  maps.k = k.map<T>(c.tokens, columns, C::kTileKeys);
+  maps.v =
+      longlive::sm90::matrix_map(reinterpret_cast<const bf16*>(v.data()), c.tokens, columns, 2 * columns, C::kTileKeys);
+  emulator::require(launch<C>(maps, p, nullptr) == cudaSuccess, "no launch");
 
   for (size_t i = c.rows * columns; i < out.size(); ++i) emulator::require(out[i] == 0x7fff, "a row too many");
   double error = 0, norm = 0;
   std::vector<double> scores(keys);
   for (int row = 0; row < c.rows; ++row)
     for (int head = 0; head < c.heads; ++head) {
-      const uint16_t* query = q.data() + row * columns + head * kHeadDim;
+      const float* query = q.value.data() + row * columns + head * kHeadDim;
       double row_max = -INFINITY, row_sum = 0, want[kHeadDim] = {};
       for (int t = 0; t < keys; ++t) {
         double x = 0;
-        for (int d = 0; d < kHeadDim; ++d) x += double(widen(query[d])) * widen(k[t * columns + head * kHeadDim + d]);
+        for (int d = 0; d < kHeadDim; ++d) x += double(query[d]) * k.value[t * columns + head * kHeadDim + d];
         scores[t] = x / std::sqrt(double(kHeadDim)), row_max = std::max(row_max, scores[t]);
       }
       for (int t = 0; t < keys; ++t) {
@@ -77,8 +119,9 @@ bool check(const Case& c) {
       }
     }
   if (std::sqrt(error) <= 5e-3 * std::sqrt(norm)) return true;  // NaN fails
-  std::printf("relative error %g: tiles of %d keys, heads %d, rows %d, tokens %d, ctas %d, ", std::sqrt(error / norm),
-              C::kTileKeys, c.heads, c.rows, c.tokens, c.ctas);
+  std::printf("relative error %g: %s, tiles of %d keys, heads %d, rows %d, tokens %d, ctas %d, ",
+              std::sqrt(error / norm), C::kScaled ? "int8" : "bfloat16", C::kTileKeys, c.heads, c.rows, c.tokens,
+              c.ctas);
   std::printf("split_kv %d, valid %d\n", c.split_kv, c.valid);
   return false;
 }
@@ -97,9 +140,11 @@ int main(int, char** argv) {
   bool good = true;
   for (int i = 0; i < cases && good; ++i) {
     const Case c = draw_case(32);
-    good = check<Config<32, 4>>(c);
-    if (i % 4 == 0) good = good && check<Config<32, 3>>(c) && check<Config<48, 2>>(c);
+    good = check<Config<bf16, 32, 4>>(c) && check<Config<int8_t, 32, 2, 3>>(c);
+    if (i % 4 == 0) good = good && check<Config<bf16, 32, 3>>(c) && check<Config<bf16, 48, 2>>(c);
+    if (i % 4 == 1) good = good && check<Config<int8_t, 32, 3, 2>>(c) && check<Config<int8_t, 48, 2, 2>>(c);
   }
-  for (int i = 0; i < cases / 8 && good; ++i) good = check<Config<192, 4>>(draw_case(192));
+  for (int i = 0; i < cases / 8 && good; ++i)
+    good = check<Config<bf16, 192, 4>>(draw_case(192)) && check<Config<int8_t, 192, 2, 3>>(draw_case(192));
   return good ? 0 : 1;
 }

@@ -231,7 +231,7 @@ def errors_name_the_argument():
     API,
     "One rule for engine, pipeline, track, server and plugin",
     "- A wish counts from the moment it is said",
-    "- Repeating an old argument is no wish.",
+    "- Repeating an old argument is no wish",
     "`tests/demo/test_last_wish.py` tries this in every order of calls.",
 )
 @says(

@@ -93,7 +93,7 @@ def steps_of_an_operator(units: list[Unit]):
     operators = re.findall(r'm\.def\("(\w+)', schema)
     assert operators
     for name in operators:
-        assert (ROOT / f"kernels/{name}.py").is_file() and (ROOT / f"kernels/bench/{name}.py").is_file(), name
+        assert f"\ndef {name}(" in _text_of("kernels") and (ROOT / f"kernels/bench/{name}.py").is_file(), name
         assert (ROOT / f"tests/kernels/test_{name}.py").is_file() or name in _text_of("tests/kernels"), name
 
 
@@ -130,8 +130,8 @@ def waves():
 
 @says(ATTENTION, "Rings of fewer than 3072 tokens (`kSplitFrom`) are not split")
 def split_from():
-    assert "kSplitFrom = 16 * Config::kTileKeys" in source("csrc/attention/ring_attention.cu")
-    assert re.search(r"using Config = .*<[^>]*\b192, 4\b", source("csrc/attention/ring_attention.cu"))
+    assert "kSplitFrom = 16 * Plain::kTileKeys" in source("csrc/attention/ring_attention.cu")
+    assert re.search(r"using Plain = .*<[^>]*\b192, 4\b", source("csrc/attention/ring_attention.cu"))
     assert 16 * 192 == 3072
 
 

@@ -15,7 +15,7 @@ _ROOMS = ("csrc", "kernels", "longlive_optimized", "tests", "docs", ".ci")
 _READ = {".py", ".cu", ".cuh", ".h", ".cpp", ".sh", ".toml", ".txt", ".js", ".html", ".json", ".in.md", ""}
 # Of other programs, and of the published code that docs/model.md and docs/scope.md describe.
 ELSEWHERE = frozenset(
-    "NOT_RUN run_commands TORCH_CUDA_ARCH_LIST symlinks NAME_kernel test_NAME kConstant pow "
+    "NOT_RUN run_commands negotiated TORCH_CUDA_ARCH_LIST symlinks NAME_kernel test_NAME kConstant pow "
     "patch_size qk_norm cross_attn_norm timestep_shift num_frame_per_block use_infinite_attention inference use_ema "
     "interactive_inference generator_optimizer critic_optimizer block_mask seq_len context_noise warp_denoising_step "
     "num_output_frames switch_frame_indices SwitchCausalInferencePipeline conditioning_embeds_updated".split()

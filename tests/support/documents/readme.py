@@ -46,9 +46,9 @@ def presets(units: list[Unit]):
         assert lag == ("drop" if preset["drop_frames_on_lag"] else "keep every frame"), name
 
 
-@says(README, "`set_optimization_preset` and `configure` change steps, window, streaming fields and `use_cuda_graphs`")
+@says(README, "`set_optimization_preset` and `configure` change steps, window, precision, streaming fields")
 def what_may_change():
-    assert {"denoising_steps", "local_attn_size", "use_cuda_graphs"} <= {*CHANGEABLE}
+    assert {"denoising_steps", "local_attn_size", "precision", "use_cuda_graphs"} <= {*CHANGEABLE}
     fixed = {
         "height": 32,
         "width": 32,

@@ -170,7 +170,8 @@ def messages_and_limits(units: list[Unit]):
     assert limits["left unread by the viewer"] == [rtc.MOST_UNREAD / 1024]
     assert limits["`state`"] == [*reversed(room.STATES)]
     rate, burst = room.OFFERS
-    assert limits["offers"] == [burst, rate, app.MAX_OFFER_BYTES / 1024, offer.MOST_CANDIDATES]
+    seconds = app.OFFER_SECONDS
+    assert limits["offers"] == [burst, rate, app.MAX_OFFER_BYTES / 1024, seconds, offer.MOST_CANDIDATES]
     rate, burst = room.DOWNLOADS
     assert limits["downloads"][:2] == [burst, 1] and limits["downloads"][2] == 1 / rate
     assert limits["downloads"][3] == 600

@@ -1,0 +1,340 @@
+"""ring_attention_int8 against softmax in float64: of the integers that it is given, and of what they stand for.
+
+Tokens that are not valid hold NaN, their scales too, always.
+"""
+
+import os
+import random
+
+import pytest
+import torch
+
+from longlive_optimized.kernels.quantize import quantize_runs
+from longlive_optimized.kernels.ring_attention import ring_attention, ring_attention_int8
+from longlive_optimized.kernels.rotate_sinks import mix
+
+OP = ring_attention_int8
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Errors of one output relative to the whole: products of integers are exact, so they are ring_attention's.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-2 if INTERPRETED else 5e-3}
+
+BEYOND = 10**6  # more than any ring has: the whole ring
+CASES = {
+    "beyond the ring": {},
+    "the whole ring": {"valid": 344},
+    "one token": {"tokens": 1, "slots": 1, "per_slot": 1},
+    "four tokens": {"tokens": 1, "slots": 1, "per_slot": 4},
+    "one key of many": {"valid": 1},
+    "a ring that is no multiple of 4": {"slots": 7},
+    "ragged": {"tokens": 131, "per_slot": 67, "valid": 334},
+    "whole tiles of keys": {"valid": 192},
+    "a key more than whole tiles": {"valid": 193},
+    "all keys but one": {"valid": 343},
+    "more than one tile of queries": {"tokens": 150, "valid": 229},
+    "large logits": {"spread": 30.0},
+    "small scales": {"spread": 1e-12},
+    "an outlier": {"outlier": 40.0},
+}
+
+
+def quantised(x):
+    """x [N, H, hd] as integers and their scales [H, N], as qk_norm_rope_store_int8 makes them."""
+    values, scale = quantize_runs(mix(x).flatten(1), x.shape[1])
+    return values.view(x.shape), scale
+
+
+def case(
+    dtype,
+    device,
+    tokens=7,
+    slots=8,
+    per_slot=43,
+    heads=2,
+    head_dim=128,
+    valid=BEYOND,
+    spread=4.0,
+    outlier=0.0,
+    uneven=0.0,
+    large_channels=1.0,
+    offset=0.0,
+    seed=0,
+):
+    """The operator's arguments, and the float32 queries and keys that they stand for.
+
+    Logits of about the deviation ``spread``. With an ``outlier``, one key of that many times the usual length. Channels
+    of e^uneven times the usual size, one way or the other; eight of the keys' ``large_channels`` times as large. Keys
+    whose mean is ``offset`` deviations from zero: it is taken from them before they are quantised.
+    """
+    torch.manual_seed(seed)
+    size = slots * per_slot
+    q_gain, k_gain = (uneven * torch.randn(2, heads, head_dim, device=device)).exp()
+    k_gain[:, torch.randperm(head_dim)[:8]] *= large_channels
+    q = torch.randn(tokens, heads, head_dim, device=device) * q_gain
+    k = torch.randn(size, heads, head_dim, device=device) * k_gain
+    v = torch.randn(size, heads, head_dim, device=device)
+    q *= spread / (q_gain * k_gain).square().mean(-1, keepdim=True).sqrt()
+    if outlier:
+        k[size // 2] *= outlier
+        v[size // 2] *= outlier
+    mean = offset * torch.randn(heads, head_dim, device=device) * k_gain
+    (q8, q_scale), (k8, k_scale) = quantised(q), quantised(k)
+    keys = max(valid, 0)
+    k8[keys:], k_scale[:, keys:], v[keys:] = -128, float("nan"), float("nan")
+    ring = (slots, per_slot, heads, head_dim)
+    count = torch.tensor([valid], dtype=torch.int32, device=device)
+    return (q8, q_scale, k8.view(ring), k_scale, v.to(dtype).view(ring), count), (q, k + mean)
+
+
+def softmax_of(scores, v_ring, keys):
+    return torch.einsum("hnm,mhd->nhd", scores.softmax(-1), v_ring.flatten(0, 1)[:keys].double())
+
+
+def truth(q, q_scale, k_ring, k_scale, v_ring, valid):
+    """Of the integers."""
+    k = k_ring.flatten(0, 1)[: int(valid)]
+    scores = torch.einsum("nhd,mhd->hnm", q.double(), k.double()) / q.shape[-1] ** 0.5
+    scores *= q_scale.double()[..., None] * k_scale.double()[:, None, : len(k)]
+    return softmax_of(scores, v_ring, len(k))
+
+
+def unquantised(q, k, v_ring, valid):
+    k = k[: int(valid)]
+    return softmax_of(torch.einsum("nhd,mhd->hnm", q.double(), k.double()) / q.shape[-1] ** 0.5, v_ring, len(k))
+
+
+def error(got, want):
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+def error_of_spread(got, want):
+    """Relative to how much the results of a head differ from query to query."""
+    return ((got.double() - want).norm() / (want - want.mean(0)).norm()).item()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_matches_float64(run, backend, device, dtype, name):
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("Triton's kernel computes in float32")
+    args, _ = case(dtype, device, **CASES[name])
+    got, want = run(*args), truth(*args)
+    assert got.dtype == dtype and got.is_contiguous() and got.shape == want.shape
+    # A float32 score of 100 is off by 4e-6, and its exponential by as much of itself.
+    wide = {"an outlier": 20, "large logits": 3}.get(name, 1) if dtype == torch.float32 else 1
+    assert error(got, want) <= TOLERANCE[dtype] * wide
+
+
+RECIPES = {
+    "even": {},
+    "uneven channels, offsets": {"uneven": 0.7, "offset": 3.0},
+    "eight large channels": {"large_channels": 10.0},
+}
+RECIPES_ERROR = 0.028
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_keeps_the_recipes_error(run, device, recipe):
+    """Of what was quantised, at logits of deviation 4."""
+    args, (q, k) = case(torch.bfloat16, device, tokens=64, slots=4, per_slot=301, **RECIPES[recipe])
+    assert error_of_spread(run(*args), unquantised(q, k, args[4], args[5])) <= 1.2 * RECIPES_ERROR
+
+
+@pytest.mark.parametrize("valid", [0, -1, -1000])
+def test_without_keys_the_result_is_zero(run, backend, device, valid):
+    args, _ = case(torch.bfloat16, device, valid=valid)
+    assert torch.equal(run(*args), torch.zeros_like(args[0], dtype=torch.bfloat16))
+
+
+def test_without_queries_there_is_no_result(run, backend, device):
+    (q, q_scale, *rest), _ = case(torch.bfloat16, device)
+    assert run(q[:0], q_scale[:, :0].contiguous(), *rest).shape == (0, *q.shape[1:])
+
+
+@pytest.mark.parametrize("valid", [344, 250])
+def test_queries_of_zeros_see_the_mean_of_values(run, backend, device, valid):
+    """A scale of 0 makes all scores equal; what is not valid stays unseen."""
+    (q, q_scale, *rest), _ = case(torch.float32, device, valid=valid)
+    q[2], q_scale[:, 2] = 0, 0
+    q_scale[0, 3] = 0  # with integers that are not 0, too
+    got, mean = run(q, q_scale, *rest), rest[2].flatten(0, 1)[:valid].mean(0)
+    torch.testing.assert_close(got[2], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[3, 0], mean[0], rtol=1e-4, atol=1e-5)
+
+
+def test_keys_of_zeros_have_scores_of_zero(run, backend, device):
+    args, _ = case(torch.float32, device)
+    *_, k_ring, k_scale, _, _ = args
+    k_ring.flatten(0, 1)[::3], k_scale[:, ::3] = 0, 0
+    k_scale[1, 1] = 0
+    assert error(run(*args), truth(*args)) <= 4e-6
+
+
+def test_the_extremes_of_integers_are_exact(run, backend, device):
+    """Sums of up to 128 * 127 * 127, which no half precision holds: two keys a unit apart in one channel."""
+    (q, q_scale, k_ring, k_scale, v_ring, valid), _ = case(torch.float32, device, tokens=4)
+    q[:], q_scale[:] = 127, 5e-4
+    k_ring[:], k_scale[:] = -128, 1.0
+    keys = k_ring.flatten(0, 1)
+    keys[5], keys[77] = 127, 127
+    keys[77, :, 3] = 126
+    args = q, q_scale, k_ring, k_scale, v_ring, valid
+    assert error(run(*args), truth(*args)) <= 4e-5  # float32 scores of 91; a unit is 6e-3
+
+
+def test_an_offset_of_keys_changes_nothing(device):
+    """What is taken from all keys adds the same to all scores of a query."""
+    (q, q_scale, k_ring, _, v_ring, valid), (_, k) = case(torch.float64, device, offset=2.0)
+    queries = q.double() * q_scale.double().T[..., None]
+    want = unquantised(queries, k, v_ring, valid)
+    plain = ring_attention.reference(queries, (k.double() - 3 * k[7].double()).view(k_ring.shape), v_ring, valid)
+    torch.testing.assert_close(plain, want, rtol=1e-6, atol=1e-7)
+
+
+BAD = {
+    "q": [
+        (lambda a: (a[0][0], *a[1:]), r"\[any, any, any\]"),
+        (lambda a: (a[0].bfloat16(), *a[1:]), "int8"),
+        (lambda a: (a[0].transpose(0, 1).contiguous().transpose(0, 1), *a[1:]), "contiguous"),
+    ],
+    "q_scale": [
+        (lambda a: (a[0], a[1].T.contiguous(), *a[2:]), r"\[2, 7\]"),
+        (lambda a: (a[0], a[1].bfloat16(), *a[2:]), "float32"),
+        (lambda a: (a[0], a[1].T.contiguous().T, *a[2:]), "contiguous"),
+    ],
+    "k_ring": [
+        (lambda a: (*a[:2], a[2][..., :64], *a[3:]), r"\[any, any, 2, 128\]"),
+        (lambda a: (*a[:2], a[2].float(), *a[3:]), "int8"),
+        (lambda a: (*a[:2], a[2][:, ::2], *a[3:]), "contiguous"),
+        (lambda a: (*a[:2], a[2][:0], a[3][:, :0], a[4][:0], *a[5:]), "not be empty"),
+    ],
+    "k_scale": [
+        (lambda a: (*a[:3], a[3][:, :-1].contiguous(), *a[4:]), r"\[2, 344\]"),
+        (lambda a: (*a[:3], a[3].double(), *a[4:]), "float32"),
+        (lambda a: (*a[:3], a[3].T.contiguous().T, *a[4:]), "contiguous"),
+    ],
+    "v_ring": [
+        (lambda a: (*a[:4], a[4][:2], a[5]), r"\[8, 43, 2, 128\]"),
+        (lambda a: (*a[:4], a[4].half(), a[5]), "bfloat16"),
+    ],
+    "valid": [
+        (lambda a: (*a[:5], a[5].long()), "int32"),
+        (lambda a: (*a[:5], a[5].repeat(2)), r"\[1\]"),
+        (lambda a: (*a[:5], a[5].to("meta")), "on c"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "spoil", "text"), [(name, *bad) for name, all_of in BAD.items() for bad in all_of])
+def test_bad_input_is_named(backend, device, name, spoil, text):
+    args = spoil(case(torch.bfloat16, device)[0])
+    with pytest.raises(ValueError, match=rf"^{name} must .*{text}"):
+        OP.impls[backend][0](*args)
+
+
+def test_registered_properly(device):
+    torch.library.opcheck(OP.torch_op, case(torch.float32, device, tokens=9)[0])
+
+
+def test_compiles_to_one_graph(device):
+    args, _ = case(torch.float32, device)
+    compiled = torch.compile(lambda *a: OP(*a) + 1, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*args), OP(*args) + 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Of the CUDA kernel alone. Rings are made to measure: a multiple of 4 tokens, and any of them valid.
+
+
+def draw(rng, device):
+    tokens, heads = rng.choice([rng.randint(1, 400), rng.randint(1, 3000)]), rng.randint(1, 4)
+    size = 4 * rng.choice([rng.randint(1, 100), rng.randint(1, 1500)])
+    valid = rng.choice([0, 1, size, size + 1, *(rng.randint(0, size) for _ in range(4))])
+    shape = {"tokens": tokens, "slots": 1, "per_slot": size, "heads": heads, "valid": valid}
+    return case(torch.bfloat16, device, **shape, spread=rng.choice([1.0, 4.0, 30.0]))[0]
+
+
+@pytest.fixture
+def kernel(device):
+    implementation, takes = OP.impls["cuda"]
+
+    def call(*args):
+        if not takes(*args):
+            pytest.skip("the CUDA kernel is for Hopper")
+        return implementation(*args)
+
+    return call
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", range(10))
+def test_a_thousand_shapes(kernel, device, part):
+    rng = random.Random(part)
+    for i in range(100):
+        args = draw(rng, device)
+        got, want = kernel(*args), truth(*args)
+        shapes = [list(x.shape) for x in args[:3]], args[5].tolist()
+        assert torch.isfinite(got).all(), (i, shapes)
+        assert (got.double() - want).norm() <= 5e-3 * want.norm(), (i, shapes)
+
+
+REAL = {
+    "self-attention": {"tokens": 4680, "slots": 12, "per_slot": 1560, "heads": 12},
+    "a young stream": {"tokens": 4680, "slots": 12, "per_slot": 1560, "heads": 12, "valid": 9360},
+    "recache": {"tokens": 14040, "slots": 9, "per_slot": 1560, "heads": 12},
+    "small picture": {"tokens": 2160, "slots": 12, "per_slot": 720, "heads": 12},
+    "odd picture": {"tokens": 1111, "slots": 12, "per_slot": 777, "heads": 12},
+}
+
+
+def by_head(function, tensors, head_dims):
+    """``function`` on one head after the other: float64 scores of all are too large."""
+    heads = tensors[0].shape[head_dims[0]]
+    parts = [
+        function(*(x.narrow(d, i, 1) if d is not None else x for x, d in zip(tensors, head_dims, strict=True)))
+        for i in range(heads)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", REAL)
+def test_real_sizes(kernel, device, name):
+    args, _ = case(torch.bfloat16, device, **REAL[name])
+    assert error(kernel(*args), by_head(truth, args, (1, 0, 2, 0, 2, None))) <= 5e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", REAL)
+def test_real_sizes_keep_the_recipes_error(kernel, device, name, recipe, record_property):
+    args, (q, k) = case(torch.bfloat16, device, **REAL[name], **RECIPES[recipe])
+    want = by_head(unquantised, (q, k, args[4], args[5]), (1, 1, 2, None))
+    found = error_of_spread(kernel(*args), want)
+    record_property("error", found)
+    print(f"{name}, {recipe}: {found:.4f}")
+    assert found <= 1.2 * RECIPES_ERROR
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", REAL)
+def test_gives_the_same_bits_every_time(kernel, device, name):
+    args, _ = case(torch.bfloat16, device, **REAL[name])
+    first = kernel(*args)
+    for _ in range(20):
+        assert torch.equal(kernel(*args), first)
+
+
+@pytest.mark.gpu
+def test_one_graph_serves_every_number_of_keys(kernel, device):
+    args, _ = case(torch.bfloat16, device, tokens=1000, slots=12, per_slot=299, heads=3)
+    *_, valid = args
+    kernel(*args)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernel(*args)
+    for keys in (299, 3588, 1, 1000, 192, 193, 5000):
+        valid.fill_(keys)
+        graph.replay()
+        assert torch.equal(out, kernel(*args))
+        assert error(out, truth(*args)) <= 5e-3
