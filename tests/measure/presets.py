@@ -50,6 +50,7 @@ def measure(engine: LongLiveEngine, size: tuple[int, int], rounds: int, blocks: 
             statistics.median(t[2] for t in times[name]) / statistics.median(t[2] for t in times["balanced"]), 3
         )
         rows.append(row | {"prompt_switch_last_first_ms": switch} | alone[name] | {"clocks_and_power": clocks})
+        print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
     return rows
 
 
@@ -107,10 +108,10 @@ def main() -> None:
     parser.add_argument("--json", required=True)
     options = parser.parse_args()
     engine = LongLiveEngine(options.model)
-    rows = [row for size in SIZES for row in measure(engine, size, options.rounds, options.blocks)]
-    for row in rows:
-        print(json.dumps(row, ensure_ascii=False))
-    Path(options.json).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    rows = []
+    for size in SIZES:
+        rows += measure(engine, size, options.rounds, options.blocks)
+        Path(options.json).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def engine() -> dict[str, str]:
                 "preset": lambda row: f"`{row['preset']}`",
                 "steps": lambda row: row["steps_window"][0],
                 "window": lambda row: row["steps_window"][1],
-                "precision": "precision",
+                "precision": lambda row: row.get("precision", "bf16"),
             }
             | times
             | {"÷ balanced": "block_by_balanced", "frames/s": "fps"}
@@ -220,6 +220,7 @@ def vae() -> dict[str, str]:
 def pictures() -> dict[str, str]:
     error, (first, *_, again) = runs("error")[-1], runs("parity")
     passes, pixels = error["rows"]
+    eight = newest(["eight-bits"], lambda row: (row["of"], row["preset"]))
     rows = [
         passes | {"what": f"{passes['where']}: the worst of all passes and layers"},
         {"what": "flow of a denoising pass", "ours": passes["flow_ours"], "baseline": passes["flow_baseline"]},
@@ -230,6 +231,14 @@ def pictures() -> dict[str, str]:
         "error_source": source([error]),
         "error_worst": show(max(row["worst_by_baseline"] for run in runs("error") for row in run["rows"])),
         "error_table": table(named("what", "ours", "baseline") | {"worst ours ÷ baseline": "worst_by_baseline"}, rows),
+        "eight_bits_source": source(eight),
+        "eight_bits_table": table(
+            named("of", "preset")
+            | {"flow int8": "flow_int8", "flow": "flow_ours", "cache int8": "cache_int8", "cache": "cache_ours"}
+            | {"PSNR median dB": "psnr_median_db", "worst": "psnr_worst_db", "blocks": "blocks"}
+            | {"made again": "fallback_blocks"},
+            rows_of(eight),
+        ),
         "parity_source": source([first]),
         "parity_software": first["software"],
         "parity_table": table(
