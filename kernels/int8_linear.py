@@ -96,7 +96,7 @@ def _integer_product(a: Tensor, b: Tensor) -> Tensor:
 @functools.cache
 def _int_mm_is_exact() -> bool:
     """Whether torch's integer product, seven times faster, can be used: without VNNI a CPU saturates sums of two."""
-    ends = torch.tensor([127, -128], dtype=torch.int8).repeat_interleave(64).expand(64, 128).contiguous()
+    ends = torch.tensor([127, -128], dtype=torch.int8, device="cpu").repeat_interleave(64).expand(64, 128).contiguous()
     try:
         return bool((torch._int_mm(ends, ends.T) == 64 * (127**2 + 128**2)).all())
     except (AttributeError, RuntimeError):
