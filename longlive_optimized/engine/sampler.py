@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TIMESTEP_SHIFT = 5.0
@@ -24,7 +25,7 @@ class Step(NamedTuple):
 @functools.cache
 def schedule_table() -> tuple[Tensor, Tensor]:
     """The 1000 timesteps and noise levels, float32, from 1000 down to 4.98 (4.1)."""
-    u = torch.linspace(1.0, 0.0, 1001, device="cpu")[:-1]
+    u = torch.linspace(1.0, 0.0, 1001, dtype=torch.float32, device="cpu")[:-1]
     sigmas = TIMESTEP_SHIFT * u / (1 + (TIMESTEP_SHIFT - 1) * u)
     return sigmas * 1000, sigmas
 
@@ -42,7 +43,7 @@ def make_schedule(nominal: Sequence[int], kind: ScheduleKind) -> list[Step]:
     takes it as it stands.
     """
     if kind == "longlive":
-        table = torch.cat((schedule_table()[0], torch.zeros(1, device="cpu")))
+        table = F.pad(schedule_table()[0], (0, 1))
         timesteps = [table[1000 - n].item() for n in nominal]
     else:
         timesteps = [float(n) for n in nominal]

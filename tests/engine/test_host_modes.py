@@ -12,23 +12,23 @@ A, B = "a red circle moves left over a green field", "a white cross rests on a b
 
 
 @contextlib.contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextlib.contextmanager
-def default_device(device):
-    torch.set_default_device(device)
+def default(setter, value, usual):
+    """A default, met by what is computed once and kept, too."""
+    setter(value)
     sampler.schedule_table.cache_clear()
     try:
         yield
     finally:
-        torch.set_default_device(None)
+        setter(usual)
         sampler.schedule_table.cache_clear()
+
+
+def default_dtype(dtype):
+    return default(torch.set_default_dtype, dtype, torch.float32)
+
+
+def default_device(device):
+    return default(torch.set_default_device, device, None)
 
 
 MODES = {
