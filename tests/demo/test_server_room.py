@@ -303,9 +303,11 @@ def test_trouble_is_told_and_passes(monkeypatch):
         assert told["status"]["detail"] == "out of memory" and told["status"]["retry_in"] == 0.05
         while room.worker.status.phase != "ready":
             await viewer.frame()
+        room.worker.pipeline.fallback_blocks = 3
         seen = await numbers(viewer, 40)
         assert seen == sorted(seen)
-        assert value((await http.get("/metrics")).text, "longlive_failed_blocks_total") == 2
+        figures = (await http.get("/metrics")).text
+        assert value(figures, "longlive_failed_blocks_total") == 2 and value(figures, "longlive_fallback_blocks") == 3
         assert (await http.get("/readyz")).status_code == 200
         await viewer.leave()
 

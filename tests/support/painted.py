@@ -24,6 +24,8 @@ class PaintedPipeline:
     blocks: when each block began, and its first frame's number. fail: called before each block, and may raise.
     """
 
+    fallback_blocks = 0
+
     def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0):
         self.config, self.block_seconds = config, block_seconds
         self.engine = types.SimpleNamespace(device=torch.device("cpu"))
@@ -58,7 +60,8 @@ class PaintedPipeline:
         self.calls.append("reset")
 
     def get_latency_stats(self) -> dict:
-        return vars(LatencyStats(block_ms=self.block_seconds * 1e3, frame_count=len(self.painted), preset=self.preset))
+        counts = {"frame_count": len(self.painted), "fallback_blocks": self.fallback_blocks}
+        return vars(LatencyStats(block_ms=self.block_seconds * 1e3, preset=self.preset, **counts))
 
     def _paint(self, number: int, prompt: str) -> torch.Tensor:
         picture = torch.full((self.config.height, self.config.width, 3), level(prompt), dtype=torch.uint8)

@@ -29,6 +29,9 @@ class Metrics:
         self.gpu_bytes = Gauge("longlive_gpu_memory_bytes", "Device memory held by tensors", registry=registry)
         self.messages = Counter("longlive_messages", "Messages of viewers, by outcome", ["outcome"], registry=registry)
         self.troubles = Counter("longlive_failed_blocks", "Blocks that failed", registry=registry)
+        self.fallbacks = Gauge(
+            "longlive_fallback_blocks", "Blocks made again without 8 bits, since the last reset", registry=registry
+        )
         self.tasks = Gauge("longlive_event_loop_tasks", "Tasks of the event loop", registry=registry)
         ProcessCollector(registry=registry)
 

@@ -238,6 +238,7 @@ class Room:
         self.metrics.generated.inc(block.frames)
         self.metrics.block_ms.observe(block.stats["block_ms"])
         self.metrics.gpu_bytes.set(block.gpu_bytes)
+        self.metrics.fallbacks.set(block.stats["fallback_blocks"])
         if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
             self.metrics.switch_ms.observe(block.stats["prompt_switch_ms"])
         self._stats = block.stats
