@@ -171,9 +171,6 @@ RUN: dict[str, Run] = {
     "longlive-optimized bench quality --model M --preset speed --seeds 1 --blocks 3": smaller(
         f"longlive-optimized bench quality {SMALL} --preset speed --seeds 1 --blocks 2", r"psnr_median_db"
     ),
-    "longlive-optimized bench quality --model tiny --preset speed --seeds 1 --blocks 4 --prompts 0": Run(
-        prints=(r"psnr_median_db +│ 6\d\.",)
-    ),
     "longlive-optimized bench kernels int8_linear int8_linear_gelu": Run(prints=(r"int8_linear_gelu",)),
     "longlive-optimized make-checkpoint M --config 1.3b --text tiny": smaller(
         "longlive-optimized make-checkpoint made --config tiny --text tiny", r"wrote made: \d"

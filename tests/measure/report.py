@@ -236,7 +236,7 @@ def pictures() -> dict[str, str]:
             named("of", "preset")
             | {"flow int8": "flow_int8", "flow": "flow_ours", "cache int8": "cache_int8", "cache": "cache_ours"}
             | {"PSNR median dB": "psnr_median_db", "worst": "psnr_worst_db", "blocks": "blocks"}
-            | {"made again": "fallback_blocks"},
+            | {"made again": "fallback_blocks", "shows what was asked: int8, without": "shown_int8_and_without"},
             rows_of(eight),
         ),
         "parity_source": source([first]),
