@@ -51,7 +51,9 @@ class Op:
         for backend_name in (wanted,) if wanted in self.impls else ORDER:
             if backend_name in self.impls and self.impls[backend_name][1](*args, **kwargs):
                 return backend_name
-        raise NotImplementedError(f"{self.name}: backend {wanted!r} does not take these arguments")
+        raise NotImplementedError(
+            f"{self.name}: backend {wanted!r}, as LONGLIVE_BACKEND or force() says, does not take these arguments"
+        )
 
     def _run(self, *args, **kwargs):
         chosen = self.choose(*args, **kwargs)

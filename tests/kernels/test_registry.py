@@ -34,7 +34,7 @@ def test_the_first_that_takes_the_call_wins(args, monkeypatch):
 
 
 def test_a_forced_backend_that_cannot_run_is_an_error(args):
-    with backend("cuda"), pytest.raises(NotImplementedError, match=r"modulate_norm.*cuda"):
+    with backend("cuda"), pytest.raises(NotImplementedError, match=r"modulate_norm.*cuda.*LONGLIVE_BACKEND"):
         modulate_norm(*args)
 
 
