@@ -2,32 +2,15 @@
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-EMULATOR = ROOT / "tests/native/emulator"
+from support.emulated import NATIVE, ROOT, compiler, run, run_on_a_cpu
 
 
-@pytest.fixture
-def compiler() -> list:
-    """A C++ compiler that takes the kernels' source for the emulator."""
-    found = shutil.which("c++")
-    if found is None:
-        pytest.skip("no C++ compiler")
-    return [found, f"@{EMULATOR / 'flags'}", f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", "-x", "c++"]
-
-
-def run(*command) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_products_on_a_cpu(compiler, tmp_path):
-    run(*compiler, ROOT / "tests/native/products.cu", "-o", tmp_path / "products")
-    run(tmp_path / "products")
+def test_products_on_a_cpu(tmp_path):
+    run_on_a_cpu(tmp_path, "products.cu")
 
 
 @pytest.mark.gpu
@@ -36,7 +19,7 @@ def test_products_on_hopper(tmp_path):
     if shutil.which("nvcc") is None or torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("no nvcc, or no Hopper")
     flags = ["-std=c++20", "-gencode=arch=compute_90a,code=sm_90a", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
-    run("nvcc", *flags, ROOT / "tests/native/products.cu", "-o", tmp_path / "products")
+    run("nvcc", *flags, NATIVE / "products.cu", "-o", tmp_path / "products")
     run(tmp_path / "products")
 
 
@@ -48,8 +31,8 @@ def test_products_on_hopper(tmp_path):
     ],
     ids=["vec", "tensor_map"],
 )
-def test_a_type_that_would_be_misread_does_not_compile(compiler, tmp_path, header, use, message):
+def test_a_type_that_would_be_misread_does_not_compile(tmp_path, header, use, message):
     source = tmp_path / "source.cpp"
     source.write_text(f'#include "common/{header}"\nnamespace longlive {{\n{use}\n}}\n')
-    done = subprocess.run([*compiler, "-fsyntax-only", source], capture_output=True, text=True)
+    done = subprocess.run([*compiler(), "-fsyntax-only", source], capture_output=True, text=True)
     assert done.returncode != 0 and message in done.stderr, done.stderr

@@ -67,6 +67,19 @@ def run(request, backend):
 
 
 @pytest.fixture
+def kernel(request, device):
+    """The operator's CUDA kernel alone."""
+    implementation, takes = operator_of(request).impls["cuda"]
+
+    def call(*args):
+        if not takes(*args):
+            pytest.skip("the CUDA kernel is for Hopper")
+        return implementation(*args)
+
+    return call
+
+
+@pytest.fixture
 def close():
     """Compare with a float64 truth, to one rounding of the result's dtype."""
 

@@ -269,7 +269,7 @@ SPOILED = pytest.mark.parametrize(
     ],
 )
 def test_on_a_cpu(tmp_path, source, cases):
-    run_on_a_cpu(tmp_path, source, cases)
+    run_on_a_cpu(tmp_path, f"{source}.cpp", cases)
 
 
 @SPOILED

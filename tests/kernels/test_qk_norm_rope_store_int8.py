@@ -1,14 +1,12 @@
 """qk_norm_rope_store_int8: what qk_norm_rope_store makes of queries and keys, as integers and scales."""
 
 import math
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
+from support.emulated import run_on_a_cpu
 
 OP = qk_norm_rope_store_int8
 EPS, UNWRITTEN = 1e-6, -128
@@ -211,14 +209,7 @@ def test_registered_properly(device):
 
 def test_the_cuda_source_on_a_cpu(tmp_path):
     """How a warp mixes, quantises and stores heads."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    native, program = Path(__file__).parents[1] / "native", tmp_path / "heads"
-    flags = [f"@{native / 'emulator/flags'}", f"-I{native / 'emulator'}", f"-I{native.parents[1] / 'csrc'}"]
-    subprocess.run([compiler, *flags, native / "heads.cpp", "-o", program], check=True, capture_output=True)
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_on_a_cpu(tmp_path, "heads.cpp")
 
 
 @pytest.mark.gpu

@@ -166,7 +166,7 @@ def test_compiles_to_one_graph(device):
     ],
 )
 def test_on_a_cpu(tmp_path, source, cases):
-    run_on_a_cpu(tmp_path, source, cases)
+    run_on_a_cpu(tmp_path, f"{source}.cpp", cases)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -179,18 +179,6 @@ def draw(rng, device):
     valid = rng.choice([0, 1, size, size + 1, *(rng.randint(0, size) for _ in range(4))])
     shape = {"tokens": tokens, "slots": 1, "per_slot": size, "heads": heads, "valid": valid}
     return case(torch.bfloat16, device, **shape, spread=rng.choice([1.0, 4.0, 30.0]))
-
-
-@pytest.fixture
-def kernel(device):
-    implementation, takes = OP.impls["cuda"]
-
-    def call(*args):
-        if not takes(*args):
-            pytest.skip("the CUDA kernel is for Hopper")
-        return implementation(*args)
-
-    return call
 
 
 @pytest.mark.gpu

@@ -254,18 +254,6 @@ def draw(rng, device):
     return case(torch.bfloat16, device, **shape, spread=rng.choice([1.0, 4.0, 30.0]))[0]
 
 
-@pytest.fixture
-def kernel(device):
-    implementation, takes = OP.impls["cuda"]
-
-    def call(*args):
-        if not takes(*args):
-            pytest.skip("the CUDA kernel is for Hopper")
-        return implementation(*args)
-
-    return call
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("part", range(10))
 def test_a_thousand_shapes(kernel, device, part):
