@@ -15,6 +15,8 @@ from .triton_import import tl, triton
 PACK = 32  # rows of a weight that are permuted among themselves
 _DEEPEST = (2**31 - 1) // 128**2  # columns whose products sum to an int32, whatever the values
 _EXACT = 2**24 // 128**2  # columns whose products sum to a float32 without rounding
+STEP = 128  # columns that the CUDA kernel takes at a time: a group is a multiple
+GELU_RUN = 256  # channels that share a scale of GELU's result: of one work tile in CUDA, at most of a program in Triton
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -125,10 +127,6 @@ def _check_gelu(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor
     expect_groups(groups, weight.shape[0], "rows of weight")
 
 
-STEP = 128  # columns that the CUDA kernel takes at a time: a group is a multiple
-GELU_RUN = 256  # columns of its tile, for which it can have a scale
-
-
 def _fits_cuda(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> bool:
     return (
         native.on_hopper(x)
@@ -163,8 +161,6 @@ def _cuda_gelu(
 
 if triton:
     from .quantize import inverse_of, largest, rounded
-
-    WIDEST = 256  # channels of a program
 
     # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
     @triton.jit(do_not_specialize=["rows"])
@@ -213,7 +209,7 @@ if triton:
         return out
 
     def _fits_triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int):
-        return x.is_cuda and len(weight) <= WIDEST * groups
+        return x.is_cuda and len(weight) <= GELU_RUN * groups
 
     @int8_linear_gelu.impl("triton", when=_fits_triton)
     def _triton_gelu(

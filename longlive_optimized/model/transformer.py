@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from ..kernels.int8_linear import PACK
+from ..kernels.int8_linear import GELU_RUN, PACK
 from ..kernels.modulate_norm import modulate_norm, modulate_norm_int8
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store
 from ..kernels.quantize import quantize
@@ -51,7 +51,6 @@ class CrossCache(NamedTuple):
 
 
 _NONE = Parts()
-_GELU_RUN = 256  # columns of GELU's result that share a scale, at most: a row spans many work tiles
 
 
 def _vector(*shape: int, **where) -> nn.Parameter:
@@ -87,7 +86,7 @@ class TransformerBlock(nn.Module):
         self.cross_q_gain, self.cross_k_gain = _vector(d, **where), _vector(d, **where)
         self.cross_out = Linear(d, d, **where)
         self.ffn_in, self.ffn_out = Linear(d, config.ffn_dim, **where), Linear(config.ffn_dim, d, **where)
-        self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, _GELU_RUN)
+        self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, GELU_RUN)
 
     def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor:
         """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim]."""
