@@ -8,6 +8,11 @@ TRAINED_FPS = 16  # pixel frames per second
 RTP_CLOCK = 90_000  # ticks per second of video over RTP
 
 
+def blocks_of(latents: int) -> int:
+    """Blocks that it takes to make so many latent frames."""
+    return -(-latents // BLOCK_FRAMES)
+
+
 def pixel_of(latent: int) -> int:
     """The first pixel frame of a latent frame, both counted from a video's beginning."""
     return max(0, LATENT_PIXEL_FRAMES * (latent - 1) + 1)

@@ -45,7 +45,7 @@ def run(names: list[str] | None = None, json_path: str | None = None) -> list[di
     if not console.is_terminal:
         console.width = 140  # a log file has no width of its own
     if torch.cuda.is_available():
-        clocks, ceilings = _clocks(), measure_ceilings()
+        clocks, ceilings = clocks_and_power(), measure_ceilings()
         rows = [row for name in names or known for row in _on_gpu(name, ceilings)]
         machine = {
             "device": torch.cuda.get_device_name(),
@@ -53,7 +53,7 @@ def run(names: list[str] | None = None, json_path: str | None = None) -> list[di
             "copy_gb_s": ceilings[0] / 1e9,
             "matmul_tflop_s": ceilings[1] / 1e12,
             "clocks_before": clocks,
-            "clocks_after": _clocks(),
+            "clocks_after": clocks_and_power(),
         }
     else:
         console.print("no CUDA device: times are of the CPU reference", style="yellow")
@@ -173,7 +173,8 @@ def measure_ceilings() -> Ceilings:
     return 2 * source.nbytes / copy, 2 * n**3 / product
 
 
-def _clocks() -> str:
+def clocks_and_power() -> str:
+    """The current GPU's clocks, temperature and power, as nvidia-smi says them now, or why they were not read."""
     query = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
     command = ["nvidia-smi", f"--id={torch.cuda.current_device()}", f"--query-gpu={query}", "--format=csv,noheader"]
     try:

@@ -12,7 +12,7 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule
 from ..engine.timing import percentile
-from ..video_time import BLOCK_FRAMES
+from ..video_time import BLOCK_FRAMES, blocks_of
 from .baseline import baseline_network, predict_x0, renoise
 from .shares import measure_shares
 
@@ -26,7 +26,7 @@ def measure_engine(engine: LongLiveEngine, blocks: int) -> dict:
     warmup = engine.warmup()
     if cuda:
         torch.cuda.reset_peak_memory_stats(engine.device)
-    fill = -(-engine.stream.ring.window // BLOCK_FRAMES) + 1
+    fill = blocks_of(engine.stream.ring.window) + 1
     for _ in range(fill + blocks):
         engine.generate_block(BlockRequest(PROMPT))
     engine.synchronize()
@@ -122,7 +122,7 @@ def measure_baseline(engine: LongLiveEngine, blocks: int) -> dict:
     net = baseline_network(engine)
     prompt = engine.prompts.get(PROMPT)
     steps = make_schedule(config.denoising_steps, config.step_schedule)
-    fill = -(-stream.ring.window // BLOCK_FRAMES) + 1
+    fill = blocks_of(stream.ring.window) + 1
     shape = BLOCK_FRAMES, *stream.latent_shape
     times = []
     for block in range(fill + blocks):

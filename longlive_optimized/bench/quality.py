@@ -19,7 +19,7 @@ from ..engine.sampler import make_schedule
 from ..model.precision import Policy, in_8_bits
 from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
-from ..video_time import BLOCK_FRAMES
+from ..video_time import BLOCK_FRAMES, blocks_of
 from .baseline import baseline_network
 from .block import PROMPT
 
@@ -144,7 +144,7 @@ class ForwardErrors:
         engine, networks, stream = self.engine, self._networks, self.engine.stream
         steps = make_schedule(stream.settings.denoising_steps, stream.settings.step_schedule)
         shape = BLOCK_FRAMES, *stream.latent_shape
-        blocks = -(-stream.ring.window // BLOCK_FRAMES) + 1
+        blocks = blocks_of(stream.ring.window) + 1
         generator = torch.Generator(engine.device).manual_seed(seed)
         networks.prompt(engine.prompts.get(f"{PROMPT}, number {seed}"))
         for block in range(blocks):

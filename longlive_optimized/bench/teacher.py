@@ -25,9 +25,10 @@ from ..engine.sampler import make_schedule
 from ..engine.stream import Stream
 from ..model.precision import Parts, Policy, policy_of
 from ..tinyworld.world import caption, sample_scene
-from ..video_time import BLOCK_FRAMES
+from ..video_time import BLOCK_FRAMES, blocks_of
 from ..weights.locate import TINY
 from .block import PROMPT
+from .quality import relative_error
 
 SAME = 100.0  # decibels, of pictures without a difference
 _SHOWN = 2  # frames of a picture for each preset
@@ -65,7 +66,7 @@ def forced_pairs(engine: LongLiveEngine, settings: StreamSettings, prompts: Sequ
 def _pairs(engine: LongLiveEngine, settings: StreamSettings, prompt: str, seed: int, blocks: int) -> Iterator[Pair]:
     teacher = _stream(engine, settings, seed=seed, precision="bf16")
     pupil = _stream(engine, settings, seed=seed, use_cuda_graphs=False)  # its ring is another one for every block
-    fill = -(-teacher.ring.window // BLOCK_FRAMES)
+    fill = blocks_of(teacher.ring.window)
     for block in range(fill + blocks):
         if block:
             pupil.passes.ring, pupil.history = copy.deepcopy(teacher.ring), teacher.history.clone()
@@ -106,7 +107,7 @@ def error_by_part(engine: LongLiveEngine, settings: StreamSettings, prompt: str)
     names, of each part of the layers by itself, and of each layer by itself."""
     stream = _stream(engine, settings, use_cuda_graphs=False)
     whole = policy_of("int8", len(engine.model.blocks))
-    for _ in range(-(-stream.ring.window // BLOCK_FRAMES)):
+    for _ in range(blocks_of(stream.ring.window)):
         engine.generate_block(BlockRequest(prompt), stream)
     with engine.devices.turn():
         settle(stream)
@@ -130,5 +131,5 @@ def _change(stream: Stream, policy: Policy) -> float:
         x = ((1 - sigma) * clean + sigma * noise).to(clean.dtype)
         modulation = passes.model.modulation(torch.tensor([t], dtype=torch.float64, device=clean.device))
         plain, int8 = (passes.model(x, modulation, passes.ring, passes.cross, each) for each in (None, policy))
-        changes.append(((int8.double() - plain.double()).norm() / plain.double().norm()).item())
+        changes.append(relative_error(int8, plain))
     return max(changes)

@@ -19,7 +19,7 @@ from ..keywords import ConfigFields, StreamFields
 from ..plain import flag, whole
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
-from ..video_time import BLOCK_FRAMES
+from ..video_time import blocks_of
 from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
 from ..weights.locate import locate, native_size
 from ..weights.user_lora import UserLora
@@ -149,7 +149,7 @@ class LongLiveEngine:
             stream = self._one(stream)
             if stream.total_frames is not None:
                 raise ValueError("stream must have no total_frames to be warmed up")
-            blocks = max(blocks or 0, -(-stream.ring.window // BLOCK_FRAMES) + 2)  # one past a full window, a recache
+            blocks = max(blocks or 0, blocks_of(stream.ring.window) + 2)  # one past a full window, a recache
             networks = stream.networks
             try:
                 stream.networks = networks._replace(prompts=PromptCache(self.text.encode, 2))

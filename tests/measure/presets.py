@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +18,9 @@ import torch
 from longlive_optimized import BlockRequest, LongLiveEngine
 from longlive_optimized.config import OptimizationConfig
 from longlive_optimized.engine.stream import Stream
+from longlive_optimized.engine.timing import percentile
+from longlive_optimized.kernels.bench.runner import clocks_and_power
+from longlive_optimized.video_time import BLOCK_PIXEL_FRAMES
 
 SIZES = ((480, 832), (320, 576))
 PRESETS = ("balanced", "speed", "realtime", "turbo", "ultra")
@@ -36,7 +38,7 @@ def measure(engine: LongLiveEngine, size: tuple[int, int], rounds: int, blocks: 
             times[name] += [
                 (sum(b.stages[s] for s in ("denoise", "context")), b.stages["decode"], b.total) for b in made
             ]
-    clocks = smi()
+    clocks = clocks_and_power()
     rows = []
     for name, stream in streams.items():
         settings = stream.settings
@@ -44,8 +46,8 @@ def measure(engine: LongLiveEngine, size: tuple[int, int], rounds: int, blocks: 
         row = {"table": "presets", "preset": name, "size": f"{size[0]}×{size[1]}", "precision": stream.precision}
         row["steps_window"] = [len(settings.denoising_steps), settings.local_attn_size]
         for part, column in zip(("dit_ms", "vae_ms", "block_ms"), zip(*times[name], strict=True), strict=True):
-            row[part] = {"median": round(statistics.median(column), 1), "p99": round(sorted(column)[-1], 1)}
-        row["fps"] = round(12e3 / row["block_ms"]["median"], 1)
+            row[part] = {"median": round(statistics.median(column), 1), "p99": round(percentile(column, 0.99), 1)}
+        row["fps"] = round(BLOCK_PIXEL_FRAMES * 1e3 / row["block_ms"]["median"], 1)
         row["block_by_balanced"] = round(
             statistics.median(t[2] for t in times[name]) / statistics.median(t[2] for t in times["balanced"]), 3
         )
@@ -93,11 +95,6 @@ def switches(engine: LongLiveEngine, stream: Stream) -> list[float]:
         engine.synchronize()
         times.append((time.perf_counter() - started, first))
     return [round(statistics.median(column) * 1e3, 1) for column in zip(*times, strict=True)]
-
-
-def smi() -> str:
-    query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
 
 
 def main() -> None:
