@@ -1,9 +1,8 @@
-import math
-
 import pytest
 import torch
 
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store
+from support.keys import turns
 
 OP = qk_norm_rope_store
 EPS = 1e-6
@@ -15,11 +14,6 @@ def inputs(dtype, device, tokens=7, heads=2, head_dim=128, ring=12, sinks=3, slo
     torch.manual_seed(tokens * 100 + heads)
     size, frames, pairs = heads * head_dim, len(slots), head_dim // 2
     time_pairs = pairs - 2 * (pairs // 3)
-    table = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def turns(n, p):
-        angle = 2 * math.pi * torch.rand(n, p, dtype=torch.float64)
-        return torch.stack((angle.cos(), angle.sin()), -1).to(device, table)
 
     def poison(n):
         return torch.full((n + 2, tokens, heads, head_dim), torch.nan, dtype=dtype, device=device)[1:-1]
@@ -28,8 +22,8 @@ def inputs(dtype, device, tokens=7, heads=2, head_dim=128, ring=12, sinks=3, slo
         "qkv": (3 * torch.randn(frames * tokens, 3 * size, dtype=torch.float64)).to(device, dtype),
         "q_gain": torch.randn(size, dtype=torch.float64).to(device, dtype),
         "k_gain": torch.randn(size, dtype=torch.float64).to(device, dtype),
-        "rope_time": turns(frames, time_pairs),
-        "rope_space": turns(tokens, pairs - time_pairs),
+        "rope_time": turns(frames, time_pairs, dtype=dtype, device=device),
+        "rope_space": turns(tokens, pairs - time_pairs, dtype=dtype, device=device),
         "k_ring": poison(ring),
         "v_ring": poison(ring),
         "k_sink": poison(sinks),

@@ -7,6 +7,7 @@ import torch
 
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from support.emulated import run_on_a_cpu
+from support.keys import check_integers, mixed, turns
 
 OP = qk_norm_rope_store_int8
 EPS, UNWRITTEN = 1e-6, -128
@@ -20,10 +21,6 @@ def inputs(dtype, device, tokens=7, heads=2, head_dim=128, ring=12, sinks=3, slo
     size, frames, pairs = heads * head_dim, len(slots), head_dim // 2
     time_pairs = pairs - 2 * (pairs // 3)
 
-    def turns(n, p):
-        angle = 2 * math.pi * torch.rand(n, p, dtype=torch.float64)
-        return torch.stack((angle.cos(), angle.sin()), -1).to(device, torch.promote_types(dtype, torch.float32))
-
     def poison(*shape, of=dtype, value=torch.nan):
         return torch.full(shape, value, dtype=of, device=device)
 
@@ -31,8 +28,8 @@ def inputs(dtype, device, tokens=7, heads=2, head_dim=128, ring=12, sinks=3, slo
         (3 * torch.randn(frames * tokens, 3 * size, dtype=torch.float64)).to(device, dtype),
         torch.randn(size, dtype=torch.float64).to(device, dtype),
         torch.randn(size, dtype=torch.float64).to(device, dtype),
-        turns(frames, time_pairs),
-        turns(tokens, pairs - time_pairs),
+        turns(frames, time_pairs, dtype=dtype, device=device),
+        turns(tokens, pairs - time_pairs, dtype=dtype, device=device),
         torch.randn(heads, head_dim, device=device),
         poison(ring, tokens, heads, head_dim, of=torch.int8, value=UNWRITTEN),
         poison(heads, ring * tokens, of=torch.float32),
@@ -50,20 +47,6 @@ def plain_arguments(args: dict, dtype: torch.dtype) -> dict:
     cast = {name: args[name].to(table if "rope" in name else dtype) for name in PLAIN}
     k_sink = args["k_sink"].to(dtype, copy=True)
     return cast | {"k_ring": rings["k_ring"], "v_ring": rings["v_ring"], "k_sink": k_sink, "slots": args["slots"]}
-
-
-def check_integers(values, scale, want) -> None:
-    """values and want [.., H, hd], scale [.., H]: half a unit at most, but for float32's own error."""
-    torch.testing.assert_close(scale.double(), want.abs().amax(-1) / 127, rtol=1e-5, atol=0)
-    assert ((values * scale.double()[..., None] - want).abs() <= 0.5001 * scale[..., None]).all()
-
-
-def mixed(x: torch.Tensor) -> torch.Tensor:
-    """By a Hadamard matrix, element by element of it, of as many channels as a power of two divides a head's."""
-    size = x.shape[-1] & -x.shape[-1]
-    bits = [[(i & j).bit_count() % 2 for j in range(size)] for i in range(size)]
-    matrix = (1.0 - 2.0 * torch.tensor(bits, dtype=x.dtype, device=x.device)) / size**0.5
-    return (x.unflatten(-1, (-1, size)) @ matrix).flatten(-2)
 
 
 def check_all(args: dict, q: torch.Tensor, q_scale: torch.Tensor) -> None:

@@ -4,27 +4,23 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.rotate_sinks import rotate_sinks as OP
+from support.keys import turns
 
 HEAD_DIM, TIME_PAIRS = 128, 22
 
 
 def case(dtype, device, layers=2, sinks=3, tokens=5, heads=3, slots=8):
     torch.manual_seed(0)
-    table = torch.promote_types(dtype, torch.float32)
-
-    def turns(*shape):
-        angle = torch.randn(*shape, dtype=torch.float64)
-        return torch.stack((angle.cos(), angle.sin()), -1).to(device, table)
-
     k_sink = torch.randn(layers, sinks, tokens, heads, HEAD_DIM).to(device, dtype)
     k_ring = torch.full((layers, slots, tokens, heads, HEAD_DIM), float("nan"), dtype=dtype, device=device)
-    return k_sink, turns(sinks, TIME_PAIRS), turns(tokens, HEAD_DIM // 2 - TIME_PAIRS), k_ring
+    where = {"dtype": dtype, "device": device}
+    return k_sink, turns(sinks, TIME_PAIRS, **where), turns(tokens, HEAD_DIM // 2 - TIME_PAIRS, **where), k_ring
 
 
 def truth(k_sink, rope_time, rope_space):
     frames, tokens = len(rope_time), len(rope_space)
-    turns = (rope_time[:, None].expand(-1, tokens, -1, -1), rope_space[None].expand(frames, -1, -1, -1))
-    turn = torch.view_as_complex(torch.cat(turns, 2).double())[:, :, None]
+    tables = (rope_time[:, None].expand(-1, tokens, -1, -1), rope_space[None].expand(frames, -1, -1, -1))
+    turn = torch.view_as_complex(torch.cat(tables, 2).double())[:, :, None]
     z = torch.view_as_complex(k_sink.double().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(z * turn).flatten(-2)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.rotate_sinks import rotate_sinks, rotate_sinks_int8
+from support.keys import check_integers, mixed, turns
 
 OP = rotate_sinks_int8
 HEAD_DIM, TIME_PAIRS, UNWRITTEN = 128, 22, -128
@@ -13,26 +14,15 @@ NAMES = ("k_sink", "rope_time", "rope_space", "k_offset", "k_ring", "k_scale")
 def case(dtype, device, layers=2, sinks=3, tokens=5, heads=3, slots=8) -> dict:
     """The rings hold what is never written: -128 and NaN."""
     torch.manual_seed(0)
-
-    def turns(*shape):
-        angle = torch.randn(*shape, dtype=torch.float64)
-        return torch.stack((angle.cos(), angle.sin()), -1).to(device, torch.promote_types(dtype, torch.float32))
-
     args = (
         torch.randn(layers, sinks, tokens, heads, HEAD_DIM).to(device, dtype),
-        turns(sinks, TIME_PAIRS),
-        turns(tokens, HEAD_DIM // 2 - TIME_PAIRS),
+        turns(sinks, TIME_PAIRS, dtype=dtype, device=device),
+        turns(tokens, HEAD_DIM // 2 - TIME_PAIRS, dtype=dtype, device=device),
         torch.randn(layers, heads, HEAD_DIM, device=device),
         torch.full((layers, slots, tokens, heads, HEAD_DIM), UNWRITTEN, dtype=torch.int8, device=device),
         torch.full((layers, heads, slots * tokens), torch.nan, device=device),
     )
     return dict(zip(NAMES, args, strict=True))
-
-
-def mixed(x: torch.Tensor) -> torch.Tensor:
-    """By a Hadamard matrix, element by element of it."""
-    bits = [[(i & j).bit_count() % 2 for j in range(HEAD_DIM)] for i in range(HEAD_DIM)]
-    return x @ ((1.0 - 2.0 * torch.tensor(bits, dtype=x.dtype, device=x.device)) / HEAD_DIM**0.5)
 
 
 def truth(args: dict) -> torch.Tensor:
@@ -47,9 +37,7 @@ def check(args: dict) -> None:
     layers, sinks, tokens, heads, _ = want.shape
     assert (args["k_ring"][:, sinks:] == UNWRITTEN).all() and args["k_scale"][..., sinks * tokens :].isnan().all()
     scale = args["k_scale"][..., : sinks * tokens].view(layers, heads, sinks, tokens).permute(0, 2, 3, 1)
-    torch.testing.assert_close(scale.double(), want.abs().amax(-1) / 127, rtol=1e-5, atol=0)
-    off = (args["k_ring"][:, :sinks] * scale.double()[..., None] - want).abs()
-    assert (off <= 0.5001 * scale[..., None]).all()
+    check_integers(args["k_ring"][:, :sinks], scale, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

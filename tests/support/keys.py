@@ -1,0 +1,25 @@
+"""Rotations to draw, and keys and queries in int8 against what they stand for."""
+
+import math
+
+import torch
+
+
+def turns(*shape: int, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """Random rotations [*shape, 2], as the operators want them beside ``dtype``."""
+    angle = 2 * math.pi * torch.rand(*shape, dtype=torch.float64)
+    return torch.stack((angle.cos(), angle.sin()), -1).to(device, torch.promote_types(dtype, torch.float32))
+
+
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """By a Hadamard matrix, element by element of it, of as many channels as a power of two divides a head's."""
+    size = x.shape[-1] & -x.shape[-1]
+    bits = [[(i & j).bit_count() % 2 for j in range(size)] for i in range(size)]
+    matrix = (1.0 - 2.0 * torch.tensor(bits, dtype=x.dtype, device=x.device)) / size**0.5
+    return (x.unflatten(-1, (-1, size)) @ matrix).flatten(-2)
+
+
+def check_integers(values: torch.Tensor, scale: torch.Tensor, want: torch.Tensor) -> None:
+    """values and want [.., H, hd], scale [.., H]: half a unit at most, but for float32's own error."""
+    torch.testing.assert_close(scale.double(), want.abs().amax(-1) / 127, rtol=1e-5, atol=0)
+    assert ((values * scale.double()[..., None] - want).abs() <= 0.5001 * scale[..., None]).all()
