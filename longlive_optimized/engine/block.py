@@ -67,7 +67,7 @@ def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
     policy = policy_at(stream, stream.position)
     latents = denoise(stream, request, policy)
     # The only wait for the device, of 8 bits alone: what cannot be shown is found before the decoder moves on.
-    if in_8_bits(policy) and not latents.isfinite().all():
+    if (in_8_bits(policy) or stream.ring.keys_read == "int8") and not latents.isfinite().all():
         policy, latents = stream.plain, again_in_bf16(stream, request)
     stream.made_with = policy
     return latents

@@ -172,8 +172,8 @@ class Stream:
 
     @property
     def precision(self) -> str:
-        """What the layers run in: ``int8``; ``int8 products`` where attention does not take keys in int8; or the model's
-        dtype, ``bf16`` or ``float32``."""
+        """What the layers run in: ``int8``, ``int8 products`` where attention over the ring is not in 8 bits, or the
+        model's dtype, ``bf16`` or ``float32``."""
         return self.precision_with(self.settings)
 
     def precision_with(self, settings: StreamSettings) -> str:

@@ -33,14 +33,14 @@ class Int8Keys(NamedTuple):
         """One layer's."""
         return Int8Keys(*(each[index] for each in self))
 
-    def renew(self, k: Tensor, slots: Tensor, offset: Tensor | None = None) -> None:
-        """Of one layer: take rotated keys k [F, S, heads, head_dim], with which all others must be written anew.
+    def renew(self, k: Tensor, offset: Tensor | None = None) -> None:
+        """Of one layer: take the rotated keys of slots 0, 1, ..., k [F, S, heads, head_dim], and forget all others.
 
         ``offset`` [heads, head_dim] is in force from then on: their mean if None, which leaves them small.
         """
         # Any offset gives the same attention. One that is not finite would outlive the keys that it came from.
         self.offset.copy_(k.mean((0, 1), dtype=torch.float32).nan_to_num_(0, 0, 0) if offset is None else offset)
-        quantize_keys(k, self.offset, self.k, self.scale, slots)
+        quantize_keys(k, self.offset, self.k, self.scale, torch.arange(len(k), device=k.device))
 
 
 class RingLayer(NamedTuple):
@@ -145,7 +145,7 @@ class RingCache:
             self.k = torch.zeros_like(self.v) if self.k is None else self.k
         elif self.k_int8 is None:
             if self._tokens % KEY_RUN:
-                raise ValueError(f"int8 must be false: keys in int8 want frames of {KEY_RUN}n tokens, got {self._tokens}")
+                raise ValueError(f"grid must have a multiple of {KEY_RUN} tokens for int8, got {self._tokens}")
             layers, _, _, heads, head_dim = self.v.shape
             scales = heads, self.capacity * self._tokens // KEY_RUN
             own = torch.zeros_like(self.v[0])
@@ -162,13 +162,12 @@ class RingCache:
         if int8 == self.holds_int8:
             return
         self.reserve(int8)
-        slots = torch.arange(self._filled, device=self.v.device)
         for index in range(len(self.v)):
             if not int8:
                 self.k[index] = self.keys(index)
             elif self._filled:
                 given = None if offset is None else offset[index]
-                self.k_int8.layer(index).renew(self.k[index, : self._filled], slots, given)
+                self.k_int8.layer(index).renew(self.k[index, : self._filled], given)
         self.holds_int8 = int8
 
     def reset(self) -> None:

@@ -105,7 +105,7 @@ class TransformerBlock(nn.Module):
             return Quantized(*qk_norm_rope_store_int8(*norm, offset, k, scale, *rest))
         q = qk_norm_rope_store(*norm, ring.keys, *rest)
         if ring.kept is not None:
-            ring.kept.renew(ring.keys[: len(ring.slots)], ring.slots)
+            ring.kept.renew(ring.keys[: len(ring.slots)])  # which fill the first slots, in whatever order
         return q
 
     def forward(
