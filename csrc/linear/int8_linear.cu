@@ -18,9 +18,9 @@ using linear::Scale;
 
 constexpr int kGeluColumns = 256;
 template <int columns>
-using Rows = Config<Scale::kRow, Result::kPlain, columns, columns == 224 ? 4 : 5>;
+using Rows = Config<Scale::kRow, Result::kPlain, columns, 5>;
 template <int columns>
-using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 5 : 6>;
+using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 6 : 7>;
 using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
 
 struct Problem {
