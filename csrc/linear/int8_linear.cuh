@@ -30,11 +30,11 @@ enum class Scale { kRow, kGroup };
 // What the epilogue stores: bfloat16, or GELU's result in int8 with a scale for each row of a tile.
 enum class Result { kPlain, kGelu };
 
-template <Scale scale, Result result, int columns, int stages, int cluster = 2>
+template <Scale scale, Result result, int columns, int stages>
 struct Config {
   static constexpr Scale kScale = scale;
   static constexpr Result kResult = result;
-  static constexpr int kColumns = columns, kStages = stages, kCluster = cluster, kSums = columns / 2;
+  static constexpr int kColumns = columns, kStages = stages, kSums = columns / 2;
   static constexpr int kXBytes = kTileRows * kStep;
   static constexpr int kPart = columns / kCluster;  // of the weights, which a CTA loads for all
   static constexpr int kPartBytes = kPart * kStep, kWeightBytes = columns * kStep;
@@ -81,8 +81,7 @@ template <class C, class F>
 __device__ void for_each_tile(const Params& p, F f) {
   const int rank = int(sm90::cluster_rank());
 #pragma unroll 1
-  for (int set = blockIdx.x / C::kCluster; set < p.tiles.sets(); set += gridDim.x / C::kCluster)
-    f(p.tiles.at(set, rank));
+  for (int set = blockIdx.x / kCluster; set < p.tiles.sets(); set += gridDim.x / kCluster) f(p.tiles.at(set, rank));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -128,10 +127,10 @@ struct Producer {
       full.arrive_and_expect(C::kXBytes + C::kWeightBytes);
       sm90::load_tile(stage.x, x, full, depth, tile.row);
       if (tile.shares_weight) {
-        sm90::load_tile_to_cluster<(1 << C::kCluster) - 1>(stage.weight + rank * C::kPartBytes, weight, full, depth,
-                                                           tile.column + rank * C::kPart);
+        sm90::load_tile_to_cluster<(1 << kCluster) - 1>(stage.weight + rank * C::kPartBytes, weight, full, depth,
+                                                        tile.column + rank * C::kPart);
       } else {
-        for (int part = 0; part < C::kCluster; ++part)
+        for (int part = 0; part < kCluster; ++part)
           sm90::load_tile(stage.weight + part * C::kPartBytes, weight, full, depth, tile.column + part * C::kPart);
       }
     }
@@ -338,7 +337,7 @@ struct Consumer {
 
   // In all CTAs of the cluster: each fills a part of the others' stages.
   __device__ void release() {
-    if (lane < C::kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
+    if (lane < kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
   }
 
   __device__ void multiply() {
@@ -382,7 +381,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), warpgroup = warp / kWarpgroupWarps;
   if (threadIdx.x == 0) {
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
-    s.stages.init(C::kCluster * kConsumers * kWarpgroupWarps);
+    s.stages.init(kCluster * kConsumers * kWarpgroupWarps);
     s.tiles.init(kConsumers * kWarpgroupWarps);
     sm90::fence_barrier_init();
     sm90::prefetch(x), sm90::prefetch(weight);
@@ -410,10 +409,10 @@ cudaError_t launch(const TensorMap& x, const TensorMap& weight, const Params& p,
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = C::kCluster;
+  attribute.val.clusterDim.x = kCluster;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = C::kCluster * std::min(p.tiles.sets(), clusters);
+  config.gridDim = kCluster * std::min(p.tiles.sets(), clusters);
   config.blockDim = sm90::kThreads;
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;
