@@ -11,17 +11,11 @@
 
 namespace longlive {
 namespace {
-using linear::Config;
+using linear::Gelu;
+using linear::Groups;
+using linear::kGeluColumns;
 using linear::kStep;
-using linear::Result;
-using linear::Scale;
-
-constexpr int kGeluColumns = 256;
-template <int columns>
-using Rows = Config<Scale::kRow, Result::kPlain, columns, 5>;
-template <int columns>
-using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 6 : 7>;
-using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
+using linear::Rows;
 
 struct Problem {
   const Tensor &x, &x_scale, &weight, &weight_scale, &bias;

@@ -43,6 +43,14 @@ struct Config {
   static_assert(stages > 1);  // one is released while the next is multiplied
 };
 
+// What is launched, with as many stages as shared memory holds.
+template <int columns>
+using Rows = Config<Scale::kRow, Result::kPlain, columns, 5>;  // 192 or 224 columns
+template <int columns>
+using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 6 : 7>;  // 128 or 160
+constexpr int kGeluColumns = 256;
+using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
+
 struct Params {
   const float* x_scale;       // [groups, rows]
   const float* weight_scale;  // [columns]

@@ -153,8 +153,8 @@ int main(int, char** argv) {
     if (i % 8 == 0 && !check<Config<kRow, kPlain, 64, 2>>(draw_case(false, 32 * draw(1, 7)))) return 1;
     if (i % 8 == 4 && !check<Config<kGroup, kPlain, 96, 3>>(draw_case(true, 32 * draw(1, 7)))) return 1;
     // As they are launched.
-    if (i == 20 && !check<Config<kRow, kPlain, 224, 5>>({129, 224 + 64, 1, 2, 1, false})) return 1;
-    if (i == 40 && !check<Config<kRow, kGelu, 256, 4>>({129, 512, 1, 2, 1, true})) return 1;
+    if (i == 20 && !check<Rows<224>>({129, 224 + 64, 1, 2, 1, false})) return 1;
+    if (i == 40 && !check<Gelu>({129, 512, 1, 2, 1, true})) return 1;
   }
   return 0;
 }
