@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.quantize import quantize_runs
+from longlive_optimized.kernels.quantize_keys import mix
 from longlive_optimized.kernels.ring_attention import ring_attention, ring_attention_int8
-from longlive_optimized.kernels.rotate_sinks import mix
 
 OP = ring_attention_int8
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -20,6 +20,16 @@ def mixed(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_integers(values: torch.Tensor, scale: torch.Tensor, want: torch.Tensor) -> None:
-    """values and want [.., H, hd], scale [.., H]: half a unit at most, but for float32's own error."""
+    """values and want [.., n], scale [..]: half a unit at most, but for float32's own error."""
     torch.testing.assert_close(scale.double(), want.abs().amax(-1) / 127, rtol=1e-5, atol=0)
     assert ((values * scale.double()[..., None] - want).abs() <= 0.5001 * scale[..., None]).all()
+
+
+def runs_of(keys: torch.Tensor) -> torch.Tensor:
+    """Keys [.., S, H, hd] as [.., S / 8, H, 8 * hd]: what has one scale."""
+    return keys.unflatten(-3, (-1, 8)).transpose(-3, -2).flatten(-2)
+
+
+def scales_of(k_scale: torch.Tensor, ring: int) -> torch.Tensor:
+    """k_scale [.., H, R * S / 8] as [.., R, S / 8, H]."""
+    return k_scale.unflatten(-1, (ring, -1)).movedim(-3, -1)
