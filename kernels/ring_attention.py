@@ -218,13 +218,13 @@ if triton:
         tile, keys = (128, 64) if narrow else (64, 32)
         if rows == 0:
             return out
+        runs = 0 if k_scale is None else k_scale.shape[1]
         scale_log2 = 1.4426950408889634 / dim**0.5  # exp(x / sqrt(d)) = exp2(scale_log2 x)
         with torch.cuda.device_of(q):
             _kernel[(triton.cdiv(rows, tile), heads)](
                 q, q_scale, k_ring, k_scale, v_ring, valid, out,
-                rows, k_ring.shape[0] * k_ring.shape[1], k_scale.shape[1] if k_scale is not None else 0, q.stride(0), heads,
-                scale_log2,
-                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, RUN=KEY_RUN if q_scale is not None else 0,
+                rows, k_ring.shape[0] * k_ring.shape[1], runs, q.stride(0), heads, scale_log2,
+                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, RUN=KEY_RUN if runs else 0,
                 num_warps=8 if narrow else 4, num_stages=3 if narrow else 2,
             )  # fmt: skip
         return out
