@@ -79,11 +79,20 @@ def mix(x: Tensor) -> Tensor:
 
 def expect_key_scales(k_ring: Tensor, k_scale: Tensor, k_offset: Tensor) -> None:
     """Raise ValueError unless k_scale and k_offset fit k_ring [.., R, S, H, hd], which may have layers in front."""
-    *layers, ring, tokens, heads, head_dim = k_ring.shape
+    *layers, _, _, heads, head_dim = k_ring.shape
+    expect("k_offset", k_offset, (*layers, heads, head_dim), torch.float32, k_ring.device)
+    expect_runs(k_ring, k_scale)
+
+
+def expect_runs(k_ring: Tensor, k_scale: Tensor) -> None:
+    """Raise ValueError unless k_scale [.., H, G] has room for the scales of k_ring [.., R, S, H, hd]."""
+    *layers, ring, tokens, heads, _ = k_ring.shape
     if tokens % KEY_RUN:
         raise ValueError(f"k_ring must have a multiple of {KEY_RUN} tokens a frame, got {tokens}")
-    expect("k_offset", k_offset, (*layers, heads, head_dim), torch.float32, k_ring.device)
-    expect("k_scale", k_scale, (*layers, heads, ring * tokens // KEY_RUN), torch.float32, k_ring.device)
+    expect("k_scale", k_scale, (*layers, heads, None), torch.float32, k_ring.device)
+    runs = ring * tokens // KEY_RUN
+    if k_scale.shape[-1] < runs:
+        raise ValueError(f"k_scale must have at least {runs} scales a head, got {k_scale.shape[-1]}")
 
 
 def whole_warps(x: Tensor) -> bool:
