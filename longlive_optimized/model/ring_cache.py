@@ -26,7 +26,7 @@ class Int8Keys(NamedTuple):
     """Keys as ``quantize_keys`` leaves them, of all layers; of one layer without the first dimension."""
 
     k: Tensor  # int8 [layers, capacity, S, heads, head_dim]
-    scale: Tensor  # float32 [layers, heads, capacity * S / KEY_RUN]
+    scale: Tensor  # float32 [layers, heads, capacity * S / KEY_RUN or a little more]
     offset: Tensor  # float32 [layers, heads, head_dim], taken from every key
 
     def layer(self, index: int) -> Int8Keys:
@@ -128,31 +128,43 @@ class RingCache:
         """
         rest = self.v[index], self.k_sink[index], self.rope_time, self.rope_space, self.slots, self.valid
         if not self.holds_int8:
-            return RingLayer(self.k[index], None, *rest)
-        int8 = self.k_int8.layer(index)
+            return RingLayer(self._in_dtype()[index], None, *rest)
+        int8 = self._in_int8().layer(index)
         return RingLayer(self._own, int8, *rest) if self._alone else RingLayer(int8, None, *rest)
 
     def keys(self, index: int) -> Tensor:
         """One layer's keys in ``dtype``, [capacity, S, heads, head_dim]: what those in int8 stand for is a copy."""
-        return dequantize_keys(*self.k_int8.layer(index), self.v.dtype) if self.holds_int8 else self.k[index]
+        if self.holds_int8:
+            return dequantize_keys(*self._in_int8().layer(index), self.v.dtype)
+        return self._in_dtype()[index]
 
     def reserve(self, int8: bool) -> None:
         """Allocate storage for keys in int8, or in ``dtype``, if there is none yet.
 
         Raises ValueError for int8 where a frame is no multiple of KEY_RUN tokens.
         """
-        if not int8:
-            self.k = torch.zeros_like(self.v) if self.k is None else self.k
-        elif self.k_int8 is None:
+        if int8:
+            self._in_int8()
+        else:
+            self._in_dtype()
+
+    def _in_dtype(self) -> Tensor:
+        if self.k is None:
+            self.k = torch.zeros_like(self.v)
+        return self.k
+
+    def _in_int8(self) -> Int8Keys:
+        if self.k_int8 is None:
             if self._tokens % KEY_RUN:
                 raise ValueError(f"grid must have a multiple of {KEY_RUN} tokens for int8, got {self._tokens}")
             layers, _, _, heads, head_dim = self.v.shape
-            scales = heads, self.capacity * self._tokens // KEY_RUN
-            own = torch.zeros_like(self.v[0])
-            k = torch.zeros_like(self.v, dtype=torch.int8)
-            where = {"dtype": torch.float32, "device": k.device}
-            scale, offset = torch.zeros(layers, *scales, **where), torch.zeros(layers, heads, head_dim, **where)
-            self.k_int8, self._own = Int8Keys(k, scale, offset), own
+            runs = self.capacity * self._tokens // KEY_RUN
+            scales = -(-runs // 4) * 4  # each head's begin at a multiple of 16 bytes, as attention copies them
+            where = {"dtype": torch.float32, "device": self.v.device}
+            offset, scale = (torch.zeros(layers, heads, each, **where) for each in (head_dim, scales))
+            self._own = torch.zeros_like(self.v[0])
+            self.k_int8 = Int8Keys(torch.zeros_like(self.v, dtype=torch.int8), scale, offset)
+        return self.k_int8
 
     def hold(self, int8: bool, offset: Tensor | None = None) -> None:
         """Keep keys in int8, or in ``dtype``, from here on; those that there are become keys of that kind.
@@ -161,13 +173,12 @@ class RingCache:
         """
         if int8 == self.holds_int8:
             return
-        self.reserve(int8)
-        for index in range(len(self.v)):
+        k, keys = self._in_dtype(), self._in_int8()
+        for index in range(len(k) if self._filled else 0):
             if not int8:
-                self.k[index] = self.keys(index)
-            elif self._filled:
-                given = None if offset is None else offset[index]
-                self.k_int8.layer(index).renew(self.k[index, : self._filled], given)
+                k[index] = self.keys(index)
+            else:
+                keys.layer(index).renew(k[index, : self._filled], None if offset is None else offset[index])
         self.holds_int8 = int8
 
     def reset(self) -> None:
@@ -193,11 +204,11 @@ class RingCache:
         self.hold(other.holds_int8)
         self.v[:, :s] = other.v[:, :s]
         if other.holds_int8:
-            (k, scale, offset), theirs = self.k_int8, other.k_int8
-            k[:, :s], scale[:, :, :runs] = theirs.k[:, :s], theirs.scale[:, :, :runs]
-            offset.copy_(theirs.offset)
+            mine, theirs = self._in_int8(), other._in_int8()
+            mine.k[:, :s], mine.scale[:, :, :runs] = theirs.k[:, :s], theirs.scale[:, :, :runs]
+            mine.offset.copy_(theirs.offset)
         else:
-            self.k[:, :s] = other.k[:, :s]
+            self._in_dtype()[:, :s] = other._in_dtype()[:, :s]
         self.k_sink.copy_(other.k_sink)
         self._sink_written, self._filled = other._sink_written, min(other._filled, s)
 
@@ -231,7 +242,7 @@ class RingCache:
             # Counted from where the window begins, sink i stands at position i wherever the stream is.
             turned = self.k_sink, self._sink_time, self.rope_space
             if self.holds_int8:
-                k, scale, offset = self.k_int8
+                k, scale, offset = self._in_int8()
                 rotate_sinks_int8(*turned, offset, k, scale)
             else:
-                rotate_sinks(*turned, self.k)
+                rotate_sinks(*turned, self._in_dtype())

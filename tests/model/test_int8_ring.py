@@ -164,6 +164,13 @@ def test_storage_is_allocated_when_it_is_first_asked_for_and_stays(model):
     assert [t.dtype for t in ring.k_int8] == [torch.int8, torch.float32, torch.float32]
 
 
+@pytest.mark.parametrize("window", range(6, 14))
+def test_scales_of_each_head_begin_at_16_bytes(model, window):
+    ring = ring_of(model, GRID, window, int8=True)
+    layer, head, one = ring.k_int8.scale.stride()
+    assert one == 1 and layer % 4 == head % 4 == 0 and window <= ring.k_int8.scale.shape[-1] < window + 4
+
+
 @pytest.mark.parametrize("relative", [False, True], ids=["base", "relative"])
 @pytest.mark.parametrize("window", [6, 7, 9, 15])
 def test_another_window_sees_the_same_sinks(model, window, relative):
