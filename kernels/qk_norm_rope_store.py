@@ -234,7 +234,8 @@ if triton:
             out += DIM
             scale += scale_of_head
 
-    @triton.jit
+    # Not specialised: a stream whose window grows must not wait for a compiler.
+    @triton.jit(do_not_specialize=["ring_runs"])
     def _kernel_int8(
         qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink, slots,
         runs, ring_runs, sinks, size, time_pairs, eps, RUN: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,

@@ -85,6 +85,11 @@ inline void check_groups(const Tensor& t, const char* name, const Tensor& x) {
            " must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
 }
 
+// A frame of keys in int8 is whole runs.
+inline void check_key_runs(int64_t tokens) {
+  LL_CHECK(tokens % kKeyRun == 0, "k_ring must have a multiple of ", kKeyRun, " tokens a frame, got ", tokens);
+}
+
 // A warp's vectors of x are whole heads, whose elements the lanes exchange.
 inline void check_whole_warps(const Tensor& x, const char* name, int64_t heads) {
   const int64_t together = 32 * vector_size(x, "x") / kHeadDim;

@@ -39,8 +39,12 @@ def check(args: dict) -> None:
     check_integers(runs_of(args["k_ring"][:, :sinks]), scale[:, :sinks], runs_of(want))
 
 
+SHAPES = [{}, {"sinks": 1}, {"heads": 12, "tokens": 24}, {"layers": 1, "tokens": 40}]
+SHAPES += [pytest.param({"heads": 12, "tokens": 1560}, marks=pytest.mark.gpu)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [{}, {"sinks": 1}, {"heads": 12, "tokens": 24}, {"layers": 1, "tokens": 40}], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_quantises_the_rotated_sinks_and_touches_nothing_else(run, device, dtype, shape):
     args = case(dtype, device, **shape)
     run(*args.values())
