@@ -6,7 +6,7 @@ from torch import Tensor
 from . import native
 from .checks import expect, expect_float, on_gpu
 from .quantize import quantize_runs
-from .quantize_keys import KEY_RUN, as_int8, expect_key_scales, mix, whole_warps
+from .quantize_keys import KEY_RUN, as_int8, expect_key_scales, mix, scales_by_slot, whole_warps
 from .registry import op
 from .rotate_sinks import rotate
 from .triton_import import tl, triton
@@ -62,7 +62,7 @@ def qk_norm_rope_store_int8(
 ) -> tuple[Tensor, Tensor]:
     """``qk_norm_rope_store`` with queries and keys in int8.
 
-    As there, but k_ring [R, S, H, hd] is int8, S a multiple of 8; k_scale [H, R * S / 8] float32, k_offset [H, hd]
+    As there, but k_ring [R, S, H, hd] is int8, S a multiple of 8; k_scale [H, G] float32, k_offset [H, hd]
     float32. Rotated keys are quantised as ``quantize_keys`` does it, where k_offset and the scales are described: each
     head of 8 tokens in a row has one scale. Queries are mixed as keys are, and each token's head has its scale. Values,
     and the un-rotated keys in k_sink, are as there.
@@ -74,11 +74,10 @@ def qk_norm_rope_store_int8(
     """
     _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
     q, k = _queries_and_keys(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps)
-    ring, _, heads, _ = k_ring.shape
     values, scale = as_int8(k, k_offset)
     k_ring.index_copy_(0, slots, values)
-    k_scale.view(heads, ring, -1).index_copy_(1, slots, scale)
-    values, scale = quantize_runs(mix(q).flatten(0, 1).flatten(1), heads)
+    scales_by_slot(k_scale, k_ring).index_copy_(1, slots, scale)
+    values, scale = quantize_runs(mix(q).flatten(0, 1).flatten(1), k_ring.shape[2])
     return values.view(-1, *k_ring.shape[2:]), scale
 
 
@@ -235,10 +234,10 @@ if triton:
             scale += scale_of_head
 
     # Not specialised: a stream whose window grows must not wait for a compiler.
-    @triton.jit(do_not_specialize=["ring_runs"])
+    @triton.jit(do_not_specialize=["scales"])
     def _kernel_int8(
         qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink, slots,
-        runs, ring_runs, sinks, size, time_pairs, eps, RUN: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+        runs, scales, sinks, size, time_pairs, eps, RUN: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         run, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
         frame, in_frame = run // runs, run % runs
@@ -262,7 +261,7 @@ if triton:
             else:
                 _store_int8(
                     qkv, 3 * size, k_gain, cos, sin, k_offset, k_sink + in_ring, slot < sinks, k_ring + in_ring,
-                    k_scale + home, ring_runs, size, eps, RUN, 2 * PAIRS, BLOCK, KEYS=True,
+                    k_scale + home, scales, size, eps, RUN, 2 * PAIRS, BLOCK, KEYS=True,
                 )  # fmt: skip
 
     @qk_norm_rope_store.impl("triton", when=on_gpu)
@@ -288,7 +287,7 @@ if triton:
         qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
     ) -> tuple[Tensor, Tensor]:
         _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
-        ring, tokens, heads, head_dim = k_ring.shape
+        _, tokens, heads, head_dim = k_ring.shape
         size, runs = heads * head_dim, tokens // KEY_RUN
         q = k_ring.new_empty(qkv.shape[0], heads, head_dim)
         q_scale = k_scale.new_empty(heads, qkv.shape[0])
@@ -298,7 +297,7 @@ if triton:
             # Not fused: the product is rounded before it is rounded to an integer.
             _kernel_int8[(qkv.shape[0] // KEY_RUN, 3)](
                 qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink,
-                slots, runs, ring * runs, k_sink.shape[0], size, rope_time.shape[1], eps, RUN=KEY_RUN,
+                slots, runs, k_scale.shape[1], k_sink.shape[0], size, rope_time.shape[1], eps, RUN=KEY_RUN,
                 PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size), enable_fp_fusion=False,
             )  # fmt: skip
         return q, q_scale

@@ -23,8 +23,8 @@ def quantize_keys(k: Tensor, k_offset: Tensor, k_ring: Tensor, k_scale: Tensor, 
       the same to all scores of a query. A Hadamard matrix then mixes the channels of each head (``mix``), as those of
       the queries, which leaves their products alone. Both serve to make keys even.
     - k_ring [R, S, H, hd], int8: frame f is written to slot slots[f]; nothing else is touched.
-    - k_scale [H, R * S / 8], float32: ``k_scale[h, g]`` is of head h of tokens 8g to 8g + 7, counted over all slots of
-      the ring; only those of the written frames are written.
+    - k_scale [H, G], float32, G at least R * S / 8: ``k_scale[h, g]`` is of head h of tokens 8g to 8g + 7, counted over
+      all slots of the ring; only those of the written frames are written.
     - slots [F], int64, on the same device; distinct and in [0, R): not checked, that would wait for the device.
 
     The arithmetic is ``quantize``'s, of 8 tokens' channels of a head as one run: scale = amax / 127 and values =
@@ -34,7 +34,7 @@ def quantize_keys(k: Tensor, k_offset: Tensor, k_ring: Tensor, k_scale: Tensor, 
     _check(k, k_offset, k_ring, k_scale, slots)
     values, scale = as_int8(k, k_offset)
     k_ring.index_copy_(0, slots, values)
-    k_scale.view(k_ring.shape[2], k_ring.shape[0], -1).index_copy_(1, slots, scale)
+    scales_by_slot(k_scale, k_ring).index_copy_(1, slots, scale)
 
 
 def dequantize_keys(k_ring: Tensor, k_scale: Tensor, k_offset: Tensor, dtype: torch.dtype) -> Tensor:
@@ -45,10 +45,16 @@ def dequantize_keys(k_ring: Tensor, k_scale: Tensor, k_offset: Tensor, dtype: to
     """
     expect("k_ring", k_ring, (None,) * 4, torch.int8, k_ring.device)
     expect_key_scales(k_ring, k_scale, k_offset)
-    ring, tokens, heads, _ = k_ring.shape
-    scale = k_scale.to(torch.promote_types(dtype, torch.float32)).view(heads, ring, -1).permute(1, 2, 0)
+    tokens = k_ring.shape[1]
+    scale = scales_by_slot(k_scale, k_ring).to(torch.promote_types(dtype, torch.float32)).permute(1, 2, 0)
     runs = k_ring.unflatten(1, (tokens // KEY_RUN, KEY_RUN)) * scale[:, :, None, :, None]
     return (mix(runs.flatten(1, 2)) + k_offset).to(dtype)
+
+
+def scales_by_slot(k_scale: Tensor, k_ring: Tensor) -> Tensor:
+    """k_scale [H, G] of k_ring [R, S, H, hd] as [H, R, S / 8], a view."""
+    slots, tokens = k_ring.shape[:2]
+    return k_scale[:, : slots * tokens // KEY_RUN].unflatten(1, (slots, -1))
 
 
 def as_int8(keys: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,13 +159,13 @@ if triton:
         tl.store(out + token[:, None] * size + channel, rounded(x * inverse))
 
     # Not specialised: a stream whose window grows must not wait for a compiler.
-    @triton.jit(do_not_specialize=["ring_runs"])
-    def _kernel(k, k_offset, k_ring, k_scale, slots, runs, ring_runs, size, RUN: tl.constexpr, DIM: tl.constexpr):
+    @triton.jit(do_not_specialize=["scales"])
+    def _kernel(k, k_offset, k_ring, k_scale, slots, runs, scales, size, RUN: tl.constexpr, DIM: tl.constexpr):
         run, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
         home = tl.load(slots + run // runs) * runs + run % runs
         token, channel = tl.arange(0, RUN)[:, None], head * DIM + tl.arange(0, DIM)
         key = tl.load(k + (run * RUN + token) * size + channel).to(tl.float32) - tl.load(k_offset + channel)
-        out, scale = k_ring + home * RUN * size + head * DIM, k_scale + head.to(tl.int64) * ring_runs + home
+        out, scale = k_ring + home * RUN * size + head * DIM, k_scale + head.to(tl.int64) * scales + home
         store_head(key, out, size, scale, RUN, DIM, SHARED=True)
 
     def _fits_triton(k: Tensor, *rest) -> bool:
@@ -175,6 +181,6 @@ if triton:
         with torch.cuda.device_of(k):
             # Not fused: the product is rounded before it is rounded to an integer. One warp: it mixes without barriers.
             _kernel[(frames * runs, heads)](
-                k, k_offset, k_ring, k_scale, slots, runs, k_ring.shape[0] * runs, heads * head_dim,
+                k, k_offset, k_ring, k_scale, slots, runs, k_scale.shape[1], heads * head_dim,
                 RUN=KEY_RUN, DIM=head_dim, num_warps=1, enable_fp_fusion=False,
             )  # fmt: skip

@@ -39,7 +39,7 @@ def rotate_sinks_int8(
 ) -> None:
     """``rotate_sinks`` into a ring of int8: keys as ``qk_norm_rope_store_int8`` writes them.
 
-    As in ``rotate_sinks``, but k_ring [L, R, S, H, hd] is int8, S a multiple of 8; k_scale [L, H, R * S / 8] and
+    As in ``rotate_sinks``, but k_ring [L, R, S, H, hd] is int8, S a multiple of 8; k_scale [L, H, G] and
     k_offset [L, H, hd] are float32. Rotated keys are quantised from float32 as ``quantize_keys`` does it; of k_scale,
     only the sinks' are written. Raises ValueError naming the argument that does not fit.
     """
@@ -131,9 +131,9 @@ if triton:
         home = k_ring + (layer * ring_tokens + in_layer) * size
         tl.store(home + channel, rotated(z, cos, sin), mask=live)
 
-    @triton.jit(do_not_specialize=["ring_runs"])
+    @triton.jit(do_not_specialize=["ring_runs", "scales"])
     def _kernel_int8(
-        k_sink, rope_time, rope_space, k_offset, k_ring, k_scale, sink_runs, ring_runs, runs, size, time_pairs,
+        k_sink, rope_time, rope_space, k_offset, k_ring, k_scale, sink_runs, ring_runs, scales, runs, size, time_pairs,
         RUN: tl.constexpr, PAIRS: tl.constexpr,
     ):  # fmt: skip
         run, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -145,7 +145,7 @@ if triton:
         z = tl.load(k_sink + (run * RUN + token) * size + channel).to(tl.float32)
         key = rotated(z, cos, sin) - tl.load(k_offset + layer * size + channel)
         out = k_ring + (layer * ring_runs + in_layer) * RUN * size + head * DIM
-        scale = k_scale + (layer * (size // DIM) + head) * ring_runs + in_layer
+        scale = k_scale + (layer * (size // DIM) + head) * scales + in_layer
         store_head(key, out, size, scale, RUN, DIM, SHARED=True)
 
     @rotate_sinks.impl("triton", when=on_gpu)
@@ -174,7 +174,7 @@ if triton:
         with torch.cuda.device_of(k_sink):
             # Not fused: the product is rounded before it is rounded to an integer. One warp: it mixes without barriers.
             _kernel_int8[(layers * sinks * runs, heads)](
-                k_sink, rope_time, rope_space, k_offset, k_ring, k_scale, sinks * runs, k_ring.shape[1] * runs, runs,
-                heads * head_dim, rope_time.shape[1], RUN=KEY_RUN, PAIRS=head_dim // 2, num_warps=1,
-                enable_fp_fusion=False,
+                k_sink, rope_time, rope_space, k_offset, k_ring, k_scale, sinks * runs, k_ring.shape[1] * runs,
+                k_scale.shape[2], runs, heads * head_dim, rope_time.shape[1], RUN=KEY_RUN, PAIRS=head_dim // 2,
+                num_warps=1, enable_fp_fusion=False,
             )  # fmt: skip

@@ -50,21 +50,10 @@ void check_ring(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, con
            n.rows);
 }
 
-// Of k_scale, a row's distance from the next: it may be longer than its groups, for the alignment of copies.
-int64_t check_scales(const Tensor& k_scale, const Tensor& q, const Sizes& n) {
-  LL_CHECK(n.size % kKeyRun == 0, "k_ring must have a multiple of ", kKeyRun, " tokens a frame, got ", n.size);
-  check_like(k_scale, "k_scale", ScalarType::Float, q);
-  check_aligned(k_scale, "k_scale");
-  LL_CHECK(k_scale.dim() == 2 && k_scale.size(0) == n.heads && k_scale.size(1) == n.tokens / kKeyRun,
-           "k_scale must have shape [", n.heads, ", ", n.tokens / kKeyRun, "]");
-  LL_CHECK(k_scale.stride(1) == 1 && k_scale.stride(0) % 4 == 0, "k_scale must have rows at multiples of 16 bytes");
-  return k_scale.stride(0);
-}
-
 // The launch, after the checks. `maps` and the scales are the kind's own.
 template <class C>
 Tensor attend(const Tensor& like, const attention::Maps& maps, const Tensor& valid, const Sizes& n,
-              const float* q_scale = nullptr, const float* k_scale = nullptr, int64_t groups = 0) {
+              const float* q_scale = nullptr, const float* k_scale = nullptr, int64_t k_scales = 0) {
   const int device = like.get_device_index();
   Tensor out = torch::stable::new_empty(like, {n.rows, n.heads, kHeadDim});
   const int ctas = processors(device);
@@ -83,7 +72,7 @@ Tensor attend(const Tensor& like, const attention::Maps& maps, const Tensor& val
                             split_kv,
                             q_scale,
                             k_scale,
-                            int(groups)};
+                            int(k_scales)};
   LL_CUDA_CHECK(attention::launch<C>(maps, p, current_stream(device)));
   return out;
 }
@@ -110,7 +99,9 @@ Tensor ring_attention_int8(const Tensor& q, const Tensor& q_scale, const Tensor&
   check_tensor(q, "q", {n.rows, n.heads, kHeadDim}, ScalarType::Char, q);
   check_tensor(q_scale, "q_scale", {n.heads, n.rows}, ScalarType::Float, q, sizeof(float));
   check_ring(q, k_ring, v_ring, valid, n, ScalarType::Char);
-  const int64_t groups = check_scales(k_scale, q, n);
+  const int64_t k_scales = check_key_scales(k_scale, {n.heads}, n.slots, n.size, q);
+  check_aligned(k_scale, "k_scale");
+  LL_CHECK(k_scales % 4 == 0, "k_scale must have a multiple of 4 scales a head, got ", k_scales);
   LL_CHECK(n.heads * ceil_div(n.rows, attention::kTileRows) < kMaxTiles, "q must have fewer rows, got ", n.rows);
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   if (n.rows == 0) return torch::stable::new_empty(v_ring, {0, n.heads, kHeadDim});
@@ -118,7 +109,7 @@ Tensor ring_attention_int8(const Tensor& q, const Tensor& q_scale, const Tensor&
                         {map_of<int8_t>(q, n.columns, n.rows, n.columns, attention::kRows),
                          map_of<int8_t>(k_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys),
                          map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys)},
-                        valid, n, data<const float>(q_scale), data<const float>(k_scale), groups);
+                        valid, n, data<const float>(q_scale), data<const float>(k_scale), k_scales);
 }
 }  // namespace
 }  // namespace longlive

@@ -57,9 +57,9 @@ struct Params {
   const int* valid;       // [1]: the keys are the ring's tokens [0, valid)
   int rows, heads, tokens, ctas;
   bool split_kv;
-  // Of int8: [heads, rows], and [heads, groups] of kKeyRun keys each, of which there may be more than tokens fill.
+  // Of int8: [heads, rows] and [heads, k_scales], of kKeyRun keys each; there may be more than tokens fill.
   const float *q_scale = nullptr, *k_scale = nullptr;
-  int groups = 0;
+  int k_scales = 0;
 };
 
 // What the producer copies from.
@@ -188,7 +188,7 @@ struct Producer {
 
   // Of the tile's keys from `group` on: at the end of the ring there are fewer.
   __device__ int scale_bytes(int group) const {
-    return std::min(C::kTileKeys / kKeyRun, params.groups - group) * int(sizeof(float));
+    return std::min(C::kTileKeys / kKeyRun, params.k_scales - group) * int(sizeof(float));
   }
 
   // Tokens that are not valid may hold anything: their scores are masked.
@@ -202,8 +202,8 @@ struct Producer {
       full.arrive_and_expect(C::kKeyBytes + scales);
       load_boxes<typename C::Key>(s.tiles.keys(at.stage), C::kBoxBytes, maps.k, full, head, row);
       if constexpr (C::kScaled)
-        sm90::load_bytes(s.tiles.key_scale[at.stage].of, params.k_scale + int64_t(head) * params.groups + group, scales,
-                         full);
+        sm90::load_bytes(s.tiles.key_scale[at.stage].of, params.k_scale + int64_t(head) * params.k_scales + group,
+                         scales, full);
     }
     at.advance();
   }
@@ -498,8 +498,8 @@ struct Consumer {
     return __any_sync(0xffffffffu, mine);
   }
 
-  // Of int8, the tiles that are left come one after the other: masks, and in work that is done again a shift that follows
-  // the maximum, would take registers from the loop.
+  // Of int8, the tiles that are left come one after the other: masks, and in work that is done again a shift that
+  // follows the maximum, would take registers from the loop.
   __device__ void attend(const Work& work, Softmax& softmax) {
 #pragma unroll
     for (float& x : out) x = 0;

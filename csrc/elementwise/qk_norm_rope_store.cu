@@ -26,10 +26,10 @@ struct PlainOut {
 };
 struct Int8Out {
   int8_t *q, *k_ring;
-  float* q_scale;          // [heads, queries]
-  float* k_scale;          // [heads, ring_runs]
-  const float* k_offset;   // [size]
-  int queries, ring_runs;  // ring_runs = ring * tokens / kKeyRun
+  float* q_scale;         // [heads, queries]
+  float* k_scale;         // [heads, k_scales]
+  const float* k_offset;  // [size]
+  int queries, k_scales;  // k_scales = ring * tokens / kKeyRun
 };
 
 template <class T, class Out>
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kRunThreads, kRunBlocks<T>)
     store_rotated(p, z, Turns(p.rope, at.frame, at.in_frame, z.first), p.k_gain, sink, key);
     __syncthreads();
     const Place to(p, token);  // found again: kept until now, it would take registers
-    key.finish(p.out.k_ring + to.in_ring, p.out.k_scale + to.ring_token / kKeyRun, p.out.ring_runs);
+    key.finish(p.out.k_ring + to.in_ring, p.out.k_scale + to.ring_token / kKeyRun, p.out.k_scales);
   }
 }
 
@@ -207,13 +207,10 @@ std::tuple<Tensor, Tensor> qk_norm_rope_store_int8(const Tensor& qkv, const Tens
                                                    const Tensor& v_ring, const Tensor& k_sink, const Tensor& slots,
                                                    double eps) {
   const Sizes n = check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, ScalarType::Char);
-  const int64_t queries = n.frames * n.tokens, ring_runs = n.ring * n.tokens / kKeyRun;
-  check_key_runs(n.tokens);
+  const int64_t queries = n.frames * n.tokens, k_scales = check_key_scales(k_scale, {n.heads}, n.ring, n.tokens, qkv);
   LL_CHECK(n.heads * queries <= INT32_MAX, "qkv must have fewer tokens, got ", queries);
-  LL_CHECK(n.heads * ring_runs <= INT32_MAX, "k_scale must have fewer elements, got ", n.heads * ring_runs);
   check_whole_warps(qkv, "k_ring", n.heads);
   check_tensor(k_offset, "k_offset", {n.heads, kHeadDim}, ScalarType::Float, qkv);
-  check_tensor(k_scale, "k_scale", {n.heads, ring_runs}, ScalarType::Float, qkv, sizeof(float));
   torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
   Tensor q = torch::stable::new_empty(qkv, {queries, n.heads, kHeadDim}, ScalarType::Char);
   Tensor q_scale = torch::stable::new_empty(qkv, {n.heads, queries}, ScalarType::Float);
@@ -221,7 +218,7 @@ std::tuple<Tensor, Tensor> qk_norm_rope_store_int8(const Tensor& qkv, const Tens
   if (blocks == 0) return {q, q_scale};
   launch_as(qkv, [&]<class T>(T, cudaStream_t stream) {
     const Int8Out out{data<int8_t>(q),       data<int8_t>(k_ring), data<float>(q_scale), data<float>(k_scale),
-                      data<float>(k_offset), int(queries),         int(ring_runs)};
+                      data<float>(k_offset), int(queries),         int(k_scales)};
     const auto p = params<T>(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps, n, out);
     qk_norm_rope_store_kernel_int8<T><<<blocks, kRunThreads, 0, stream>>>(p);
   });

@@ -15,9 +15,9 @@ struct Params {
   const T* k;             // [frames, tokens, size]
   const float* k_offset;  // [size]
   int8_t* k_ring;         // [ring, tokens, size]
-  float* k_scale;         // [heads, ring_runs]
+  float* k_scale;         // [heads, k_scales]
   const int64_t* slots;   // [frames]
-  int runs, ring_runs;    // of a frame, of the ring
+  int runs, k_scales;     // of a frame, of a head
   int size;
 };
 
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kRunThreads, kRunBlocks<T>) quantize_keys_kern
     key.store(i, k.offset(i), k.vector[i]);
   }
   __syncthreads();
-  key.finish(p.k_ring + (home * kKeyRun + warp) * p.size, p.k_scale + home, p.ring_runs);
+  key.finish(p.k_ring + (home * kKeyRun + warp) * p.size, p.k_scale + home, p.k_scales);
 }
 
 void quantize_keys(const Tensor& k, const Tensor& k_offset, const Tensor& k_ring, const Tensor& k_scale,
@@ -49,9 +49,8 @@ void quantize_keys(const Tensor& k, const Tensor& k_offset, const Tensor& k_ring
   check_whole_warps(k, "k", heads);
   check_tensor(k, "k", {frames, tokens, heads, kHeadDim}, k.scalar_type(), k);
   check_tensor(k_ring, "k_ring", {ring, tokens, heads, kHeadDim}, ScalarType::Char, k);
-  check_key_runs(tokens);
   check_tensor(k_offset, "k_offset", {heads, kHeadDim}, ScalarType::Float, k);
-  check_tensor(k_scale, "k_scale", {heads, ring * tokens / kKeyRun}, ScalarType::Float, k, sizeof(float));
+  const int64_t k_scales = check_key_scales(k_scale, {heads}, ring, tokens, k);
   check_tensor(slots, "slots", {frames}, ScalarType::Long, k, sizeof(int64_t));
   LL_CHECK(frames <= ring, "k must have at most k_ring's ", ring, " frames, got ", frames);
   const unsigned blocks = blocks_for_runs(frames * tokens);
@@ -61,7 +60,7 @@ void quantize_keys(const Tensor& k, const Tensor& k_offset, const Tensor& k_ring
     const int64_t runs = tokens / kKeyRun;
     const Params<T> p{data<T>(k),           data<float>(k_offset), data<int8_t>(k_ring),
                       data<float>(k_scale), data<int64_t>(slots),  int(runs),
-                      int(ring * runs),     int(heads * kHeadDim)};
+                      int(k_scales),        int(heads * kHeadDim)};
     quantize_keys_kernel<T><<<blocks, kRunThreads, 0, stream>>>(p);
   });
 }

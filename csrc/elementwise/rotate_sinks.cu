@@ -20,8 +20,9 @@ struct PlainRing {
 };
 struct Int8Ring {
   int8_t* k_ring;
-  float* k_scale;         // [layers, heads, ring * tokens / kKeyRun]
+  float* k_scale;         // [layers, heads, k_scales]
   const float* k_offset;  // [layers, size]
+  int k_scales;
 };
 
 template <class T, class Ring>
@@ -66,9 +67,9 @@ __global__ void __launch_bounds__(kRunThreads, kRunBlocks<T>) rotate_sinks_kerne
   KeyInt8<T> key(z, p.out.k_offset + int64_t(layer) * p.size, largest);
   store_rotated(z, Rotations<Vec<T>::kSize>(p.rope, frame, token, z.first), key);
   __syncthreads();
-  const int64_t ring_runs = p.ring * p.tokens / kKeyRun, ring_token = frame * p.tokens + token;
-  key.finish(p.out.k_ring + (layer * ring_runs * kKeyRun + ring_token) * p.size,
-             p.out.k_scale + layer * ring_runs * (p.size / kHeadDim) + ring_token / kKeyRun, int(ring_runs));
+  const int64_t ring_tokens = p.ring * p.tokens, ring_token = frame * p.tokens + token;
+  const int64_t scale = int64_t(layer) * (p.size / kHeadDim) * p.out.k_scales + ring_token / kKeyRun;
+  key.finish(p.out.k_ring + (layer * ring_tokens + ring_token) * p.size, p.out.k_scale + scale, p.out.k_scales);
 }
 
 struct Sizes {
@@ -120,17 +121,14 @@ void rotate_sinks(const Tensor& k_sink, const Tensor& rope_time, const Tensor& r
 void rotate_sinks_int8(const Tensor& k_sink, const Tensor& rope_time, const Tensor& rope_space, const Tensor& k_offset,
                        const Tensor& k_ring, const Tensor& k_scale) {
   const Sizes n = check(k_sink, rope_time, rope_space, k_ring, ScalarType::Char);
-  const int64_t ring_runs = n.ring * n.tokens / kKeyRun;
-  check_key_runs(n.tokens);
-  LL_CHECK(n.heads * ring_runs <= INT32_MAX, "k_scale must have fewer elements a layer, got ", n.heads * ring_runs);
+  const int64_t k_scales = check_key_scales(k_scale, {n.layers, n.heads}, n.ring, n.tokens, k_sink);
   check_whole_warps(k_sink, "k_sink", n.heads);
   check_tensor(k_offset, "k_offset", {n.layers, n.heads, kHeadDim}, ScalarType::Float, k_sink);
-  check_tensor(k_scale, "k_scale", {n.layers, n.heads, ring_runs}, ScalarType::Float, k_sink, sizeof(float));
   const unsigned blocks = blocks_for_runs(n.layers * n.sinks * n.tokens);
   if (blocks == 0) return;
   torch::stable::accelerator::DeviceGuard guard(k_sink.get_device_index());
   launch_as(k_sink, [&]<class T>(T, cudaStream_t stream) {
-    const Int8Ring out{data<int8_t>(k_ring), data<float>(k_scale), data<float>(k_offset)};
+    const Int8Ring out{data<int8_t>(k_ring), data<float>(k_scale), data<float>(k_offset), int(k_scales)};
     rotate_sinks_kernel_int8<T><<<blocks, kRunThreads, 0, stream>>>(params<T>(k_sink, rope_time, rope_space, n, out));
   });
 }

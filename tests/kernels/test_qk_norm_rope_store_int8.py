@@ -7,7 +7,7 @@ import torch
 
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from support.emulated import run_on_a_cpu
-from support.keys import check_integers, mixed, runs_of, scales_of, turns
+from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, turns
 
 OP = qk_norm_rope_store_int8
 EPS, UNWRITTEN = 1e-6, -128
@@ -32,7 +32,7 @@ def inputs(dtype, device, tokens=8, heads=2, head_dim=128, ring=12, sinks=3, slo
         turns(tokens, pairs - time_pairs, dtype=dtype, device=device),
         torch.randn(heads, head_dim, device=device),
         poison(ring, tokens, heads, head_dim, of=torch.int8, value=UNWRITTEN),
-        poison(heads, ring * tokens // 8, of=torch.float32),
+        poison(heads, ring * tokens // 8 + SPARE, of=torch.float32),
         poison(ring, tokens, heads, head_dim),
         poison(sinks, tokens, heads, head_dim),
         torch.tensor(slots, device=device),
@@ -56,7 +56,7 @@ def check_all(args: dict, q: torch.Tensor, q_scale: torch.Tensor) -> None:
     assert q.dtype == torch.int8 and q.shape == want_q.shape and q_scale.shape == (heads, len(q))
     check_integers(q, q_scale.T, mixed(want_q))
     slots = args["slots"]
-    scale = scales_of(args["k_scale"], ring)
+    scale = scales_of(args["k_scale"], args["k_ring"])
     keys = mixed(plain["k_ring"][slots] - args["k_offset"].double())
     check_integers(runs_of(args["k_ring"][slots]), scale[slots], runs_of(keys))
     others = [i for i in range(ring) if i not in slots.tolist()]
@@ -125,7 +125,7 @@ def test_zeros_have_scale_zero(run, device):
     assert (q[zeros] == 0).all() and (q_scale[:, zeros] == 0).all()
     assert (q[:, 0] == 0).all() and (q_scale[0] == 0).all() and (q_scale[1, 16:] > 0).all()
     assert (args["k_ring"][3, zeros] == 0).all()
-    scale = scales_of(args["k_scale"], 12)[3:6]
+    scale = scales_of(args["k_scale"], args["k_ring"])[3:6]
     assert (scale[0, 1] == 0).all() and (scale[0, 0] > 0).all() and (scale[1:] > 0).all()
 
 
@@ -138,7 +138,7 @@ def test_tokens_of_a_run_may_differ_in_size(run, device):
     plain = plain_arguments(args, torch.float64)
     want_q = qk_norm_rope_store.reference(*plain.values(), 1e4)
     check_integers(q, q_scale.T, mixed(want_q))
-    scale = scales_of(args["k_scale"], 12)[args["slots"]]
+    scale = scales_of(args["k_scale"], args["k_ring"])[args["slots"]]
     check_integers(runs_of(args["k_ring"][args["slots"]]), scale, runs_of(mixed(plain["k_ring"][args["slots"]])))
 
 
@@ -193,7 +193,7 @@ BAD = {
     "rope_space": [lambda t: t[:, :-1].contiguous(), lambda t: t[:-1]],
     "k_offset": [lambda t: t[:-1], lambda t: t.flatten(), lambda t: t.bfloat16(), interleaved, other_device],
     "k_ring": [lambda t: t[..., :-1].contiguous(), lambda t: t[0], lambda t: t.float(), interleaved],
-    "k_scale": [lambda t: t[:, :-1].contiguous(), lambda t: t.flatten(), lambda t: t.double(), interleaved],
+    "k_scale": [lambda t: t[:, : -1 - SPARE].contiguous(), lambda t: t.flatten(), lambda t: t.double(), interleaved],
     "v_ring": [lambda t: t[:-1], lambda t: t[0], lambda t: t.double(), interleaved],
     "k_sink": [lambda t: t[:, :-1].contiguous(), lambda t: t[0], lambda t: t.double(), interleaved, other_device],
     "slots": [lambda t: t.int(), lambda t: t[None], lambda t: t[:0], other_device],

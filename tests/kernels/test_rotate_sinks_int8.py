@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.rotate_sinks import rotate_sinks, rotate_sinks_int8
-from support.keys import check_integers, mixed, runs_of, scales_of, turns
+from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, turns
 
 OP = rotate_sinks_int8
 HEAD_DIM, TIME_PAIRS, UNWRITTEN = 128, 22, -128
@@ -20,7 +20,7 @@ def case(dtype, device, layers=2, sinks=3, tokens=8, heads=3, slots=8) -> dict:
         turns(tokens, HEAD_DIM // 2 - TIME_PAIRS, dtype=dtype, device=device),
         torch.randn(layers, heads, HEAD_DIM, device=device),
         torch.full((layers, slots, tokens, heads, HEAD_DIM), UNWRITTEN, dtype=torch.int8, device=device),
-        torch.full((layers, heads, slots * tokens // 8), torch.nan, device=device),
+        torch.full((layers, heads, slots * tokens // 8 + SPARE), torch.nan, device=device),
     )
     return dict(zip(NAMES, args, strict=True))
 
@@ -34,7 +34,7 @@ def truth(args: dict) -> torch.Tensor:
 
 def check(args: dict) -> None:
     want = truth(args)
-    sinks, scale = want.shape[1], scales_of(args["k_scale"], args["k_ring"].shape[1])
+    sinks, scale = want.shape[1], scales_of(args["k_scale"], args["k_ring"])
     assert (args["k_ring"][:, sinks:] == UNWRITTEN).all() and scale[:, sinks:].isnan().all()
     check_integers(runs_of(args["k_ring"][:, :sinks]), scale[:, :sinks], runs_of(want))
 
@@ -65,7 +65,7 @@ def test_keys_at_the_offset_are_zero(run, device):
     args["k_sink"][:, :, 2] = 0
     args["k_offset"][:, 1] = 0
     run(*args.values())
-    keys, scale = args["k_ring"][:, :3, :, 1], scales_of(args["k_scale"], 8)[:, :3, :, 1]
+    keys, scale = args["k_ring"][:, :3, :, 1], scales_of(args["k_scale"], args["k_ring"])[:, :3, :, 1]
     assert (keys[:, :, 8:16] == 0).all() and (keys[:, :, 2] == 0).all()
     assert (scale[:, :, 1] == 0).all() and (scale[:, :, [0, 2]] > 0).all()
 
@@ -84,9 +84,9 @@ def test_a_token_that_is_not_finite_shows_in_its_run_alone(run, device):
     before = {name: args[name].clone() for name in ("k_ring", "k_scale")}
     args["k_sink"][1, 2, 9, 0, 5] = torch.nan
     run(*args.values())
-    spoiled = scales_of(args["k_scale"], 8)[1, 2, 1]
+    spoiled = scales_of(args["k_scale"], args["k_ring"])[1, 2, 1]
     assert spoiled[0].isnan()
-    spoiled[0] = scales_of(before["k_scale"], 8)[1, 2, 1, 0]
+    spoiled[0] = scales_of(before["k_scale"], args["k_ring"])[1, 2, 1, 0]
     args["k_ring"][1, 2, 8:16, 0] = before["k_ring"][1, 2, 8:16, 0]
     assert torch.equal(args["k_ring"], before["k_ring"])
     torch.testing.assert_close(args["k_scale"], before["k_scale"], rtol=0, atol=0, equal_nan=True)
@@ -99,7 +99,7 @@ def test_a_token_that_is_not_finite_shows_in_its_run_alone(run, device):
         ("k_sink", lambda t: t[0], r"k_sink must be \[any, any, any, any, any\]"),
         ("k_ring", lambda t: t[:, :2].contiguous(), "k_ring must have at least k_sink's 3 slots"),
         ("k_ring", lambda t: t.bfloat16(), r"k_ring must be (torch\.int8|Char)"),
-        ("k_scale", lambda t: t[..., :-1].contiguous(), r"k_scale must be \[2, 3, 8\]"),
+        ("k_scale", lambda t: t[..., :7].contiguous(), "k_scale must have at least 8 scales a head, got 7"),
         ("k_scale", lambda t: t.double(), "k_scale must be"),
         ("k_offset", lambda t: t[:, :2].contiguous(), r"k_offset must be \[2, 3, 128\]"),
         ("k_offset", lambda t: t.bfloat16(), "k_offset must be"),

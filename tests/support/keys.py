@@ -30,6 +30,11 @@ def runs_of(keys: torch.Tensor) -> torch.Tensor:
     return keys.unflatten(-3, (-1, 8)).transpose(-3, -2).flatten(-2)
 
 
-def scales_of(k_scale: torch.Tensor, ring: int) -> torch.Tensor:
-    """k_scale [.., H, R * S / 8] as [.., R, S / 8, H]."""
-    return k_scale.unflatten(-1, (ring, -1)).movedim(-3, -1)
+SPARE = 3  # scales of no key, at a head's end
+
+
+def scales_of(k_scale: torch.Tensor, k_ring: torch.Tensor) -> torch.Tensor:
+    """k_scale [.., H, R * S / 8 + SPARE] of k_ring [.., R, S, H, hd] as [.., R, S / 8, H]; the others must be NaN."""
+    runs = k_scale.shape[-1] - SPARE
+    assert runs == k_ring.shape[-4] * k_ring.shape[-3] // 8 and k_scale[..., runs:].isnan().all()
+    return k_scale[..., :runs].unflatten(-1, (k_ring.shape[-4], -1)).movedim(-3, -1)
