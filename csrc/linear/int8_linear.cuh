@@ -3,7 +3,7 @@
 //
 // Warp-specialised and persistent, in clusters of CTAs whose tiles share their weights (tiles.h). One producer warp
 // loads tiles of x and weight by TMA, its part of the weights for all CTAs; two consumer warpgroups of 64 rows each
-// multiply.
+// multiply. What can wait of a tile's epilogue is done between the next tile's products.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -160,6 +160,7 @@ struct HalfScale {
   float scale;
   __half2 inverse;
 
+  HalfScale() = default;
   __device__ explicit HalfScale(__half2 largest) {
     const float amax = __half2float(__hmax_nan(__low2half(largest), __high2half(largest)));
     const __half half = __float2half_rn(fminf(__fdividef(127.f, amax), 32768.f));
@@ -175,109 +176,122 @@ struct HalfScale {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The epilogue of a consumer's half of a tile. A thread has two rows, lane / 4 of its warp's 16 and 8 below it. Of each
-// 32 columns it has those that the instruction numbers 8 i + 2 (lane % 4) + j: packed weights make them 8 (lane % 4) +
-// 2 i + j, eight in a run.
+// A consumer's half of a tile. A thread has two rows, lane / 4 of its warp's 16 and 8 below it.
 
 template <class C>
+struct ThreadRows {
+  const int first;
+  float scale[2];  // of x
+
+  __device__ ThreadRows(const Params& p, const WorkTile& tile, int consumer)
+      : first(tile.row + consumer * kConsumerRows + int(threadIdx.x) / 32 % kWarpgroupWarps * kWarpRows +
+              int(threadIdx.x) % 32 / 4) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) scale[r] = C::kScale == Scale::kRow && at(r) < p.rows ? __ldg(p.x_scale + at(r)) : 1.f;
+  }
+  __device__ int at(int r) const { return first + 8 * r; }
+};
+
+// The epilogue. Of each block of 32 columns a thread has those that the instruction numbers 8 i + 2 (lane % 4) + j:
+// packed weights make them 8 (lane % 4) + 2 i + j, eight in a run. `take` makes pairs of 16 bits of a tile's sums,
+// which are free then; the rest comes in kSlots pieces: slot(0), slot(1) ...
+template <class C>
 struct Epilogue {
+  static constexpr bool kGelu = C::kResult == Result::kGelu;
   static constexpr int kBlocks = C::kColumns / 32, kRun = 8;
-  using Sums = typename C::Sum[C::kSums];
+  static constexpr int kSlots = kBlocks + (kGelu ? ceil_div(kBlocks, 2) : 0);
 
   const Params& p;
-  const WorkTile& tile;
   const int lane = threadIdx.x % 32;
-  const int first_row;  // of this thread
-  float x_scale[2];
+  int row = 0, column;                      // of the tile that was taken: this thread's first row, the first column
+  uint32_t run[kBlocks][2][kRun / 2] = {};  // bfloat16, or halves: first GELU's arguments, then its results
+  __half2 largest[2];
+  HalfScale scale[2];
 
-  __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer)
-      : p(p),
-        tile(tile),
-        first_row(tile.row + consumer * kConsumerRows + int(threadIdx.x) / 32 % kWarpgroupWarps * kWarpRows +
-                  lane / 4) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) x_scale[r] = C::kScale == Scale::kRow && live(r) ? __ldg(p.x_scale + row(r)) : 1.f;
-  }
-
-  __device__ int row(int r) const { return first_row + 8 * r; }
-  __device__ bool live(int r) const { return row(r) < p.rows; }
-  __device__ int in_tile(int block) const { return 32 * block + lane % 4 * kRun; }  // this thread's first column
-  // Of the i-th value of a run among a thread's sums.
-  static constexpr int at(int block, int r, int i) { return 16 * block + i / 2 * 4 + 2 * r + i % 2; }
+  __device__ explicit Epilogue(const Params& p) : p(p), column(p.columns) {}  // of no tile: nothing is stored
 
   // `scale` and `bias` are those of the tile's columns.
-  __device__ void run(Sums& sums, const float* scale, const bf16* bias) const {
-    if constexpr (C::kResult == Result::kPlain) {
-      store(sums, scale, bias);
-    } else {
-      store_gelu(sums, scale, bias);
-    }
-  }
-
-  // This thread's run of `block` in both rows, scaled and with its bias.
-  __device__ void values(const Sums& sums, const float* scale, const bf16* bias, int block, float (&y)[2][kRun]) const {
-    const float4* scales = reinterpret_cast<const float4*>(scale + in_tile(block));
-    const float4 s = scales[0], t = scales[1];
-    const float factors[kRun] = {s.x, s.y, s.z, s.w, t.x, t.y, t.z, t.w};
-    const uint4 biases = *reinterpret_cast<const uint4*>(bias + in_tile(block));
-    const uint32_t pairs[kRun / 2] = {biases.x, biases.y, biases.z, biases.w};
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-      for (int i = 0; i < kRun; ++i)
-        y[r][i] =
-            fmaf(float(sums[at(block, r, i)]) * x_scale[r], factors[i], i % 2 ? high(pairs[i / 2]) : low(pairs[i / 2]));
-  }
-
-  __device__ void store(const Sums& sums, const float* scale, const bf16* bias) const {
+  template <class Sums>
+  __device__ void take(const Sums& sums, const WorkTile& tile, const ThreadRows<C>& rows, const float* scale,
+                       const bf16* bias) {
+    row = rows.first, column = tile.column;
+    largest[0] = largest[1] = __float2half2_rn(0);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      float y[2][kRun];
-      values(sums, scale, bias, block, y);
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        store_run<uint4>(
-            block, r, {pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]), pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])});
-    }
-  }
-
-  // GELU's results, in pairs, take the place of the sums: registers are short.
-  __device__ void store_gelu(Sums& sums, const float* column_scale, const bf16* bias) const {
-    __half2 largest[2] = {__float2half2_rn(0), __float2half2_rn(0)};
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      float y[2][kRun];
-      values(sums, column_scale, bias, block, y);
+      const int start = 32 * block + lane % 4 * kRun;
+      const float4* scales = reinterpret_cast<const float4*>(scale + start);
+      const float4 s = scales[0], t = scales[1];
+      const float factors[kRun] = {s.x, s.y, s.z, s.w, t.x, t.y, t.z, t.w};
+      const uint4 biases = *reinterpret_cast<const uint4*>(bias + start);
+      const uint32_t bias_pairs[kRun / 2] = {biases.x, biases.y, biases.z, biases.w};
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
-        for (int i = 0; i < kRun; i += 2) {
-          const __half2 pair = gelu(__floats2half2_rn(y[r][i], y[r][i + 1]));
-          largest[r] = __hmax2_nan(largest[r], __habs2(pair));
-          sums[at(block, r, i)] = reinterpret_cast<const int&>(pair);
+        for (int i = 0; i < kRun / 2; ++i) {
+          const auto* pair = &sums[16 * block + 4 * i + 2 * r];
+          run[block][r][i] = pair_of(fmaf(float(pair[0]) * rows.scale[r], factors[2 * i], low(bias_pairs[i])),
+                                     fmaf(float(pair[1]) * rows.scale[r], factors[2 * i + 1], high(bias_pairs[i])));
         }
     }
-    const auto larger = [](__half2 a, __half2 b) { return __hmax2_nan(a, b); };
-    const HalfScale scale[2] = {HalfScale(quad_reduce(largest[0], larger)), HalfScale(quad_reduce(largest[1], larger))};
+  }
+
+  __device__ void slot(int n) {
+    if constexpr (!kGelu) return store(n);
+    if (n < kBlocks) return apply_gelu(n);
+    if (n == kBlocks) find_scales();
+#pragma unroll
+    for (int block = 2 * (n - kBlocks); block < min(2 * (n - kBlocks) + 2, kBlocks); ++block) store(block);
+  }
+
+  static __device__ uint32_t pair_of(float a, float b) {
+    if constexpr (!kGelu) return pack(a, b);
+    const __half2 pair = __floats2half2_rn(a, b);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+  __device__ bool live(int r) const { return row + 8 * r < p.rows; }
+  __device__ __half2& half(int block, int r, int i) { return reinterpret_cast<__half2&>(run[block][r][i]); }
+
+  __device__ void apply_gelu(int block) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (lane % 4 == 0 && live(r)) p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale[r].scale;
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block)
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const auto pair = [&](int i) { return reinterpret_cast<const __half2&>(sums[at(block, r, i)]); };
-        store_run<uint2>(block, r, {scale[r].pack(pair(0), pair(2)), scale[r].pack(pair(4), pair(6))});
+      for (int i = 0; i < kRun / 2; ++i) {
+        half(block, r, i) = gelu(half(block, r, i));
+        largest[r] = __hmax2_nan(largest[r], __habs2(half(block, r, i)));
       }
+  }
+
+  __device__ void find_scales() {
+    const auto larger = [](__half2 a, __half2 b) { return __hmax2_nan(a, b); };
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      scale[r] = HalfScale(quad_reduce(largest[r], larger));
+      if (lane % 4 == 0 && live(r) && column < p.columns)
+        p.out_scale[int64_t(column / C::kColumns) * p.rows + row + 8 * r] = scale[r].scale;
+    }
+  }
+
+  __device__ void store(int block) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if constexpr (kGelu) {
+        store_run<uint2>(
+            block, r,
+            {scale[r].pack(half(block, r, 0), half(block, r, 1)), scale[r].pack(half(block, r, 2), half(block, r, 3))});
+      } else {
+        const auto& pairs = run[block][r];
+        store_run<uint4>(block, r, {pairs[0], pairs[1], pairs[2], pairs[3]});
+      }
+    }
   }
 
   // Stores this thread's run of `block` in row r. A tile may end beyond the last column, by whole blocks.
   template <class Run>
   __device__ void store_run(int block, int r, Run run) const {
     constexpr int kSize = sizeof(Run) / kRun;
-    const int64_t start = int64_t(row(r)) * p.columns + tile.column;
-    if (live(r) && tile.column + 32 * block < p.columns)
-      *reinterpret_cast<Run*>(static_cast<uint8_t*>(p.out) + (start + in_tile(block)) * kSize) = run;
+    const int64_t start = int64_t(row + 8 * r) * p.columns + column + 32 * block + lane % 4 * kRun;
+    if (live(r) && column + 32 * block < p.columns)
+      *reinterpret_cast<Run*>(static_cast<uint8_t*>(p.out) + start * kSize) = run;
   }
 };
 
@@ -299,16 +313,24 @@ struct Consumer {
   float total[kGroups ? C::kSums : 1];
 
   __device__ void run() {
+    Epilogue<C> epilogue(p);
     for_each_tile<C>(p, [&](const WorkTile& tile) {
-      const Epilogue<C> epilogue(p, tile, index);
+      const ThreadRows<C> rows(p, tile, index);
       if constexpr (kGroups) {
-        multiply_groups(epilogue);
-        finish(epilogue, total);
+        multiply_groups(rows);
+        take(epilogue, total, tile, rows);
+        finish(epilogue);
       } else {
-        multiply();
-        finish(epilogue, acc);
+        multiply(epilogue);
+        take(epilogue, acc, tile, rows);
       }
     });
+    if (!kGroups) finish(epilogue);
+  }
+
+  static __device__ void finish(Epilogue<C>& epilogue) {
+#pragma unroll
+    for (int n = 0; n < Epilogue<C>::kSlots; ++n) epilogue.slot(n);
   }
 
   // Issues the products of one stage.
@@ -348,16 +370,23 @@ struct Consumer {
     if (lane < kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
   }
 
-  __device__ void multiply() {
+  // The epilogue is the tile's before.
+  __device__ void multiply(Epilogue<C>& epilogue) {
+    constexpr int kSlots = Epilogue<C>::kSlots;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      if (i < p.steps) step(i == 0);
+      epilogue.slot(i);
+    }
 #pragma unroll 1
-    for (int i = 0; i < p.steps; ++i) step(i == 0);
+    for (int i = kSlots; i < p.steps; ++i) step(false);
     finish_products();
   }
 
-  __device__ void multiply_groups(const Epilogue<C>& epilogue) {
+  __device__ void multiply_groups(const ThreadRows<C>& at) {
 #pragma unroll
     for (float& x : total) x = 0;
-    const int rows[2] = {min(epilogue.row(0), p.rows - 1), min(epilogue.row(1), p.rows - 1)};
+    const int rows[2] = {min(at.at(0), p.rows - 1), min(at.at(1), p.rows - 1)};
     const float* scales = p.x_scale;
 #pragma unroll 1
     for (int first = 0; first < p.steps; first += p.group_steps, scales += p.rows) {
@@ -371,10 +400,10 @@ struct Consumer {
   }
 
   template <class Sums>
-  __device__ void finish(const Epilogue<C>& epilogue, Sums& sums) {
+  __device__ void take(Epilogue<C>& epilogue, const Sums& sums, const WorkTile& tile, const ThreadRows<C>& rows) {
     s.tiles.wait(tiles);
     const Columns<C>& columns = s.columns[tiles.stage];
-    epilogue.run(sums, columns.scale, columns.bias);
+    epilogue.take(sums, tile, rows, columns.scale, columns.bias);
     __syncwarp();  // all lanes have read
     s.tiles.release(tiles.stage, lane);
     tiles.advance();
