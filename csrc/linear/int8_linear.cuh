@@ -3,7 +3,8 @@
 //
 // Warp-specialised and persistent, in clusters of CTAs whose tiles share their weights (tiles.h). One producer warp
 // loads tiles of x and weight by TMA, its part of the weights for all CTAs; two consumer warpgroups of 64 rows each
-// multiply. What can wait of a tile's epilogue is done between the next tile's products.
+// multiply. What can wait of a tile's epilogue is done between the next tile's products. Where groups of the depth have
+// scales of their own, one is converted while another is multiplied.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -30,24 +31,27 @@ enum class Scale { kRow, kGroup };
 // What the epilogue stores: bfloat16, or GELU's result in int8 with a scale for each row of a tile.
 enum class Result { kPlain, kGelu };
 
-template <Scale scale, Result result, int columns, int stages>
+template <Scale scale, Result result, int columns, int stages, int sets = 1>
 struct Config {
   static constexpr Scale kScale = scale;
   static constexpr Result kResult = result;
   static constexpr int kColumns = columns, kStages = stages, kSums = columns / 2;
+  static constexpr int kSets = sets;  // of sums
   static constexpr int kXBytes = kTileRows * kStep;
   static constexpr int kPart = columns / kCluster;  // of the weights, which a CTA loads for all
   static constexpr int kPartBytes = kPart * kStep, kWeightBytes = columns * kStep;
   using Sum = std::conditional_t<scale == Scale::kRow, int32_t, float>;
   static_assert(kPartBytes % 1024 == 0 && columns % 32 == 0);
   static_assert(stages > 1);  // one is released while the next is multiplied
+  static_assert(sets == 1 || (sets == 2 && scale == Scale::kGroup));
 };
 
-// What is launched, with as many stages as shared memory holds.
+// What is launched, with as many stages as shared memory holds and as many sets of sums as registers do.
 template <int columns>
 using Rows = Config<Scale::kRow, Result::kPlain, columns, 5>;  // 192 or 224 columns
 template <int columns>
-using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 6 : 7>;  // 128 or 160
+using Groups =
+    Config<Scale::kGroup, Result::kPlain, columns, columns == 128 ? 7 : 6, columns == 128 ? 2 : 1>;  // or 160
 constexpr int kGeluColumns = 256;
 using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
 
@@ -82,6 +86,7 @@ struct Shared {
   Columns<C> columns[2];  // of this tile and the next one
   Stages stages;
   Tiles tiles;
+  Barrier turn[kConsumers];  // a phase ends as this consumer's turn begins
 };
 
 // Calls f with each of this CTA's work tiles.
@@ -190,6 +195,22 @@ struct ThreadRows {
     for (int r = 0; r < 2; ++r) scale[r] = C::kScale == Scale::kRow && at(r) < p.rows ? __ldg(p.x_scale + at(r)) : 1.f;
   }
   __device__ int at(int r) const { return first + 8 * r; }
+};
+
+// Scales of x for a thread's two rows, of a group of the depth after another.
+struct GroupScales {
+  const int rows[2], stride;
+  const float* next;
+  float scale[2];
+
+  template <class C>
+  __device__ GroupScales(const Params& p, const ThreadRows<C>& at)
+      : rows{min(at.at(0), p.rows - 1), min(at.at(1), p.rows - 1)}, stride(p.rows), next(p.x_scale) {}
+  __device__ void load() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) scale[r] = __ldg(next + rows[r]);
+    next += stride;
+  }
 };
 
 // The epilogue. Of each block of 32 columns a thread has those that the instruction numbers 8 i + 2 (lane % 4) + j:
@@ -301,6 +322,7 @@ struct Epilogue {
 template <class C>
 struct Consumer {
   static constexpr bool kGroups = C::kScale == Scale::kGroup;
+  using Sums = int32_t[C::kSums];
 
   const Params& p;
   Shared<C>& s;
@@ -308,8 +330,9 @@ struct Consumer {
   const int lane = threadIdx.x % 32;
   typename Shared<C>::Stages::State state;
   typename Shared<C>::Tiles::State tiles;
-  int last = C::kStages;  // the stage that products in flight read; at first none: the spare barrier
-  int32_t acc[C::kSums];
+  int last = C::kStages;          // the stage that products in flight read; at first none: the spare barrier
+  uint32_t turn = index ? 0 : 1;  // parity of the phase that ends as this one's turn begins; consumer 0 begins
+  Sums acc[C::kSets];
   float total[kGroups ? C::kSums : 1];
 
   __device__ void run() {
@@ -322,7 +345,7 @@ struct Consumer {
         finish(epilogue);
       } else {
         multiply(epilogue);
-        take(epilogue, acc, tile, rows);
+        take(epilogue, acc[0], tile, rows);
       }
     });
     if (!kGroups) finish(epilogue);
@@ -335,23 +358,24 @@ struct Consumer {
 
   // Issues the products of one stage.
   template <bool kFirst>
-  __device__ void issue() {
+  __device__ void issue(Sums& sums) {
     const auto& stage = s.stage[state.stage];
     const uint64_t a = sm90::swizzled_descriptor(stage.x + index * kConsumerRows * kStep);
     const uint64_t b = sm90::swizzled_descriptor(stage.weight);
-    sm90::pin(acc);
+    sm90::pin(sums);
     sm90::mma_fence();
 #pragma unroll
     for (int i = 0; i < kStep / 32; ++i) {
-      kFirst&& i == 0 ? sm90::mma_ss<int8_t, C::kColumns, false>(acc, a, b)
-                      : sm90::mma_ss<int8_t, C::kColumns>(acc, a + 2 * i, b + 2 * i);
+      kFirst&& i == 0 ? sm90::mma_ss<int8_t, C::kColumns, false>(sums, a, b)
+                      : sm90::mma_ss<int8_t, C::kColumns>(sums, a + 2 * i, b + 2 * i);
     }
     sm90::mma_commit();
   }
 
-  __device__ void step(bool first) {
+  // Returns while these products are under way, and all before them are done.
+  __device__ void step(Sums& sums, bool first) {
     s.stages.wait(state);
-    first ? issue<true>() : issue<false>();
+    first ? issue<true>(sums) : issue<false>(sums);
     sm90::mma_wait<1>();
     release();
     last = state.stage;
@@ -360,7 +384,6 @@ struct Consumer {
 
   __device__ void finish_products() {
     sm90::mma_wait<0>();
-    sm90::pin(acc);
     release();
     last = C::kStages;
   }
@@ -375,32 +398,88 @@ struct Consumer {
     constexpr int kSlots = Epilogue<C>::kSlots;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      if (i < p.steps) step(i == 0);
+      if (i < p.steps) step(acc[0], i == 0);
       epilogue.slot(i);
     }
 #pragma unroll 1
-    for (int i = kSlots; i < p.steps; ++i) step(false);
+    for (int i = kSlots; i < p.steps; ++i) step(acc[0], false);
     finish_products();
+    sm90::pin(acc[0]);
   }
 
-  __device__ void multiply_groups(const ThreadRows<C>& at) {
+  __device__ void multiply_groups(const ThreadRows<C>& rows) {
 #pragma unroll
     for (float& x : total) x = 0;
-    const int rows[2] = {min(at.at(0), p.rows - 1), min(at.at(1), p.rows - 1)};
-    const float* scales = p.x_scale;
-#pragma unroll 1
-    for (int first = 0; first < p.steps; first += p.group_steps, scales += p.rows) {
-      const float scale[2] = {__ldg(scales + rows[0]), __ldg(scales + rows[1])};
-#pragma unroll 1
-      for (int i = 0; i < p.group_steps; ++i) step(i == 0);
-      finish_products();
-#pragma unroll
-      for (int i = 0; i < C::kSums; ++i) total[i] = fmaf(float(acc[i]), scale[i / 2 % 2], total[i]);
+    GroupScales scales(p, rows);
+    if constexpr (C::kSets == 1) {
+      multiply_in_turns(scales);
+    } else {
+      multiply_in_pairs(scales);
     }
   }
 
-  template <class Sums>
-  __device__ void take(Epilogue<C>& epilogue, const Sums& sums, const WorkTile& tile, const ThreadRows<C>& rows) {
+  // One consumer multiplies a group while the other converts its own; the turn passes while the last products are under
+  // way. Not where a group is longer than the ring of stages: its end needs stages that the other has yet to release.
+  __device__ void multiply_in_turns(GroupScales& scales) {
+    const bool turns = p.group_steps <= C::kStages;
+#pragma unroll 1
+    for (int first = 0; first < p.steps; first += p.group_steps) {
+      scales.load();
+      if (turns) begin_turn();
+#pragma unroll 1
+      for (int i = 0; i < p.group_steps; ++i) step(acc[0], i == 0);
+      if (turns) end_turn();
+      finish_group(acc[0], scales);
+    }
+  }
+  __device__ void begin_turn() {
+    s.turn[index].wait(turn);
+    turn ^= 1;
+  }
+  __device__ void end_turn() {
+    __syncwarp();  // all lanes have begun
+    if (lane == 0) s.turn[1 - index].arrive();
+  }
+
+  // A group is converted while the next one is multiplied into the other set of sums.
+  __device__ void multiply_in_pairs(GroupScales& scales) {
+    auto &even = acc[0], &odd = acc[1];
+    const auto next_group = [&](Sums& sums, Sums& before) {
+      step(sums, true);
+      add(before, scales);
+      scales.load();
+      multiply_rest(sums);
+    };
+    scales.load();
+    step(even, true);
+    multiply_rest(even);
+    int left = p.steps / p.group_steps - 1;
+#pragma unroll 1
+    for (; left > 1; left -= 2) next_group(odd, even), next_group(even, odd);
+    if (left) {
+      next_group(odd, even);
+      finish_group(odd, scales);
+    } else {
+      finish_group(even, scales);
+    }
+  }
+  __device__ void multiply_rest(Sums& sums) {
+#pragma unroll 1
+    for (int i = 1; i < p.group_steps; ++i) step(sums, false);
+  }
+
+  __device__ void finish_group(Sums& sums, const GroupScales& scales) {
+    finish_products();
+    add(sums, scales);
+  }
+  __device__ void add(Sums& sums, const GroupScales& scales) {
+    sm90::pin(sums);
+#pragma unroll
+    for (int i = 0; i < C::kSums; ++i) total[i] = fmaf(float(sums[i]), scales.scale[i / 2 % 2], total[i]);
+  }
+
+  template <class T>
+  __device__ void take(Epilogue<C>& epilogue, const T& sums, const WorkTile& tile, const ThreadRows<C>& rows) {
     s.tiles.wait(tiles);
     const Columns<C>& columns = s.columns[tiles.stage];
     epilogue.take(sums, tile, rows, columns.scale, columns.bias);
@@ -420,6 +499,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
     s.stages.init(kCluster * kConsumers * kWarpgroupWarps);
     s.tiles.init(kConsumers * kWarpgroupWarps);
+    for (Barrier& turn : s.turn) turn.init(kWarpgroupWarps);
     sm90::fence_barrier_init();
     sm90::prefetch(x), sm90::prefetch(weight);
   }

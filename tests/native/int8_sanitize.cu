@@ -102,6 +102,7 @@ int main() {
                     agrees<Rows<192>>(300, 192 + 96, 1, 2) && agrees<Rows<192>>(128, 192, 1, 1) &&
                     agrees<Groups<160>>(129, 160 + 32, 3, 1) && agrees<Groups<160>>(257, 320, 2, 9) &&
                     agrees<Groups<128>>(300, 128 + 96, 3, 2) && agrees<Groups<128>>(65, 128, 1, 1) &&
+                    agrees<Groups<128>>(129, 256, 4, 1) && agrees<Groups<160>>(300, 160, 9, 1) &&
                     agrees<Gelu>(129, 512, 1, 1) && agrees<Gelu>(300, 256, 1, 9) && agrees<Gelu>(7, 768, 1, 1);
   std::printf(good ? "int8_linear agrees\n" : "int8_linear differs\n");
   return good ? 0 : 1;
