@@ -68,8 +68,8 @@ def test_no_kernel_spills(library):
         # products have one CTA there, of 384 threads with 168 registers, which they then share out anew.
         shared_out = any(f"{kind}_kernel" in name for kind in ("ring_attention", "causal_conv", "int8_linear"))
         most = 168 if shared_out else 64 if "bfloat16" in name else 96
-        if "qk_norm_rope_store" in name and "Int8" in name:
-            most = max(most, 72)  # 28 warps
+        if "kernel_int8" in name or "quantize_keys" in name:
+            most = max(most, 80)  # 24 warps: they keep their keys until the scales of eight are known
         assert int(registers) <= most, name
 
 
