@@ -89,7 +89,7 @@ def products(kernel: str) -> tuple[int, int]:
 
 def test_attention_runs_on_hoppers_own_units(kernels):
     found = [products(k) for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0]]
-    assert sorted(found) == [(2 * (4 + 12), 4), (2 * (8 + 12), 4)]  # of int8 and of bfloat16
+    assert sorted(found) == [(2 * (8 + 12), 4), (3 * (4 + 12), 6)]  # of bfloat16 and of int8
 
 
 def test_convolution_runs_on_hoppers_own_units(kernels):
@@ -99,9 +99,11 @@ def test_convolution_runs_on_hoppers_own_units(kernels):
 
 
 def test_int8_products_run_on_hoppers_own_units(kernels):
-    """Four in a stage, the first one of a tile apart; no fence of the whole chip."""
+    """Four in a stage: first and later ones of a group, or of four groups in the loop with two sets of sums; or one for
+    each slot of the epilogue before, and later ones. No fence of the whole chip."""
     found = [k for k in kernels if "int8_linear_kernel" in k.split("\n", 1)[0]]
-    assert [products(k) for k in found] == [(8, 2)] * 5
+    of_slots = [(4 * (slots + 1), slots + 1) for slots in (6, 7, 12)]
+    assert sorted(products(k) for k in found) == sorted([(8, 2), (4 * 8, 4 * 2), *of_slots])
     assert not any("MEMBAR.ALL.GPU" in k for k in found)
 
 

@@ -19,11 +19,11 @@ from longlive_optimized.kernels import quantize_keys, residual_norm, ring_advanc
 from longlive_optimized.kernels import rotate_sinks, x0_renoise
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
-SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 8}
+SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 0}
 INTEGERS = ("shift_stride", "scale_stride", "group_rows", "size", "tokens", "sinks", "time_pairs")
 INTEGERS += ("sink", "origin", "sink_tokens", "ring_tokens", "gate_stride", "gate_rows", "count", "index")
 INTEGERS += ("frame_stride", "row_stride", "column_stride", "channel_stride", "top", "left", "width", "area")
-INTEGERS += ("rows", "q_stride", "heads", "groups", "runs", "ring_runs", "sink_runs", "depth", "channels")
+INTEGERS += ("rows", "q_stride", "heads", "groups", "runs", "scales", "ring_runs", "sink_runs", "depth", "channels")
 TYPES = {"eps": "fp32", "slots": "*i64", "rope_time": "*fp32", "rope_space": "*fp32", "frames": "*u8", "panel": "*u8"}
 TYPES |= {"offset": "fp32", "sigmas": "*fp64", "start": "*i64", "freqs": "*fp64", "sink_time": "*fp32"}
 TYPES |= {"window": "*i64", "valid": "*i32", "scale_log2": "fp32"}
@@ -31,14 +31,13 @@ TYPES |= {"x_scale": "*fp32", "weight_scale": "*fp32", "out_scale": "*fp32", "va
 TYPES |= dict.fromkeys(SIZES, "constexpr") | dict.fromkeys(INTEGERS, "i32")
 INT8 = {"INT8": True, "out": "*i8"}
 TYPES |= {"q_scale": "*fp32", "k_scale": "*fp32", "k_offset": "*fp32"}
-KEYS8 = {"INT8": True, "k_ring": "*i8"}
 RUNS8 = {"RUN": 8, "k_ring": "*i8"}
 PRODUCT = {"x": "*i8", "GELU": False, "BLOCK": 128, "STEP": 64}
 modules = modulate_norm, overlay_blend, qk_norm_rope_store, residual_norm, rms_norm, ring_advance, rotate_sinks
 modules += ring_attention, x0_renoise
 cases = [(module, {}) for module in modules]
 cases += [(modulate_norm, INT8), (residual_norm, INT8), (quantize, {"scale": "*fp32"}), (int8_linear, PRODUCT)]
-cases += [(ring_attention, KEYS8 | {"q": "*i8"}), (quantize_keys, RUNS8), (rotate_sinks, RUNS8)]
+cases += [(ring_attention, RUNS8 | {"q": "*i8"}), (quantize_keys, RUNS8), (rotate_sinks, RUNS8)]
 cases += [(qk_norm_rope_store, RUNS8 | {"q": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8", "ROWS": 64, "BLOCK": 256})]
@@ -57,7 +56,7 @@ for (module, special), capability in itertools.product(cases, (80, 89, 90, 100, 
     source = ASTSource(kernel, signature=types, constexprs=constants, attrs=multiples)
     options = {"num_warps": 8, "num_stages": 4} if module is int8_linear else {}
     options |= {"num_warps": 1} if special is RUNS8 else {}
-    rounds = module is quantize or "RUN" in special
+    rounds = module is quantize or special.get("RUN") and module is not ring_attention
     options |= {"enable_fp_fusion": False} if rounds else {}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert compiled.asm["cubin"]
