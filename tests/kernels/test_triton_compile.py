@@ -14,7 +14,8 @@ import itertools
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from longlive_optimized.kernels import int8_linear, modulate_norm, overlay_blend, qk_norm_rope_store, quantize
+from longlive_optimized.kernels import dequantize_weight, int8_linear, modulate_norm, overlay_blend
+from longlive_optimized.kernels import qk_norm_rope_store, quantize
 from longlive_optimized.kernels import residual_norm, ring_advance, ring_attention, rms_norm, rotate_sinks, x0_renoise
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
@@ -36,6 +37,7 @@ modules = modulate_norm, overlay_blend, qk_norm_rope_store, residual_norm, rms_n
 modules += ring_attention, x0_renoise
 cases = [(module, {}) for module in modules]
 cases += [(modulate_norm, INT8), (residual_norm, INT8), (quantize, {"scale": "*fp32"}), (int8_linear, PRODUCT)]
+cases += [(dequantize_weight, {"ROWS": 8, "BLOCK": 512})]
 cases += [(qk_norm_rope_store, KEYS8 | {"q": "*i8"}), (ring_attention, KEYS8 | {"q": "*i8"}), (rotate_sinks, KEYS8)]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8", "ROWS": 64, "BLOCK": 256})]
