@@ -57,14 +57,16 @@ def load_generator(
     dtype: torch.dtype,
     progress: BytesDone | None = None,
     loras: Sequence[UserLora] = (),
+    int8_only: bool = False,
 ) -> Transformer:
     """The diffusion transformer with LongLive's LoRA and then ``loras`` folded in (float32, rounded once).
 
-    Raises CheckpointError, and what open_user_loras raises.
+    With ``int8_only`` each weight that may run in 8 bits is quantised as it comes from the file, and held so alone.
+    Raises CheckpointError, what open_user_loras raises, and what Transformer raises with ``int8_only``.
     """
     config, reading = _config(files), _reading(files, loras)
     tensors, own, users = _open_generator(files, config, loras)
-    model = Transformer(config, device=device, dtype=dtype)
+    model = Transformer(config, device=device, dtype=dtype, int8_only=int8_only)
     _fill(model.checkpoint_slots(), tensors, reading, progress, (own, users))
     model.adapted = frozenset(users)
     return model
@@ -88,7 +90,7 @@ def refill_generator(
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
     Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``: addresses stay, and
-    nothing drifts. Int8 copies follow.
+    nothing drifts. What is held in 8 bits follows, beside them or alone.
     ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
     may be under way; the caller computes anew what the old weights gave (keys and values).
 
