@@ -15,7 +15,7 @@ _DTYPES = (torch.bfloat16, torch.float32)
 def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """``pack(weight)[m, k] * weight_scale[m]``, in float32, rounded once to ``dtype``.
 
-    weight [M, K] int8, packed by ``int8_linear.pack``, M a multiple of 32; weight_scale [M] float32. Both contiguous, as
+    weight [M, K] int8, packed by ``int8_linear.pack``, M a multiple of 32; weight_scale [M] float32: contiguous, as
     ``int8_linear`` takes them. ``dtype`` is bfloat16 or float32. Returns [M, K] in the plain order of channels.
     Raises ValueError naming the argument that does not fit.
     """

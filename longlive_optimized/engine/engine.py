@@ -71,7 +71,8 @@ class LongLiveEngine:
             return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
 
         with self.devices.own_modes():
-            self.model = load("generator", functools.partial(load_generator, loras=loras), self.devices.model)
+            generator = functools.partial(load_generator, loras=loras, int8_only=self.config.low_memory)
+            self.model = load("generator", generator, self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
             self.text = load("text encoder", load_text_encoder, self.devices.text)
             self.codec = codec_for(self.vae)  # one for all streams: packed weights are made once

@@ -15,7 +15,7 @@ SHAPES += [pytest.param(c, id=n, marks=pytest.mark.gpu) for n, c in REAL.items()
 
 
 def inputs(rows: int, size: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A weight in 8 bits, packed and in the plain order, whose rows are of quite different magnitudes; and its scale."""
+    """A weight in 8 bits, packed and in the plain order, with rows of quite different magnitudes; its scale."""
     torch.manual_seed(rows + size)
     plain = torch.randint(-127, 128, (rows, size), dtype=torch.int8, device=device)
     scale = 10.0 ** torch.randint(-6, 7, (rows,), device=device).float() * (1 + torch.rand(rows, device=device))
