@@ -75,7 +75,9 @@ class LongLiveEngine:
             self.model = load("generator", generator, self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
             self.text = load("text encoder", load_text_encoder, self.devices.text)
-            self.codec = codec_for(self.vae)  # one for all streams: packed weights are made once
+            self.codec = codec_for(self.vae, self.config.low_memory)  # one for all streams: it packs weights once
+            if self.codec.copies:
+                self.vae.cpu()
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
