@@ -158,6 +158,7 @@ class LongLiveEngine:
                 stream.networks = networks._replace(prompts=PromptCache(self.text.encode, 2))
                 block.warm_up(stream, blocks)
                 self.synchronize()
+                self.devices.release()
             finally:
                 stream.networks = networks
                 stream.reset()

@@ -215,8 +215,7 @@ class Stream:
         else:
             passes = self._new_passes(window)
             passes.ring.take_sinks(self.ring)
-            if self.passes.cross is not None:
-                passes.set_prompt(self.passes.cross)
+            passes.cross = self.passes.cross
             self.passes = passes
         self.recache_due = self.position > 0
 

@@ -249,14 +249,21 @@ class Transformer(nn.Module):
         layers = torch.stack([block.modulation for block in self.blocks])
         return Modulation(layers + e0[:, None], self.head_modulation + e[:, None])
 
-    def cross_cache(self, embedding: Tensor) -> CrossCache:
-        """Cross-attention keys and values of a prompt, embedding [L <= text_len, text_dim]; missing rows are zeros."""
+    def cross_cache(self, embedding: Tensor, into: CrossCache | None = None) -> CrossCache:
+        """Cross-attention keys and values of a prompt, embedding [L <= text_len, text_dim]; missing rows are zeros.
+
+        Written layer by layer into ``into``, another prompt's, if that is given.
+        """
         rows = self.config.text_len - embedding.shape[0]
         padded = F.pad(embedding.to(self.device, self.compute_dtype), (0, 0, 0, rows))
         # Zero rows become the biases' constant vector and are attended to: there is no mask.
         context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
-        k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)
-        return CrossCache(torch.stack(k), torch.stack(v))
+        shape = len(self.blocks), self.config.text_len, self.config.num_heads, self.config.head_dim
+        cross = into or CrossCache(context.new_empty(shape), context.new_empty(shape))
+        for layer, block in enumerate(self.blocks):
+            k, v = block.cross_kv_of(context)
+            cross.k[layer], cross.v[layer] = k, v
+        return cross
 
     @property
     def holds_int8(self) -> bool:

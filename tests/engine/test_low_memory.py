@@ -177,6 +177,34 @@ def test_a_pipeline_has_its_engines():
     assert pipeline.config.low_memory and pipeline.get_latency_stats()["precision"] == "float32"
 
 
+def test_a_prompt_is_written_in_place_of_the_one_before(engines):
+    """A switch takes a layer's keys and values beside those in force, not all layers' once more."""
+    stream = engines[0].open_stream()
+    blocks(engines[0], stream, FOX, FOX)
+    cross = stream.passes.cross
+    places, nbytes = [t.data_ptr() for t in cross], sum(t.nbytes for t in cross)
+    wanted = stream.networks.model.cross_cache(stream.networks.prompts.get(BOAT))
+    with LiveBytes() as live:
+        stream.passes.set_prompt(stream.networks.prompts.get(BOAT))
+    assert stream.passes.cross is cross and places == [t.data_ptr() for t in cross]
+    assert all(map(torch.equal, cross, wanted)) and live.most < nbytes
+    stream.configure(local_attn_size=15)
+    assert stream.passes.cross is cross
+
+
+def test_a_prompt_that_fails_half_way_is_written_again(monkeypatch):
+    engine, other = tiny(), tiny()
+    for each in (engine, other):
+        blocks(each, None, FOX)
+    layer = engine.model.blocks[2]
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(layer, "cross_kv_of", lambda context: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        blocks(engine, None, BOAT)
+    for prompt in (FOX, BOAT):
+        other.stream.recache_due = True
+        assert torch.equal(*(blocks(each, None, prompt)[0] for each in (engine, other)))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_what_a_gpu_holds():
