@@ -17,7 +17,7 @@ from .weights import DecoderWeights
 
 # Frames of the two largest sizes that pass together, of a block's twelve: their number changes no bit, and what lies
 # between takes most of a stream's memory.
-_FINE, _FINE_LOW = 6, 2
+_FINE, _FINE_LOW = 3, 2
 
 
 class PackedDecoder(PackedState):
