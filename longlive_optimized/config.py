@@ -172,8 +172,8 @@ class OptimizationConfig(StreamSettings):
     vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     low_memory: hold the weights of the layers' products in 8 bits alone, whatever the precision: products in the
-        model's dtype multiply with what the 8 bits stand for. And let fewer frames at a time pass the VAE, which
-        changes nothing but its speed.
+        model's dtype multiply with what the 8 bits stand for. Without a change to what is computed, let fewer frames
+        at a time pass the VAE, and keep a text encoder in float8 if its file is.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     use_torch_compile, compile_mode: compile the layers with torch.compile instead of capturing CUDA graphs. On an H200
         that is 1 % slower in either mode (docs/performance.md).

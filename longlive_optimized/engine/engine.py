@@ -74,7 +74,8 @@ class LongLiveEngine:
             generator = functools.partial(load_generator, loras=loras, int8_only=self.config.low_memory)
             self.model = load("generator", generator, self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
-            self.text = load("text encoder", load_text_encoder, self.devices.text)
+            encoder = functools.partial(load_text_encoder, as_stored=self.config.low_memory)
+            self.text = load("text encoder", encoder, self.devices.text)
             self.codec = codec_for(self.vae, self.config.low_memory)  # one for all streams: it packs weights once
             if self.codec.copies:
                 self.vae.cpu()

@@ -35,7 +35,8 @@ class Slot:
 
     def sum(self) -> Tensor:
         """Sum of what is stored, a float32 scalar on the device: a NaN or infinity stored makes it one."""
-        return self._stored.sum(dtype=torch.float32)
+        stored = self._stored if self._stored.itemsize > 1 else self._stored.to(torch.bfloat16)  # float8 has no sums
+        return stored.sum(dtype=torch.float32)
 
     def _check(self, tensor: Tensor) -> None:
         if tensor.shape != self.shape:

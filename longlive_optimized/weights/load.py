@@ -133,14 +133,23 @@ def load_vae(
 
 
 def load_text_encoder(
-    files: ModelFiles, device: torch.device | str, dtype: torch.dtype, progress: BytesDone | None = None
+    files: ModelFiles,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    progress: BytesDone | None = None,
+    as_stored: bool = False,
 ) -> TextEncoder:
-    """The umT5 encoder with its tokenizer; weights stored as fp8 are widened to ``dtype``; CheckpointError."""
-    from ..text.encoder import TextEncoder
+    """The umT5 encoder with its tokenizer; weights stored as fp8 are widened to ``dtype``; CheckpointError.
+
+    With ``as_stored`` those of linears stay fp8 and are widened when they are used, to the same bits.
+    """
+    from ..text.encoder import TextEncoder, is_linear
 
     reading = Reading([files.text])
     tensors, tokenizer = _open_text(files, _config(files))
-    weights = _empty(tensors, device, dtype)
+    narrow = {key: t for key, t in tensors.items() if as_stored and t.itemsize == 1 and is_linear(key)}
+    weights = {key: torch.empty_like(t, device=device) for key, t in narrow.items()}
+    weights |= _empty({key: t for key, t in tensors.items() if key not in narrow}, device, dtype)
     _fill(_slots(weights), tensors, reading, progress)
     return TextEncoder(weights, tokenizer)
 
