@@ -68,8 +68,8 @@ def test_no_kernel_spills(library):
         # products have one CTA there, of 384 threads with 168 registers, which they then share out anew.
         shared_out = any(f"{kind}_kernel" in name for kind in ("ring_attention", "causal_conv", "int8_linear"))
         most = 168 if shared_out else 64 if "bfloat16" in name else 96
-        if "qk_norm_rope_store" in name and "Int8" in name:
-            most = max(most, 72)  # 28 warps
+        if "kernel_int8" in name or "quantize_keys" in name:
+            most = max(most, 80)  # 24 warps: they keep their keys until the scales of eight are known
         assert int(registers) <= most, name
 
 
@@ -89,7 +89,7 @@ def products(kernel: str) -> tuple[int, int]:
 
 def test_attention_runs_on_hoppers_own_units(kernels):
     found = [products(k) for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0]]
-    assert sorted(found) == [(2 * (4 + 12), 4), (2 * (8 + 12), 4)]  # of int8 and of bfloat16
+    assert sorted(found) == [(2 * (8 + 12), 4), (3 * (4 + 12), 6)]  # of bfloat16 and of int8
 
 
 def test_convolution_runs_on_hoppers_own_units(kernels):
@@ -99,18 +99,23 @@ def test_convolution_runs_on_hoppers_own_units(kernels):
 
 
 def test_int8_products_run_on_hoppers_own_units(kernels):
-    """Four in a stage, the first one of a tile apart; no fence of the whole chip."""
+    """Four in a stage: first and later ones of a group, or of four groups in the loop with two sets of sums; or one for
+    each slot of the epilogue before, and later ones. No fence of the whole chip."""
     found = [k for k in kernels if "int8_linear_kernel" in k.split("\n", 1)[0]]
-    assert [products(k) for k in found] == [(8, 2)] * 5
+    of_slots = [(4 * (slots + 1), slots + 1) for slots in (6, 7, 12)]
+    assert sorted(products(k) for k in found) == sorted([(8, 2), (4 * 8, 4 * 2), *of_slots])
     assert not any("MEMBAR.ALL.GPU" in k for k in found)
 
 
-def test_the_handshake_compiles(tmp_path):
-    """The program by which docs/performance.md explains what racecheck says is not in the library."""
+@pytest.mark.parametrize("program", ["cluster_handshake", "int8_sanitize"])
+def test_a_program_for_the_sanitizer_compiles(tmp_path, program):
+    """They run by hand, under compute-sanitizer; nothing in the library is made of them."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
-    flags = ["-std=c++17", "-arch=sm_90a", f"-I{CSRC}", "-o", tmp_path / "handshake"]
-    subprocess.run(["nvcc", *flags, ROOT / "tests/native/cluster_handshake.cu"], check=True, capture_output=True)
+    flags = ["-std=c++20", "-gencode", "arch=compute_90a,code=sm_90a", "--expt-relaxed-constexpr", f"-I{CSRC}"]
+    subprocess.run(
+        ["nvcc", *flags, "-o", tmp_path / program, ROOT / f"tests/native/{program}.cu"], check=True, capture_output=True
+    )
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 #pragma once
 // As much of CUDA as the kernels of csrc need to run on a CPU: see emulator.h.
+#include <utility>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -73,6 +74,8 @@ inline bool __any_sync(unsigned, bool x) {
   const uint32_t* lanes = emulator::exchange(x);
   return std::any_of(lanes, lanes + 32, [](uint32_t lane) { return lane != 0; });
 }
+// Threads of the emulator change places at calls of it alone.
+inline uint32_t atomicOr(uint32_t* at, uint32_t bits) { return std::exchange(*at, *at | bits); }
 inline void __syncwarp() { emulator::exchange(0); }
 inline void __syncthreads() {
   emulator::meet(emulator::self->cta->all, emulator::machine->threads_per_cta, "__syncthreads");
