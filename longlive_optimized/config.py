@@ -81,8 +81,9 @@ class StreamSettings:
     positions: ``relative`` streams without end; ``base`` is the release's absolute RoPE.
     restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where
         the release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here.
-    precision: of the layers' products; ``bf16`` is the model's own dtype. ``int8`` leaves what writes the sinks in
-        bf16. ``fp8`` becomes int8: as fast, with a third of the error at this network's sizes.
+    precision: of the layers' products and of attention over the window; ``bf16`` is the model's own dtype. ``int8``
+        leaves what writes the sinks in bf16. ``fp8`` becomes int8: as fast, with a third of the error at this network's
+        sizes.
     seed: of the noise. A block draws from seed + its first latent frame (docs/model.md 4.4), so streams with seeds s
         and s + 3 draw the same noise, one block apart.
     use_cuda_graphs: replay each kind of pass from a CUDA graph, captured when it is first run.

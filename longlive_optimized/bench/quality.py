@@ -17,6 +17,7 @@ from torch import Tensor
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
 from ..model.precision import Policy, in_8_bits
+from ..model.ring_cache import RingCache
 from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
 from ..video_time import BLOCK_FRAMES, blocks_of
@@ -65,17 +66,21 @@ class _Networks:
             net.window = self.stream.ring.window
             net.reset()
         self.stream.ring.reset()
+        self.stream.ring.hold(False)
         self._int8_cached: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor, t: float, start: int, policy: Policy | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Flow of ours, the baseline, and ours with ``policy``, if any, whose keys and values do not stay."""
+        """Flow of ours, the baseline, and ours with ``policy``, if any, over a copy of our keys and values."""
         ring, int8 = self.stream.ring, None
-        ring.seek(start, len(x))
         timestep = torch.tensor([t], dtype=torch.float64, device=x.device)
         times, modulation = timestep.expand(len(x)), self.model.modulation(timestep)
         if policy:
-            int8 = self.model(x, modulation, ring, self.cross, policy)
-            self._int8_cached = {what: newest.clone() for what, newest in self._newest()}
+            copied = copy.deepcopy(ring)
+            copied.hold(self.stream.int8_keys)
+            copied.seek(start, len(x))
+            int8 = self.model(x, modulation, copied, self.cross, policy)
+            self._int8_cached = dict(self._newest(copied))
+        ring.seek(start, len(x))
         ours = self.model(x, modulation, ring, self.cross)
         self._true_flow = self.truth.forward(x.float(), times, self.embedding.float(), start)
         return ours, self.baseline.forward(x, times, self.embedding, start), int8
@@ -87,18 +92,17 @@ class _Networks:
 
     def cache_errors(self) -> Iterator[_Error]:
         """Of each layer's keys and values of the newest frames."""
-        for what, ours in self._newest():
+        for what, ours in self._newest(self.stream.ring):
             name, _, layer = what.partition(" of layer ")
             baseline, truth = (
                 getattr(net.caches[int(layer)], name)[-len(ours) :] for net in (self.baseline, self.truth)
             )
             yield _Error.of(f"context pass, {what}", truth, ours, baseline, self._int8_cached.get(what))
 
-    def _newest(self) -> Iterator[tuple[str, Tensor]]:
-        ring = self.stream.ring
-        for layer in range(len(ring.k)):
-            for name in ("k", "v"):
-                yield f"{name} of layer {layer}", getattr(ring, name)[layer][ring.slots].flatten(0, 1)
+    def _newest(self, ring: RingCache) -> Iterator[tuple[str, Tensor]]:
+        for layer, v in enumerate(ring.v):
+            for name, of_layer in (("k", ring.keys(layer)), ("v", v)):
+                yield f"{name} of layer {layer}", of_layer[ring.slots].flatten(0, 1)
 
 
 class ForwardErrors:

@@ -52,7 +52,7 @@ class BlockInputs:
 class Passes:
     """The two kinds of pass of one stream: denoising a block, and the context pass.
 
-    A pass's ``policy`` says what of it runs in 8 bits.
+    A pass's ``policy`` says which of its products run in 8 bits; the ring, whether its attention does.
     """
 
     def __init__(self, model: Transformer, ring: RingCache, latent: Tensor, graphs: GraphCache):
@@ -96,7 +96,7 @@ class Passes:
                 x = x0_renoise(x, flow, inputs.noise[i + 1] if i + 1 < steps else None, inputs.sigmas, i)
             out.copy_(x)
 
-        kernels = "denoise", self._latent.shape, frames, self.ring.rotates_sinks, policy
+        kernels = "denoise", self._latent.shape, frames, self.ring.rotates_sinks, self.ring.keys_read, policy
         self.graphs.run((*kernels, steps), work, kernels)
         return out
 
@@ -109,7 +109,7 @@ class Passes:
         def work() -> None:
             self.model(x, self._context, self.ring, self.cross, policy, store_only=True)
 
-        kernels = "context", self._latent.shape, frames, policy
+        kernels = "context", self._latent.shape, frames, self.ring.keys_read, policy
         self.graphs.run(kernels, work, kernels)
 
     def _context_modulation(self) -> Modulation:

@@ -16,10 +16,11 @@ from .slot import Int8Slot, Slot
 
 
 class Quantized(NamedTuple):
-    """An activation [N, D] in 8 bits: what ``quantize`` gives, and the operators that end in it."""
+    """An activation [N, D], or queries [N, heads, head_dim], in 8 bits: what ``quantize`` gives, and the operators that
+    end in it."""
 
-    values: Tensor  # int8 [N, D]
-    scale: Tensor  # float32 [groups, N]: of each row's runs of D / groups columns
+    values: Tensor  # int8
+    scale: Tensor  # float32 [groups, N]: of each row's runs of D / groups columns; of queries [heads, N]
 
 
 class Linear(nn.Module):

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from ..kernels.attention import attention
 from ..kernels.int8_linear import GELU_RUN, PACK
 from ..kernels.modulate_norm import modulate_norm, modulate_norm_int8
-from ..kernels.qk_norm_rope_store import qk_norm_rope_store
+from ..kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from ..kernels.quantize import quantize
 from ..kernels.residual_norm import residual_norm, residual_norm_int8
-from ..kernels.ring_attention import ring_attention
+from ..kernels.ring_attention import ring_attention, ring_attention_int8
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .linear import Linear, Quantized
 from .precision import Parts, Policy, policy_of
-from .ring_cache import RingCache, RingLayer
+from .ring_cache import Int8Keys, RingCache, RingLayer
 from .slot import Slot
 
 
@@ -70,6 +70,13 @@ def _added(
     return residual_norm(x, y, gate, shift, scale, offset, eps)
 
 
+def _over_ring(q: Tensor | Quantized, ring: RingLayer) -> Tensor:
+    """Attention of queries [N, heads, head_dim] over the ring."""
+    if isinstance(ring.keys, Int8Keys):
+        return ring_attention_int8(*q, ring.keys.k, ring.keys.scale, ring.v, ring.valid)
+    return ring_attention(q, ring.keys, ring.v, ring.valid)
+
+
 class TransformerBlock(nn.Module):
     """One transformer layer (docs/model.md 2.2)."""
 
@@ -92,20 +99,18 @@ class TransformerBlock(nn.Module):
         self.ffn_in, self.ffn_out = linear("ffn_in", d, config.ffn_dim), linear("ffn_out", config.ffn_dim, d)
         self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, GELU_RUN)
 
-    def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor:
-        """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim]."""
-        return qk_norm_rope_store(
-            self.qkv(z),
-            self.q_gain,
-            self.k_gain,
-            ring.rope_time,
-            ring.rope_space,
-            ring.k,
-            ring.v,
-            ring.k_sink,
-            ring.slots,
-            self.eps,
-        )
+    def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor | Quantized:
+        """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim],
+        in 8 bits where the keys that they meet are."""
+        norm = self.qkv(z), self.q_gain, self.k_gain, ring.rope_time, ring.rope_space
+        rest = ring.v, ring.k_sink, ring.slots, self.eps
+        if isinstance(ring.keys, Int8Keys):
+            k, scale, offset = ring.keys
+            return Quantized(*qk_norm_rope_store_int8(*norm, offset, k, scale, *rest))
+        q = qk_norm_rope_store(*norm, ring.keys, *rest)
+        if ring.kept is not None:
+            ring.kept.renew(ring.keys[: len(ring.slots)])  # which fill the first slots, in whatever order
+        return q
 
     def forward(
         self,
@@ -125,7 +130,7 @@ class TransformerBlock(nn.Module):
         ``int8`` names the products that run in 8 bits, z being quantised if ``qkv`` is among them, and
         ``int8_following`` says whether the result is to be.
         """
-        y = self._attended(ring_attention(self.store(z, ring), ring.k, ring.v, ring.valid), int8.out)
+        y = self._attended(_over_ring(self.store(z, ring), ring), int8.out)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = _added(x, self.out(y), m[:, 2], bias, gain, 0.0, self.eps, int8.cross_q)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)

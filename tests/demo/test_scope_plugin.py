@@ -360,7 +360,7 @@ def test_a_preset_by_message_acts_once_and_is_answered(scope):
     run(session, 2)
     assert len(told(scope, "optimization_preset")) == 1  # the message is still among the parameters
     run(session, 1, type="set_optimization_preset", preset="turbo", request_id="r2")
-    assert told(scope, "optimization_preset")[1]["effective"]["precision"] == "int8"  # of the next block
+    assert told(scope, "optimization_preset")[1]["effective"]["precision"] == "int8 products"  # of the next block
     run(session, 1, request_id="r2")
     assert len(told(scope, "optimization_preset")) == 2
     assert session_of(scope, session)._stream.ring.window == 9
@@ -371,11 +371,12 @@ def test_quantization_asked_for_at_load_holds_under_every_preset(installed, pipe
     session = installed.manager.open({"prompts": FOX})
     run(session, 1)
     inner = session_of(installed, session)
-    assert inner._stream.precision == "int8"
+    runs = "int8 products"  # frames of 6 tokens
+    assert inner._stream.precision == runs
     for preset in PRESETS:
-        assert inner.set_preset(preset)["precision"] == "int8"
+        assert inner.set_preset(preset)["precision"] == runs
         run(session, 1)
-        assert inner._stream.precision == inner.stats()["precision"] == "int8" and inner.stats()["preset"] == preset
+        assert inner._stream.precision == inner.stats()["precision"] == runs and inner.stats()["preset"] == preset
     session.stop()
 
 
