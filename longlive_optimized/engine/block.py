@@ -160,7 +160,9 @@ def warm_up(stream: Stream, blocks: int) -> None:
     The longest pass comes first: later graphs find room in what the pool holds for it, and eager passes in the
     allocator's blocks.
     """
+    stream.restart()
     follow_prompt(stream, BlockRequest("warm-up"))
+    settle(stream)
     longest = stream.ring.window // BLOCK_FRAMES * BLOCK_FRAMES
     for frames in range(longest, BLOCK_FRAMES, -BLOCK_FRAMES):
         recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape), stream.plain)
