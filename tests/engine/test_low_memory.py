@@ -19,7 +19,7 @@ GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.
 
 
 def tiny(device="cpu", loras=(), **changes) -> LongLiveEngine:
-    return LongLiveEngine("tiny", OptimizationConfig(height=32, width=48, **changes), device, loras=loras)
+    return LongLiveEngine("tiny", OptimizationConfig(height=32, width=64, **changes), device, loras=loras)
 
 
 @pytest.fixture(scope="module", params=["cpu", GPU])
@@ -52,7 +52,7 @@ def test_pictures_stay_close_to_those_of_other_weights(engines, precision):
         made[-1] += blocks(engine, stream, BOAT)
         assert stream.fallback_blocks == 0 and stream.precision == ("int8" if precision == "int8" else made_in(engine))
     assert not torch.equal(made[0][0], made[1][0])
-    assert psnr(made[0][0], made[1][0]) >= 40 and min(map(psnr, *made)) >= 25
+    assert min(map(psnr, *made)) >= 30
 
 
 def made_in(engine: LongLiveEngine) -> str:
@@ -156,7 +156,7 @@ def test_a_block_that_is_not_finite_is_made_again_with_the_same_weights():
 
     broken.stream.passes.denoise = denoise
     b = blocks(broken, None, *prompts[1:])
-    assert broken.stream.fallback_blocks == 2 and all(map(torch.equal, a[1:], b))
+    assert broken.stream.fallback_blocks == 2 and min(map(psnr, a[1:], b)) >= 40
 
 
 def test_it_is_fixed_when_the_engine_is_made(engines):
@@ -169,11 +169,11 @@ def test_it_is_fixed_when_the_engine_is_made(engines):
 
 
 def test_a_pipeline_has_its_engines():
-    pipeline = create_optimized_scope_pipeline("tiny", "speed", "cpu", height=32, width=48, low_memory=True)
+    pipeline = create_optimized_scope_pipeline("tiny", "speed", "cpu", height=32, width=64, low_memory=True)
     assert pipeline.config.low_memory and pipeline.get_latency_stats()["precision"] == "int8"
-    assert pipeline.generate_block(FOX).shape == (9, 32, 48, 3)
+    assert pipeline.generate_block(FOX).shape == (9, 32, 64, 3)
     pipeline.set_optimization_preset("balanced")
-    assert pipeline.generate_block(FOX).shape == (12, 32, 48, 3)
+    assert pipeline.generate_block(FOX).shape == (12, 32, 64, 3)
     assert pipeline.config.low_memory and pipeline.get_latency_stats()["precision"] == "float32"
 
 
