@@ -1,5 +1,6 @@
 """Engines that hold weights in 8 bits alone: what they hold, that they give the same pictures, and LoRAs in them."""
 
+import gc
 import math
 
 import pytest
@@ -210,11 +211,11 @@ def test_a_prompt_that_fails_half_way_is_written_again(monkeypatch):
 def test_what_a_gpu_holds():
     """The weights of the products take a byte each in place of two, and no more of them are left over from loading."""
     taken = []
-    for low_memory in (False, True):
-        torch.cuda.empty_cache()
+    for low_memory in (True, False, True):  # the first one pays for the libraries' workspaces too
+        gc.collect()
         before = torch.cuda.memory_allocated()
         engine = tiny("cuda", low_memory=low_memory)
         taken.append(torch.cuda.memory_allocated() - before)
         products = sum(t.numel() for name, t in engine.model.named_buffers() if name.endswith("int8_weight"))
         del engine
-    assert taken[0] - taken[1] > 0.95 * products
+    assert taken[1] - taken[2] > 0.95 * products
