@@ -143,6 +143,7 @@ class LongLiveEngine:
         """Fill a stream's window, switch its prompt at every length of its history, then reset it; returns seconds.
 
         What is left to be compiled and captured when it first occurs is video input, and other numbers of steps.
+        Memory that is needed once is given back to the device.
         ``blocks`` is how many to make, at least enough to fill the window; ``stream`` is the default one unless given.
         Raises ValueError for one with ``total_frames``, which may end before that.
         """
