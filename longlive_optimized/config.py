@@ -172,6 +172,9 @@ class OptimizationConfig(StreamSettings):
 
     vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
+    low_memory: hold the weights of the layers' products in 8 bits alone, whatever the precision: products in the
+        model's dtype multiply with what the 8 bits stand for. Without a change to what is computed, let fewer frames
+        at a time pass the VAE, and keep a text encoder in float8 if its file is.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     use_torch_compile, compile_mode: compile the layers with torch.compile instead of capturing CUDA graphs. On an H200
         that is 1 % slower in either mode (docs/performance.md).
@@ -180,6 +183,7 @@ class OptimizationConfig(StreamSettings):
 
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    low_memory: bool = False
     use_prompt_cache: bool = True
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32
     use_torch_compile: bool = False

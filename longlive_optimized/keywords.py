@@ -33,6 +33,7 @@ class ConfigFields(StreamFields, total=False):
     seed: int
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"]
     model_dtype: Literal["auto", "bfloat16", "float32"]
+    low_memory: bool
     use_prompt_cache: bool
     prompt_cache_size: int
     use_torch_compile: bool

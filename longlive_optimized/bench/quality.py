@@ -177,8 +177,9 @@ class ForwardErrors:
 @torch.no_grad()
 def decoder_errors(engine: LongLiveEngine, seeds: int) -> dict:
     """Worst ratio of errors of a block's pixels to float32: the engine's decoder, and its network as modules."""
-    wide = copy.deepcopy(engine.vae).float()
-    ours, modules = engine.stream.decoder, DecoderStream(ModulesCodec(engine.vae))
+    vae = copy.deepcopy(engine.vae).to(engine.device)
+    wide = copy.deepcopy(vae).float()
+    ours, modules = engine.stream.decoder, DecoderStream(ModulesCodec(vae))
     truth = DecoderStream(ModulesCodec(wide))
     shape = BLOCK_FRAMES, *engine.stream.latent_shape
     rows = []

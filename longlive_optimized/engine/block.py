@@ -102,7 +102,7 @@ def follow_prompt(stream: Stream, request: BlockRequest) -> None:
     if stream.prompt_due:
         with stream.timer.stage("text"):
             assert stream.prompt.embedding is not None
-            stream.passes.set_prompt(stream.networks.model.cross_cache(stream.prompt.embedding))
+            stream.passes.set_prompt(stream.prompt.embedding)
         stream.prompt_due, stream.recache_due = False, stream.position > 0
 
 
@@ -155,13 +155,22 @@ def denoise(stream: Stream, request: BlockRequest, policy: Policy) -> Tensor:
 
 
 def warm_up(stream: Stream, blocks: int) -> None:
-    """Make ``blocks`` blocks, the last one with a recache, then a recache of each smaller length."""
+    """A recache of each length, then ``blocks`` blocks from a video's first on, the last one with a recache.
+
+    The longest pass comes first: later graphs find room in what the pool holds for it, and eager passes in the
+    allocator's blocks.
+    """
+    stream.restart()
+    follow_prompt(stream, BlockRequest("warm-up"))
+    settle(stream)
+    longest = stream.ring.window // BLOCK_FRAMES * BLOCK_FRAMES
+    for frames in range(longest, BLOCK_FRAMES, -BLOCK_FRAMES):
+        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape), stream.plain)
+    stream.restart()
     for i in range(blocks):
         last = i == blocks - 1
         make_block(stream, BlockRequest("warm-up!" if last else "warm-up"), first_latent_only=last)
     rest_of_block(stream)
-    for frames in range(2 * BLOCK_FRAMES, stream.ring.window + 1, BLOCK_FRAMES):
-        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape), stream.plain)
 
 
 def _embed(stream: Stream, request: BlockRequest) -> Tensor:

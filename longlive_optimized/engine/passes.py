@@ -62,11 +62,9 @@ class Passes:
         self._latents: dict[int, Tensor] = {}
         self._context = self._context_modulation()
 
-    def set_prompt(self, cross: CrossCache) -> None:
-        """Attend to another prompt from here on."""
-        self.cross = self.cross or CrossCache(*map(torch.empty_like, cross))
-        for mine, new in zip(self.cross, cross, strict=True):
-            mine.copy_(new)
+    def set_prompt(self, embedding: Tensor) -> None:
+        """Attend to another prompt from here on. If this fails it must be repeated before the next pass."""
+        self.cross = self.model.cross_cache(embedding, self.cross)
 
     def weights_changed(self) -> None:
         """Recompute in place what was computed with the old weights; the prompt is the caller's."""

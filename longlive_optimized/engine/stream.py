@@ -226,8 +226,7 @@ class Stream:
             passes = self._new_passes(window, self.ring.holds_int8)
             passes.ring.take_sinks(self.ring)
             passes.ring.reserve(int8_keys)
-            if self.passes.cross is not None:
-                passes.set_prompt(self.passes.cross)
+            passes.cross = self.passes.cross
             self.passes = passes
         self.recache_due = self.position > 0
 

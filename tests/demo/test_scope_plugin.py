@@ -109,6 +109,7 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
         ({"quantization": "int4"}, "quantization"),
         ({"optimization_preset": "fast"}, "quality_stream, balanced"),
         ({"max_sessions": 0}, "max_sessions"),
+        ({"low_memory": "perhaps"}, "low_memory"),
         ({"vace_enabled": True}, "VACE is not available"),
         ({"loras": [{"scale": 1.0}]}, "loras.0.path"),
         ({"loras": [{"path": "/nowhere.safetensors"}]}, "nowhere"),
@@ -122,9 +123,10 @@ def test_bad_load_parameters_are_named(installed, pipeline_class, params, messag
 
 def test_raw_json_is_taken_as_it_comes(installed, pipeline_class):
     params = {"height": 32.0, "base_seed": 7.0, "quantization": "fp8_e4m3fn", "ref_images": [], "whatever": {"a": 1}}
+    params["low_memory"] = True
     assert installed.manager.load(pipeline_class, LOAD | params), installed.manager.error
     config = installed.manager.pipeline._engine.config
-    assert config.seed == 7 and config.precision == "int8"
+    assert config.seed == 7 and config.precision == "int8" and config.low_memory
 
 
 def test_without_a_path_scopes_models_folder_is_looked_in(installed, pipeline_class, tmp_path, monkeypatch):

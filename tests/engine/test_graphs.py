@@ -1,5 +1,6 @@
 """Replayed passes against the same passes run one by one, bit for bit."""
 
+import gc
 import threading
 import warnings
 
@@ -26,7 +27,15 @@ def video(engine, prompts=PROMPTS, **wishes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"positions": "relative"}, {"positions": "base"}, {"model_dtype": "float32"}], ids=str
+    "changes",
+    [
+        {"positions": "relative"},
+        {"positions": "base"},
+        {"model_dtype": "float32"},
+        {"low_memory": True},
+        {"low_memory": True, "precision": "int8"},
+    ],
+    ids=str,
 )
 def test_a_graph_equals_eager_bit_for_bit(changes):
     graphed, eager = engine(**changes), engine(**changes, use_cuda_graphs=False)
@@ -300,11 +309,12 @@ def test_a_warm_8_bit_engine_captures_nothing_new():
     assert graphed.stream.passes.graphs.captured == before
 
 
-def test_other_weights_reach_captured_8_bit_passes(tmp_path):
-    """The graphs read the int8 copies where they were when they were captured."""
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_other_weights_reach_captured_8_bit_passes(tmp_path, low_memory):
+    """The graphs read the int8 weights where they were when they were captured."""
     pair = {f"blocks.1.ffn.2.lora_{half}.weight": torch.randn(shape) / 8 for half, shape in LORA_SHAPES.items()}
     save_file(pair, tmp_path / "style.safetensors")
-    config = OptimizationConfig(height=64, width=96, precision="int8")
+    config = OptimizationConfig(height=64, width=96, precision="int8", low_memory=low_memory)
     graphed, loaded = (
         LongLiveEngine("tiny", config, "cuda", loras=[UserLora(tmp_path / "style.safetensors", scale)])
         for scale in (0.0, 1.0)
@@ -321,6 +331,27 @@ def test_a_block_made_again_is_made_from_graphs_too():
         e.model.blocks[1].ffn_out.int8_scale[3] = float("nan")
     assert torch.equal(video(graphed), video(eager))
     assert graphed.stream.fallback_blocks == len(PROMPTS) - 1 and graphed.stream.cuda_graphs_active
+
+
+def test_shorter_passes_find_room_where_a_longer_one_was_captured():
+    def held(sizes: list[int]) -> int:
+        cache, out = GraphCache(GraphSwitch(torch.device("cuda"))), torch.zeros(1, device="cuda")
+        for mib in sizes:
+            cache.run(mib, lambda mib=mib: out.copy_(torch.full((mib << 18,), 1.0, device="cuda")[-1:]))
+        assert cache.captured == len(sizes) and out.item() == 1
+        return cache.capture_bytes
+
+    assert held([256, 128, 64]) < 300 << 20 < held([64, 128, 256])
+
+
+def test_a_warm_up_gives_back_what_it_needed_once():
+    gc.collect()
+    stream = (graphed := engine()).stream
+    graphed.warmup()
+    reserved = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert reserved - torch.cuda.memory_reserved() <= 4 << 20
+    assert stream.passes.graphs.captured > 3
 
 
 def test_a_window_made_anew_for_a_block_is_made_from_graphs_too():

@@ -281,6 +281,8 @@ def test_a_warm_up_runs_both_kinds(engine, monkeypatch):
     seen = record_passes(monkeypatch, stream)
     with engine.devices.turn():
         warm_up(stream, 6)
+    lengths = [frames for kind, frames, _ in seen if kind == "context"]
+    assert seen[:3] == [("context", 12, False), ("context", 9, False), ("context", 6, False)] and max(lengths) == 12
     wanted = {("denoise", 3, False), ("denoise", 3, True), ("context", 3, False), ("context", 3, True)}
     assert wanted | {("context", 9, True), ("context", 6, False), ("context", 12, False)} <= {*seen}
 

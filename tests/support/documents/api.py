@@ -22,6 +22,7 @@ from longlive_optimized.demo.scope_integration import (
 from longlive_optimized.engine.latency import WINDOW
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache
+from longlive_optimized.model.transformer import Transformer
 from longlive_optimized.weights.locate import native_size
 from longlive_optimized.weights.user_lora import UserLora
 
@@ -51,6 +52,14 @@ def what_a_ring_takes():
 @says(API, "`UserLora(path, scale=1.0)`, from `longlive_optimized.weights.user_lora`")
 def a_lora_is_made(units: list[Unit]):
     same_signature(names(units[0].text)[0], UserLora.__init__)
+
+
+@says(API, "- It is chosen when the engine is made. A network whose widths int8 products do not take is refused.")
+def low_memory_is_chosen_once(units: list[Unit]):
+    with pytest.raises(ValueError, match="low_memory cannot change"):
+        OptimizationConfig().changed(low_memory=True)
+    with pytest.raises(ValueError, match="low_memory must be false"):
+        Transformer(ModelConfig(dim=1552, num_heads=97), device="meta", int8_only=True)
 
 
 def _methods(rows: list[list[str]], of: type) -> None:
