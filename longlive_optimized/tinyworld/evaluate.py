@@ -16,13 +16,13 @@ from random import Random
 import torch
 from torch import Tensor
 
-from ..config import OptimizationConfig
+from ..config import PRESETS, OptimizationConfig
 from ..engine.block import follow_prompt, settle
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.stream import Stream
 from ..video_time import TRAINED_FPS
-from .adherence import tally
+from .adherence import look, spread, tally
 from .pictures import contact_sheet, write_png
 from .render import NATIVE
 from .score import Score, score
@@ -52,15 +52,18 @@ class Evaluation:
             blocks += made
         return tally(scores) | {"blocks/s": blocks / (time.perf_counter() - started)}
 
-    def long(self, streams: int, minutes: float, last: float = 5.0) -> dict[str, dict[str, float]]:
-        """Share of attributes met in the last seconds of each minute of long streams, by minute."""
+    def long(self, streams: int, minutes: float, last: float = 5.0, **settings) -> dict[str, dict[str, float]]:
+        """Share of attributes met in the last seconds of each minute of long streams, and how these look, by minute."""
         scores: dict[str, list[Score]] = {}
-        for scene, text, stream in self._streams(streams):
+        looks: dict[str, list[dict[str, float]]] = {}
+        for scene, text, stream in self._streams(streams, **settings):
             for minute in range(1, max(1, round(minutes)) + 1):
-                seconds = 60 * minutes / max(1, round(minutes))
+                seconds, name = 60 * minutes / max(1, round(minutes)), f"minute {minute}"
                 self._video(stream, text, seconds - last, kept=False)
-                scores.setdefault(f"minute {minute}", []).append(score(self._video(stream, text, last)[0], scene))
-        return {name: tally(each) for name, each in scores.items()}
+                frames = self._video(stream, text, last)[0]
+                scores.setdefault(name, []).append(score(frames, scene))
+                looks.setdefault(name, []).append(look(frames))
+        return {name: tally(each) | spread(looks[name]) for name, each in scores.items()}
 
     def switches(self, count: int, recache: bool = True) -> dict[str, dict[str, float]]:
         """Share of the new prompt's attributes met by the first, second and third block after a switch."""
@@ -132,7 +135,7 @@ def precisions(
 
 
 def _row(name: str, table: dict[str, float]) -> str:
-    return f"{name:28}" + "".join(f"{kind} {share:6.3f}   " for kind, share in table.items())
+    return f"{name:28}" + "".join(f"{kind} {share:.4g}   " for kind, share in table.items())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -144,12 +147,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=8, help="or streams, or switches")
     parser.add_argument("--seconds", type=float, default=5.0, help="of adherence, presets and precision")
     parser.add_argument("--minutes", type=float, default=1.0, help="of long")
+    parser.add_argument("--preset", choices=PRESETS, help="of adherence and long; else the defaults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path, default=Path("switches.png"), help="what sheet writes")
     options = parser.parse_args(arguments)
     own, n, seconds = Evaluation.of(options.model, options.device, options.seed), options.prompts, options.seconds
+    fields = PRESETS[options.preset] if options.preset else {}
+    settings = {name: fields[name] for name in ("denoising_steps", "local_attn_size", "precision") if name in fields}
     results: dict[str, dict] = {}
     for measure in options.measures:
         match measure:
@@ -157,11 +163,11 @@ def main(arguments: list[str] | None = None) -> None:
                 write_png(options.png, own.sheet(n))
                 continue
             case "adherence":
-                found = {f"{seconds:g} s": own.adherence(n, seconds)}
+                found = {f"{seconds:g} s": own.adherence(n, seconds, **settings)}
             case "switches" | "no-recache":
                 found = own.switches(n, recache=measure == "switches")
             case "long":
-                found = own.long(n, options.minutes)
+                found = own.long(n, options.minutes, **settings)
             case "presets":
                 found = own.presets(n, seconds)
             case "precision":
