@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
-from ..model.precision import Policy, in_8_bits
+from ..model.precision import PLAIN, Policy
 from ..model.ring_cache import RingCache
 from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
@@ -69,8 +69,8 @@ class _Networks:
         self.stream.ring.hold(False)
         self._int8_cached: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor, t: float, start: int, policy: Policy | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Flow of ours, the baseline, and ours with ``policy``, if any, over a copy of our keys and values."""
+    def forward(self, x: Tensor, t: float, start: int, policy: Policy) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Flow of ours, the baseline, and ours with ``policy``, if not PLAIN, over a copy of our keys and values."""
         ring, int8 = self.stream.ring, None
         timestep = torch.tensor([t], dtype=torch.float64, device=x.device)
         times, modulation = timestep.expand(len(x)), self.model.modulation(timestep)
@@ -85,7 +85,7 @@ class _Networks:
         self._true_flow = self.truth.forward(x.float(), times, self.embedding.float(), start)
         return ours, self.baseline.forward(x, times, self.embedding, start), int8
 
-    def flow_error(self, what: str, x: Tensor, t: float, start: int, policy: Policy | None) -> _Error:
+    def flow_error(self, what: str, x: Tensor, t: float, start: int, policy: Policy) -> _Error:
         """Of one pass."""
         flows = self.forward(x, t, start, policy)
         return _Error.of(what, self._true_flow, *flows)
@@ -131,7 +131,7 @@ class ForwardErrors:
             "max_flow_error_ours": max(row.ours for row in flows),
             "max_flow_error_baseline": max(row.baseline for row in flows),
         }
-        if in_8_bits(stream.policy):
+        if stream.policy:
             finite = [row for row in rows if math.isfinite(row.int8)]
             worst = max((row for row in caches if row in finite), key=lambda row: row.int8, default=caches[0])
             summary |= {
@@ -157,7 +157,7 @@ class ForwardErrors:
             for t, sigma in [*([(s.timestep, s.sigma) for s in steps] if steady else []), (0.0, 0.0)]:
                 noise = torch.randn(shape, generator=generator, device=engine.device)
                 x = ((1 - sigma) * clean + sigma * noise).to(engine.dtype)
-                policy = stream.policy if steady and in_8_bits(stream.policy) else None
+                policy = stream.policy if steady else PLAIN
                 row = networks.flow_error(f"flow, t {t:.0f}", x, t, block * BLOCK_FRAMES, policy)
                 if steady and t:
                     yield row

@@ -23,7 +23,7 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule
 from ..engine.stream import Stream
-from ..model.precision import Parts, Policy
+from ..model.precision import PLAIN, Parts, Policy
 from ..model.ring_cache import RingCache
 from ..tinyworld.world import caption, sample_scene
 from ..video_time import BLOCK_FRAMES, blocks_of
@@ -128,14 +128,14 @@ def error_by_part(engine: LongLiveEngine, settings: StreamSettings, prompt: str)
 
 def _alone(stream: Stream) -> Iterator[tuple[str, Policy, str]]:
     """A name, and what then runs in 8 bits: products, and the keys that attention reads."""
-    none, whole, keys = stream.plain, stream.policy, stream.ring.keys_read
+    whole, keys = stream.policy, stream.ring.keys_read
     yield "all", whole, keys
     for name in Parts._fields:
         yield name, tuple(Parts(**{name: getattr(layer, name)}) for layer in whole), "dtype"
     if keys != "dtype":
-        yield "attention", none, keys
+        yield "attention", PLAIN, keys
     for i in range(len(whole)):
-        yield f"layer {i}", (*none[:i], whole[i], *none[i + 1 :]), "dtype"
+        yield f"layer {i}", tuple(parts if j == i else Parts() for j, parts in enumerate(whole)), "dtype"
 
 
 def _change(stream: Stream, plain: RingCache, policy: Policy, ring: RingCache) -> float:

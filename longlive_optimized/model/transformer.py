@@ -23,7 +23,7 @@ from ..kernels.ring_attention import ring_attention, ring_attention_int8
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .linear import Linear, Quantized
-from .precision import Parts, Policy, policy_of
+from .precision import PLAIN, Parts, Policy, parts_at, policy_of
 from .ring_cache import Int8Keys, RingCache, RingLayer
 from .slot import Slot
 
@@ -48,9 +48,6 @@ class CrossCache(NamedTuple):
     def layer(self, index: int) -> CrossCache:
         """One layer's, [text_len, heads, head_dim]."""
         return CrossCache(self.k[index], self.v[index])
-
-
-_NONE = Parts()
 
 
 def _vector(*shape: int, **where) -> nn.Parameter:
@@ -80,7 +77,7 @@ def _over_ring(q: Tensor | Quantized, ring: RingLayer) -> Tensor:
 class TransformerBlock(nn.Module):
     """One transformer layer (docs/model.md 2.2)."""
 
-    def __init__(self, config: ModelConfig, int8_only: Parts = _NONE, **where):
+    def __init__(self, config: ModelConfig, int8_only: Parts, **where):
         super().__init__()
         d, self.eps = config.dim, config.eps
 
@@ -120,8 +117,8 @@ class TransformerBlock(nn.Module):
         following: Tensor,
         ring: RingLayer,
         cross: CrossCache,
-        int8: Parts = _NONE,
-        int8_following: bool = False,
+        int8: Parts,
+        int8_following: bool,
     ) -> Tensor | Quantized:
         """One layer on the residual stream x [N, D], which is updated in place.
 
@@ -195,8 +192,8 @@ class Transformer(nn.Module):
         self.text_in, self.text_out = Linear(config.text_dim, d, **where), Linear(d, d, **where)
         self.time_in, self.time_out = Linear(config.freq_dim, d, **where), Linear(d, d, **where)
         self.time_projection = Linear(d, 6 * d, **where)
-        held = policy_of("int8" if int8_only else "bf16", config.num_layers)
-        blocks = nn.ModuleList(TransformerBlock(config, parts, **where) for parts in held)
+        held, layers = policy_of("int8" if int8_only else "bf16", config.num_layers), range(config.num_layers)
+        blocks = nn.ModuleList(TransformerBlock(config, parts_at(held, layer), **where) for layer in layers)
         self.blocks = cast("Sequence[TransformerBlock]", blocks)
         self.head_modulation = _vector(2, d, **where)
         self.head = Linear(d, config.out_dim * patch, **where)
@@ -220,7 +217,7 @@ class Transformer(nn.Module):
         modulation: Modulation,
         ring: RingCache,
         cross: CrossCache,
-        policy: Policy | None = None,
+        policy: Policy = PLAIN,
         *,
         store_only: bool = False,
     ) -> Tensor | None:
@@ -228,9 +225,9 @@ class Transformer(nn.Module):
 
         The pass's place in time is the ring's (``ring.seek``); its keys and values are written there. With
         ``store_only`` (context pass, recache) the network stops after the last layer's keys and values: returns None.
-        ``policy`` says what runs in 8 bits, None nothing; ``hold_int8`` must come first.
+        ``policy`` says which products run in 8 bits; ``hold_int8`` must come first.
         """
-        int8 = (*(policy or policy_of("bf16", len(self.blocks))), _NONE)  # the head does not
+        int8 = [parts_at(policy, layer) for layer in range(len(self.blocks) + 1)]  # the head's are the last
         grid = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
         x = self.patch(patchify(latents))
         norms = [*modulation.layers[:, :, :2].unbind(1), modulation.head]  # shift and scale before each layer, and last
