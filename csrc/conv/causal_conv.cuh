@@ -2,13 +2,15 @@
 // Convolutions of the video autoencoder as implicit GEMM on Hopper's tensor cores; the epilogue adds bias, norm and
 // SiLU before anything is stored. See geometry.h for the order of the work.
 //
-// Activations are [frames, C / 8, H, W, 8] bfloat16: eight consecutive pixels of a group of channels are 128 bytes in
-// memory, in shared memory, and as wgmma reads them, so that a tap is a start address. One producer warp loads; two
+// Activations are [frames, C / 8, H, W, 8] bfloat16 or [frames, C / 16, H, W, 16] int8: eight consecutive pixels of a
+// group of channels are 128 bytes in memory, in shared memory, and as wgmma reads them, so that a tap is a start address. One producer warp loads; two
 // consumer warpgroups multiply, each its subtiles of the work tile. The second starts a few stages late and keeps that
 // lag: while one is in its epilogue, the other has the tensor cores.
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <numbers>
+#include <type_traits>
 
 #include "common/bf16.cuh"
 #include "common/math.cuh"
@@ -24,21 +26,25 @@ namespace longlive::conv {
 using sm90::kConsumers;
 using sm90::kWarpgroupWarps;
 
-// Frames [C / 8, H, W, 8] in memory, in any order.
+// Frames [groups, H, W, 16 bytes] in memory, in any order.
 struct Frames {
-  bf16* data;          // null: there are none
-  const int* indices;  // of the frames to write
+  uint8_t* data;       // null: there are none
+  const int* indices;  // of the frames to read or write
 };
 
 struct Params {
   // Indices of the frames of the input, history first, and of the residual; outside of the tensor: frames of zeros.
   const int *inputs, *residuals;
-  const bf16* weight;  // parts, each a stream of stages
-  int64_t part_size;   // elements
+  const uint8_t* weight;  // parts, each a stream of stages
+  int64_t part_bytes;
+  const float* scale;  // [C], of int8: of the weight and the input
   const float* bias;   // [C]; [2, C] where frames are doubled
   const float* gain;   // [C], with act
+  Frames residual;     // of int8
   Frames raw, act;
-  void* pixels;  // [frames, H, W, 3], with N = kPixelChannels: bytes or bfloat16
+  float act_inverse;              // of int8's scale; 0: act is bfloat16
+  unsigned long long* saturated;  // how many values of act in int8 were too large
+  void* pixels;                   // [frames, H, W, 3], with N = kPixelChannels: bytes or bfloat16
   bool as_bytes;
   WorkTiles tiles;
   int height, width;  // of the input
@@ -47,16 +53,18 @@ struct Params {
   float eps;
 };
 
+constexpr int kResidualGroups = 4;  // of those that are fetched to L2 at a time
+
 template <class C>
 struct alignas(128) Shared {
   using Patches = sm90::Pipeline<C::kPatches, 1>;
   using Weights = sm90::Pipeline<C::kStages, 1>;
 
   struct alignas(128) Patch {
-    uint8_t bytes[C::kPatchBytes];  // [groups of channels, rows, columns, 8]
+    uint8_t bytes[C::kPatchBytes];  // [groups of channels, rows, columns, 16 bytes]
   };
   struct alignas(128) Weight {
-    uint8_t bytes[C::kStageBytes];  // [taps, groups of channels, N, 8]
+    uint8_t bytes[C::kStageBytes];  // [taps, groups of channels, N, 16 bytes]
   };
   Patch patch[C::kPatches];
   Weight weight[C::kStages];
@@ -83,7 +91,8 @@ struct Producer {
 #pragma unroll 1
     for (int i = blockIdx.x; i < p.tiles.count(); i += gridDim.x) {
       const WorkTile tile = p.tiles[i];
-      const bf16* from = p.weight + (tile.result * p.tiles.channel_parts + tile.channels) * p.part_size;
+      const uint8_t* from = p.weight + (tile.result * p.tiles.channel_parts + tile.channels) * p.part_bytes;
+      if constexpr (C::kInt8) prefetch_residual(tile);
 #pragma unroll 1
       for (int slice = 0; slice < p.slices; ++slice) {
         const auto origin = C::origin(slice, tile.result);
@@ -103,17 +112,26 @@ struct Producer {
     }
   }
 
+  // Brings to L2 what the epilogue will add.
+  __device__ void prefetch_residual(const WorkTile& tile) {
+    if (!p.residual.data || !issues) return;
+    const int frame = p.residuals[tile.frame];
+#pragma unroll 1
+    for (int first = 0; first < C::N / kGroup; first += kResidualGroups)
+      sm90::prefetch_tile(residual, tile.x * kGroup, tile.y, tile.channels * C::N / kGroup + first, frame);
+  }
+
   __device__ void load_patch(const sm90::TensorMap& map, int x, int y, int chunk, int frame) {
     s.patches.acquire(patch);
     if (issues) {
       sm90::Barrier& full = s.patches.full[patch.stage];
       full.arrive_and_expect(C::kPatchBytes);
-      sm90::load_tile(s.patch[patch.stage].bytes, map, full, x * kGroup, y, chunk * (kChunk / kGroup), frame);
+      sm90::load_tile(s.patch[patch.stage].bytes, map, full, x * kGroup, y, chunk * C::kGroups, frame);
     }
     patch.advance();
   }
 
-  __device__ const bf16* load_weight(const bf16* from) {
+  __device__ const uint8_t* load_weight(const uint8_t* from) {
     s.weights.acquire(weight);
     if (issues) {
       sm90::Barrier& full = s.weights.full[weight.stage];
@@ -121,20 +139,28 @@ struct Producer {
       sm90::load_bytes(s.weight[weight.stage].bytes, from, C::kStageBytes, full);
     }
     weight.advance();
-    return from + C::kStageBytes / sizeof(bf16);
+    return from + C::kStageBytes;
   }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Consumer: a warpgroup. Of each of its subtiles, a thread has pixel lane / 4 of rows 2 warp and 2 warp + 1, and of
-// each group of channels the pair lane % 4: accumulator 4 g + 2 r + j is row r, group g, channel 2 (lane % 4) + j.
+// Consumer: a warpgroup. Of each of its subtiles, a thread has pixel lane / 4 of rows 2 warp and 2 warp + 1. Of each 32
+// columns of a product it has those that the instruction numbers 8 i + 2 (lane % 4) + j, in accumulator 4 i + 2 r + j of
+// the 16 of row r; packed weights make them channels 8 (lane % 4) + 2 i + j, a run of eight.
 
 // x / (1 + exp(-x))
 __device__ inline float silu(float x) { return x * reciprocal(1 + exp2(x * -std::numbers::log2e_v<float>)); }
 
+// The same in pairs of halves. Precision: half, whose error is a few hundredths of a step of int8.
+__device__ inline __half2 silu(__half2 x) {
+  const __half2 half = __hmul2(x, __float2half2_rn(0.5f));
+  return __hfma2(half, tanh_approx(half), half);
+}
+
 template <class C>
 struct Consumer {
-  static constexpr int N = C::N, kGroups = N / kGroup, kSubtiles = C::kSubtiles;
+  static constexpr int N = C::N, kSubtiles = C::kSubtiles, kBlocks = N / 32, kPairs = N / 8;
+  using T = std::conditional_t<C::kInt8, int8_t, bf16>;
 
   const Params& p;
   Shared<C>& s;
@@ -143,7 +169,7 @@ struct Consumer {
   typename Shared<C>::Patches::State patch;
   typename Shared<C>::Weights::State weight;
   uint32_t exchanges = 0;
-  float acc[kSubtiles][N / 2];
+  sm90::Sum<T> acc[kSubtiles][N / 2];
 
   __device__ void run() {
     if (index == 1) wait_for_lag();
@@ -164,7 +190,7 @@ struct Consumer {
 #pragma unroll
     for (int i = 0; i < kSubtiles; ++i) {
 #pragma unroll
-      for (float& x : acc[i]) x = 0;
+      for (auto& x : acc[i]) x = 0;
       sm90::pin(acc[i]);
     }
     // The stages that products in flight read; at first none, which is what the spare barriers stand for.
@@ -174,11 +200,11 @@ struct Consumer {
       const bool is_residual = C::kTapsPerStage == 1 && i <= p.residual_chunks;
       const int stages = is_residual ? 1 : C::kStagesPerPatch;
       s.patches.wait(patch);
-      const uint64_t a = sm90::plain_descriptor(s.patch[patch.stage].bytes, C::kGroupBytes, C::kPitch);
+      const uint64_t a = sm90::plain_descriptor(s.patch[patch.stage].bytes, C::kPlane, C::kPitch);
 #pragma unroll 1
       for (int stage = 0; stage < stages; ++stage) {
         s.weights.wait(weight);
-        const uint64_t b = sm90::plain_descriptor(s.weight[weight.stage].bytes, N * 16, kSide * 16);
+        const uint64_t b = sm90::plain_descriptor(s.weight[weight.stage].bytes, N * kGroupBytes, kSide * kGroupBytes);
         sm90::mma_fence();
 #pragma unroll
         for (int t = 0; t < C::kTapsPerStage; ++t) {
@@ -186,11 +212,11 @@ struct Consumer {
           // In 16 bytes, the unit of descriptors.
           const int start = tap / C::kTapsX * C::kPatchColumns + tap % C::kTapsX;
 #pragma unroll
-          for (int k = 0; k < kChunk / 16; ++k)
+          for (int k = 0; k < C::kDepth; ++k)
 #pragma unroll
             for (int j = 0; j < kSubtiles; ++j)
-              sm90::mma_ss<bf16, N>(acc[j], a + start + start_of(j) + k * 2 * C::kGroupBytes / 16,
-                                    b + (t * kChunk / kGroup + k * 2) * N);
+              sm90::mma_ss<T, N>(acc[j], a + start + start_of(j) + k * 2 * C::kPlane / 16,
+                                 b + (t * C::kGroups + k * 2) * N);
         }
         sm90::mma_commit();
         sm90::mma_wait<1>();
@@ -237,34 +263,40 @@ struct Consumer {
     return pixels;
   }
 
-  // Writes this thread's pixels, one group of channels after the other.
-  struct Writer {
-    bf16* to[2];
-    int plane;  // elements of a group
+  // Where this thread's runs of channels lie in a tensor of kElement bytes an element: block after block of 32.
+  template <int kElement>
+  struct Runs {
+    uint8_t* at[2];
+    int step;  // to the next block
     bool live[2];
 
-    __device__ Writer(const Consumer& c, const Frames& t, const WorkTile& tile, const Pixels& pixels)
-        : plane(c.p.height * c.p.width * (C::kKind == Kind::kUp ? 4 : 1) * kGroup) {
-      bf16* start = t.data;
-      if (start)
-        start += (int64_t(t.indices[pixels.frame]) * (c.p.channels / kGroup) + tile.channels * kGroups) * plane;
+    __device__ Runs(const Consumer& c, const Frames& t, const WorkTile& tile, const Pixels& pixels, int frame) {
+      const int plane = c.p.height * c.p.width * (C::kKind == Kind::kUp ? 4 : 1) * kGroupBytes;
+      const int run = 8 * kElement * (c.lane % 4), group = tile.channels * N * kElement / kGroupBytes + run / kGroupBytes;
+      const bool any = t.data && frame >= 0;
+      uint8_t* start = t.data;
+      if (any) start += (int64_t(frame) * (c.p.channels * kElement / kGroupBytes) + group) * plane + run % kGroupBytes;
+      step = 32 * kElement / kGroupBytes * plane;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        to[r] = start + pixels.at[r] * kGroup + c.lane % 4 * 2;
-        live[r] = start && pixels.live[r];
+        at[r] = start + int64_t(pixels.at[r]) * kGroupBytes;
+        live[r] = any && pixels.live[r];
       }
     }
-    __device__ void put(int r, uint32_t pair) {
-      if (live[r]) sm90::store(to[r], pair);
+    template <class Run>
+    __device__ void put(int r, Run run) {
+      static_assert(sizeof(Run) == 8 * kElement);
+      if (live[r]) sm90::store(at[r], run);
     }
-    __device__ void next_group() {
-      to[0] += plane, to[1] += plane;
-      for (bf16*& address : to) sm90::pin(address);  // else all are computed beforehand: registers are short
+    __device__ uint4 get(int r) const { return live[r] ? sm90::load_in_order(reinterpret_cast<uint4*>(at[r])) : uint4{}; }
+    __device__ void next() {
+      at[0] += step, at[1] += step;
+      for (uint8_t*& address : at) sm90::pin(address);  // else all are computed beforehand: registers are short
     }
   };
 
   __device__ void epilogue(const WorkTile& tile) {
-    uint32_t y[kSubtiles][2][kGroups];
+    uint32_t y[kSubtiles][2][kPairs];
     float squares[kSubtiles][2];
     if constexpr (N == kPixelChannels) {
       store_pixels(tile);
@@ -284,51 +316,91 @@ struct Consumer {
     }
   }
 
-  // A value per channel: those of a few groups, loaded one batch ahead of their use, since registers are short.
-  static constexpr int kBatch = 2;
-  static_assert(kGroups % kBatch == 0);
+  // A value per channel: four at a time of this thread's runs, loaded ahead of their use, since registers are short.
   struct PerChannel {
-    const float2* from;
-    float2 now[kBatch], next[kBatch];
+    const float4* from;
+    float4 next;
 
-    __device__ explicit PerChannel(const float* x) : from(reinterpret_cast<const float2*>(x) + threadIdx.x % 4) {
+    __device__ explicit PerChannel(const float* x)
+        : from(reinterpret_cast<const float4*>(x) + threadIdx.x % 4 * 2), next(sm90::load_in_order(from)) {}
+    // Of half `half` of a block.
+    __device__ void take(int half, bool last, float (&values)[4]) {
+      values[0] = next.x, values[1] = next.y, values[2] = next.z, values[3] = next.w;
+      from += half ? 7 : 1;
+      if (!last) next = sm90::load_in_order(from);
+    }
+  };
+
+  // What is added to a block's runs, loaded a block ahead.
+  struct Residual {
+    Runs<2> runs;
+    uint32_t now[2][4];
+    uint4 next[2];
+
+    __device__ Residual(const Consumer& c, const WorkTile& tile, const Pixels& pixels)
+        : runs(c, c.p.residual, tile, pixels, c.p.residual.data ? c.p.residuals[tile.frame] : 0) {
       load();
     }
     __device__ void load() {
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) next[i] = sm90::load_in_order(from + i * (kGroup / 2));
-      from += kBatch * (kGroup / 2);
+      for (int r = 0; r < 2; ++r) next[r] = runs.get(r);
     }
-    // To the batch that begins with this group.
-    __device__ void advance(int group) {
+    __device__ void take(bool last) {
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) now[i] = next[i];
-      if (group + kBatch < kGroups) load();
+      for (int r = 0; r < 2; ++r) now[r][0] = next[r].x, now[r][1] = next[r].y, now[r][2] = next[r].z, now[r][3] = next[r].w;
+      if (last) return;
+      runs.next();
+      load();
     }
   };
+  struct None {
+    template <class... Args>
+    __device__ explicit None(const Args&...) {}
+  };
 
-  // y = accumulator + bias, and the sum of its squares over the pixel's channels.
-  __device__ void store_raw(const WorkTile& tile, int i, uint32_t (&y)[2][kGroups], float (&squares)[2]) {
-    Writer raw(*this, p.raw, tile, pixels(tile, i));
+  // y = accumulator (scale) + bias (+ residual), and the sum of its squares over the pixel's channels.
+  __device__ void store_raw(const WorkTile& tile, int i, uint32_t (&y)[2][kPairs], float (&squares)[2]) {
+    const Pixels to = pixels(tile, i);
+    Runs<2> raw(*this, p.raw, tile, to, p.raw.data ? p.raw.indices[to.frame] : 0);
     const int part = (C::kKind == Kind::kPoint ? tile.result * p.tiles.channel_parts : 0) + tile.channels;
     PerChannel bias(p.bias + part * N);
+    std::conditional_t<C::kInt8, PerChannel, None> scale(p.scale + part * N);
+    std::conditional_t<C::kInt8, Residual, None> residual(*this, tile, to);
     squares[0] = squares[1] = 0;
 #pragma unroll
-    for (int first = 0; first < kGroups; first += kBatch) {
-      bias.advance(first);
+    for (int block = 0; block < kBlocks; ++block) {
+      const bool last = block == kBlocks - 1;
+      if constexpr (C::kInt8) residual.take(last);
 #pragma unroll
-      for (int g = first; g < first + kBatch; ++g) {
+      for (int half = 0; half < 2; ++half) {
+        float biases[4], scales[4];
+        bias.take(half, last && half, biases);
+        if constexpr (C::kInt8) scale.take(half, last && half, scales);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          // Precision: float32 up to here, rounded once; the norm reads it rounded, as the published order does.
-          const float* sum = acc[i] + 4 * g + 2 * r;
-          const uint32_t value = pack(sum[0] + bias.now[g - first].x, sum[1] + bias.now[g - first].y);
-          raw.put(r, value);
-          squares[r] = fmaf(low(value), low(value), fmaf(high(value), high(value), squares[r]));
-          y[r][g] = value;
-        }
-        raw.next_group();
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            // Precision: float32 up to here, rounded once; the norm reads it rounded, as the published order does.
+            const auto* sum = acc[i] + 16 * block + 4 * (2 * half + k) + 2 * r;
+            float a = float(sum[0]), b = float(sum[1]);
+            if constexpr (C::kInt8) {
+              const uint32_t more = residual.now[r][2 * half + k];
+              a = fmaf(a, scales[2 * k], biases[2 * k]) + low(more);
+              b = fmaf(b, scales[2 * k + 1], biases[2 * k + 1]) + high(more);
+            } else {
+              a += biases[2 * k], b += biases[2 * k + 1];
+            }
+            const uint32_t value = pack(a, b);
+            squares[r] = fmaf(low(value), low(value), fmaf(high(value), high(value), squares[r]));
+            y[r][4 * block + 2 * half + k] = value;
+          }
       }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const uint32_t* run = y[r] + 4 * block;
+        raw.put(r, uint4{run[0], run[1], run[2], run[3]});
+      }
+      raw.next();
     }
 #pragma unroll
     for (float& x : squares) x = quad_sum(x);  // four lanes share a pixel
@@ -356,30 +428,93 @@ struct Consumer {
   __device__ int in_subtile(int r) const { return (2 * warp + r) * kSide + lane / 4; }
 
   // SiLU(norm(y)) over the pixel's channels.
-  __device__ void store_act(const WorkTile& tile, int i, const uint32_t (&y)[2][kGroups], const float (&squares)[2]) {
-    Writer act(*this, p.act, tile, pixels(tile, i));
-    PerChannel gain(p.gain + tile.channels * N);
+  __device__ void store_act(const WorkTile& tile, int i, const uint32_t (&y)[2][kPairs], const float (&squares)[2]) {
     float scale[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) scale[r] = rsqrtf(squares[r] / float(p.channels) + p.eps);
-#pragma unroll
-    for (int first = 0; first < kGroups; first += kBatch) {
-      gain.advance(first);
-      uint32_t values[kBatch][2];  // all before any is stored: many at once, for the latency of each
-#pragma unroll
-      for (int g = 0; g < kBatch; ++g)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          // Precision: float32, rounded once; the published order rounds the norm, too.
-          const uint32_t pair = y[r][first + g];
-          values[g][r] = pack(silu(low(pair) * scale[r] * gain.now[g].x), silu(high(pair) * scale[r] * gain.now[g].y));
-        }
-#pragma unroll
-      for (int g = 0; g < kBatch; ++g) {
-        act.put(0, values[g][0]), act.put(1, values[g][1]);
-        act.next_group();
-      }
+    const Pixels to = pixels(tile, i);
+    const int frame = p.act.indices[to.frame];
+    if (p.act_inverse > 0) {
+      Runs<1> act(*this, p.act, tile, to, frame);
+      store_int8(act, tile.channels, y, scale);
+    } else {
+      Runs<2> act(*this, p.act, tile, to, frame);
+      store_bf16(act, tile.channels, y, scale);
     }
+  }
+
+  __device__ void store_bf16(Runs<2>& act, int channels, const uint32_t (&y)[2][kPairs], const float (&scale)[2]) {
+    PerChannel gain(p.gain + channels * N);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      uint32_t values[2][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float gains[4];
+        gain.take(half, half && block == kBlocks - 1, gains);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            // Precision: float32, rounded once; the published order rounds the norm, too.
+            const uint32_t pair = y[r][4 * block + 2 * half + k];
+            values[r][2 * half + k] =
+                pack(silu(low(pair) * scale[r] * gains[2 * k]), silu(high(pair) * scale[r] * gains[2 * k + 1]));
+          }
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) act.put(r, uint4{values[r][0], values[r][1], values[r][2], values[r][3]});
+      act.next();
+    }
+  }
+
+  // In steps of int8's scale, as pairs of halves: 1536 + n, for a small integer n, has n's low byte as its own.
+  __device__ void store_int8(Runs<1>& act, int channels, const uint32_t (&y)[2][kPairs], const float (&scale)[2]) {
+    PerChannel gain(p.gain + channels * N);
+    const __half2 inverse = __float2half2_rn(p.act_inverse), zero = __float2half2_rn(1536.f);
+    const __half2 most = __float2half2_rn(1536.f + 127);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      __half2 values[2][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float gains[4];
+        gain.take(half, half && block == kBlocks - 1, gains);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            const uint32_t pair = y[r][4 * block + 2 * half + k];
+            const __half2 normed =
+                __floats2half2_rn(low(pair) * scale[r] * gains[2 * k], high(pair) * scale[r] * gains[2 * k + 1]);
+            values[r][2 * half + k] = __hfma2(silu(normed), inverse, zero);
+          }
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        auto& run = values[r];
+        const __half2 largest = __hmax2_nan(__hmax2_nan(run[0], run[1]), __hmax2_nan(run[2], run[3]));
+        if (act.live[r] && exceeds(largest, most)) count_saturated(run, most);
+#pragma unroll
+        for (__half2& pair : run) pair = __hmin2(pair, most);
+        act.put(r, uint2{bytes_of(run[0], run[1]), bytes_of(run[2], run[3])});
+      }
+      act.next();
+    }
+  }
+
+  // Either is larger, or is not a number.
+  static __device__ bool exceeds(__half2 x, __half2 most) { return !__hble2(x, most); }
+  __device__ void count_saturated(const __half2 (&run)[4], __half2 most) const {
+    int count = 0;
+#pragma unroll
+    for (const __half2 pair : run)
+      count += exceeds(__low2half2(pair), most) + exceeds(__high2half2(pair), most);
+    atomicAdd(p.saturated, static_cast<unsigned long long>(count));
+  }
+  // Four int8, the first in the lowest byte.
+  static __device__ uint32_t bytes_of(__half2 a, __half2 b) {
+    return __byte_perm(reinterpret_cast<const uint32_t&>(a), reinterpret_cast<const uint32_t&>(b), 0x6420);
   }
 
   // Three channels of a pixel, rounded to bfloat16; as bytes, trunc(255 clamp(x / 2 + 1/2, 0, 1)) of that.
@@ -437,16 +572,16 @@ __device__ void convolve(const sm90::TensorMap& input, const sm90::TensorMap& re
 // CTAs that share the norm of a pixel's channels.
 inline int cluster_size(const Params& p) { return p.act.data && p.tiles.channel_parts == 2 ? 2 : 1; }
 
-// Describes [frames, C / 8, H, W, 8], read in patches.
-template <class C>
-sm90::TensorMap patch_map(const bf16* data, int64_t frames, int64_t channels, int64_t height, int64_t width) {
-  const auto groups = cuuint64_t(channels / kGroup), row = cuuint64_t(width * kGroup), rows = cuuint64_t(height);
-  const cuuint64_t line = 2 * row;
-  return sm90::tile_map<bf16, 4>(data, {row, rows, groups, cuuint64_t(frames)},
+// Describes [frames, groups, H, W, 16 bytes], read in boxes; to the copy engine eight elements of two bytes, of which a
+// box may have no more than 256 side by side.
+inline sm90::TensorMap box_map(const void* data, int64_t frames, int64_t groups, int64_t height, int64_t width,
+                               int box_columns, int box_rows, int box_groups) {
+  const auto row = cuuint64_t(width * kGroup), line = cuuint64_t(width * kGroupBytes), rows = cuuint64_t(height);
+  return sm90::tile_map<bf16, 4>(static_cast<const bf16*>(data), {row, rows, cuuint64_t(groups), cuuint64_t(frames)},
                                  {line, line * rows, line * rows * groups},
-                                 {C::kPatchColumns * kGroup, C::kPatchRows, kChunk / kGroup, 1}, sm90::Swizzle::kNone);
+                                 {cuuint32_t(box_columns * kGroup), cuuint32_t(box_rows), cuuint32_t(box_groups), 1},
+                                 sm90::Swizzle::kNone);
 }
-
 template <class C>
 __global__ void __launch_bounds__(sm90::kThreads, 1)
     causal_conv_kernel(const __grid_constant__ sm90::TensorMap input, const __grid_constant__ sm90::TensorMap residual,
@@ -454,10 +589,13 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
   convolve<C>(input, residual, p, sm90::shared_memory<Shared<C>>());
 }
 
-// Without a residual, its map is not used.
+// Of patches of the input; of the residual, in patches too or in the boxes that are fetched ahead.
+struct Maps {
+  sm90::TensorMap input, residual;
+};
+
 template <class C>
-cudaError_t launch(const sm90::TensorMap& input, const sm90::TensorMap& residual, const Params& p, int processors,
-                   cudaStream_t stream) {
+cudaError_t launch(const Maps& maps, const Params& p, int processors, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<C>);
   static_assert(kBytes <= kSharedBytes);
   const auto kernel = causal_conv_kernel<C>;
@@ -475,6 +613,6 @@ cudaError_t launch(const sm90::TensorMap& input, const sm90::TensorMap& residual
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, input, residual, p);
+  return cudaLaunchKernelEx(&config, kernel, maps.input, maps.residual, p);
 }
 }  // namespace longlive::conv

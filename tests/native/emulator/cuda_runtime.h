@@ -77,6 +77,12 @@ inline void __syncwarp() { emulator::exchange(0); }
 inline void __syncthreads() {
   emulator::meet(emulator::self->cta->all, emulator::machine->threads_per_cta, "__syncthreads");
 }
+template <class T>
+T atomicAdd(T* to, T x) {
+  const T before = *to;
+  *to += x;
+  return before;
+}
 [[noreturn]] inline void __trap() { emulator::fail("trap"); }
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
