@@ -49,7 +49,8 @@ struct Tensors {
   const std::optional<Tensor>& saturated;
 
   conv::Call call(Op op, bool is_int8, double eps) const {
-    LL_CHECK(x.dim() == 5 && frames.dim() == 1 && bias.dim() == 1, "x, frames and bias must have 5, 1 and 1 dimensions");
+    LL_CHECK(x.dim() == 5 && frames.dim() == 1 && bias.dim() == 1,
+             "x, frames and bias must have 5, 1 and 1 dimensions");
     LL_CHECK(raw || act, "raw and act must not both be None");
     const bool over_time = op == Op::kCausal || op == Op::kTime;
     const int64_t count = frames.size(0) - (over_time ? 2 : 0), doubled = op == Op::kTime ? 2 : 1;

@@ -3,9 +3,9 @@
 // SiLU before anything is stored. See geometry.h for the order of the work.
 //
 // Activations are [frames, C / 8, H, W, 8] bfloat16 or [frames, C / 16, H, W, 16] int8: eight consecutive pixels of a
-// group of channels are 128 bytes in memory, in shared memory, and as wgmma reads them, so that a tap is a start address. One producer warp loads; two
-// consumer warpgroups multiply, each its subtiles of the work tile. The second starts a few stages late and keeps that
-// lag: while one is in its epilogue, the other has the tensor cores.
+// group of channels are 128 bytes in memory, in shared memory, and as wgmma reads them, so that a tap is a start
+// address. One producer warp loads; two consumer warpgroups multiply, each its subtiles of the work tile. The second
+// starts a few stages late and keeps that lag: while one is in its epilogue, the other has the tensor cores.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -47,10 +47,27 @@ struct Params {
   void* pixels;                   // [frames, H, W, 3], with N = kPixelChannels: bytes or bfloat16
   bool as_bytes;
   WorkTiles tiles;
-  int height, width;  // of the input
-  int channels;       // C, of the output
+  int height, width;    // of the input
+  int channels;         // C, of the output
+  uint32_t plane, row;  // bytes of the output: from a group to the next one, and from a pixel to a thread's other one
   int slices, chunks, residual_chunks;
   float eps;
+};
+
+// A value for each channel of this CTA's part.
+template <int N>
+struct alignas(16) PerChannel {
+  float value[N];
+
+  // All threads of the CTA.
+  __device__ void fill(const float* from) {
+    for (int i = threadIdx.x; i < N; i += sm90::kThreads) value[i] = from[i];
+  }
+  // Four of a run of eight: see Consumer.
+  __device__ void read(int block, int half, float (&values)[4]) const {
+    const float4 four = sm90::load_shared_in_order(value + 32 * block + threadIdx.x % 4 * 8 + 4 * half);
+    values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+  }
 };
 
 constexpr int kResidualGroups = 4;  // of those that are fetched to L2 at a time
@@ -70,6 +87,8 @@ struct alignas(128) Shared {
   Weight weight[C::kStages];
   // From the other CTA of the cluster; two buffers, used in alternation.
   float squares[2][kConsumers][C::kClusterNorm ? C::kSubtiles : 1][kSide * kSide];
+  PerChannel<C::N> bias, gain;
+  PerChannel<C::kInt8 ? C::N : 1> scale;
   Patches patches;
   Weights weights;
   sm90::Barrier squares_full[2][kConsumers];
@@ -145,8 +164,8 @@ struct Producer {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Consumer: a warpgroup. Of each of its subtiles, a thread has pixel lane / 4 of rows 2 warp and 2 warp + 1. Of each 32
-// columns of a product it has those that the instruction numbers 8 i + 2 (lane % 4) + j, in accumulator 4 i + 2 r + j of
-// the 16 of row r; packed weights make them channels 8 (lane % 4) + 2 i + j, a run of eight.
+// columns of a product it has those that the instruction numbers 8 i + 2 (lane % 4) + j, in accumulator 4 i + 2 r + j
+// of the 16 of row r; packed weights make them channels 8 (lane % 4) + 2 i + j, a run of eight.
 
 // x / (1 + exp(-x))
 __device__ inline float silu(float x) { return x * reciprocal(1 + exp2(x * -std::numbers::log2e_v<float>)); }
@@ -263,35 +282,36 @@ struct Consumer {
     return pixels;
   }
 
-  // Where this thread's runs of channels lie in a tensor of kElement bytes an element: block after block of 32.
+  // Where this thread's runs of channels lie in a tensor of kElement bytes an element: block after block of 32. One
+  // pointer, to be short of registers: that to the other pixel is a parameter further.
   template <int kElement>
   struct Runs {
-    uint8_t* at[2];
-    int step;  // to the next block
+    const Params& p;
+    uint8_t* at;
     bool live[2];
 
-    __device__ Runs(const Consumer& c, const Frames& t, const WorkTile& tile, const Pixels& pixels, int frame) {
-      const int plane = c.p.height * c.p.width * (C::kKind == Kind::kUp ? 4 : 1) * kGroupBytes;
-      const int run = 8 * kElement * (c.lane % 4), group = tile.channels * N * kElement / kGroupBytes + run / kGroupBytes;
+    __device__ Runs(const Consumer& c, const Frames& t, const WorkTile& tile, const Pixels& pixels, int frame)
+        : p(c.p) {
+      const int run = 8 * kElement * (c.lane % 4),
+                group = tile.channels * N * kElement / kGroupBytes + run / kGroupBytes;
       const bool any = t.data && frame >= 0;
-      uint8_t* start = t.data;
-      if (any) start += (int64_t(frame) * (c.p.channels * kElement / kGroupBytes) + group) * plane + run % kGroupBytes;
-      step = 32 * kElement / kGroupBytes * plane;
+      at = t.data;
+      if (any) at += (int64_t(frame) * (p.channels * kElement / kGroupBytes) + group) * p.plane + run % kGroupBytes;
+      at += int64_t(pixels.at[0]) * kGroupBytes;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        at[r] = start + int64_t(pixels.at[r]) * kGroupBytes;
-        live[r] = any && pixels.live[r];
-      }
+      for (int r = 0; r < 2; ++r) live[r] = any && pixels.live[r];
     }
     template <class Run>
     __device__ void put(int r, Run run) {
       static_assert(sizeof(Run) == 8 * kElement);
-      if (live[r]) sm90::store(at[r], run);
+      if (live[r]) sm90::store(at + r * p.row, run);
     }
-    __device__ uint4 get(int r) const { return live[r] ? sm90::load_in_order(reinterpret_cast<uint4*>(at[r])) : uint4{}; }
+    __device__ uint4 get(int r) const {
+      return live[r] ? sm90::load_in_order(reinterpret_cast<const uint4*>(at + r * p.row)) : uint4{};
+    }
     __device__ void next() {
-      at[0] += step, at[1] += step;
-      for (uint8_t*& address : at) sm90::pin(address);  // else all are computed beforehand: registers are short
+      at += 32 * kElement / kGroupBytes * p.plane;
+      sm90::pin(at);  // else all are computed beforehand
     }
   };
 
@@ -316,21 +336,6 @@ struct Consumer {
     }
   }
 
-  // A value per channel: four at a time of this thread's runs, loaded ahead of their use, since registers are short.
-  struct PerChannel {
-    const float4* from;
-    float4 next;
-
-    __device__ explicit PerChannel(const float* x)
-        : from(reinterpret_cast<const float4*>(x) + threadIdx.x % 4 * 2), next(sm90::load_in_order(from)) {}
-    // Of half `half` of a block.
-    __device__ void take(int half, bool last, float (&values)[4]) {
-      values[0] = next.x, values[1] = next.y, values[2] = next.z, values[3] = next.w;
-      from += half ? 7 : 1;
-      if (!last) next = sm90::load_in_order(from);
-    }
-  };
-
   // What is added to a block's runs, loaded a block ahead.
   struct Residual {
     Runs<2> runs;
@@ -338,19 +343,18 @@ struct Consumer {
     uint4 next[2];
 
     __device__ Residual(const Consumer& c, const WorkTile& tile, const Pixels& pixels)
-        : runs(c, c.p.residual, tile, pixels, c.p.residual.data ? c.p.residuals[tile.frame] : 0) {
-      load();
+        : runs(c, c.p.residual, tile, pixels, c.p.residual.data ? sm90::load_in_order(c.p.residuals + tile.frame) : 0) {
+      load(0), load(1);
     }
-    __device__ void load() {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) next[r] = runs.get(r);
+    // Of pixel r, once those of the block before are no longer needed.
+    __device__ void load(int r) {
+      next[r] = runs.get(r);
+      if (r == 1) runs.next();
     }
-    __device__ void take(bool last) {
+    __device__ void take() {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) now[r][0] = next[r].x, now[r][1] = next[r].y, now[r][2] = next[r].z, now[r][3] = next[r].w;
-      if (last) return;
-      runs.next();
-      load();
+      for (int r = 0; r < 2; ++r)
+        now[r][0] = next[r].x, now[r][1] = next[r].y, now[r][2] = next[r].z, now[r][3] = next[r].w;
     }
   };
   struct None {
@@ -360,22 +364,21 @@ struct Consumer {
 
   // y = accumulator (scale) + bias (+ residual), and the sum of its squares over the pixel's channels.
   __device__ void store_raw(const WorkTile& tile, int i, uint32_t (&y)[2][kPairs], float (&squares)[2]) {
-    const Pixels to = pixels(tile, i);
-    Runs<2> raw(*this, p.raw, tile, to, p.raw.data ? p.raw.indices[to.frame] : 0);
-    const int part = (C::kKind == Kind::kPoint ? tile.result * p.tiles.channel_parts : 0) + tile.channels;
-    PerChannel bias(p.bias + part * N);
-    std::conditional_t<C::kInt8, PerChannel, None> scale(p.scale + part * N);
+    int subtile = i;
+    sm90::pin(subtile);  // addresses are computed here, not for all subtiles beforehand
+    const Pixels to = pixels(tile, subtile);
     std::conditional_t<C::kInt8, Residual, None> residual(*this, tile, to);
+    Runs<2> raw(*this, p.raw, tile, to, p.raw.data ? sm90::load_in_order(p.raw.indices + to.frame) : 0);
     squares[0] = squares[1] = 0;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       const bool last = block == kBlocks - 1;
-      if constexpr (C::kInt8) residual.take(last);
+      if constexpr (C::kInt8) residual.take();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float biases[4], scales[4];
-        bias.take(half, last && half, biases);
-        if constexpr (C::kInt8) scale.take(half, last && half, scales);
+        s.bias.read(block, half, biases);
+        if constexpr (C::kInt8) s.scale.read(block, half, scales);
 #pragma unroll
         for (int r = 0; r < 2; ++r)
 #pragma unroll
@@ -394,6 +397,8 @@ struct Consumer {
             squares[r] = fmaf(low(value), low(value), fmaf(high(value), high(value), squares[r]));
             y[r][4 * block + 2 * half + k] = value;
           }
+        if constexpr (C::kInt8)
+          if (!last) residual.load(half);  // now that a few registers are free
       }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -432,26 +437,27 @@ struct Consumer {
     float scale[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) scale[r] = rsqrtf(squares[r] / float(p.channels) + p.eps);
-    const Pixels to = pixels(tile, i);
-    const int frame = p.act.indices[to.frame];
+    int subtile = i;
+    sm90::pin(subtile);
+    const Pixels to = pixels(tile, subtile);
+    const int frame = sm90::load_in_order(p.act.indices + to.frame);
     if (p.act_inverse > 0) {
       Runs<1> act(*this, p.act, tile, to, frame);
-      store_int8(act, tile.channels, y, scale);
+      store_int8(act, y, scale);
     } else {
       Runs<2> act(*this, p.act, tile, to, frame);
-      store_bf16(act, tile.channels, y, scale);
+      store_bf16(act, y, scale);
     }
   }
 
-  __device__ void store_bf16(Runs<2>& act, int channels, const uint32_t (&y)[2][kPairs], const float (&scale)[2]) {
-    PerChannel gain(p.gain + channels * N);
+  __device__ void store_bf16(Runs<2>& act, const uint32_t (&y)[2][kPairs], const float (&scale)[2]) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       uint32_t values[2][4];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float gains[4];
-        gain.take(half, half && block == kBlocks - 1, gains);
+        s.gain.read(block, half, gains);
 #pragma unroll
         for (int r = 0; r < 2; ++r)
 #pragma unroll
@@ -469,8 +475,7 @@ struct Consumer {
   }
 
   // In steps of int8's scale, as pairs of halves: 1536 + n, for a small integer n, has n's low byte as its own.
-  __device__ void store_int8(Runs<1>& act, int channels, const uint32_t (&y)[2][kPairs], const float (&scale)[2]) {
-    PerChannel gain(p.gain + channels * N);
+  __device__ void store_int8(Runs<1>& act, const uint32_t (&y)[2][kPairs], const float (&scale)[2]) {
     const __half2 inverse = __float2half2_rn(p.act_inverse), zero = __float2half2_rn(1536.f);
     const __half2 most = __float2half2_rn(1536.f + 127);
 #pragma unroll
@@ -479,7 +484,7 @@ struct Consumer {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float gains[4];
-        gain.take(half, half && block == kBlocks - 1, gains);
+        s.gain.read(block, half, gains);
 #pragma unroll
         for (int r = 0; r < 2; ++r)
 #pragma unroll
@@ -508,8 +513,7 @@ struct Consumer {
   __device__ void count_saturated(const __half2 (&run)[4], __half2 most) const {
     int count = 0;
 #pragma unroll
-    for (const __half2 pair : run)
-      count += exceeds(__low2half2(pair), most) + exceeds(__high2half2(pair), most);
+    for (const __half2 pair : run) count += exceeds(__low2half2(pair), most) + exceeds(__high2half2(pair), most);
     atomicAdd(p.saturated, static_cast<unsigned long long>(count));
   }
   // Four int8, the first in the lowest byte.
@@ -555,6 +559,13 @@ __device__ void convolve(const sm90::TensorMap& input, const sm90::TensorMap& re
     for (auto& both : s.squares_full)
       for (sm90::Barrier& full : both) full.init(kWarpgroupWarps);
     sm90::fence_barrier_init();
+  }
+  const WorkTile first = p.tiles[blockIdx.x];  // of the same part as all others of this CTA
+  if constexpr (C::N > kPixelChannels) {
+    const int part = (C::kKind == Kind::kPoint ? first.result * p.tiles.channel_parts : 0) + first.channels;
+    s.bias.fill(p.bias + part * C::N);
+    if (p.gain) s.gain.fill(p.gain + first.channels * C::N);
+    if constexpr (C::kInt8) s.scale.fill(p.scale + first.channels * C::N);
   }
   __syncthreads();
   sm90::cluster_sync();  // the other CTA may arrive at our barriers
@@ -607,7 +618,7 @@ cudaError_t launch(const Maps& maps, const Params& p, int processors, cudaStream
   attribute.val.clusterDim.x = cluster;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = std::min(p.tiles.count(), processors / cluster * cluster);
+  config.gridDim = std::min(p.tiles.count(), std::max(1, processors / p.tiles.parts) * p.tiles.parts);
   config.blockDim = sm90::kThreads;
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;

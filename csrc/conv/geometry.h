@@ -23,9 +23,9 @@ enum class Kind {
   kUp,      // nearest-neighbour 2x upsampling, then 3x3 taps: to an output pixel, 2x2 taps at the low resolution
 };
 
-// N: output channels of a work tile; kSubtiles: 64 pixels each, of a warpgroup; kElement: bytes of what is multiplied, 2
-// of bfloat16 and 1 of int8. With kSplit a patch serves one column of taps: three times the patches, but each tap then
-// reads whole, aligned lines of shared memory.
+// N: output channels of a work tile; kSubtiles: 64 pixels each, of a warpgroup; kElement: bytes of what is multiplied,
+// 2 of bfloat16 and 1 of int8. With kSplit a patch serves one column of taps: three times the patches, but each tap
+// then reads whole, aligned lines of shared memory.
 template <Kind kKind_, int N_, int kSubtiles_, int kElement_ = 2>
 struct Config {
   static constexpr Kind kKind = kKind_;
@@ -53,7 +53,7 @@ struct Config {
 
   // What fits. The producer loads in the order of use: more patches than the weight stages in flight cover
   // would never be used.
-  static constexpr int kPatchSpace = ceil_div(kPatchBytes, 128) * 128, kSpace = kSharedBytes - 4096;
+  static constexpr int kPatchSpace = ceil_div(kPatchBytes, 128) * 128, kSpace = kSharedBytes - 5120;
   static constexpr int kPatches = kStagesPerPatch == 1  ? kSpace / (kPatchSpace + kStageBytes)
                                   : kStagesPerPatch < 9 ? 4
                                                         : 3;
@@ -87,6 +87,7 @@ struct WorkTile {
 };
 
 // All work tiles, in an order in which those that run side by side read the same input: parts, then time, then space.
+// CTAs are a multiple of the parts, so that each has one part of all its tiles.
 struct WorkTiles {
   int channel_parts, parts, frames, tiles_x, tiles_y, rows, columns;
 

@@ -13,6 +13,7 @@ T load_in_order(const T* p) {
   emulator::require(reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0, "a load from a wrong address");
   return *p;
 }
+inline float4 load_shared_in_order(const float* p) { return load_in_order(reinterpret_cast<const float4*>(p)); }
 template <class T>
 void store(void* to, T x) {
   emulator::require(reinterpret_cast<uintptr_t>(to) % sizeof(T) == 0, "a store to a wrong address");
