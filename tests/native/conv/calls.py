@@ -1,5 +1,4 @@
-"""Calls the emulated kernel on CPU tensors: as ``causal_conv``, by ``int8`` as ``causal_conv_int8``, or by ``pixels`` as
-``conv_pixels``."""
+"""Calls the emulated kernel on CPU tensors: as ``causal_conv``, ``causal_conv_int8`` (``int8``) or ``conv_pixels``."""
 
 import ctypes as c
 from dataclasses import dataclass

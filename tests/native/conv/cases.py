@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from longlive_optimized.kernels.causal_conv import GROUP, GROUP_INT8, Kind, causal_conv, pack
-from longlive_optimized.kernels.causal_conv_int8 import causal_conv_int8, pack_int8
+from longlive_optimized.kernels.causal_conv_int8 import pack_int8
 from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
 
 TAPS = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}
@@ -151,9 +151,11 @@ def check(run: Callable, args: dict, operator=causal_conv) -> dict[str, float]:
         others = torch.ones(len(t), dtype=torch.bool).index_fill_(0, indices, False)
         stayed = torch.equal(t[others].view(torch.uint8), before[name][others].view(torch.uint8))
         if name == "act" and in_int8:
-            want = exact[indices].movedim(1, 3).flatten(3) / args["act_scale"]
-            error = (t[indices].movedim(1, 3).flatten(3).double() - want.clamp(max=127)).abs() / (0.53 + want.abs() / 128)
-            worst["counted"] = abs(args["saturated"] - truth["saturated"]).item() / (1 + 0.02 * truth["saturated"].item())
+            got, want = t[indices].movedim(1, 3), exact[indices].movedim(1, 3) / args["act_scale"]
+            got, want = got.flatten(3).double(), want.flatten(3)
+            error = (got - want.clamp(max=127)).abs() / (0.53 + want.abs() / 128)
+            found, counted = (each["saturated"].item() for each in (args, truth))
+            worst["counted"] = abs(found - counted) / (1 + 0.02 * counted)
         else:
             got, want = t[indices].double(), truth[name][indices]
             # One rounding of the value; the rounding of y that the norm reads, and float32 sums that cancel.
