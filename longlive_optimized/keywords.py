@@ -32,6 +32,7 @@ class ConfigFields(StreamFields, total=False):
     width: int | None
     seed: int
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"]
+    vae_precision: Literal["bf16", "int8"]
     model_dtype: Literal["auto", "bfloat16", "float32"]
     use_prompt_cache: bool
     prompt_cache_size: int

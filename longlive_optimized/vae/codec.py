@@ -62,6 +62,12 @@ class Codec(Protocol):
     @property
     def vae(self) -> Autoencoder: ...
 
+    @property
+    def saturated(self) -> int:
+        """How many values were too large for int8 so far, in all streams; 0 where nothing is int8. Does not wait for
+        the device: calls under way are not in it yet."""
+        ...
+
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> CausalDecoder:
         """For latents of this height and width. ``new_graphs`` makes what calls are captured with, if they can be."""
         ...
