@@ -14,12 +14,14 @@ from ..kernels.bench.causal_conv import arguments, decoder
 from ..kernels.bench.runner import time_on_gpu
 from ..kernels.causal_conv import causal_conv
 from ..vae.autoencoder import to_uint8
+from ..vae.backends import codec_for
 from ..vae.modules import ModulesCodec
 from ..vae.packed.codec import PackedCodec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .baseline_vae import BaselineDecoder
+from .teacher import Pair
 
 
 def _times(engine: LongLiveEngine, call, blocks: int) -> list[float]:
@@ -74,6 +76,19 @@ def _encoding(engine: LongLiveEngine, stream: EncoderStream, blocks: int) -> tup
     return {"encode": times}, (_allocated(engine, peak=True) - before) / 2**30
 
 
+def _psnr(engine: LongLiveEngine, plain: DecoderStream, int8: DecoderStream, blocks: int = 6) -> dict[str, float]:
+    """Decibels of normal latents' frames, int8 against plain, block by block."""
+    generator, found = torch.Generator(engine.device).manual_seed(0), []
+    shape = BLOCK_FRAMES, *engine.stream.latent_shape
+    plain.reset()
+    int8.reset()
+    for _ in range(blocks):
+        latents = torch.randn(shape, generator=generator, device=engine.device).to(engine.dtype)
+        pair = Pair(plain.decode_uint8(latents).cpu(), int8.decode_uint8(latents).cpu(), fallback=False)
+        found.append(pair.psnr)
+    return {"int8_psnr_median_db": statistics.median(found), "int8_psnr_worst_db": min(found)}
+
+
 def _levels(height: int, width: int) -> dict[str, dict[str, float]]:
     """The fused convolutions of a block, each by itself, summed by size of frames."""
     spent, flops = defaultdict(float), defaultdict(int)
@@ -91,14 +106,16 @@ def _levels(height: int, width: int) -> dict[str, dict[str, float]]:
 def run(engine: LongLiveEngine, blocks: int) -> dict:
     """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call.
 
-    Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes;
-    and the baseline's decoding.
+    Where they run on fused convolutions, the same with the library's and in int8, with the PSNR of that, and what each
+    size of the decoder's frames takes; and the baseline's decoding.
     """
-    rows, memory, levels, packed = {}, {}, {}, isinstance(engine.codec, PackedCodec)
+    rows, memory, levels, packed = {}, {}, {}, PackedCodec.is_fast(engine.vae)
     streams = {"": (engine.stream.decoder, engine.stream.encoder)}
     if packed:
         library = ModulesCodec(engine.vae)
         streams["library_"] = DecoderStream(library), EncoderStream(library)
+        int8 = codec_for(engine.vae, int8=True)
+        streams["int8_"] = DecoderStream(int8, engine.stream.new_graphs), EncoderStream(int8, engine.stream.new_graphs)
     for prefix, (decoding, encoding) in streams.items():
         decoded, memory[f"{prefix}decode_gib"] = _decoding(engine, decoding, blocks)
         encoded, memory[f"{prefix}encode_gib"] = _encoding(engine, encoding, blocks)
@@ -107,6 +124,7 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
         rows["baseline_decode"] = _baseline_decoding(engine, min(blocks, 10))
     if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
+        levels |= _psnr(engine, streams[""][0], streams["int8_"][0])
     engine.stream.reset()
     height, width = engine.stream.settings.size
     row = {"height": height, "width": width, "dtype": str(engine.dtype).removeprefix("torch."), "blocks": blocks}
