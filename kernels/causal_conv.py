@@ -232,11 +232,11 @@ class _Outputs(NamedTuple):
         normed = F.rms_norm(y.movedim(1, -1).to(wide), (channels,), self.gain, eps=_EPS / channels)
         act = F.silu(normed).movedim(-1, 1)
         if self.saturated is not None and self.act.dtype == torch.int8:
-            act = quantize_act(act, self.act_scale, self.saturated)
+            act = _whole_steps(act, self.act_scale, self.saturated)
         _write(self.act, self.act_frames, act.to(self.act.dtype))
 
 
-def quantize_act(act: Tensor, scale: float, saturated: Tensor) -> Tensor:
+def _whole_steps(act: Tensor, scale: float, saturated: Tensor) -> Tensor:
     """SiLU's results as whole numbers of ``scale``, at most 127; ``saturated`` is increased by those that are cut."""
     steps = act * (1 / scale)
     over = ~(steps < LARGEST + 0.5)

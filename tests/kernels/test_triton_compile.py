@@ -14,7 +14,8 @@ import itertools
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from longlive_optimized.kernels import int8_linear, modulate_norm, overlay_blend, qk_norm_rope_store, quantize
+from longlive_optimized.kernels import int8_linear, modulate_norm, norm_silu, overlay_blend, qk_norm_rope_store
+from longlive_optimized.kernels import quantize
 from longlive_optimized.kernels import residual_norm, ring_advance, ring_attention, rms_norm, rotate_sinks, x0_renoise
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
@@ -38,6 +39,9 @@ cases = [(module, {}) for module in modules]
 cases += [(modulate_norm, INT8), (residual_norm, INT8), (quantize, {"scale": "*fp32"}), (int8_linear, PRODUCT)]
 cases += [(qk_norm_rope_store, KEYS8 | {"q": "*i8"}), (ring_attention, KEYS8 | {"q": "*i8"}), (rotate_sinks, KEYS8)]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8"})]
+ACTS = {"gain": "*fp32", "act_frames": "*i32", "saturated": "*i64", "pixels": "i32", "inverse": "fp32", "MOST": 127}
+ACTS |= {"GROUPS": 16, "PIXELS": 32}
+cases += [(norm_silu, ACTS), (norm_silu, ACTS | {"INT8": True, "act": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8", "ROWS": 64, "BLOCK": 256})]
 for (module, special), capability in itertools.product(cases, (80, 89, 90, 100, 120)):
     if capability in (89, 120) and module is not int8_linear:

@@ -1,6 +1,7 @@
 """The fused path in int8: what it costs a picture, its scales, its counts, and that its bookkeeping is the same."""
 
 import math
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from longlive_optimized.vae.backends import codec_for
 from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.vae.modules import ModulesCodec
 from longlive_optimized.vae.packed.codec import PackedCodec
-from longlive_optimized.vae.packed.int8 import Saturated, Scales
+from longlive_optimized.vae.packed.int8 import Saturated, Scales, _Largest
 from longlive_optimized.vae.packed.weights import Int8Convolution
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.vae.wan.model import WanVae
@@ -153,6 +154,20 @@ def test_what_runs_in_int8(codec):
         assert sum(block.shortcut is not None for block in blocks) == shortcuts
         assert weights.head.saturated is None
     assert codec.decoder_weights.conv1.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("new_side", "size", "pool_bytes"),
+    [(PackedCodec.new_decoder, (60, 104), (3.5e9, 3.9e9)), (PackedCodec.new_encoder, (480, 832), (2.7e9, 3.1e9))],
+    ids=["decode", "encode"],
+)
+def test_memory_at_full_size(monkeypatch, new_side, size, pool_bytes):
+    """Bytes of all that stays, at 480x832: less than in bfloat16."""
+    monkeypatch.setattr(_Largest, "scales", lambda self: dict.fromkeys(self._norms, 0.03))
+    monkeypatch.setattr("longlive_optimized.vae.packed.int8._decoded_noise", lambda vae: torch.zeros(1, 3, 8, 8))
+    monkeypatch.setattr("longlive_optimized.vae.packed.int8.EncoderStream", MagicMock())
+    packed = new_side(PackedCodec(WanVae(device="meta").bfloat16(), int8=True), size, None)
+    assert pool_bytes[0] < sum(pool.tensor.nbytes for pool in packed.pools) < pool_bytes[1]
 
 
 def test_refuses_what_has_no_int8(make_vae):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels.causal_conv import causal_conv, from_groups, quantize_act, to_groups
+from ...kernels.causal_conv import causal_conv, from_groups, to_groups
 from ...kernels.causal_conv_int8 import causal_conv_int8
+from ...kernels.norm_silu import norm_silu
 from ..wan.layers import AttentionBlock
 from .frame_pool import FramePool, Frames
 from .weights import Act, Block, Convolution, Int8Convolution
@@ -95,13 +94,10 @@ class Plan:
 
     def activate(self, block: Block, pool: FramePool, count: int) -> None:
         """SiLU(norm(x)) of ``pool``'s x into a, for ``block`` to read, where no convolution could write it."""
-        x, act = pool.fixed(count), block.before
+        x, norm = pool.fixed(count), block.before
 
         def step(to: Tensor, indices: Tensor) -> None:
-            y = F.silu(block.norm(from_groups(x)))
-            if act.saturated is not None:
-                y = quantize_act(y.to(act.gain.dtype), act.scale, act.saturated).to(torch.int8)
-            to[indices] = to_groups(y, to.shape[-1])
+            norm_silu(x, norm.gain, to, indices, norm.scale, norm.saturated)
 
         self.add(step, pool.acts.at(pool.acts.a, count))
 

@@ -88,10 +88,9 @@ class Int8Convolution:
 class Block:
     """A residual block: ``before`` on x into ``first``, then ``between`` into ``second``, which adds x.
 
-    ``norm`` is the first norm as a module. In int8 x first goes through the ``shortcut``, if there is one.
+    In int8 x first goes through the ``shortcut``, if there is one.
     """
 
-    norm: RMSNorm
     before: Act
     first: Convolution | Int8Convolution
     between: Act
@@ -108,14 +107,14 @@ class Block:
             )
             point = None if block.shortcut is None else Convolution.of(Kind.POINT, block.shortcut)
             first, second = convolutions
-            return cls(copy.deepcopy(norm), acts[0], first, acts[1], second, point)
+            return cls(acts[0], first, acts[1], second, point)
         first = Convolution.of(Kind.CAUSAL, conv_1)
         if block.shortcut is None:
             point = torch.eye(first.channels, dtype=first.weight.dtype, device=first.weight.device)
             second = Convolution.of(Kind.CAUSAL, conv_2, point)
         else:
             second = Convolution.of(Kind.CAUSAL, conv_2, block.shortcut.weight.flatten(1), block.shortcut.bias)
-        return cls(copy.deepcopy(norm), acts[0], first, acts[1], second)
+        return cls(acts[0], first, acts[1], second)
 
     @property
     def channels(self) -> int:
