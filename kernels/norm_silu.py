@@ -62,8 +62,9 @@ if triton:
         if INT8:
             steps = y * inverse
             over = (steps < MOST + 0.5) == 0
-            count = tl.sum((over & live).to(tl.int64))
-            tl.atomic_add(saturated, count, mask=count > 0)
+            count = tl.sum(tl.sum(tl.sum((over & live).to(tl.int64), axis=2), axis=1), axis=0)
+            if count != 0:
+                tl.atomic_add(saturated, count)
             steps = tl.where(over, MOST, steps) + 12582912.0 - 12582912.0  # which leaves a float32 no bits below 1
             here = (group // 2 * pixels + pixel) * 16 + group % 2 * 8 + channel
             tl.store(to + here, steps.to(tl.int8), mask=live)
