@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "Tensor k_offset, Tensor(a!) k_ring, Tensor(b!) k_scale, Tensor(c!) v_ring, Tensor(d!) k_sink, Tensor slots, "
       "float eps) -> (Tensor, Tensor)");
   m.def("quantize(Tensor x, int groups) -> (Tensor, Tensor)");
+  m.def("quantize_keys(Tensor k, Tensor k_offset, Tensor(a!) k_ring, Tensor(b!) k_scale, Tensor slots) -> ()");
   m.def(
       "residual_norm(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
       "-> Tensor");

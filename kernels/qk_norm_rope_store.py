@@ -6,8 +6,9 @@ from torch import Tensor
 from . import native
 from .checks import expect, expect_float, on_gpu
 from .quantize import quantize_runs
+from .quantize_keys import KEY_RUN, as_int8, expect_key_scales, mix, scales_by_slot, whole_warps
 from .registry import op
-from .rotate_sinks import mix, quantize_keys, rotate, whole_warps
+from .rotate_sinks import rotate
 from .triton_import import tl, triton
 
 
@@ -59,25 +60,24 @@ def qk_norm_rope_store_int8(
     slots: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """``qk_norm_rope_store`` with queries and keys in int8, each token of each head with its scale.
+    """``qk_norm_rope_store`` with queries and keys in int8.
 
-    As there, but k_ring [R, S, H, hd] is int8, k_scale [H, R * S] float32, and k_offset [H, hd] float32: what is
-    taken from every rotated key first. The softmax of attention does not see it: it adds the same to all scores of a
-    query. Then a Hadamard matrix mixes the channels of each head (``rotate_sinks.mix``), of queries and keys alike,
-    which leaves their products alone. Both serve to make them even. Values, and the un-rotated keys in k_sink, are as
-    there.
+    As there, but k_ring [R, S, H, hd] is int8, S a multiple of 8; k_scale [H, G] float32, k_offset [H, hd]
+    float32. Rotated keys are quantised as ``quantize_keys`` does it, where k_offset and the scales are described: each
+    head of 8 tokens in a row has one scale. Queries are mixed as keys are, and each token's head has its scale. Values,
+    and the un-rotated keys in k_sink, are as there.
 
     All of that is in float32 and is quantised as ``quantize`` does it: scale = amax / 127, values =
-    rint(x * (127 / amax)); zeros have scale 0. Where a query or key has a NaN or an infinity, its scale is not finite.
-    Returns (q [F*S, H, hd] int8, q_scale [H, F*S] float32). Raises ValueError naming the argument that does not fit.
+    rint(x * (127 / amax)); zeros have scale 0. Where a query, or one of 8 keys, has a NaN or an infinity, its scale is
+    not finite. Returns (q [F*S, H, hd] int8, q_scale [H, F*S] float32). Raises ValueError naming the argument that does
+    not fit.
     """
     _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
     q, k = _queries_and_keys(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps)
-    ring, _, heads, _ = k_ring.shape
-    values, scale = quantize_keys(k, k_offset)
+    values, scale = as_int8(k, k_offset)
     k_ring.index_copy_(0, slots, values)
-    k_scale.view(heads, ring, -1).index_copy_(1, slots, scale)
-    values, scale = quantize_runs(mix(q).flatten(0, 1).flatten(1), heads)
+    scales_by_slot(k_scale, k_ring).index_copy_(1, slots, scale)
+    values, scale = quantize_runs(mix(q).flatten(0, 1).flatten(1), k_ring.shape[2])
     return values.view(-1, *k_ring.shape[2:]), scale
 
 
@@ -112,9 +112,7 @@ def _keep_sinks(k_sink: Tensor, k: Tensor, slots: Tensor) -> None:
 
 def _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots) -> None:
     _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, torch.int8)
-    ring, tokens, heads, head_dim = k_ring.shape
-    expect("k_offset", k_offset, (heads, head_dim), torch.float32, qkv.device)
-    expect("k_scale", k_scale, (heads, ring * tokens), torch.float32, qkv.device)
+    expect_key_scales(k_ring, k_scale, k_offset)
 
 
 def _check(
@@ -174,7 +172,8 @@ def _cuda_int8(
 
 
 if triton:
-    from .rotate_sinks import load_rotation, rotated, store_heads
+    from .quantize_keys import store_head
+    from .rotate_sinks import load_rotation, rotated
 
     @triton.jit
     def _normed(z, gain, channel, live, size, eps):
@@ -184,9 +183,8 @@ if triton:
 
     @triton.jit
     def _kernel(
-        qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink, slots,
-        tokens, ring_tokens, sinks, size, time_pairs, eps,
-        PAIRS: tl.constexpr, BLOCK: tl.constexpr, INT8: tl.constexpr,
+        qkv, q_gain, k_gain, rope_time, rope_space, q, k_ring, v_ring, k_sink, slots,
+        tokens, sinks, size, time_pairs, eps, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         token = tl.program_id(0).to(tl.int64)
         frame = token // tokens
@@ -202,25 +200,81 @@ if triton:
 
         cos, sin = load_rotation(rope_time, rope_space, frame, in_frame, time_pairs, PAIRS, BLOCK)
         # Precision: float32 from the norm to the rotation, rounded once by each store.
-        query = rotated(_normed(qkv, q_gain, channel, live, size, eps), cos, sin, BLOCK)
+        query = rotated(_normed(qkv, q_gain, channel, live, size, eps), cos, sin)
         normed_k = _normed(qkv + size, k_gain, channel, live, size, eps)
         if slot < sinks:
             tl.store(k_sink + in_ring + channel, normed_k, mask=live)
-        key = rotated(normed_k, cos, sin, BLOCK)
-        if INT8:
-            store_heads(query, q + token * size, q_scale + token, tl.num_programs(0), size, 2 * PAIRS, BLOCK)
-            key -= tl.load(k_offset + channel, mask=live, other=0.0)
-            home_scale = k_scale + slot * tokens + in_frame
-            store_heads(key, k_ring + in_ring, home_scale, ring_tokens, size, 2 * PAIRS, BLOCK)
+        tl.store(q + token * size + channel, query, mask=live)
+        tl.store(k_ring + in_ring + channel, rotated(normed_k, cos, sin), mask=live)
+
+    @triton.jit
+    def _store_int8(
+        z, z_stride, gain, cos, sin, offset, sink, kept, out, scale, scale_of_head, size, eps,
+        RUN: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+    ):  # fmt: skip
+        """RUN rows z, normed, rotated, and head by head stored as int8: queries, or keys, ``kept`` before."""
+        z += tl.arange(0, RUN)[:, None] * z_stride
+        channel = tl.arange(0, BLOCK)
+        row = tl.load(z + channel, mask=channel < size, other=0.0).to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(row * row, axis=1, keep_dims=True) / size + eps)
+        in_token = tl.arange(0, RUN)[:, None] * size
+        channel = tl.arange(0, DIM)
+        for _ in range(0, size, DIM):
+            # Precision: float32 from the norm to the integers.
+            normed = tl.load(z + channel).to(tl.float32) * inverse * tl.load(gain + channel).to(tl.float32)
+            if KEYS:
+                if kept:
+                    tl.store(sink + in_token + channel, normed)
+            x = rotated(normed, cos, sin)
+            if KEYS:
+                x -= tl.load(offset + channel)
+            store_head(x, out, size, scale, RUN, DIM, SHARED=KEYS)
+            channel += DIM
+            out += DIM
+            scale += scale_of_head
+
+    # Not specialised: a stream whose window grows must not wait for a compiler.
+    @triton.jit(do_not_specialize=["scales"])
+    def _kernel_int8(
+        qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink, slots,
+        runs, scales, sinks, size, time_pairs, eps, RUN: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        run, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+        frame, in_frame = run // runs, run % runs
+        slot = tl.load(slots + frame)
+        home = slot * runs + in_frame
+        in_ring = home * RUN * size
+        qkv += run * RUN * 3 * size + part * size
+        token = tl.arange(0, RUN)[:, None]
+        if part == 2:
+            channel = tl.arange(0, BLOCK)
+            live = channel < size
+            v = tl.load(qkv + token * 3 * size + channel, mask=live)
+            tl.store(v_ring + in_ring + token * size + channel, v, mask=live)
         else:
-            tl.store(q + token * size + channel, query, mask=live)
-            tl.store(k_ring + in_ring + channel, key, mask=live)
+            cos, sin = load_rotation(rope_time, rope_space, frame, in_frame * RUN + token, time_pairs, PAIRS, 2 * PAIRS)
+            if part == 0:
+                _store_int8(
+                    qkv, 3 * size, q_gain, cos, sin, k_offset, k_sink, False, q + run * RUN * size,
+                    q_scale + run * RUN, tl.num_programs(0) * RUN, size, eps, RUN, 2 * PAIRS, BLOCK, KEYS=False,
+                )  # fmt: skip
+            else:
+                _store_int8(
+                    qkv, 3 * size, k_gain, cos, sin, k_offset, k_sink + in_ring, slot < sinks, k_ring + in_ring,
+                    k_scale + home, scales, size, eps, RUN, 2 * PAIRS, BLOCK, KEYS=True,
+                )  # fmt: skip
 
     @qk_norm_rope_store.impl("triton", when=on_gpu)
     def _triton(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps) -> Tensor:
         _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots)
-        q = qkv.new_empty(qkv.shape[0], *k_ring.shape[2:])
-        _launch(qkv, q_gain, k_gain, rope_time, rope_space, None, q, None, k_ring, None, v_ring, k_sink, slots, eps)
+        _, tokens, heads, head_dim = k_ring.shape
+        size = heads * head_dim
+        q = qkv.new_empty(qkv.shape[0], heads, head_dim)
+        with torch.cuda.device_of(qkv):
+            _kernel[(qkv.shape[0],)](
+                qkv, q_gain, k_gain, rope_time, rope_space, q, k_ring, v_ring, k_sink, slots, tokens, k_sink.shape[0],
+                size, rope_time.shape[1], eps, PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size),
+            )  # fmt: skip
         return q
 
     def _fits_triton_int8(
@@ -233,21 +287,17 @@ if triton:
         qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
     ) -> tuple[Tensor, Tensor]:
         _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
-        q = k_ring.new_empty(qkv.shape[0], *k_ring.shape[2:])
-        q_scale = k_scale.new_empty(k_ring.shape[2], qkv.shape[0])
-        rings = k_ring, k_scale, v_ring, k_sink
-        _launch(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, *rings, slots, eps)
-        return q, q_scale
-
-    def _launch(
-        qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink, slots, eps
-    ) -> None:
-        ring, tokens, heads, head_dim = k_ring.shape
-        size = heads * head_dim
+        _, tokens, heads, head_dim = k_ring.shape
+        size, runs = heads * head_dim, tokens // KEY_RUN
+        q = k_ring.new_empty(qkv.shape[0], heads, head_dim)
+        q_scale = k_scale.new_empty(heads, qkv.shape[0])
+        if runs == 0:
+            return q, q_scale
         with torch.cuda.device_of(qkv):
-            # Not fused where it ends in integers: the product is rounded before it is rounded to one.
-            _kernel[(qkv.shape[0],)](
+            # Not fused: the product is rounded before it is rounded to an integer.
+            _kernel_int8[(qkv.shape[0] // KEY_RUN, 3)](
                 qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink,
-                slots, tokens, ring * tokens, k_sink.shape[0], size, rope_time.shape[1], eps, PAIRS=head_dim // 2,
-                BLOCK=triton.next_power_of_2(size), INT8=q_scale is not None, enable_fp_fusion=q_scale is None,
+                slots, runs, k_scale.shape[1], k_sink.shape[0], size, rope_time.shape[1], eps, RUN=KEY_RUN,
+                PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size), enable_fp_fusion=False,
             )  # fmt: skip
+        return q, q_scale

@@ -8,6 +8,7 @@ from torch import Tensor
 from . import native
 from .attention import attend, expect_queries
 from .checks import expect, expect_float, on_gpu
+from .quantize_keys import KEY_RUN, expect_runs
 from .registry import op
 from .triton_import import tl, triton
 
@@ -73,15 +74,16 @@ def _fake_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ri
 def ring_attention_int8(
     q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
 ) -> Tensor:
-    """``ring_attention`` of queries and keys in int8, each token of each head with its scale, and of plain values.
+    """``ring_attention`` of queries and keys in int8, and of plain values.
 
-    ``softmax_j(q_scale[h, i] * k_scale[h, j] * (q[i, h] . k[j, h]) / sqrt(hd)) v``, the products of integers exact:
+    ``softmax_j(q_scale[h, i] * k_scale[h, j / 8] * (q[i, h] . k[j, h]) / sqrt(hd)) v``, the products of integers exact:
 
-    - q [N, H, hd] int8, contiguous; q_scale [H, N] float32, finite and not negative.
-    - k_ring [slots, S, H, hd] int8; k_scale [H, slots * S] float32; v_ring [slots, S, H, hd] bfloat16, float32 or
-      float64; all contiguous.
-    - valid [1], int32, as in ``ring_attention``: tokens from there on may hold anything, NaN too, and so may their
-      scales. A scale of 0 makes its token's scores 0.
+    - q [N, H, hd] int8, contiguous; q_scale [H, N] float32, finite and not negative: of each token and head.
+    - k_ring [slots, S, H, hd] int8, S a multiple of 8; k_scale [H, G] float32, of each head and each 8 tokens counted
+      over all slots: the first slots * S / 8 of G; v_ring [slots, S, H, hd] bfloat16, float32 or float64; all
+      contiguous.
+    - valid [1], int32, as in ``ring_attention``: tokens from there on may hold anything, NaN too, and so may scales of
+      which no token is valid. A scale of 0 makes scores 0.
 
     Returns [N, H, hd] of v_ring's dtype, contiguous; zeros with valid <= 0. Source: SageAttention, arXiv 2410.02367,
     for integers in q kT beside floating point in p v. Raises ValueError naming the argument that does not fit.
@@ -89,7 +91,8 @@ def ring_attention_int8(
     _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
     wide = torch.promote_types(v_ring.dtype, torch.float32)
     queries = q.to(wide) * q_scale.T[..., None]
-    keys = k_ring.flatten(0, 1).to(wide) * k_scale.T[..., None]
+    keys = k_ring.flatten(0, 1).to(wide)
+    keys = keys * k_scale.repeat_interleave(KEY_RUN, dim=1)[:, : len(keys)].T[..., None]
     return _attend(queries, keys, v_ring.flatten(0, 1).to(wide), valid).to(v_ring.dtype)
 
 
@@ -99,7 +102,7 @@ def _check_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_r
     _check_ring(q, k_ring, v_ring, valid, v_ring.dtype)
     rows, heads, _ = q.shape
     expect("q_scale", q_scale, (heads, rows), torch.float32, q.device)
-    expect("k_scale", k_scale, (heads, k_ring.shape[0] * k_ring.shape[1]), torch.float32, q.device)
+    expect_runs(k_ring, k_scale)
 
 
 def _fits_cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
@@ -126,7 +129,7 @@ def _fits_cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor,
         and native.on_hopper(q)
         and q.dim() == 3
         and q.shape[2] == 128
-        and k_scale.shape[-1] % 4 == 0  # rows start at multiples of 16 bytes
+        and k_scale.shape[-1] % 4 == 0  # heads' scales start at multiples of 16 bytes
         and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in (q, k_ring, k_scale, v_ring))
     )
 
@@ -148,17 +151,17 @@ if triton:
         return tl.dot(a, b)
 
     # Not specialised: what varies with the picture and the stream must not wait for a compiler in the middle of it.
-    @triton.jit(do_not_specialize=["rows", "tokens"])
+    @triton.jit(do_not_specialize=["rows", "tokens", "runs"])
     def _kernel(
-        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, q_stride, heads, scale_log2,
-        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, INT8: tl.constexpr,
+        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, runs, q_stride, heads, scale_log2,
+        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
     ):  # fmt: skip
         tile, head, size = tl.program_id(0), tl.program_id(1), heads * DIM
         row, channel = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
         live = (row < rows)[:, None]
-        if INT8:
+        if RUN:
             scale_log2 *= tl.load(q_scale + head.to(tl.int64) * rows + row, mask=row < rows, other=0.0)[:, None]
-            k_scale += head.to(tl.int64) * tokens
+            k_scale += head.to(tl.int64) * runs
         row = row.to(tl.int64)[:, None]
         query = tl.load(q + row * q_stride + head * DIM + channel, mask=live, other=0.0)
         # Precision: float32, but p is rounded to the values' dtype for p v. row_max starts finite: rows without keys
@@ -172,9 +175,9 @@ if triton:
             seen = token < end
             at = token.to(tl.int64)[:, None] * size + head * DIM + channel
             key = tl.load(k_ring + at, mask=seen[:, None], other=0.0)
-            if INT8:
+            if RUN:
                 products = tl.dot(query, tl.trans(key), out_dtype=tl.int32).to(tl.float32)
-                products *= tl.load(k_scale + token, mask=seen, other=0.0)
+                products *= tl.load(k_scale + token // RUN, mask=seen, other=0.0)
             else:
                 products = _product(query, tl.trans(key), WIDE)
             scores = tl.where(seen, products * scale_log2, -float("inf"))
@@ -215,12 +218,13 @@ if triton:
         tile, keys = (128, 64) if narrow else (64, 32)
         if rows == 0:
             return out
+        runs = 0 if k_scale is None else k_scale.shape[1]
         scale_log2 = 1.4426950408889634 / dim**0.5  # exp(x / sqrt(d)) = exp2(scale_log2 x)
         with torch.cuda.device_of(q):
             _kernel[(triton.cdiv(rows, tile), heads)](
                 q, q_scale, k_ring, k_scale, v_ring, valid, out,
-                rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, scale_log2,
-                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, INT8=q_scale is not None,
+                rows, k_ring.shape[0] * k_ring.shape[1], runs, q.stride(0), heads, scale_log2,
+                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, RUN=KEY_RUN if runs else 0,
                 num_warps=8 if narrow else 4, num_stages=3 if narrow else 2,
             )  # fmt: skip
         return out

@@ -17,6 +17,9 @@ static_assert(Plain::kTileKeys == Scaled::kTileKeys);
 // Keys from which on split-KV of the last wave saves more than the second kernel costs.
 constexpr int kSplitFrom = 16 * Plain::kTileKeys;
 
+// Output tiles of which no CTA has more than it can mark as to be done again.
+constexpr int64_t kMaxTiles = 64 * int64_t(attention::kMaxWork);
+
 // `row` is the distance of rows in elements.
 template <class T>
 sm90::TensorMap map_of(const Tensor& t, int64_t row, int64_t rows, int64_t columns, int box_rows) {
@@ -50,7 +53,7 @@ void check_ring(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, con
 // The launch, after the checks. `maps` and the scales are the kind's own.
 template <class C>
 Tensor attend(const Tensor& like, const attention::Maps& maps, const Tensor& valid, const Sizes& n,
-              const float* q_scale = nullptr, const float* k_scale = nullptr) {
+              const float* q_scale = nullptr, const float* k_scale = nullptr, int64_t k_scales = 0) {
   const int device = like.get_device_index();
   Tensor out = torch::stable::new_empty(like, {n.rows, n.heads, kHeadDim});
   const int ctas = processors(device);
@@ -68,7 +71,8 @@ Tensor attend(const Tensor& like, const attention::Maps& maps, const Tensor& val
                             ctas,
                             split_kv,
                             q_scale,
-                            k_scale};
+                            k_scale,
+                            int(k_scales)};
   LL_CUDA_CHECK(attention::launch<C>(maps, p, current_stream(device)));
   return out;
 }
@@ -95,15 +99,17 @@ Tensor ring_attention_int8(const Tensor& q, const Tensor& q_scale, const Tensor&
   check_tensor(q, "q", {n.rows, n.heads, kHeadDim}, ScalarType::Char, q);
   check_tensor(q_scale, "q_scale", {n.heads, n.rows}, ScalarType::Float, q, sizeof(float));
   check_ring(q, k_ring, v_ring, valid, n, ScalarType::Char);
-  check_tensor(k_scale, "k_scale", {n.heads, n.tokens}, ScalarType::Float, q);
-  LL_CHECK(n.tokens % 4 == 0, "k_scale must have rows of a multiple of 4 elements, got ", n.tokens);
+  const int64_t k_scales = check_key_scales(k_scale, {n.heads}, n.slots, n.size, q);
+  check_aligned(k_scale, "k_scale");
+  LL_CHECK(k_scales % 4 == 0, "k_scale must have a multiple of 4 scales a head, got ", k_scales);
+  LL_CHECK(n.heads * ceil_div(n.rows, attention::kTileRows) < kMaxTiles, "q must have fewer rows, got ", n.rows);
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   if (n.rows == 0) return torch::stable::new_empty(v_ring, {0, n.heads, kHeadDim});
   return attend<Scaled>(v_ring,
                         {map_of<int8_t>(q, n.columns, n.rows, n.columns, attention::kRows),
                          map_of<int8_t>(k_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys),
                          map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys)},
-                        valid, n, data<const float>(q_scale), data<const float>(k_scale));
+                        valid, n, data<const float>(q_scale), data<const float>(k_scale), k_scales);
 }
 }  // namespace
 }  // namespace longlive

@@ -7,8 +7,8 @@
 // warpgroups of 64 queries each run q k^T of the next tile and p v of this one while they compute this tile's online
 // softmax. They are not ordered among themselves: ping-pong by named barriers costs 2 % (docs/attention.md).
 //
-// Two kinds, told apart by the type of queries and keys: bfloat16, or int8 with a scale for each token of each head.
-// Values, p and the result are bfloat16 in both.
+// Two kinds, told apart by the type of queries and keys: bfloat16, or int8 with a scale for each query and for each 8
+// keys of a head. Values, p and the result are bfloat16 in both.
 #include <cfloat>
 #include <numbers>
 #include <type_traits>
@@ -47,6 +47,7 @@ struct Config {
   static constexpr int kQueryBytes = kKeyBoxes * kQueryBoxBytes;
   static_assert(kTileKeys % 16 == 0 && kTileKeys <= 256);
   static_assert(kScaled == (kValueStages > 0), "keys and values that share stages are of one size");
+  static_assert(!kScaled || kTileKeys % (4 * kKeyRun) == 0, "bulk copies are of 16 bytes");
 };
 
 struct Params {
@@ -56,7 +57,9 @@ struct Params {
   const int* valid;       // [1]: the keys are the ring's tokens [0, valid)
   int rows, heads, tokens, ctas;
   bool split_kv;
-  const float *q_scale = nullptr, *k_scale = nullptr;  // [heads, rows] and [heads, tokens], of int8
+  // Of int8: [heads, rows] and [heads, k_scales], of kKeyRun keys each; there may be more than tokens fill.
+  const float *q_scale = nullptr, *k_scale = nullptr;
+  int k_scales = 0;
 };
 
 // What the producer copies from.
@@ -99,7 +102,7 @@ struct SeparateTiles {
   alignas(1024) uint8_t key_tile[C::kStages][C::kKeyBytes];
   alignas(1024) uint8_t value_tile[C::kValueStages][C::kValueBytes];
   struct alignas(128) {
-    float of[C::kTileKeys];
+    float of[C::kTileKeys / kKeyRun];
   } key_scale[C::kStages];
   KeyPipeline of_keys;
   ValuePipeline of_values;
@@ -111,6 +114,20 @@ struct SeparateTiles {
   __device__ uint8_t* values(int stage) { return value_tile[stage]; }
 };
 
+// Work of a CTA that must be done again, by its number: beyond the first kMaxWork there may be none.
+constexpr int kMaxWork = 1024;
+struct Again {
+  uint32_t bits[kMaxWork / 32];
+  __device__ bool operator[](int i) const { return bits[i / 32] >> i % 32 & 1; }
+  __device__ void set(int i) { atomicOr(&bits[i / 32], 1u << i % 32); }
+};
+
+// Without keys: there is no more, for now or, `again`, at all.
+struct Work : WorkTile {
+  int overlapped;  // tiles of keys [first, overlapped) are taken with p v of one beside the softmax of the next
+  bool again;
+};
+
 template <class C>
 struct Shared {
   using Tiles = std::conditional_t<C::kScaled, SeparateTiles<C>, MixedTiles<C>>;
@@ -118,11 +135,12 @@ struct Shared {
   alignas(1024) uint8_t query[kConsumers][C::kQueryBytes];
   Tiles tiles;
   // What a query belongs to; a consumer has released the one before when it is still storing that one's result.
-  WorkTile work[kConsumers][2];
+  Work work[kConsumers][2];
   Barrier query_full[kConsumers], query_empty[kConsumers];
   Barrier raw;  // the values of a short tile have landed; the producer has not cleared the rest of the tile yet
   int keys;     // how many
   Schedule schedule;
+  Again again;
 };
 
 __device__ inline int keys_of(const Params& p) { return std::clamp(*p.valid, 0, p.tokens); }
@@ -155,7 +173,7 @@ struct Producer {
   }
 
   // Tells the consumers their work, the count-th, and loads its queries.
-  __device__ void load_query(const WorkTile& work, int count) {
+  __device__ void load_query(const Work& work, int count) {
     for (int i = 0; i < kConsumers; ++i) {
       s.query_empty[i].wait(~count & 1);
       __syncwarp();  // as in Pipeline::acquire
@@ -168,9 +186,9 @@ struct Producer {
     }
   }
 
-  // Of the tile of keys from `row` on: at the end of the ring there are fewer.
-  __device__ int scale_bytes(int row) const {
-    return std::min(int{C::kTileKeys}, params.tokens - row) * int(sizeof(float));
+  // Of the tile's keys from `group` on: at the end of the ring there are fewer.
+  __device__ int scale_bytes(int group) const {
+    return std::min(C::kTileKeys / kKeyRun, params.k_scales - group) * int(sizeof(float));
   }
 
   // Tokens that are not valid may hold anything: their scores are masked.
@@ -179,13 +197,13 @@ struct Producer {
     s.tiles.key_pipeline().acquire(at);
     if (lane == 0) {
       Barrier& full = s.tiles.key_pipeline().full[at.stage];
-      const int row = tile * C::kTileKeys;
-      const int scales = C::kScaled ? scale_bytes(row) : 0;
+      const int row = tile * C::kTileKeys, group = row / kKeyRun;
+      const int scales = C::kScaled ? scale_bytes(group) : 0;
       full.arrive_and_expect(C::kKeyBytes + scales);
       load_boxes<typename C::Key>(s.tiles.keys(at.stage), C::kBoxBytes, maps.k, full, head, row);
       if constexpr (C::kScaled)
-        sm90::load_bytes(s.tiles.key_scale[at.stage].of, params.k_scale + int64_t(head) * params.tokens + row, scales,
-                         full);
+        sm90::load_bytes(s.tiles.key_scale[at.stage].of, params.k_scale + int64_t(head) * params.k_scales + group,
+                         scales, full);
     }
     at.advance();
   }
@@ -221,33 +239,51 @@ struct Producer {
     for (int i = row * kRowSize + lane; i < kBoxSize; i += 32) tile[i] = tile[kBoxSize + i] = uint4{};
   }
 
-  // There is no more work.
-  __device__ void end(int count) {
+  __device__ void end(int count, bool again) {
     for (int i = 0; i < kConsumers; ++i) {
       s.query_empty[i].wait(~count & 1);
       __syncwarp();
       if (lane == 0) {
         s.work[i][count & 1].last = 0;
+        s.work[i][count & 1].again = again;
         s.query_full[i].arrive();
       }
     }
   }
 
   __device__ void run() {
-    Schedule::Cursor at = s.schedule.start(blockIdx.x);
-    WorkTile work;
     int count = 0;
+    load(count, false);
+    if constexpr (C::kScaled) {
+      end(count++, false);
+      for (Barrier& empty : s.query_empty) empty.wait(~count & 1);  // the consumers have said what is to do again
+      load(count, true);
+    }
+    end(count, true);
+  }
+
+  // At least one tile; of int8, in whose loop there are no masks and no rescale, those that need neither.
+  __device__ int overlapped_until(const Work& work) const {
+    return std::max(work.first + 1, work.again ? 0 : std::min(work.last, s.keys / C::kTileKeys));
+  }
+
+  // All work, or what is to do again.
+  __device__ void load(int& count, bool again) {
+    Schedule::Cursor at = s.schedule.start(blockIdx.x);
+    Work work;
+    work.again = again;
 #pragma unroll 1
-    for (; s.schedule.next(blockIdx.x, at, work); ++count) {
+    for (int i = 0; s.schedule.next(blockIdx.x, at, work); ++i) {
+      if (again && !s.again[i]) continue;
+      work.overlapped = !C::kScaled ? work.last : overlapped_until(work);
       load_keys(work.first, work.head);
-      load_query(work, count);
+      load_query(work, count++);
 #pragma unroll 1
       for (int t = work.first; t < work.last; ++t) {
         if (t + 1 < work.last) load_keys(t + 1, work.head);  // q k^T runs one tile ahead of p v
         load_values(t, work.head);
       }
     }
-    end(count);
   }
 };
 
@@ -255,39 +291,15 @@ struct Producer {
 // A consumer: one warpgroup. wgmma's accumulator layout: a thread holds two rows, 16 warp + lane / 4 and 8 below it; of
 // each the columns 8 i + 2 (lane % 4) and the next one, for all i. Element 4 i + 2 r + j: row r, column j of these.
 
-// By what a thread's two rows of scores are multiplied: exp2 of that is p.
-struct PlainFactors {
-  __device__ float operator[](int) const { return kScale; }
-  // A score in units of q k^T.
-  __device__ float whole(int, float score) const { return score; }
-  static __device__ void exp2_to(float& y, float x) { y = exp2(x); }
-};
-// int8: scores do not contain the scale of their query yet.
-struct ScaledFactors {
-  float at[2];
-
-  __device__ explicit ScaledFactors(const float (&q_scale)[2]) {
-    // A query of zeros keeps a factor, by which -inf remains what it is.
-#pragma unroll
-    for (int r = 0; r < 2; ++r) at[r] = q_scale[r] == 0 ? FLT_MIN : q_scale[r] * kScale;
-  }
-  __device__ float operator[](int r) const { return at[r]; }
-  __device__ float whole(int r, float score) const { return score * (at[r] * (1 / kScale)); }
-  // The product of the next tile overwrites y as an integer.
-  static __device__ void exp2_to(float& y, float x) { reinterpret_cast<int32_t&>(y) = exp2_bits(x); }
-};
-
-// The online softmax of a thread's two rows.
-template <int kSize, class Factors>
+// The online softmax of a thread's two rows of scores in bfloat16's kind.
+template <int kSize>
 struct OnlineSoftmax {
-  const Factors factor;
-
   // Precision: float32, and no lazy rescaling: row_max is the largest score so far, so that the largest p is 1, which
   // rounding to bfloat16 leaves alone. It starts at a finite value: rows without keys meet no difference of infinities.
   float row_max[2] = {-FLT_MAX, -FLT_MAX};
   float row_sum[2] = {0, 0};  // of this thread's columns
 
-  // Scores become exp2(factor (score - row_max)); earlier results must be multiplied by `rescale`.
+  // Scores become exp2(kScale (score - row_max)); earlier results must be multiplied by `rescale`.
   __device__ void update(float (&x)[kSize], float (&rescale)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -296,27 +308,88 @@ struct OnlineSoftmax {
       for (int i = 4; i < kSize; i += 4) a = fmaxf(a, x[i + 2 * r]), b = fmaxf(b, x[i + 2 * r + 1]);
       const float before = row_max[r];
       row_max[r] = fmaxf(before, quad_reduce(fmaxf(a, b), fmaxf));
-      rescale[r] = exp2((before - row_max[r]) * factor[r]);
-      const float shift = row_max[r] * factor[r];
+      rescale[r] = exp2((before - row_max[r]) * kScale);
+      const float shift = row_max[r] * kScale;
       a = b = 0;
 #pragma unroll
       for (int i = 0; i < kSize; i += 4) {
         float &y = x[i + 2 * r], &z = x[i + 2 * r + 1];
-        Factors::exp2_to(y, fmaf(y, factor[r], -shift));
-        Factors::exp2_to(z, fmaf(z, factor[r], -shift));
+        y = exp2(fmaf(y, kScale, -shift)), z = exp2(fmaf(z, kScale, -shift));
         a += y, b += z;
       }
       row_sum[r] = fmaf(row_sum[r], rescale[r], a + b);
     }
+  }
+  // In the units of q k^T.
+  __device__ float shift(int r) const { return row_max[r]; }
+};
+
+// The softmax of a thread's two rows in int8's kind: p = exp2(score - shift), scores in log2 units. p and its sums are
+// floats, so any shift near a row's largest score serves. That of the first tile does, unless a later one is much
+// larger: then the row's sum is beyond kMaxSum, and the work must be done again with a shift that follows the maximum.
+template <int kSize>
+struct ShiftedSoftmax {
+  static constexpr float kHeadroom = 32;     // log2: by this the largest p that a shift was made for is below 1
+  static constexpr float kMaxSum = 0x1p64f;  // times a value, that leaves float32 room
+
+  float factor[2];  // by which an integer and its key's scale become a score
+  float row_shift[2] = {-FLT_MAX, -FLT_MAX};
+  float row_sum[2] = {0, 0};  // of this thread's columns
+
+  __device__ explicit ShiftedSoftmax(const float (&q_scale)[2]) : factor{q_scale[0] * kScale, q_scale[1] * kScale} {}
+
+  // Scores become p by a shift that is kHeadroom above the largest so far, at least. Earlier results must be multiplied
+  // by `rescale`.
+  __device__ void raise(float (&x)[kSize], float (&rescale)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float largest = -FLT_MAX;
+#pragma unroll
+      for (int i = 0; i < kSize; i += 4) largest = fmaxf(largest, fmaxf(x[i + 2 * r], x[i + 2 * r + 1]));
+      const float before = row_shift[r];
+      row_shift[r] = fmaxf(before, quad_reduce(largest, fmaxf) + kHeadroom);
+      rescale[r] = exp2(before - row_shift[r]);
+      row_sum[r] *= rescale[r];
+#pragma unroll
+      for (int i = 0; i < kSize; i += 4) {
+        set(x[i + 2 * r], x[i + 2 * r] - row_shift[r], row_sum[r]);
+        set(x[i + 2 * r + 1], x[i + 2 * r + 1] - row_shift[r], row_sum[r]);
+      }
+    }
+  }
+
+  // Integers become p, by the shift that stands; `scale` are their keys'.
+  __device__ void add(int32_t (&x)[kSize], const float* scale) {
+#pragma unroll
+    for (int i = 0; i < kSize; i += 2) {
+      const int r = i / 2 % 2;
+      const float of = scale[i / 4] * factor[r];
+      set(reinterpret_cast<float&>(x[i]), fmaf(float(x[i]), of, -row_shift[r]), row_sum[r]);
+      set(reinterpret_cast<float&>(x[i + 1]), fmaf(float(x[i + 1]), of, -row_shift[r]), row_sum[r]);
+    }
+  }
+
+  // Integers become scores.
+  __device__ void scale(float (&y)[kSize], const int32_t (&x)[kSize], const float* scale) const {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) y[i] = float(x[i]) * (scale[i / 4] * factor[i / 2 % 2]);
+  }
+
+  __device__ float shift(int r) const { return row_shift[r] * (1 / kScale); }
+
+ private:
+  // The product of the next tile overwrites p as an integer.
+  static __device__ void set(float& p, float x, float& sum) {
+    reinterpret_cast<int32_t&>(p) = exp2_bits(x);
+    sum += p;
   }
 };
 
 template <class C>
 struct Consumer {
   using Key = typename C::Key;
-  using Factors = std::conditional_t<C::kScaled, ScaledFactors, PlainFactors>;
   static constexpr int kScores = C::kTileKeys / 2, kOut = kHeadDim / 2;
-  using Softmax = OnlineSoftmax<kScores, Factors>;
+  using Softmax = std::conditional_t<C::kScaled, ShiftedSoftmax<kScores>, OnlineSoftmax<kScores>>;
   using Sums = sm90::Sum<Key>[kScores];
 
   const Params& params;
@@ -365,20 +438,6 @@ struct Consumer {
     sm90::pin(p);
   }
 
-  // Integers become scores, but for the scale of their query. The keys' stage may then be released.
-  __device__ void scale(int stage) {
-    if constexpr (C::kScaled) {
-      const float2* of_key = reinterpret_cast<const float2*>(s.tiles.key_scale[stage].of) + lane % 4;
-#pragma unroll
-      for (int i = 0; i < kScores; i += 4) {
-        const float2 of = of_key[i];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) scores[i + j] = float(sums()[i + j]) * (j % 2 ? of.y : of.x);
-      }
-      __syncwarp();
-    }
-  }
-
   // Keys from `count` on are not valid.
   __device__ void mask(int count) {
     if (count >= C::kTileKeys) return;
@@ -403,46 +462,62 @@ struct Consumer {
 #pragma unroll 1
     for (int count = 0;; ++count) {
       s.query_full[index].wait(count & 1);
-      const WorkTile& work = s.work[index][count & 1];  // stays there: registers are short
-      if (work.last == 0) return;
-      Softmax softmax{factors(work)};
+      const Work& work = s.work[index][count & 1];  // stays there: registers are short
+      if (work.last == 0) {
+        if (work.again) return;
+        __syncwarp();
+        if (lane == 0) s.query_empty[index].arrive();
+        continue;
+      }
+      Softmax softmax = softmax_of(work);
       attend(work, softmax);
       for (float& sum : softmax.row_sum) sum = quad_sum(sum);
+      if constexpr (C::kScaled)
+        if (!work.again && overflows(work, softmax) && lane == 0) s.again.set(count);
       work.partial < 0 ? store(work, softmax) : store_partial(work, softmax);
     }
   }
 
-  __device__ Factors factors(const WorkTile& work) const {
+  __device__ Softmax softmax_of(const WorkTile& work) const {
     if constexpr (C::kScaled) {
       float q_scale[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = work.row + row_of(r);
-        q_scale[r] = row < work.end_row ? params.q_scale[int64_t(work.head) * params.rows + row] : 0;
-      }
-      return Factors(q_scale);
+      for (int r = 0; r < 2; ++r)
+        q_scale[r] = live(work, r) ? params.q_scale[int64_t(work.head) * params.rows + work.row + row_of(r)] : 0;
+      return Softmax(q_scale);
     } else {
       return {};
     }
   }
 
-  __device__ void attend(const WorkTile& work, Softmax& softmax) {
-    const int keys = s.keys;
-    float rescale[2];
-    s.tiles.key_pipeline().wait(state.keys());
-    issue_qk(state.keys().stage);
-    wait_qk(false);
-    scale(state.keys().stage);
-    s.tiles.key_pipeline().release(state.keys().stage, lane);
-    state.keys().advance();
-    mask(keys - work.first * C::kTileKeys);
-    softmax.update(scores, rescale);
+  // Whether the shift was too low for a row of the warp. NaN says so too.
+  __device__ bool overflows(const WorkTile& work, const Softmax& softmax) const {
+    bool mine = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) mine |= live(work, r) && !(softmax.row_sum[r] < Softmax::kMaxSum);
+    return __any_sync(0xffffffffu, mine);
+  }
+
+  // Of int8, the tiles that are left come one after the other: masks, and in work that is done again a shift that
+  // follows the maximum, would take registers from the loop.
+  __device__ void attend(const Work& work, Softmax& softmax) {
 #pragma unroll
     for (float& x : out) x = 0;
+    attend_overlapped(work, softmax);
+    if constexpr (C::kScaled) {
+#pragma unroll 1
+      for (int t = work.overlapped; t < work.last; ++t) attend_alone(s.keys - t * C::kTileKeys, softmax);
+      if (work.overlapped < work.last && lane == 0) s.query_empty[index].arrive();
+    }
+  }
 
+  __device__ void attend_overlapped(const Work& work, Softmax& softmax) {
+    const int keys = s.keys;
+    float rescale[2];
+    exponentiate<true>(softmax, multiply_qk(), keys - work.first * C::kTileKeys, rescale);
     int v_stage = -1;  // of the p v in flight
 #pragma unroll 1
-    for (int t = work.first + 1; t < work.last; ++t) {
+    for (int t = work.first + 1; t < work.overlapped; ++t) {
       finish_pv(v_stage, rescale);
       const auto k = state.keys();
       state.keys().advance();
@@ -451,15 +526,35 @@ struct Consumer {
       s.tiles.value_pipeline().wait(state.values());
       issue_pv(state.values().stage);
       wait_qk(true);
-      scale(k.stage);
-      s.tiles.key_pipeline().release(k.stage, lane);
-      mask(keys - t * C::kTileKeys);
-      softmax.update(scores, rescale);
+      exponentiate<!C::kScaled>(softmax, k.stage, keys - t * C::kTileKeys, rescale);
       v_stage = state.values().stage;
       state.values().advance();
     }
-    if (lane == 0) s.query_empty[index].arrive();
+    if (work.overlapped == work.last && lane == 0) s.query_empty[index].arrive();
     finish_pv(v_stage, rescale);
+    multiply_pv();
+  }
+
+  // A tile of which the first `count` keys are valid.
+  __device__ void attend_alone(int count, Softmax& softmax) {
+    float rescale[2];
+    exponentiate<true>(softmax, multiply_qk(), count, rescale);
+    rescale_out(rescale);
+    round_p();
+    multiply_pv();
+  }
+
+  // q k^T of the next tile; its stage is not released yet.
+  __device__ int multiply_qk() {
+    const int stage = state.keys().stage;
+    s.tiles.key_pipeline().wait(state.keys());
+    state.keys().advance();
+    issue_qk(stage);
+    wait_qk(false);
+    return stage;
+  }
+
+  __device__ void multiply_pv() {
     s.tiles.value_pipeline().wait(state.values());
     issue_pv(state.values().stage);
     wait_pv();
@@ -467,23 +562,45 @@ struct Consumer {
     state.values().advance();
   }
 
+  // The products become p, of keys of which the first `count` are valid, and the keys' stage is released. With kRaise
+  // the softmax's shift follows the maximum.
+  template <bool kRaise>
+  __device__ void exponentiate(Softmax& softmax, int stage, int count, float (&rescale)[2]) {
+    if constexpr (!C::kScaled) {
+      s.tiles.key_pipeline().release(stage, lane);
+      mask(count);
+      softmax.update(scores, rescale);
+    } else {
+      const float* scale = s.tiles.key_scale[stage].of;
+      if constexpr (kRaise) {
+        softmax.scale(scores, sums(), scale);
+        mask(count);
+        softmax.raise(scores, rescale);
+      } else {
+        softmax.add(sums(), scale);
+      }
+      __syncwarp();
+      s.tiles.key_pipeline().release(stage, lane);
+    }
+  }
+
   // Ends the p v in flight, if any, and prepares the next one: out relative to the new row_max, and p.
   __device__ void finish_pv(int v_stage, const float (&rescale)[2]) {
     wait_pv();
     if (v_stage >= 0) s.tiles.value_pipeline().release(v_stage, lane);
-    rescale_out(rescale);
+    if constexpr (!C::kScaled) rescale_out(rescale);
     round_p();
   }
 
   __device__ int row_of(int r) const { return index * kRows + warp * 16 + lane / 4 + 8 * r; }  // within the output tile
+  __device__ bool live(const WorkTile& work, int r) const { return work.row + row_of(r) < work.end_row; }
 
   __device__ void store(const WorkTile& work, const Softmax& softmax) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = work.row + row_of(r);
-      if (row >= work.end_row) continue;
+      if (!live(work, r)) continue;
       const float scale = softmax.row_sum[r] == 0 ? 0 : 1 / softmax.row_sum[r];  // no key at all: zeros
-      bf16* to = params.out + (int64_t(row) * params.heads + work.head) * kHeadDim + lane % 4 * 2;
+      bf16* to = params.out + (int64_t(work.row + row_of(r)) * params.heads + work.head) * kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < kOut; i += 4)
         *reinterpret_cast<uint32_t*>(to + 2 * i) = pack(out[i + 2 * r] * scale, out[i + 2 * r + 1] * scale);
@@ -494,7 +611,7 @@ struct Consumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = int64_t(work.partial) * kTileRows + row_of(r);
-      if (lane % 4 == 0) params.partial_stats[row] = {softmax.factor.whole(r, softmax.row_max[r]), softmax.row_sum[r]};
+      if (lane % 4 == 0) params.partial_stats[row] = {softmax.shift(r), softmax.row_sum[r]};
       float* to = params.partial_out + row * kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < kOut; i += 4) *reinterpret_cast<float2*>(to + 2 * i) = {out[i + 2 * r], out[i + 2 * r + 1]};
@@ -516,6 +633,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
     sm90::prefetch(maps.q), sm90::prefetch(maps.k), sm90::prefetch(maps.v);
     s.keys = keys_of(p);
     s.schedule = make_schedule<C>(p);
+    s.again = {};
   }
   __syncthreads();
   if (warpgroup == 0) {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "common/error.h"
 #include "common/shapes.h"
@@ -83,6 +84,22 @@ inline void check_groups(const Tensor& t, const char* name, const Tensor& x) {
   check_aligned(t, name);
   LL_CHECK(t.stride(1) == 1 && t.stride(0) % vector_size(t, name) == 0, name,
            " must have contiguous rows that start at multiples of ", kVectorBytes, " bytes");
+}
+
+// The scales of a ring's int8 keys, [.., heads, n]: a frame is whole runs of tokens, and a head's scales may be more
+// than the ring's runs. Returns n.
+inline int64_t check_key_scales(const Tensor& k_scale, std::vector<int64_t> heads, int64_t ring, int64_t tokens,
+                                const Tensor& like) {
+  LL_CHECK(tokens % kKeyRun == 0, "k_ring must have a multiple of ", kKeyRun, " tokens a frame, got ", tokens);
+  const int64_t runs = ring * tokens / kKeyRun, of_head = heads.back();
+  LL_CHECK(k_scale.dim() == int64_t(heads.size()) + 1, "k_scale must have ", heads.size() + 1, " dimensions, got ",
+           k_scale.dim());
+  const int64_t found = k_scale.size(k_scale.dim() - 1);
+  LL_CHECK(found >= runs, "k_scale must have at least ", runs, " scales a head, got ", found);
+  LL_CHECK(of_head * found <= INT32_MAX, "k_scale must have fewer elements, got ", of_head * found);
+  heads.push_back(found);
+  check_tensor(k_scale, "k_scale", heads, ScalarType::Float, like, sizeof(float));
+  return found;
 }
 
 // A warp's vectors of x are whole heads, whose elements the lanes exchange.

@@ -38,6 +38,14 @@ inline unsigned blocks_for_rows(int64_t rows) {
   return static_cast<unsigned>(ceil_div(rows, kWarpsPerBlock));
 }
 
+// One warp per row, where a block has a run of kKeyRun rows.
+constexpr int kRunThreads = 32 * kKeyRun;
+
+inline unsigned blocks_for_runs(int64_t rows) {
+  LL_CHECK(rows <= INT32_MAX, "too many rows for one launch: ", rows);
+  return static_cast<unsigned>(rows / kKeyRun);
+}
+
 __device__ inline int row_of_warp() { return blockIdx.x * kWarpsPerBlock + threadIdx.x / 32; }
 
 inline int processors(int device) {

@@ -26,6 +26,7 @@ struct RowScale {
   static constexpr uint32_t kSmallest = (127 - 100) << 23;
   float scale, inverse;
 
+  RowScale() = default;
   __device__ explicit RowScale(uint32_t largest) {
     const float amax = __uint_as_float(largest < kSmallest ? 0 : largest);
     scale = __fdiv_rn(amax, 127.f);

@@ -5,6 +5,8 @@
 namespace longlive {
 constexpr int kHeadDim = 128;   // channels of an attention head
 constexpr int kMaxSize = 1536;  // elements of a row that a warp or a block holds in registers
+constexpr int kMaxHeads = kMaxSize / kHeadDim;
+constexpr int kKeyRun = 8;  // keys in a row, of a head, that share a scale where they are int8
 
 constexpr int kSharedBytes = 232448;  // of shared memory that a CTA can have on Hopper
 

@@ -499,7 +499,8 @@ struct Consumer {
       for (int r = 0; r < 2; ++r) {
         auto& run = values[r];
         const __half2 largest = __hmax2_nan(__hmax2_nan(run[0], run[1]), __hmax2_nan(run[2], run[3]));
-        if (act.live[r] && exceeds(largest, most)) count_saturated(run, most);
+        const bool over = act.live[r] && exceeds(largest, most);
+        if (__any_sync(0xffffffffu, over)) count_saturated(run, most, over);
 #pragma unroll
         for (__half2& pair : run) pair = __hmin2(pair, most);
         act.put(r, uint2{bytes_of(run[0], run[1]), bytes_of(run[2], run[3])});
@@ -510,11 +511,14 @@ struct Consumer {
 
   // Either is larger, or is not a number.
   static __device__ bool exceeds(__half2 x, __half2 most) { return !__hble2(x, most); }
-  __device__ void count_saturated(const __half2 (&run)[4], __half2 most) const {
-    int count = 0;
+  // By all lanes of the warp, whose counts one of them adds up.
+  __device__ void count_saturated(const __half2 (&run)[4], __half2 most, bool over) const {
+    unsigned count = 0;
 #pragma unroll
-    for (const __half2 pair : run) count += exceeds(__low2half2(pair), most) + exceeds(__high2half2(pair), most);
-    atomicAdd(p.saturated, static_cast<unsigned long long>(count));
+    for (const __half2 pair : run)
+      if (over) count += exceeds(__low2half2(pair), most) + exceeds(__high2half2(pair), most);
+    count = __reduce_add_sync(0xffffffffu, count);
+    if (lane == 0) atomicAdd(p.saturated, static_cast<unsigned long long>(count));
   }
   // Four int8, the first in the lowest byte.
   static __device__ uint32_t bytes_of(__half2 a, __half2 b) {

@@ -1,6 +1,6 @@
-// qk_norm_rope_store: from the QKV product to rotated queries and the ring's keys and values, in one pass over memory.
-// A warp has a row in its registers: a token has three, its q, k and v. Queries and keys leave as they are, or as int8
-// with their scales.
+// qk_norm_rope_store, qk_norm_rope_store_int8: from the QKV product to rotated queries and the ring's keys and values,
+// in one pass over memory. A warp has a row in its registers: a token has three, its q, k and v. Queries and keys leave
+// as they are, or as int8 with their scales; then a block has a run of tokens, the q, k or v of each.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -16,24 +16,20 @@
 
 namespace longlive {
 namespace {
-// Where queries and keys go: `at`, the first element of a token, and the token.
+// Where queries and keys go: `at`, the first element of a token.
 template <class T>
 struct PlainOut {
   T* q;       // [frames * tokens, size]
-  T* k_ring;  // [ring, tokens, size]
-  __device__ Heads<T> query(int64_t at, int64_t) const { return {q + at}; }
-  __device__ Heads<T> key(int64_t at, int64_t) const { return {k_ring + at}; }
+  T* k_ring;  // [ring * tokens, size]
+  __device__ Heads<T> query(int64_t at) const { return {q + at}; }
+  __device__ Heads<T> key(int64_t at) const { return {k_ring + at}; }
 };
 struct Int8Out {
   int8_t *q, *k_ring;
   float* q_scale;         // [heads, queries]
-  float* k_scale;         // [heads, ring_tokens]
+  float* k_scale;         // [heads, k_scales]
   const float* k_offset;  // [size]
-  int queries, ring_tokens;
-  __device__ HeadsInt8 query(int64_t at, int64_t token) const { return {q + at, q_scale + token, queries, nullptr}; }
-  __device__ HeadsInt8 key(int64_t at, int64_t token) const {
-    return {k_ring + at, k_scale + token, ring_tokens, k_offset};
-  }
+  int queries, k_scales;  // k_scales = ring * tokens / kKeyRun
 };
 
 template <class T, class Out>
@@ -62,38 +58,80 @@ struct Normed {
   __device__ void store(T* p) const { Vec<T>::of(at).store(p); }
 };
 
-template <class T, class Out>
-__global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Params<T, Out> p) {
-  using V = Vec<T>;
-  using R = Row<T>;
-  enum { kQuery, kKey, kValue };
-  const int row = row_of_warp();
-  if (row >= p.rows) return;
-  const R z(p.qkv + int64_t(row) * p.size, p.size);
-  const int part = row % 3, token = row / 3, frame = token / p.tokens, in_frame = token % p.tokens;
-  const int64_t slot = p.slots[frame], ring_token = slot * p.tokens + in_frame, in_ring = ring_token * p.size;
+enum { kQuery, kKey, kValue };  // the rows of a token
 
-  if (part == kValue) {
+// A token's frame, its place in the frame, and in the ring.
+struct Place {
+  int frame, in_frame;
+  int64_t slot, ring_token, in_ring;  // in_ring: of its first element
+  template <class P>
+  __device__ Place(const P& p, int token)
+      : frame(token / p.tokens),
+        in_frame(token % p.tokens),
+        slot(p.slots[frame]),
+        ring_token(slot * p.tokens + in_frame),
+        in_ring(ring_token * p.size) {}
+};
+
+template <class T>
+__device__ void store_value(const Row<T>& z, T* v_ring) {
 #pragma unroll
-    for (int i = 0; i < R::kVectors; ++i)
-      if (z.has(i)) z.vector[i].store(p.v_ring + in_ring + z.offset(i));
-    return;
-  }
+  for (int i = 0; i < z.kVectors; ++i)
+    if (z.has(i)) z.vector[i].store(v_ring + z.offset(i));
+}
 
-  static_assert(R::kStride % kHeadDim == 0);  // a lane's vectors lie whole heads apart, so they share rotations
-  const Rotations<V::kSize> rope(p.rope, frame, in_frame, z.first);
-  const T* gain = part == kQuery ? p.q_gain : p.k_gain;
-  const auto out = part == kQuery ? p.out.query(int64_t(token) * p.size, token) : p.out.key(in_ring, ring_token);
-  T* sink = part == kKey && slot < p.sinks ? p.k_sink + in_ring : nullptr;
-
+// A query or key to `out`, normed, with its gain, and rotated; to `sink`, if it is not null, before its rotation.
+template <class P, class T, class Out>
+__device__ void store_rotated(const P& p, const Row<T>& z, const Rotations<Vec<T>::kSize>& rope, const T* gain, T* sink,
+                              Out& out) {
+  static_assert(Row<T>::kStride % kHeadDim == 0);  // a lane's vectors lie whole heads apart, so they share rotations
   const float inverse = rsqrtf(warp_sum(z.sum([](float v) { return v * v; })) * p.per_size + p.eps);
 #pragma unroll
-  for (int i = 0; i < R::kVectors; ++i) {
+  for (int i = 0; i < Row<T>::kVectors; ++i) {
     if (!z.has(i)) break;
-    Normed<T> normed(z.vector[i], inverse, V::load(gain + z.offset(i)));
+    Normed<T> normed(z.vector[i], inverse, Vec<T>::load(gain + z.offset(i)));
     if (sink) normed.store(sink + z.offset(i));
     rope.apply(normed.at);
-    out.store(z.offset(i), normed.at);
+    out.store(i, z.offset(i), normed.at);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Params<T, PlainOut<T>> p) {
+  const int row = row_of_warp();
+  if (row >= p.rows) return;
+  const Row<T> z(p.qkv + int64_t(row) * p.size, p.size);
+  const int part = row % 3, token = row / 3;
+  const Place at(p, token);
+  if (part == kValue) return store_value(z, p.v_ring + at.in_ring);
+  const Rotations<Vec<T>::kSize> rope(p.rope, at.frame, at.in_frame, z.first);
+  const T* gain = part == kQuery ? p.q_gain : p.k_gain;
+  const auto out = part == kQuery ? p.out.query(int64_t(token) * p.size) : p.out.key(at.in_ring);
+  T* sink = part == kKey && at.slot < p.sinks ? p.k_sink + at.in_ring : nullptr;
+  store_rotated(p, z, rope, gain, sink, out);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kRunThreads, kRunBlocks<T>)
+    qk_norm_rope_store_kernel_int8(const Params<T, Int8Out> p) {
+  using Turns = Rotations<Vec<T>::kSize>;
+  const int part = blockIdx.x % 3, token = blockIdx.x / 3 * kKeyRun + threadIdx.x / 32;
+  const Row<T> z(p.qkv + (int64_t(token) * 3 + part) * p.size, p.size);
+  const Place at(p, token);
+  if (part == kValue) {
+    store_value(z, p.v_ring + at.in_ring);
+  } else if (part == kQuery) {
+    const QueryInt8 query{p.out.q + int64_t(token) * p.size, p.out.q_scale + token, p.out.queries};
+    T* const sink = nullptr;
+    store_rotated(p, z, Turns(p.rope, at.frame, at.in_frame, z.first), p.q_gain, sink, query);
+  } else {
+    __shared__ LargestOfRun largest;
+    KeyInt8<T> key(z, p.out.k_offset, largest);
+    T* const sink = at.slot < p.sinks ? p.k_sink + at.in_ring : nullptr;
+    store_rotated(p, z, Turns(p.rope, at.frame, at.in_frame, z.first), p.k_gain, sink, key);
+    __syncthreads();
+    const Place to(p, token);  // found again: kept until now, it would take registers
+    key.finish(p.out.k_ring + to.in_ring, p.out.k_scale + to.ring_token / kKeyRun, p.out.k_scales);
   }
 }
 
@@ -112,7 +150,7 @@ Sizes check(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const
   const int64_t ring = k_ring.size(0), tokens = k_ring.size(1), heads = k_ring.size(2), head_dim = k_ring.size(3);
   const int64_t size = heads * kHeadDim, frames = slots.size(0), sinks = k_sink.size(0), time_pairs = rope_time.size(1);
   LL_CHECK(head_dim == kHeadDim, "k_ring must have a last dimension of ", kHeadDim, ", got ", head_dim);
-  LL_CHECK(heads > 0 && size <= kMaxSize, "k_ring must have 1 to ", kMaxSize / kHeadDim, " heads, got ", heads);
+  LL_CHECK(heads > 0 && heads <= kMaxHeads, "k_ring must have 1 to ", kMaxHeads, " heads, got ", heads);
   LL_CHECK(frames > 0 && frames <= ring, "slots must name 1 to ", ring, " frames of k_ring, got ", frames);
   const ScalarType dtype = qkv.scalar_type();
   check_tensor(qkv, "qkv", {frames * tokens, 3 * size}, dtype, qkv);
@@ -127,29 +165,24 @@ Sizes check(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const
   return {ring, tokens, heads, size, frames, sinks, time_pairs};
 }
 
-// out_of(T{}) says where queries and keys go.
-template <class F>
-void launch(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
-            const Tensor& rope_space, const Tensor& v_ring, const Tensor& k_sink, const Tensor& slots, double eps,
-            const Sizes& n, F out_of) {
-  launch_as(qkv, [&]<class T>(T, cudaStream_t stream) {
-    using Out = decltype(out_of(T{}));
-    const Params<T, Out> p{data<T>(qkv),
-                           data<T>(q_gain),
-                           data<T>(k_gain),
-                           {data<float2>(rope_time), data<float2>(rope_space), int(n.time_pairs)},
-                           out_of(T{}),
-                           data<T>(v_ring),
-                           data<T>(k_sink),
-                           data<int64_t>(slots),
-                           int(3 * n.frames * n.tokens),
-                           int(n.tokens),
-                           int(n.size),
-                           int(n.sinks),
-                           1.f / float(n.size),
-                           float(eps)};
-    qk_norm_rope_store_kernel<T, Out><<<blocks_for_rows(3 * n.frames * n.tokens), kThreads, 0, stream>>>(p);
-  });
+template <class T, class Out>
+Params<T, Out> params(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
+                      const Tensor& rope_space, const Tensor& v_ring, const Tensor& k_sink, const Tensor& slots,
+                      double eps, const Sizes& n, const Out& out) {
+  return {data<T>(qkv),
+          data<T>(q_gain),
+          data<T>(k_gain),
+          {data<float2>(rope_time), data<float2>(rope_space), int(n.time_pairs)},
+          out,
+          data<T>(v_ring),
+          data<T>(k_sink),
+          data<int64_t>(slots),
+          int(3 * n.frames * n.tokens),
+          int(n.tokens),
+          int(n.size),
+          int(n.sinks),
+          1.f / float(n.size),
+          float(eps)};
 }
 
 Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
@@ -158,9 +191,13 @@ Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor&
   const Sizes n = check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, qkv.scalar_type());
   torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
   Tensor q = torch::stable::new_empty(qkv, {n.frames * n.tokens, n.heads, kHeadDim});
-  if (n.tokens == 0) return q;
-  launch(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps, n,
-         [&]<class T>(T) { return PlainOut<T>{data<T>(q), data<T>(k_ring)}; });
+  const unsigned blocks = blocks_for_rows(3 * n.frames * n.tokens);
+  if (blocks == 0) return q;
+  launch_as(qkv, [&]<class T>(T, cudaStream_t stream) {
+    const PlainOut<T> out{data<T>(q), data<T>(k_ring)};
+    const auto p = params<T>(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps, n, out);
+    qk_norm_rope_store_kernel<T><<<blocks, kThreads, 0, stream>>>(p);
+  });
   return q;
 }
 
@@ -170,18 +207,20 @@ std::tuple<Tensor, Tensor> qk_norm_rope_store_int8(const Tensor& qkv, const Tens
                                                    const Tensor& v_ring, const Tensor& k_sink, const Tensor& slots,
                                                    double eps) {
   const Sizes n = check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, ScalarType::Char);
-  const int64_t queries = n.frames * n.tokens, ring_tokens = n.ring * n.tokens;
-  LL_CHECK(n.heads * ring_tokens <= INT32_MAX, "k_scale must have fewer elements, got ", n.heads * ring_tokens);
+  const int64_t queries = n.frames * n.tokens, k_scales = check_key_scales(k_scale, {n.heads}, n.ring, n.tokens, qkv);
+  LL_CHECK(n.heads * queries <= INT32_MAX, "qkv must have fewer tokens, got ", queries);
   check_whole_warps(qkv, "k_ring", n.heads);
   check_tensor(k_offset, "k_offset", {n.heads, kHeadDim}, ScalarType::Float, qkv);
-  check_tensor(k_scale, "k_scale", {n.heads, ring_tokens}, ScalarType::Float, qkv, sizeof(float));
   torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
   Tensor q = torch::stable::new_empty(qkv, {queries, n.heads, kHeadDim}, ScalarType::Char);
   Tensor q_scale = torch::stable::new_empty(qkv, {n.heads, queries}, ScalarType::Float);
-  if (n.tokens == 0) return {q, q_scale};
-  launch(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps, n, [&]<class T>(T) {
-    return Int8Out{data<int8_t>(q),       data<int8_t>(k_ring), data<float>(q_scale), data<float>(k_scale),
-                   data<float>(k_offset), int(queries),         int(ring_tokens)};
+  const unsigned blocks = blocks_for_runs(3 * queries);
+  if (blocks == 0) return {q, q_scale};
+  launch_as(qkv, [&]<class T>(T, cudaStream_t stream) {
+    const Int8Out out{data<int8_t>(q),       data<int8_t>(k_ring), data<float>(q_scale), data<float>(k_scale),
+                      data<float>(k_offset), int(queries),         int(k_scales)};
+    const auto p = params<T>(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps, n, out);
+    qk_norm_rope_store_kernel_int8<T><<<blocks, kRunThreads, 0, stream>>>(p);
   });
   return {q, q_scale};
 }

@@ -11,17 +11,11 @@
 
 namespace longlive {
 namespace {
-using linear::Config;
+using linear::Gelu;
+using linear::Groups;
+using linear::kGeluColumns;
 using linear::kStep;
-using linear::Result;
-using linear::Scale;
-
-constexpr int kGeluColumns = 256;
-template <int columns>
-using Rows = Config<Scale::kRow, Result::kPlain, columns, columns == 224 ? 4 : 5>;
-template <int columns>
-using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 5 : 6>;
-using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
+using linear::Rows;
 
 struct Problem {
   const Tensor &x, &x_scale, &weight, &weight_scale, &bias;
@@ -50,7 +44,7 @@ Problem check(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
 
 template <class C>
 linear::Tiles tiles_of(const Problem& m) {
-  return {int(m.rows), int(m.columns), C::kColumns, C::kCluster};
+  return {int(m.rows), int(m.columns), C::kColumns};
 }
 
 template <class C>
@@ -69,13 +63,13 @@ void run(const Problem& m, const Tensor& out, float* out_scale) {
     return sm90::matrix_map(data<const int8_t>(t), rows, m.depth, m.depth, box_rows);
   };
   LL_CUDA_CHECK(linear::launch<C>(map(m.x, m.rows, linear::kTileRows), map(m.weight, m.columns, C::kPart), p,
-                                  m.processors / C::kCluster, current_stream(m.x.get_device_index())));
+                                  m.processors / linear::kCluster, current_stream(m.x.get_device_index())));
 }
 
 // Waves of tiles times their width: what a product takes by these tiles.
 template <class C>
 int64_t cost(const Problem& m) {
-  return int64_t(ceil_div(tiles_of<C>(m).sets(), m.processors / C::kCluster)) * C::kColumns;
+  return int64_t(ceil_div(tiles_of<C>(m).sets(), m.processors / linear::kCluster)) * C::kColumns;
 }
 
 template <class A, class B>

@@ -30,11 +30,11 @@ enum class Scale { kRow, kGroup };
 // What the epilogue stores: bfloat16, or GELU's result in int8 with a scale for each row of a tile.
 enum class Result { kPlain, kGelu };
 
-template <Scale scale, Result result, int columns, int stages, int cluster = 2>
+template <Scale scale, Result result, int columns, int stages>
 struct Config {
   static constexpr Scale kScale = scale;
   static constexpr Result kResult = result;
-  static constexpr int kColumns = columns, kStages = stages, kCluster = cluster, kSums = columns / 2;
+  static constexpr int kColumns = columns, kStages = stages, kSums = columns / 2;
   static constexpr int kXBytes = kTileRows * kStep;
   static constexpr int kPart = columns / kCluster;  // of the weights, which a CTA loads for all
   static constexpr int kPartBytes = kPart * kStep, kWeightBytes = columns * kStep;
@@ -42,6 +42,14 @@ struct Config {
   static_assert(kPartBytes % 1024 == 0 && columns % 32 == 0);
   static_assert(stages > 1);  // one is released while the next is multiplied
 };
+
+// What is launched, with as many stages as shared memory holds.
+template <int columns>
+using Rows = Config<Scale::kRow, Result::kPlain, columns, 5>;  // 192 or 224 columns
+template <int columns>
+using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 6 : 7>;  // 128 or 160
+constexpr int kGeluColumns = 256;
+using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
 
 struct Params {
   const float* x_scale;       // [groups, rows]
@@ -62,16 +70,6 @@ struct Columns {
   bf16 bias[C::kColumns];
 };
 
-// A warp's rows on their way out, about half of the tile's columns at a time.
-template <class C>
-struct alignas(128) Staging {
-  static constexpr int kBlocks = ceil_div(C::kColumns / 32, 2);
-  static constexpr int kSize = C::kResult == Result::kPlain ? 2 : 1, kBytes = kBlocks * 32 * kSize;
-  // So that the rows which lanes write at a time lie in different banks.
-  static constexpr int kPitch = kBytes + (kBytes % 128 == 0 ? 32 * kSize : 0);
-  uint8_t row[kWarpRows][kPitch];
-};
-
 template <class C>
 struct Shared {
   using Stages = sm90::Pipeline<C::kStages, 1>;
@@ -81,7 +79,6 @@ struct Shared {
     uint8_t x[C::kXBytes], weight[C::kWeightBytes];
   };
   Stage stage[C::kStages];
-  Staging<C> staging[kConsumers * kWarpgroupWarps];
   Columns<C> columns[2];  // of this tile and the next one
   Stages stages;
   Tiles tiles;
@@ -92,8 +89,7 @@ template <class C, class F>
 __device__ void for_each_tile(const Params& p, F f) {
   const int rank = int(sm90::cluster_rank());
 #pragma unroll 1
-  for (int set = blockIdx.x / C::kCluster; set < p.tiles.sets(); set += gridDim.x / C::kCluster)
-    f(p.tiles.at(set, rank));
+  for (int set = blockIdx.x / kCluster; set < p.tiles.sets(); set += gridDim.x / kCluster) f(p.tiles.at(set, rank));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -139,10 +135,10 @@ struct Producer {
       full.arrive_and_expect(C::kXBytes + C::kWeightBytes);
       sm90::load_tile(stage.x, x, full, depth, tile.row);
       if (tile.shares_weight) {
-        sm90::load_tile_to_cluster<(1 << C::kCluster) - 1>(stage.weight + rank * C::kPartBytes, weight, full, depth,
-                                                           tile.column + rank * C::kPart);
+        sm90::load_tile_to_cluster<(1 << kCluster) - 1>(stage.weight + rank * C::kPartBytes, weight, full, depth,
+                                                        tile.column + rank * C::kPart);
       } else {
-        for (int part = 0; part < C::kCluster; ++part)
+        for (int part = 0; part < kCluster; ++part)
           sm90::load_tile(stage.weight + part * C::kPartBytes, weight, full, depth, tile.column + part * C::kPart);
       }
     }
@@ -190,21 +186,20 @@ struct Epilogue {
 
   const Params& p;
   const WorkTile& tile;
-  Staging<C>& staging;  // of this warp
   const int lane = threadIdx.x % 32;
-  const int warp_row;
+  const int first_row;  // of this thread
   float x_scale[2];
 
-  __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer, Staging<C>* staging)
-      : p(p), tile(tile), staging(staging[warp_of(consumer)]), warp_row(tile.row + warp_of(consumer) * kWarpRows) {
+  __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer)
+      : p(p),
+        tile(tile),
+        first_row(tile.row + consumer * kConsumerRows + int(threadIdx.x) / 32 % kWarpgroupWarps * kWarpRows +
+                  lane / 4) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) x_scale[r] = C::kScale == Scale::kRow && live(r) ? __ldg(p.x_scale + row(r)) : 1.f;
   }
 
-  static __device__ int warp_of(int consumer) {
-    return consumer * kWarpgroupWarps + int(threadIdx.x) / 32 % kWarpgroupWarps;
-  }
-  __device__ int row(int r) const { return warp_row + lane / 4 + 8 * r; }
+  __device__ int row(int r) const { return first_row + 8 * r; }
   __device__ bool live(int r) const { return row(r) < p.rows; }
   __device__ int in_tile(int block) const { return 32 * block + lane % 4 * kRun; }  // this thread's first column
   // Of the i-th value of a run among a thread's sums.
@@ -235,13 +230,15 @@ struct Epilogue {
   }
 
   __device__ void store(const Sums& sums, const float* scale, const bf16* bias) const {
-    stage_blocks<uint4>([&](int block, uint4(&runs)[2]) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
       float y[2][kRun];
       values(sums, scale, bias, block, y);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        runs[r] = {pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]), pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])};
-    });
+        store_run<uint4>(
+            block, r, {pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]), pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])});
+    }
   }
 
   // GELU's results, in pairs, take the place of the sums: registers are short.
@@ -265,41 +262,22 @@ struct Epilogue {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
       if (lane % 4 == 0 && live(r)) p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale[r].scale;
-    stage_blocks<uint2>([&](int block, uint2(&runs)[2]) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const auto pair = [&](int i) { return reinterpret_cast<const __half2&>(sums[at(block, r, i)]); };
-        runs[r] = {scale[r].pack(pair(0), pair(2)), scale[r].pack(pair(4), pair(6))};
+        store_run<uint2>(block, r, {scale[r].pack(pair(0), pair(2)), scale[r].pack(pair(4), pair(6))});
       }
-    });
   }
 
-  // Stores what make(block, runs) gives: this thread's runs of `block` in both rows. The copy engine stores while the
-  // warp goes on.
-  template <class Run, class F>
-  __device__ void stage_blocks(F make) const {
-    constexpr int kSize = Staging<C>::kSize;
-#pragma unroll
-    for (int first = 0; first < kBlocks; first += Staging<C>::kBlocks) {
-      sm90::store_wait_read();
-      __syncwarp();  // what the staging held before has left
-#pragma unroll
-      for (int block = first; block < min(first + Staging<C>::kBlocks, kBlocks); ++block) {
-        Run runs[2];
-        make(block, runs);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          *reinterpret_cast<Run*>(staging.row[lane / 4 + 8 * r] + in_tile(block - first) * kSize) = runs[r];
-      }
-      sm90::fence_proxy_async();
-      __syncwarp();
-      const int column = tile.column + 32 * first, end = min(tile.column + C::kColumns, p.columns);
-      const int bytes = min(end - column, Staging<C>::kBlocks * 32) * kSize;
-      if (lane < kWarpRows && warp_row + lane < p.rows && bytes > 0)
-        sm90::store_bytes(static_cast<uint8_t*>(p.out) + (int64_t(warp_row + lane) * p.columns + column) * kSize,
-                          staging.row[lane], bytes);
-      sm90::store_commit();
-    }
+  // Stores this thread's run of `block` in row r. A tile may end beyond the last column, by whole blocks.
+  template <class Run>
+  __device__ void store_run(int block, int r, Run run) const {
+    constexpr int kSize = sizeof(Run) / kRun;
+    const int64_t start = int64_t(row(r)) * p.columns + tile.column;
+    if (live(r) && tile.column + 32 * block < p.columns)
+      *reinterpret_cast<Run*>(static_cast<uint8_t*>(p.out) + (start + in_tile(block)) * kSize) = run;
   }
 };
 
@@ -322,7 +300,7 @@ struct Consumer {
 
   __device__ void run() {
     for_each_tile<C>(p, [&](const WorkTile& tile) {
-      const Epilogue<C> epilogue(p, tile, index, s.staging);
+      const Epilogue<C> epilogue(p, tile, index);
       if constexpr (kGroups) {
         multiply_groups(epilogue);
         finish(epilogue, total);
@@ -331,7 +309,6 @@ struct Consumer {
         finish(epilogue, acc);
       }
     });
-    sm90::store_wait_read();
   }
 
   // Issues the products of one stage.
@@ -368,7 +345,7 @@ struct Consumer {
 
   // In all CTAs of the cluster: each fills a part of the others' stages.
   __device__ void release() {
-    if (lane < C::kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
+    if (lane < kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
   }
 
   __device__ void multiply() {
@@ -412,7 +389,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), warpgroup = warp / kWarpgroupWarps;
   if (threadIdx.x == 0) {
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
-    s.stages.init(C::kCluster * kConsumers * kWarpgroupWarps);
+    s.stages.init(kCluster * kConsumers * kWarpgroupWarps);
     s.tiles.init(kConsumers * kWarpgroupWarps);
     sm90::fence_barrier_init();
     sm90::prefetch(x), sm90::prefetch(weight);
@@ -440,10 +417,10 @@ cudaError_t launch(const TensorMap& x, const TensorMap& weight, const Params& p,
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = C::kCluster;
+  attribute.val.clusterDim.x = kCluster;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = C::kCluster * std::min(p.tiles.sets(), clusters);
+  config.gridDim = kCluster * std::min(p.tiles.sets(), clusters);
   config.blockDim = sm90::kThreads;
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;

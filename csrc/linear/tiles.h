@@ -10,7 +10,8 @@
 
 namespace longlive::linear {
 constexpr int kTileRows = 128;
-constexpr int kStep = 128;  // of depth, in elements and bytes: what a stage of the pipeline holds
+constexpr int kCluster = 2;  // CTAs
+constexpr int kStep = 128;   // of depth, in elements and bytes: what a stage of the pipeline holds
 
 struct WorkTile {
   int row, column;
@@ -18,21 +19,20 @@ struct WorkTile {
 };
 
 struct Tiles {
-  int row_tiles, column_tiles, tile_columns, cluster;
+  int row_tiles, column_tiles, tile_columns;
 
-  constexpr Tiles(int rows, int columns, int tile_columns, int cluster)
+  constexpr Tiles(int rows, int columns, int tile_columns)
       : row_tiles(ceil_div(rows, kTileRows)),
         column_tiles(ceil_div(columns, tile_columns)),
-        tile_columns(tile_columns),
-        cluster(cluster) {}
+        tile_columns(tile_columns) {}
 
   // How many times all tiles of a cluster.
-  constexpr int sets() const { return ceil_div(row_tiles * column_tiles, cluster); }
+  constexpr int sets() const { return ceil_div(row_tiles * column_tiles, kCluster); }
 
   // Tiles of the last set that are not there lie below the last row: they read zeros and store nothing.
   constexpr WorkTile at(int set, int rank) const {
-    const int count = row_tiles * column_tiles, first = set * cluster, index = first + rank;
-    const int last = std::min(first + cluster, count) - 1;
+    const int count = row_tiles * column_tiles, first = set * kCluster, index = first + rank;
+    const int last = std::min(first + kCluster, count) - 1;
     const bool shares = first / row_tiles == last / row_tiles;
     if (index >= count) return {row_tiles * kTileRows, (column_tiles - 1) * tile_columns, shares};
     return {index % row_tiles * kTileRows, index / row_tiles * tile_columns, shares};

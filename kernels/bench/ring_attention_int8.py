@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..attention import attention
 from ..quantize import quantize
+from ..quantize_keys import KEY_RUN
 from ..ring_attention import ring_attention
 from . import ring_attention as plain
 from .case import Bench, Case
@@ -21,13 +22,14 @@ def case(rows: int, tokens: int, heads: int, dtype: torch.dtype) -> Case:
         return values.view(n, heads, 128), scale
 
     def make(device: str) -> tuple[Tensor, ...]:
-        k_ring, k_scale = integers(tokens, device)
+        k_ring, scales = integers(tokens, device)
+        k_scale = scales[:, ::KEY_RUN].contiguous()
         v_ring = torch.randn(1, tokens, heads, 128, device=device, dtype=dtype)
         valid = torch.tensor([tokens], dtype=torch.int32, device=device)
         return *integers(rows, device), k_ring[None], k_scale, v_ring, valid
 
     size = heads * 128
-    moved = (rows + tokens) * (size * (1 + dtype.itemsize) + 4 * heads) + 4
+    moved = (rows + tokens) * size * (1 + dtype.itemsize) + 4 * heads * (rows + tokens // KEY_RUN) + 4
     return Case(f"{rows}x{tokens}, {heads} heads", dtype, make, moved, flops=4 * rows * tokens * size)
 
 

@@ -13,12 +13,15 @@ def case(layers: int, sinks: int, tokens: int, heads: int, dtype: torch.dtype, r
     def make(device: str) -> tuple:
         *inputs, k_ring = whole.make(device)
         k_offset = torch.randn(layers, heads, 128, device=device)
-        return *inputs, k_offset, k_ring.to(torch.int8), torch.zeros(layers, heads, ring * tokens, device=device)
+        return *inputs, k_offset, k_ring.to(torch.int8), torch.zeros(layers, heads, ring * tokens // 8, device=device)
 
     rows, size = layers * sinks * tokens, heads * 128
     return Case(
-        whole.shape, dtype, make, whole.bytes - rows * size * (dtype.itemsize - 1) + 4 * (rows * heads + layers * size)
+        whole.shape,
+        dtype,
+        make,
+        whole.bytes - rows * size * (dtype.itemsize - 1) + 4 * (rows * heads // 8 + layers * size),
     )
 
 
-BENCH = Bench(real=[case(30, 3, 1560, 12, torch.bfloat16)], small=[case(2, 3, 60, 2, torch.float32)])
+BENCH = Bench(real=[case(30, 3, 1560, 12, torch.bfloat16)], small=[case(2, 3, 64, 2, torch.float32)])

@@ -68,8 +68,8 @@ def test_no_kernel_spills(library):
         # products have one CTA there, of 384 threads with 168 registers, which they then share out anew.
         shared_out = any(f"{kind}_kernel" in name for kind in ("ring_attention", "causal_conv", "int8_linear"))
         most = 168 if shared_out else 64 if "bfloat16" in name else 96
-        if "qk_norm_rope_store" in name and "Int8" in name:
-            most = max(most, 72)  # 28 warps
+        if "kernel_int8" in name or "quantize_keys" in name:
+            most = max(most, 80)  # 24 warps: they keep their keys until the scales of eight are known
         assert int(registers) <= most, name
 
 
@@ -89,7 +89,7 @@ def products(kernel: str) -> tuple[int, int]:
 
 def test_attention_runs_on_hoppers_own_units(kernels):
     found = [products(k) for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0]]
-    assert sorted(found) == [(2 * (4 + 12), 4), (2 * (8 + 12), 4)]  # of int8 and of bfloat16
+    assert sorted(found) == [(2 * (8 + 12), 4), (3 * (4 + 12), 6)]  # of bfloat16 and of int8
 
 
 def test_convolution_runs_on_hoppers_own_units(kernels):
@@ -105,12 +105,15 @@ def test_int8_products_run_on_hoppers_own_units(kernels):
     assert not any("MEMBAR.ALL.GPU" in k for k in found)
 
 
-def test_the_handshake_compiles(tmp_path):
-    """The program by which docs/performance.md explains what racecheck says is not in the library."""
+@pytest.mark.parametrize("program", ["cluster_handshake", "int8_sanitize"])
+def test_a_program_for_the_sanitizer_compiles(tmp_path, program):
+    """They run by hand, under compute-sanitizer; nothing in the library is made of them."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
-    flags = ["-std=c++17", "-arch=sm_90a", f"-I{CSRC}", "-o", tmp_path / "handshake"]
-    subprocess.run(["nvcc", *flags, ROOT / "tests/native/cluster_handshake.cu"], check=True, capture_output=True)
+    flags = ["-std=c++20", "-gencode", "arch=compute_90a,code=sm_90a", "--expt-relaxed-constexpr", f"-I{CSRC}"]
+    subprocess.run(
+        ["nvcc", *flags, "-o", tmp_path / program, ROOT / f"tests/native/{program}.cu"], check=True, capture_output=True
+    )
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from longlive_optimized.kernels.bench import (
     modulate_norm_int8,
     qk_norm_rope_store,
     quantize,
+    quantize_keys,
     residual_norm_int8,
     ring_attention_int8,
     runner,
@@ -53,7 +54,15 @@ def test_the_baseline_computes_the_operator(bench, op):
     torch.testing.assert_close(bench.BENCH.published(*arguments).view_as(ours), ours, rtol=1e-4, atol=1e-4)
 
 
-INT8 = quantize, modulate_norm_int8, residual_norm_int8, int8_linear, int8_linear_gelu, ring_attention_int8
+INT8 = (
+    quantize,
+    quantize_keys,
+    modulate_norm_int8,
+    residual_norm_int8,
+    int8_linear,
+    int8_linear_gelu,
+    ring_attention_int8,
+)
 
 
 @pytest.mark.parametrize("bench", INT8)

@@ -7,7 +7,7 @@ import torch
 
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from support.emulated import run_on_a_cpu
-from support.keys import check_integers, mixed, turns
+from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, turns
 
 OP = qk_norm_rope_store_int8
 EPS, UNWRITTEN = 1e-6, -128
@@ -15,7 +15,7 @@ PLAIN = ("qkv", "q_gain", "k_gain", "rope_time", "rope_space")
 NAMES = (*PLAIN, "k_offset", "k_ring", "k_scale", "v_ring", "k_sink", "slots")
 
 
-def inputs(dtype, device, tokens=7, heads=2, head_dim=128, ring=12, sinks=3, slots=(3, 4, 5)) -> dict:
+def inputs(dtype, device, tokens=8, heads=2, head_dim=128, ring=12, sinks=3, slots=(3, 4, 5)) -> dict:
     """Random tokens; the rings hold what is never written: -128 and NaN."""
     torch.manual_seed(tokens * 100 + heads)
     size, frames, pairs = heads * head_dim, len(slots), head_dim // 2
@@ -32,7 +32,7 @@ def inputs(dtype, device, tokens=7, heads=2, head_dim=128, ring=12, sinks=3, slo
         turns(tokens, pairs - time_pairs, dtype=dtype, device=device),
         torch.randn(heads, head_dim, device=device),
         poison(ring, tokens, heads, head_dim, of=torch.int8, value=UNWRITTEN),
-        poison(heads, ring * tokens, of=torch.float32),
+        poison(heads, ring * tokens // 8 + SPARE, of=torch.float32),
         poison(ring, tokens, heads, head_dim),
         poison(sinks, tokens, heads, head_dim),
         torch.tensor(slots, device=device),
@@ -52,24 +52,24 @@ def plain_arguments(args: dict, dtype: torch.dtype) -> dict:
 def check_all(args: dict, q: torch.Tensor, q_scale: torch.Tensor) -> None:
     plain = plain_arguments(args, torch.float64)
     want_q = qk_norm_rope_store.reference(*plain.values(), EPS)
-    ring, tokens, heads, _ = args["k_ring"].shape
+    ring, _, heads, _ = args["k_ring"].shape
     assert q.dtype == torch.int8 and q.shape == want_q.shape and q_scale.shape == (heads, len(q))
     check_integers(q, q_scale.T, mixed(want_q))
     slots = args["slots"]
-    scale = args["k_scale"].view(heads, ring, tokens).permute(1, 2, 0)
+    scale = scales_of(args["k_scale"], args["k_ring"])
     keys = mixed(plain["k_ring"][slots] - args["k_offset"].double())
-    check_integers(args["k_ring"][slots], scale[slots], keys)
+    check_integers(runs_of(args["k_ring"][slots]), scale[slots], runs_of(keys))
     others = [i for i in range(ring) if i not in slots.tolist()]
     assert (args["k_ring"][others] == UNWRITTEN).all()
     assert scale[others].isnan().all() and args["v_ring"][others].isnan().all()
 
 
 CASES = {
-    "one-token": {"tokens": 1, "heads": 1},
+    "one-head": {"heads": 1},
     "one-frame": {"slots": (7,)},
-    "prime": {"tokens": 13},
-    "twelve-heads": {"tokens": 3, "heads": 12},
-    "three-heads": {"tokens": 3, "heads": 3},
+    "odd-runs": {"tokens": 24},
+    "twelve-heads": {"tokens": 16, "heads": 12},
+    "three-heads": {"heads": 3},
     "no-sinks-kept": {"sinks": 0, "slots": (0, 1, 2)},
     "all-sinks": {"slots": (0, 1, 2)},
     "some-sinks": {"slots": (2, 7, 0)},
@@ -114,38 +114,66 @@ def test_reference_in_float64():
 
 
 def test_zeros_have_scale_zero(run, device):
-    args = inputs(torch.float32, device)
+    """A run of keys of zeros, too; a key of zeros alone has its run's scale."""
+    args = inputs(torch.float32, device, tokens=16)
     args["k_offset"].zero_()
     args["qkv"][3] = 0
+    args["qkv"][8:16] = 0
     args["q_gain"][:128] = 0
     q, q_scale = run(*args.values(), EPS)
-    assert (q[3] == 0).all() and (q_scale[:, 3] == 0).all()
-    assert (q[:, 0] == 0).all() and (q_scale[0] == 0).all() and (q_scale[1, 4:] > 0).all()
-    assert (args["k_ring"][3, 3] == 0).all() and (args["k_scale"][:, 3 * 7 + 3] == 0).all()
+    zeros = [3, *range(8, 16)]
+    assert (q[zeros] == 0).all() and (q_scale[:, zeros] == 0).all()
+    assert (q[:, 0] == 0).all() and (q_scale[0] == 0).all() and (q_scale[1, 16:] > 0).all()
+    assert (args["k_ring"][3, zeros] == 0).all()
+    scale = scales_of(args["k_scale"], args["k_ring"])[3:6]
+    assert (scale[0, 1] == 0).all() and (scale[0, 0] > 0).all() and (scale[1:] > 0).all()
 
 
+def test_tokens_of_a_run_may_differ_in_size(run, device):
+    """The norm makes them alike, but for a large eps."""
+    args = inputs(torch.float32, device, tokens=16)
+    args["qkv"] *= 10.0 ** torch.arange(-4, 4, device=device).repeat(6)[:, None]
+    args["k_offset"].zero_()
+    q, q_scale = run(*args.values(), 1e4)
+    plain = plain_arguments(args, torch.float64)
+    want_q = qk_norm_rope_store.reference(*plain.values(), 1e4)
+    check_integers(q, q_scale.T, mixed(want_q))
+    scale = scales_of(args["k_scale"], args["k_ring"])[args["slots"]]
+    check_integers(runs_of(args["k_ring"][args["slots"]]), scale, runs_of(mixed(plain["k_ring"][args["slots"]])))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_token_that_is_not_finite_shows_in_its_scales_alone(run, device, bad):
-    args = inputs(torch.bfloat16, device)
+    """Its query's, and those of the run that its key is in."""
+    args = inputs(torch.bfloat16, device, tokens=24)
     q, q_scale = run(*args.values(), EPS)
     k_ring, k_scale = args["k_ring"].clone(), args["k_scale"].clone()
-    args["qkv"][10] = bad
+    args["qkv"][24 + 10] = bad
     spoiled, spoiled_scale = run(*args.values(), EPS)
-    others = [i for i in range(21) if i != 10]
+    others = [i for i in range(72) if i != 34]
     assert torch.equal(spoiled[others], q[others]) and torch.equal(spoiled_scale[:, others], q_scale[:, others])
-    assert not spoiled_scale[:, 10].isfinite().any()
-    at = 4 * 7 + 3  # slot 4, its fourth token
+    assert not spoiled_scale[:, 34].isfinite().any()
+    at = 4 * 3 + 1  # slot 4, its second run
     assert not args["k_scale"][:, at].isfinite().any()
-    written = [i for i in range(3 * 7, 6 * 7) if i != at]
+    written = [i for i in range(3 * 3, 6 * 3) if i != at]
     assert torch.equal(args["k_scale"][:, written], k_scale[:, written])
-    assert torch.equal(args["k_ring"].flatten(0, 1)[written], k_ring.flatten(0, 1)[written])
+    runs, before = (ring.view(12 * 3, -1) for ring in (args["k_ring"], k_ring))
+    assert torch.equal(runs[written], before[written])
 
 
 def test_the_largest_is_127_and_minus_128_does_not_occur(run, device):
     args = inputs(torch.bfloat16, device, tokens=40, heads=12)
     q, _ = run(*args.values(), EPS)
     assert (q.int().abs().amax(-1) == 127).all()
-    assert (args["k_ring"][args["slots"]].int().abs().amax(-1) == 127).all()
+    assert (runs_of(args["k_ring"][args["slots"]]).int().abs().amax(-1) == 127).all()
+
+
+def test_frames_of_no_whole_runs_are_refused(backend, device):
+    args = inputs(torch.float32, device, tokens=12)
+    with pytest.raises((ValueError, RuntimeError), match="k_ring must have a multiple of 8 tokens a frame, got 12"):
+        OP.impls[backend][0](*args.values(), EPS)
+    assert all(args[name].isnan().all() for name in ("k_scale", "v_ring", "k_sink"))
 
 
 def other_device(t: torch.Tensor) -> torch.Tensor:
@@ -165,7 +193,7 @@ BAD = {
     "rope_space": [lambda t: t[:, :-1].contiguous(), lambda t: t[:-1]],
     "k_offset": [lambda t: t[:-1], lambda t: t.flatten(), lambda t: t.bfloat16(), interleaved, other_device],
     "k_ring": [lambda t: t[..., :-1].contiguous(), lambda t: t[0], lambda t: t.float(), interleaved],
-    "k_scale": [lambda t: t[:, :-1].contiguous(), lambda t: t.flatten(), lambda t: t.double(), interleaved],
+    "k_scale": [lambda t: t[:, : -1 - SPARE].contiguous(), lambda t: t.flatten(), lambda t: t.double(), interleaved],
     "v_ring": [lambda t: t[:-1], lambda t: t[0], lambda t: t.double(), interleaved],
     "k_sink": [lambda t: t[:, :-1].contiguous(), lambda t: t[0], lambda t: t.double(), interleaved, other_device],
     "slots": [lambda t: t.int(), lambda t: t[None], lambda t: t[:0], other_device],
@@ -184,7 +212,7 @@ def test_bad_input_is_named_and_nothing_written(backend, device, name, spoil):
 
 
 def test_registered_properly(device):
-    args = inputs(torch.float32, device, tokens=2, slots=(0, 5))
+    args = inputs(torch.float32, device, slots=(0, 5))
     for name in ("k_scale", "v_ring", "k_sink"):  # opcheck compares them, and NaN is not equal to itself
         args[name] = torch.zeros_like(args[name])
     torch.library.opcheck(OP.torch_op, (*args.values(), EPS))
@@ -197,7 +225,7 @@ def test_the_cuda_source_on_a_cpu(tmp_path):
 
 @pytest.mark.gpu
 def test_replays_in_a_cuda_graph_with_slots_advanced_in_place(run, device):
-    args = inputs(torch.bfloat16, device, tokens=60, heads=12, slots=(11, 3, 4))
+    args = inputs(torch.bfloat16, device, tokens=64, heads=12, slots=(11, 3, 4))
     run(*args.values(), EPS)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.rotate_sinks import rotate_sinks, rotate_sinks_int8
-from support.keys import check_integers, mixed, turns
+from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, turns
 
 OP = rotate_sinks_int8
 HEAD_DIM, TIME_PAIRS, UNWRITTEN = 128, 22, -128
 NAMES = ("k_sink", "rope_time", "rope_space", "k_offset", "k_ring", "k_scale")
 
 
-def case(dtype, device, layers=2, sinks=3, tokens=5, heads=3, slots=8) -> dict:
+def case(dtype, device, layers=2, sinks=3, tokens=8, heads=3, slots=8) -> dict:
     """The rings hold what is never written: -128 and NaN."""
     torch.manual_seed(0)
     args = (
@@ -20,7 +20,7 @@ def case(dtype, device, layers=2, sinks=3, tokens=5, heads=3, slots=8) -> dict:
         turns(tokens, HEAD_DIM // 2 - TIME_PAIRS, dtype=dtype, device=device),
         torch.randn(layers, heads, HEAD_DIM, device=device),
         torch.full((layers, slots, tokens, heads, HEAD_DIM), UNWRITTEN, dtype=torch.int8, device=device),
-        torch.full((layers, heads, slots * tokens), torch.nan, device=device),
+        torch.full((layers, heads, slots * tokens // 8 + SPARE), torch.nan, device=device),
     )
     return dict(zip(NAMES, args, strict=True))
 
@@ -34,14 +34,17 @@ def truth(args: dict) -> torch.Tensor:
 
 def check(args: dict) -> None:
     want = truth(args)
-    layers, sinks, tokens, heads, _ = want.shape
-    assert (args["k_ring"][:, sinks:] == UNWRITTEN).all() and args["k_scale"][..., sinks * tokens :].isnan().all()
-    scale = args["k_scale"][..., : sinks * tokens].view(layers, heads, sinks, tokens).permute(0, 2, 3, 1)
-    check_integers(args["k_ring"][:, :sinks], scale, want)
+    sinks, scale = want.shape[1], scales_of(args["k_scale"], args["k_ring"])
+    assert (args["k_ring"][:, sinks:] == UNWRITTEN).all() and scale[:, sinks:].isnan().all()
+    check_integers(runs_of(args["k_ring"][:, :sinks]), scale[:, :sinks], runs_of(want))
+
+
+SHAPES = [{}, {"sinks": 1}, {"heads": 12, "tokens": 24}, {"layers": 1, "tokens": 40}]
+SHAPES += [pytest.param({"heads": 12, "tokens": 1560}, marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [{}, {"sinks": 1, "tokens": 1}, {"heads": 12, "tokens": 7}, {"layers": 1}], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_quantises_the_rotated_sinks_and_touches_nothing_else(run, device, dtype, shape):
     args = case(dtype, device, **shape)
     run(*args.values())
@@ -56,11 +59,37 @@ def test_no_sinks_write_nothing(run, device):
 
 
 def test_keys_at_the_offset_are_zero(run, device):
-    args = case(torch.float32, device)
+    """A run of them has the scale 0, one of them alone its run's."""
+    args = case(torch.float32, device, tokens=24)
+    args["k_sink"][:, :, 8:16] = 0
     args["k_sink"][:, :, 2] = 0
     args["k_offset"][:, 1] = 0
     run(*args.values())
-    assert (args["k_ring"][:, :3, 2, 1] == 0).all() and (args["k_scale"].view(2, 3, 8, 5)[:, 1, :3, 2] == 0).all()
+    keys, scale = args["k_ring"][:, :3, :, 1], scales_of(args["k_scale"], args["k_ring"])[:, :3, :, 1]
+    assert (keys[:, :, 8:16] == 0).all() and (keys[:, :, 2] == 0).all()
+    assert (scale[:, :, 1] == 0).all() and (scale[:, :, [0, 2]] > 0).all()
+
+
+def test_tokens_of_a_run_may_differ_in_size(run, device):
+    args = case(torch.float32, device, tokens=16)
+    args["k_sink"] *= 10.0 ** torch.arange(-8, 8, device=device)[:, None, None]
+    run(*args.values())
+    check(args)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
+def test_a_token_that_is_not_finite_shows_in_its_run_alone(run, device):
+    args = case(torch.float32, device, tokens=24)
+    run(*args.values())
+    before = {name: args[name].clone() for name in ("k_ring", "k_scale")}
+    args["k_sink"][1, 2, 9, 0, 5] = torch.nan
+    run(*args.values())
+    spoiled = scales_of(args["k_scale"], args["k_ring"])[1, 2, 1]
+    assert spoiled[0].isnan()
+    spoiled[0] = scales_of(before["k_scale"], args["k_ring"])[1, 2, 1, 0]
+    args["k_ring"][1, 2, 8:16, 0] = before["k_ring"][1, 2, 8:16, 0]
+    assert torch.equal(args["k_ring"], before["k_ring"])
+    torch.testing.assert_close(args["k_scale"], before["k_scale"], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +99,7 @@ def test_keys_at_the_offset_are_zero(run, device):
         ("k_sink", lambda t: t[0], r"k_sink must be \[any, any, any, any, any\]"),
         ("k_ring", lambda t: t[:, :2].contiguous(), "k_ring must have at least k_sink's 3 slots"),
         ("k_ring", lambda t: t.bfloat16(), r"k_ring must be (torch\.int8|Char)"),
-        ("k_scale", lambda t: t[..., :-1].contiguous(), r"k_scale must be \[2, 3, 40\]"),
+        ("k_scale", lambda t: t[..., :7].contiguous(), "k_scale must have at least 8 scales a head, got 7"),
         ("k_scale", lambda t: t.double(), "k_scale must be"),
         ("k_offset", lambda t: t[:, :2].contiguous(), r"k_offset must be \[2, 3, 128\]"),
         ("k_offset", lambda t: t.bfloat16(), "k_offset must be"),
@@ -83,6 +112,12 @@ def test_bad_arguments(run, device, name, change, message):
     args[name] = change(args[name])
     with pytest.raises((ValueError, RuntimeError), match=message):
         run(*args.values())
+
+
+def test_frames_of_no_whole_runs_are_refused(backend, device):
+    args = case(torch.float32, device, tokens=20)
+    with pytest.raises((ValueError, RuntimeError), match="k_ring must have a multiple of 8 tokens a frame, got 20"):
+        OP.impls[backend][0](*args.values())
 
 
 def test_registered_properly(device):

@@ -15,15 +15,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from longlive_optimized.kernels import int8_linear, modulate_norm, norm_silu, overlay_blend, qk_norm_rope_store
-from longlive_optimized.kernels import quantize
-from longlive_optimized.kernels import residual_norm, ring_advance, ring_attention, rms_norm, rotate_sinks, x0_renoise
+from longlive_optimized.kernels import quantize, quantize_keys, residual_norm, ring_advance, ring_attention, rms_norm
+from longlive_optimized.kernels import rotate_sinks, x0_renoise
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
-SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1}
+SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 0}
 INTEGERS = ("shift_stride", "scale_stride", "group_rows", "size", "tokens", "sinks", "time_pairs")
 INTEGERS += ("sink", "origin", "sink_tokens", "ring_tokens", "gate_stride", "gate_rows", "count", "index")
 INTEGERS += ("frame_stride", "row_stride", "column_stride", "channel_stride", "top", "left", "width", "area")
-INTEGERS += ("rows", "q_stride", "heads", "groups", "runs", "depth", "channels")
+INTEGERS += ("rows", "q_stride", "heads", "groups", "runs", "scales", "ring_runs", "sink_runs", "depth", "channels")
 TYPES = {"eps": "fp32", "slots": "*i64", "rope_time": "*fp32", "rope_space": "*fp32", "frames": "*u8", "panel": "*u8"}
 TYPES |= {"offset": "fp32", "sigmas": "*fp64", "start": "*i64", "freqs": "*fp64", "sink_time": "*fp32"}
 TYPES |= {"window": "*i64", "valid": "*i32", "scale_log2": "fp32"}
@@ -31,13 +31,14 @@ TYPES |= {"x_scale": "*fp32", "weight_scale": "*fp32", "out_scale": "*fp32", "va
 TYPES |= dict.fromkeys(SIZES, "constexpr") | dict.fromkeys(INTEGERS, "i32")
 INT8 = {"INT8": True, "out": "*i8"}
 TYPES |= {"q_scale": "*fp32", "k_scale": "*fp32", "k_offset": "*fp32"}
-KEYS8 = {"INT8": True, "k_ring": "*i8"}
+RUNS8 = {"RUN": 8, "k_ring": "*i8"}
 PRODUCT = {"x": "*i8", "GELU": False, "BLOCK": 128, "STEP": 64}
 modules = modulate_norm, overlay_blend, qk_norm_rope_store, residual_norm, rms_norm, ring_advance, rotate_sinks
 modules += ring_attention, x0_renoise
 cases = [(module, {}) for module in modules]
 cases += [(modulate_norm, INT8), (residual_norm, INT8), (quantize, {"scale": "*fp32"}), (int8_linear, PRODUCT)]
-cases += [(qk_norm_rope_store, KEYS8 | {"q": "*i8"}), (ring_attention, KEYS8 | {"q": "*i8"}), (rotate_sinks, KEYS8)]
+cases += [(ring_attention, RUNS8 | {"q": "*i8"}), (quantize_keys, RUNS8), (rotate_sinks, RUNS8)]
+cases += [(qk_norm_rope_store, RUNS8 | {"q": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8"})]
 ACTS = {"gain": "*fp32", "act_frames": "*i32", "saturated": "*i64", "pixels": "i32", "inverse": "fp32", "MOST": 127}
 ACTS |= {"GROUPS": 16, "PIXELS": 32}
@@ -46,7 +47,7 @@ cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8", "ROWS": 64, "BLOC
 for (module, special), capability in itertools.product(cases, (80, 89, 90, 100, 120)):
     if capability in (89, 120) and module is not int8_linear:
         continue  # what differs there is how much shared memory there is
-    kernel = module._kernel
+    kernel = getattr(module, "_kernel_int8", module._kernel) if "RUN" in special else module._kernel
     types = dict.fromkeys(kernel.arg_names, "*bf16")
     types |= {n: TYPES[n] for n in types if n in TYPES}
     constants = {n: SIZES[n] for n in types if n in SIZES}
@@ -57,12 +58,14 @@ for (module, special), capability in itertools.product(cases, (80, 89, 90, 100, 
     multiples |= {(i,): [["tt.divisibility", 16]] for i, n in enumerate(types) if n in ("depth", "channels", "width")}
     source = ASTSource(kernel, signature=types, constexprs=constants, attrs=multiples)
     options = {"num_warps": 8, "num_stages": 4} if module is int8_linear else {}
-    options |= {"enable_fp_fusion": False} if module is quantize else {}
+    options |= {"num_warps": 1} if special is RUNS8 else {}
+    rounds = module is quantize or special.get("RUN") and module is not ring_attention
+    options |= {"enable_fp_fusion": False} if rounds else {}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert compiled.asm["cubin"]
     # The reduction of a large float64 angle keeps a few words in local memory: one launch of a few programs a block.
     assert ".local" not in compiled.asm["ptx"] or module is ring_advance
-    assert "fma.rn" not in compiled.asm["ptx"] or module is not quantize  # it would round values otherwise
+    assert "fma.rn" not in compiled.asm["ptx"] or not rounds  # it would round values otherwise
     if module is int8_linear:
         assert compiled.metadata.shared <= 99 * 1024, (special, capability, compiled.metadata.shared)
 """

@@ -16,15 +16,15 @@ using namespace longlive::linear;
     }                                                         \
   } while (0)
 
-bool check(int rows, int columns, int tile_columns, int cluster) {
-  const Tiles tiles(rows, columns, tile_columns, cluster);
+bool check(int rows, int columns, int tile_columns) {
+  const Tiles tiles(rows, columns, tile_columns);
   const int row_tiles = (rows + kTileRows - 1) / kTileRows, column_tiles = (columns + tile_columns - 1) / tile_columns;
-  EXPECT(tiles.sets() == (row_tiles * column_tiles + cluster - 1) / cluster);
+  EXPECT(tiles.sets() == (row_tiles * column_tiles + kCluster - 1) / kCluster);
 
   std::vector<int> seen(row_tiles * column_tiles);
   for (int set = 0; set < tiles.sets(); ++set) {
     std::vector<WorkTile> there;
-    for (int rank = 0; rank < cluster; ++rank) {
+    for (int rank = 0; rank < kCluster; ++rank) {
       const WorkTile tile = tiles.at(set, rank);
       EXPECT(tile.row >= 0 && tile.row % kTileRows == 0);
       EXPECT(tile.column >= 0 && tile.column % tile_columns == 0 && tile.column < columns);
@@ -35,7 +35,7 @@ bool check(int rows, int columns, int tile_columns, int cluster) {
     EXPECT(!there.empty());
     bool same = true;
     for (const WorkTile& tile : there) same = same && tile.column == there[0].column;
-    for (int rank = 0; rank < cluster; ++rank) {
+    for (int rank = 0; rank < kCluster; ++rank) {
       EXPECT(tiles.at(set, rank).shares_weight == same);
       EXPECT(!same || tiles.at(set, rank).column == there[0].column);
     }
@@ -50,9 +50,9 @@ int main(int, char** argv) {
   const int edges[] = {0, 1, 127, 128, 129, 255, 256, 257, 384, 385}, widths[] = {32, 64, 96, 128, 160, 192, 224, 256};
   for (int i = 0; i < std::atoi(argv[1]); ++i) {
     const int rows = draw(0, 1) ? edges[draw(0, 9)] : draw(0, 5000), columns = 32 * draw(1, draw(0, 1) ? 10 : 300);
-    const int width = widths[draw(0, 7)], cluster = 1 << draw(0, 2);
-    if (!check(rows, columns, width, cluster)) {
-      std::printf("rows %d, columns %d, tiles of %d, clusters of %d\n", rows, columns, width, cluster);
+    const int width = widths[draw(0, 7)];
+    if (!check(rows, columns, width)) {
+      std::printf("rows %d, columns %d, tiles of %d\n", rows, columns, width);
       return 1;
     }
   }

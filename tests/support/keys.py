@@ -20,6 +20,21 @@ def mixed(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_integers(values: torch.Tensor, scale: torch.Tensor, want: torch.Tensor) -> None:
-    """values and want [.., H, hd], scale [.., H]: half a unit at most, but for float32's own error."""
+    """values and want [.., n], scale [..]: half a unit at most, but for float32's own error."""
     torch.testing.assert_close(scale.double(), want.abs().amax(-1) / 127, rtol=1e-5, atol=0)
     assert ((values * scale.double()[..., None] - want).abs() <= 0.5001 * scale[..., None]).all()
+
+
+def runs_of(keys: torch.Tensor) -> torch.Tensor:
+    """Keys [.., S, H, hd] as [.., S / 8, H, 8 * hd]: what has one scale."""
+    return keys.unflatten(-3, (-1, 8)).transpose(-3, -2).flatten(-2)
+
+
+SPARE = 3  # scales of no key, at a head's end
+
+
+def scales_of(k_scale: torch.Tensor, k_ring: torch.Tensor) -> torch.Tensor:
+    """k_scale [.., H, R * S / 8 + SPARE] of k_ring [.., R, S, H, hd] as [.., R, S / 8, H]; the others must be NaN."""
+    runs = k_scale.shape[-1] - SPARE
+    assert runs == k_ring.shape[-4] * k_ring.shape[-3] // 8 and k_scale[..., runs:].isnan().all()
+    return k_scale[..., :runs].unflatten(-1, (k_ring.shape[-4], -1)).movedim(-3, -1)

@@ -1,5 +1,6 @@
 """The fused path in int8: what it costs a picture, its scales, its counts, and that its bookkeeping is the same."""
 
+import copy
 import math
 from unittest.mock import MagicMock
 
@@ -8,6 +9,7 @@ import torch
 
 from longlive_optimized.kernels import native
 from longlive_optimized.kernels.causal_conv import LEAST_SCALE
+from longlive_optimized.kernels.registry import backend
 from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.vae.backends import codec_for
 from longlive_optimized.vae.config import VaeConfig
@@ -207,16 +209,18 @@ class TestOnHopper:
         assert psnr(*again) > 35
         assert ((int8 - plain).double().norm() / plain.double().norm()).item() < 0.1
 
-    def test_is_the_reference(self, full):
-        """The kernels against the definitions, layer after layer: roundings that flip are all that differs."""
-        from longlive_optimized.kernels.registry import backend
-
+    def test_is_as_close_as_the_reference(self, full):
+        """The kernels and the definitions, against the modules in float32. Between themselves they are hardly closer:
+        where y, or SiLU, differs in its last bits, some values are rounded to another step, and so on layer by layer.
+        """
         parts = [noise(3, (8, 12), seed, torch.bfloat16, "cuda") for seed in range(2)]
+        truth = decode(ModulesCodec(copy.deepcopy(full).float()), [part.float() for part in parts])
         codec = codec_for(full, int8=True)
         ours = decode(codec, parts)
         with backend("reference"):
             reference = decode(codec, parts)
-        assert psnr(ours, reference) > 42
+        assert psnr(ours, truth) > psnr(reference, truth) - 0.5
+        assert psnr(ours, reference) > 37
 
     def test_replays_count_and_do_not_wait(self, full):
         from longlive_optimized.engine.graphs import GraphCache, GraphSwitch

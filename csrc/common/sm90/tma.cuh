@@ -52,13 +52,4 @@ __device__ inline void load_bytes(void* to, const void* from, int bytes, Barrier
                "l"(from), "r"(bytes), "r"(shared_address(&full))
                : "memory");
 }
-// cp.async.bulk, the other way: the same of addresses and sizes. After plain stores to `from`: fence_proxy_async first.
-__device__ inline void store_bytes(void* to, const void* from, int bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
-               "r"(bytes)
-               : "memory");
-}
-__device__ inline void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until what this thread's committed stores read may be written again.
-__device__ inline void store_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 }  // namespace longlive::sm90

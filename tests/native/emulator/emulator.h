@@ -85,8 +85,6 @@ struct Thread {
   const char* waits_for;
   const void* waits_at;
   bool fenced;
-  int stores, open_stores;      // by the copy engine: not done yet, not committed yet
-  unsigned proxy_fence;         // the meeting of its warp before the last fence between plain writes and the engine
   int issued;                   // products
   std::vector<int> group_ends;  // products issued when each group of them was committed
   std::unique_ptr<char[]> stack{new char[kStack]};
@@ -159,7 +157,6 @@ inline void run_thread() {
   machine->kernel();
   const auto& ends = self->group_ends;
   require(self->issued == (ends.empty() ? 0 : ends.back()), "a product was not committed");
-  require(self->open_stores == 0, "a store was not committed");
   self->over = true, --machine->running, --self->cta->running;
   _longjmp(scheduler, 1);
 }
@@ -253,7 +250,7 @@ inline void set_up(Machine& m, unsigned ctas, unsigned first_block) {
       Thread& t = *pool[m.threads.size()];
       m.threads.push_back(&t);
       t.started = t.over = t.fenced = false, t.index = i, t.rank = int(c), t.cta = &cta, t.condition = nullptr;
-      t.issued = t.stores = t.open_stores = 0, t.proxy_fence = ~1u, t.group_ends.clear();
+      t.issued = 0, t.group_ends.clear();
       getcontext(&t.start);
       t.start.uc_stack.ss_sp = t.stack.get(), t.start.uc_stack.ss_size = Thread::kStack;
       makecontext(&t.start, run_thread, 0);

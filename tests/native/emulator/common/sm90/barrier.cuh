@@ -45,5 +45,5 @@ struct alignas(8) Barrier {
 static_assert(sizeof(Barrier) == 8);
 
 inline void fence_barrier_init() {}
-inline void fence_proxy_async() { emulator::self->proxy_fence = emulator::warp().meeting.generation; }
+inline void fence_proxy_async() {}
 }  // namespace longlive::sm90

@@ -80,28 +80,4 @@ inline void load_bytes(void* to, const void* from, int bytes, Barrier& full) {
     full.land(bytes);
   });
 }
-
-// What it reads the warp has written: each lane fences, then they meet.
-inline void store_bytes(void* to, const void* from, int bytes) {
-  emulator::require(
-      shared_address(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0 && bytes % 16 == 0 && bytes > 0,
-      "a run of bytes that starts or ends at a wrong address");
-  emulator::Thread* thread = emulator::self;
-  emulator::Thread** lanes = &emulator::machine->threads[thread->rank * emulator::machine->threads_per_cta +
-                                                         thread->index / emulator::kWarp * emulator::kWarp];
-  for (int lane = 0; lane < emulator::kWarp; ++lane)
-    emulator::require(lanes[lane]->proxy_fence + 1 == emulator::warp().meeting.generation,
-                      "a store without each lane's fence and a meeting before it");
-  ++thread->stores, ++thread->open_stores;
-  emulator::machine->copies.push_back([=] {
-    std::memcpy(to, from, bytes);
-    --thread->stores;
-  });
-}
-inline void store_commit() { emulator::self->open_stores = 0; }
-inline void store_wait_read() {
-  const emulator::Thread* thread = emulator::self;
-  emulator::require(thread->open_stores == 0, "a store was not committed");
-  emulator::wait_until("its stores", nullptr, [thread] { return thread->stores == 0; });
-}
 }  // namespace longlive::sm90

@@ -1,0 +1,108 @@
+// csrc/linear/int8_linear.cuh on Hopper without torch, in a moment: every kind that is launched, at ragged sizes. Made
+// for compute-sanitizer (memcheck, racecheck); compares all results with the host's. No arguments.
+//   nvcc -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
+//        tests/native/int8_sanitize.cu -o int8_sanitize && compute-sanitizer --tool racecheck ./int8_sanitize
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "linear/int8_linear.cuh"
+
+using namespace longlive::linear;
+using longlive::bf16;
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::printf("%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(2);
+}
+
+// An array of the device with a copy on the host; an allocation of its own, so that memcheck sees its end.
+template <class T>
+struct Array {
+  std::vector<T> host;
+  T* device = nullptr;
+
+  explicit Array(size_t size) : host(size) { check(cudaMalloc(&device, size * sizeof(T)), "cudaMalloc"); }
+  Array(const Array&) = delete;
+  ~Array() { cudaFree(device); }
+  void copy_in() { check(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyDefault), "copy in"); }
+  void copy_out() { check(cudaMemcpy(host.data(), device, host.size() * sizeof(T), cudaMemcpyDefault), "copy out"); }
+  template <class F>
+  void fill(F draw) {
+    for (T& x : host) x = draw();
+    copy_in();
+  }
+};
+
+std::mt19937 source{3};
+int draw(int a, int b) { return std::uniform_int_distribution<int>(a, b)(source); }
+
+// Row of the packed weight that holds row m of the plain one.
+int packed(int m) { return m / 32 * 32 + m % 8 / 2 * 8 + m % 32 / 8 * 2 + m % 2; }
+
+// `clusters` at most: fewer than there are tiles, so that a CTA takes several.
+template <class C>
+bool agrees(int rows, int columns, int groups, int clusters) {
+  constexpr bool kGelu = C::kResult == Result::kGelu;
+  const int group_steps = C::kScale == Scale::kGroup ? 2 : 3, depth = groups * group_steps * kStep;
+  Array<int8_t> x(size_t(rows) * depth), weight(size_t(columns) * depth), out8(size_t(rows) * columns);
+  Array<float> x_scale(size_t(groups) * rows), weight_scale(columns);
+  Array<float> out_scale(size_t(longlive::ceil_div(columns, C::kColumns)) * rows);
+  Array<bf16> bias(columns), out(size_t(rows) * columns);
+  const auto scale = [] { return float(draw(1, 1000)) * 1e-4f; };
+  x.fill([] { return int8_t(draw(-127, 127)); }), weight.fill([] { return int8_t(draw(-127, 127)); });
+  x_scale.fill(scale), weight_scale.fill(scale);
+  bias.fill([] { return __float2bfloat16(float(draw(-100, 100))); });
+
+  const Params p{x_scale.device,   weight_scale.device,
+                 bias.device,      kGelu ? static_cast<void*>(out8.device) : out.device,
+                 out_scale.device, rows,
+                 columns,          depth / kStep,
+                 group_steps,      Tiles(rows, columns, C::kColumns)};
+  const auto map = [&](const Array<int8_t>& t, int rows, int box_rows) {
+    return longlive::sm90::matrix_map(t.device, rows, depth, depth, box_rows);
+  };
+  check(launch<C>(map(x, rows, kTileRows), map(weight, columns, C::kPart), p, clusters, nullptr), "launch");
+  check(cudaDeviceSynchronize(), "kernel");
+  kGelu ? out8.copy_out() : out.copy_out();
+  out_scale.copy_out();
+
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < columns; ++column) {
+      double y = 0;
+      const int8_t *a = &x.host[size_t(row) * depth], *b = &weight.host[size_t(packed(column)) * depth];
+      for (int g = 0, k = 0; g < groups; ++g) {
+        int sum = 0;
+        for (const int end = k + group_steps * kStep; k < end; ++k) sum += a[k] * b[k];
+        y += double(sum) * x_scale.host[size_t(g) * rows + row];
+      }
+      y = y * weight_scale.host[column] + __bfloat162float(bias.host[column]);
+      const size_t at = size_t(row) * columns + column;
+      double got = __bfloat162float(out.host[at]), off = std::abs(y) / 250 + 1e-3;
+      if (kGelu) {
+        const double step = out_scale.host[size_t(column / C::kColumns) * rows + row];
+        y = y / 2 * (1 + std::tanh(0.7978845608028654 * (y + 0.044715 * y * y * y)));
+        got = out8.host[at] * step, off = 0.52 * step + 2e-3 * std::abs(y) + 1e-2;
+      }
+      if (!(std::abs(got - y) <= off)) {
+        std::printf("%g instead of %g at %d, %d: rows %d, columns %d, groups %d, tiles of %d\n", got, y, row, column,
+                    rows, columns, groups, C::kColumns);
+        return false;
+      }
+    }
+  return true;
+}
+
+int main() {
+  const bool good = agrees<Rows<224>>(129, 224 + 64, 1, 1) && agrees<Rows<224>>(1, 32, 1, 9) &&
+                    agrees<Rows<192>>(300, 192 + 96, 1, 2) && agrees<Rows<192>>(128, 192, 1, 1) &&
+                    agrees<Groups<160>>(129, 160 + 32, 3, 1) && agrees<Groups<160>>(257, 320, 2, 9) &&
+                    agrees<Groups<128>>(300, 128 + 96, 3, 2) && agrees<Groups<128>>(65, 128, 1, 1) &&
+                    agrees<Gelu>(129, 512, 1, 1) && agrees<Gelu>(300, 256, 1, 9) && agrees<Gelu>(7, 768, 1, 1);
+  std::printf(good ? "int8_linear agrees\n" : "int8_linear differs\n");
+  return good ? 0 : 1;
+}
