@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from .keywords import ConfigFields, Precision, PresetName
+from .keywords import ConfigFields, Precision, PresetName, VaePrecision
 from .plain import did_you_mean, exact
 from .video_time import BLOCK_FRAMES
 
@@ -170,8 +170,9 @@ class OptimizationConfig(StreamSettings):
     Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
 
     vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
-    vae_precision: ``int8`` runs the convolutions of the VAE's residual blocks in 8 bits, ``wan``'s alone; ``bf16`` is
-        the model's own dtype.
+    vae_precision: of the convolutions in the VAE's residual blocks, all streams': ``bf16`` is the model's own dtype,
+        ``int8`` 8 bits, with ``wan`` alone. ``auto`` is int8 where this config's precision is and there are kernels for
+        it: with ``wan`` of full width in bfloat16 on Hopper.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     use_torch_compile, compile_mode: compile the layers with torch.compile instead of capturing CUDA graphs. On an H200
@@ -180,7 +181,7 @@ class OptimizationConfig(StreamSettings):
     """
 
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
-    vae_precision: Literal["bf16", "int8"] = "bf16"
+    vae_precision: VaePrecision = "auto"
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     use_prompt_cache: bool = True
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32

@@ -21,7 +21,7 @@ from ..vae.stream import DecoderStream, EncoderStream
 from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .baseline_vae import BaselineDecoder
-from .teacher import Pair
+from .quality import int8_figures
 
 
 def _times(engine: LongLiveEngine, call, blocks: int) -> list[float]:
@@ -76,19 +76,6 @@ def _encoding(engine: LongLiveEngine, stream: EncoderStream, blocks: int) -> tup
     return {"encode": times}, (_allocated(engine, peak=True) - before) / 2**30
 
 
-def _psnr(engine: LongLiveEngine, plain: DecoderStream, int8: DecoderStream, blocks: int = 6) -> dict[str, float]:
-    """Decibels of normal latents' frames, int8 against plain, block by block."""
-    generator, found = torch.Generator(engine.device).manual_seed(0), []
-    shape = BLOCK_FRAMES, *engine.stream.latent_shape
-    plain.reset()
-    int8.reset()
-    for _ in range(blocks):
-        latents = torch.randn(shape, generator=generator, device=engine.device).to(engine.dtype)
-        pair = Pair(plain.decode_uint8(latents).cpu(), int8.decode_uint8(latents).cpu(), fallback=False)
-        found.append(pair.psnr)
-    return {"int8_psnr_median_db": statistics.median(found), "int8_psnr_worst_db": min(found)}
-
-
 def _levels(height: int, width: int) -> dict[str, dict[str, float]]:
     """The fused convolutions of a block, each by itself, summed by size of frames."""
     spent, flops = defaultdict(float), defaultdict(int)
@@ -114,7 +101,7 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     if packed:
         library = ModulesCodec(engine.vae)
         streams["library_"] = DecoderStream(library), EncoderStream(library)
-        int8 = codec_for(engine.vae, int8=True)
+        int8 = codec_for(engine.vae, "int8")
         streams["int8_"] = DecoderStream(int8, engine.stream.new_graphs), EncoderStream(int8, engine.stream.new_graphs)
     for prefix, (decoding, encoding) in streams.items():
         decoded, memory[f"{prefix}decode_gib"] = _decoding(engine, decoding, blocks)
@@ -124,7 +111,7 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
         rows["baseline_decode"] = _baseline_decoding(engine, min(blocks, 10))
     if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
-        levels |= _psnr(engine, streams[""][0], streams["int8_"][0])
+        levels |= {f"int8_{name}": value for name, value in int8_figures(engine, 6).items()}
     engine.stream.reset()
     height, width = engine.stream.settings.size
     row = {"height": height, "width": width, "dtype": str(engine.dtype).removeprefix("torch."), "blocks": blocks}

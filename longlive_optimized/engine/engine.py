@@ -74,8 +74,9 @@ class LongLiveEngine:
             self.model = load("generator", functools.partial(load_generator, loras=loras), self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
             self.text = load("text encoder", load_text_encoder, self.devices.text)
+            in_8_bits = self.config.precision != "bf16"
             # One for all streams: packed weights are made once.
-            self.codec = codec_for(self.vae, int8=self.config.vae_precision == "int8")
+            self.codec = codec_for(self.vae, self.config.vae_precision, in_8_bits)
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0

@@ -27,8 +27,9 @@ class LatencyStats:
     new frame. prompt_cache_hits and prompt_cache_misses are the engine's, since it was made, for all its streams.
     preset is the one in force, ``custom`` where the config is none of them. precision is what the layers' products run
     in: ``int8``, or the model's dtype. fallback_blocks were made again without 8 bits, which had given something that
-    is not finite; of the stream since its last reset. vae_saturated values of the VAE's were too large for int8 and cut
-    off, of the engine's since it was made; a few in a million are expected (docs/int8.md).
+    is not finite; of the stream since its last reset. vae_precision is what the VAE's convolutions run in;
+    vae_saturated of its values were too large for int8 and cut off, since the engine was made: a few in a million are
+    expected (docs/int8.md).
     """
 
     current_ms: float = 0.0
@@ -50,6 +51,7 @@ class LatencyStats:
     dropped_frames: int = 0
     preset: str = "custom"
     fallback_blocks: int = 0
+    vae_precision: str = "bf16"
     vae_saturated: int = 0
 
 
@@ -128,6 +130,7 @@ class LatencyMeter:
                 "torch_compile_active": engine.config.use_torch_compile,
                 "precision": self._stream.precision,
                 "fallback_blocks": self._stream.fallback_blocks,
+                "vae_precision": engine.codec.precision,
                 "vae_saturated": engine.codec.saturated,
             }
             | others

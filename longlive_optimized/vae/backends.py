@@ -2,6 +2,7 @@
 
 import logging
 
+from ..keywords import VaePrecision
 from .autoencoder import Autoencoder
 from .codec import Codec
 from .modules import ModulesCodec
@@ -10,21 +11,26 @@ from .packed.codec import PackedCodec
 log = logging.getLogger(__name__)
 
 
-def codec_for(vae: Autoencoder, int8: bool = False) -> Codec:
+def codec_for(vae: Autoencoder, precision: VaePrecision = "auto", in_8_bits: bool = False) -> Codec:
     """The fastest backend for this VAE where it lies: one for all streams, as it may copy the weights.
 
-    int8: the convolutions of the residual blocks in 8 bits. Raises ValueError naming ``vae_precision`` for a VAE that
-    does not run so.
+    precision: ``int8`` or ``bf16``, which stands for the VAE's dtype; ``auto`` is int8 if ``in_8_bits`` and it is fast.
+    Raises ValueError naming ``vae_precision`` for a VAE that does not run in int8.
     """
     fast = PackedCodec.is_fast(vae)
-    if int8:
-        try:
-            codec: Codec = PackedCodec(vae, int8=True)
-        except ValueError as error:
-            raise ValueError(f"vae_precision must be bf16 for this VAE: {error}") from None
-        if not fast and vae.device.type == "cuda":
-            log.warning("vae_precision int8 is slow on this device: its kernels are for Hopper and bfloat16")
+    if precision == "int8" or (precision == "auto" and in_8_bits and fast):
+        codec = _in_int8(vae)
     else:
         codec = PackedCodec(vae) if fast else ModulesCodec(vae)
-    log.info("VAE runs on %s%s", type(codec).__name__, " in int8" if int8 else "")
+    log.info("VAE runs on %s in %s", type(codec).__name__, codec.precision)
+    return codec
+
+
+def _in_int8(vae: Autoencoder) -> Codec:
+    try:
+        codec = PackedCodec(vae, int8=True)
+    except ValueError as error:
+        raise ValueError(f"vae_precision must not be int8 with this VAE: {error}") from None
+    if vae.device.type == "cuda" and not PackedCodec.is_fast(vae):
+        log.warning("vae_precision int8 is slow here: its kernels are for Hopper and bfloat16")
     return codec

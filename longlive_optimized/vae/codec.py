@@ -23,6 +23,11 @@ class Graphs(Protocol):
         """Do ``work``; ``key`` names all in it that a graph cannot follow."""
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """As statistics say it."""
+    return str(dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+
+
 NewGraphs = Callable[[], Graphs] | None  # None: calls run as they are
 
 
@@ -61,6 +66,11 @@ class Codec(Protocol):
 
     @property
     def vae(self) -> Autoencoder: ...
+
+    @property
+    def precision(self) -> str:
+        """What most of its convolutions run in: ``int8``, or its dtype, ``bf16`` or ``float32``."""
+        ...
 
     @property
     def saturated(self) -> int:

@@ -28,7 +28,9 @@ def test_pictures_and_statistics(engines):
     assert torch.equal(*(engine.stream.history for engine in engines))
     found = [psnr(*pair) for pair in zip(*made, strict=True)]
     assert 38 < min(found) and max(found) < 70
-    counts = [LatencyMeter(engine).stats().vae_saturated for engine in engines]
+    stats = [LatencyMeter(engine).stats() for engine in engines]
+    assert [each.vae_precision for each in stats] == ["float32", "int8"]
+    counts = [each.vae_saturated for each in stats]
     assert counts[0] == 0 <= counts[1] == engines[1].codec.saturated < 10_000  # of 100 million
 
 
@@ -43,7 +45,7 @@ def test_video_is_encoded_in_int8(engines):
 
 def test_what_cannot_is_refused_by_name():
     for vae_type in ("lightvae", "tae"):
-        with pytest.raises(ValueError, match="vae_precision must be bf16 for this VAE"):
+        with pytest.raises(ValueError, match="vae_precision must not be int8 with this VAE"):
             LongLiveEngine("tiny", replace(CONFIG, vae_precision="int8", vae_type=vae_type), device="cpu")
     with pytest.raises(ValueError, match="vae_precision"):
         OptimizationConfig(vae_precision="fp8")

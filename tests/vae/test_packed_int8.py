@@ -175,10 +175,19 @@ def test_memory_at_full_size(monkeypatch, new_side, size, pool_bytes):
 def test_refuses_what_has_no_int8(make_vae):
     with pytest.raises(ValueError, match="widths that are multiples of 16"):
         PackedCodec(WanVae(VaeConfig(base=24), device="meta"), int8=True)
-    with pytest.raises(ValueError, match="vae_precision must be bf16 for this VAE: vae must have widths"):
-        codec_for(WanVae(VaeConfig(base=8), device="meta"), int8=True)
-    with pytest.raises(ValueError, match="vae_precision must be bf16 for this VAE: vae must be a Wan VAE"):
-        codec_for(make_vae(kind="tae"), int8=True)
+    with pytest.raises(ValueError, match="vae_precision must not be int8 with this VAE: vae must have widths"):
+        codec_for(WanVae(VaeConfig(base=8), device="meta"), "int8")
+    with pytest.raises(ValueError, match="vae_precision must not be int8 with this VAE: vae must be a Wan VAE"):
+        codec_for(make_vae(kind="tae"), "int8")
+
+
+def test_auto_is_int8_where_it_is_fast(monkeypatch):
+    whole, half = WanVae(device="meta").bfloat16(), WanVae(VaeConfig(base=48), device="meta").bfloat16()
+    assert codec_for(whole, in_8_bits=True).precision == codec_for(whole).precision == "bf16"
+    monkeypatch.setattr(native, "on_hopper", lambda x: True)
+    assert [codec_for(whole, in_8_bits=wanted).precision for wanted in (True, False)] == ["int8", "bf16"]
+    assert codec_for(whole, "bf16", in_8_bits=True).precision == "bf16"
+    assert codec_for(half, in_8_bits=True).precision == "bf16"
 
 
 @pytest.mark.gpu
@@ -192,7 +201,7 @@ class TestOnHopper:
 
     @pytest.fixture(scope="class")
     def codecs(self, full):
-        return codec_for(full), codec_for(full, int8=True)
+        return codec_for(full), codec_for(full, "int8")
 
     @pytest.mark.parametrize("size", [(20, 36), (13, 21), (60, 104)])
     def test_decoded(self, codecs, size):
@@ -215,7 +224,7 @@ class TestOnHopper:
         """
         parts = [noise(3, (8, 12), seed, torch.bfloat16, "cuda") for seed in range(2)]
         truth = decode(ModulesCodec(copy.deepcopy(full).float()), [part.float() for part in parts])
-        codec = codec_for(full, int8=True)
+        codec = codec_for(full, "int8")
         ours = decode(codec, parts)
         with backend("reference"):
             reference = decode(codec, parts)
@@ -225,7 +234,7 @@ class TestOnHopper:
     def test_replays_count_and_do_not_wait(self, full):
         from longlive_optimized.engine.graphs import GraphCache, GraphSwitch
 
-        codec = codec_for(full, int8=True)
+        codec = codec_for(full, "int8")
 
         def new_graphs():
             return GraphCache(GraphSwitch(torch.device("cuda", torch.cuda.current_device())))

@@ -9,7 +9,7 @@ import torch
 from ...kernels import native
 from ...kernels.causal_conv import GROUP, GROUP_INT8
 from ..autoencoder import Autoencoder
-from ..codec import NewGraphs
+from ..codec import NewGraphs, name_of
 from ..wan.model import WanVae
 from .decode import PackedDecoder
 from .encode import PackedEncoder
@@ -33,6 +33,7 @@ class PackedCodec:
             raise ValueError(f"vae must have widths that are multiples of {group} to be packed, got {vae.config}")
         self._saturated = Saturated(vae.device) if int8 else None
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
+        self.precision = "int8" if int8 else name_of(vae.dtype)
 
     @staticmethod
     def is_fast(vae: Autoencoder) -> bool:
