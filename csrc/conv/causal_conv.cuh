@@ -5,7 +5,8 @@
 // Activations are [frames, C / 8, H, W, 8] bfloat16 or [frames, C / 16, H, W, 16] int8: eight consecutive pixels of a
 // group of channels are 128 bytes in memory, in shared memory, and as wgmma reads them, so that a tap is a start
 // address. One producer warp loads; two consumer warpgroups multiply, each its subtiles of the work tile. The second
-// starts a few stages late and keeps that lag: while one is in its epilogue, the other has the tensor cores.
+// starts a few stages late and keeps that lag: while one is in its epilogue, the other has the tensor cores. Or each
+// has work tiles and a producer of its own, and the second starts a whole tile late.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -83,32 +84,44 @@ struct alignas(128) Shared {
   struct alignas(128) Weight {
     uint8_t bytes[C::kStageBytes];  // [taps, groups of channels, N, 16 bytes]
   };
-  Patch patch[C::kPatches];
-  Weight weight[C::kStages];
+  // What the consumers of a work tile read.
+  struct Feed {
+    Patch patch[C::kPatches];
+    Weight weight[C::kStages];
+    Patches patches;
+    Weights weights;
+  };
+  Feed feed[C::kFeeds];
   // From the other CTA of the cluster; two buffers, used in alternation.
   float squares[2][kConsumers][C::kClusterNorm ? C::kSubtiles : 1][kSide * kSide];
   PerChannel<C::N> bias, gain;
   PerChannel<C::kInt8 ? C::N : 1> scale;
-  Patches patches;
-  Weights weights;
   sm90::Barrier squares_full[2][kConsumers];
+  sm90::Barrier first_multiplied;  // the products of the first work tile
 };
 
+// Calls f with the index of each of this CTA's work tiles that go by this feed.
+template <class C, class F>
+__device__ void for_each_tile(const Params& p, int feed, F f) {
+#pragma unroll 1
+  for (int i = blockIdx.x + feed * gridDim.x; i < p.tiles.count(); i += C::kFeeds * gridDim.x) f(i);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
-// Producer: one warp. All its lanes run the loop, so that the state is uniform; the first one issues.
+// Producer: one warp for each feed. All its lanes run the loop, so that the state is uniform; the first one issues.
 
 template <class C>
 struct Producer {
   const Params& p;
-  Shared<C>& s;
+  typename Shared<C>::Feed& s;
+  const int feed;
   const sm90::TensorMap &input, &residual;
   const bool issues = threadIdx.x % 32 == 0;
   typename Shared<C>::Patches::State patch;
   typename Shared<C>::Weights::State weight;
 
   __device__ void run() {
-#pragma unroll 1
-    for (int i = blockIdx.x; i < p.tiles.count(); i += gridDim.x) {
+    for_each_tile<C>(p, feed, [&](int i) {
       const WorkTile tile = p.tiles[i];
       const uint8_t* from = p.weight + (tile.result * p.tiles.channel_parts + tile.channels) * p.part_bytes;
       if constexpr (C::kInt8) prefetch_residual(tile);
@@ -128,7 +141,7 @@ struct Producer {
         load_patch(residual, tile.x + C::kCentreX, tile.y + C::kCentreY, chunk, p.residuals[tile.frame]);
         from = load_weight(from);
       }
-    }
+    });
   }
 
   // Brings to L2 what the epilogue will add.
@@ -184,6 +197,7 @@ struct Consumer {
   const Params& p;
   Shared<C>& s;
   const int index;  // of the warpgroup, among the consumers
+  typename Shared<C>::Feed& in = s.feed[C::kApart ? index : 0];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kWarpgroupWarps;
   typename Shared<C>::Patches::State patch;
   typename Shared<C>::Weights::State weight;
@@ -192,17 +206,22 @@ struct Consumer {
 
   __device__ void run() {
     if (index == 1) wait_for_lag();
-#pragma unroll 1
-    for (int i = blockIdx.x; i < p.tiles.count(); i += gridDim.x) {
+    for_each_tile<C>(p, C::kApart ? index : 0, [&](int i) {
       multiply();
+      if (C::kApart && i == int(blockIdx.x) && lane == 0) s.first_multiplied.arrive();
       sm90::pin(i);  // the work tile is computed here, not beforehand: registers are short
       epilogue(p.tiles[i]);
-    }
+    });
   }
 
+  // By a whole work tile where each has its own.
   __device__ void wait_for_lag() {
-    const int stages = p.slices * p.chunks * C::kStagesPerPatch;
-    if (int(blockIdx.x) < p.tiles.count()) s.weights.full[min(C::kLag, stages - 1)].wait(0);
+    if constexpr (C::kApart) {
+      if (int(blockIdx.x + gridDim.x) < p.tiles.count()) s.first_multiplied.wait(0);
+    } else {
+      const int stages = p.slices * p.chunks * C::kStagesPerPatch;
+      if (int(blockIdx.x) < p.tiles.count()) in.weights.full[min(C::kLag, stages - 1)].wait(0);
+    }
   }
 
   __device__ void multiply() {
@@ -218,12 +237,12 @@ struct Consumer {
     for (int i = p.slices * p.chunks + p.residual_chunks; i > 0; --i) {
       const bool is_residual = C::kTapsPerStage == 1 && i <= p.residual_chunks;
       const int stages = is_residual ? 1 : C::kStagesPerPatch;
-      s.patches.wait(patch);
-      const uint64_t a = sm90::plain_descriptor(s.patch[patch.stage].bytes, C::kPlane, C::kPitch);
+      in.patches.wait(patch);
+      const uint64_t a = sm90::plain_descriptor(in.patch[patch.stage].bytes, C::kPlane, C::kPitch);
 #pragma unroll 1
       for (int stage = 0; stage < stages; ++stage) {
-        s.weights.wait(weight);
-        const uint64_t b = sm90::plain_descriptor(s.weight[weight.stage].bytes, N * kGroupBytes, kSide * kGroupBytes);
+        in.weights.wait(weight);
+        const uint64_t b = sm90::plain_descriptor(in.weight[weight.stage].bytes, N * kGroupBytes, kSide * kGroupBytes);
         sm90::mma_fence();
 #pragma unroll
         for (int t = 0; t < C::kTapsPerStage; ++t) {
@@ -239,8 +258,8 @@ struct Consumer {
         }
         sm90::mma_commit();
         sm90::mma_wait<1>();
-        s.weights.release(last_weight, lane);
-        if (stage == 0) s.patches.release(last_patch, lane);
+        in.weights.release(last_weight, lane);
+        if (stage == 0) in.patches.release(last_patch, lane);
         last_weight = weight.stage;
         weight.advance();
       }
@@ -250,13 +269,13 @@ struct Consumer {
     sm90::mma_wait<0>();
 #pragma unroll
     for (int i = 0; i < kSubtiles; ++i) sm90::pin(acc[i]);
-    s.weights.release(last_weight, lane);
-    s.patches.release(last_patch, lane);
+    in.weights.release(last_weight, lane);
+    in.patches.release(last_patch, lane);
   }
 
   // Of subtile i, as wgmma starts reading it; a work tile has two columns of subtiles.
   __device__ int start_of(int i) const {
-    const int subtile = index * kSubtiles + i;
+    const int subtile = (C::kApart ? 0 : index * kSubtiles) + i;
     return subtile / 2 * kSide * C::kPatchColumns + subtile % 2 * kSide;
   }
 
@@ -266,7 +285,7 @@ struct Consumer {
     bool live[2];
   };
   __device__ Pixels pixels(const WorkTile& tile, int i) const {
-    const int subtile = index * kSubtiles + i;
+    const int subtile = (C::kApart ? 0 : index * kSubtiles) + i;
     const int x = tile.x + subtile % 2 * kSide + lane / 4;
     Pixels pixels;
     pixels.frame = tile.frame;
@@ -558,8 +577,11 @@ __device__ void convolve(const sm90::TensorMap& input, const sm90::TensorMap& re
   if (threadIdx.x == 0) {
     sm90::prefetch(input);
     sm90::prefetch(residual);
-    s.patches.init(kConsumers * kWarpgroupWarps);
-    s.weights.init(kConsumers * kWarpgroupWarps);
+    for (auto& feed : s.feed) {
+      feed.patches.init(C::kTogether * kWarpgroupWarps);
+      feed.weights.init(C::kTogether * kWarpgroupWarps);
+    }
+    s.first_multiplied.init(kWarpgroupWarps);
     for (auto& both : s.squares_full)
       for (sm90::Barrier& full : both) full.init(kWarpgroupWarps);
     sm90::fence_barrier_init();
@@ -575,7 +597,7 @@ __device__ void convolve(const sm90::TensorMap& input, const sm90::TensorMap& re
   sm90::cluster_sync();  // the other CTA may arrive at our barriers
   if (warpgroup == 0) {
     sm90::reg_dealloc<sm90::kProducerRegisters>();
-    if (warp == 0) Producer<C>{p, s, input, residual}.run();
+    if (warp < C::kFeeds) Producer<C>{p, s.feed[warp], warp, input, residual}.run();
   } else {
     sm90::reg_alloc<sm90::kConsumerRegisters>();
     Consumer<C>{p, s, warpgroup - 1}.run();

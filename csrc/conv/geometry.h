@@ -33,12 +33,17 @@ struct Config {
   static constexpr bool kInt8 = kElement == 1;
   static constexpr bool kSplit = kKind == Kind::kCausal && N == 96 && !kInt8;
 
+  // Each consumer has work tiles of its own, and what is loaded for them: one's epilogue, which here takes as long as
+  // its products, overlaps all of the other's products. Weights are then loaded for each: only where L2 delivers them.
+  static constexpr bool kApart = kInt8 && N == 96;
+  static constexpr int kFeeds = kApart ? 2 : 1, kTogether = 2 / kFeeds;  // consumers on a work tile
+
   // A cluster of two CTAs may share the norm of 384 channels.
   static constexpr bool kClusterNorm = kKind == Kind::kCausal && N == 192;
 
   static constexpr int kTapsY = kKind == Kind::kCausal ? 3 : kKind == Kind::kPoint ? 1 : 2;
   static constexpr int kTapsX = kSplit ? 1 : kTapsY, kTaps = kTapsY * kTapsX;
-  static constexpr int kRows = kSide * kSubtiles, kColumns = 2 * kSide;  // pixels of a work tile
+  static constexpr int kRows = kSide * kSubtiles * kTogether / 2, kColumns = 2 * kSide;  // pixels of a work tile
   static constexpr int kPatchRows = kRows + kTapsY - 1, kPatchColumns = kColumns + kTapsX - 1;
   static constexpr int kGroups = kChunk * kElement / kGroupBytes;  // of a chunk
   static constexpr int kPitch = kPatchColumns * kGroupBytes, kPlane = kPatchRows * kPitch;
@@ -53,7 +58,7 @@ struct Config {
 
   // What fits. The producer loads in the order of use: more patches than the weight stages in flight cover
   // would never be used.
-  static constexpr int kPatchSpace = ceil_div(kPatchBytes, 128) * 128, kSpace = kSharedBytes - 5120;
+  static constexpr int kPatchSpace = ceil_div(kPatchBytes, 128) * 128, kSpace = (kSharedBytes - 5120) / kFeeds;
   static constexpr int kPatches = kStagesPerPatch == 1  ? kSpace / (kPatchSpace + kStageBytes)
                                   : kStagesPerPatch < 9 ? 4
                                                         : 3;
