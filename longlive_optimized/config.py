@@ -81,8 +81,9 @@ class StreamSettings:
     positions: ``relative`` streams without end; ``base`` is the release's absolute RoPE.
     restart_at: latent frame from which on a stream begins again at frame 0, with a cut; scope does so at 1021, where
         the release's table of positions ends. None goes on: positions are computed, so ``base`` has no end here.
-    precision: of the layers' products; ``bf16`` is the model's own dtype. ``int8`` leaves what writes the sinks in
-        bf16. ``fp8`` becomes int8: as fast, with a third of the error at this network's sizes.
+    precision: of the layers' products and of attention over the window; ``bf16`` is the model's own dtype. ``int8``
+        leaves what writes the sinks in bf16. ``fp8`` becomes int8: as fast, with a third of the error at this network's
+        sizes.
     seed: of the noise. A block draws from seed + its first latent frame (docs/model.md 4.4), so streams with seeds s
         and s + 3 draw the same noise, one block apart.
     use_cuda_graphs: replay each kind of pass from a CUDA graph, captured when it is first run.
@@ -174,6 +175,9 @@ class OptimizationConfig(StreamSettings):
         ``int8`` 8 bits, with ``wan`` alone. ``auto`` is int8 where this config's precision is and there are kernels for
         it: with ``wan`` of full width in bfloat16 on Hopper.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
+    low_memory: hold the weights of the layers' products in 8 bits alone, whatever the precision: products in the
+        model's dtype multiply with what the 8 bits stand for. Without a change to what is computed, let fewer frames
+        at a time pass the VAE, and keep a text encoder in float8 if its file is.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     use_torch_compile, compile_mode: compile the layers with torch.compile instead of capturing CUDA graphs. On an H200
         that is 1 % slower in either mode (docs/performance.md).
@@ -183,6 +187,7 @@ class OptimizationConfig(StreamSettings):
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
     vae_precision: VaePrecision = "auto"
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    low_memory: bool = False
     use_prompt_cache: bool = True
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32
     use_torch_compile: bool = False

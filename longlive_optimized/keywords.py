@@ -35,6 +35,7 @@ class ConfigFields(StreamFields, total=False):
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"]
     vae_precision: VaePrecision
     model_dtype: Literal["auto", "bfloat16", "float32"]
+    low_memory: bool
     use_prompt_cache: bool
     prompt_cache_size: int
     use_torch_compile: bool

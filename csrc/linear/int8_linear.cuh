@@ -3,7 +3,8 @@
 //
 // Warp-specialised and persistent, in clusters of CTAs whose tiles share their weights (tiles.h). One producer warp
 // loads tiles of x and weight by TMA, its part of the weights for all CTAs; two consumer warpgroups of 64 rows each
-// multiply.
+// multiply. What can wait of a tile's epilogue is done between the next tile's products. Where groups of the depth have
+// scales of their own, one is converted while another is multiplied.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -30,24 +31,27 @@ enum class Scale { kRow, kGroup };
 // What the epilogue stores: bfloat16, or GELU's result in int8 with a scale for each row of a tile.
 enum class Result { kPlain, kGelu };
 
-template <Scale scale, Result result, int columns, int stages>
+template <Scale scale, Result result, int columns, int stages, int sets = 1>
 struct Config {
   static constexpr Scale kScale = scale;
   static constexpr Result kResult = result;
   static constexpr int kColumns = columns, kStages = stages, kSums = columns / 2;
+  static constexpr int kSets = sets;  // of sums
   static constexpr int kXBytes = kTileRows * kStep;
   static constexpr int kPart = columns / kCluster;  // of the weights, which a CTA loads for all
   static constexpr int kPartBytes = kPart * kStep, kWeightBytes = columns * kStep;
   using Sum = std::conditional_t<scale == Scale::kRow, int32_t, float>;
   static_assert(kPartBytes % 1024 == 0 && columns % 32 == 0);
   static_assert(stages > 1);  // one is released while the next is multiplied
+  static_assert(sets == 1 || (sets == 2 && scale == Scale::kGroup));
 };
 
-// What is launched, with as many stages as shared memory holds.
+// What is launched, with as many stages as shared memory holds and as many sets of sums as registers do.
 template <int columns>
 using Rows = Config<Scale::kRow, Result::kPlain, columns, 5>;  // 192 or 224 columns
 template <int columns>
-using Groups = Config<Scale::kGroup, Result::kPlain, columns, columns == 160 ? 6 : 7>;  // 128 or 160
+using Groups =
+    Config<Scale::kGroup, Result::kPlain, columns, columns == 128 ? 7 : 6, columns == 128 ? 2 : 1>;  // or 160
 constexpr int kGeluColumns = 256;
 using Gelu = Config<Scale::kRow, Result::kGelu, kGeluColumns, 4>;
 
@@ -82,6 +86,7 @@ struct Shared {
   Columns<C> columns[2];  // of this tile and the next one
   Stages stages;
   Tiles tiles;
+  Barrier turn[kConsumers];  // a phase ends as this consumer's turn begins
 };
 
 // Calls f with each of this CTA's work tiles.
@@ -160,6 +165,7 @@ struct HalfScale {
   float scale;
   __half2 inverse;
 
+  HalfScale() = default;
   __device__ explicit HalfScale(__half2 largest) {
     const float amax = __half2float(__hmax_nan(__low2half(largest), __high2half(largest)));
     const __half half = __float2half_rn(fminf(__fdividef(127.f, amax), 32768.f));
@@ -175,109 +181,138 @@ struct HalfScale {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The epilogue of a consumer's half of a tile. A thread has two rows, lane / 4 of its warp's 16 and 8 below it. Of each
-// 32 columns it has those that the instruction numbers 8 i + 2 (lane % 4) + j: packed weights make them 8 (lane % 4) +
-// 2 i + j, eight in a run.
+// A consumer's half of a tile. A thread has two rows, lane / 4 of its warp's 16 and 8 below it.
 
 template <class C>
+struct ThreadRows {
+  const int first;
+  float scale[2];  // of x
+
+  __device__ ThreadRows(const Params& p, const WorkTile& tile, int consumer)
+      : first(tile.row + consumer * kConsumerRows + int(threadIdx.x) / 32 % kWarpgroupWarps * kWarpRows +
+              int(threadIdx.x) % 32 / 4) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) scale[r] = C::kScale == Scale::kRow && at(r) < p.rows ? __ldg(p.x_scale + at(r)) : 1.f;
+  }
+  __device__ int at(int r) const { return first + 8 * r; }
+};
+
+// Scales of x for a thread's two rows, of a group of the depth after another.
+struct GroupScales {
+  const int rows[2], stride;
+  const float* next;
+  float scale[2];
+
+  template <class C>
+  __device__ GroupScales(const Params& p, const ThreadRows<C>& at)
+      : rows{min(at.at(0), p.rows - 1), min(at.at(1), p.rows - 1)}, stride(p.rows), next(p.x_scale) {}
+  __device__ void load() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) scale[r] = __ldg(next + rows[r]);
+    next += stride;
+  }
+};
+
+// The epilogue. Of each block of 32 columns a thread has those that the instruction numbers 8 i + 2 (lane % 4) + j:
+// packed weights make them 8 (lane % 4) + 2 i + j, eight in a run. `take` makes pairs of 16 bits of a tile's sums,
+// which are free then; the rest comes in kSlots pieces: slot(0), slot(1) ...
+template <class C>
 struct Epilogue {
+  static constexpr bool kGelu = C::kResult == Result::kGelu;
   static constexpr int kBlocks = C::kColumns / 32, kRun = 8;
-  using Sums = typename C::Sum[C::kSums];
+  static constexpr int kSlots = kBlocks + (kGelu ? ceil_div(kBlocks, 2) : 0);
 
   const Params& p;
-  const WorkTile& tile;
   const int lane = threadIdx.x % 32;
-  const int first_row;  // of this thread
-  float x_scale[2];
+  int row = 0, column;                      // of the tile that was taken: this thread's first row, the first column
+  uint32_t run[kBlocks][2][kRun / 2] = {};  // bfloat16, or halves: first GELU's arguments, then its results
+  __half2 largest[2];
+  HalfScale scale[2];
 
-  __device__ Epilogue(const Params& p, const WorkTile& tile, int consumer)
-      : p(p),
-        tile(tile),
-        first_row(tile.row + consumer * kConsumerRows + int(threadIdx.x) / 32 % kWarpgroupWarps * kWarpRows +
-                  lane / 4) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) x_scale[r] = C::kScale == Scale::kRow && live(r) ? __ldg(p.x_scale + row(r)) : 1.f;
-  }
-
-  __device__ int row(int r) const { return first_row + 8 * r; }
-  __device__ bool live(int r) const { return row(r) < p.rows; }
-  __device__ int in_tile(int block) const { return 32 * block + lane % 4 * kRun; }  // this thread's first column
-  // Of the i-th value of a run among a thread's sums.
-  static constexpr int at(int block, int r, int i) { return 16 * block + i / 2 * 4 + 2 * r + i % 2; }
+  __device__ explicit Epilogue(const Params& p) : p(p), column(p.columns) {}  // of no tile: nothing is stored
 
   // `scale` and `bias` are those of the tile's columns.
-  __device__ void run(Sums& sums, const float* scale, const bf16* bias) const {
-    if constexpr (C::kResult == Result::kPlain) {
-      store(sums, scale, bias);
-    } else {
-      store_gelu(sums, scale, bias);
-    }
-  }
-
-  // This thread's run of `block` in both rows, scaled and with its bias.
-  __device__ void values(const Sums& sums, const float* scale, const bf16* bias, int block, float (&y)[2][kRun]) const {
-    const float4* scales = reinterpret_cast<const float4*>(scale + in_tile(block));
-    const float4 s = scales[0], t = scales[1];
-    const float factors[kRun] = {s.x, s.y, s.z, s.w, t.x, t.y, t.z, t.w};
-    const uint4 biases = *reinterpret_cast<const uint4*>(bias + in_tile(block));
-    const uint32_t pairs[kRun / 2] = {biases.x, biases.y, biases.z, biases.w};
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-      for (int i = 0; i < kRun; ++i)
-        y[r][i] =
-            fmaf(float(sums[at(block, r, i)]) * x_scale[r], factors[i], i % 2 ? high(pairs[i / 2]) : low(pairs[i / 2]));
-  }
-
-  __device__ void store(const Sums& sums, const float* scale, const bf16* bias) const {
+  template <class Sums>
+  __device__ void take(const Sums& sums, const WorkTile& tile, const ThreadRows<C>& rows, const float* scale,
+                       const bf16* bias) {
+    row = rows.first, column = tile.column;
+    largest[0] = largest[1] = __float2half2_rn(0);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      float y[2][kRun];
-      values(sums, scale, bias, block, y);
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        store_run<uint4>(
-            block, r, {pack(y[r][0], y[r][1]), pack(y[r][2], y[r][3]), pack(y[r][4], y[r][5]), pack(y[r][6], y[r][7])});
-    }
-  }
-
-  // GELU's results, in pairs, take the place of the sums: registers are short.
-  __device__ void store_gelu(Sums& sums, const float* column_scale, const bf16* bias) const {
-    __half2 largest[2] = {__float2half2_rn(0), __float2half2_rn(0)};
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      float y[2][kRun];
-      values(sums, column_scale, bias, block, y);
+      const int start = 32 * block + lane % 4 * kRun;
+      const float4* scales = reinterpret_cast<const float4*>(scale + start);
+      const float4 s = scales[0], t = scales[1];
+      const float factors[kRun] = {s.x, s.y, s.z, s.w, t.x, t.y, t.z, t.w};
+      const uint4 biases = *reinterpret_cast<const uint4*>(bias + start);
+      const uint32_t bias_pairs[kRun / 2] = {biases.x, biases.y, biases.z, biases.w};
 #pragma unroll
       for (int r = 0; r < 2; ++r)
 #pragma unroll
-        for (int i = 0; i < kRun; i += 2) {
-          const __half2 pair = gelu(__floats2half2_rn(y[r][i], y[r][i + 1]));
-          largest[r] = __hmax2_nan(largest[r], __habs2(pair));
-          sums[at(block, r, i)] = reinterpret_cast<const int&>(pair);
+        for (int i = 0; i < kRun / 2; ++i) {
+          const auto* pair = &sums[16 * block + 4 * i + 2 * r];
+          run[block][r][i] = pair_of(fmaf(float(pair[0]) * rows.scale[r], factors[2 * i], low(bias_pairs[i])),
+                                     fmaf(float(pair[1]) * rows.scale[r], factors[2 * i + 1], high(bias_pairs[i])));
         }
     }
-    const auto larger = [](__half2 a, __half2 b) { return __hmax2_nan(a, b); };
-    const HalfScale scale[2] = {HalfScale(quad_reduce(largest[0], larger)), HalfScale(quad_reduce(largest[1], larger))};
+  }
+
+  __device__ void slot(int n) {
+    if constexpr (!kGelu) return store(n);
+    if (n < kBlocks) return apply_gelu(n);
+    if (n == kBlocks) find_scales();
+#pragma unroll
+    for (int block = 2 * (n - kBlocks); block < min(2 * (n - kBlocks) + 2, kBlocks); ++block) store(block);
+  }
+
+  static __device__ uint32_t pair_of(float a, float b) {
+    if constexpr (!kGelu) return pack(a, b);
+    const __half2 pair = __floats2half2_rn(a, b);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+  __device__ bool live(int r) const { return row + 8 * r < p.rows; }
+  __device__ __half2& half(int block, int r, int i) { return reinterpret_cast<__half2&>(run[block][r][i]); }
+
+  __device__ void apply_gelu(int block) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (lane % 4 == 0 && live(r)) p.out_scale[int64_t(tile.column / C::kColumns) * p.rows + row(r)] = scale[r].scale;
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block)
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const auto pair = [&](int i) { return reinterpret_cast<const __half2&>(sums[at(block, r, i)]); };
-        store_run<uint2>(block, r, {scale[r].pack(pair(0), pair(2)), scale[r].pack(pair(4), pair(6))});
+      for (int i = 0; i < kRun / 2; ++i) {
+        half(block, r, i) = gelu(half(block, r, i));
+        largest[r] = __hmax2_nan(largest[r], __habs2(half(block, r, i)));
       }
+  }
+
+  __device__ void find_scales() {
+    const auto larger = [](__half2 a, __half2 b) { return __hmax2_nan(a, b); };
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      scale[r] = HalfScale(quad_reduce(largest[r], larger));
+      if (lane % 4 == 0 && live(r) && column < p.columns)
+        p.out_scale[int64_t(column / C::kColumns) * p.rows + row + 8 * r] = scale[r].scale;
+    }
+  }
+
+  __device__ void store(int block) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if constexpr (kGelu) {
+        store_run<uint2>(
+            block, r,
+            {scale[r].pack(half(block, r, 0), half(block, r, 1)), scale[r].pack(half(block, r, 2), half(block, r, 3))});
+      } else {
+        const auto& pairs = run[block][r];
+        store_run<uint4>(block, r, {pairs[0], pairs[1], pairs[2], pairs[3]});
+      }
+    }
   }
 
   // Stores this thread's run of `block` in row r. A tile may end beyond the last column, by whole blocks.
   template <class Run>
   __device__ void store_run(int block, int r, Run run) const {
     constexpr int kSize = sizeof(Run) / kRun;
-    const int64_t start = int64_t(row(r)) * p.columns + tile.column;
-    if (live(r) && tile.column + 32 * block < p.columns)
-      *reinterpret_cast<Run*>(static_cast<uint8_t*>(p.out) + (start + in_tile(block)) * kSize) = run;
+    const int64_t start = int64_t(row + 8 * r) * p.columns + column + 32 * block + lane % 4 * kRun;
+    if (live(r) && column + 32 * block < p.columns)
+      *reinterpret_cast<Run*>(static_cast<uint8_t*>(p.out) + start * kSize) = run;
   }
 };
 
@@ -287,6 +322,7 @@ struct Epilogue {
 template <class C>
 struct Consumer {
   static constexpr bool kGroups = C::kScale == Scale::kGroup;
+  using Sums = int32_t[C::kSums];
 
   const Params& p;
   Shared<C>& s;
@@ -294,42 +330,52 @@ struct Consumer {
   const int lane = threadIdx.x % 32;
   typename Shared<C>::Stages::State state;
   typename Shared<C>::Tiles::State tiles;
-  int last = C::kStages;  // the stage that products in flight read; at first none: the spare barrier
-  int32_t acc[C::kSums];
+  int last = C::kStages;          // the stage that products in flight read; at first none: the spare barrier
+  uint32_t turn = index ? 0 : 1;  // parity of the phase that ends as this one's turn begins; consumer 0 begins
+  Sums acc[C::kSets];
   float total[kGroups ? C::kSums : 1];
 
   __device__ void run() {
+    Epilogue<C> epilogue(p);
     for_each_tile<C>(p, [&](const WorkTile& tile) {
-      const Epilogue<C> epilogue(p, tile, index);
+      const ThreadRows<C> rows(p, tile, index);
       if constexpr (kGroups) {
-        multiply_groups(epilogue);
-        finish(epilogue, total);
+        multiply_groups(rows);
+        take(epilogue, total, tile, rows);
+        finish(epilogue);
       } else {
-        multiply();
-        finish(epilogue, acc);
+        multiply(epilogue);
+        take(epilogue, acc[0], tile, rows);
       }
     });
+    if (!kGroups) finish(epilogue);
+  }
+
+  static __device__ void finish(Epilogue<C>& epilogue) {
+#pragma unroll
+    for (int n = 0; n < Epilogue<C>::kSlots; ++n) epilogue.slot(n);
   }
 
   // Issues the products of one stage.
   template <bool kFirst>
-  __device__ void issue() {
+  __device__ void issue(Sums& sums) {
     const auto& stage = s.stage[state.stage];
     const uint64_t a = sm90::swizzled_descriptor(stage.x + index * kConsumerRows * kStep);
     const uint64_t b = sm90::swizzled_descriptor(stage.weight);
-    sm90::pin(acc);
+    sm90::pin(sums);
     sm90::mma_fence();
 #pragma unroll
     for (int i = 0; i < kStep / 32; ++i) {
-      kFirst&& i == 0 ? sm90::mma_ss<int8_t, C::kColumns, false>(acc, a, b)
-                      : sm90::mma_ss<int8_t, C::kColumns>(acc, a + 2 * i, b + 2 * i);
+      kFirst&& i == 0 ? sm90::mma_ss<int8_t, C::kColumns, false>(sums, a, b)
+                      : sm90::mma_ss<int8_t, C::kColumns>(sums, a + 2 * i, b + 2 * i);
     }
     sm90::mma_commit();
   }
 
-  __device__ void step(bool first) {
+  // Returns while these products are under way, and all before them are done.
+  __device__ void step(Sums& sums, bool first) {
     s.stages.wait(state);
-    first ? issue<true>() : issue<false>();
+    first ? issue<true>(sums) : issue<false>(sums);
     sm90::mma_wait<1>();
     release();
     last = state.stage;
@@ -338,7 +384,6 @@ struct Consumer {
 
   __device__ void finish_products() {
     sm90::mma_wait<0>();
-    sm90::pin(acc);
     release();
     last = C::kStages;
   }
@@ -348,33 +393,96 @@ struct Consumer {
     if (lane < kCluster) sm90::remote_release(sm90::remote_address(&s.stages.empty[last], lane));
   }
 
-  __device__ void multiply() {
+  // The epilogue is the tile's before.
+  __device__ void multiply(Epilogue<C>& epilogue) {
+    constexpr int kSlots = Epilogue<C>::kSlots;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      if (i < p.steps) step(acc[0], i == 0);
+      epilogue.slot(i);
+    }
 #pragma unroll 1
-    for (int i = 0; i < p.steps; ++i) step(i == 0);
+    for (int i = kSlots; i < p.steps; ++i) step(acc[0], false);
     finish_products();
+    sm90::pin(acc[0]);
   }
 
-  __device__ void multiply_groups(const Epilogue<C>& epilogue) {
+  __device__ void multiply_groups(const ThreadRows<C>& rows) {
 #pragma unroll
     for (float& x : total) x = 0;
-    const int rows[2] = {min(epilogue.row(0), p.rows - 1), min(epilogue.row(1), p.rows - 1)};
-    const float* scales = p.x_scale;
-#pragma unroll 1
-    for (int first = 0; first < p.steps; first += p.group_steps, scales += p.rows) {
-      const float scale[2] = {__ldg(scales + rows[0]), __ldg(scales + rows[1])};
-#pragma unroll 1
-      for (int i = 0; i < p.group_steps; ++i) step(i == 0);
-      finish_products();
-#pragma unroll
-      for (int i = 0; i < C::kSums; ++i) total[i] = fmaf(float(acc[i]), scale[i / 2 % 2], total[i]);
+    GroupScales scales(p, rows);
+    if constexpr (C::kSets == 1) {
+      multiply_in_turns(scales);
+    } else {
+      multiply_in_pairs(scales);
     }
   }
 
-  template <class Sums>
-  __device__ void finish(const Epilogue<C>& epilogue, Sums& sums) {
+  // One consumer multiplies a group while the other converts its own; the turn passes while the last products are under
+  // way. Not where a group is longer than the ring of stages: its end needs stages that the other has yet to release.
+  __device__ void multiply_in_turns(GroupScales& scales) {
+    const bool turns = p.group_steps <= C::kStages;
+#pragma unroll 1
+    for (int first = 0; first < p.steps; first += p.group_steps) {
+      scales.load();
+      if (turns) begin_turn();
+#pragma unroll 1
+      for (int i = 0; i < p.group_steps; ++i) step(acc[0], i == 0);
+      if (turns) end_turn();
+      finish_group(acc[0], scales);
+    }
+  }
+  __device__ void begin_turn() {
+    s.turn[index].wait(turn);
+    turn ^= 1;
+  }
+  __device__ void end_turn() {
+    __syncwarp();  // all lanes have begun
+    if (lane == 0) s.turn[1 - index].arrive();
+  }
+
+  // A group is converted while the next one is multiplied into the other set of sums.
+  __device__ void multiply_in_pairs(GroupScales& scales) {
+    auto &even = acc[0], &odd = acc[1];
+    const auto next_group = [&](Sums& sums, Sums& before) {
+      step(sums, true);
+      add(before, scales);
+      scales.load();
+      multiply_rest(sums);
+    };
+    scales.load();
+    step(even, true);
+    multiply_rest(even);
+    int left = p.steps / p.group_steps - 1;
+#pragma unroll 1
+    for (; left > 1; left -= 2) next_group(odd, even), next_group(even, odd);
+    if (left) {
+      next_group(odd, even);
+      finish_group(odd, scales);
+    } else {
+      finish_group(even, scales);
+    }
+  }
+  __device__ void multiply_rest(Sums& sums) {
+#pragma unroll 1
+    for (int i = 1; i < p.group_steps; ++i) step(sums, false);
+  }
+
+  __device__ void finish_group(Sums& sums, const GroupScales& scales) {
+    finish_products();
+    add(sums, scales);
+  }
+  __device__ void add(Sums& sums, const GroupScales& scales) {
+    sm90::pin(sums);
+#pragma unroll
+    for (int i = 0; i < C::kSums; ++i) total[i] = fmaf(float(sums[i]), scales.scale[i / 2 % 2], total[i]);
+  }
+
+  template <class T>
+  __device__ void take(Epilogue<C>& epilogue, const T& sums, const WorkTile& tile, const ThreadRows<C>& rows) {
     s.tiles.wait(tiles);
     const Columns<C>& columns = s.columns[tiles.stage];
-    epilogue.run(sums, columns.scale, columns.bias);
+    epilogue.take(sums, tile, rows, columns.scale, columns.bias);
     __syncwarp();  // all lanes have read
     s.tiles.release(tiles.stage, lane);
     tiles.advance();
@@ -391,6 +499,7 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
     if (sm90::shared_address(&s) % 1024) __trap();  // the swizzle is of addresses
     s.stages.init(kCluster * kConsumers * kWarpgroupWarps);
     s.tiles.init(kConsumers * kWarpgroupWarps);
+    for (Barrier& turn : s.turn) turn.init(kWarpgroupWarps);
     sm90::fence_barrier_init();
     sm90::prefetch(x), sm90::prefetch(weight);
   }

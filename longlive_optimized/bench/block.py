@@ -152,6 +152,7 @@ def run(engine: LongLiveEngine, blocks: int, baseline_blocks: int) -> dict:
         "window": config.local_attn_size,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "precision": engine.stream.precision,
+        "low_memory": config.low_memory,
         "load_s": engine.load_seconds,
         **measure_engine(engine, blocks),
         **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),

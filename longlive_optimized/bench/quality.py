@@ -18,6 +18,7 @@ from torch import Tensor
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
 from ..model.precision import Policy, in_8_bits
+from ..model.ring_cache import RingCache
 from ..vae.backends import codec_for
 from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
@@ -75,17 +76,21 @@ class _Networks:
             net.window = self.stream.ring.window
             net.reset()
         self.stream.ring.reset()
+        self.stream.ring.hold(False)
         self._int8_cached: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor, t: float, start: int, policy: Policy | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Flow of ours, the baseline, and ours with ``policy``, if any, whose keys and values do not stay."""
+        """Flow of ours, the baseline, and ours with ``policy``, if any, over a copy of our keys and values."""
         ring, int8 = self.stream.ring, None
-        ring.seek(start, len(x))
         timestep = torch.tensor([t], dtype=torch.float64, device=x.device)
         times, modulation = timestep.expand(len(x)), self.model.modulation(timestep)
         if policy:
-            int8 = self.model(x, modulation, ring, self.cross, policy)
-            self._int8_cached = {what: newest.clone() for what, newest in self._newest()}
+            copied = copy.deepcopy(ring)
+            copied.hold(self.stream.int8_keys)
+            copied.seek(start, len(x))
+            int8 = self.model(x, modulation, copied, self.cross, policy)
+            self._int8_cached = dict(self._newest(copied))
+        ring.seek(start, len(x))
         ours = self.model(x, modulation, ring, self.cross)
         self._true_flow = self.truth.forward(x.float(), times, self.embedding.float(), start)
         return ours, self.baseline.forward(x, times, self.embedding, start), int8
@@ -97,18 +102,17 @@ class _Networks:
 
     def cache_errors(self) -> Iterator[_Error]:
         """Of each layer's keys and values of the newest frames."""
-        for what, ours in self._newest():
+        for what, ours in self._newest(self.stream.ring):
             name, _, layer = what.partition(" of layer ")
             baseline, truth = (
                 getattr(net.caches[int(layer)], name)[-len(ours) :] for net in (self.baseline, self.truth)
             )
             yield _Error.of(f"context pass, {what}", truth, ours, baseline, self._int8_cached.get(what))
 
-    def _newest(self) -> Iterator[tuple[str, Tensor]]:
-        ring = self.stream.ring
-        for layer in range(len(ring.k)):
-            for name in ("k", "v"):
-                yield f"{name} of layer {layer}", getattr(ring, name)[layer][ring.slots].flatten(0, 1)
+    def _newest(self, ring: RingCache) -> Iterator[tuple[str, Tensor]]:
+        for layer, v in enumerate(ring.v):
+            for name, of_layer in (("k", ring.keys(layer)), ("v", v)):
+                yield f"{name} of layer {layer}", of_layer[ring.slots].flatten(0, 1)
 
 
 class ForwardErrors:
@@ -183,8 +187,9 @@ class ForwardErrors:
 @torch.no_grad()
 def decoder_errors(engine: LongLiveEngine, seeds: int) -> dict:
     """Worst ratio of errors of a block's pixels to float32: the engine's decoder, and its network as modules."""
-    wide = copy.deepcopy(engine.vae).float()
-    ours, modules = engine.stream.decoder, DecoderStream(ModulesCodec(engine.vae))
+    vae = copy.deepcopy(engine.vae).to(engine.device)
+    wide = copy.deepcopy(vae).float()
+    ours, modules = engine.stream.decoder, DecoderStream(ModulesCodec(vae))
     truth = DecoderStream(ModulesCodec(wide))
     shape = BLOCK_FRAMES, *engine.stream.latent_shape
     rows = []
@@ -211,11 +216,12 @@ def int8_figures(engine: LongLiveEngine, blocks: int) -> dict[str, float]:
 
     Empty for a VAE that does not run in int8.
     """
+    vae = copy.deepcopy(engine.vae).to(engine.device)
     try:
-        codec = codec_for(engine.vae, "int8")
+        codec = codec_for(vae, precision="int8")
     except ValueError:
         return {}
-    plain, int8, found = DecoderStream(codec_for(engine.vae, "bf16")), DecoderStream(codec), []
+    plain, int8, found = DecoderStream(codec_for(vae, precision="bf16")), DecoderStream(codec), []
     generator = torch.Generator(engine.device).manual_seed(0)
     for _ in range(blocks):
         latents = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, generator=generator, device=engine.device)

@@ -22,7 +22,8 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule
 from ..engine.stream import Stream
-from ..model.precision import Parts, Policy, policy_of
+from ..model.precision import Parts, Policy
+from ..model.ring_cache import RingCache
 from ..tinyworld.world import caption, sample_scene
 from ..video_time import BLOCK_FRAMES, blocks_of
 from ..weights.locate import TINY
@@ -66,11 +67,18 @@ def _pairs(engine: LongLiveEngine, settings: StreamSettings, prompt: str, seed: 
     fill = blocks_of(teacher.ring.window)
     for block in range(fill + blocks):
         if block:
-            pupil.passes.ring, pupil.history = copy.deepcopy(teacher.ring), teacher.history.clone()
+            pupil.passes.ring, pupil.history = _copied(teacher.ring, pupil), teacher.history.clone()
         before = pupil.fallback_blocks
         int8, plain = (engine.generate_block(BlockRequest(prompt), stream).cpu() for stream in (pupil, teacher))
         if block >= fill:
             yield Pair(plain, int8, pupil.fallback_blocks > before)
+
+
+def _copied(ring: RingCache, pupil: Stream) -> RingCache:
+    """A copy with keys as the pupil's precision has them; in int8 with the offset of its own first block."""
+    own, ring = pupil.ring.k_int8, copy.deepcopy(ring)
+    ring.hold(pupil.int8_keys, own.offset if own else None)
+    return ring
 
 
 def _stream(engine: LongLiveEngine, settings: StreamSettings, **changes: Any) -> Stream:
@@ -101,32 +109,41 @@ def picture(pairs: Sequence[Pair]) -> Tensor:
 @torch.no_grad()
 def error_by_part(engine: LongLiveEngine, settings: StreamSettings, prompt: str) -> dict[str, float]:
     """What 8 bits change in a steady block's flow, relative L2, the worst of its steps: of all that the precision
-    names, of each part of the layers by itself, and of each layer by itself."""
-    stream = _stream(engine, settings, use_cuda_graphs=False)
-    whole = policy_of("int8", len(engine.model.blocks))
+    names, of each part of the layers by itself, of attention, and of each layer's products. Earlier blocks are without.
+    """
+    stream = _stream(engine, settings, use_cuda_graphs=False, precision="bf16")
     for _ in range(blocks_of(stream.ring.window)):
         engine.generate_block(BlockRequest(prompt), stream)
     with engine.devices.turn():
         settle(stream)
-        changes = {name: _change(stream, policy) for name, policy in _alone(whole).items()}
-    return changes
+        plain = copy.deepcopy(stream.ring)
+        stream.configure(precision=settings.precision)
+        settle(stream)
+        rings = {"dtype": plain, stream.ring.keys_read: stream.ring}
+        return {name: _change(stream, plain, policy, rings[keys]) for name, policy, keys in _alone(stream)}
 
 
-def _alone(whole: Policy) -> dict[str, Policy]:
-    none = (Parts(),) * len(whole)
-    parts = {name: tuple(Parts(**{name: getattr(layer, name)}) for layer in whole) for name in Parts._fields}
-    layers = {f"layer {i}": (*none[:i], whole[i], *none[i + 1 :]) for i in range(len(whole))}
-    return {"all": whole, **parts, **layers}
+def _alone(stream: Stream) -> Iterator[tuple[str, Policy, str]]:
+    """A name, and what then runs in 8 bits: products, and the keys that attention reads."""
+    none, whole, keys = stream.plain, stream.policy, stream.ring.keys_read
+    yield "all", whole, keys
+    for name in Parts._fields:
+        yield name, tuple(Parts(**{name: getattr(layer, name)}) for layer in whole), "dtype"
+    if keys != "dtype":
+        yield "attention", none, keys
+    for i in range(len(whole)):
+        yield f"layer {i}", (*none[:i], whole[i], *none[i + 1 :]), "dtype"
 
 
-def _change(stream: Stream, policy: Policy) -> float:
+def _change(stream: Stream, plain: RingCache, policy: Policy, ring: RingCache) -> float:
     passes, clean = stream.passes, stream.history[-BLOCK_FRAMES:]
     generator, changes = torch.Generator(clean.device).manual_seed(0), []
-    stream.ring.seek(stream.position, BLOCK_FRAMES)
+    for each in (plain, ring):
+        each.seek(stream.position, BLOCK_FRAMES)
     for t, sigma in make_schedule(stream.settings.denoising_steps, stream.settings.step_schedule):
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         x = ((1 - sigma) * clean + sigma * noise).to(clean.dtype)
         modulation = passes.model.modulation(torch.tensor([t], dtype=torch.float64, device=clean.device))
-        plain, int8 = (passes.model(x, modulation, passes.ring, passes.cross, each) for each in (None, policy))
-        changes.append(relative_error(int8, plain))
+        without = passes.model(x, modulation, plain, passes.cross)
+        changes.append(relative_error(passes.model(x, modulation, ring, passes.cross, policy), without))
     return max(changes)

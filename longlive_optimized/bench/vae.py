@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections import defaultdict
@@ -57,9 +58,9 @@ def _decoding(engine: LongLiveEngine, stream: DecoderStream, blocks: int) -> tup
     return times, (_allocated(engine, peak=True) - before) / 2**30
 
 
-def _baseline_decoding(engine: LongLiveEngine, blocks: int) -> list[float]:
+def _baseline_decoding(engine: LongLiveEngine, vae: WanVae, blocks: int) -> list[float]:
     """Times of a block decoded by the baseline, to uint8."""
-    decoder = BaselineDecoder(engine.vae)
+    decoder = BaselineDecoder(vae)
     z = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, device=engine.device, dtype=engine.dtype)
     decoder.decode(z)
     return _times(engine, lambda: to_uint8(decoder.decode(z)), blocks)
@@ -96,19 +97,21 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
     Where they run on fused convolutions, the same with the library's and in int8, with the PSNR of that, and what each
     size of the decoder's frames takes; and the baseline's decoding.
     """
-    rows, memory, levels, packed = {}, {}, {}, PackedCodec.is_fast(engine.vae)
+    rows, memory, levels = {}, {}, {}
+    vae = copy.deepcopy(engine.vae).to(engine.device)
+    packed = PackedCodec.is_fast(vae)
     streams = {"": (engine.stream.decoder, engine.stream.encoder)}
     if packed:
-        library = ModulesCodec(engine.vae)
+        library = ModulesCodec(vae)
         streams["library_"] = DecoderStream(library), EncoderStream(library)
-        int8 = codec_for(engine.vae, "int8")
+        int8 = codec_for(vae, precision="int8")
         streams["int8_"] = DecoderStream(int8, engine.stream.new_graphs), EncoderStream(int8, engine.stream.new_graphs)
     for prefix, (decoding, encoding) in streams.items():
         decoded, memory[f"{prefix}decode_gib"] = _decoding(engine, decoding, blocks)
         encoded, memory[f"{prefix}encode_gib"] = _encoding(engine, encoding, blocks)
         rows |= {prefix + key: value for key, value in (decoded | encoded).items()}
-    if isinstance(engine.vae, WanVae):
-        rows["baseline_decode"] = _baseline_decoding(engine, min(blocks, 10))
+    if isinstance(vae, WanVae):
+        rows["baseline_decode"] = _baseline_decoding(engine, vae, min(blocks, 10))
     if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
         levels |= {f"int8_{name}": value for name, value in int8_figures(engine, 6).items()}

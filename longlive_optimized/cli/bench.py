@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from ..config import PRESETS, OptimizationConfig, preset_name
 from .files import Force, check_file, say_written, write_json
-from .loading import Height, Width, console, load_engine, results
+from .loading import Height, LowMemory, Width, console, load_engine, results
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure operators, blocks and errors.")
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
@@ -41,6 +41,7 @@ def block(
     preset: Preset = "balanced",
     height: Pixels = 480,
     width: Pixels = 832,
+    low_memory: LowMemory = False,
     blocks: Annotated[int, typer.Option(min=1, help="Steady blocks to measure.")] = 50,
     baseline_blocks: Annotated[int, typer.Option(min=0, help="Blocks of the baseline; 0 leaves it out.")] = 5,
     device: Device = None,
@@ -51,7 +52,8 @@ def block(
     check_file("--json", json_path, force)
     from ..bench.block import run
 
-    engine = load_engine(model, OptimizationConfig.preset(preset_name(preset), height=height, width=width), device)
+    config = OptimizationConfig.preset(preset_name(preset), height=height, width=width, low_memory=low_memory)
+    engine = load_engine(model, config, device)
     _show(f"{height}x{width}, {preset}", run(engine, blocks, baseline_blocks), json_path)
 
 

@@ -20,7 +20,7 @@ from ..text.clean import clean
 from ..video_time import TRAINED_FPS
 from ..weights.locate import native_size
 from .files import Force, check_file, same_file, say_written, write_json
-from .loading import Height, Width, console, load_engine, results
+from .loading import Height, LowMemory, Width, console, load_engine, results
 from .video import Mp4Writer
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def generate(
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     height: Height = None,
     width: Width = None,
+    low_memory: LowMemory = False,
     enlarge: Annotated[int, typer.Option(help="Write pictures so many times as large.", min=1)] = 1,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the latency panel into the video.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
@@ -73,7 +74,9 @@ def generate(
     if not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
     clean(prompt)  # raises where there is nothing to show
-    config = OptimizationConfig.preset(preset_name(preset), height=height, width=width, seed=seed)
+    config = OptimizationConfig.preset(
+        preset_name(preset), height=height, width=width, seed=seed, low_memory=low_memory
+    )
     height, width = config.sized(native_size(model)).size
     if enlarge * max(height, width) > LONGEST_SIDE:
         if enlarge == 1:

@@ -24,6 +24,9 @@ Width = Annotated[
     int | None,
     typer.Option(help="Pixels, a multiple of 16; 832 by default, of the built-in model 96.", show_default=False),
 ]
+LowMemory = Annotated[
+    bool, typer.Option("--low-memory", help="Hold weights in 8 bits alone: less memory, a coarser bf16.")
+]
 
 
 def load_engine(model: str, config: OptimizationConfig, device: str | None) -> LongLiveEngine:

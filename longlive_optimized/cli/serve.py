@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..config import PRESETS, preset_name
 from ..weights.locate import TINY
-from .loading import Height, Width, console
+from .loading import Height, LowMemory, Width, console
 
 if TYPE_CHECKING:
     from ..demo.server.room import Room
@@ -34,6 +34,7 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     height: Height = None,
     width: Width = None,
+    low_memory: LowMemory = False,
     seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
     codec: Annotated[
         Literal["vp8", "h264"], typer.Option(help="vp8, or h264, which takes twice the processor time.")
@@ -63,7 +64,9 @@ def serve(
         from ..demo.server.room import Room
         from ..demo.server.settings import ServerSettings
 
-    config = ScopeOptimizationConfig.preset(preset_name(preset), height=height, width=width, seed=seed)
+    config = ScopeOptimizationConfig.preset(
+        preset_name(preset), height=height, width=width, seed=seed, low_memory=low_memory
+    )
     settings = ServerSettings(
         host=host,
         token=token,

@@ -67,7 +67,7 @@ def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
     policy = policy_at(stream, stream.position)
     latents = denoise(stream, request, policy)
     # The only wait for the device, of 8 bits alone: what cannot be shown is found before the decoder moves on.
-    if in_8_bits(policy) and not latents.isfinite().all():
+    if (in_8_bits(policy) or stream.ring.keys_read == "int8") and not latents.isfinite().all():
         policy, latents = stream.plain, again_in_bf16(stream, request)
     stream.made_with = policy
     return latents
@@ -80,10 +80,12 @@ def policy_at(stream: Stream, start: int, origin: int = 0) -> Policy:
 
 
 def again_in_bf16(stream: Stream, request: BlockRequest) -> Tensor:
-    """The block from the same noise over the same ring, and if that is not finite either over a window made anew."""
+    """The block from the same noise over the same ring, and if that is not finite either over a window made anew, with
+    keys in the model's dtype."""
     stream.fallback_blocks += 1
     latents = denoise(stream, request, stream.plain)
     if not latents.isfinite().all():
+        stream.ring.hold(False)
         plan = plan_recache(stream.position, stream.ring.window, stream.ring.sink, global_sink=True)
         recache(stream, plan, stream.history[-plan.frames :], stream.plain)
         latents = denoise(stream, request, stream.plain)
@@ -100,12 +102,23 @@ def follow_prompt(stream: Stream, request: BlockRequest) -> None:
     if stream.prompt_due:
         with stream.timer.stage("text"):
             assert stream.prompt.embedding is not None
-            stream.passes.set_prompt(stream.networks.model.cross_cache(stream.prompt.embedding))
+            stream.passes.set_prompt(stream.prompt.embedding)
         stream.prompt_due, stream.recache_due = False, stream.position > 0
 
 
 def settle(stream: Stream) -> None:
-    """Bring the ring up to date: the last block's context pass, or a recache, which makes that pass superfluous."""
+    """Bring the ring up to date: the last block's context pass, or a recache, which makes that pass superfluous.
+
+    Then, or before the recache, its keys become of the kind that the stream's precision wants.
+    """
+    if stream.context_due and not stream.recache_due:
+        with stream.timer.stage("context"):
+            # With what the block was made: the first one's is what the sinks keep.
+            stream.passes.context(stream.history[-stream.ring.frames :], stream.made_with)
+        stream.context_due = False
+    if stream.ring.holds_int8 != stream.int8_keys:
+        with stream.timer.stage("context"):
+            stream.ring.hold(stream.int8_keys)
     if stream.recache_due:
         plan = plan_recache(stream.position, stream.ring.window, stream.ring.sink, stream.settings.global_sink)
         latents, keeps_sinks = stream.history[-plan.frames :], plan.start > plan.origin
@@ -115,10 +128,6 @@ def settle(stream: Stream) -> None:
         recache(stream, plan, latents, policy_at(stream, plan.start, plan.origin))
         if not keeps_sinks:
             stream.sinks, stream.first_sink = latents[: stream.ring.sink].clone(), plan.origin
-    elif stream.context_due:
-        with stream.timer.stage("context"):
-            # With what the block was made: the first one's is what the sinks keep.
-            stream.passes.context(stream.history[-stream.ring.frames :], stream.made_with)
     stream.recache_due = stream.context_due = stream.sinks_due = False
 
 
@@ -146,13 +155,22 @@ def denoise(stream: Stream, request: BlockRequest, policy: Policy) -> Tensor:
 
 
 def warm_up(stream: Stream, blocks: int) -> None:
-    """Make ``blocks`` blocks, the last one with a recache, then a recache of each smaller length."""
+    """A recache of each length, then ``blocks`` blocks from a video's first on, the last one with a recache.
+
+    The longest pass comes first: later graphs find room in what the pool holds for it, and eager passes in the
+    allocator's blocks.
+    """
+    stream.restart()
+    follow_prompt(stream, BlockRequest("warm-up"))
+    settle(stream)
+    longest = stream.ring.window // BLOCK_FRAMES * BLOCK_FRAMES
+    for frames in range(longest, BLOCK_FRAMES, -BLOCK_FRAMES):
+        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape), stream.plain)
+    stream.restart()
     for i in range(blocks):
         last = i == blocks - 1
         make_block(stream, BlockRequest("warm-up!" if last else "warm-up"), first_latent_only=last)
     rest_of_block(stream)
-    for frames in range(2 * BLOCK_FRAMES, stream.ring.window + 1, BLOCK_FRAMES):
-        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape), stream.plain)
 
 
 def _embed(stream: Stream, request: BlockRequest) -> Tensor:

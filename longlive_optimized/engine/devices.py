@@ -51,6 +51,11 @@ class Devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
+    def release(self) -> None:
+        """Give memory back that the allocator keeps and nobody uses; waits for the devices."""
+        if any(device.type == "cuda" for device in (self.model, self.vae, self.text)):
+            torch.cuda.empty_cache()
+
 
 def default_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype that ``model_dtype`` names; ``auto`` is bfloat16 on CUDA and float32 on the CPU."""

@@ -71,12 +71,16 @@ class LongLiveEngine:
             return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
 
         with self.devices.own_modes():
-            self.model = load("generator", functools.partial(load_generator, loras=loras), self.devices.model)
+            generator = functools.partial(load_generator, loras=loras, int8_only=self.config.low_memory)
+            self.model = load("generator", generator, self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
-            self.text = load("text encoder", load_text_encoder, self.devices.text)
+            encoder = functools.partial(load_text_encoder, as_stored=self.config.low_memory)
+            self.text = load("text encoder", encoder, self.devices.text)
             in_8_bits = self.config.precision != "bf16"
-            # One for all streams: packed weights are made once.
-            self.codec = codec_for(self.vae, self.config.vae_precision, in_8_bits)
+            # One for all streams: it packs weights once.
+            self.codec = codec_for(self.vae, self.config.low_memory, self.config.vae_precision, in_8_bits)
+            if self.codec.copies:
+                self.vae.cpu()
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(
             self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
@@ -141,6 +145,7 @@ class LongLiveEngine:
         """Fill a stream's window, switch its prompt at every length of its history, then reset it; returns seconds.
 
         What is left to be compiled and captured when it first occurs is video input, and other numbers of steps.
+        Memory that is needed once is given back to the device.
         ``blocks`` is how many to make, at least enough to fill the window; ``stream`` is the default one unless given.
         Raises ValueError for one with ``total_frames``, which may end before that.
         """
@@ -157,6 +162,7 @@ class LongLiveEngine:
                 stream.networks = networks._replace(prompts=PromptCache(self.text.encode, 2))
                 block.warm_up(stream, blocks)
                 self.synchronize()
+                self.devices.release()
             finally:
                 stream.networks = networks
                 stream.reset()

@@ -52,7 +52,7 @@ class BlockInputs:
 class Passes:
     """The two kinds of pass of one stream: denoising a block, and the context pass.
 
-    A pass's ``policy`` says what of it runs in 8 bits.
+    A pass's ``policy`` says which of its products run in 8 bits; the ring, whether its attention does.
     """
 
     def __init__(self, model: Transformer, ring: RingCache, latent: Tensor, graphs: GraphCache):
@@ -62,11 +62,9 @@ class Passes:
         self._latents: dict[int, Tensor] = {}
         self._context = self._context_modulation()
 
-    def set_prompt(self, cross: CrossCache) -> None:
-        """Attend to another prompt from here on."""
-        self.cross = self.cross or CrossCache(*map(torch.empty_like, cross))
-        for mine, new in zip(self.cross, cross, strict=True):
-            mine.copy_(new)
+    def set_prompt(self, embedding: Tensor) -> None:
+        """Attend to another prompt from here on. If this fails it must be repeated before the next pass."""
+        self.cross = self.model.cross_cache(embedding, self.cross)
 
     def weights_changed(self) -> None:
         """Recompute in place what was computed with the old weights; the prompt is the caller's."""
@@ -98,7 +96,7 @@ class Passes:
                 x = x0_renoise(x, flow, inputs.noise[i + 1] if i + 1 < steps else None, inputs.sigmas, i)
             out.copy_(x)
 
-        kernels = "denoise", self._latent.shape, frames, self.ring.rotates_sinks, policy
+        kernels = "denoise", self._latent.shape, frames, self.ring.rotates_sinks, self.ring.keys_read, policy
         self.graphs.run((*kernels, steps), work, kernels)
         return out
 
@@ -111,7 +109,7 @@ class Passes:
         def work() -> None:
             self.model(x, self._context, self.ring, self.cross, policy, store_only=True)
 
-        kernels = "context", self._latent.shape, frames, policy
+        kernels = "context", self._latent.shape, frames, self.ring.keys_read, policy
         self.graphs.run(kernels, work, kernels)
 
     def _context_modulation(self) -> Modulation:

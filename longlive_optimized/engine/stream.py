@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..keywords import ConfigFields
-from ..model.precision import Policy, in_8_bits, policy_of
+from ..model.precision import Policy, attention_in_8_bits, in_8_bits, policy_of
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
@@ -61,7 +61,8 @@ class Stream:
     encoded: the next block's video; kept until the block is made, for a second try.
     from_video: whether the last block was made from video; None before the first.
     new_graphs: makes what the calls of a side of the VAE are captured with.
-    plain, policy: nothing, and what its precision runs in 8 bits; made_with: that of the last block's denoising.
+    plain, policy: no products, and those that its precision runs in 8 bits; made_with: those of the last block's
+        denoising. int8_keys: whether its precision runs attention over the ring in 8 bits.
     fallback_blocks: how many blocks since the last ``reset`` were made again without 8 bits, not being finite.
     """
 
@@ -79,11 +80,11 @@ class Stream:
         graphs.turn(settings.use_cuda_graphs)
         model = networks.model
         self.plain, self.policy = policy_of("bf16", len(model.blocks)), self._policy_of(settings)
-        rows, columns = settings.size
+        self.int8_keys = self._int8_keys_of(settings)
         self._new_ring = functools.partial(
             RingCache,
             model.config,
-            (rows // PIXELS_PER_TOKEN, columns // PIXELS_PER_TOKEN),
+            _grid(settings),
             sink=settings.sink_size,
             relative=settings.positions == "relative",
             dtype=model.kv_dtype,
@@ -93,9 +94,10 @@ class Stream:
         self.decoder = DecoderStream(networks.codec, self.new_graphs)
         self.encoder = EncoderStream(networks.codec, self.new_graphs)
         self.timer = BlockTimer(devices.model, named=named)
+        rows, columns = settings.size
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
-        self.passes = self._new_passes(settings.local_attn_size)
+        self.passes = self._new_passes(settings.local_attn_size, self.int8_keys)
         self.undecoded = self.given = 0
         self.reset()
 
@@ -109,10 +111,12 @@ class Stream:
         """
         with self._devices.turn():
             before, after = self.settings, self.settings.changed(**changes)
-            policy = self._policy_of(after)
+            policy, int8_keys = self._policy_of(after), self._int8_keys_of(after)
             if after.local_attn_size != before.local_attn_size:
-                self._resize(after.local_attn_size)
-            self.settings, self.policy = after, policy
+                self._resize(after.local_attn_size, int8_keys)
+            else:
+                self.ring.reserve(int8_keys)
+            self.settings, self.policy, self.int8_keys = after, policy, int8_keys
             self._graphs.turn(after.use_cuda_graphs)
 
     def reset(self, seed: int | None = None) -> None:
@@ -169,14 +173,15 @@ class Stream:
 
     @property
     def precision(self) -> str:
-        """What the layers' products run in: ``int8``, or the model's dtype, ``bf16`` or ``float32``."""
+        """What the layers run in: ``int8``, ``int8 products`` where attention over the ring is not in 8 bits, or the
+        model's dtype, ``bf16`` or ``float32``."""
         return self.precision_with(self.settings)
 
     def precision_with(self, settings: StreamSettings) -> str:
         """``precision``, were these the settings."""
         model = self.networks.model
         if in_8_bits(policy_of(settings.precision, len(model.blocks))):
-            return "int8"
+            return "int8" if self._int8_keys_of(settings) else "int8 products"
         return str(model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 
     def weights_changed(self) -> None:
@@ -210,19 +215,25 @@ class Stream:
             model.hold_int8()
         return policy_of(settings.precision, len(model.blocks))
 
-    def _resize(self, window: int) -> None:
+    def _int8_keys_of(self, settings: StreamSettings) -> bool:
+        rows, columns = _grid(settings)
+        return attention_in_8_bits(settings.precision, self.networks.model.config.head_dim, rows * columns)
+
+    def _resize(self, window: int, int8_keys: bool) -> None:
         if window <= self.ring.capacity:
+            self.ring.reserve(int8_keys)
             self.ring.resize(window)
         else:
-            passes = self._new_passes(window)
+            passes = self._new_passes(window, self.ring.holds_int8)
             passes.ring.take_sinks(self.ring)
-            if self.passes.cross is not None:
-                passes.set_prompt(self.passes.cross)
+            passes.ring.reserve(int8_keys)
+            passes.cross = self.passes.cross
             self.passes = passes
         self.recache_due = self.position > 0
 
-    def _new_passes(self, window: int) -> Passes:
-        return Passes(self.networks.model, self._new_ring(window=window), self._like, GraphCache(self._graphs))
+    def _new_passes(self, window: int, int8_keys: bool) -> Passes:
+        ring = self._new_ring(window=window, int8=int8_keys)
+        return Passes(self.networks.model, ring, self._like, GraphCache(self._graphs))
 
     def _reseed(self, seed: int) -> None:
         if self.total_frames is None:
@@ -230,3 +241,9 @@ class Stream:
         else:
             self.noise = VideoNoise(seed, self._like, self.total_frames)
         self.settings = dataclasses.replace(self.settings, seed=seed)
+
+
+def _grid(settings: StreamSettings) -> tuple[int, int]:
+    """Rows and columns of tokens."""
+    rows, columns = settings.size
+    return rows // PIXELS_PER_TOKEN, columns // PIXELS_PER_TOKEN

@@ -1,7 +1,8 @@
 """What runs in 8 bits: the one table of it.
 
-Of a layer's products, that is. Attention, norms and all outside the layers (patch, time, text, head), a prompt's keys
-and values, and the modulation run in the model's dtype whatever the precision.
+Of a layer's products, and attention over the ring, whose queries and keys are then int8. Norms, cross-attention's
+scores, all outside the layers (patch, time, text, head), a prompt's keys and values, and the modulation stay in the
+model's dtype whatever the precision.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+from ..kernels.quantize_keys import KEY_RUN
 from ..keywords import Precision
 
 
@@ -26,7 +28,8 @@ class Parts(NamedTuple):
 Policy = tuple[Parts, ...]  # one for each layer
 
 # Exceptions, by part: layers, negative ones counted from the end, in which 8 bits cost more of the picture than
-# ``bench quality`` allows. They run in the model's dtype. An entry is like ``"ffn_out": (0, 1, -3, -2, -1)``.
+# ``bench quality`` allows. They run in the model's dtype. An entry is like ``"ffn_out": (0, 1, -3, -2, -1)``; one for
+# ``"attention"`` keeps it out of all layers, since their keys lie in one ring.
 KEPT: dict[str, tuple[int, ...]] = {}
 
 
@@ -39,6 +42,13 @@ def policy_of(precision: Precision, layers: int) -> Policy:
     return tuple(Parts(*(layer not in kept.get(part, ()) for part in Parts._fields)) for layer in range(layers))
 
 
+def attention_in_8_bits(precision: Precision, head_dim: int, tokens: int) -> bool:
+    """Whether ``precision`` runs attention over the ring in 8 bits, with frames of so many tokens: in all layers or in
+    none. Keys in int8 want whole runs of tokens in a frame, and the kernels heads of 32, 64 or 128 channels."""
+    fits = tokens % KEY_RUN == 0 and head_dim in (32, 64, 128)
+    return precision == "int8" and fits and not KEPT.get("attention")
+
+
 def in_8_bits(policy: Policy) -> bool:
-    """Whether anything is."""
+    """Whether any product is."""
     return any(map(any, policy))

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.dequantize_weight import dequantize_weight
+from ..kernels.int8_linear import pack
+from ..kernels.quantize import quantize_runs
+
 
 class Slot:
     """The place of one checkpoint tensor: a parameter, or some of its rows, in the checkpoint's ``shape``.
@@ -22,8 +26,7 @@ class Slot:
 
     def write(self, tensor: Tensor) -> None:
         """Store ``tensor``, rounded once to the dtype here. Raises ValueError for one of another shape."""
-        if tensor.shape != self.shape:
-            raise ValueError(f"tensor must be {list(self.shape)}, got {list(tensor.shape)}")
+        self._check(tensor)
         self._stored.copy_(tensor)
 
     def read(self) -> Tensor:
@@ -32,4 +35,33 @@ class Slot:
 
     def sum(self) -> Tensor:
         """Sum of what is stored, a float32 scalar on the device: a NaN or infinity stored makes it one."""
-        return self._stored.sum(dtype=torch.float32)
+        stored = self._stored if self._stored.itemsize > 1 else self._stored.to(torch.bfloat16)  # float8 has no sums
+        return stored.sum(dtype=torch.float32)
+
+    def _check(self, tensor: Tensor) -> None:
+        if tensor.shape != self.shape:
+            raise ValueError(f"tensor must be {list(self.shape)}, got {list(tensor.shape)}")
+
+
+class Int8Slot(Slot):
+    """The place of a matrix that is held in 8 bits alone: rows of an int8 weight, and their scales.
+
+    What is written is rounded to ``dtype`` first, so that its 8 bits are those of ``Linear.quantize_weight``.
+    """
+
+    def __init__(self, values: Tensor, scale: Tensor, dtype: torch.dtype):
+        super().__init__(values)
+        self._scale, self._dtype = scale, dtype
+        self.nbytes += scale.nbytes
+
+    def write(self, tensor: Tensor) -> None:
+        self._check(tensor)
+        values, scale = quantize_runs(tensor.to(self._dtype), 1)
+        self._stored.copy_(pack(values))
+        self._scale.copy_(scale[0])
+
+    def read(self) -> Tensor:
+        return dequantize_weight(self._stored, self._scale, self._dtype)
+
+    def sum(self) -> Tensor:
+        return self._scale.sum()

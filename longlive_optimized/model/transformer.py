@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from ..kernels.attention import attention
 from ..kernels.int8_linear import GELU_RUN, PACK
 from ..kernels.modulate_norm import modulate_norm, modulate_norm_int8
-from ..kernels.qk_norm_rope_store import qk_norm_rope_store
+from ..kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from ..kernels.quantize import quantize
 from ..kernels.residual_norm import residual_norm, residual_norm_int8
-from ..kernels.ring_attention import ring_attention
+from ..kernels.ring_attention import ring_attention, ring_attention_int8
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .linear import Linear, Quantized
 from .precision import Parts, Policy, policy_of
-from .ring_cache import RingCache, RingLayer
+from .ring_cache import Int8Keys, RingCache, RingLayer
 from .slot import Slot
 
 
@@ -70,38 +70,47 @@ def _added(
     return residual_norm(x, y, gate, shift, scale, offset, eps)
 
 
+def _over_ring(q: Tensor | Quantized, ring: RingLayer) -> Tensor:
+    """Attention of queries [N, heads, head_dim] over the ring."""
+    if isinstance(ring.keys, Int8Keys):
+        return ring_attention_int8(*q, ring.keys.k, ring.keys.scale, ring.v, ring.valid)
+    return ring_attention(q, ring.keys, ring.v, ring.valid)
+
+
 class TransformerBlock(nn.Module):
     """One transformer layer (docs/model.md 2.2)."""
 
-    def __init__(self, config: ModelConfig, **where):
+    def __init__(self, config: ModelConfig, int8_only: Parts = _NONE, **where):
         super().__init__()
         d, self.eps = config.dim, config.eps
+
+        def linear(part: str, d_in: int, d_out: int) -> Linear:
+            return Linear(d_in, d_out, int8_only=getattr(int8_only, part), **where)
+
         self.heads = (config.num_heads, config.head_dim)
         self.modulation = _vector(6, d, **where)
-        self.qkv = Linear(d, 3 * d, **where)
+        self.qkv = linear("qkv", d, 3 * d)
         self.q_gain, self.k_gain = _vector(d, **where), _vector(d, **where)
-        self.out = Linear(d, d, **where)
+        self.out = linear("out", d, d)
         self.cross_norm_gain, self.cross_norm_bias = _vector(d, **where), _vector(d, **where)
-        self.cross_q, self.cross_kv = Linear(d, d, **where), Linear(d, 2 * d, **where)
+        self.cross_q, self.cross_kv = linear("cross_q", d, d), Linear(d, 2 * d, **where)
         self.cross_q_gain, self.cross_k_gain = _vector(d, **where), _vector(d, **where)
-        self.cross_out = Linear(d, d, **where)
-        self.ffn_in, self.ffn_out = Linear(d, config.ffn_dim, **where), Linear(config.ffn_dim, d, **where)
+        self.cross_out = linear("cross_out", d, d)
+        self.ffn_in, self.ffn_out = linear("ffn_in", d, config.ffn_dim), linear("ffn_out", config.ffn_dim, d)
         self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, GELU_RUN)
 
-    def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor:
-        """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim]."""
-        return qk_norm_rope_store(
-            self.qkv(z),
-            self.q_gain,
-            self.k_gain,
-            ring.rope_time,
-            ring.rope_space,
-            ring.k,
-            ring.v,
-            ring.k_sink,
-            ring.slots,
-            self.eps,
-        )
+    def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor | Quantized:
+        """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim],
+        in 8 bits where the keys that they meet are."""
+        norm = self.qkv(z), self.q_gain, self.k_gain, ring.rope_time, ring.rope_space
+        rest = ring.v, ring.k_sink, ring.slots, self.eps
+        if isinstance(ring.keys, Int8Keys):
+            k, scale, offset = ring.keys
+            return Quantized(*qk_norm_rope_store_int8(*norm, offset, k, scale, *rest))
+        q = qk_norm_rope_store(*norm, ring.keys, *rest)
+        if ring.kept is not None:
+            ring.kept.renew(ring.keys[: len(ring.slots)])  # which fill the first slots, in whatever order
+        return q
 
     def forward(
         self,
@@ -121,7 +130,7 @@ class TransformerBlock(nn.Module):
         ``int8`` names the products that run in 8 bits, z being quantised if ``qkv`` is among them, and
         ``int8_following`` says whether the result is to be.
         """
-        y = self._attended(ring_attention(self.store(z, ring), ring.k, ring.v, ring.valid), int8.out)
+        y = self._attended(_over_ring(self.store(z, ring), ring), int8.out)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = _added(x, self.out(y), m[:, 2], bias, gain, 0.0, self.eps, int8.cross_q)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
@@ -163,18 +172,31 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The diffusion transformer of LongLive-1.3B (docs/model.md 2), q, k, v fused into one matrix product."""
+    """The diffusion transformer of LongLive-1.3B (docs/model.md 2), q, k, v fused into one matrix product.
 
-    def __init__(self, config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+    With ``int8_only`` the weights that ``precision.policy_of`` names are held in 8 bits alone; others of them are never
+    allocated. Raises ValueError then for a network whose widths int8 products do not take.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        int8_only: bool = False,
+    ):
         super().__init__()
         where = {"device": device, "dtype": dtype}
         d, self.config = config.dim, config
+        if int8_only:
+            self._check_widths("low_memory must be false")
         patch = PATCH * PATCH
         self.patch = Linear(config.in_dim * patch, d, **where)
         self.text_in, self.text_out = Linear(config.text_dim, d, **where), Linear(d, d, **where)
         self.time_in, self.time_out = Linear(config.freq_dim, d, **where), Linear(d, d, **where)
         self.time_projection = Linear(d, 6 * d, **where)
-        blocks = nn.ModuleList(TransformerBlock(config, **where) for _ in range(config.num_layers))
+        held = policy_of("int8" if int8_only else "bf16", config.num_layers)
+        blocks = nn.ModuleList(TransformerBlock(config, parts, **where) for parts in held)
         self.blocks = cast("Sequence[TransformerBlock]", blocks)
         self.head_modulation = _vector(2, d, **where)
         self.head = Linear(d, config.out_dim * patch, **where)
@@ -183,14 +205,14 @@ class Transformer(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """Of activations and what is added to them: modulation, a prompt's keys and values."""
-        return self.head.weight.dtype
+        return self.head.bias.dtype
 
     kv_dtype = compute_dtype  # of the ring's keys and values
     latent_dtype = compute_dtype  # of the latents that a pass is given, their noise, and the flow
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return self.head.bias.device
 
     def forward(
         self,
@@ -232,14 +254,21 @@ class Transformer(nn.Module):
         layers = torch.stack([block.modulation for block in self.blocks])
         return Modulation(layers + e0[:, None], self.head_modulation + e[:, None])
 
-    def cross_cache(self, embedding: Tensor) -> CrossCache:
-        """Cross-attention keys and values of a prompt, embedding [L <= text_len, text_dim]; missing rows are zeros."""
+    def cross_cache(self, embedding: Tensor, into: CrossCache | None = None) -> CrossCache:
+        """Cross-attention keys and values of a prompt, embedding [L <= text_len, text_dim]; missing rows are zeros.
+
+        Written layer by layer into ``into``, another prompt's, if that is given.
+        """
         rows = self.config.text_len - embedding.shape[0]
         padded = F.pad(embedding.to(self.device, self.compute_dtype), (0, 0, 0, rows))
         # Zero rows become the biases' constant vector and are attended to: there is no mask.
         context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
-        k, v = zip(*(block.cross_kv_of(context) for block in self.blocks), strict=True)
-        return CrossCache(torch.stack(k), torch.stack(v))
+        shape = len(self.blocks), self.config.text_len, self.config.num_heads, self.config.head_dim
+        cross = into or CrossCache(context.new_empty(shape), context.new_empty(shape))
+        for layer, block in enumerate(self.blocks):
+            k, v = block.cross_kv_of(context)
+            cross.k[layer], cross.v[layer] = k, v
+        return cross
 
     @property
     def holds_int8(self) -> bool:
@@ -253,10 +282,7 @@ class Transformer(nn.Module):
         """
         if self.holds_int8:
             return
-        widths = {"dim": self.config.dim, "ffn_dim": self.config.ffn_dim}
-        if wrong := [f"{name} {width}" for name, width in widths.items() if width % PACK]:
-            has = ", ".join(wrong)
-            raise ValueError(f"precision must be bf16: int8 wants multiples of {PACK}, the model has {has}")
+        self._check_widths("precision must be bf16")
         try:
             for linear in self._int8_linears():
                 linear.quantize_weight()
@@ -266,10 +292,15 @@ class Transformer(nn.Module):
             raise
 
     def weights_changed(self) -> None:
-        """The weights are others: quantise them anew, in place, if there are int8 copies."""
+        """The weights are others: quantise them anew, in place, if there are int8 copies of them."""
         if self.holds_int8:
             for linear in self._int8_linears():
                 linear.quantize_weight()
+
+    def _check_widths(self, wanted: str) -> None:
+        widths = {"dim": self.config.dim, "ffn_dim": self.config.ffn_dim}
+        if wrong := [f"{name} {width}" for name, width in widths.items() if width % PACK]:
+            raise ValueError(f"{wanted}: int8 wants multiples of {PACK}, the model has {', '.join(wrong)}")
 
     def _int8_linears(self) -> Iterator[Linear]:
         for block, parts in zip(self.blocks, policy_of("int8", len(self.blocks)), strict=True):

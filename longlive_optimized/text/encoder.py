@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from .tokenizer import Tokenizer
 
@@ -86,11 +87,27 @@ def checkpoint_shapes(config: UMT5Config) -> dict[str, torch.Size]:
     return {ours: tensors[theirs].shape for ours, theirs in network_keys(config.num_layers).items()}
 
 
+def is_linear(key: str) -> bool:
+    """Whether a tensor of Wan's checkpoint is the weight of a linear: those may stay in 8 bits."""
+    return ".attn." in key or ".ffn." in key
+
+
+class _Widened(torch.nn.Module):
+    """A weight in another dtype, made anew for each use."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self._dtype = dtype
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.to(self._dtype)
+
+
 class TextEncoder:
     """Prompts to embeddings [n, text_len, text_dim] in the dtype and on the device of ``weights``.
 
     ``weights`` are the checkpoint's tensors (``checkpoint_shapes``), used in place; the tokenizer's ids must be rows of
-    its embedding table.
+    its embedding table. The linears' (``is_linear``) may be float8, and are widened for each prompt then.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], tokenizer: Tokenizer):
@@ -100,6 +117,9 @@ class TextEncoder:
         names = network_keys(config.num_layers)
         self._network.load_state_dict({names[key]: tensor for key, tensor in weights.items()}, assign=True)
         self._device, self._dtype = weights["norm.weight"].device, weights["norm.weight"].dtype
+        narrow = [m for m in self._network.modules() if isinstance(m, torch.nn.Linear) and m.weight.itemsize == 1]
+        for linear in narrow:
+            parametrize.register_parametrization(linear, "weight", _Widened(self._dtype), unsafe=True)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Tensor:

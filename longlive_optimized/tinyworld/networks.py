@@ -83,6 +83,7 @@ def new_transformer(size: Size, seed: int) -> Transformer:
         else:
             nn.init.xavier_uniform_(weight)
     for block in model.blocks:
+        assert block.cross_out.weight is not None
         nn.init.zeros_(block.cross_out.weight)  # the one branch without a gate
     return model
 

@@ -15,7 +15,7 @@ _MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bi
 class ModulesCodec:
     """A ``Codec`` over the weights of ``vae`` as they lie. Its tensors come and go, so no graphs are captured."""
 
-    saturated = 0
+    copies, saturated = False, 0
 
     def __init__(self, vae: Autoencoder):
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device

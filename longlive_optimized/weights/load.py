@@ -57,14 +57,16 @@ def load_generator(
     dtype: torch.dtype,
     progress: BytesDone | None = None,
     loras: Sequence[UserLora] = (),
+    int8_only: bool = False,
 ) -> Transformer:
     """The diffusion transformer with LongLive's LoRA and then ``loras`` folded in (float32, rounded once).
 
-    Raises CheckpointError, and what open_user_loras raises.
+    With ``int8_only`` each weight that may run in 8 bits is quantised as it comes from the file, and held so alone.
+    Raises CheckpointError, what open_user_loras raises, and what Transformer raises with ``int8_only``.
     """
     config, reading = _config(files), _reading(files, loras)
     tensors, own, users = _open_generator(files, config, loras)
-    model = Transformer(config, device=device, dtype=dtype)
+    model = Transformer(config, device=device, dtype=dtype, int8_only=int8_only)
     _fill(model.checkpoint_slots(), tensors, reading, progress, (own, users))
     model.adapted = frozenset(users)
     return model
@@ -88,7 +90,7 @@ def refill_generator(
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
     Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``: addresses stay, and
-    nothing drifts. Int8 copies follow.
+    nothing drifts. What is held in 8 bits follows, beside them or alone.
     ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
     may be under way; the caller computes anew what the old weights gave (keys and values).
 
@@ -131,14 +133,23 @@ def load_vae(
 
 
 def load_text_encoder(
-    files: ModelFiles, device: torch.device | str, dtype: torch.dtype, progress: BytesDone | None = None
+    files: ModelFiles,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    progress: BytesDone | None = None,
+    as_stored: bool = False,
 ) -> TextEncoder:
-    """The umT5 encoder with its tokenizer; weights stored as fp8 are widened to ``dtype``; CheckpointError."""
-    from ..text.encoder import TextEncoder
+    """The umT5 encoder with its tokenizer; weights stored as fp8 are widened to ``dtype``; CheckpointError.
+
+    With ``as_stored`` those of linears stay fp8 and are widened when they are used, to the same bits.
+    """
+    from ..text.encoder import TextEncoder, is_linear
 
     reading = Reading([files.text])
     tensors, tokenizer = _open_text(files, _config(files))
-    weights = _empty(tensors, device, dtype)
+    narrow = {key: t for key, t in tensors.items() if as_stored and t.itemsize == 1 and is_linear(key)}
+    weights = {key: torch.empty_like(t, device=device) for key, t in narrow.items()}
+    weights |= _empty({key: t for key, t in tensors.items() if key not in narrow}, device, dtype)
     _fill(_slots(weights), tensors, reading, progress)
     return TextEncoder(weights, tokenizer)
 

@@ -49,7 +49,7 @@ def test_in_a_process_of_its_own():
     assert done.returncode == 2 and done.stderr.startswith("error: --prompt must hold some text")
 
 
-@pytest.mark.parametrize(("preset", "precision"), [("balanced", "float32"), ("ultra", "int8")])
+@pytest.mark.parametrize(("preset", "precision"), [("balanced", "float32"), ("ultra", "int8 products")])
 def test_generate_says_what_runs(run, tmp_path, preset, precision):
     size = ["--height", "32", "--width", "48", "--seconds", "1", "--device", "cpu"]
     files = ["--out", tmp_path / "fox.mp4", "--json", tmp_path / "fox.json"]
@@ -176,8 +176,8 @@ def test_the_gate(run, tmp_path):
         assert row["max_flow_error_ours"] < 1e-5 < row["max_flow_error_int8"] < 0.1
         assert 0.5 < min(row["logit_std_estimate"]) < 6 and row["psnr_median_db"] >= row["psnr_worst_db"] >= 40
         by_part = row["change_by_part"]
-        assert [*by_part][:7] == ["all", "qkv", "out", "cross_q", "cross_out", "ffn_in", "ffn_out"]
-        assert all(0 < change < 0.05 for change in by_part.values()) and len(by_part) == 7 + 5
+        assert [*by_part][:8] == ["all", "qkv", "out", "cross_q", "cross_out", "ffn_in", "ffn_out", "attention"]
+        assert all(0 < change < 0.05 for change in by_part.values()) and len(by_part) == 8 + 5
     assert 0 <= found["decoder"]["pixels_ours"] < 1e-5 and found["decoder"]["pixels_modules"] == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert run("bench", "quality", *some, "--preset", "realtime").returncode == 0

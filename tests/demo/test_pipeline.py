@@ -138,9 +138,9 @@ def test_precision_is_reported_as_it_runs():
     config = ScopeOptimizationConfig.preset_realtime(precision="fp8", **SMALL)
     pipeline = OptimizedScopePipeline("tiny", config, device="cpu")
     stats = pipeline.get_latency_stats()
-    assert stats["precision"] == "int8" and stats["fallback_blocks"] == 0
+    assert stats["precision"] == "int8 products" and stats["fallback_blocks"] == 0
     pipeline.configure(precision="bf16")
-    assert pipeline.get_latency_stats()["precision"] == "int8"  # until the next block
+    assert pipeline.get_latency_stats()["precision"] == "int8 products"  # until the next block
     pipeline.generate_frame(FOX)
     assert pipeline.get_latency_stats()["precision"] == "float32"
 
@@ -225,7 +225,7 @@ def test_presets_by_name_and_by_method(pipeline, name):
     assert pipeline.engine.stream.ring.window == config.local_attn_size
     assert pipeline.config.height == 32
     assert pipeline.get_latency_stats()["preset"] == {"quality": "quality_stream"}.get(name, name)
-    assert pipeline.get_latency_stats()["precision"] == ("int8" if config.precision == "int8" else "float32")
+    assert pipeline.get_latency_stats()["precision"] == ("int8 products" if config.precision == "int8" else "float32")
 
 
 def test_an_unknown_preset_changes_nothing(pipeline):

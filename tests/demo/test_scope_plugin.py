@@ -109,6 +109,7 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
         ({"quantization": "int4"}, "quantization"),
         ({"optimization_preset": "fast"}, "quality_stream, balanced"),
         ({"max_sessions": 0}, "max_sessions"),
+        ({"low_memory": "perhaps"}, "low_memory"),
         ({"vace_enabled": True}, "VACE is not available"),
         ({"loras": [{"scale": 1.0}]}, "loras.0.path"),
         ({"loras": [{"path": "/nowhere.safetensors"}]}, "nowhere"),
@@ -122,9 +123,10 @@ def test_bad_load_parameters_are_named(installed, pipeline_class, params, messag
 
 def test_raw_json_is_taken_as_it_comes(installed, pipeline_class):
     params = {"height": 32.0, "base_seed": 7.0, "quantization": "fp8_e4m3fn", "ref_images": [], "whatever": {"a": 1}}
+    params["low_memory"] = True
     assert installed.manager.load(pipeline_class, LOAD | params), installed.manager.error
     config = installed.manager.pipeline._engine.config
-    assert config.seed == 7 and config.precision == "int8"
+    assert config.seed == 7 and config.precision == "int8" and config.low_memory
 
 
 def test_without_a_path_scopes_models_folder_is_looked_in(installed, pipeline_class, tmp_path, monkeypatch):
@@ -358,7 +360,7 @@ def test_a_preset_by_message_acts_once_and_is_answered(scope):
     run(session, 2)
     assert len(told(scope, "optimization_preset")) == 1  # the message is still among the parameters
     run(session, 1, type="set_optimization_preset", preset="turbo", request_id="r2")
-    assert told(scope, "optimization_preset")[1]["effective"]["precision"] == "int8"  # of the next block
+    assert told(scope, "optimization_preset")[1]["effective"]["precision"] == "int8 products"  # of the next block
     run(session, 1, request_id="r2")
     assert len(told(scope, "optimization_preset")) == 2
     assert session_of(scope, session)._stream.ring.window == 9
@@ -369,11 +371,12 @@ def test_quantization_asked_for_at_load_holds_under_every_preset(installed, pipe
     session = installed.manager.open({"prompts": FOX})
     run(session, 1)
     inner = session_of(installed, session)
-    assert inner._stream.precision == "int8"
+    runs = "int8 products"  # frames of 6 tokens
+    assert inner._stream.precision == runs
     for preset in PRESETS:
-        assert inner.set_preset(preset)["precision"] == "int8"
+        assert inner.set_preset(preset)["precision"] == runs
         run(session, 1)
-        assert inner._stream.precision == inner.stats()["precision"] == "int8" and inner.stats()["preset"] == preset
+        assert inner._stream.precision == inner.stats()["precision"] == runs and inner.stats()["preset"] == preset
     session.stop()
 
 

@@ -38,7 +38,7 @@ def test_a_seed_that_cannot_change_shows_in_no_settings(engine):
     assert stream.settings.seed == 1
 
 
-STEPS = [(RingCache, "__init__"), (RingCache, "take_sinks"), (RingCache, "resize"), (Passes, "set_prompt")]
+STEPS = [(RingCache, "__init__"), (RingCache, "take_sinks"), (RingCache, "resize"), (Passes, "__init__")]
 
 
 @pytest.mark.parametrize(("cls", "name"), STEPS)

@@ -1,5 +1,6 @@
 """Replayed passes against the same passes run one by one, bit for bit."""
 
+import gc
 import threading
 import warnings
 
@@ -18,7 +19,7 @@ PROMPTS = ["a fox"] * 3 + ["a boat"] * 4 + ["a storm"] * 3
 
 
 def engine(**changes) -> LongLiveEngine:
-    return LongLiveEngine("tiny", OptimizationConfig(height=64, width=96, **changes), device="cuda")
+    return LongLiveEngine("tiny", OptimizationConfig(**{"height": 64, "width": 96, **changes}), device="cuda")
 
 
 def video(engine, prompts=PROMPTS, **wishes) -> torch.Tensor:
@@ -26,7 +27,15 @@ def video(engine, prompts=PROMPTS, **wishes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"positions": "relative"}, {"positions": "base"}, {"model_dtype": "float32"}], ids=str
+    "changes",
+    [
+        {"positions": "relative"},
+        {"positions": "base"},
+        {"model_dtype": "float32"},
+        {"low_memory": True},
+        {"low_memory": True, "precision": "int8"},
+    ],
+    ids=str,
 )
 def test_a_graph_equals_eager_bit_for_bit(changes):
     graphed, eager = engine(**changes), engine(**changes, use_cuda_graphs=False)
@@ -52,10 +61,13 @@ def test_graphs_go_and_come_while_a_stream_runs():
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize("name", ["reference", "library", "triton"])
-def test_every_backend_makes_a_video(name):
+def test_every_backend_makes_a_video(name, precision):
     with backend(name):
-        assert video(engine(), ["a fox", "a fox", "a boat"]).shape == (9 + 12 + 12, 64, 96, 3)
+        made = engine(precision=precision)
+        assert video(made, ["a fox", "a fox", "a boat"]).shape == (9 + 12 + 12, 64, 96, 3)
+        assert made.stream.precision == precision and made.stream.fallback_blocks == 0
 
 
 def test_a_warm_engine_captures_nothing_new():
@@ -252,14 +264,27 @@ def test_an_engine_on_the_second_gpu_works_there():
     assert second.stream.cuda_graphs_active and torch.cuda.current_device() == 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"positions": "base"}, {"model_dtype": "float32"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"positions": "base"},
+        {"model_dtype": "float32"},
+        {"sink_size": 6},
+        {"sink_size": 0},
+        {"global_sink": False},
+        {"width": 80},  # 20 tokens a frame, so that attention is in the model's dtype
+    ],
+    ids=str,
+)
 def test_8_bits_from_graphs_equal_8_bits_without(changes):
     graphed, eager = engine(precision="int8", **changes), engine(precision="int8", use_cuda_graphs=False, **changes)
     expected = video(eager)
     assert torch.equal(video(graphed), expected)
     graphed.reset()
     assert torch.equal(video(graphed), expected)
-    assert graphed.stream.cuda_graphs_active and graphed.stream.precision == "int8"
+    runs = "int8" if graphed.stream.ring.holds_int8 else "int8 products"
+    assert graphed.stream.cuda_graphs_active and graphed.stream.precision == runs
     assert graphed.stream.fallback_blocks == eager.stream.fallback_blocks == 0
 
 
@@ -284,11 +309,12 @@ def test_a_warm_8_bit_engine_captures_nothing_new():
     assert graphed.stream.passes.graphs.captured == before
 
 
-def test_other_weights_reach_captured_8_bit_passes(tmp_path):
-    """The graphs read the int8 copies where they were when they were captured."""
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_other_weights_reach_captured_8_bit_passes(tmp_path, low_memory):
+    """The graphs read the int8 weights where they were when they were captured."""
     pair = {f"blocks.1.ffn.2.lora_{half}.weight": torch.randn(shape) / 8 for half, shape in LORA_SHAPES.items()}
     save_file(pair, tmp_path / "style.safetensors")
-    config = OptimizationConfig(height=64, width=96, precision="int8")
+    config = OptimizationConfig(height=64, width=96, precision="int8", low_memory=low_memory)
     graphed, loaded = (
         LongLiveEngine("tiny", config, "cuda", loras=[UserLora(tmp_path / "style.safetensors", scale)])
         for scale in (0.0, 1.0)
@@ -299,8 +325,80 @@ def test_other_weights_reach_captured_8_bit_passes(tmp_path):
 
 
 def test_a_block_made_again_is_made_from_graphs_too():
-    graphed, eager = engine(precision="int8"), engine(use_cuda_graphs=False)
-    graphed.warmup()
-    graphed.model.blocks[1].ffn_out.int8_scale[3] = float("nan")
+    graphed, eager = engine(precision="int8"), engine(precision="int8", use_cuda_graphs=False)
+    graphed.warmup(), eager.stream
+    for e in (graphed, eager):
+        e.model.blocks[1].ffn_out.int8_scale[3] = float("nan")
     assert torch.equal(video(graphed), video(eager))
     assert graphed.stream.fallback_blocks == len(PROMPTS) - 1 and graphed.stream.cuda_graphs_active
+
+
+def test_shorter_passes_find_room_where_a_longer_one_was_captured():
+    def held(sizes: list[int]) -> int:
+        cache, out = GraphCache(GraphSwitch(torch.device("cuda"))), torch.zeros(1, device="cuda")
+        for mib in sizes:
+            cache.run(mib, lambda mib=mib: out.copy_(torch.full((mib << 18,), 1.0, device="cuda")[-1:]))
+        assert cache.captured == len(sizes) and out.item() == 1
+        return cache.capture_bytes
+
+    assert held([256, 128, 64]) < 300 << 20 < held([64, 128, 256])
+
+
+def test_a_warm_up_gives_back_what_it_needed_once():
+    gc.collect()
+    stream = (graphed := engine()).stream
+    graphed.warmup()
+    reserved = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert reserved - torch.cuda.memory_reserved() <= 4 << 20
+    assert stream.passes.graphs.captured > 3
+
+
+def test_a_window_made_anew_for_a_block_is_made_from_graphs_too():
+    graphed, eager = engine(precision="int8"), engine(precision="int8", use_cuda_graphs=False)
+    for e in (graphed, eager):
+        video(e)
+        e.stream.ring.k_int8.scale[2, 1, 3 * 5] = float("nan")  # of frame 5, of 24 tokens
+    assert torch.equal(*(video(e, ["a storm"] * 3) for e in (graphed, eager)))
+    assert graphed.stream.fallback_blocks == eager.stream.fallback_blocks == 1
+    assert graphed.stream.ring.holds_int8 and graphed.stream.cuda_graphs_active
+
+
+def test_a_change_of_precision_waits_for_nothing_more():
+    """In 8 bits once a block, to see that it is finite."""
+    graphed, waits = engine(precision="int8"), []
+    graphed.warmup()
+    for precision in ("int8", "bf16", "int8", "bf16", "int8"):  # each captured, and storage of both kinds made
+        graphed.configure(precision=precision)
+        video(graphed, ["a fox"] * 2)
+    for precision in ("bf16", "int8"):
+        graphed.configure(precision=precision)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                graphed.generate_block(BlockRequest("a fox"))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("called a synchronizing" in str(each.message) for each in said))
+    assert waits == [0, 1]
+
+
+def test_the_first_block_in_8_bits_is_bf16s_bit_for_bit():
+    plain, int8 = engine(), engine(precision="int8")
+    for e in (plain, int8):
+        e.warmup()
+    assert torch.equal(video(plain, ["a fox"]), video(int8, ["a fox"]))
+    assert not torch.equal(video(plain, ["a fox"]), video(int8, ["a fox"]))
+
+
+def test_a_stream_in_8_bits_has_no_keys_in_bf16():
+    """Until its precision changes; and its keys take half of the memory."""
+    int8 = engine(precision="int8")
+    int8.warmup()
+    ring = int8.stream.ring
+    assert ring.k is None and ring.k_int8.k.element_size() == 1
+    allocated = torch.cuda.memory_allocated()
+    int8.configure(precision="bf16")
+    grown = torch.cuda.memory_allocated() - allocated
+    assert 0 <= grown - ring.v.nbytes < 4096 and ring.k.nbytes == ring.v.nbytes

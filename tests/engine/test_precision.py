@@ -13,14 +13,15 @@ from longlive_optimized.engine.stream import Stream
 from longlive_optimized.model.precision import in_8_bits, policy_of
 from longlive_optimized.weights.user_lora import UserLora
 
-# At 32x48 pixels, streams of these stay close to each other; of what moves, small differences may grow there.
+# At 32x64 pixels, streams of these stay close to each other; of what moves, small differences may grow there. Their
+# frames have 8 tokens, which keys in int8 want; those of 32x48 have 6, so that only products run in 8 bits.
 FOX, BOAT = "a red square stands still over a green field", "a white cross rests on a black night"
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
 LAYERS = 5  # of the built-in model
 
 
 def tiny(device="cpu", **changes) -> LongLiveEngine:
-    return LongLiveEngine("tiny", OptimizationConfig(height=32, width=48, **changes), device)
+    return LongLiveEngine("tiny", OptimizationConfig(**{"height": 32, "width": 64, **changes}), device)
 
 
 @pytest.fixture(scope="module", params=["cpu", GPU])
@@ -35,6 +36,11 @@ def blocks(engine, stream, *prompts, **wishes) -> list[torch.Tensor]:
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     error = (a.float() - b.float()).square().mean().item()
     return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def made_alike(a: list[torch.Tensor], b: list[torch.Tensor], exactly: bool) -> bool:
+    """Bit for bit, or as close as attention in 8 bits leaves them."""
+    return all(map(torch.equal, a, b)) if exactly else torch.equal(a[0], b[0]) and min(map(psnr, a, b)) >= 30
 
 
 def record_passes(monkeypatch, stream: Stream) -> list[tuple[str, int, bool]]:
@@ -62,10 +68,9 @@ def test_the_first_block_is_that_of_bf16_bit_for_bit(engine, settings):
     for _ in range(2):
         a, b = (blocks(engine, stream, FOX, FOX, FOX, FOX) for stream in (plain, int8))
         assert torch.equal(a[0], b[0])
-        same = 2 if settings.get("sink_size") == 6 else 1
-        assert torch.equal(plain.sinks, int8.sinks) and all(map(torch.equal, a[:same], b[:same]))
-        differ = [(x.int() - y.int()).abs().sum() > 0 for x, y in zip(a[same:], b[same:], strict=True)]
-        assert any(differ) and min(map(psnr, a, b)) >= 35
+        assert torch.equal(plain.sinks[:3], int8.sinks[:3])
+        assert any((x.int() - y.int()).abs().sum() > 0 for x, y in zip(a, b, strict=True))
+        assert min(map(psnr, a, b)) >= 35
         for stream in (plain, int8):
             engine.reset(stream)
     assert int8.fallback_blocks == 0
@@ -199,26 +204,35 @@ def test_other_lora_scales_requantise_in_place(tmp_path):
     assert all(map(torch.equal, *made))
 
 
+@pytest.mark.parametrize("width", [48, 64])
 @pytest.mark.parametrize("part", ["qkv", "ffn_out"])
 @pytest.mark.parametrize("positions", ["relative", "base"])
-def test_a_block_that_is_not_finite_is_made_again_in_bf16(part, positions):
-    plain, broken = tiny(positions=positions), tiny(positions=positions, precision="int8")
+def test_a_block_that_is_not_finite_is_made_again_in_bf16(part, positions, width):
+    plain, broken = (tiny(positions=positions, width=width, precision=each) for each in ("bf16", "int8"))
     meter = LatencyMeter(broken)
     getattr(broken.model.blocks[2], part).int8_scale[3] = float("nan")
     prompts = [FOX] * 6 + [BOAT] * 3  # the window is full, and a switch computes it anew in 8 bits
-    assert all(map(torch.equal, blocks(plain, None, *prompts), blocks(broken, None, *prompts)))
+    made = [blocks(each, None, *prompts) for each in (plain, broken)]
+    assert made_alike(*made, exactly=width == 48)
     assert broken.stream.fallback_blocks == meter.stats().fallback_blocks == 8  # all but the first
-    assert broken.stream.precision == "int8"
+    assert broken.stream.precision == ("int8" if width == 64 else "int8 products")
     broken.reset()
     assert broken.stream.fallback_blocks == 0
 
 
-def test_keys_that_are_not_finite_are_made_again_too():
-    engine = tiny(precision="int8")
+@pytest.mark.parametrize("width", [48, 64])
+@pytest.mark.parametrize("positions", ["relative", "base"])
+def test_keys_that_are_not_finite_are_made_again_too(width, positions):
+    """With attention in the model's dtype, from which the next block goes back to 8 bits."""
+    engine = tiny(precision="int8", width=width, positions=positions)
     blocks(engine, None, *[FOX] * 6)
-    engine.stream.ring.k[2, 5].fill_(float("nan"))  # of a frame that stays in the window
-    made = blocks(engine, None, FOX, FOX)
-    assert engine.stream.fallback_blocks == 1
+    ring = engine.stream.ring
+    keys = ring.k_int8.scale.unflatten(-1, (12, -1))[2, 1] if width == 64 else ring.k[2]
+    keys[5].fill_(float("nan"))  # of a frame that stays in the window
+    made = blocks(engine, None, FOX)
+    assert engine.stream.fallback_blocks == 1 and ring.keys_read == "dtype"
+    made += blocks(engine, None, FOX)
+    assert engine.stream.fallback_blocks == 1 and ring.holds_int8 == (width == 64)
     assert engine.stream.history.isfinite().all() and min(block.float().std() for block in made) > 5
 
 
@@ -233,24 +247,26 @@ def test_what_is_not_finite_in_bf16_either_goes_on_as_without_8_bits():
     assert engines[1].stream.fallback_blocks == 1
 
 
-def test_a_video_is_made_again_from_the_same_frames():
-    plain, broken = tiny(), tiny(precision="int8")
+@pytest.mark.parametrize("width", [48, 64])
+def test_a_video_is_made_again_from_the_same_frames(width):
+    plain, broken = tiny(width=width), tiny(width=width, precision="int8")
     broken.stream, broken.model.blocks[0].out.int8_scale.fill_(float("inf"))
     made = []
     for each in (plain, broken):
         torch.manual_seed(0)
-        frames = [torch.randint(0, 256, (12 + (i == 0), 32, 48, 3), dtype=torch.uint8) for i in range(3)]
+        frames = [torch.randint(0, 256, (12 + (i == 0), 32, width, 3), dtype=torch.uint8) for i in range(3)]
         made.append([each.generate_block(BlockRequest(FOX, video=video)) for video in frames])
-    assert all(map(torch.equal, *made)) and broken.stream.fallback_blocks == 2
+    assert made_alike(*made, exactly=width == 48) and broken.stream.fallback_blocks == 2
 
 
-def test_a_stream_of_a_given_length_draws_its_noise_once(engine):
+@pytest.mark.parametrize("width", [48, 64])
+def test_a_stream_of_a_given_length_draws_its_noise_once(width):
     """Also where a block is made again: the noise of all later blocks comes from the same generator."""
-    plain, again = tiny(), tiny()
+    plain, again = tiny(width=width), tiny(width=width)
     streams = [plain.open_stream(total_frames=15), again.open_stream(total_frames=15, precision="int8")]
     again.model.blocks[0].out.int8_scale.fill_(float("nan"))
     made = [blocks(each, stream, *[FOX] * 5) for each, stream in zip((plain, again), streams, strict=True)]
-    assert all(map(torch.equal, *made)) and streams[1].fallback_blocks == 4
+    assert made_alike(*made, exactly=width == 48) and streams[1].fallback_blocks == 4
 
 
 def test_a_warm_up_counts_nothing_and_leaves_nothing(engine):
@@ -265,6 +281,8 @@ def test_a_warm_up_runs_both_kinds(engine, monkeypatch):
     seen = record_passes(monkeypatch, stream)
     with engine.devices.turn():
         warm_up(stream, 6)
+    lengths = [frames for kind, frames, _ in seen if kind == "context"]
+    assert seen[:3] == [("context", 12, False), ("context", 9, False), ("context", 6, False)] and max(lengths) == 12
     wanted = {("denoise", 3, False), ("denoise", 3, True), ("context", 3, False), ("context", 3, True)}
     assert wanted | {("context", 9, True), ("context", 6, False), ("context", 12, False)} <= {*seen}
 

@@ -32,7 +32,11 @@ REAL = {
     "qkv": (4680, 1536, 4608, 1),
     "out": (2160, 1536, 1536, 12),
     "up": (2160, 1536, 8960, 1),
-    "down": (4680, 8960, 1536, 70),
+    "down": (4680, 8960, 1536, 35),
+    "down-fewer-rows": (2160, 8960, 1536, 35),
+    "down-groups-of-128": (4680, 8960, 1536, 70),
+    "down-long-groups": (4680, 5120, 1536, 2),  # longer than the CUDA kernel's ring of stages
+    "down-long-groups-fewer-rows": (2160, 7680, 1536, 3),
 }
 SHAPES = [pytest.param(c, id=n) for n, c in CASES.items()]
 SHAPES += [pytest.param(c, id=n, marks=pytest.mark.gpu) for n, c in REAL.items()]

@@ -14,9 +14,9 @@ import itertools
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from longlive_optimized.kernels import int8_linear, modulate_norm, norm_silu, overlay_blend, qk_norm_rope_store
-from longlive_optimized.kernels import quantize, quantize_keys, residual_norm, ring_advance, ring_attention, rms_norm
-from longlive_optimized.kernels import rotate_sinks, x0_renoise
+from longlive_optimized.kernels import dequantize_weight, int8_linear, modulate_norm, norm_silu, overlay_blend
+from longlive_optimized.kernels import qk_norm_rope_store, quantize, quantize_keys, residual_norm, ring_advance
+from longlive_optimized.kernels import ring_attention, rms_norm, rotate_sinks, x0_renoise
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
 SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 0}
@@ -37,6 +37,7 @@ modules = modulate_norm, overlay_blend, qk_norm_rope_store, residual_norm, rms_n
 modules += ring_attention, x0_renoise
 cases = [(module, {}) for module in modules]
 cases += [(modulate_norm, INT8), (residual_norm, INT8), (quantize, {"scale": "*fp32"}), (int8_linear, PRODUCT)]
+cases += [(dequantize_weight, {"ROWS": 8, "BLOCK": 512})]
 cases += [(ring_attention, RUNS8 | {"q": "*i8"}), (quantize_keys, RUNS8), (rotate_sinks, RUNS8)]
 cases += [(qk_norm_rope_store, RUNS8 | {"q": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8"})]

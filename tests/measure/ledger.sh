@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/performance.md records of a GPU, in one go: tests/measure/ledger.sh MODEL OUT [PART]...
 # MODEL: a folder made by `longlive-optimized make-checkpoint MODEL --config 1.3b --text tiny`. Parts: kernels block
-# presets vae quality scope overlap; all unless given. One JSON file each in OUT.
+# presets memory vae quality scope overlap; all unless given. One JSON file each in OUT.
 set -euo pipefail
 model=$1 out=$2
 shift 2
@@ -13,6 +13,7 @@ kernels() { bench kernels --json "$out/kernels.json"; }
 quality() { bench quality --model "$model" --json "$out/quality.json"; }
 block() { sized bench block --model "$model" --json "$out/block"; }
 presets() { python "$measure/presets.py" "$model" --json "$out/presets.json"; }
+memory() { python "$measure/memory.py" "$model" --json "$out/memory.json"; }
 vae() { sized bench vae --model "$model" --json "$out/vae"; }
 scope() { sized python "$measure/plugin_bench.py" "$model" --json "$out/scope"; }
 overlap() { sized python "$measure/overlap.py" "$model" --json "$out/overlap"; }
@@ -25,7 +26,7 @@ sized() {
 }
 
 parts=("$@")
-((${#parts[@]})) || parts=(kernels block presets vae quality scope overlap)
+((${#parts[@]})) || parts=(kernels block presets memory vae quality scope overlap)
 for part in "${parts[@]}"; do
   declare -F "$part" > /dev/null || { echo "unknown part: $part" >&2; exit 2; }
 done

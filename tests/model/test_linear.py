@@ -124,3 +124,49 @@ def test_the_int8_copy_follows_the_weight_in_place():
     assert (linear.int8_weight.data_ptr(), linear.int8_scale.data_ptr()) == places
     linear.drop_int8()
     assert linear.int8_weight is None and linear.int8_scale is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_in_8_bits_alone_is_the_copy_of_one_that_is_held(dtype):
+    beside, alone = Linear(48, 96, dtype=dtype), Linear(48, 96, int8_only=True, dtype=dtype)
+    alone.int8_weight.fill_(99), alone.int8_scale.fill_(float("nan")), alone.bias.fill_(float("nan"))
+    places = alone.int8_weight.data_ptr(), alone.int8_scale.data_ptr()
+    slots = alone.slots("q", "k", "v")
+    assert {key: slot.shape for key, slot in slots.items()} == {k: s.shape for k, s in beside.slots(*"qkv").items()}
+    for key, slot in beside.slots(*"qkv").items():
+        written = torch.randn(slot.shape) * 3
+        slot.write(written), slots[key].write(written)
+    beside.quantize_weight()
+    alone.quantize_weight()
+    assert alone.weight is None and [name for name, _ in alone.named_parameters()] == ["bias"]
+    assert torch.equal(alone.int8_weight, beside.int8_weight) and torch.equal(alone.int8_scale, beside.int8_scale)
+    assert places == (alone.int8_weight.data_ptr(), alone.int8_scale.data_ptr())
+    assert sum(slot.nbytes for slot in slots.values()) == 48 * 96 + 4 * 96 + dtype.itemsize * 96
+    plain = (pack(alone.int8_weight).float() * alone.int8_scale[:, None]).to(dtype)
+    assert torch.equal(torch.cat([slots[f"{key}.weight"].read() for key in "qkv"]), plain)
+
+    x = torch.randn(5, 48, dtype=dtype)
+    q = Quantized(*quantize(x, 1))
+    assert torch.equal(alone(q), beside(q)) and all(map(torch.equal, alone.gelu(q, 3), beside.gelu(q, 3)))
+    assert torch.equal(alone(x), F.linear(x, plain, alone.bias)) and relative(alone(x), beside(x)) < 0.02
+    assert torch.equal(alone.gelu(x), F.gelu(F.linear(x, plain, alone.bias), approximate="tanh"))
+
+
+@pytest.mark.parametrize("shape", [(32,), (32, 5), (64, 4), (4, 32)])
+def test_a_slot_of_8_bits_takes_no_other_shape(shape):
+    slot = Linear(4, 64, int8_only=True).slots("a", "b")["b.weight"]
+    slot.write(torch.zeros(32, 4))
+    with pytest.raises(ValueError, match=r"tensor must be \[32, 4\], got"):
+        slot.write(torch.ones(shape))
+    assert not slot.read().any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e39])
+def test_the_sum_of_a_slot_of_8_bits_tells_what_was_stored(bad):
+    slot = Linear(4, 32, int8_only=True, dtype=torch.bfloat16).slots("a")["a.weight"]
+    slot.write(torch.full((32, 4), 1e30))
+    assert slot.sum().isfinite()
+    weight = torch.zeros(32, 4, dtype=torch.float64)
+    weight[31, 3] = bad
+    slot.write(weight)
+    assert not slot.sum().isfinite()

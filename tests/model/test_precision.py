@@ -111,6 +111,54 @@ def test_a_context_pass_writes_quantised_keys(model):
     assert 0 < error(keys[1], keys[0]) < 0.1
 
 
+def alone(model: Transformer) -> Transformer:
+    """The same network with its weights in 8 bits alone."""
+    other = Transformer(CONFIG, int8_only=True)
+    slots = other.checkpoint_slots()
+    for key, slot in model.checkpoint_slots().items():
+        slots[key].write(slot.read())
+    return other
+
+
+def test_weights_in_8_bits_alone_give_what_the_copies_give(model):
+    other = alone(model)
+    policy = policy_of("int8", 3)
+    assert other.holds_int8 and torch.equal(flow(other, policy), flow(model, policy))
+    assert 0 < error(flow(other, None), flow(model, None)) < 0.03
+    assert other.checkpoint_slots().keys() == model.checkpoint_slots().keys()
+    before = [t.clone() for t in other.buffers()]
+    other.hold_int8(), other.weights_changed()
+    assert all(map(torch.equal, before, other.buffers()))
+
+
+def test_parts_that_are_kept_have_their_weights_alone(kept):
+    kept(ffn_out=(0, -1), cross_q=(1,))
+    model = Transformer(CONFIG, int8_only=True)
+    held = [[name for name in Parts._fields if getattr(block, name).weight is not None] for block in model.blocks]
+    assert held == [["ffn_out"], ["cross_q"], ["ffn_out"]] and model.holds_int8
+    assert all(
+        (getattr(block, n).int8_weight is None) == (n in h)
+        for block, h in zip(model.blocks, held, strict=True)
+        for n in Parts._fields
+    )
+
+
+def test_what_a_weight_takes():
+    """A byte for each element of the products, and a scale a row; the rest as ever."""
+    model, other = Transformer(CONFIG, device="meta"), Transformer(CONFIG, device="meta", int8_only=True)
+    products = [getattr(block, name).weight for block in model.blocks for name in Parts._fields]
+    saved = sum(3 * weight.numel() - 4 * len(weight) for weight in products)
+    nbytes = [sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for m in (model, other)]
+    assert nbytes[0] - nbytes[1] == saved
+
+
+def test_a_network_of_other_widths_cannot_hold_8_bits_alone():
+    with pytest.raises(
+        ValueError, match=r"low_memory must be false: int8 wants multiples of 32, the model has dim 48$"
+    ):
+        Transformer(vector_network().config, int8_only=True)
+
+
 def test_a_network_of_other_widths_is_refused():
     model = vector_network()
     with pytest.raises(ValueError, match=r"precision must be bf16: int8 wants multiples of 32, the model has dim 48$"):

@@ -138,7 +138,7 @@ int draw_rows() {
   return draw(0, 2) ? draw(1, 300) : edges[draw(0, 11)];
 }
 Case draw_case(bool groups, int columns) {
-  return {draw_rows(), columns, groups ? draw(1, 5) : 1, groups ? draw(1, 2) : draw(1, 7), draw(1, 4), draw(0, 3) == 0};
+  return {draw_rows(), columns, groups ? draw(1, 5) : 1, groups ? draw(1, 5) : draw(1, 7), draw(1, 4), draw(0, 3) == 0};
 }
 
 int main(int, char** argv) {
@@ -147,13 +147,17 @@ int main(int, char** argv) {
   const int cases = std::atoi(argv[1]);
   for (int i = 0; i < cases; ++i) {
     if (!check<Config<kRow, kPlain, 32, 3>>(draw_case(false, 32 * draw(1, 4)))) return 1;
-    if (!check<Config<kGroup, kPlain, 32, 4>>(draw_case(true, 32 * draw(1, 4)))) return 1;
+    if (!check<Config<kGroup, kPlain, 32, 4, 1>>(draw_case(true, 32 * draw(1, 4)))) return 1;
+    if (!check<Config<kGroup, kPlain, 32, 4, 2>>(draw_case(true, 32 * draw(1, 4)))) return 1;
     if (!check<Config<kRow, kGelu, 32, 4>>(draw_case(false, 32 * draw(1, 4)))) return 1;
     // Tiles that end beyond the last column.
     if (i % 8 == 0 && !check<Config<kRow, kPlain, 64, 2>>(draw_case(false, 32 * draw(1, 7)))) return 1;
-    if (i % 8 == 4 && !check<Config<kGroup, kPlain, 96, 3>>(draw_case(true, 32 * draw(1, 7)))) return 1;
+    if (i % 8 == 2 && !check<Config<kGroup, kPlain, 96, 3, 1>>(draw_case(true, 32 * draw(1, 7)))) return 1;
+    if (i % 8 == 4 && !check<Config<kGroup, kPlain, 64, 2, 2>>(draw_case(true, 32 * draw(1, 7)))) return 1;
     // As they are launched.
     if (i == 20 && !check<Rows<224>>({129, 224 + 64, 1, 2, 1, false})) return 1;
+    if (i == 30 && !check<Groups<160>>({129, 192, 3, 2, 1, false})) return 1;
+    if (i == 35 && !check<Groups<128>>({129, 160, 4, 2, 1, false})) return 1;
     if (i == 40 && !check<Gelu>({129, 512, 1, 2, 1, true})) return 1;
   }
   return 0;

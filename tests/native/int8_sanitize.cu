@@ -46,9 +46,9 @@ int packed(int m) { return m / 32 * 32 + m % 8 / 2 * 8 + m % 32 / 8 * 2 + m % 2;
 
 // `clusters` at most: fewer than there are tiles, so that a CTA takes several.
 template <class C>
-bool agrees(int rows, int columns, int groups, int clusters) {
+bool agrees(int rows, int columns, int groups, int clusters, int group_steps = C::kScale == Scale::kGroup ? 2 : 3) {
   constexpr bool kGelu = C::kResult == Result::kGelu;
-  const int group_steps = C::kScale == Scale::kGroup ? 2 : 3, depth = groups * group_steps * kStep;
+  const int depth = groups * group_steps * kStep;
   Array<int8_t> x(size_t(rows) * depth), weight(size_t(columns) * depth), out8(size_t(rows) * columns);
   Array<float> x_scale(size_t(groups) * rows), weight_scale(columns);
   Array<float> out_scale(size_t(longlive::ceil_div(columns, C::kColumns)) * rows);
@@ -102,6 +102,7 @@ int main() {
                     agrees<Rows<192>>(300, 192 + 96, 1, 2) && agrees<Rows<192>>(128, 192, 1, 1) &&
                     agrees<Groups<160>>(129, 160 + 32, 3, 1) && agrees<Groups<160>>(257, 320, 2, 9) &&
                     agrees<Groups<128>>(300, 128 + 96, 3, 2) && agrees<Groups<128>>(65, 128, 1, 1) &&
+                    agrees<Groups<128>>(129, 256, 4, 1) && agrees<Groups<160>>(300, 160, 3, 1, 7) &&
                     agrees<Gelu>(129, 512, 1, 1) && agrees<Gelu>(300, 256, 1, 9) && agrees<Gelu>(7, 768, 1, 1);
   std::printf(good ? "int8_linear agrees\n" : "int8_linear differs\n");
   return good ? 0 : 1;

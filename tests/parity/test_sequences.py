@@ -36,7 +36,7 @@ class RecordingNetwork:
     def modulation(self, timesteps):
         return Modulation(timesteps.view(-1, 1, 1, 1).clone(), timesteps.view(-1, 1, 1).clone())
 
-    def cross_cache(self, embedding):
+    def cross_cache(self, embedding, into=None):
         return CrossCache(embedding.clone(), embedding.clone())
 
     def __call__(self, x, modulation, ring, cross, policy=None, *, store_only=False):

@@ -23,10 +23,9 @@ def vector_network(dtype: torch.dtype = torch.float32) -> Transformer:
     return model
 
 
-def ring_of(model: Transformer, grid, window=12, sink=3, relative=False) -> RingCache:
-    return RingCache(
-        model.config, grid, window=window, sink=sink, relative=relative, dtype=model.kv_dtype, device=model.device
-    )
+def ring_of(model: Transformer, grid, window=12, sink=3, relative=False, int8=False) -> RingCache:
+    where = {"dtype": model.kv_dtype, "device": model.device}
+    return RingCache(model.config, grid, window=window, sink=sink, relative=relative, **where, int8=int8)
 
 
 def stored(model: Transformer) -> dict[str, torch.Tensor]:

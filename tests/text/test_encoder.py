@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.nn import Linear
 
-from longlive_optimized.text.encoder import TextEncoder, checkpoint_shapes, config_of, network_keys
+from longlive_optimized.text.encoder import TextEncoder, build, checkpoint_shapes, config_of, is_linear, network_keys
 from longlive_optimized.text.tokenizer import Tokenizer
 from support.vectors import check, parameter
 
@@ -111,6 +112,13 @@ def test_a_full_size_checkpoint_has_242_tensors():
 def test_keys_are_used_once():
     names = network_keys(3)
     assert len(set(names.values())) == len(names) == len(shapes())
+
+
+def test_what_is_a_linear():
+    """Of the network, and therefore what may stay in 8 bits."""
+    network = build(config_of(shapes()))
+    found = {ours for ours, theirs in network_keys(3).items() if isinstance(network.get_submodule(theirs[:-7]), Linear)}
+    assert found == {key for key in shapes() if is_linear(key)} and len(found) == 7 * 3
 
 
 def test_encode(tokenizer_folder):

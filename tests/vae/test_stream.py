@@ -168,7 +168,7 @@ class Elsewhere:
     """A third backend: nothing but the face of one of ours."""
 
     def __init__(self, codec):
-        self.vae, self.dtype, self.device = codec.vae, codec.dtype, codec.device
+        self.vae, self.dtype, self.device, self.copies = codec.vae, codec.dtype, codec.device, codec.copies
         self.new_decoder = lambda size, new_graphs: Far(codec.new_decoder(size, new_graphs), "decode")
         self.new_encoder = lambda size, new_graphs: Far(codec.new_encoder(size, new_graphs), "encode")
 

@@ -130,11 +130,24 @@ def test_scope_folder_with_fp8_text_encoder(folder, tmp_path):
     files = locate(root / "LongLive-1.3B")
     assert files.text.suffix == ".safetensors"
     check(files)
-    out = load_text_encoder(files, "cpu", torch.float32).encode(["A fox in the snow"])
+    prompts = ["A fox in the snow"]
+    out = load_text_encoder(files, "cpu", torch.float32).encode(prompts)
+    for dtype in (torch.float32, torch.bfloat16):
+        wide, narrow = (load_text_encoder(files, "cpu", dtype, as_stored=stored) for stored in (False, True))
+        assert torch.equal(narrow.encode(prompts), wide.encode(prompts)) and narrow.encode(prompts).dtype == dtype
+        nbytes = [sum(p.nbytes for p in encoder._network.parameters()) for encoder in (wide, narrow)]
+        linears = sum(t.numel() for t in fp8.values() if t.dtype == torch.float8_e4m3fn)
+        assert nbytes[0] - nbytes[1] == linears * (dtype.itemsize - 1)
     torch.save({key: t.float() for key, t in fp8.items()}, bf16)  # the same values, widened by hand
     files = locate(root)
     assert files.text == bf16
-    assert torch.equal(out, load_text_encoder(files, "cpu", torch.float32).encode(["A fox in the snow"]))
+    assert torch.equal(out, load_text_encoder(files, "cpu", torch.float32, as_stored=True).encode(prompts))
+
+    fp8["blocks.1.ffn.fc2.weight"].view(torch.uint8)[-1, -1] = 0x7F
+    bf16.unlink()
+    save_file(fp8, root / "WanVideo_comfy" / "umt5-xxl-enc-fp8_e4m3fn.safetensors")
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in blocks\.1\.ffn\.fc2\.weight$"):
+        load_text_encoder(locate(root), "cpu", torch.bfloat16, as_stored=True)
 
 
 @pytest.mark.parametrize("loader", [load_generator, load_vae, load_text_encoder])

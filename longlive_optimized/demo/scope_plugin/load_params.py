@@ -16,7 +16,15 @@ from .call_params import Corner, LoraScale, Preset, Steps
 log = logging.getLogger(__name__)
 
 DEFAULT_STEPS = (1000, 750, 500, 250)
-_SAME = ("height", "width", "vae_type", "step_schedule", "positions", "restart_at")  # as in OptimizationConfig
+_SAME = (
+    "height",
+    "width",
+    "vae_type",
+    "step_schedule",
+    "positions",
+    "restart_at",
+    "low_memory",
+)  # OptimizationConfig's
 ROTARY_END = 1021  # latent frame at which scope's own pipeline begins again: its table of positions ends there
 
 
@@ -54,6 +62,7 @@ class LoadParams(BaseModel):
     step_schedule: Literal["scope", "longlive"] = "scope"
     positions: Literal["base", "relative"] = "base"
     restart_at: Annotated[int | None, BeforeValidator(_nothing_is_none)] = ROTARY_END
+    low_memory: bool = False
     max_sessions: Annotated[int, Field(ge=1, le=16)] = 2
 
     def engine_config(self) -> OptimizationConfig:

@@ -166,15 +166,20 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         description="Latent frame from which on a stream begins again, with a cut; 0 is never",
         json_schema_extra=ui_field_config(order=12, is_load_param=True, label="Restart at"),
     )
+    low_memory: bool = Field(
+        default=_DEFAULTS.low_memory,
+        description="Hold weights in 8 bits alone, whatever runs: less GPU memory, pictures a little coarser",
+        json_schema_extra=ui_field_config(order=13, is_load_param=True, label="Low memory"),
+    )
     max_sessions: int = Field(
         default=_DEFAULTS.max_sessions,
         ge=1,
         le=16,
         description="Sessions served at once; each takes GPU memory of its own",
-        json_schema_extra=ui_field_config(order=13, is_load_param=True, label="Sessions"),
+        json_schema_extra=ui_field_config(order=14, is_load_param=True, label="Sessions"),
     )
     model_path: str | None = Field(
         default=None,
         description="A folder of weights, or tiny for the built-in model; empty for scope's own folders",
-        json_schema_extra=ui_field_config(order=14, is_load_param=True, label="Model folder"),
+        json_schema_extra=ui_field_config(order=15, is_load_param=True, label="Model folder"),
     )

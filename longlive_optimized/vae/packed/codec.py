@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
+from typing import cast
 
 import torch
 
@@ -20,12 +22,16 @@ from .weights import DecoderWeights, EncoderWeights
 class PackedCodec:
     """A ``Codec`` over packed copies of a Wan VAE's weights; its streams hold all memory that they need.
 
-    Each half is copied when a stream first needs it; the VAE's own weights do not matter from then on. In ``int8`` that
-    is when it is calibrated, and the convolutions of the residual blocks multiply in 8 bits (docs/int8.md). Raises
-    ValueError naming ``vae`` if it is another network or its widths are no multiples of 8, in int8 of 16.
+    Each half is copied when a stream first needs it; the VAE's own weights do not matter from then on, and may lie
+    elsewhere once the codec is made. With ``low_memory`` streams take less memory, and a little longer, for the same
+    result. In ``int8`` the convolutions of the residual blocks multiply in 8 bits (docs/int8.md), and a half is
+    calibrated when it is copied. Raises ValueError naming ``vae`` if it is another network or its widths are no
+    multiples of 8, in int8 of 16.
     """
 
-    def __init__(self, vae: Autoencoder, int8: bool = False):
+    copies = True
+
+    def __init__(self, vae: Autoencoder, low_memory: bool = False, int8: bool = False):
         if not isinstance(vae, WanVae):
             raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
         group = GROUP_INT8 if int8 else GROUP
@@ -34,6 +40,7 @@ class PackedCodec:
         self._saturated = Saturated(vae.device) if int8 else None
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
         self.precision = "int8" if int8 else name_of(vae.dtype)
+        self._low_memory = low_memory
 
     @staticmethod
     def is_fast(vae: Autoencoder) -> bool:
@@ -47,14 +54,21 @@ class PackedCodec:
 
     @cached_property
     def decoder_weights(self) -> DecoderWeights:
-        return DecoderWeights.of(self.vae, self._saturated and Scales.of_decoder(self.vae, self._saturated))
+        vae = self._vae_here()
+        return DecoderWeights.of(vae, self._saturated and Scales.of_decoder(vae, self._saturated))
 
     @cached_property
     def encoder_weights(self) -> EncoderWeights:
-        return EncoderWeights.of(self.vae, self._saturated and Scales.of_encoder(self.vae, self._saturated))
+        vae = self._vae_here()
+        return EncoderWeights.of(vae, self._saturated and Scales.of_encoder(vae, self._saturated))
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedDecoder:
-        return PackedDecoder(self.decoder_weights, size, new_graphs)
+        return PackedDecoder(self.decoder_weights, size, new_graphs, self._low_memory)
 
     def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedEncoder:
-        return PackedEncoder(self.encoder_weights, size, new_graphs)
+        return PackedEncoder(self.encoder_weights, size, new_graphs, self._low_memory)
+
+    def _vae_here(self) -> WanVae:
+        """The VAE where the codec computes."""
+        vae = self.vae if self.vae.device == self.device else copy.deepcopy(self.vae).to(self.device)
+        return cast(WanVae, vae)

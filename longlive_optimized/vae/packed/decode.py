@@ -15,15 +15,18 @@ from .plan import Plan
 from .state import LevelPools, PackedState
 from .weights import DecoderWeights
 
-_FINE = 6  # frames of the two largest sizes that pass together: half a block's, to halve the memory
+# Frames of the two largest sizes that pass together, of a block's twelve: their number changes no bit, and what lies
+# between takes most of a stream's memory.
+_FINE, _FINE_LOW = 3, 2
 
 
 class PackedDecoder(PackedState):
     """See ``CausalDecoder``; ``size`` is the latents' height and width."""
 
-    def __init__(self, weights: DecoderWeights, size: tuple[int, int], new_graphs: NewGraphs):
+    def __init__(self, weights: DecoderWeights, size: tuple[int, int], new_graphs: NewGraphs, low_memory: bool = False):
         super().__init__(weights.conv1.weight, new_graphs, weights.saturated)
         self.weights, self._size = weights, size
+        self._fine = _FINE_LOW if low_memory else _FINE
         self._z = torch.empty(BLOCK_FRAMES, *size, weights.z_dim, dtype=self._dtype, device=self._device)
         self._latents = self._new_pool(weights.z_dim, size, [weights.conv1], a=BLOCK_FRAMES)
         self._levels = [self._level_pools(index) for index in range(4)]
@@ -52,7 +55,8 @@ class PackedDecoder(PackedState):
         channels = weights.ups[index - 1].channels if index else weights.conv1.channels
         others = [*weights.times[index : index + 1], *([weights.pixels] if index == 3 else [])]
         size = self._size[0] << index, self._size[1] << index
-        return self._new_level(channels, blocks, size, min(BLOCK_FRAMES << index, _FINE), others)
+        frames = (BLOCK_FRAMES, 2 * BLOCK_FRAMES, self._fine, self._fine)[index]
+        return self._new_level(channels, blocks, size, frames, others)
 
     def _plan(self, latents: int, out: Tensor) -> Plan:
         """All steps for so many latents, up to the pictures in ``out``; moves all history on."""
@@ -62,8 +66,8 @@ class PackedDecoder(PackedState):
         count = self._upsample_space(plan, 1, self._upsample_time(plan, 0, latents))
         self._level(plan, 1, count)
         frames = self._upsample_time(plan, 1, count)
-        for start in range(0, len(frames.indices), _FINE):
-            part = Frames(frames.tensor, frames.indices[start : start + _FINE])
+        for start in range(0, len(frames.indices), self._fine):
+            part = Frames(frames.tensor, frames.indices[start : start + self._fine])
             count = self._upsample_space(plan, 2, part)
             self._level(plan, 2, count)
             self._upsample_space(plan, 3, self._levels[2].pool.at(self._levels[2].pool.a, count))

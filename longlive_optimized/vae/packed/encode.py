@@ -16,18 +16,19 @@ from .weights import EncoderWeights
 
 # Most latents of a call: the first call may hold 1 + 12 frames, and up to 3 more that do not complete a latent.
 _LATENTS = 4
-_FINE = 4  # frames of the two largest sizes that pass together: a third of a block's, for the memory
+_FINE, _FINE_LOW = 4, 2  # frames of the two largest sizes that pass together, as in the decoder
 
 
 class PackedEncoder(PackedState):
     """See ``CausalEncoder``; ``size`` is the frames' height and width."""
 
-    def __init__(self, weights: EncoderWeights, size: tuple[int, int], new_graphs: NewGraphs):
+    def __init__(self, weights: EncoderWeights, size: tuple[int, int], new_graphs: NewGraphs, low_memory: bool = False):
         super().__init__(weights.pixels.weight, new_graphs, weights.saturated)
+        self._fine = _FINE_LOW if low_memory else _FINE
         make = {"dtype": self._dtype, "device": self._device}
         self.weights, self._sizes = weights, [(size[0] >> i, size[1] >> i) for i in range(4)]
         self._frames = torch.zeros(4 * _LATENTS, 1, *size, GROUP, **make)  # three channels are ever written
-        self._pixels = self._new_pool(GROUP, size, [weights.pixels], a=_FINE)
+        self._pixels = self._new_pool(GROUP, size, [weights.pixels], a=self._fine)
         self._levels = [self._level_pools(index) for index in range(4)]
         self._paired = {index: self._pair_pool(index) for index in weights.times}
         self._moments = self._new_pool(weights.moments.channels, self._sizes[3], x=_LATENTS)
@@ -49,7 +50,7 @@ class PackedEncoder(PackedState):
         weights = self.weights
         blocks = weights.levels[index] if index < 3 else (*weights.levels[3], weights.after)
         channels = weights.levels[index - 1][0].channels if index else weights.pixels.channels
-        frames = (_FINE, _FINE, 2 * _LATENTS, _LATENTS)[index]
+        frames = (self._fine, self._fine, 2 * _LATENTS, _LATENTS)[index]
         return self._new_level(channels, blocks, self._sizes[index], frames, [weights.moments] if index == 3 else [])
 
     def _pair_pool(self, index: int) -> FramePool:
@@ -60,8 +61,8 @@ class PackedEncoder(PackedState):
     def _plan(self, count: int, out: Tensor) -> Plan:
         """All steps for so many frames, up to the means in ``out``; moves all history on."""
         plan, paired, first = Plan(), self._paired, int(not self.fresh)
-        for start in range(0, count, _FINE):
-            part = self._frames[start : min(start + _FINE, count)]
+        for start in range(0, count, self._fine):
+            part = self._frames[start : min(start + self._fine, count)]
             self._begin(plan, part)
             self._level(plan, 0, len(part))
             self._downsample_space(plan, 0, self._levels[1].entry.fixed(len(part)))

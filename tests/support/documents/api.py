@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import CHANGEABLE, StreamSettings
@@ -20,6 +21,8 @@ from longlive_optimized.demo.scope_integration import (
 )
 from longlive_optimized.engine.latency import WINDOW
 from longlive_optimized.model.config import ModelConfig
+from longlive_optimized.model.ring_cache import RingCache
+from longlive_optimized.model.transformer import Transformer
 from longlive_optimized.weights.locate import native_size
 from longlive_optimized.weights.user_lora import UserLora
 
@@ -37,9 +40,26 @@ def the_engine_is_made(units: list[Unit]):
     same_signature(names(units[0].text)[0], LongLiveEngine.__init__)
 
 
+@says(API, "values take 1.73 GB in bfloat16, its keys as much, or 0.87 GB in int8 with 58 MB beside them")
+def what_a_ring_takes():
+    sizes = {"window": 12, "sink": 3, "relative": True, "dtype": torch.bfloat16, "device": "meta"}
+    ring = RingCache(ModelConfig(), (480 // 16, 832 // 16), **sizes, int8=True)
+    assert ring.k is None and round(ring.v.nbytes / 1e9, 2) == 1.73
+    assert round(sum(each.nbytes for each in ring.k_int8) / 1e9, 2) == 0.87
+    assert round(ring._own.nbytes / 1e6) == 58
+
+
 @says(API, "`UserLora(path, scale=1.0)`, from `longlive_optimized.weights.user_lora`")
 def a_lora_is_made(units: list[Unit]):
     same_signature(names(units[0].text)[0], UserLora.__init__)
+
+
+@says(API, "- It is chosen when the engine is made. A network whose widths int8 products do not take is refused.")
+def low_memory_is_chosen_once(units: list[Unit]):
+    with pytest.raises(ValueError, match="low_memory cannot change"):
+        OptimizationConfig().changed(low_memory=True)
+    with pytest.raises(ValueError, match="low_memory must be false"):
+        Transformer(ModelConfig(dim=1552, num_heads=97), device="meta", int8_only=True)
 
 
 def _methods(rows: list[list[str]], of: type) -> None:

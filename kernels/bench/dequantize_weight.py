@@ -1,0 +1,21 @@
+"""Shapes and bytes of dequantize_weight: the products of a layer that int8 weights serve."""
+
+import torch
+
+from ..int8_linear import pack
+from ..quantize import quantize
+from .case import Bench, Case
+
+
+def case(channels: int, depth: int, dtype: torch.dtype) -> Case:
+    def make(device: str) -> tuple:
+        weight, scale = quantize.reference(torch.randn(channels, depth, device=device), 1)
+        return pack(weight), scale[0], dtype
+
+    return Case(f"{channels}x{depth}", dtype, make, channels * (depth * (1 + dtype.itemsize) + 4))
+
+
+BENCH = Bench(
+    real=[case(*shape, torch.bfloat16) for shape in ((4608, 1536), (1536, 1536), (8960, 1536), (1536, 8960))],
+    small=[case(96, 64, torch.float32)],
+)
