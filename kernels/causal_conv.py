@@ -24,7 +24,6 @@ PIXEL = 16  # channels that the three of a picture are padded to
 _CHUNK = 32  # channels whose weights lie together
 _PART = 192  # channels of the result that are computed together where they divide it
 _RUN = 32  # channels of the result that are permuted among themselves
-_BY_COLUMN = 96  # a part of CAUSAL so wide reads its input once for each column of taps
 _EPS = 1e-24  # of |x|^2: the network's norm divides by max(|x|, 1e-12)
 LARGEST = 127  # of int8 values; -128 does not occur
 LEAST_SCALE = 0.2785 / LARGEST  # of SiLU in int8: nowhere is it below -0.2785
@@ -71,8 +70,6 @@ def pack(kind: Kind, weight: Tensor, residual: Tensor | None = None) -> Tensor:
     else:
         rows, taps = weight, _TAPS[kind]
     rows = rows.reshape(len(rows), weight.shape[1], _SLICES[kind], taps)
-    if kind == Kind.CAUSAL and width == _BY_COLUMN:
-        rows = rows.unflatten(3, (3, 3)).mT.flatten(2, 3)
     streams = [_stream(rows, width)]
     if residual is not None:
         if kind not in (Kind.CAUSAL, Kind.POINT):
@@ -246,8 +243,6 @@ def _whole_steps(act: Tensor, scale: float, saturated: Tensor) -> Tensor:
 
 def _taps(stream: Tensor, channels: int, kind: int, width: int) -> Tensor:
     """What ``pack`` made of a weight: [rows, channels, slices, taps]."""
-    if kind == Kind.CAUSAL and width == _BY_COLUMN:
-        return _unstream(stream, channels, 9, 3, width).unflatten(2, (3, 3)).mT.flatten(3)
     return _unstream(stream, channels, _SLICES[kind], _TAPS[kind], width)
 
 

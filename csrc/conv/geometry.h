@@ -24,25 +24,23 @@ enum class Kind {
 };
 
 // N: output channels of a work tile; kSubtiles: 64 pixels each, of a warpgroup; kElement: bytes of what is multiplied,
-// 2 of bfloat16 and 1 of int8. With kSplit a patch serves one column of taps: three times the patches, but each tap
-// then reads whole, aligned lines of shared memory.
+// 2 of bfloat16 and 1 of int8.
 template <Kind kKind_, int N_, int kSubtiles_, int kElement_ = 2>
 struct Config {
   static constexpr Kind kKind = kKind_;
   static constexpr int N = N_, kSubtiles = kSubtiles_, kElement = kElement_;
   static constexpr bool kInt8 = kElement == 1;
-  static constexpr bool kSplit = kKind == Kind::kCausal && N == 96 && !kInt8;
 
   // Each consumer has work tiles of its own, and what is loaded for them: one's epilogue, which here takes as long as
   // its products, overlaps all of the other's products. Weights are then loaded for each: only where L2 delivers them.
-  static constexpr bool kApart = kInt8 && N == 96;
+  static constexpr bool kApart = N == 96;
   static constexpr int kFeeds = kApart ? 2 : 1, kTogether = 2 / kFeeds;  // consumers on a work tile
 
   // A cluster of two CTAs may share the norm of 384 channels.
   static constexpr bool kClusterNorm = kKind == Kind::kCausal && N == 192;
 
   static constexpr int kTapsY = kKind == Kind::kCausal ? 3 : kKind == Kind::kPoint ? 1 : 2;
-  static constexpr int kTapsX = kSplit ? 1 : kTapsY, kTaps = kTapsY * kTapsX;
+  static constexpr int kTapsX = kTapsY, kTaps = kTapsY * kTapsX;
   static constexpr int kRows = kSide * kSubtiles * kTogether / 2, kColumns = 2 * kSide;  // pixels of a work tile
   static constexpr int kPatchRows = kRows + kTapsY - 1, kPatchColumns = kColumns + kTapsX - 1;
   static constexpr int kGroups = kChunk * kElement / kGroupBytes;  // of a chunk
@@ -68,15 +66,13 @@ struct Config {
   // read at most kPatches - 1 patches: else the producer waits for a warpgroup that waits for the producer.
   static constexpr int kLag = std::min(kStages / 2, (kPatches - 1) * kStagesPerPatch);
 
-  static constexpr int slices(int frames) { return frames * (kSplit ? 3 : 1); }
-
   // Where a slice reads, relative to the work tile's frame and pixels; `result` is the work tile's.
   struct Origin {
     int frame, y, x;
   };
   static constexpr Origin origin(int slice, int result) {
     switch (kKind) {
-      case Kind::kCausal: return kSplit ? Origin{slice / 3, -1, slice % 3 - 1} : Origin{slice, -1, -1};
+      case Kind::kCausal: return {slice, -1, -1};
       case Kind::kPoint: return {slice, 0, 0};
       default: return {0, result / 2 - 1, result % 2 - 1};
     }

@@ -57,7 +57,7 @@ Params params_of(const Call& call) {
   p.height = call.height, p.width = call.width, p.channels = call.channels;
   const int scale = call.op == Op::kUp ? 2 : 1;  // of neighbours apart in the input, whose results are apart in y
   p.row = scale * scale * call.width * kGroupBytes, p.plane = p.row * call.height;
-  p.slices = C::slices(call.op == Op::kCausal || call.op == Op::kTime ? 3 : 1);
+  p.slices = call.op == Op::kCausal || call.op == Op::kTime ? 3 : 1;
   p.chunks = ceil_div(call.x.groups, C::kGroups);
   p.residual_chunks = call.residual.data && !C::kInt8 ? ceil_div(call.residual.groups, C::kGroups) : 0;
   p.part_bytes = (int64_t(p.slices) * p.chunks * C::kTaps + p.residual_chunks) * kChunk * C::kElement * C::N;
