@@ -273,6 +273,7 @@ NOT_RUN: tuple[NotRun, ...] = (
         "docs/CONTRIBUTING.md", "*", "pip install -e '.*", "changes git's hooks; ./setup_env.sh lint installs the same"
     ),
     NotRun("docs/CONTRIBUTING.md", "*", "ruff check .*|clang-format .*|basedpyright", "./setup_env.sh lint runs it"),
+    NotRun("docs/int8.md", "*", "python tests/measure/conv_int8_error.py", "minutes"),
     NotRun(
         "docs/convolution.md", "*", "python tests/native/conv/emulate.py( 3)?", "minutes; the suite runs one schedule"
     ),
