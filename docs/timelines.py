@@ -176,7 +176,7 @@ def attention() -> list[Bar]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Convolution: the first one of a block of 96 channels, 3x3x3, with norm and SiLU (Config<kCausal, 96, 4>). Each consumer
+# Convolution: the first of a block of 96 channels, 3x3x3, with norm and SiLU (Config<kCausal, 96, 4>). Each consumer
 # has work tiles and a producer of its own
 
 PATCHES, WEIGHTS, TAPS = 3, 8, 9
