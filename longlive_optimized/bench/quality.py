@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,11 +19,20 @@ from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
 from ..model.precision import PLAIN, Policy
 from ..model.ring_cache import RingCache
+from ..vae.backends import codec_for
 from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
 from ..video_time import BLOCK_FRAMES, blocks_of
 from .baseline import baseline_network
 from .block import PROMPT
+
+SAME = 100.0  # decibels, of pictures without a difference
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """Decibels, over all frames uint8 of both."""
+    error = (one.float() - other.float()).square().mean().item()
+    return min(SAME, 10 * math.log10(255**2 / error)) if error else SAME
 
 
 def relative_error(got: Tensor, truth: Tensor) -> float:
@@ -198,3 +208,23 @@ def decoder_errors(engine: LongLiveEngine, seeds: int) -> dict:
         "pixels_ours": worst[0],
         "pixels_modules": worst[1],
     }
+
+
+@torch.no_grad()
+def int8_figures(engine: LongLiveEngine, blocks: int) -> dict[str, float]:
+    """PSNR of so many blocks of normal latents, decoded in int8 against the VAE's dtype, and the values cut off.
+
+    Empty for a VAE that does not run in int8.
+    """
+    vae = copy.deepcopy(engine.vae).to(engine.device)
+    try:
+        codec = codec_for(vae, precision="int8")
+    except ValueError:
+        return {}
+    plain, int8, found = DecoderStream(codec_for(vae, precision="bf16")), DecoderStream(codec), []
+    generator = torch.Generator(engine.device).manual_seed(0)
+    for _ in range(blocks):
+        latents = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, generator=generator, device=engine.device)
+        found.append(psnr(*(stream.decode_uint8(latents.to(engine.dtype)) for stream in (plain, int8))))
+    engine.synchronize()
+    return {"psnr_median_db": statistics.median(found), "psnr_worst_db": min(found), "saturated": codec.saturated}

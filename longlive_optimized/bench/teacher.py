@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -29,9 +28,8 @@ from ..tinyworld.world import caption, sample_scene
 from ..video_time import BLOCK_FRAMES, blocks_of
 from ..weights.locate import TINY
 from .block import PROMPT
-from .quality import relative_error
+from .quality import psnr, relative_error
 
-SAME = 100.0  # decibels, of pictures without a difference
 _SHOWN = 2  # frames of a picture for each preset
 _GAIN = 8  # of the difference, in the picture
 _GAP = 2  # pixels between pictures
@@ -47,8 +45,7 @@ class Pair(NamedTuple):
     @property
     def psnr(self) -> float:
         """Decibels, over all of the frames."""
-        error = (self.plain.float() - self.int8.float()).square().mean().item()
-        return min(SAME, 10 * math.log10(255**2 / error)) if error else SAME
+        return psnr(self.plain, self.int8)
 
 
 def prompts_of(model: str) -> list[str]:

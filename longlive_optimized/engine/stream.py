@@ -60,6 +60,7 @@ class Stream:
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
     encoded: the next block's video; kept until the block is made, for a second try.
     from_video: whether the last block was made from video; None before the first.
+    new_graphs: makes what the calls of a side of the VAE are captured with.
     policy: which products its precision runs in 8 bits; made_with: which those of the last block's denoising did.
     int8_keys: whether its precision runs attention over the ring in 8 bits.
     fallback_blocks: how many blocks since the last ``reset`` were made again without 8 bits, not being finite.
@@ -88,9 +89,9 @@ class Stream:
             dtype=model.kv_dtype,
             device=model.device,
         )
-        new_graphs = functools.partial(GraphCache, graphs)
-        self.decoder = DecoderStream(networks.codec, new_graphs)
-        self.encoder = EncoderStream(networks.codec, new_graphs)
+        self.new_graphs = functools.partial(GraphCache, graphs)
+        self.decoder = DecoderStream(networks.codec, self.new_graphs)
+        self.encoder = EncoderStream(networks.codec, self.new_graphs)
         self.timer = BlockTimer(devices.model, named=named)
         rows, columns = settings.size
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
