@@ -27,7 +27,7 @@ from .causal_conv import (
     _width,
 )
 from .checks import expect, expect_float
-from .quantize import quantize_runs
+from .quantize import quantize_groups
 from .registry import op
 
 _DEEPEST = (2**31 - 1) // (27 * 128**2)  # channels of the input whose products sum to an int32, whatever the values
@@ -43,7 +43,7 @@ def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     expect("weight", weight, (None, None, 3, 3, 3), weight.dtype, weight.device, dense_from=1)
     if weight.shape[1] % GROUP_INT8 or weight.shape[0] % GROUP_INT8:
         raise ValueError(f"weight must have multiples of {GROUP_INT8} channels, got {list(weight.shape)}")
-    values, scale = quantize_runs(weight.flatten(1), 1)
+    values, scale = quantize_groups(weight.flatten(1), 1)
     return _stream(values.unflatten(1, (-1, 3, 9)), _width(len(weight)), GROUP_INT8), scale[0]
 
 

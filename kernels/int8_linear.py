@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, is_cuda
-from .quantize import expect_groups, quantize_runs
+from .quantize import expect_groups, quantize_groups
 from .registry import op
 from .triton_import import tl, triton
 
@@ -16,7 +16,7 @@ PACK = 32  # rows of a weight that are permuted among themselves
 _DEEPEST = (2**31 - 1) // 128**2  # columns whose products sum to an int32, whatever the values
 _EXACT = 2**24 // 128**2  # columns whose products sum to a float32 without rounding
 STEP = 128  # columns that the CUDA kernel takes at a time: a group is a multiple
-GELU_RUN = 256  # channels that share a scale of GELU's result: of one work tile in CUDA, at most of a program in Triton
+GELU_GROUP = 256  # channels that share a scale of GELU's result: a work tile's in CUDA, at most a program's in Triton
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises ValueError unless M is a multiple of 32.
     """
-    values, scale = quantize_runs(weight, 1)  # no kernel need be compiled for it
+    values, scale = quantize_groups(weight, 1)  # no kernel need be compiled for it
     return pack(values), scale[0]
 
 
@@ -80,7 +80,7 @@ def int8_linear_gelu(
     [groups, N] float32), as ``quantize`` does. Raises ValueError naming the argument that does not fit.
     """
     _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
-    return quantize_runs(F.gelu(_linear(x, x_scale, weight, weight_scale, bias), approximate="tanh"), groups)
+    return quantize_groups(F.gelu(_linear(x, x_scale, weight, weight_scale, bias), approximate="tanh"), groups)
 
 
 def _linear(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -159,7 +159,8 @@ def _cuda(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias
 def _fits_cuda_gelu(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
 ) -> bool:
-    return _fits_cuda(x, x_scale, weight, weight_scale, bias) and len(x_scale) == 1 and len(weight) == GELU_RUN * groups
+    fits = _fits_cuda(x, x_scale, weight, weight_scale, bias)
+    return fits and len(x_scale) == 1 and len(weight) == GELU_GROUP * groups
 
 
 @int8_linear_gelu.impl("cuda", when=_fits_cuda_gelu)
@@ -221,7 +222,7 @@ if triton:
         return out
 
     def _fits_triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int):
-        return x.is_cuda and len(weight) <= GELU_RUN * groups
+        return x.is_cuda and len(weight) <= GELU_GROUP * groups
 
     @int8_linear_gelu.impl("triton", when=_fits_triton)
     def _triton_gelu(

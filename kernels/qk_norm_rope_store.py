@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize import quantize_runs
+from .quantize import quantize_groups
 from .quantize_keys import KEY_RUN, expect_int8_keys, mix, store_keys, whole_warps
 from .registry import op
 from .rotate_sinks import rotate
@@ -75,7 +75,7 @@ def qk_norm_rope_store_int8(
     _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
     q, k = _queries_and_keys(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps)
     store_keys(k, k_offset, k_ring, k_scale, slots)
-    values, scale = quantize_runs(mix(q).flatten(0, 1).flatten(1), k_ring.shape[2])
+    values, scale = quantize_groups(mix(q).flatten(0, 1).flatten(1), k_ring.shape[2])
     return values.view(-1, *k_ring.shape[2:]), scale
 
 

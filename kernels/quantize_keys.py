@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize import quantize_runs
+from .quantize import quantize_groups
 from .registry import op
 from .triton_import import tl, triton
 
@@ -67,7 +67,7 @@ def as_int8(keys: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     frames, tokens, heads, head_dim = keys.shape
     wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
     runs = mix(wide - offset).view(frames * tokens // KEY_RUN, KEY_RUN, heads, head_dim).transpose(1, 2)
-    values, scale = quantize_runs(runs.flatten(1), heads)
+    values, scale = quantize_groups(runs.flatten(1), heads)
     return values.view(runs.shape).transpose(1, 2).reshape(keys.shape), scale.view(heads, frames, tokens // KEY_RUN)
 
 

@@ -20,7 +20,7 @@ class Quantized(NamedTuple):
     end in it."""
 
     values: Tensor  # int8
-    scale: Tensor  # float32 [groups, N]: of each row's runs of D / groups columns; of queries [heads, N]
+    scale: Tensor  # float32 [groups, N]: of each row's groups of columns; of queries [heads, N]
 
 
 class Linear(nn.Module):
@@ -52,7 +52,7 @@ class Linear(nn.Module):
         return F.linear(x, self._plain_weight(), self.bias)
 
     def gelu(self, x: Tensor | Quantized, groups: int | None = None) -> Tensor | Quantized:
-        """GELU of ``forward(x)``, tanh form; x [N, d_in]. With ``groups`` it is quantised, each row in so many runs."""
+        """GELU of ``forward(x)``, tanh form; x [N, d_in]. With ``groups`` it is quantised, each row in so many."""
         if isinstance(x, Quantized):
             if groups:
                 return Quantized(*int8_linear_gelu(*x, self.int8_weight, self.int8_scale, self.bias, groups))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from ..kernels.int8_linear import GELU_RUN, PACK
+from ..kernels.int8_linear import GELU_GROUP, PACK
 from ..kernels.modulate_norm import modulate_norm, modulate_norm_int8
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from ..kernels.quantize import quantize
@@ -55,6 +55,7 @@ def _vector(*shape: int, **where) -> nn.Parameter:
 
 
 def _normed(x: Tensor, shift: Tensor, scale: Tensor, eps: float, int8: bool) -> Tensor | Quantized:
+    """The norm of x [N, D], with shift and scale [G, D]."""
     return Quantized(*modulate_norm_int8(x, shift, scale, eps)) if int8 else modulate_norm(x, shift, scale, eps)
 
 
@@ -72,6 +73,12 @@ def _over_ring(q: Tensor | Quantized, ring: RingLayer) -> Tensor:
     if isinstance(ring.keys, Int8Keys):
         return ring_attention_int8(*q, ring.keys.k, ring.keys.scale, ring.v, ring.valid)
     return ring_attention(q, ring.keys, ring.v, ring.valid)
+
+
+def _attended(y: Tensor, int8: bool) -> Tensor | Quantized:
+    """Attention's result [N, heads, head_dim] as [N, D]; in 8 bits with a scale for each row."""
+    y = y.flatten(1)
+    return Quantized(*quantize(y, 1)) if int8 else y
 
 
 class TransformerBlock(nn.Module):
@@ -94,7 +101,7 @@ class TransformerBlock(nn.Module):
         self.cross_q_gain, self.cross_k_gain = _vector(d, **where), _vector(d, **where)
         self.cross_out = linear("cross_out", d, d)
         self.ffn_in, self.ffn_out = linear("ffn_in", d, config.ffn_dim), linear("ffn_out", config.ffn_dim, d)
-        self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, GELU_RUN)
+        self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, GELU_GROUP)
 
     def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor | Quantized:
         """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim],
@@ -127,19 +134,14 @@ class TransformerBlock(nn.Module):
         ``int8`` names the products that run in 8 bits, z being quantised if ``qkv`` is among them, and
         ``int8_following`` says whether the result is to be.
         """
-        y = self._attended(_over_ring(self.store(z, ring), ring), int8.out)
+        y = _attended(_over_ring(self.store(z, ring), ring), int8.out)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = _added(x, self.out(y), m[:, 2], bias, gain, 0.0, self.eps, int8.cross_q)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
-        y = self._attended(attention(q, cross.k, cross.v), int8.cross_out)
+        y = _attended(attention(q, cross.k, cross.v), int8.cross_out)
         z = _added(x, self.cross_out(y), None, m[:, 3], m[:, 4], 1.0, self.eps, int8.ffn_in)
         y = self.ffn_out(self.ffn_in.gelu(z, self._gelu_groups if int8.ffn_out else None))
         return _added(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps, int8_following)
-
-    def _attended(self, y: Tensor, int8: bool) -> Tensor | Quantized:
-        """Attention's result [N, heads, head_dim] as [N, D]; in 8 bits with a scale for each row."""
-        y = y.flatten(1)
-        return Quantized(*quantize(y, 1)) if int8 else y
 
     def cross_kv_of(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [text_len, heads, head_dim] of a prompt, context [text_len, D]."""
