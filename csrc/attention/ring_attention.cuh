@@ -127,7 +127,7 @@ struct Again {
   __device__ void set(int i) { atomicOr(&bits[i / 32], 1u << i % 32); }
 };
 
-// What the producer tells the consumers to do. No tiles of keys (last = 0) end a round: the last one if it is `again`.
+// What the producer tells the consumers to do. Without tiles of keys (last = 0) a round ends: the last, if `again`.
 struct Work : WorkTile {
   int overlapped;  // tiles of keys [first, overlapped) are taken with p v of one beside the softmax of the next
   bool again;      // in the second round
