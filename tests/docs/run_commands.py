@@ -172,6 +172,8 @@ RUN: dict[str, Run] = {
         f"longlive-optimized bench quality {SMALL} --preset speed --seeds 1 --blocks 2", r"psnr_median_db"
     ),
     "longlive-optimized bench kernels int8_linear int8_linear_gelu": Run(prints=(r"int8_linear_gelu",)),
+    "longlive-optimized bench kernels ring_attention_int8 qk_norm_rope_store_int8 rotate_sinks_int8 quantize_keys"
+    " quantize": Run(prints=(r"rotate_sinks_int8", r"quantize_keys")),
     "longlive-optimized make-checkpoint M --config 1.3b --text tiny": smaller(
         "longlive-optimized make-checkpoint made --config tiny --text tiny", r"wrote made: \d"
     ),
@@ -296,6 +298,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     # Passages
     NotRun("README.md", "longlive_optimized", "A real-time engine|At 480×832", _MEASURED),
     NotRun("README.md", "Measured", ".", _MEASURED),
+    NotRun("README.md", "Use", r"\\\* With the VAE still", _MEASURED),
     NotRun("README.md", "Use it in scope", ".", _SCOPE),
     NotRun("README.md", "Limits", "- (Batch of one|Attention over|What the warm-up|The pipeline makes)", _GPU),
     NotRun("README.md", "Limits", "- The built-in model", "a remark on pictures; bench quality scores what it knows"),

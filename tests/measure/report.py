@@ -162,6 +162,7 @@ def engine() -> dict[str, str]:
                 "steps": lambda row: row["steps_window"][0],
                 "window": lambda row: row["steps_window"][1],
                 "precision": lambda row: row.get("precision", "bf16"),
+                "VAE": lambda row: row.get("vae_precision", "bf16"),
             }
             | times
             | {"÷ balanced": "block_by_balanced", "frames/s": "fps"}
@@ -225,11 +226,17 @@ def vae() -> dict[str, str]:
             | {"modules: 12 frames": "modules_block_ms", "modules: 1 latent": "modules_latent_ms"}
             | {"published: 12 frames": "published_ms"}
             | ratio
-            | memory,
+            | memory
+            | {"int8: 12 frames": "int8_block_ms", "int8: 1 latent": "int8_latent_ms", "int8 ÷ ours": "int8_by_ours"}
+            | {"int8: GiB": "int8_gib", "int8: PSNR dB, median, worst": "int8_psnr_db"},
             rows_of(decoder),
         ),
         "encoder_table": table(
-            {"encode, H×W": "size", "12 frames ms": "ms", "modules": "modules_ms"} | ratio | memory, rows_of(encoder)
+            {"encode, H×W": "size", "12 frames ms": "ms", "modules": "modules_ms"}
+            | ratio
+            | memory
+            | {"int8": "int8_ms", "int8 ÷ ours": "int8_by_ours", "int8: GiB": "int8_gib"},
+            rows_of(encoder),
         ),
         "convolutions_table": table(
             {"H×W": "size", "frames of": "frames", "ms a block": "ms", "TFLOP/s": "tflops"},
@@ -274,7 +281,7 @@ def pictures() -> dict[str, str]:
 
 def kernels() -> dict[str, str]:
     def operator(row: dict) -> object:
-        return None if "ring_attention" in row["case"] else (row["case"], row["backend"])
+        return None if row["case"].startswith("ring_attention,") else (row["case"], row["backend"])
 
     found, ceilings = newest(["operators"], operator), runs("operators")[0]["ceilings"]
     run, beside, error = (runs(topic)[-1] for topic in ("attention", "attention-fa4", "attention-error"))
