@@ -22,9 +22,18 @@ def capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+def missing(device: torch.device) -> str | None:
+    """What the extension, which is built for Hopper (sm_90a) alone, lacks on a device; None if it runs there."""
+    if device.type != "cuda":
+        return "no CUDA GPU"
+    if capability(device.index) != (9, 0):
+        return "no Hopper GPU"
+    return None if load() else "the CUDA library was not built"
+
+
 def on_hopper(x: torch.Tensor) -> bool:
-    """Whether the extension can run where x lies: it is built for Hopper (sm_90a) alone."""
-    return x.is_cuda and load() and capability(x.device.index) == (9, 0)
+    """Whether the extension can run where x lies."""
+    return x.is_cuda and missing(x.device) is None
 
 
 def takes(x: torch.Tensor) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import torch
 
+from . import native
+
 ORDER = ("cuda", "triton", "library", "reference")  # the first that can take the call wins
 OPS: dict[str, Op] = {}
 
@@ -54,6 +56,23 @@ class Op:
         raise NotImplementedError(
             f"{self.name}: backend {wanted!r}, as LONGLIVE_BACKEND or force() says, does not take these arguments"
         )
+
+    def explain(self, *args, **kwargs) -> tuple[str, dict[str, str]]:
+        """The backend that will run this call, and of each one before it why it does not. Raises as ``choose`` does."""
+        chosen = self.choose(*args, **kwargs)
+        before = [name for name in ORDER[: ORDER.index(chosen)] if name in self.impls]
+        return chosen, {name: self._refusal(name, *args, **kwargs) for name in before}
+
+    def _refusal(self, name: str, *args, **kwargs) -> str:
+        if self.impls[name][1](*args, **kwargs):
+            by_environment = os.environ.get("LONGLIVE_BACKEND") == _forced
+            return "forced by LONGLIVE_BACKEND" if by_environment else "forced by force()"
+        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+        if name == "cuda":
+            lacks = native.missing(device)
+        else:
+            lacks = None if device.type == "cuda" else "no CUDA GPU"
+        return lacks or f"{name} does not take these arguments"
 
     def _run(self, *args, **kwargs):
         chosen = self.choose(*args, **kwargs)

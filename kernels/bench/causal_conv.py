@@ -98,7 +98,7 @@ def arguments(layer: Layer, device: str, dtype: torch.dtype = torch.bfloat16) ->
 
     taps = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}[layer.kind]
     rows = co * (2 if layer.kind == Kind.TIME else 1)
-    weight = normal(rows, ci, *taps) * (ci * torch.tensor(taps).prod().item()) ** -0.5
+    weight = normal(rows, ci, *taps) * (ci * math.prod(taps)) ** -0.5
     extra = None
     if layer.residual:
         same = layer.residual == co

@@ -29,6 +29,7 @@ from ..registry import OPS, ORDER
 from .case import Bench, Case
 
 SAMPLES = 200
+_NO_OPERATORS = ("__main__", "case", "paths", "runner")
 Ceilings = tuple[float, float]  # bytes a second, FLOP a second
 
 
@@ -37,16 +38,16 @@ def run(names: list[str] | None = None, json_path: str | None = None) -> list[di
 
     Raises ValueError for an operator that has no benchmark. Without a CUDA device the reference is timed on the CPU.
     """
-    known = _known()
+    operators = known()
     for name in names or ():
-        if name not in known:
-            raise ValueError(f"names must be among {', '.join(known)}, got {name!r}")
+        if name not in operators:
+            raise ValueError(f"names must be among {', '.join(operators)}, got {name!r}")
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 140  # a log file has no width of its own
     if torch.cuda.is_available():
         clocks, ceilings = clocks_and_power(), measure_ceilings()
-        rows = [row for name in names or known for row in _on_gpu(name, ceilings)]
+        rows = [row for name in names or operators for row in _on_gpu(name, ceilings)]
         machine = {
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
@@ -57,7 +58,7 @@ def run(names: list[str] | None = None, json_path: str | None = None) -> list[di
         }
     else:
         console.print("no CUDA device: times are of the CPU reference", style="yellow")
-        rows = [row for name in names or known for row in _on_cpu(name)]
+        rows = [row for name in names or operators for row in _on_cpu(name)]
         machine = {"device": "cpu", "torch": torch.__version__}
     rows = [row | machine for row in rows]
     for key, value in machine.items():
@@ -69,17 +70,22 @@ def run(names: list[str] | None = None, json_path: str | None = None) -> list[di
     return rows
 
 
-def _known() -> list[str]:
+def known() -> list[str]:
+    """The operators that have a benchmark: all."""
     package = import_module(__name__.rpartition(".")[0])
-    return [m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in ("__main__", "case", "runner")]
+    return [m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NO_OPERATORS]
+
+
+def bench_of(name: str) -> Bench:
+    """An operator's cases; the operator is loaded."""
+    if name not in OPS:
+        import_module(f"...{name}", __name__)
+    return import_module(f"..{name}", __name__).BENCH
 
 
 def _load(name: str) -> tuple[Bench, dict[str, Callable]]:
     """The operator's cases, and whatever can run them: its backends, other libraries, the published baseline."""
-    bench: Bench = import_module(f"..{name}", __name__).BENCH
-    if name not in OPS:
-        import_module(f"...{name}", __name__)
-    impls = OPS[name].impls
+    bench, impls = bench_of(name), OPS[name].impls
     runners = {b: impls[b][0] for b in ORDER if b in impls}
     return bench, runners | bench.peers() | ({"published": bench.published} if bench.published else {})
 
@@ -88,15 +94,20 @@ def _on_gpu(name: str, ceilings: Ceilings) -> list[dict]:
     bench, runners = _load(name)
     rows = []
     for case in bench.real:
-        l2 = torch.cuda.get_device_properties().L2_cache_size
-        copies = min(2 + 2 * l2 // case.bytes, 128)  # what moves a few kilobytes is bound by its launch
-        sets = [case.make("cuda") for _ in range(copies)]
+        sets = sets_of(case)
         for backend, function in runners.items():
             if backend == "reference" and not bench.time_reference:
                 continue
             if backend not in OPS[name].impls or OPS[name].impls[backend][1](*sets[0]):
                 rows.append(_row(name, case, backend, time_on_gpu(function, sets), ceilings))
     return rows
+
+
+def sets_of(case: Case) -> list[tuple]:
+    """Arguments on the GPU, in so many copies that a call finds none of its own in L2."""
+    l2 = torch.cuda.get_device_properties().L2_cache_size
+    copies = min(2 + 2 * l2 // case.bytes, 128)  # what moves a few kilobytes is bound by its launch
+    return [case.make("cuda") for _ in range(copies)]
 
 
 def _on_cpu(name: str) -> list[dict]:
@@ -119,13 +130,16 @@ def _row(name: str, case: Case, backend: str, seconds: list[float], ceilings: Ce
 
 
 @torch.no_grad()
-def time_on_gpu(function: Callable, sets: list[tuple], samples: int = SAMPLES) -> list[float]:
-    """Seconds per call, ``samples`` times."""
+def time_on_gpu(
+    function: Callable, sets: list[tuple], samples: int = SAMPLES, at_most: float = math.inf
+) -> list[float]:
+    """Seconds per call, ``samples`` times: fewer, but 3, if they would take more than ``at_most`` seconds in all."""
     for arguments in sets[:3]:  # also compiles, and fills the allocator
         function(*arguments)
     torch.cuda.synchronize()
     once = _timed(lambda: [function(*a) for a in sets]) / len(sets)
     calls = len(sets) * math.ceil(1e-3 / once / len(sets))
+    samples = max(3, int(min(samples, at_most / (once * calls))))
     graph = torch.cuda.CUDAGraph()
     results = deque(maxlen=len(sets))  # held for a while, so that results rotate through memory as well
     with torch.cuda.graph(graph):

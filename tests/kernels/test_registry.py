@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from longlive_optimized.kernels import registry
+from longlive_optimized.kernels import native, registry
 from longlive_optimized.kernels.linear_gelu import linear_gelu
 from longlive_optimized.kernels.modulate_norm import modulate_norm
 from longlive_optimized.kernels.registry import ORDER, backend, force
@@ -31,6 +31,44 @@ def test_the_first_that_takes_the_call_wins(args, monkeypatch):
     with backend("reference"):
         assert modulate_norm(*args) == "reference"
     assert modulate_norm(*args) == "triton"
+
+
+def test_each_backend_before_the_chosen_one_says_why_not(args, monkeypatch):
+    assert modulate_norm.explain(*args)[1]["cuda"] == "no CUDA GPU"
+    impls = {"reference": (lambda *a: None, lambda *a: True)}
+    for name, takes in {"cuda": False, "triton": True, "library": True}.items():
+        impls[name] = (lambda *a: None, lambda *a, takes=takes: takes)
+    monkeypatch.setattr(modulate_norm, "impls", impls)
+    monkeypatch.setattr(native, "missing", lambda device: None)
+    assert modulate_norm.explain(*args) == ("triton", {"cuda": "cuda does not take these arguments"})
+    with backend("library"):
+        chosen, why = modulate_norm.explain(*args)
+    assert chosen == "library" and why == {"cuda": "cuda does not take these arguments", "triton": "forced by force()"}
+    with backend("cuda"), pytest.raises(NotImplementedError):
+        modulate_norm.explain(*args)
+
+
+def test_an_operator_without_the_forced_backend_names_the_machine(args):
+    with backend("cuda"):
+        assert linear_gelu.explain(torch.zeros(2, 8), torch.zeros(8, 8), torch.zeros(8)) == (
+            "reference",
+            {"library": "no CUDA GPU"},
+        )
+
+
+@pytest.mark.parametrize(
+    ("where", "capability", "built", "lacks"),
+    [
+        ("cpu", None, True, "no CUDA GPU"),
+        ("cuda:0", (8, 0), True, "no Hopper GPU"),
+        ("cuda:0", (9, 0), False, "the CUDA library was not built"),
+        ("cuda:0", (9, 0), True, None),
+    ],
+)
+def test_what_the_library_lacks(monkeypatch, where, capability, built, lacks):
+    monkeypatch.setattr(native, "capability", lambda index: capability)
+    monkeypatch.setattr(native, "load", lambda: built)
+    assert native.missing(torch.device(where)) == lacks
 
 
 def test_a_forced_backend_that_cannot_run_is_an_error(args):
