@@ -28,8 +28,10 @@ def kernels(
 ) -> None:
     """Microseconds of each operator and backend, and its share of the ceilings measured in the same run."""
     check_file("--json", json_path, force)
+    from ..engine.devices import Devices
     from ..kernels.bench.runner import run
 
+    Devices()  # raises for a GPU that is not supported
     run(names, str(json_path) if json_path else None)
     if json_path:
         say_written(json_path)

@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 class Devices:
     """The devices of an engine's transformer (``model``), VAE and text encoder: today all are one.
 
-    device: ``cuda``, ``cuda:N`` or ``cpu``; None takes CUDA where there is one. Raises ValueError for any other.
+    device: ``cuda``, ``cuda:N`` or ``cpu``; None takes CUDA where there is one. Raises ValueError for any other, and
+    for an AMD GPU, which torch calls ``cuda`` too.
     """
 
     def __init__(self, device: str | torch.device | None = None):
@@ -65,16 +66,34 @@ def default_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+SUPPORTED = "supported are NVIDIA GPUs, Ampere or newer, and CPUs (device 'cpu')"
+
+
+def foreign_gpu() -> str | None:
+    """The GPU of another maker than NVIDIA that torch would use here, in words; None where there is none."""
+    if torch.version.hip:
+        return f"an AMD GPU (torch for ROCm {torch.version.hip})" if torch.cuda.is_available() else None
+    if torch.xpu.is_available():
+        return "an Intel GPU (xpu)"
+    return "an Apple GPU (mps)" if torch.backends.mps.is_available() else None
+
+
 def _checked(device: str | torch.device | None) -> torch.device:
+    foreign = foreign_gpu()
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         log.info("device: %s", device)
+        if foreign and device == "cpu":
+            log.warning("device: cpu; there is %s, but %s", foreign, SUPPORTED)
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"device must be cuda, cuda:N or cpu, got {device!r}") from None
     if device.type not in ("cuda", "cpu"):
-        raise ValueError(f"device must be cuda, cuda:N or cpu, got {str(device)!r}")
+        found = f": here is {foreign}, but {SUPPORTED}" if foreign else ""
+        raise ValueError(f"device must be cuda, cuda:N or cpu, got {str(device)!r}{found}")
+    if device.type == "cuda" and torch.version.hip:
+        raise ValueError(f"device must be an NVIDIA GPU or cpu, got {foreign or 'torch for ROCm'}: {SUPPORTED}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be one that is here, got {str(device)!r}: torch finds no CUDA")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
