@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..keywords import ConfigFields
-from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of
+from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of, runs_in
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
@@ -178,10 +178,9 @@ class Stream:
 
     def precision_with(self, settings: StreamSettings) -> str:
         """``precision``, were these the settings."""
-        model = self.networks.model
-        if policy_of(settings.precision, len(model.blocks)):
-            return "int8" if self._int8_keys_of(settings) else "int8 products"
-        return str(model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+        model, (rows, columns) = self.networks.model, _grid(settings)
+        head_dim = model.config.head_dim
+        return runs_in(settings.precision, model.compute_dtype, len(model.blocks), head_dim, rows * columns)
 
     def weights_changed(self) -> None:
         """The network has other weights: the prompt's keys and values, and the window's with its sinks, are computed

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import torch
+
 from ..kernels.quantize_keys import KEY_RUN
 from ..keywords import Precision
 
@@ -54,3 +56,11 @@ def attention_in_8_bits(precision: Precision, head_dim: int, tokens: int) -> boo
     none. Keys in int8 want whole runs of tokens in a frame, and the kernels heads of 32, 64 or 128 channels."""
     fits = tokens % KEY_RUN == 0 and head_dim in (32, 64, 128)
     return precision == "int8" and fits and not KEPT.get("attention")
+
+
+def runs_in(precision: Precision, dtype: torch.dtype, layers: int, head_dim: int, tokens: int) -> str:
+    """What the layers of a model of ``dtype`` run in: ``int8``, ``int8 products`` where attention over the ring is not
+    in 8 bits, or the model's dtype, ``bf16`` or ``float32``. A frame has so many tokens."""
+    if policy_of(precision, layers):
+        return "int8" if attention_in_8_bits(precision, head_dim, tokens) else "int8 products"
+    return str(dtype).removeprefix("torch.").replace("bfloat16", "bf16")

@@ -2,9 +2,12 @@
 
 import logging
 
+import torch
+
 from ..keywords import VaePrecision
 from .autoencoder import Autoencoder
-from .codec import Codec
+from .codec import Codec, name_of
+from .config import VaeConfig
 from .modules import ModulesCodec
 from .packed.codec import PackedCodec
 
@@ -20,12 +23,27 @@ def codec_for(
     Raises ValueError naming ``vae_precision`` for a VAE that does not run in int8.
     """
     fast = PackedCodec.is_fast(vae)
-    if precision == "int8" or (precision == "auto" and in_8_bits and fast):
+    if _wants_int8(precision, in_8_bits, fast):
         codec = _in_int8(vae, low_memory)
     else:
         codec = PackedCodec(vae, low_memory) if fast else ModulesCodec(vae)
     log.info("VAE runs on %s in %s", type(codec).__name__, codec.precision)
     return codec
+
+
+def path_of(
+    device: torch.device, dtype: torch.dtype, in_8_bits: bool, precision: VaePrecision = "auto"
+) -> tuple[str, str, str]:
+    """What ``codec_for`` would take for the full-size Wan VAE of ``dtype`` on ``device``: the codec's name, its
+    precision, and why it is not the fastest, empty where it is."""
+    why = PackedCodec.why_slow(VaeConfig(), dtype, device) or ""
+    int8 = _wants_int8(precision, in_8_bits, not why)
+    codec = PackedCodec if int8 or not why else ModulesCodec
+    return codec.__name__, "int8" if int8 else name_of(dtype), why
+
+
+def _wants_int8(precision: VaePrecision, in_8_bits: bool, fast: bool) -> bool:
+    return precision == "int8" or (precision == "auto" and in_8_bits and fast)
 
 
 def _in_int8(vae: Autoencoder, low_memory: bool) -> Codec:

@@ -225,7 +225,7 @@ def test_is_taken_where_it_is_fast(monkeypatch, make_vae):
 
     whole, light = (WanVae(config, device="meta").bfloat16() for config in (VaeConfig(), VaeConfig(base=24)))
     assert not chosen(whole)
-    monkeypatch.setattr(native, "on_hopper", lambda x: True)
+    monkeypatch.setattr(native, "missing", lambda device: None)
     assert chosen(whole)
     assert not chosen(light) and not chosen(WanVae(device="meta")) and not chosen(make_vae(kind="tae"))
 

@@ -12,6 +12,7 @@ from ...kernels import native
 from ...kernels.causal_conv import GROUP, GROUP_INT8
 from ..autoencoder import Autoencoder
 from ..codec import NewGraphs, name_of
+from ..config import VaeConfig
 from ..wan.model import WanVae
 from .decode import PackedDecoder
 from .encode import PackedEncoder
@@ -45,8 +46,16 @@ class PackedCodec:
     @staticmethod
     def is_fast(vae: Autoencoder) -> bool:
         """Whether the library has kernels for all of the causal convolutions, where they lie."""
-        full_size = isinstance(vae, WanVae) and vae.config.widths == (96, 192, 384, 384)
-        return full_size and vae.dtype == torch.bfloat16 and native.on_hopper(next(vae.decoder.parameters()))
+        return isinstance(vae, WanVae) and PackedCodec.why_slow(vae.config, vae.dtype, vae.device) is None
+
+    @staticmethod
+    def why_slow(config: VaeConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+        """What keeps a Wan VAE of this kind from the library's kernels there; None if nothing does."""
+        if config.widths != (96, 192, 384, 384):
+            return "the kernels are for the full width"
+        if lacks := native.missing(device):
+            return lacks
+        return None if dtype == torch.bfloat16 else "the kernels are for bfloat16"
 
     @property
     def saturated(self) -> int:
