@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import pkgutil
 import platform
-from importlib import import_module, metadata
-from typing import Annotated
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from .loading import results
+from .loading import console, results
+
+if TYPE_CHECKING:
+    import torch
 
 
 def doctor(
@@ -19,30 +21,45 @@ def doctor(
     verify: Annotated[
         bool, typer.Option("--verify", help="Also read every file of DIRECTORY and compare it with its checksums.")
     ] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Also time a few kernels, for seconds, and estimate frames a second.")
+    ] = False,
 ) -> None:
     """Say what is installed, what the operators run on, and whether DIRECTORY can be loaded."""
     if verify and directory is None:
         raise ValueError("--verify needs a model folder: doctor DIRECTORY --verify")
-    _versions()
-    _operators()
+    device, dtype = _versions()
+    _operators(device, dtype)
+    _presets(device, dtype)
+    if speed:
+        _speed(device)
     if directory is not None:
         _check_model(directory, verify)
 
 
-def _versions() -> None:
+def _versions() -> tuple[torch.device, torch.dtype]:
+    """Print what is here; give the device that an engine would take and its model's dtype."""
     import torch
+
+    from ..engine.devices import SUPPORTED, default_dtype, foreign_gpu
 
     table = Table(title="installed", title_justify="left", show_header=False)
     table.add_row("python", platform.python_version())
     for name in ("longlive-optimized", "torch", "triton", "transformers", "safetensors", "av"):
         table.add_row(name, _version(name))
-    if torch.cuda.is_available():
+    foreign = foreign_gpu()
+    if torch.cuda.is_available() and not foreign:
+        device = torch.device("cuda", torch.cuda.current_device())
         major, minor = torch.cuda.get_device_capability()
         table.add_row("GPU", f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}")
         table.add_row("CUDA, cuDNN of torch", f"{torch.version.cuda}, {torch.backends.cudnn.version()}")
     else:
-        table.add_row("GPU", "none that torch can use")
+        device = torch.device("cpu")
+        table.add_row("GPU", f"{foreign}, not supported" if foreign else "none that torch can use")
     results.print(table)
+    if foreign:
+        console.print(f"there is {foreign}, but {SUPPORTED}", style="yellow", soft_wrap=True)
+    return device, default_dtype("auto", device)
 
 
 def _version(name: str) -> str:
@@ -52,33 +69,50 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _operators() -> None:
-    from .. import kernels
-    from ..kernels import native
-    from ..kernels.registry import OPS
+def _operators(device: torch.device, dtype: torch.dtype) -> None:
+    from ..kernels.bench.paths import paths
 
-    for module in pkgutil.iter_modules(kernels.__path__):
-        if not module.ispkg:
-            import_module(f"{kernels.__name__}.{module.name}")
-    table = Table("operator", "here", "why", title="operators", title_justify="left")
-    for name, op in sorted(OPS.items()):
-        table.add_row(name, *_backend(op.impls, native.load()))
+    kind = str(dtype).removeprefix("torch.")
+    title = f"operators, 480x832, {kind} on {device.type}"
+    note = "causal_conv, causal_conv_int8, conv_pixels and norm_silu run where the VAE is a PackedCodec"
+    table = Table("operator", "runs on", "why not faster", title=title, caption=note, title_justify="left")
+    table.caption_justify = "left"
+    for path in paths(device, dtype):
+        table.add_row(*path)
     results.print(table)
 
 
-def _backend(impls: dict, library: bool) -> tuple[str, str]:
-    import torch
+def _presets(device: torch.device, dtype: torch.dtype) -> None:
+    from ..config import PRESETS
+    from ..model.config import ModelConfig
+    from ..model.precision import runs_in
+    from ..vae.backends import path_of
 
-    from ..kernels.registry import ORDER
+    model, tokens = ModelConfig(), 30 * 52
+    table = Table("preset", "transformer", "VAE", "why not faster", title="presets, 480x832", title_justify="left")
+    for name, preset in PRESETS.items():
+        precision = preset["precision"]
+        layers = runs_in(precision, dtype, model.num_layers, model.head_dim, tokens)
+        codec, vae_precision, why = path_of(device, dtype, in_8_bits=precision != "bf16")
+        table.add_row(name, layers, f"{codec}, {vae_precision}", why)
+    results.print(table)
 
-    if not torch.cuda.is_available():
-        return "reference", "no CUDA device"
-    hopper = torch.cuda.get_device_capability() == (9, 0)
-    if "cuda" in impls and hopper and library:
-        return "cuda", "Hopper, and the library is built"
-    why = "" if "cuda" not in impls else "the library is for Hopper" if library else "built without nvcc"
-    name = next(name for name in ORDER[1:] if name in impls)
-    return name, why or ("the only implementation" if name == "reference" else "no faster implementation here")
+
+def _speed(device: torch.device) -> None:
+    if device.type != "cuda":
+        results.print("--speed: there is nothing to estimate on a CPU")
+        return
+    from ..bench.estimate import PRESETS_ESTIMATED, frames_per_second, measure_rates
+
+    rates, vae_int8 = measure_rates(device)
+    table = Table(title="measured", title_justify="left", show_header=False)
+    for name, value in rates._asdict().items():
+        rate = f"{value / 1e9:.0f} GB/s" if name == "copy" else f"{value / 1e12:.0f} TFLOP/s"
+        table.add_row(name.replace("_", " "), rate)
+    results.print(table)
+    for name in PRESETS_ESTIMATED:
+        fps = frames_per_second(rates, name, vae_int8)
+        results.print(f"{name}: about {fps:.0f} frames a second at 480x832, by these rates", soft_wrap=True)
 
 
 def _check_model(directory: str, verify: bool) -> None:

@@ -137,6 +137,7 @@ RUN: dict[str, Run] = {
     "longlive-optimized doctor DIR": Run(
         "longlive-optimized doctor $MODEL", (r"is complete and its parts fit together",)
     ),
+    "doctor --speed": Run("longlive-optimized doctor --speed", (r"nothing to estimate on a CPU|balanced: about \d+",)),
     "doctor DIR --verify": Run("longlive-optimized doctor $MODEL --verify", (r"no checksum",)),
     "longlive-optimized serve": Run(
         "timeout --preserve-status -s INT 20 longlive-optimized serve --port 0", (r"ready after \d",)
