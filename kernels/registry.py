@@ -61,9 +61,10 @@ class Op:
         """The backend that will run this call, and of each one before it why it does not. Raises as ``choose`` does."""
         chosen = self.choose(*args, **kwargs)
         before = [name for name in ORDER[: ORDER.index(chosen)] if name in self.impls]
-        return chosen, {name: self._refusal(name, *args, **kwargs) for name in before}
+        return chosen, {name: self.refusal(name, *args, **kwargs) for name in before}
 
-    def _refusal(self, name: str, *args, **kwargs) -> str:
+    def refusal(self, name: str, *args, **kwargs) -> str:
+        """Why a backend does not run this call: what the machine lacks, the arguments, or another that is forced."""
         if self.impls[name][1](*args, **kwargs):
             by_environment = os.environ.get("LONGLIVE_BACKEND") == _forced
             return "forced by LONGLIVE_BACKEND" if by_environment else "forced by force()"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from ..registry import OPS, backend
+from ..registry import OPS, backend, forced
 from .runner import bench_of, known
 
 
@@ -53,8 +53,9 @@ def _path(name: str, device: torch.device, dtype: torch.dtype) -> Path:
         arguments = [_moved(x, device, dtype) if isinstance(x, Tensor) else x for x in made]
         try:
             chosen, refusals = OPS[name].explain(*arguments)
-        except NotImplementedError as error:
-            return Path(name, "none", str(error))
+        except NotImplementedError:
+            wanted = str(forced())
+            return Path(name, "none", f"{wanted} is forced: {OPS[name].refusal(wanted, *arguments)}")
     return Path(name, chosen, next(iter(refusals.values()), ""))
 
 

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 
 from ..config import PRESETS
-from ..kernels.bench import causal_conv, causal_conv_int8, int8_linear, ring_attention, ring_attention_int8
+from ..kernels.bench import causal_conv, causal_conv_int8
 from ..kernels.bench.case import Case
-from ..kernels.bench.runner import sets_of, time_on_gpu
+from ..kernels.bench.runner import bench_of, sets_of, time_on_gpu
 from ..kernels.registry import OPS
 from ..model.config import ModelConfig
 from ..vae.backends import path_of
@@ -117,9 +117,9 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
             wide_int8, narrow_int8 = (_rate(convolve, _layer(causal_conv_int8, channels)) for channels in (192, 96))
         return Rates(
             product=_product(),
-            product_int8=_rate(OPS["int8_linear"], int8_linear.BENCH.real[0]),
-            attention=_rate(OPS["ring_attention"], ring_attention.BENCH.real[0]),
-            attention_int8=_rate(OPS["ring_attention_int8"], ring_attention_int8.BENCH.real[0]),
+            product_int8=_operator("int8_linear"),
+            attention=_operator("ring_attention"),
+            attention_int8=_operator("ring_attention_int8"),
             convolution=wide,
             convolution_int8=wide_int8,
             convolution_96=narrow,
@@ -133,6 +133,12 @@ def _layer(bench, channels: int) -> Case:
     layers = bench.decoder(*LATENT)
     found = next(x for x in layers if x.channels == (channels, channels) and x.act and not x.raw and not x.residual)
     return bench.case(found, torch.bfloat16)
+
+
+def _operator(name: str) -> float:
+    """The rate of an operator's first case, by the backend that takes it."""
+    case = bench_of(name).real[0]
+    return _rate(OPS[name], case)
 
 
 def _rate(function: Callable, case: Case) -> float:

@@ -90,8 +90,8 @@ def _checked(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, TypeError):
         raise ValueError(f"device must be cuda, cuda:N or cpu, got {device!r}") from None
     if device.type not in ("cuda", "cpu"):
-        found = f": here is {foreign}, but {SUPPORTED}" if foreign else ""
-        raise ValueError(f"device must be cuda, cuda:N or cpu, got {str(device)!r}{found}")
+        found = f"here is {foreign}, but " if foreign else ""
+        raise ValueError(f"device must be cuda, cuda:N or cpu, got {str(device)!r}: {found}{SUPPORTED}")
     if device.type == "cuda" and torch.version.hip:
         raise ValueError(f"device must be an NVIDIA GPU or cpu, got {foreign or 'torch for ROCm'}: {SUPPORTED}")
     if device.type == "cuda" and not torch.cuda.is_available():

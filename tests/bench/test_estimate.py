@@ -1,5 +1,6 @@
 """The estimate of ``doctor --speed`` beside what was measured, and beside sums by hand."""
 
+import contextlib
 import time
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from longlive_optimized.bench import estimate
 from longlive_optimized.bench.estimate import Rates, frames_per_second, measure_rates
+from longlive_optimized.kernels import native
+from longlive_optimized.kernels.bench.paths import without_memory
 
 # An H200's, of docs/performance.md and docs/int8.md: TFLOP/s, and bytes a second.
 H200 = Rates(635e12, 1103e12, 644e12, 755e12, 655e12, 1310e12, 643e12, 980e12, 4253e9)
@@ -57,6 +60,30 @@ def test_what_is_measured_is_what_runs_most():
     wide, narrow = (estimate._layer(estimate.causal_conv, channels) for channels in (192, 96))
     assert "12x240x416" in wide.shape and "12x480x832" in narrow.shape
     assert estimate._layer(estimate.causal_conv_int8, 96).flops == narrow.flops
+
+
+@pytest.mark.parametrize(("capability", "vae_int8"), [((9, 0), True), ((8, 0), False)])
+def test_what_a_gpu_is_asked_for(monkeypatch, capability, vae_int8):
+    """Each kernel once, by the operator itself; torch's convolutions where ours are not for this GPU."""
+    timed = []
+
+    def take_a_second(function, sets):
+        timed.append(getattr(function, "name", None) or getattr(function, "__name__", ""))
+        return 1.0
+
+    monkeypatch.setattr(native, "capability", lambda index: capability)
+    monkeypatch.setattr(native, "load", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(estimate, "sets_of", lambda case: [case.make("cpu")])
+    monkeypatch.setattr(estimate, "_seconds", take_a_second)
+    with without_memory():
+        rates, in_int8 = measure_rates(torch.device("cuda", 0))
+    convolutions = ["causal_conv"] * 2 + ["causal_conv_int8"] * 2 if vae_int8 else ["published"] * 2
+    assert timed == [*convolutions, "linear", "int8_linear", "ring_attention", "ring_attention_int8", "<lambda>"]
+    assert in_int8 == vae_int8
+    assert rates.attention == rates.attention_int8 == 4 * 4680 * 18720 * 1536
+    assert rates.product == rates.product_int8 == 2 * 4680 * 1536 * 4608 and rates.copy == 2**30
+    assert rates.convolution == rates.convolution_int8 and rates.convolution_96 == rates.convolution_96_int8
 
 
 @pytest.mark.gpu

@@ -91,3 +91,11 @@ def test_rows_on_a_gpu():
     rows = runner.run(["modulate_norm"])
     assert {"triton", "reference", "published"} <= {row["backend"] for row in rows}
     assert all(row["share_of_ceiling"] > 0 for row in rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_samples_end_when_their_time_is_over():
+    sets = [(torch.zeros(1 << 20, device="cuda"),) for _ in range(2)]
+    assert len(runner.time_on_gpu(torch.neg, sets, samples=9)) == 9
+    assert len(runner.time_on_gpu(torch.neg, sets, samples=9, at_most=0)) == 3
