@@ -67,7 +67,9 @@ def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
     policy = policy_at(stream, stream.position)
     latents = denoise(stream, request, policy)
     # The only wait for the device, of 8 bits alone: what cannot be shown is found before the decoder moves on.
-    if (in_8_bits(policy) or stream.ring.keys_read == "int8") and not latents.isfinite().all():
+    eight = in_8_bits(policy) or stream.ring.keys_read == "int8"
+    stream.made_again = eight and not latents.isfinite().all().item()
+    if stream.made_again:
         policy, latents = stream.plain, again_in_bf16(stream, request)
     stream.made_with = policy
     return latents
@@ -82,7 +84,6 @@ def policy_at(stream: Stream, start: int, origin: int = 0) -> Policy:
 def again_in_bf16(stream: Stream, request: BlockRequest) -> Tensor:
     """The block from the same noise over the same ring, and if that is not finite either over a window made anew, with
     keys in the model's dtype."""
-    stream.fallback_blocks += 1
     latents = denoise(stream, request, stream.plain)
     if not latents.isfinite().all():
         stream.ring.hold(False)

@@ -62,7 +62,8 @@ class Stream:
     from_video: whether the last block was made from video; None before the first.
     plain, policy: no products, and those that its precision runs in 8 bits; made_with: those of the last block's
         denoising. int8_keys: whether its precision runs attention over the ring in 8 bits.
-    fallback_blocks: how many blocks since the last ``reset`` were made again without 8 bits, not being finite.
+    made_again: whether what was denoised last was not finite in 8 bits, and was made again without.
+    fallback_blocks: how many blocks since the last ``reset`` were. One that is tried twice counts once.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Stream:
         self.sinks, self.first_sink = self.history, 0
         self.context_due = self.recache_due = self.sinks_due = False
         self.from_video: bool | None = None
-        self.made_with = self.plain
+        self.made_with, self.made_again = self.plain, False
         self.ring.reset()
         self.restart_vae()
 
@@ -201,6 +202,7 @@ class Stream:
     def keep(self, history: Tensor, frames: int) -> None:
         """A block of so many latent frames is generated, at the end of ``history``: move on."""
         self.prompt.block_made()
+        self.fallback_blocks += self.made_again
         self.history = history
         if self.position < self.ring.sink:
             self.sinks = history[: self.ring.sink]
