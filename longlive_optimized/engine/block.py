@@ -112,6 +112,7 @@ def settle(stream: Stream) -> None:
 
     Then, or before the recache, its keys become of the kind that the stream's precision wants.
     """
+    stream.recache_due |= stream.position > 0 and stream.ring.stale  # due until it has worked
     if stream.context_due and not stream.recache_due:
         with stream.timer.stage("context"):
             # With what the block was made: the first one's is what the sinks keep.

@@ -54,7 +54,7 @@ class Stream:
     sinks: those of the sinks, however long ago; first_sink: the first one's latent frame.
     prompt_due: the prompt in force has not reached the network yet.
     context_due: the last block's clean keys and values are not in the ring yet.
-    recache_due: the ring's keys and values are of another prompt, window or weights.
+    recache_due: the ring's keys and values are of another prompt or weights, or a recache has failed.
     sinks_due: those of the sinks are of other weights.
     undecoded: latent frames at the end of ``history`` that are generated but not yet decoded.
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
@@ -105,8 +105,9 @@ class Stream:
         """Change settings (those in ``config.CHANGEABLE``) from the next block on; weights and picture stay.
 
         A new local_attn_size recomputes the window before that block, without a cut: the sinks are kept (with
-        ``global_sink`` false replaced, as at a prompt switch). Buffers and graphs stay, unless the window grows beyond
-        any before. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
+        ``global_sink`` false replaced, as at a prompt switch). One that is changed back before that block leaves no
+        trace. Buffers and graphs stay, unless the window grows beyond any before: that window is recomputed whatever
+        comes after. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
         ValueError for other fields and bad values; nothing has changed then, nor where memory is short.
         """
         with self._devices.turn():
@@ -230,7 +231,6 @@ class Stream:
             passes.ring.reserve(int8_keys)
             passes.cross = self.passes.cross
             self.passes = passes
-        self.recache_due = self.position > 0
 
     def _new_passes(self, window: int, int8_keys: bool) -> Passes:
         ring = self._new_ring(window=window, int8=int8_keys)
