@@ -26,9 +26,12 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "Tensor window, int sink, int origin) -> ()");
   m.def(
       "causal_conv(Tensor x, Tensor frames, Tensor weight, Tensor bias, int kind, Tensor? residual, "
-      "Tensor? residual_frames, Tensor(a!)? raw, Tensor? raw_frames, Tensor(b!)? act, Tensor? act_frames, Tensor? "
-      "gain, "
-      "float eps) -> ()");
+      "Tensor? residual_frames, Tensor(a!)? raw, Tensor? raw_frames, Tensor(b!)? act, Tensor? act_frames, "
+      "Tensor? gain, float act_scale, Tensor(c!)? saturated, float eps) -> ()");
+  m.def(
+      "causal_conv_int8(Tensor x, Tensor frames, Tensor weight, Tensor scale, Tensor bias, Tensor? residual, "
+      "Tensor? residual_frames, Tensor(a!)? raw, Tensor? raw_frames, Tensor(b!)? act, Tensor? act_frames, "
+      "Tensor? gain, float act_scale, Tensor(c!)? saturated, float eps) -> ()");
   m.def("conv_pixels(Tensor x, Tensor frames, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
   m.def("int8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor bias) -> Tensor");
   m.def(

@@ -176,29 +176,28 @@ def attention() -> list[Bar]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Convolution: the first one of a block of 96 channels, 3x3x3, with norm and SiLU (Config<kCausal, 96, 4>)
+# Convolution: the first of a block of 96 channels, 3x3x3, with norm and SiLU (Config<kCausal, 96, 4>). Each consumer
+# has work tiles and a producer of its own
 
-PATCHES, WEIGHTS, LAG, TAPS = 4, 14, 7, 3
-SLICES, CHUNKS = 9, 3  # three columns of taps in each of three frames; 32 channels at a time
-STAGE = 8 * 64 * 96 * 16 / 2048  # of one warpgroup: 4 subtiles, 2 products each
-EPILOGUE, COPY_PATCH, COPY_WEIGHT = 23_000, 1000, 175
+PATCHES, WEIGHTS, TAPS = 3, 8, 9
+SLICES, CHUNKS = 3, 3  # frames; 32 channels at a time
+STAGE = 8 * 64 * 96 * 16 / 2048  # 4 subtiles, 2 products each
+EPILOGUE, COPY_PATCH, COPY_WEIGHT = 23_000, 600, 175
 
 
 def convolution() -> list[Bar]:
     sim, patches = Simulation(), SLICES * CHUNKS
 
-    def producer() -> Actor:
+    def producer(index: int) -> Actor:
+        lane = f"producer {index}: TMA"
         for patch in range(WORK * patches):
-            for consumer in (0, 1):
-                if patch >= PATCHES:
-                    yield "patch empty", patch - PATCHES, consumer
-            bar = "producer: TMA", str(patch % patches), "value"
-            sim.use("tma", COPY_PATCH, ("patch full", patch), bar)
+            if patch >= PATCHES:
+                yield "patch empty", patch - PATCHES, index
+            sim.use("tma", COPY_PATCH, ("patch full", patch, index), (lane, str(patch % patches), "value"))
             for weight in range(patch * TAPS, (patch + 1) * TAPS):
-                for consumer in (0, 1):
-                    if weight >= WEIGHTS:
-                        yield "weight empty", weight - WEIGHTS, consumer
-                sim.use("tma", COPY_WEIGHT, ("weight full", weight), ("producer: TMA", "", "query"))
+                if weight >= WEIGHTS:
+                    yield "weight empty", weight - WEIGHTS, index
+                sim.use("tma", COPY_WEIGHT, ("weight full", weight, index), (lane, "", "query"))
 
     def consumer(index: int) -> Actor:
         def finished(weight: int) -> Actor:
@@ -206,13 +205,13 @@ def convolution() -> list[Bar]:
             sim.signal(("weight empty", weight, index))
 
         if index == 1:
-            yield "weight full", LAG
+            yield "first multiplied"
         for work in range(WORK):
             first = work * patches
             for patch in range(first, first + patches):
-                yield "patch full", patch
+                yield "patch full", patch, index
                 for weight in range(patch * TAPS, (patch + 1) * TAPS):
-                    yield "weight full", weight
+                    yield "weight full", weight, index
                     bar = f"tensor cores: {index}", str(weight % (patches * TAPS)), "key"
                     sim.use("tensor", STAGE, ("done", weight, index), bar)
                     if weight > first * TAPS:  # mma_wait<1>: the products before these have ended
@@ -221,9 +220,11 @@ def convolution() -> list[Bar]:
                             sim.signal(("patch empty", patch - 1, index))
             yield from finished(weight)
             sim.signal(("patch empty", patch, index))
+            if index == work == 0:
+                sim.signal("first multiplied")
             yield sim.spend(EPILOGUE, f"consumer {index}", "epilogue: bias, norm, SiLU, stores", "epilogue")
 
-    for actor in (producer(), consumer(0), consumer(1)):
+    for actor in (producer(0), producer(1), consumer(0), consumer(1)):
         sim.start(actor)
     sim.run()
     return sim.bars
@@ -296,13 +297,14 @@ def pictures() -> dict[str, str]:
     bars, conv = attention(), convolution()
     first = min(bar.end for bar in conv if bar.colour == "epilogue")
     title = "One multiprocessor: a work tile of five key tiles, and the next one's beginning"
-    whole = "One multiprocessor, 96 channels: two work tiles"
-    seam = "Between two work tiles: stages of weights by number, patches above; consumer 1 stays seven stages behind"
+    whole = "One multiprocessor, 96 channels: two work tiles of each consumer"
+    seam = "Where consumer 0 takes its second work tile: stages of weights by number, patches above"
+    apart = "producer 0: TMA", "producer 1: TMA", *roles[1:]
     return {
         "attention-timeline.svg": picture((bars, (roles[0], *stages, *roles[1:]), 0, 21_500, title)),
         "convolution-timeline.svg": picture(
-            (conv, roles, 0, max(bar.end for bar in conv), whole),
-            (conv, roles, first - EPILOGUE - 5500, first + 6500, seam),
+            (conv, apart, 0, max(bar.end for bar in conv), whole),
+            (conv, apart, first - 6000, first + 6000, seam),
         ),
     }
 

@@ -34,5 +34,10 @@ def expect_float(name: str, t: Tensor) -> None:
 
 
 def on_gpu(x: Tensor, *rest) -> bool:
-    """Whether the Triton kernels are meant for x, an operator's first argument."""
+    """Whether the Triton kernels are meant for floats x, an operator's first argument."""
     return x.is_cuda and x.dtype in (torch.bfloat16, torch.float32)
+
+
+def is_cuda(x: Tensor, *rest) -> bool:
+    """Whether x, an operator's first argument, is on a GPU: all that Triton kernels of one dtype ask."""
+    return x.is_cuda

@@ -45,7 +45,7 @@ def conv_pixels(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Te
 def _check(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
     expect_float("x", x)
     expect("x", x, (None, None, None, None, GROUP), x.dtype, x.device)
-    _check_indices("frames", frames, x)
+    _check_indices("frames", frames, x.device)
     if len(frames) < 3:
         raise ValueError(f"frames must have at least 3 indices, got {len(frames)}")
     expect("weight", weight, (1, _padded(x) * 27 * PIXEL), x.dtype, x.device)

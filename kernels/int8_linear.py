@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .checks import expect
-from .quantize import expect_groups, quantize_runs
+from .checks import expect, is_cuda
+from .quantize import expect_groups, quantize_groups
 from .registry import op
 from .triton_import import tl, triton
 
@@ -16,7 +16,7 @@ PACK = 32  # rows of a weight that are permuted among themselves
 _DEEPEST = (2**31 - 1) // 128**2  # columns whose products sum to an int32, whatever the values
 _EXACT = 2**24 // 128**2  # columns whose products sum to a float32 without rounding
 STEP = 128  # columns that the CUDA kernel takes at a time: a group is a multiple
-GELU_RUN = 256  # channels that share a scale of GELU's result: of one work tile in CUDA, at most of a program in Triton
+GELU_GROUP = 256  # channels that share a scale of GELU's result: a work tile's in CUDA, at most a program's in Triton
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -31,6 +31,15 @@ def pack(weight: Tensor) -> Tensor:
     return weight.reshape(-1, 4, 4, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A plain weight [M, K] of floats as the products take it: (packed int8 [M, K], float32 scale of each row [M]).
+
+    Raises ValueError unless M is a multiple of 32.
+    """
+    values, scale = quantize_groups(weight, 1)  # no kernel need be compiled for it
+    return pack(values), scale[0]
+
+
 def _fake(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
     _check(x, x_scale, weight, weight_scale, bias)
     return bias.new_empty(x.shape[0], weight.shape[0])
@@ -40,8 +49,8 @@ def _fake(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias
 def int8_linear(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
     """``(sum_g x_scale[g, n] * sum_{k in group g} x[n, k] w[m, k]) * weight_scale[m] + bias[m]``.
 
-    - x [N, K] int8 and x_scale [G, N] float32, as ``quantize`` returns them: G equal runs of columns, each of at most
-      131071.
+    - x [N, K] int8 and x_scale [G, N] float32, as ``quantize`` returns them: G equal groups of columns, each of at
+      most 131071.
     - weight [M, K] int8, packed by ``pack``: w is the plain weight. M is a multiple of 32.
     - weight_scale [M] float32 and bias [M], bfloat16 or float32, in the plain order of channels.
 
@@ -67,20 +76,18 @@ def int8_linear_gelu(
 ) -> tuple[Tensor, Tensor]:
     """``quantize(GELU(int8_linear(...)), groups)`` without a rounding before the last; GELU by its tanh approximation.
 
-    The arguments are those of ``int8_linear``; ``groups`` divides M into equal runs. Returns (values [N, M] int8, scale
+    The arguments are those of ``int8_linear``; ``groups`` divides M evenly. Returns (values [N, M] int8, scale
     [groups, N] float32), as ``quantize`` does. Raises ValueError naming the argument that does not fit.
     """
     _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
-    return quantize_runs(F.gelu(_linear(x, x_scale, weight, weight_scale, bias), approximate="tanh"), groups)
+    return quantize_groups(F.gelu(_linear(x, x_scale, weight, weight_scale, bias), approximate="tanh"), groups)
 
 
 def _linear(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
     """[N, M] in float32."""
-    depth = x.shape[1] // len(x_scale)
-    plain = pack(weight)
-    runs = zip(x_scale, x.split(depth, dim=1), plain.split(depth, dim=1), strict=True)
+    groups, plain = len(x_scale), pack(weight)
     total = x_scale.new_zeros(x.shape[0], len(plain))
-    for scale, a, b in runs:
+    for scale, a, b in zip(x_scale, x.chunk(groups, dim=1), plain.chunk(groups, dim=1), strict=True):
         total += scale[:, None] * _integer_product(a, b)
     return total * weight_scale + bias.float()
 
@@ -105,18 +112,23 @@ def _int_mm_is_exact() -> bool:
         return False
 
 
+def expect_weight(weight: Tensor, weight_scale: Tensor, depth: int | None, device: torch.device) -> None:
+    """Raise ValueError unless weight [M, depth] and weight_scale [M] are such as ``quantize_weight`` returns."""
+    expect("weight", weight, (None, depth), torch.int8, device)
+    if weight.shape[0] % PACK:
+        raise ValueError(f"weight must have a multiple of {PACK} rows, got {weight.shape[0]}")
+    expect("weight_scale", weight_scale, (weight.shape[0],), torch.float32, device)
+
+
 def _check(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> None:
     expect("x", x, (None, None), torch.int8, x.device)
     expect("x_scale", x_scale, (None, x.shape[0]), torch.float32, x.device)
-    runs, depth = x_scale.shape[0], x.shape[1]
-    if runs < 1 or depth < 1 or depth % runs:
-        raise ValueError(f"x_scale must have a row count that divides x's {depth} columns, got {runs}")
-    if depth // runs > _DEEPEST:
-        raise ValueError(f"x must have at most {_DEEPEST} columns for each row of x_scale, got {depth // runs}")
-    expect("weight", weight, (None, depth), torch.int8, x.device)
-    if weight.shape[0] % PACK:
-        raise ValueError(f"weight must have a multiple of {PACK} rows, got {weight.shape[0]}")
-    expect("weight_scale", weight_scale, (weight.shape[0],), torch.float32, x.device)
+    groups, depth = x_scale.shape[0], x.shape[1]
+    if groups < 1 or depth < 1 or depth % groups:
+        raise ValueError(f"x_scale must have a row count that divides x's {depth} columns, got {groups}")
+    if depth // groups > _DEEPEST:
+        raise ValueError(f"x must have at most {_DEEPEST} columns for each row of x_scale, got {depth // groups}")
+    expect_weight(weight, weight_scale, depth, x.device)
     if bias.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"bias must be bfloat16 or float32, got {bias.dtype}")
     expect("bias", bias, (weight.shape[0],), bias.dtype, x.device)
@@ -147,7 +159,8 @@ def _cuda(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias
 def _fits_cuda_gelu(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
 ) -> bool:
-    return _fits_cuda(x, x_scale, weight, weight_scale, bias) and len(x_scale) == 1 and len(weight) == GELU_RUN * groups
+    fits = _fits_cuda(x, x_scale, weight, weight_scale, bias)
+    return fits and len(x_scale) == 1 and len(weight) == GELU_GROUP * groups
 
 
 @int8_linear_gelu.impl("cuda", when=_fits_cuda_gelu)
@@ -162,30 +175,33 @@ def _cuda_gelu(
 if triton:
     from .quantize import inverse_of, largest, rounded
 
+    @triton.jit
+    def packed_row(channel):
+        """Where ``pack`` has put a channel's row."""
+        return channel // 32 * 32 + channel // 2 % 4 * 8 + channel // 8 % 4 * 2 + channel % 2
+
     # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
     @triton.jit(do_not_specialize=["rows"])
     def _kernel(
-        x, x_scale, weight, weight_scale, bias, out, out_scale, rows, runs, depth, channels, width,
+        x, x_scale, weight, weight_scale, bias, out, out_scale, rows, groups, depth, channels, width,
         GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
     ):  # fmt: skip
         tile, part = tl.program_id(0), tl.program_id(1)
         row, column, step = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK), tl.arange(0, STEP)
         channel = part * width + column
         here, live = row < rows, (column < width) & (channel < channels)
-        # Read where ``pack`` has put it, so that the sums are in the plain order.
-        packed = channel // 32 * 32 + channel // 2 % 4 * 8 + channel // 8 % 4 * 2 + channel % 2
-        a = x + row.to(tl.int64)[:, None] * (runs * depth)
-        b = weight + packed.to(tl.int64)[:, None] * (runs * depth)
+        a = x + row.to(tl.int64)[:, None] * (groups * depth)
+        b = weight + packed_row(channel).to(tl.int64)[:, None] * (groups * depth)  # so sums are in the plain order
         total = tl.zeros((ROWS, BLOCK), tl.float32)
-        for run in range(0, runs):
+        for group in range(0, groups):
             sums = tl.zeros((ROWS, BLOCK), tl.int32)
             for start in range(0, depth, STEP):
                 inside = (start + step < depth)[None]
-                k = (run * depth + start + step)[None]
+                k = (group * depth + start + step)[None]
                 left = tl.load(a + k, mask=here[:, None] & inside, other=0)
                 right = tl.load(b + k, mask=live[:, None] & inside, other=0)
                 sums = tl.dot(left, tl.trans(right), sums, out_dtype=tl.int32)
-            scale = tl.load(x_scale + run * rows + row, mask=here, other=0.0)
+            scale = tl.load(x_scale + group * rows + row, mask=here, other=0.0)
             total += scale[:, None] * sums.to(tl.float32)
         total *= tl.load(weight_scale + channel, mask=live, other=0.0)
         total += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
@@ -198,10 +214,7 @@ if triton:
         else:
             tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
-    def _on_gpu(x: Tensor, *rest) -> bool:
-        return x.is_cuda
-
-    @int8_linear.impl("triton", when=_on_gpu)
+    @int8_linear.impl("triton", when=is_cuda)
     def _triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
         _check(x, x_scale, weight, weight_scale, bias)
         out = bias.new_empty(len(x), len(weight))
@@ -209,7 +222,7 @@ if triton:
         return out
 
     def _fits_triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int):
-        return x.is_cuda and len(weight) <= GELU_RUN * groups
+        return x.is_cuda and len(weight) <= GELU_GROUP * groups
 
     @int8_linear_gelu.impl("triton", when=_fits_triton)
     def _triton_gelu(
@@ -223,7 +236,7 @@ if triton:
 
     def _launch(x, x_scale, weight, weight_scale, bias, out, out_scale: Tensor | None, width: int) -> None:
         """A program has ``width`` channels of a tile of rows: with out_scale a group of the result."""
-        rows, channels, runs = len(x), len(weight), len(x_scale)
+        rows, channels, groups = len(x), len(weight), len(x_scale)
         if rows == 0 or channels == 0:
             return
         block = max(16, triton.next_power_of_2(width))
@@ -233,6 +246,6 @@ if triton:
         with torch.cuda.device_of(x):
             _kernel[(triton.cdiv(rows, tile), triton.cdiv(channels, width))](
                 x, x_scale, weight, weight_scale, bias, out, out_scale if gelu else out,
-                rows, runs, x.shape[1] // runs, channels, width,
+                rows, groups, x.shape[1] // groups, channels, width,
                 GELU=gelu, ROWS=tile, BLOCK=block, STEP=64, num_warps=8, num_stages=4,
             )  # fmt: skip

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize import empty_int8, quantize_runs
+from .quantize import empty_int8, quantize_groups
 from .registry import op
 from .triton_import import tl, triton
 
@@ -30,7 +30,7 @@ def modulate_norm_int8(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> t
     does not fit.
     """
     _check(x, shift, scale)
-    return quantize_runs(_modulated(x, shift, scale, eps), 1)
+    return quantize_groups(_modulated(x, shift, scale, eps), 1)
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize import quantize_runs
-from .quantize_keys import KEY_RUN, as_int8, expect_key_scales, mix, scales_by_slot, whole_warps
+from .quantize import quantize_groups
+from .quantize_keys import KEY_RUN, expect_int8_keys, mix, store_keys, whole_warps
 from .registry import op
 from .rotate_sinks import rotate
 from .triton_import import tl, triton
@@ -74,10 +74,8 @@ def qk_norm_rope_store_int8(
     """
     _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots)
     q, k = _queries_and_keys(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps)
-    values, scale = as_int8(k, k_offset)
-    k_ring.index_copy_(0, slots, values)
-    scales_by_slot(k_scale, k_ring).index_copy_(1, slots, scale)
-    values, scale = quantize_runs(mix(q).flatten(0, 1).flatten(1), k_ring.shape[2])
+    store_keys(k, k_offset, k_ring, k_scale, slots)
+    values, scale = quantize_groups(mix(q).flatten(0, 1).flatten(1), k_ring.shape[2])
     return values.view(-1, *k_ring.shape[2:]), scale
 
 
@@ -112,7 +110,7 @@ def _keep_sinks(k_sink: Tensor, k: Tensor, slots: Tensor) -> None:
 
 def _check_int8(qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots) -> None:
     _check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, torch.int8)
-    expect_key_scales(k_ring, k_scale, k_offset)
+    expect_int8_keys(k_ring, k_scale, k_offset)
 
 
 def _check(
@@ -209,11 +207,11 @@ if triton:
 
     @triton.jit
     def _store_int8(
-        z, z_stride, gain, cos, sin, offset, sink, kept, out, scale, scale_of_head, size, eps,
+        z, gain, cos, sin, offset, sink, kept, out, scale, scale_of_head, size, eps,
         RUN: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
     ):  # fmt: skip
-        """RUN rows z, normed, rotated, and head by head stored as int8: queries, or keys, ``kept`` before."""
-        z += tl.arange(0, RUN)[:, None] * z_stride
+        """Queries of RUN tokens at z, or keys, ``kept`` before, normed, rotated, and stored head by head as int8."""
+        z += tl.arange(0, RUN)[:, None] * 3 * size
         channel = tl.arange(0, BLOCK)
         row = tl.load(z + channel, mask=channel < size, other=0.0).to(tl.float32)
         inverse = tl.rsqrt(tl.sum(row * row, axis=1, keep_dims=True) / size + eps)
@@ -255,12 +253,12 @@ if triton:
             cos, sin = load_rotation(rope_time, rope_space, frame, in_frame * RUN + token, time_pairs, PAIRS, 2 * PAIRS)
             if part == 0:
                 _store_int8(
-                    qkv, 3 * size, q_gain, cos, sin, k_offset, k_sink, False, q + run * RUN * size,
+                    qkv, q_gain, cos, sin, k_offset, k_sink, False, q + run * RUN * size,
                     q_scale + run * RUN, tl.num_programs(0) * RUN, size, eps, RUN, 2 * PAIRS, BLOCK, KEYS=False,
                 )  # fmt: skip
             else:
                 _store_int8(
-                    qkv, 3 * size, k_gain, cos, sin, k_offset, k_sink + in_ring, slot < sinks, k_ring + in_ring,
+                    qkv, k_gain, cos, sin, k_offset, k_sink + in_ring, slot < sinks, k_ring + in_ring,
                     k_scale + home, scales, size, eps, RUN, 2 * PAIRS, BLOCK, KEYS=True,
                 )  # fmt: skip
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize import quantize_runs
+from .quantize import quantize_groups
 from .registry import op
 from .triton_import import tl, triton
 
@@ -32,9 +32,14 @@ def quantize_keys(k: Tensor, k_offset: Tensor, k_ring: Tensor, k_scale: Tensor, 
     values then mean nothing, and in no other. Raises ValueError naming the argument that does not fit.
     """
     _check(k, k_offset, k_ring, k_scale, slots)
+    store_keys(k, k_offset, k_ring, k_scale, slots)
+
+
+def store_keys(k: Tensor, k_offset: Tensor, k_ring: Tensor, k_scale: Tensor, slots: Tensor) -> None:
+    """The arithmetic of ``quantize_keys``, for operators that end in it."""
     values, scale = as_int8(k, k_offset)
     k_ring.index_copy_(0, slots, values)
-    scales_by_slot(k_scale, k_ring).index_copy_(1, slots, scale)
+    _scales_by_slot(k_scale, k_ring).index_copy_(1, slots, scale)
 
 
 def dequantize_keys(k_ring: Tensor, k_scale: Tensor, k_offset: Tensor, dtype: torch.dtype) -> Tensor:
@@ -44,14 +49,14 @@ def dequantize_keys(k_ring: Tensor, k_scale: Tensor, k_offset: Tensor, dtype: to
     rounded once. Raises ValueError naming the argument that does not fit.
     """
     expect("k_ring", k_ring, (None,) * 4, torch.int8, k_ring.device)
-    expect_key_scales(k_ring, k_scale, k_offset)
+    expect_int8_keys(k_ring, k_scale, k_offset)
     tokens = k_ring.shape[1]
-    scale = scales_by_slot(k_scale, k_ring).to(torch.promote_types(dtype, torch.float32)).permute(1, 2, 0)
+    scale = _scales_by_slot(k_scale, k_ring).to(torch.promote_types(dtype, torch.float32)).permute(1, 2, 0)
     runs = k_ring.unflatten(1, (tokens // KEY_RUN, KEY_RUN)) * scale[:, :, None, :, None]
     return (mix(runs.flatten(1, 2)) + k_offset).to(dtype)
 
 
-def scales_by_slot(k_scale: Tensor, k_ring: Tensor) -> Tensor:
+def _scales_by_slot(k_scale: Tensor, k_ring: Tensor) -> Tensor:
     """k_scale [H, G] of k_ring [R, S, H, hd] as [H, R, S / 8], a view."""
     slots, tokens = k_ring.shape[:2]
     return k_scale[:, : slots * tokens // KEY_RUN].unflatten(1, (slots, -1))
@@ -62,7 +67,7 @@ def as_int8(keys: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     frames, tokens, heads, head_dim = keys.shape
     wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
     runs = mix(wide - offset).view(frames * tokens // KEY_RUN, KEY_RUN, heads, head_dim).transpose(1, 2)
-    values, scale = quantize_runs(runs.flatten(1), heads)
+    values, scale = quantize_groups(runs.flatten(1), heads)
     return values.view(runs.shape).transpose(1, 2).reshape(keys.shape), scale.view(heads, frames, tokens // KEY_RUN)
 
 
@@ -83,14 +88,14 @@ def mix(x: Tensor) -> Tensor:
     return x.reshape(shape) * size**-0.5
 
 
-def expect_key_scales(k_ring: Tensor, k_scale: Tensor, k_offset: Tensor) -> None:
+def expect_int8_keys(k_ring: Tensor, k_scale: Tensor, k_offset: Tensor) -> None:
     """Raise ValueError unless k_scale and k_offset fit k_ring [.., R, S, H, hd], which may have layers in front."""
     *layers, _, _, heads, head_dim = k_ring.shape
     expect("k_offset", k_offset, (*layers, heads, head_dim), torch.float32, k_ring.device)
-    expect_runs(k_ring, k_scale)
+    expect_key_scales(k_ring, k_scale)
 
 
-def expect_runs(k_ring: Tensor, k_scale: Tensor) -> None:
+def expect_key_scales(k_ring: Tensor, k_scale: Tensor) -> None:
     """Raise ValueError unless k_scale [.., H, G] has room for the scales of k_ring [.., R, S, H, hd]."""
     *layers, ring, tokens, heads, _ = k_ring.shape
     if tokens % KEY_RUN:
@@ -111,7 +116,7 @@ def _check(k: Tensor, k_offset: Tensor, k_ring: Tensor, k_scale: Tensor, slots: 
     expect("k", k, (None,) * 4, k.dtype, k.device)
     frames, tokens, heads, head_dim = k.shape
     expect("k_ring", k_ring, (None, tokens, heads, head_dim), torch.int8, k.device)
-    expect_key_scales(k_ring, k_scale, k_offset)
+    expect_int8_keys(k_ring, k_scale, k_offset)
     expect("slots", slots, (frames,), torch.int64, k.device)
     if frames > k_ring.shape[0]:
         raise ValueError(f"k must have at most k_ring's {k_ring.shape[0]} frames, got {frames}")
@@ -168,10 +173,11 @@ if triton:
         out, scale = k_ring + home * RUN * size + head * DIM, k_scale + head.to(tl.int64) * scales + home
         store_head(key, out, size, scale, RUN, DIM, SHARED=True)
 
-    def _fits_triton(k: Tensor, *rest) -> bool:
+    def fits_triton(k: Tensor, *rest) -> bool:
+        """Whether ``store_head`` takes the heads of k [.., hd], an operator's first argument."""
         return on_gpu(k) and k.shape[-1].bit_count() == 1
 
-    @quantize_keys.impl("triton", when=_fits_triton)
+    @quantize_keys.impl("triton", when=fits_triton)
     def _triton(k: Tensor, k_offset: Tensor, k_ring: Tensor, k_scale: Tensor, slots: Tensor) -> None:
         _check(k, k_offset, k_ring, k_scale, slots)
         frames, tokens, heads, head_dim = k.shape

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize import empty_int8, quantize_runs
+from .quantize import empty_int8, quantize_groups
 from .registry import op
 from .triton_import import tl, triton
 
@@ -36,7 +36,7 @@ def residual_norm_int8(
     Raises ValueError naming the argument that does not fit.
     """
     _check(x, y, gate, shift, scale)
-    return quantize_runs(_added_and_normed(x, y, gate, shift, scale, offset, eps), 1)
+    return quantize_groups(_added_and_normed(x, y, gate, shift, scale, offset, eps), 1)
 
 
 def _added_and_normed(

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import native
 from .attention import attend, expect_queries
 from .checks import expect, expect_float, on_gpu
-from .quantize_keys import KEY_RUN, expect_runs
+from .quantize_keys import KEY_RUN, expect_key_scales
 from .registry import op
 from .triton_import import tl, triton
 
@@ -102,7 +102,7 @@ def _check_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_r
     _check_ring(q, k_ring, v_ring, valid, v_ring.dtype)
     rows, heads, _ = q.shape
     expect("q_scale", q_scale, (heads, rows), torch.float32, q.device)
-    expect_runs(k_ring, k_scale)
+    expect_key_scales(k_ring, k_scale)
 
 
 def _fits_cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
@@ -151,9 +151,9 @@ if triton:
         return tl.dot(a, b)
 
     # Not specialised: what varies with the picture and the stream must not wait for a compiler in the middle of it.
-    @triton.jit(do_not_specialize=["rows", "tokens", "runs"])
+    @triton.jit(do_not_specialize=["rows", "tokens", "scales"])
     def _kernel(
-        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, runs, q_stride, heads, scale_log2,
+        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, scales, q_stride, heads, scale_log2,
         DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
     ):  # fmt: skip
         tile, head, size = tl.program_id(0), tl.program_id(1), heads * DIM
@@ -161,7 +161,7 @@ if triton:
         live = (row < rows)[:, None]
         if RUN:
             scale_log2 *= tl.load(q_scale + head.to(tl.int64) * rows + row, mask=row < rows, other=0.0)[:, None]
-            k_scale += head.to(tl.int64) * runs
+            k_scale += head.to(tl.int64) * scales
         row = row.to(tl.int64)[:, None]
         query = tl.load(q + row * q_stride + head * DIM + channel, mask=live, other=0.0)
         # Precision: float32, but p is rounded to the values' dtype for p v. row_max starts finite: rows without keys
@@ -218,13 +218,13 @@ if triton:
         tile, keys = (128, 64) if narrow else (64, 32)
         if rows == 0:
             return out
-        runs = 0 if k_scale is None else k_scale.shape[1]
+        scales = 0 if k_scale is None else k_scale.shape[1]
         scale_log2 = 1.4426950408889634 / dim**0.5  # exp(x / sqrt(d)) = exp2(scale_log2 x)
         with torch.cuda.device_of(q):
             _kernel[(triton.cdiv(rows, tile), heads)](
                 q, q_scale, k_ring, k_scale, v_ring, valid, out,
-                rows, k_ring.shape[0] * k_ring.shape[1], runs, q.stride(0), heads, scale_log2,
-                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, RUN=KEY_RUN if runs else 0,
+                rows, k_ring.shape[0] * k_ring.shape[1], scales, q.stride(0), heads, scale_log2,
+                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, RUN=KEY_RUN if scales else 0,
                 num_warps=8 if narrow else 4, num_stages=3 if narrow else 2,
             )  # fmt: skip
         return out

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import native
 from .checks import expect, expect_float, on_gpu
-from .quantize_keys import KEY_RUN, as_int8, expect_key_scales, whole_warps
+from .quantize_keys import KEY_RUN, expect_int8_keys, store_keys, whole_warps
 from .registry import op
 from .triton_import import tl, triton
 
@@ -44,16 +44,15 @@ def rotate_sinks_int8(
     only the sinks' are written. Raises ValueError naming the argument that does not fit.
     """
     _check_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale)
+    slots = torch.arange(k_sink.shape[1], device=k_sink.device)
     for layer in range(k_sink.shape[0]):
         keys = rotate(k_sink[layer], rope_time, rope_space)
-        values, scale = as_int8(keys, k_offset[layer])
-        k_ring[layer, : k_sink.shape[1]] = values
-        k_scale[layer, :, : scale[0].numel()] = scale.flatten(1)
+        store_keys(keys, k_offset[layer], k_ring[layer], k_scale[layer], slots)
 
 
 def _check_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> None:
     _check(k_sink, rope_time, rope_space, k_ring, torch.int8)
-    expect_key_scales(k_ring, k_scale, k_offset)
+    expect_int8_keys(k_ring, k_scale, k_offset)
 
 
 def _check(k_sink, rope_time, rope_space, k_ring, ring_dtype: torch.dtype | None = None) -> None:
@@ -95,7 +94,7 @@ def _cuda_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> None
 
 
 if triton:
-    from .quantize_keys import store_head
+    from .quantize_keys import fits_triton, store_head
 
     @triton.jit
     def load_rotation(rope_time, rope_space, frame, in_frame, time_pairs, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
@@ -161,10 +160,7 @@ if triton:
                 rope_time.shape[1], PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size),
             )  # fmt: skip
 
-    def _fits_triton_int8(k_sink: Tensor, *rest) -> bool:
-        return on_gpu(k_sink) and k_sink.shape[-1].bit_count() == 1
-
-    @rotate_sinks_int8.impl("triton", when=_fits_triton_int8)
+    @rotate_sinks_int8.impl("triton", when=fits_triton)
     def _triton_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> None:
         _check_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale)
         layers, sinks, tokens, heads, head_dim = k_sink.shape

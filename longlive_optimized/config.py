@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from .keywords import ConfigFields, Precision, PresetName
+from .keywords import ConfigFields, Precision, PresetName, VaePrecision
 from .plain import did_you_mean, exact
 from .video_time import BLOCK_FRAMES
 
@@ -171,6 +171,9 @@ class OptimizationConfig(StreamSettings):
     Raises pydantic's ValidationError, a ValueError, naming the field and what was wanted.
 
     vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
+    vae_precision: of the convolutions in the VAE's residual blocks, all streams': ``bf16`` is the model's own dtype,
+        ``int8`` 8 bits, with ``wan`` alone. ``auto`` is int8 where this config's precision is and there are kernels for
+        it: with ``wan`` of full width in bfloat16 on Hopper.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     low_memory: hold the weights of the layers' products in 8 bits alone, whatever the precision: products in the
         model's dtype multiply with what the 8 bits stand for. Without a change to what is computed, let fewer frames
@@ -182,6 +185,7 @@ class OptimizationConfig(StreamSettings):
     """
 
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
+    vae_precision: VaePrecision = "auto"
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     low_memory: bool = False
     use_prompt_cache: bool = True

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 
 PresetName = Literal["quality_stream", "balanced", "speed", "realtime", "turbo", "ultra", "quality"]
 Precision = Literal["bf16", "int8", "fp8"]
+VaePrecision = Literal["auto", "bf16", "int8"]
 Blend = Literal["linear", "slerp"]
 Position = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
 
@@ -32,6 +33,7 @@ class ConfigFields(StreamFields, total=False):
     width: int | None
     seed: int
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"]
+    vae_precision: VaePrecision
     model_dtype: Literal["auto", "bfloat16", "float32"]
     low_memory: bool
     use_prompt_cache: bool

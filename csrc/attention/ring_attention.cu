@@ -9,15 +9,15 @@
 
 namespace longlive {
 namespace {
-using Plain = attention::Config<bf16, 192, 4>;
-using Scaled = attention::Config<int8_t, 192, 2, 3>;
+using Bf16 = attention::Config<bf16, 192, 4>;
+using Int8 = attention::Config<int8_t, 192, 2, 3>;
 
-static_assert(Plain::kTileKeys == Scaled::kTileKeys);
+static_assert(Bf16::kTileKeys == Int8::kTileKeys);
 
 // Keys from which on split-KV of the last wave saves more than the second kernel costs.
-constexpr int kSplitFrom = 16 * Plain::kTileKeys;
+constexpr int kSplitFrom = 16 * Bf16::kTileKeys;
 
-// Output tiles of which no CTA has more than it can mark as to be done again.
+// Fewer output tiles leave no CTA more work than it can mark as to be done again; Hopper has more than 64 of them.
 constexpr int64_t kMaxTiles = 64 * int64_t(attention::kMaxWork);
 
 // `row` is the distance of rows in elements.
@@ -45,7 +45,7 @@ void check_ring(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, con
   check_tensor(k_ring, "k_ring", {n.slots, n.size, n.heads, kHeadDim}, key_type, q);
   check_tensor(v_ring, "v_ring", {n.slots, n.size, n.heads, kHeadDim}, ScalarType::BFloat16, q);
   check_tensor(valid, "valid", {1}, ScalarType::Int, q, sizeof(int));
-  const int64_t steps = n.heads * (n.rows / attention::kTileRows + 1) * (n.tokens / Plain::kTileKeys + 2);
+  const int64_t steps = n.heads * (n.rows / attention::kTileRows + 1) * (n.tokens / Bf16::kTileKeys + 2);
   LL_CHECK(steps <= INT32_MAX / 2, "q must have fewer rows for ", n.tokens, " keys of ", n.heads, " heads, got ",
            n.rows);
 }
@@ -86,11 +86,11 @@ Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_rin
   check_ring(q, k_ring, v_ring, valid, n, ScalarType::BFloat16);
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   if (n.rows == 0) return torch::stable::new_empty(q, {0, n.heads, kHeadDim});
-  return attend<Plain>(v_ring,
-                       {map_of<bf16>(q, q.stride(0), n.rows, n.columns, attention::kRows),
-                        map_of<bf16>(k_ring, n.columns, n.tokens, n.columns, Plain::kTileKeys),
-                        map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Plain::kTileKeys)},
-                       valid, n);
+  return attend<Bf16>(v_ring,
+                      {map_of<bf16>(q, q.stride(0), n.rows, n.columns, attention::kRows),
+                       map_of<bf16>(k_ring, n.columns, n.tokens, n.columns, Bf16::kTileKeys),
+                       map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Bf16::kTileKeys)},
+                      valid, n);
 }
 
 Tensor ring_attention_int8(const Tensor& q, const Tensor& q_scale, const Tensor& k_ring, const Tensor& k_scale,
@@ -105,11 +105,11 @@ Tensor ring_attention_int8(const Tensor& q, const Tensor& q_scale, const Tensor&
   LL_CHECK(n.heads * ceil_div(n.rows, attention::kTileRows) < kMaxTiles, "q must have fewer rows, got ", n.rows);
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   if (n.rows == 0) return torch::stable::new_empty(v_ring, {0, n.heads, kHeadDim});
-  return attend<Scaled>(v_ring,
-                        {map_of<int8_t>(q, n.columns, n.rows, n.columns, attention::kRows),
-                         map_of<int8_t>(k_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys),
-                         map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Scaled::kTileKeys)},
-                        valid, n, data<const float>(q_scale), data<const float>(k_scale), k_scales);
+  return attend<Int8>(v_ring,
+                      {map_of<int8_t>(q, n.columns, n.rows, n.columns, attention::kRows),
+                       map_of<int8_t>(k_ring, n.columns, n.tokens, n.columns, Int8::kTileKeys),
+                       map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, Int8::kTileKeys)},
+                      valid, n, data<const float>(q_scale), data<const float>(k_scale), k_scales);
 }
 }  // namespace
 }  // namespace longlive

@@ -7,8 +7,12 @@
 // warpgroups of 64 queries each run q k^T of the next tile and p v of this one while they compute this tile's online
 // softmax. They are not ordered among themselves: ping-pong by named barriers costs 2 % (docs/attention.md).
 //
-// Two kinds, told apart by the type of queries and keys: bfloat16, or int8 with a scale for each query and for each 8
-// keys of a head. Values, p and the result are bfloat16 in both.
+// Two kinds, told apart by the type of queries and keys: bfloat16, or int8 with a scale for each query and for each run
+// of kKeyRun keys of a head. Values, p and the result are bfloat16 in both.
+//
+// The int8 kind has no running maximum (ShiftedSoftmax). It works in two rounds: first on all work tiles, each with the
+// shift that its first tile of keys gives; then again on those whose sums that shift let grow too large (Again), with a
+// shift that follows the maximum.
 #include <cfloat>
 #include <numbers>
 #include <type_traits>
@@ -39,15 +43,16 @@ constexpr float kScale = std::numbers::log2e_v<float> * 0.08838834764831845f;
 template <class T, int tile_keys, int stages, int value_stages = 0>
 struct Config {
   using Key = T;
-  static constexpr bool kScaled = std::is_same_v<T, int8_t>;
+  static constexpr bool kInt8 = std::is_same_v<T, int8_t>;
   static constexpr int kTileKeys = tile_keys, kStages = stages, kValueStages = value_stages;
   static constexpr int kKeyBoxes = kHeadDim * sizeof(T) / kBoxRow, kValueBoxes = 2;
   static constexpr int kBoxBytes = kTileKeys * kBoxRow, kQueryBoxBytes = kRows * kBoxRow;
   static constexpr int kKeyBytes = kKeyBoxes * kBoxBytes, kValueBytes = kValueBoxes * kBoxBytes;
   static constexpr int kQueryBytes = kKeyBoxes * kQueryBoxBytes;
   static_assert(kTileKeys % 16 == 0 && kTileKeys <= 256);
-  static_assert(kScaled == (kValueStages > 0), "keys and values that share stages are of one size");
-  static_assert(!kScaled || kTileKeys % (4 * kKeyRun) == 0, "bulk copies are of 16 bytes");
+  static_assert(kInt8 == (kValueStages > 0), "keys and values that share stages are of one size");
+  static_assert(!kInt8 || kTileKeys % (4 * kKeyRun) == 0, "bulk copies are of 16 bytes");
+  static_assert(kKeyRun == 8, "8 columns of the accumulator, which a quad of threads has, have one scale");
 };
 
 struct Params {
@@ -57,7 +62,7 @@ struct Params {
   const int* valid;       // [1]: the keys are the ring's tokens [0, valid)
   int rows, heads, tokens, ctas;
   bool split_kv;
-  // Of int8: [heads, rows] and [heads, k_scales], of kKeyRun keys each; there may be more than tokens fill.
+  // Of int8: [heads, rows] and [heads, k_scales], one for kKeyRun keys; there may be more than the tokens need.
   const float *q_scale = nullptr, *k_scale = nullptr;
   int k_scales = 0;
 };
@@ -114,7 +119,7 @@ struct SeparateTiles {
   __device__ uint8_t* values(int stage) { return value_tile[stage]; }
 };
 
-// Work of a CTA that must be done again, by its number: beyond the first kMaxWork there may be none.
+// Which of a CTA's work tiles must be done again, by their numbers; the launch gives no CTA more than kMaxWork.
 constexpr int kMaxWork = 1024;
 struct Again {
   uint32_t bits[kMaxWork / 32];
@@ -122,19 +127,19 @@ struct Again {
   __device__ void set(int i) { atomicOr(&bits[i / 32], 1u << i % 32); }
 };
 
-// Without keys: there is no more, for now or, `again`, at all.
+// What the producer tells the consumers to do. Without tiles of keys (last = 0) a round ends: the last, if `again`.
 struct Work : WorkTile {
   int overlapped;  // tiles of keys [first, overlapped) are taken with p v of one beside the softmax of the next
-  bool again;
+  bool again;      // in the second round
 };
 
 template <class C>
 struct Shared {
-  using Tiles = std::conditional_t<C::kScaled, SeparateTiles<C>, MixedTiles<C>>;
+  using Tiles = std::conditional_t<C::kInt8, SeparateTiles<C>, MixedTiles<C>>;
 
   alignas(1024) uint8_t query[kConsumers][C::kQueryBytes];
   Tiles tiles;
-  // What a query belongs to; a consumer has released the one before when it is still storing that one's result.
+  // Two each: a consumer releases its queries, and the next work comes, while it still stores the result of this one.
   Work work[kConsumers][2];
   Barrier query_full[kConsumers], query_empty[kConsumers];
   Barrier raw;  // the values of a short tile have landed; the producer has not cleared the rest of the tile yet
@@ -186,9 +191,9 @@ struct Producer {
     }
   }
 
-  // Of the tile's keys from `group` on: at the end of the ring there are fewer.
-  __device__ int scale_bytes(int group) const {
-    return std::min(C::kTileKeys / kKeyRun, params.k_scales - group) * int(sizeof(float));
+  // Of a tile's scales, those of the runs from `run` on: the ring's last tile may have fewer.
+  __device__ int scale_bytes(int run) const {
+    return std::min(C::kTileKeys / kKeyRun, params.k_scales - run) * int(sizeof(float));
   }
 
   // Tokens that are not valid may hold anything: their scores are masked.
@@ -197,13 +202,13 @@ struct Producer {
     s.tiles.key_pipeline().acquire(at);
     if (lane == 0) {
       Barrier& full = s.tiles.key_pipeline().full[at.stage];
-      const int row = tile * C::kTileKeys, group = row / kKeyRun;
-      const int scales = C::kScaled ? scale_bytes(group) : 0;
+      const int row = tile * C::kTileKeys, run = row / kKeyRun;
+      const int scales = C::kInt8 ? scale_bytes(run) : 0;
       full.arrive_and_expect(C::kKeyBytes + scales);
       load_boxes<typename C::Key>(s.tiles.keys(at.stage), C::kBoxBytes, maps.k, full, head, row);
-      if constexpr (C::kScaled)
-        sm90::load_bytes(s.tiles.key_scale[at.stage].of, params.k_scale + int64_t(head) * params.k_scales + group,
-                         scales, full);
+      if constexpr (C::kInt8)
+        sm90::load_bytes(s.tiles.key_scale[at.stage].of, params.k_scale + int64_t(head) * params.k_scales + run, scales,
+                         full);
     }
     at.advance();
   }
@@ -239,6 +244,7 @@ struct Producer {
     for (int i = row * kRowSize + lane; i < kBoxSize; i += 32) tile[i] = tile[kBoxSize + i] = uint4{};
   }
 
+  // Tells the consumers that a round is over.
   __device__ void end(int count, bool again) {
     for (int i = 0; i < kConsumers; ++i) {
       s.query_empty[i].wait(~count & 1);
@@ -254,20 +260,21 @@ struct Producer {
   __device__ void run() {
     int count = 0;
     load(count, false);
-    if constexpr (C::kScaled) {
+    if constexpr (C::kInt8) {
       end(count++, false);
-      for (Barrier& empty : s.query_empty) empty.wait(~count & 1);  // the consumers have said what is to do again
+      for (Barrier& empty : s.query_empty) empty.wait(~count & 1);  // both have marked what is to be done again
       load(count, true);
     }
     end(count, true);
   }
 
-  // At least one tile; of int8, in whose loop there are no masks and no rescale, those that need neither.
+  // All tiles of keys. But int8's loop neither masks nor rescales: there the first one, and those that need neither.
   __device__ int overlapped_until(const Work& work) const {
+    if constexpr (!C::kInt8) return work.last;
     return std::max(work.first + 1, work.again ? 0 : std::min(work.last, s.keys / C::kTileKeys));
   }
 
-  // All work, or what is to do again.
+  // A round: all work, or what is to be done again.
   __device__ void load(int& count, bool again) {
     Schedule::Cursor at = s.schedule.start(blockIdx.x);
     Work work;
@@ -275,7 +282,7 @@ struct Producer {
 #pragma unroll 1
     for (int i = 0; s.schedule.next(blockIdx.x, at, work); ++i) {
       if (again && !s.again[i]) continue;
-      work.overlapped = !C::kScaled ? work.last : overlapped_until(work);
+      work.overlapped = overlapped_until(work);
       load_keys(work.first, work.head);
       load_query(work, count++);
 #pragma unroll 1
@@ -291,7 +298,7 @@ struct Producer {
 // A consumer: one warpgroup. wgmma's accumulator layout: a thread holds two rows, 16 warp + lane / 4 and 8 below it; of
 // each the columns 8 i + 2 (lane % 4) and the next one, for all i. Element 4 i + 2 r + j: row r, column j of these.
 
-// The online softmax of a thread's two rows of scores in bfloat16's kind.
+// bfloat16's: the online softmax of a thread's two rows of scores.
 template <int kSize>
 struct OnlineSoftmax {
   // Precision: float32, and no lazy rescaling: row_max is the largest score so far, so that the largest p is 1, which
@@ -320,17 +327,17 @@ struct OnlineSoftmax {
       row_sum[r] = fmaf(row_sum[r], rescale[r], a + b);
     }
   }
-  // In the units of q k^T.
+  // For the combine kernel, in the units of q k^T.
   __device__ float shift(int r) const { return row_max[r]; }
 };
 
-// The softmax of a thread's two rows in int8's kind: p = exp2(score - shift), scores in log2 units. p and its sums are
-// floats, so any shift near a row's largest score serves. That of the first tile does, unless a later one is much
-// larger: then the row's sum is beyond kMaxSum, and the work must be done again with a shift that follows the maximum.
+// int8's: p = exp2(score - shift) of a thread's two rows, scores in log2 units. p and its sums are floats, so any shift
+// near a row's largest score serves. One that is made for the first tile of keys does, unless a later score is much
+// larger: then the row's sum exceeds kMaxSum, and the work must be done again with a shift that follows the maximum.
 template <int kSize>
 struct ShiftedSoftmax {
-  static constexpr float kHeadroom = 32;     // log2: by this the largest p that a shift was made for is below 1
-  static constexpr float kMaxSum = 0x1p64f;  // times a value, that leaves float32 room
+  static constexpr float kHeadroom = 32;     // a shift is so much above the largest score: p is 2^-32 there
+  static constexpr float kMaxSum = 0x1p64f;  // below it, sums of p times a value are far from float32's largest
 
   float factor[2];  // by which an integer and its key's scale become a score
   float row_shift[2] = {-FLT_MAX, -FLT_MAX};
@@ -338,8 +345,8 @@ struct ShiftedSoftmax {
 
   __device__ explicit ShiftedSoftmax(const float (&q_scale)[2]) : factor{q_scale[0] * kScale, q_scale[1] * kScale} {}
 
-  // Scores become p by a shift that is kHeadroom above the largest so far, at least. Earlier results must be multiplied
-  // by `rescale`.
+  // Scores become p, after the shift is raised to kHeadroom above the largest, where it is not there yet. Earlier
+  // results must be multiplied by `rescale`.
   __device__ void raise(float (&x)[kSize], float (&rescale)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -358,7 +365,7 @@ struct ShiftedSoftmax {
     }
   }
 
-  // Integers become p, by the shift that stands; `scale` are their keys'.
+  // Products become p by the shift that stands; `scale` has those of the tile's runs of keys.
   __device__ void add(int32_t (&x)[kSize], const float* scale) {
 #pragma unroll
     for (int i = 0; i < kSize; i += 2) {
@@ -369,16 +376,17 @@ struct ShiftedSoftmax {
     }
   }
 
-  // Integers become scores.
+  // Products become scores.
   __device__ void scale(float (&y)[kSize], const int32_t (&x)[kSize], const float* scale) const {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) y[i] = float(x[i]) * (scale[i / 4] * factor[i / 2 % 2]);
   }
 
+  // For the combine kernel, in the units that OnlineSoftmax has.
   __device__ float shift(int r) const { return row_shift[r] * (1 / kScale); }
 
  private:
-  // The product of the next tile overwrites p as an integer.
+  // As an integer (exp2_bits), since the integers of the next tile come to the same registers.
   static __device__ void set(float& p, float x, float& sum) {
     reinterpret_cast<int32_t&>(p) = exp2_bits(x);
     sum += p;
@@ -389,7 +397,7 @@ template <class C>
 struct Consumer {
   using Key = typename C::Key;
   static constexpr int kScores = C::kTileKeys / 2, kOut = kHeadDim / 2;
-  using Softmax = std::conditional_t<C::kScaled, ShiftedSoftmax<kScores>, OnlineSoftmax<kScores>>;
+  using Softmax = std::conditional_t<C::kInt8, ShiftedSoftmax<kScores>, OnlineSoftmax<kScores>>;
   using Sums = sm90::Sum<Key>[kScores];
 
   const Params& params;
@@ -400,7 +408,7 @@ struct Consumer {
   float scores[kScores], out[kOut];
   uint32_t p[kScores / 2];  // probabilities in bfloat16, not yet divided by row_sum
 
-  // What the product sums: the scores, or, of int8, integers in their registers.
+  // What q k^T is summed in: the scores, or, of int8, integers in the same registers.
   __device__ Sums& sums() { return reinterpret_cast<Sums&>(scores); }
 
   // Issues sums = q k^T.
@@ -472,14 +480,14 @@ struct Consumer {
       Softmax softmax = softmax_of(work);
       attend(work, softmax);
       for (float& sum : softmax.row_sum) sum = quad_sum(sum);
-      if constexpr (C::kScaled)
+      if constexpr (C::kInt8)
         if (!work.again && overflows(work, softmax) && lane == 0) s.again.set(count);
       work.partial < 0 ? store(work, softmax) : store_partial(work, softmax);
     }
   }
 
   __device__ Softmax softmax_of(const WorkTile& work) const {
-    if constexpr (C::kScaled) {
+    if constexpr (C::kInt8) {
       float q_scale[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r)
@@ -498,13 +506,13 @@ struct Consumer {
     return __any_sync(0xffffffffu, mine);
   }
 
-  // Of int8, the tiles that are left come one after the other: masks, and in work that is done again a shift that
-  // follows the maximum, would take registers from the loop.
+  // Of int8, the tiles beyond `overlapped` come one after the other: in the loop, masks and a shift that follows the
+  // maximum would take too many registers.
   __device__ void attend(const Work& work, Softmax& softmax) {
 #pragma unroll
     for (float& x : out) x = 0;
     attend_overlapped(work, softmax);
-    if constexpr (C::kScaled) {
+    if constexpr (C::kInt8) {
 #pragma unroll 1
       for (int t = work.overlapped; t < work.last; ++t) attend_alone(s.keys - t * C::kTileKeys, softmax);
       if (work.overlapped < work.last && lane == 0) s.query_empty[index].arrive();
@@ -526,7 +534,7 @@ struct Consumer {
       s.tiles.value_pipeline().wait(state.values());
       issue_pv(state.values().stage);
       wait_qk(true);
-      exponentiate<!C::kScaled>(softmax, k.stage, keys - t * C::kTileKeys, rescale);
+      exponentiate<!C::kInt8>(softmax, k.stage, keys - t * C::kTileKeys, rescale);
       v_stage = state.values().stage;
       state.values().advance();
     }
@@ -544,7 +552,7 @@ struct Consumer {
     multiply_pv();
   }
 
-  // q k^T of the next tile; its stage is not released yet.
+  // q k^T of the next tile. Returns its stage, which is not released yet.
   __device__ int multiply_qk() {
     const int stage = state.keys().stage;
     s.tiles.key_pipeline().wait(state.keys());
@@ -566,7 +574,7 @@ struct Consumer {
   // the softmax's shift follows the maximum.
   template <bool kRaise>
   __device__ void exponentiate(Softmax& softmax, int stage, int count, float (&rescale)[2]) {
-    if constexpr (!C::kScaled) {
+    if constexpr (!C::kInt8) {
       s.tiles.key_pipeline().release(stage, lane);
       mask(count);
       softmax.update(scores, rescale);
@@ -588,7 +596,7 @@ struct Consumer {
   __device__ void finish_pv(int v_stage, const float (&rescale)[2]) {
     wait_pv();
     if (v_stage >= 0) s.tiles.value_pipeline().release(v_stage, lane);
-    if constexpr (!C::kScaled) rescale_out(rescale);
+    if constexpr (!C::kInt8) rescale_out(rescale);
     round_p();
   }
 

@@ -1,6 +1,6 @@
 #pragma once
-// Where a token's heads go, as vectors that are spread over a warp as in Row: as they are, or as int8, after a Hadamard
-// matrix has mixed each head's channels. A head's elements are in 32 or 16 lanes side by side.
+// How a warp stores a token's heads, whose vectors its lanes have as in Row: as they are, or as int8, after a Hadamard
+// matrix has mixed each head's channels (kernels/quantize_keys.py). A head is in 32 or 16 lanes side by side.
 #include "common/row_scale.cuh"
 #include "common/vec.cuh"
 
@@ -74,12 +74,12 @@ struct alignas(16) LargestOfRun {
   }
 };
 
-// Blocks of such warps that a multiprocessor must have room for.
+// Blocks of kKeyRun warps, each with a key, that a multiprocessor must have room for.
 template <class T>
 constexpr int kRunBlocks = sizeof(T) == 2 ? 3 : 2;
 
-// A key: each of its heads has one scale with the same head of the other keys that the kKeyRun warps of a block have.
-// So it is kept until all of them are known.
+// A key: the kKeyRun warps of a block have a run of them, the same head of which has one scale. A warp keeps its key
+// until the largest magnitudes of all are known.
 template <class T>
 struct KeyInt8 {
   using R = Row<T>;

@@ -1,5 +1,5 @@
 #pragma once
-// Quantising to int8: the largest magnitude of a run of float32, its scale, and the rounding (kernels/quantize.py).
+// Quantising float32 to int8: the largest magnitude of a group, its scale, and the rounding (kernels/quantize.py).
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -20,13 +20,12 @@ __device__ uint32_t largest_magnitude(const V& x) {
   return largest;
 }
 
-// The scale of a run whose largest magnitude is known. Infinity and NaN make it infinity and NaN; magnitudes below
+// The scale of a group whose largest magnitude is known. Infinity and NaN make it infinity and NaN; magnitudes below
 // 2^-100 make it 0, and the inverse stays finite.
 struct RowScale {
   static constexpr uint32_t kSmallest = (127 - 100) << 23;
   float scale, inverse;
 
-  RowScale() = default;
   __device__ explicit RowScale(uint32_t largest) {
     const float amax = __uint_as_float(largest < kSmallest ? 0 : largest);
     scale = __fdiv_rn(amax, 127.f);

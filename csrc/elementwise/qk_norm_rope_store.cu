@@ -29,7 +29,7 @@ struct Int8Out {
   float* q_scale;         // [heads, queries]
   float* k_scale;         // [heads, k_scales]
   const float* k_offset;  // [size]
-  int queries, k_scales;  // k_scales = ring * tokens / kKeyRun
+  int queries, k_scales;  // queries = frames * tokens; k_scales >= ring * tokens / kKeyRun
 };
 
 template <class T, class Out>

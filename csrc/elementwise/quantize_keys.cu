@@ -17,7 +17,7 @@ struct Params {
   int8_t* k_ring;         // [ring, tokens, size]
   float* k_scale;         // [heads, k_scales]
   const int64_t* slots;   // [frames]
-  int runs, k_scales;     // of a frame, of a head
+  int runs, k_scales;     // runs = tokens / kKeyRun; k_scales >= ring * runs
   int size;
 };
 

@@ -31,22 +31,22 @@ enum class Scale { kRow, kGroup };
 // What the epilogue stores: bfloat16, or GELU's result in int8 with a scale for each row of a tile.
 enum class Result { kPlain, kGelu };
 
-template <Scale scale, Result result, int columns, int stages, int sets = 1>
+template <Scale scale, Result result, int columns, int stages, int accumulators = 1>
 struct Config {
   static constexpr Scale kScale = scale;
   static constexpr Result kResult = result;
   static constexpr int kColumns = columns, kStages = stages, kSums = columns / 2;
-  static constexpr int kSets = sets;  // of sums
+  static constexpr int kAccumulators = accumulators;
   static constexpr int kXBytes = kTileRows * kStep;
   static constexpr int kPart = columns / kCluster;  // of the weights, which a CTA loads for all
   static constexpr int kPartBytes = kPart * kStep, kWeightBytes = columns * kStep;
   using Sum = std::conditional_t<scale == Scale::kRow, int32_t, float>;
   static_assert(kPartBytes % 1024 == 0 && columns % 32 == 0);
   static_assert(stages > 1);  // one is released while the next is multiplied
-  static_assert(sets == 1 || (sets == 2 && scale == Scale::kGroup));
+  static_assert(accumulators == 1 || (accumulators == 2 && scale == Scale::kGroup));
 };
 
-// What is launched, with as many stages as shared memory holds and as many sets of sums as registers do.
+// What is launched, with as many stages as shared memory holds and as many accumulators as registers do.
 template <int columns>
 using Rows = Config<Scale::kRow, Result::kPlain, columns, 5>;  // 192 or 224 columns
 template <int columns>
@@ -332,7 +332,7 @@ struct Consumer {
   typename Shared<C>::Tiles::State tiles;
   int last = C::kStages;          // the stage that products in flight read; at first none: the spare barrier
   uint32_t turn = index ? 0 : 1;  // parity of the phase that ends as this one's turn begins; consumer 0 begins
-  Sums acc[C::kSets];
+  Sums acc[C::kAccumulators];
   float total[kGroups ? C::kSums : 1];
 
   __device__ void run() {
@@ -411,7 +411,7 @@ struct Consumer {
 #pragma unroll
     for (float& x : total) x = 0;
     GroupScales scales(p, rows);
-    if constexpr (C::kSets == 1) {
+    if constexpr (C::kAccumulators == 1) {
       multiply_in_turns(scales);
     } else {
       multiply_in_pairs(scales);
@@ -441,7 +441,7 @@ struct Consumer {
     if (lane == 0) s.turn[1 - index].arrive();
   }
 
-  // A group is converted while the next one is multiplied into the other set of sums.
+  // A group is converted while the next one is multiplied into the other accumulator.
   __device__ void multiply_in_pairs(GroupScales& scales) {
     auto &even = acc[0], &odd = acc[1];
     const auto next_group = [&](Sums& sums, Sums& before) {

@@ -2,15 +2,13 @@
 
 import torch
 
-from ..int8_linear import pack
-from ..quantize import quantize
+from ..int8_linear import quantize_weight
 from .case import Bench, Case
 
 
 def case(channels: int, depth: int, dtype: torch.dtype) -> Case:
     def make(device: str) -> tuple:
-        weight, scale = quantize.reference(torch.randn(channels, depth, device=device), 1)
-        return pack(weight), scale[0], dtype
+        return *quantize_weight(torch.randn(channels, depth, device=device)), dtype
 
     return Case(f"{channels}x{depth}", dtype, make, channels * (depth * (1 + dtype.itemsize) + 4))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..int8_linear import pack
+from ..int8_linear import pack, quantize_weight
 from ..quantize import quantize
 from .case import Bench, Case
 
@@ -19,8 +19,8 @@ from .case import Bench, Case
 def draw(rows: int, depth: int, channels: int, groups: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     """Arguments of ``int8_linear``, of normal activations and weights."""
     x, scale = quantize.reference(torch.randn(rows, depth, device=device), groups)
-    weight, weight_scale = quantize.reference(torch.randn(channels, depth, device=device) * depth**-0.5, 1)
-    return x, scale, pack(weight), weight_scale[0], torch.randn(channels, device=device, dtype=dtype)
+    weight = torch.randn(channels, depth, device=device) * depth**-0.5
+    return x, scale, *quantize_weight(weight), torch.randn(channels, device=device, dtype=dtype)
 
 
 def case(rows: int, depth: int, channels: int, groups: int, dtype: torch.dtype) -> Case:

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..quantize_keys import KEY_RUN
 from .case import Bench, Case
 
 
@@ -11,12 +12,12 @@ def case(frames: int, tokens: int, heads: int, dtype: torch.dtype, ring: int = 1
             torch.randn(frames, tokens, heads, 128, device=device, dtype=dtype),
             torch.randn(heads, 128, device=device),
             torch.zeros(ring, tokens, heads, 128, device=device, dtype=torch.int8),
-            torch.zeros(heads, ring * tokens // 8, device=device),
+            torch.zeros(heads, ring * tokens // KEY_RUN, device=device),
             torch.arange(frames, device=device),
         )
 
     rows = frames * tokens * heads
-    moved = rows * 128 * (dtype.itemsize + 1) + 4 * rows // 8 + 4 * heads * 128 + 8 * frames
+    moved = rows * 128 * (dtype.itemsize + 1) + 4 * rows // KEY_RUN + 4 * heads * 128 + 8 * frames
     return Case(f"{frames}x{tokens}, {heads} heads", dtype, make, moved)
 
 

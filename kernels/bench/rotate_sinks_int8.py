@@ -3,6 +3,7 @@
 import torch
 
 from .. import rotate_sinks as operators  # noqa: F401  the operator is in the file of the plain one
+from ..quantize_keys import KEY_RUN
 from . import rotate_sinks as plain
 from .case import Bench, Case
 
@@ -13,14 +14,19 @@ def case(layers: int, sinks: int, tokens: int, heads: int, dtype: torch.dtype, r
     def make(device: str) -> tuple:
         *inputs, k_ring = whole.make(device)
         k_offset = torch.randn(layers, heads, 128, device=device)
-        return *inputs, k_offset, k_ring.to(torch.int8), torch.zeros(layers, heads, ring * tokens // 8, device=device)
+        return (
+            *inputs,
+            k_offset,
+            k_ring.to(torch.int8),
+            torch.zeros(layers, heads, ring * tokens // KEY_RUN, device=device),
+        )
 
     rows, size = layers * sinks * tokens, heads * 128
     return Case(
         whole.shape,
         dtype,
         make,
-        whole.bytes - rows * size * (dtype.itemsize - 1) + 4 * (rows * heads // 8 + layers * size),
+        whole.bytes - rows * size * (dtype.itemsize - 1) + 4 * (rows * heads // KEY_RUN + layers * size),
     )
 
 

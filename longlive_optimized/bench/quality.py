@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,13 +17,22 @@ from torch import Tensor
 
 from ..engine.engine import LongLiveEngine
 from ..engine.sampler import make_schedule
-from ..model.precision import Policy, in_8_bits
+from ..model.precision import PLAIN, Policy
 from ..model.ring_cache import RingCache
+from ..vae.backends import codec_for
 from ..vae.modules import ModulesCodec
 from ..vae.stream import DecoderStream
 from ..video_time import BLOCK_FRAMES, blocks_of
 from .baseline import baseline_network
 from .block import PROMPT
+
+SAME = 100.0  # decibels, of pictures without a difference
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """Decibels, over all frames uint8 of both."""
+    error = (one.float() - other.float()).square().mean().item()
+    return min(SAME, 10 * math.log10(255**2 / error)) if error else SAME
 
 
 def relative_error(got: Tensor, truth: Tensor) -> float:
@@ -69,8 +79,8 @@ class _Networks:
         self.stream.ring.hold(False)
         self._int8_cached: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor, t: float, start: int, policy: Policy | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Flow of ours, the baseline, and ours with ``policy``, if any, over a copy of our keys and values."""
+    def forward(self, x: Tensor, t: float, start: int, policy: Policy) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Flow of ours, the baseline, and ours with ``policy``, if not PLAIN, over a copy of our keys and values."""
         ring, int8 = self.stream.ring, None
         timestep = torch.tensor([t], dtype=torch.float64, device=x.device)
         times, modulation = timestep.expand(len(x)), self.model.modulation(timestep)
@@ -85,7 +95,7 @@ class _Networks:
         self._true_flow = self.truth.forward(x.float(), times, self.embedding.float(), start)
         return ours, self.baseline.forward(x, times, self.embedding, start), int8
 
-    def flow_error(self, what: str, x: Tensor, t: float, start: int, policy: Policy | None) -> _Error:
+    def flow_error(self, what: str, x: Tensor, t: float, start: int, policy: Policy) -> _Error:
         """Of one pass."""
         flows = self.forward(x, t, start, policy)
         return _Error.of(what, self._true_flow, *flows)
@@ -131,7 +141,7 @@ class ForwardErrors:
             "max_flow_error_ours": max(row.ours for row in flows),
             "max_flow_error_baseline": max(row.baseline for row in flows),
         }
-        if in_8_bits(stream.policy):
+        if stream.policy:
             finite = [row for row in rows if math.isfinite(row.int8)]
             worst = max((row for row in caches if row in finite), key=lambda row: row.int8, default=caches[0])
             summary |= {
@@ -157,7 +167,7 @@ class ForwardErrors:
             for t, sigma in [*([(s.timestep, s.sigma) for s in steps] if steady else []), (0.0, 0.0)]:
                 noise = torch.randn(shape, generator=generator, device=engine.device)
                 x = ((1 - sigma) * clean + sigma * noise).to(engine.dtype)
-                policy = stream.policy if steady and in_8_bits(stream.policy) else None
+                policy = stream.policy if steady else PLAIN
                 row = networks.flow_error(f"flow, t {t:.0f}", x, t, block * BLOCK_FRAMES, policy)
                 if steady and t:
                     yield row
@@ -198,3 +208,23 @@ def decoder_errors(engine: LongLiveEngine, seeds: int) -> dict:
         "pixels_ours": worst[0],
         "pixels_modules": worst[1],
     }
+
+
+@torch.no_grad()
+def int8_figures(engine: LongLiveEngine, blocks: int) -> dict[str, float]:
+    """PSNR of so many blocks of normal latents, decoded in int8 against the VAE's dtype, and the values cut off.
+
+    Empty for a VAE that does not run in int8.
+    """
+    vae = copy.deepcopy(engine.vae).to(engine.device)
+    try:
+        codec = codec_for(vae, precision="int8")
+    except ValueError:
+        return {}
+    plain, int8, found = DecoderStream(codec_for(vae, precision="bf16")), DecoderStream(codec), []
+    generator = torch.Generator(engine.device).manual_seed(0)
+    for _ in range(blocks):
+        latents = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, generator=generator, device=engine.device)
+        found.append(psnr(*(stream.decode_uint8(latents.to(engine.dtype)) for stream in (plain, int8))))
+    engine.synchronize()
+    return {"psnr_median_db": statistics.median(found), "psnr_worst_db": min(found), "saturated": codec.saturated}

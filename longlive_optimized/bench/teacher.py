@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -23,15 +22,14 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.sampler import make_schedule
 from ..engine.stream import Stream
-from ..model.precision import Parts, Policy
+from ..model.precision import PLAIN, Parts, Policy
 from ..model.ring_cache import RingCache
 from ..tinyworld.world import caption, sample_scene
 from ..video_time import BLOCK_FRAMES, blocks_of
 from ..weights.locate import TINY
 from .block import PROMPT
-from .quality import relative_error
+from .quality import psnr, relative_error
 
-SAME = 100.0  # decibels, of pictures without a difference
 _SHOWN = 2  # frames of a picture for each preset
 _GAIN = 8  # of the difference, in the picture
 _GAP = 2  # pixels between pictures
@@ -47,8 +45,7 @@ class Pair(NamedTuple):
     @property
     def psnr(self) -> float:
         """Decibels, over all of the frames."""
-        error = (self.plain.float() - self.int8.float()).square().mean().item()
-        return min(SAME, 10 * math.log10(255**2 / error)) if error else SAME
+        return psnr(self.plain, self.int8)
 
 
 def prompts_of(model: str) -> list[str]:
@@ -128,14 +125,14 @@ def error_by_part(engine: LongLiveEngine, settings: StreamSettings, prompt: str)
 
 def _alone(stream: Stream) -> Iterator[tuple[str, Policy, str]]:
     """A name, and what then runs in 8 bits: products, and the keys that attention reads."""
-    none, whole, keys = stream.plain, stream.policy, stream.ring.keys_read
+    whole, keys = stream.policy, stream.ring.keys_read
     yield "all", whole, keys
     for name in Parts._fields:
         yield name, tuple(Parts(**{name: getattr(layer, name)}) for layer in whole), "dtype"
     if keys != "dtype":
-        yield "attention", none, keys
+        yield "attention", PLAIN, keys
     for i in range(len(whole)):
-        yield f"layer {i}", (*none[:i], whole[i], *none[i + 1 :]), "dtype"
+        yield f"layer {i}", tuple(parts if j == i else Parts() for j, parts in enumerate(whole)), "dtype"
 
 
 def _change(stream: Stream, plain: RingCache, policy: Policy, ring: RingCache) -> float:

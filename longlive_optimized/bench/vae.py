@@ -15,12 +15,14 @@ from ..kernels.bench.causal_conv import arguments, decoder
 from ..kernels.bench.runner import time_on_gpu
 from ..kernels.causal_conv import causal_conv
 from ..vae.autoencoder import to_uint8
+from ..vae.backends import codec_for
 from ..vae.modules import ModulesCodec
 from ..vae.packed.codec import PackedCodec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .baseline_vae import BaselineDecoder
+from .quality import int8_figures
 
 
 def _times(engine: LongLiveEngine, call, blocks: int) -> list[float]:
@@ -92,15 +94,18 @@ def _levels(height: int, width: int) -> dict[str, dict[str, float]]:
 def run(engine: LongLiveEngine, blocks: int) -> dict:
     """One row: decoding to uint8, decoding one latent, encoding; wall time with the device idle before each call.
 
-    Where they run on fused convolutions, the same with the library's, and what each size of the decoder's frames takes;
-    and the baseline's decoding.
+    Where they run on fused convolutions, the same with the library's and in int8, with the PSNR of that, and what each
+    size of the decoder's frames takes; and the baseline's decoding.
     """
-    rows, memory, levels, packed = {}, {}, {}, isinstance(engine.codec, PackedCodec)
+    rows, memory, levels = {}, {}, {}
     vae = copy.deepcopy(engine.vae).to(engine.device)
+    packed = PackedCodec.is_fast(vae)
     streams = {"": (engine.stream.decoder, engine.stream.encoder)}
     if packed:
         library = ModulesCodec(vae)
         streams["library_"] = DecoderStream(library), EncoderStream(library)
+        int8 = codec_for(vae, precision="int8")
+        streams["int8_"] = DecoderStream(int8, engine.stream.new_graphs), EncoderStream(int8, engine.stream.new_graphs)
     for prefix, (decoding, encoding) in streams.items():
         decoded, memory[f"{prefix}decode_gib"] = _decoding(engine, decoding, blocks)
         encoded, memory[f"{prefix}encode_gib"] = _encoding(engine, encoding, blocks)
@@ -109,6 +114,7 @@ def run(engine: LongLiveEngine, blocks: int) -> dict:
         rows["baseline_decode"] = _baseline_decoding(engine, vae, min(blocks, 10))
     if packed:
         levels = _levels(*engine.stream.latent_shape[1:])
+        levels |= {f"int8_{name}": value for name, value in int8_figures(engine, 6).items()}
     engine.stream.reset()
     height, width = engine.stream.settings.size
     row = {"height": height, "width": width, "dtype": str(engine.dtype).removeprefix("torch."), "blocks": blocks}

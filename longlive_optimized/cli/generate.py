@@ -171,6 +171,8 @@ def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: flo
         "dtype": str(engine.dtype).removeprefix("torch."),
         "precision": engine.stream.precision,
         "fallback_blocks": engine.stream.fallback_blocks,
+        "vae_precision": engine.codec.precision,
+        "vae_saturated": engine.codec.saturated,
         "preset": preset,
         "config": dataclasses.asdict(engine.config),
         "load_seconds": engine.load_seconds,

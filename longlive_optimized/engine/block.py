@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..model.precision import Policy, in_8_bits
+from ..model.precision import PLAIN, Policy
 from ..text import blend as blending
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from .recache import Recache, plan_recache
@@ -67,10 +67,10 @@ def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
     policy = policy_at(stream, stream.position)
     latents = denoise(stream, request, policy)
     # The only wait for the device, of 8 bits alone: what cannot be shown is found before the decoder moves on.
-    eight = in_8_bits(policy) or stream.ring.keys_read == "int8"
-    stream.made_again = eight and not latents.isfinite().all().item()
+    in_8_bits = bool(policy) or stream.ring.keys_read == "int8"
+    stream.made_again = in_8_bits and not latents.isfinite().all().item()
     if stream.made_again:
-        policy, latents = stream.plain, again_in_bf16(stream, request)
+        policy, latents = PLAIN, again_in_bf16(stream, request)
     stream.made_with = policy
     return latents
 
@@ -78,18 +78,18 @@ def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
 def policy_at(stream: Stream, start: int, origin: int = 0) -> Policy:
     """What a pass from latent frame ``start`` on runs in 8 bits: nothing where it writes the sinks, which stay for
     ever, or without sinks a video's beginning."""
-    return stream.plain if start - origin < max(stream.ring.sink, 1) else stream.policy
+    return PLAIN if start - origin < max(stream.ring.sink, 1) else stream.policy
 
 
 def again_in_bf16(stream: Stream, request: BlockRequest) -> Tensor:
     """The block from the same noise over the same ring, and if that is not finite either over a window made anew, with
     keys in the model's dtype."""
-    latents = denoise(stream, request, stream.plain)
+    latents = denoise(stream, request, PLAIN)
     if not latents.isfinite().all():
         stream.ring.hold(False)
         plan = plan_recache(stream.position, stream.ring.window, stream.ring.sink, global_sink=True)
-        recache(stream, plan, stream.history[-plan.frames :], stream.plain)
-        latents = denoise(stream, request, stream.plain)
+        recache(stream, plan, stream.history[-plan.frames :], PLAIN)
+        latents = denoise(stream, request, PLAIN)
     return latents
 
 
@@ -126,7 +126,7 @@ def settle(stream: Stream) -> None:
         latents, keeps_sinks = stream.history[-plan.frames :], plan.start > plan.origin
         if keeps_sinks and stream.sinks_due:
             first = stream.first_sink
-            recache(stream, Recache(first, len(stream.sinks), first), stream.sinks, stream.plain)
+            recache(stream, Recache(first, len(stream.sinks), first), stream.sinks, PLAIN)
         recache(stream, plan, latents, policy_at(stream, plan.start, plan.origin))
         if not keeps_sinks:
             stream.sinks, stream.first_sink = latents[: stream.ring.sink].clone(), plan.origin
@@ -167,7 +167,7 @@ def warm_up(stream: Stream, blocks: int) -> None:
     settle(stream)
     longest = stream.ring.window // BLOCK_FRAMES * BLOCK_FRAMES
     for frames in range(longest, BLOCK_FRAMES, -BLOCK_FRAMES):
-        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape), stream.plain)
+        recache(stream, Recache(0, frames, 0), stream.history.new_zeros(frames, *stream.latent_shape), PLAIN)
     stream.restart()
     for i in range(blocks):
         last = i == blocks - 1

@@ -76,7 +76,9 @@ class LongLiveEngine:
             self.vae = load("VAE", load_vae, self.devices.vae)
             encoder = functools.partial(load_text_encoder, as_stored=self.config.low_memory)
             self.text = load("text encoder", encoder, self.devices.text)
-            self.codec = codec_for(self.vae, self.config.low_memory)  # one for all streams: it packs weights once
+            in_8_bits = self.config.precision != "bf16"
+            # One for all streams: it packs weights once.
+            self.codec = codec_for(self.vae, self.config.low_memory, self.config.vae_precision, in_8_bits)
             if self.codec.copies:
                 self.vae.cpu()
         self.load_seconds = time.perf_counter() - started

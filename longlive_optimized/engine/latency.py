@@ -27,7 +27,8 @@ class LatencyStats:
     new frame. prompt_cache_hits and prompt_cache_misses are the engine's, since it was made, for all its streams.
     preset is the one in force, ``custom`` where the config is none of them. precision is ``Stream.precision``.
     fallback_blocks were made again without 8 bits, which had given something that is not finite; of the stream since
-    its last reset.
+    its last reset. vae_precision is what the VAE's convolutions run in; vae_saturated of its values were too large for
+    int8 and cut off, since the engine was made: a few in a million are expected (docs/int8.md).
     """
 
     current_ms: float = 0.0
@@ -49,6 +50,8 @@ class LatencyStats:
     dropped_frames: int = 0
     preset: str = "custom"
     fallback_blocks: int = 0
+    vae_precision: str = "bf16"
+    vae_saturated: int = 0
 
 
 class LatencyTracker:
@@ -126,6 +129,8 @@ class LatencyMeter:
                 "torch_compile_active": engine.config.use_torch_compile,
                 "precision": self._stream.precision,
                 "fallback_blocks": self._stream.fallback_blocks,
+                "vae_precision": engine.codec.precision,
+                "vae_saturated": engine.codec.saturated,
             }
             | others
         )

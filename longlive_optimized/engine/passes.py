@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.x0_renoise import x0_renoise
-from ..model.precision import Policy
+from ..model.precision import PLAIN, Policy
 from ..model.ring_cache import RingCache
 from ..model.transformer import CrossCache, Modulation, Transformer
 from .graphs import GraphCache
@@ -79,7 +79,7 @@ class Passes:
             self._inputs[frames, steps] = BlockInputs(self.model, self._latent, frames, steps)
         return self._inputs[frames, steps]
 
-    def denoise(self, start: int, inputs: BlockInputs, policy: Policy | None = None) -> Tensor:
+    def denoise(self, start: int, inputs: BlockInputs, policy: Policy = PLAIN) -> Tensor:
         """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``.
 
         Their buffer is reused by the next pass of as many frames, a context pass included.
@@ -100,7 +100,7 @@ class Passes:
         self.graphs.run((*kernels, steps), work, kernels)
         return out
 
-    def context(self, latents: Tensor, policy: Policy | None = None) -> None:
+    def context(self, latents: Tensor, policy: Policy = PLAIN) -> None:
         """Write the keys and values of clean latents [F, C, h, w] to where the ring points."""
         frames = len(latents)
         x = self._buffer(frames)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..keywords import ConfigFields
-from ..model.precision import Policy, attention_in_8_bits, in_8_bits, policy_of
+from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
@@ -60,8 +60,9 @@ class Stream:
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
     encoded: the next block's video; kept until the block is made, for a second try.
     from_video: whether the last block was made from video; None before the first.
-    plain, policy: no products, and those that its precision runs in 8 bits; made_with: those of the last block's
-        denoising. int8_keys: whether its precision runs attention over the ring in 8 bits.
+    new_graphs: makes what the calls of a side of the VAE are captured with.
+    policy: which products its precision runs in 8 bits; made_with: which those of the last block's denoising did.
+    int8_keys: whether its precision runs attention over the ring in 8 bits.
     made_again: whether what was denoised last was not finite in 8 bits, and was made again without.
     fallback_blocks: how many blocks since the last ``reset`` were. One that is tried twice counts once.
     """
@@ -79,8 +80,7 @@ class Stream:
         self._devices, self._graphs = devices, graphs
         graphs.turn(settings.use_cuda_graphs)
         model = networks.model
-        self.plain, self.policy = policy_of("bf16", len(model.blocks)), self._policy_of(settings)
-        self.int8_keys = self._int8_keys_of(settings)
+        self.policy, self.int8_keys = self._policy_of(settings), self._int8_keys_of(settings)
         self._new_ring = functools.partial(
             RingCache,
             model.config,
@@ -90,9 +90,9 @@ class Stream:
             dtype=model.kv_dtype,
             device=model.device,
         )
-        new_graphs = functools.partial(GraphCache, graphs)
-        self.decoder = DecoderStream(networks.codec, new_graphs)
-        self.encoder = EncoderStream(networks.codec, new_graphs)
+        self.new_graphs = functools.partial(GraphCache, graphs)
+        self.decoder = DecoderStream(networks.codec, self.new_graphs)
+        self.encoder = EncoderStream(networks.codec, self.new_graphs)
         self.timer = BlockTimer(devices.model, named=named)
         rows, columns = settings.size
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
@@ -136,7 +136,7 @@ class Stream:
         self.sinks, self.first_sink = self.history, 0
         self.context_due = self.recache_due = self.sinks_due = False
         self.from_video: bool | None = None
-        self.made_with, self.made_again = self.plain, False
+        self.made_with, self.made_again = PLAIN, False
         self.ring.reset()
         self.restart_vae()
 
@@ -181,7 +181,7 @@ class Stream:
     def precision_with(self, settings: StreamSettings) -> str:
         """``precision``, were these the settings."""
         model = self.networks.model
-        if in_8_bits(policy_of(settings.precision, len(model.blocks))):
+        if policy_of(settings.precision, len(model.blocks)):
             return "int8" if self._int8_keys_of(settings) else "int8 products"
         return str(model.compute_dtype).removeprefix("torch.").replace("bfloat16", "bf16")
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.dequantize_weight import dequantize_weight
-from ..kernels.int8_linear import int8_linear, int8_linear_gelu, pack
+from ..kernels.int8_linear import int8_linear, int8_linear_gelu, quantize_weight
 from ..kernels.linear_gelu import linear_gelu
-from ..kernels.quantize import quantize, quantize_runs
+from ..kernels.quantize import quantize
 from .slot import Int8Slot, Slot
 
 
@@ -20,7 +20,7 @@ class Quantized(NamedTuple):
     end in it."""
 
     values: Tensor  # int8
-    scale: Tensor  # float32 [groups, N]: of each row's runs of D / groups columns; of queries [heads, N]
+    scale: Tensor  # float32 [groups, N]: of each row's groups of columns; of queries [heads, N]
 
 
 class Linear(nn.Module):
@@ -52,7 +52,7 @@ class Linear(nn.Module):
         return F.linear(x, self._plain_weight(), self.bias)
 
     def gelu(self, x: Tensor | Quantized, groups: int | None = None) -> Tensor | Quantized:
-        """GELU of ``forward(x)``, tanh form; x [N, d_in]. With ``groups`` it is quantised, each row in so many runs."""
+        """GELU of ``forward(x)``, tanh form; x [N, d_in]. With ``groups`` it is quantised, each row in so many."""
         if isinstance(x, Quantized):
             if groups:
                 return Quantized(*int8_linear_gelu(*x, self.int8_weight, self.int8_scale, self.bias, groups))
@@ -66,13 +66,12 @@ class Linear(nn.Module):
         """
         if self.weight is None:
             return
-        values, scale = quantize_runs(self.weight.detach(), 1)  # no kernel need be compiled for it
-        packed = pack(values)
+        packed, scale = quantize_weight(self.weight.detach())
         if self.int8_weight is None or self.int8_scale is None:
-            self.int8_weight, self.int8_scale = packed.contiguous(), scale[0]
+            self.int8_weight, self.int8_scale = packed, scale
         else:
             self.int8_weight.copy_(packed)
-            self.int8_scale.copy_(scale[0])
+            self.int8_scale.copy_(scale)
 
     def drop_int8(self) -> None:
         """Forget the int8 copy."""
@@ -95,13 +94,13 @@ class Linear(nn.Module):
         """Slots of so many equal parts of the weight."""
         if self.weight is None:
             assert self.int8_weight is not None and self.int8_scale is not None
-            halves = self.int8_weight.chunk(parts), self.int8_scale.chunk(parts)
-            return [Int8Slot(*rows, self.bias.dtype) for rows in zip(*halves, strict=True)]
+            rows = zip(self.int8_weight.chunk(parts), self.int8_scale.chunk(parts), strict=True)
+            return [Int8Slot(values, scale, self.bias.dtype) for values, scale in rows]
         return [Slot(rows, shape) for rows in self.weight.detach().chunk(parts)]
 
     def _plain_weight(self) -> Tensor:
         """In the model's dtype."""
         if self.weight is None:
-            # A tensor of its own for each product: the allocator gives them all the same memory, in a graph's pool too.
+            # One for each product: the allocator gives them all the same memory, in a graph's pool too.
             return dequantize_weight(self.int8_weight, self.int8_scale, self.bias.dtype)
         return self.weight

@@ -25,7 +25,8 @@ class Parts(NamedTuple):
     ffn_out: bool = False
 
 
-Policy = tuple[Parts, ...]  # one for each layer
+Policy = tuple[Parts, ...]  # one for each layer; none at all where nothing runs in 8 bits
+PLAIN: Policy = ()
 
 # Exceptions, by part: layers, negative ones counted from the end, in which 8 bits cost more of the picture than
 # ``bench quality`` allows. They run in the model's dtype. An entry is like ``"ffn_out": (0, 1, -3, -2, -1)``; one for
@@ -35,11 +36,17 @@ KEPT: dict[str, tuple[int, ...]] = {}
 
 @functools.cache
 def policy_of(precision: Precision, layers: int) -> Policy:
-    """What ``precision`` runs in 8 bits in a network of so many layers."""
+    """Which products ``precision`` runs in 8 bits in a network of so many layers."""
     if precision == "bf16":
-        return (Parts(),) * layers
+        return PLAIN
     kept = {part: {layer if layer >= 0 else layer + layers for layer in which} for part, which in KEPT.items()}
-    return tuple(Parts(*(layer not in kept.get(part, ()) for part in Parts._fields)) for layer in range(layers))
+    policy = tuple(Parts(*(layer not in kept.get(part, ()) for part in Parts._fields)) for layer in range(layers))
+    return policy if any(map(any, policy)) else PLAIN
+
+
+def parts_at(policy: Policy, layer: int) -> Parts:
+    """What a layer runs in 8 bits; what comes after the last one runs nothing."""
+    return policy[layer] if layer < len(policy) else Parts()
 
 
 def attention_in_8_bits(precision: Precision, head_dim: int, tokens: int) -> bool:
@@ -47,8 +54,3 @@ def attention_in_8_bits(precision: Precision, head_dim: int, tokens: int) -> boo
     none. Keys in int8 want whole runs of tokens in a frame, and the kernels heads of 32, 64 or 128 channels."""
     fits = tokens % KEY_RUN == 0 and head_dim in (32, 64, 128)
     return precision == "int8" and fits and not KEPT.get("attention")
-
-
-def in_8_bits(policy: Policy) -> bool:
-    """Whether any product is."""
-    return any(map(any, policy))

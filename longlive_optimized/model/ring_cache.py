@@ -34,7 +34,7 @@ class Int8Keys(NamedTuple):
         return Int8Keys(*(each[index] for each in self))
 
     def renew(self, k: Tensor, offset: Tensor | None = None) -> None:
-        """Of one layer: take the rotated keys of slots 0, 1, ..., k [F, S, heads, head_dim], and forget all others.
+        """One layer's: take rotated keys k [F, S, heads, head_dim] into slots 0, 1, ...; no other slot holds keys then.
 
         ``offset`` [heads, head_dim] is in force from then on: their mean if None, which leaves them small.
         """
@@ -47,7 +47,7 @@ class RingLayer(NamedTuple):
     """One layer's part of the ring, and where the pass reads and writes; as in RingCache."""
 
     keys: Tensor | Int8Keys  # which the pass attends to: [capacity, S, heads, head_dim], S tokens a frame
-    kept: Int8Keys | None  # where it leaves its keys too, its own being all that it attends to
+    kept: Int8Keys | None  # the ring, where ``keys`` are the pass's own alone: takes them in int8 (``renew``)
     v: Tensor  # [capacity, S, heads, head_dim]
     k_sink: Tensor  # [sink, S, heads, head_dim]; none with base positions
     rope_time: Tensor  # [F, time pairs, 2], of the pass's F frames
@@ -65,9 +65,9 @@ class RingCache:
     of position matter (docs/model.md 3.6).
 
     Keys are of one kind at a time, ``dtype`` (in k) or int8 (in ``k_int8``): ``holds_int8``, which ``hold`` changes.
-    Storage of a kind is allocated when it is first asked for, and stays; the other's is None until then. Beside keys
-    in int8, a pass that attends to no older keys than its own attends to them in ``dtype``, in storage that all layers
-    share, and then takes their mean for the offset of all keys to come.
+    Storage of a kind is allocated when it is first asked for, and stays; it is None until then. Where the ring's are
+    int8, a pass without older keys than its own attends to these in ``dtype``, in storage that all layers share; the
+    ring then takes them in int8, and their mean as the offset of all keys to come.
     """
 
     def __init__(

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.dequantize_weight import dequantize_weight
-from ..kernels.int8_linear import pack
-from ..kernels.quantize import quantize_runs
+from ..kernels.int8_linear import quantize_weight
 
 
 class Slot:
@@ -56,9 +55,9 @@ class Int8Slot(Slot):
 
     def write(self, tensor: Tensor) -> None:
         self._check(tensor)
-        values, scale = quantize_runs(tensor.to(self._dtype), 1)
-        self._stored.copy_(pack(values))
-        self._scale.copy_(scale[0])
+        values, scale = quantize_weight(tensor.to(self._dtype))
+        self._stored.copy_(values)
+        self._scale.copy_(scale)
 
     def read(self) -> Tensor:
         return dequantize_weight(self._stored, self._scale, self._dtype)

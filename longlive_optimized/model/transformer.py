@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from ..kernels.int8_linear import GELU_RUN, PACK
+from ..kernels.int8_linear import GELU_GROUP, PACK
 from ..kernels.modulate_norm import modulate_norm, modulate_norm_int8
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from ..kernels.quantize import quantize
@@ -23,7 +23,7 @@ from ..kernels.ring_attention import ring_attention, ring_attention_int8
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .linear import Linear, Quantized
-from .precision import Parts, Policy, policy_of
+from .precision import PLAIN, Parts, Policy, parts_at, policy_of
 from .ring_cache import Int8Keys, RingCache, RingLayer
 from .slot import Slot
 
@@ -50,14 +50,12 @@ class CrossCache(NamedTuple):
         return CrossCache(self.k[index], self.v[index])
 
 
-_NONE = Parts()
-
-
 def _vector(*shape: int, **where) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, **where), requires_grad=False)
 
 
 def _normed(x: Tensor, shift: Tensor, scale: Tensor, eps: float, int8: bool) -> Tensor | Quantized:
+    """The norm of x [N, D], with shift and scale [G, D]."""
     return Quantized(*modulate_norm_int8(x, shift, scale, eps)) if int8 else modulate_norm(x, shift, scale, eps)
 
 
@@ -77,10 +75,16 @@ def _over_ring(q: Tensor | Quantized, ring: RingLayer) -> Tensor:
     return ring_attention(q, ring.keys, ring.v, ring.valid)
 
 
+def _attended(y: Tensor, int8: bool) -> Tensor | Quantized:
+    """Attention's result [N, heads, head_dim] as [N, D]; in 8 bits with a scale for each row."""
+    y = y.flatten(1)
+    return Quantized(*quantize(y, 1)) if int8 else y
+
+
 class TransformerBlock(nn.Module):
     """One transformer layer (docs/model.md 2.2)."""
 
-    def __init__(self, config: ModelConfig, int8_only: Parts = _NONE, **where):
+    def __init__(self, config: ModelConfig, int8_only: Parts, **where):
         super().__init__()
         d, self.eps = config.dim, config.eps
 
@@ -97,7 +101,7 @@ class TransformerBlock(nn.Module):
         self.cross_q_gain, self.cross_k_gain = _vector(d, **where), _vector(d, **where)
         self.cross_out = linear("cross_out", d, d)
         self.ffn_in, self.ffn_out = linear("ffn_in", d, config.ffn_dim), linear("ffn_out", config.ffn_dim, d)
-        self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, GELU_RUN)
+        self._gelu_groups = config.ffn_dim // math.gcd(config.ffn_dim, GELU_GROUP)
 
     def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor | Quantized:
         """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim],
@@ -120,8 +124,8 @@ class TransformerBlock(nn.Module):
         following: Tensor,
         ring: RingLayer,
         cross: CrossCache,
-        int8: Parts = _NONE,
-        int8_following: bool = False,
+        int8: Parts,
+        int8_following: bool,
     ) -> Tensor | Quantized:
         """One layer on the residual stream x [N, D], which is updated in place.
 
@@ -130,19 +134,14 @@ class TransformerBlock(nn.Module):
         ``int8`` names the products that run in 8 bits, z being quantised if ``qkv`` is among them, and
         ``int8_following`` says whether the result is to be.
         """
-        y = self._attended(_over_ring(self.store(z, ring), ring), int8.out)
+        y = _attended(_over_ring(self.store(z, ring), ring), int8.out)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
         z = _added(x, self.out(y), m[:, 2], bias, gain, 0.0, self.eps, int8.cross_q)
         q = rms_norm(self.cross_q(z), self.cross_q_gain, self.eps).unflatten(-1, self.heads)
-        y = self._attended(attention(q, cross.k, cross.v), int8.cross_out)
+        y = _attended(attention(q, cross.k, cross.v), int8.cross_out)
         z = _added(x, self.cross_out(y), None, m[:, 3], m[:, 4], 1.0, self.eps, int8.ffn_in)
         y = self.ffn_out(self.ffn_in.gelu(z, self._gelu_groups if int8.ffn_out else None))
         return _added(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps, int8_following)
-
-    def _attended(self, y: Tensor, int8: bool) -> Tensor | Quantized:
-        """Attention's result [N, heads, head_dim] as [N, D]; in 8 bits with a scale for each row."""
-        y = y.flatten(1)
-        return Quantized(*quantize(y, 1)) if int8 else y
 
     def cross_kv_of(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [text_len, heads, head_dim] of a prompt, context [text_len, D]."""
@@ -195,8 +194,8 @@ class Transformer(nn.Module):
         self.text_in, self.text_out = Linear(config.text_dim, d, **where), Linear(d, d, **where)
         self.time_in, self.time_out = Linear(config.freq_dim, d, **where), Linear(d, d, **where)
         self.time_projection = Linear(d, 6 * d, **where)
-        held = policy_of("int8" if int8_only else "bf16", config.num_layers)
-        blocks = nn.ModuleList(TransformerBlock(config, parts, **where) for parts in held)
+        held, layers = policy_of("int8" if int8_only else "bf16", config.num_layers), range(config.num_layers)
+        blocks = nn.ModuleList(TransformerBlock(config, parts_at(held, layer), **where) for layer in layers)
         self.blocks = cast("Sequence[TransformerBlock]", blocks)
         self.head_modulation = _vector(2, d, **where)
         self.head = Linear(d, config.out_dim * patch, **where)
@@ -220,7 +219,7 @@ class Transformer(nn.Module):
         modulation: Modulation,
         ring: RingCache,
         cross: CrossCache,
-        policy: Policy | None = None,
+        policy: Policy = PLAIN,
         *,
         store_only: bool = False,
     ) -> Tensor | None:
@@ -228,9 +227,9 @@ class Transformer(nn.Module):
 
         The pass's place in time is the ring's (``ring.seek``); its keys and values are written there. With
         ``store_only`` (context pass, recache) the network stops after the last layer's keys and values: returns None.
-        ``policy`` says what runs in 8 bits, None nothing; ``hold_int8`` must come first.
+        ``policy`` says which products run in 8 bits; ``hold_int8`` must come first.
         """
-        int8 = (*(policy or policy_of("bf16", len(self.blocks))), _NONE)  # the head does not
+        int8 = [parts_at(policy, layer) for layer in range(len(self.blocks) + 1)]  # the head's are the last
         grid = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
         x = self.patch(patchify(latents))
         norms = [*modulation.layers[:, :, :2].unbind(1), modulation.head]  # shift and scale before each layer, and last

@@ -23,6 +23,11 @@ class Graphs(Protocol):
         """Do ``work``; ``key`` names all in it that a graph cannot follow."""
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """As statistics say it."""
+    return str(dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+
+
 NewGraphs = Callable[[], Graphs] | None  # None: calls run as they are
 
 
@@ -62,6 +67,17 @@ class Codec(Protocol):
 
     @property
     def vae(self) -> Autoencoder: ...
+
+    @property
+    def precision(self) -> str:
+        """What most of its convolutions run in: ``int8``, or its dtype, ``bf16`` or ``float32``."""
+        ...
+
+    @property
+    def saturated(self) -> int:
+        """How many values were too large for int8 so far, in all streams; 0 where nothing is int8. Does not wait for
+        the device: calls under way are not in it yet."""
+        ...
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> CausalDecoder:
         """For latents of this height and width. ``new_graphs`` makes what calls are captured with, if they can be."""

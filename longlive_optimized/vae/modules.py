@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import Autoencoder, to_uint8
-from .codec import NewGraphs, join, split_frames
+from .codec import NewGraphs, join, name_of, split_frames
 from .state import CausalState
 
 _MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bits
@@ -15,10 +15,11 @@ _MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bi
 class ModulesCodec:
     """A ``Codec`` over the weights of ``vae`` as they lie. Its tensors come and go, so no graphs are captured."""
 
-    copies = False
+    copies, saturated = False, 0
 
     def __init__(self, vae: Autoencoder):
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
+        self.precision = name_of(vae.dtype)
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesDecoder:
         return ModulesDecoder(self.vae)

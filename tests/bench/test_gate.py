@@ -7,7 +7,8 @@ import torch
 
 from longlive_optimized import LongLiveEngine, OptimizationConfig
 from longlive_optimized.bench import gate, teacher
-from longlive_optimized.bench.teacher import SAME, Pair
+from longlive_optimized.bench.quality import SAME
+from longlive_optimized.bench.teacher import Pair
 from longlive_optimized.config import StreamSettings
 
 SIZE = {"height": 32, "width": 64}  # 8 tokens a frame, which keys in int8 want
@@ -126,3 +127,12 @@ def test_every_part_and_layer_changes_something(engine):
 def test_the_gate_wants_base_positions(engine):
     with pytest.raises(ValueError, match="positions must be 'base'"):
         gate.run(engine, "tiny", ["speed"], seeds=1, blocks=1)
+
+
+def test_the_vae_in_int8_has_bounds_of_its_own():
+    def missed(median, worst):
+        return gate.failures({"presets": {}, "vae_int8": {"psnr_median_db": median, "psnr_worst_db": worst}})
+
+    assert not missed(38.0, 35.0) and not gate.failures({"presets": {}, "vae_int8": {}})
+    assert missed(37.9, 35.0) == ["vae_int8: psnr_median_db is 37.9, at least 38 wanted"]
+    assert missed(40.0, 34.0) == ["vae_int8: psnr_worst_db is 34.0, at least 35 wanted"]

@@ -273,6 +273,7 @@ NOT_RUN: tuple[NotRun, ...] = (
         "docs/CONTRIBUTING.md", "*", "pip install -e '.*", "changes git's hooks; ./setup_env.sh lint installs the same"
     ),
     NotRun("docs/CONTRIBUTING.md", "*", "ruff check .*|clang-format .*|basedpyright", "./setup_env.sh lint runs it"),
+    NotRun("docs/int8.md", "*", "python tests/measure/conv_int8_error.py", "minutes"),
     NotRun(
         "docs/convolution.md", "*", "python tests/native/conv/emulate.py( 3)?", "minutes; the suite runs one schedule"
     ),
@@ -280,7 +281,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
-    NotRun("docs/performance.md", "*", "python tests/measure/(overlap|compare_builds|presets).py .*", _GPU),
+    NotRun("docs/performance.md", "*", "python tests/measure/(overlap|compare_builds|memory|presets).py .*", _GPU),
     NotRun(
         "docs/CONTRIBUTING.md", "Versions", "tests/measure/versions.sh.*", _NET + "; .ci/run runs its part of video"
     ),

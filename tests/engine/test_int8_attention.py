@@ -8,6 +8,7 @@ import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.engine.stream import Stream
+from longlive_optimized.model.precision import PLAIN
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
 
@@ -303,4 +304,4 @@ def test_what_attention_in_8_bits_leaves_not_finite_is_seen_without_products(eng
 
     stream.passes.context = context
     made += blocks(engine, stream, FOX)
-    assert stream.fallback_blocks == 1 and stream.made_with == stream.plain and close(wanted, made)
+    assert stream.fallback_blocks == 1 and stream.made_with == PLAIN and close(wanted, made)

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.demo.scope_integration import create_optimized_scope_pipeline
+from longlive_optimized.model.precision import PLAIN
 from longlive_optimized.model.transformer import Transformer
 from longlive_optimized.weights.load import load_generator
 from longlive_optimized.weights.locate import locate
@@ -151,9 +152,9 @@ def test_a_block_that_is_not_finite_is_made_again_with_the_same_weights():
     blocks(broken, None, FOX)
     broken.stream.policy, make = broken.stream.policy, broken.stream.passes.denoise
 
-    def denoise(start, inputs, policy=None):
+    def denoise(start, inputs, policy):
         latents = make(start, inputs, policy)
-        return latents if policy == broken.stream.plain else latents.fill_(float("nan"))
+        return latents if policy == PLAIN else latents.fill_(float("nan"))
 
     broken.stream.passes.denoise = denoise
     b = blocks(broken, None, *prompts[1:])

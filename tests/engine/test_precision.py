@@ -11,7 +11,7 @@ from longlive_optimized.engine import block
 from longlive_optimized.engine.block import policy_at, warm_up
 from longlive_optimized.engine.latency import LatencyMeter
 from longlive_optimized.engine.stream import Stream
-from longlive_optimized.model.precision import in_8_bits, policy_of
+from longlive_optimized.model.precision import PLAIN, policy_of
 from longlive_optimized.weights.user_lora import UserLora
 
 # At 32x64 pixels, streams of these stay close to each other; of what moves, small differences may grow there. Their
@@ -53,7 +53,7 @@ def record_passes(monkeypatch, stream: Stream) -> list[tuple[str, int, bool]]:
 
         def run(*args):
             frames = len(args[0]) if kind == "context" else args[1].noise.shape[1]
-            seen.append((kind, frames, in_8_bits(args[-1])))
+            seen.append((kind, frames, bool(args[-1])))
             return before(*args)
 
         monkeypatch.setattr(stream.passes, kind, run)
@@ -244,7 +244,7 @@ def test_a_block_that_fails_while_it_is_made_again_counts_once(monkeypatch):
     engine.model.blocks[1].ffn_out.int8_scale[3] = float("nan")
 
     def fail_without_8_bits(stream, request, policy):
-        if policy == stream.plain:
+        if policy == PLAIN:
             raise torch.OutOfMemoryError("no memory")
         return denoise(stream, request, policy)
 
@@ -313,5 +313,5 @@ def test_the_rule_of_the_sinks(engine):
     for sink, first in ((3, 3), (0, 1), (6, 6)):
         stream = engine.open_stream(precision="int8", sink_size=sink)
         for start in range(9):
-            assert policy_at(stream, start) == (stream.plain if start < first else policy_of("int8", LAYERS))
-        assert policy_at(stream, 30, origin=30) == stream.plain != policy_at(stream, 40, origin=30)
+            assert policy_at(stream, start) == (PLAIN if start < first else policy_of("int8", LAYERS))
+        assert policy_at(stream, 30, origin=30) == PLAIN != policy_at(stream, 40, origin=30)

@@ -11,6 +11,7 @@ from longlive_optimized.kernels.int8_linear import int8_linear, int8_linear_gelu
 from longlive_optimized.kernels.quantize import quantize
 from support.emulated import run_on_a_cpu
 from support.int8_data import DEPTHS, activations, error, weights
+from support.spoiled import other_device, other_order
 
 OP = int8_linear
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -229,22 +230,13 @@ def test_pack_refuses(shape):
         pack(torch.zeros(shape))
 
 
-def other_device(t: torch.Tensor) -> torch.Tensor:
-    return t.to("cpu" if t.is_cuda else "meta")
-
-
-def transposed(t: torch.Tensor) -> torch.Tensor:
-    """The same values in another order of memory."""
-    return t.T.contiguous().T
-
-
 BAD = {
-    "x": [lambda t: t[None], transposed, lambda t: t.float(), lambda t: t.view(torch.uint8)],
+    "x": [lambda t: t[None], other_order, lambda t: t.float(), lambda t: t.view(torch.uint8)],
     "x_scale": [
         lambda t: t[:, :-1].contiguous(),
         lambda t: t[0],
         lambda t: t.double(),
-        transposed,
+        other_order,
         lambda t: t[:0],
         lambda t: t.repeat(3, 1)[:5].contiguous(),
         other_device,
@@ -254,7 +246,7 @@ BAD = {
         lambda t: t[:-1],
         lambda t: t.float(),
         lambda t: t[None],
-        transposed,
+        other_order,
         other_device,
     ],
     "weight_scale": [lambda t: t[:-1], lambda t: t[None], lambda t: t.double(), lambda t: t.bfloat16(), other_device],

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.modulate_norm import modulate_norm, modulate_norm_int8
+from support.results import same
 
 OP = modulate_norm
 EPS = 1e-6
@@ -92,43 +93,47 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("name", "spoil"), [(name, f) for name, all_of in BAD.items() for f in all_of])
-def test_bad_input_is_named(backend, device, name, spoil):
-    args = spoil(*inputs(2, 6, 256, torch.float32, device))
-    with pytest.raises((ValueError, RuntimeError), match=rf"\b{name} must\b"):
-        OP.impls[backend][0](*args, EPS)
-
-
-def test_registered_properly(device):
-    torch.library.opcheck(OP.torch_op, (*inputs(2, 3, 128, torch.float32, device), EPS))
-
-
 def test_compiles_to_one_graph(device):
     x, shift, scale = inputs(2, 3, 128, torch.float32, device)
     compiled = torch.compile(lambda x: OP(2 * x, shift, scale, EPS) + 1, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), OP(2 * x, shift, scale, EPS) + 1)
 
 
-@pytest.mark.gpu
-def test_unaligned_rows_go_to_triton():
-    x, shift, scale = inputs(2, 3, 136, torch.bfloat16, "cuda")
-    assert OP.choose(x, shift, scale, EPS) == "cuda"
-    assert OP.choose(x, shift[:, 1:], scale, EPS) == "triton"
+class Both:
+    """What holds of the plain operator and of its int8 form alike."""
+
+    @pytest.mark.parametrize(("name", "spoil"), [(name, f) for name, all_of in BAD.items() for f in all_of])
+    def test_bad_input_is_named(self, backend, device, name, spoil):
+        args = spoil(*inputs(2, 6, 256, torch.float32, device))
+        with pytest.raises((ValueError, RuntimeError), match=rf"\b{name} must\b"):
+            self.OP.impls[backend][0](*args, EPS)
+
+    def test_registered_properly(self, device):
+        torch.library.opcheck(self.OP.torch_op, (*inputs(2, 3, 128, torch.float32, device), EPS))
+
+    @pytest.mark.gpu
+    def test_unaligned_rows_go_to_triton(self):
+        x, shift, scale = inputs(2, 3, 136, torch.bfloat16, "cuda")
+        assert self.OP.choose(x, shift, scale, EPS) == "cuda"
+        assert self.OP.choose(x, shift[:, 1:], scale, EPS) == "triton"
+
+    @pytest.mark.gpu
+    def test_replays_in_a_cuda_graph(self, run, device):
+        x, shift, scale = inputs(3, 7, 1536, torch.bfloat16, device)
+        run(x, shift, scale, EPS)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(x, shift, scale, EPS)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert same(out, run(x, shift, scale, EPS))
 
 
-@pytest.mark.gpu
-def test_replays_in_a_cuda_graph(run, device):
-    x, shift, scale = inputs(3, 7, 1536, torch.bfloat16, device)
-    run(x, shift, scale, EPS)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(x, shift, scale, EPS)
-    x.copy_(torch.randn_like(x))
-    graph.replay()
-    assert torch.equal(out, run(x, shift, scale, EPS))
+class TestPlain(Both):
+    OP = modulate_norm
 
 
-class TestInt8:
+class TestInt8(Both):
     """modulate_norm_int8: values times their scale are the norm in float64, to half a step."""
 
     OP = modulate_norm_int8
@@ -172,29 +177,3 @@ class TestInt8:
         x, shift, scale = inputs(1, 4, 256, torch.float32, device)
         values, scales = run(torch.full_like(x, 3.0), torch.zeros_like(shift), scale, EPS)
         assert not values.any() and not scales.any()
-
-    @pytest.mark.parametrize(("name", "spoil"), [(name, f) for name, all_of in BAD.items() for f in all_of])
-    def test_bad_input_is_named(self, backend, device, name, spoil):
-        args = spoil(*inputs(2, 6, 256, torch.float32, device))
-        with pytest.raises((ValueError, RuntimeError), match=rf"\b{name} must\b"):
-            self.OP.impls[backend][0](*args, EPS)
-
-    def test_registered_properly(self, device):
-        torch.library.opcheck(self.OP.torch_op, (*inputs(2, 3, 128, torch.float32, device), EPS))
-
-    @pytest.mark.gpu
-    def test_unaligned_rows_go_to_triton(self):
-        x, shift, scale = inputs(2, 3, 136, torch.bfloat16, "cuda")
-        assert self.OP.choose(x, shift, scale, EPS) == "cuda"
-        assert self.OP.choose(x, shift[:, 1:], scale, EPS) == "triton"
-
-    @pytest.mark.gpu
-    def test_replays_in_a_cuda_graph(self, run, device):
-        x, shift, scale = inputs(3, 7, 1536, torch.bfloat16, device)
-        run(x, shift, scale, EPS)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = run(x, shift, scale, EPS)
-        x.copy_(torch.randn_like(x))
-        graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(out, run(x, shift, scale, EPS), strict=True))

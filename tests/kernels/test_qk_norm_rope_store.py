@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store
-from support.keys import turns
+from support.keys import SLOTS, turns
+from support.spoiled import other_device, other_order
 
 OP = qk_norm_rope_store
 EPS = 1e-6
@@ -71,18 +72,11 @@ def check_all(args: dict, q: torch.Tensor, close) -> None:
         assert whole(args[name])[untouched].isnan().all(), name
 
 
-CASES = {
+CASES = SLOTS | {
     "one-token": {"tokens": 1, "heads": 1},
-    "one-frame": {"slots": (7,)},
     "prime": {"tokens": 13},
     "twelve-heads": {"tokens": 3, "heads": 12},
     "small-heads": {"head_dim": 24, "heads": 3},
-    "no-sinks-kept": {"sinks": 0, "slots": (0, 1, 2)},
-    "all-sinks": {"slots": (0, 1, 2)},
-    "some-sinks": {"slots": (2, 7, 0)},
-    "wrap-around": {"slots": (11, 3, 4)},
-    "two-groups": {"slots": (11, 3, 4, 5, 6, 7)},
-    "whole-ring": {"ring": 3, "slots": (2, 0, 1)},
 }
 REAL = {"tokens": 1560, "heads": 12, "slots": (11, 3, 4)}
 SHAPES = [*(pytest.param(c, id=n) for n, c in CASES.items()), pytest.param(REAL, id="real", marks=pytest.mark.gpu)]
@@ -153,24 +147,15 @@ def test_closer_to_the_truth_than_the_published_roundings(device):
     assert (ours - want_q).norm() < (published - want_q).norm()
 
 
-def other_device(t: torch.Tensor) -> torch.Tensor:
-    return t.to("cpu" if t.is_cuda else "meta")
-
-
-def interleaved(t: torch.Tensor) -> torch.Tensor:
-    """The same values in another order of memory."""
-    return t.transpose(0, -1).contiguous().transpose(0, -1)
-
-
 BAD = {
-    "qkv": [lambda t: t[:, :-6].contiguous(), lambda t: t[:-1], lambda t: t[None], lambda t: t.half(), interleaved],
+    "qkv": [lambda t: t[:, :-6].contiguous(), lambda t: t[:-1], lambda t: t[None], lambda t: t.half(), other_order],
     "q_gain": [lambda t: t[:-1], lambda t: t[None], lambda t: t.double(), lambda t: t.repeat_interleave(2)[::2]],
     "k_gain": [lambda t: t[:-1], lambda t: t[None], lambda t: t.double(), other_device],
-    "rope_time": [lambda t: t[:-1], lambda t: t[..., 0], lambda t: t.double(), interleaved],
-    "rope_space": [lambda t: t[:, :-1].contiguous(), lambda t: t[:-1], lambda t: t.half(), interleaved],
-    "k_ring": [lambda t: t[..., :-1].contiguous(), lambda t: t[0], lambda t: t.double(), interleaved],
-    "v_ring": [lambda t: t[:-1], lambda t: t[0], lambda t: t.double(), interleaved],
-    "k_sink": [lambda t: t[:, :-1].contiguous(), lambda t: t[0], lambda t: t.double(), interleaved, other_device],
+    "rope_time": [lambda t: t[:-1], lambda t: t[..., 0], lambda t: t.double(), other_order],
+    "rope_space": [lambda t: t[:, :-1].contiguous(), lambda t: t[:-1], lambda t: t.half(), other_order],
+    "k_ring": [lambda t: t[..., :-1].contiguous(), lambda t: t[0], lambda t: t.double(), other_order],
+    "v_ring": [lambda t: t[:-1], lambda t: t[0], lambda t: t.double(), other_order],
+    "k_sink": [lambda t: t[:, :-1].contiguous(), lambda t: t[0], lambda t: t.double(), other_order, other_device],
     "slots": [
         lambda t: t.int(),
         lambda t: t[None],

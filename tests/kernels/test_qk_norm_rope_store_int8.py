@@ -7,7 +7,8 @@ import torch
 
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from support.emulated import run_on_a_cpu
-from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, turns
+from support.keys import SLOTS, SPARE, check_integers, mixed, runs_of, scales_of, turns
+from support.spoiled import other_device, other_order
 
 OP = qk_norm_rope_store_int8
 EPS, UNWRITTEN = 1e-6, -128
@@ -64,18 +65,11 @@ def check_all(args: dict, q: torch.Tensor, q_scale: torch.Tensor) -> None:
     assert scale[others].isnan().all() and args["v_ring"][others].isnan().all()
 
 
-CASES = {
+CASES = SLOTS | {
     "one-head": {"heads": 1},
-    "one-frame": {"slots": (7,)},
     "odd-runs": {"tokens": 24},
     "twelve-heads": {"tokens": 16, "heads": 12},
     "three-heads": {"heads": 3},
-    "no-sinks-kept": {"sinks": 0, "slots": (0, 1, 2)},
-    "all-sinks": {"slots": (0, 1, 2)},
-    "some-sinks": {"slots": (2, 7, 0)},
-    "wrap-around": {"slots": (11, 3, 4)},
-    "two-groups": {"slots": (11, 3, 4, 5, 6, 7)},
-    "whole-ring": {"ring": 3, "slots": (2, 0, 1)},
 }
 REAL = {"tokens": 1560, "heads": 12, "slots": (11, 3, 4)}
 SHAPES = [*(pytest.param(c, id=n) for n, c in CASES.items()), pytest.param(REAL, id="real", marks=pytest.mark.gpu)]
@@ -176,26 +170,17 @@ def test_frames_of_no_whole_runs_are_refused(backend, device):
     assert all(args[name].isnan().all() for name in ("k_scale", "v_ring", "k_sink"))
 
 
-def other_device(t: torch.Tensor) -> torch.Tensor:
-    return t.to("cpu" if t.is_cuda else "meta")
-
-
-def interleaved(t: torch.Tensor) -> torch.Tensor:
-    """The same values in another order of memory."""
-    return t.transpose(0, -1).contiguous().transpose(0, -1)
-
-
 BAD = {
-    "qkv": [lambda t: t[:, :-6].contiguous(), lambda t: t[:-1], lambda t: t.half(), interleaved],
+    "qkv": [lambda t: t[:, :-6].contiguous(), lambda t: t[:-1], lambda t: t.half(), other_order],
     "q_gain": [lambda t: t[:-1], lambda t: t.double()],
     "k_gain": [lambda t: t[:-1], other_device],
     "rope_time": [lambda t: t[:-1], lambda t: t.double()],
     "rope_space": [lambda t: t[:, :-1].contiguous(), lambda t: t[:-1]],
-    "k_offset": [lambda t: t[:-1], lambda t: t.flatten(), lambda t: t.bfloat16(), interleaved, other_device],
-    "k_ring": [lambda t: t[..., :-1].contiguous(), lambda t: t[0], lambda t: t.float(), interleaved],
-    "k_scale": [lambda t: t[:, : -1 - SPARE].contiguous(), lambda t: t.flatten(), lambda t: t.double(), interleaved],
-    "v_ring": [lambda t: t[:-1], lambda t: t[0], lambda t: t.double(), interleaved],
-    "k_sink": [lambda t: t[:, :-1].contiguous(), lambda t: t[0], lambda t: t.double(), interleaved, other_device],
+    "k_offset": [lambda t: t[:-1], lambda t: t.flatten(), lambda t: t.bfloat16(), other_order, other_device],
+    "k_ring": [lambda t: t[..., :-1].contiguous(), lambda t: t[0], lambda t: t.float(), other_order],
+    "k_scale": [lambda t: t[:, : -1 - SPARE].contiguous(), lambda t: t.flatten(), lambda t: t.double(), other_order],
+    "v_ring": [lambda t: t[:-1], lambda t: t[0], lambda t: t.double(), other_order],
+    "k_sink": [lambda t: t[:, :-1].contiguous(), lambda t: t[0], lambda t: t.double(), other_order, other_device],
     "slots": [lambda t: t.int(), lambda t: t[None], lambda t: t[:0], other_device],
 }
 

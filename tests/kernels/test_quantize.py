@@ -17,6 +17,8 @@ CASES = {
     "odd-groups": (6, 320, 5),
     "heads": (17, 1536, 12),
     "row": (17, 1536, 1),
+    "short-row": (5, 8, 1),
+    "part-of-a-warp": (13, 1000, 1),
     "long-row": (3, 8960, 1),
     "long-groups": (2, 8960, 70),
 }
@@ -50,11 +52,12 @@ def test_reference_in_float64(close_int8):
     close_int8(*OP.reference(x, 4), x, 2**-22)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_largest_value_is_127_of_either_sign(run, device, dtype):
+def test_the_largest_value_is_127_of_either_sign(run, device, dtype, groups):
     x = inputs(50, 256, dtype, device)
-    values, _ = run(x, 2)
-    runs = values.unflatten(1, (2, 128)).int()
+    values, _ = run(x, groups)
+    runs = values.unflatten(1, (groups, -1)).int()
     assert (runs.abs().amax(-1) == 127).all() and runs.min() == -127 and runs.max() == 127
 
 
@@ -65,19 +68,21 @@ def test_halves_go_to_even(run, device):
     assert torch.equal(values.float(), x.round())
 
 
-def test_integers_stay(run, device):
+@pytest.mark.parametrize("groups", [1, 3])
+def test_integers_stay(run, device, groups):
     x = torch.randint(-127, 128, (40, 384), device=device).float()
     x[:, ::128] = 127
-    values, scale = run(x, 3)
+    values, scale = run(x, groups)
     assert torch.equal(values.float(), x) and (scale == 1).all()
 
 
-def test_zeros(run, device):
+@pytest.mark.parametrize("groups", [1, 2])
+def test_zeros(run, device, groups):
     x = torch.zeros(3, 256, device=device)
     x[1, 128:] = 5
-    values, scale = run(x, 2)
+    values, scale = run(x, groups)
     assert not values[[0, 2]].any() and not values[1, :128].any() and (values[1, 128:] == 127).all()
-    assert scale.tolist() == [[0, 0, 0], [0, torch.tensor(5 / 127).item(), 0]]
+    assert scale[-1].tolist() == [0, torch.tensor(5 / 127).item(), 0] and not scale[:-1].any()
 
 
 @pytest.mark.parametrize("tiny", [2.0**-101, 1e-38, 1e-45])
@@ -98,14 +103,17 @@ def test_the_largest_floats(run, device):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_shows_in_its_own_scale_alone(run, device, bad, dtype):
+@pytest.mark.parametrize("groups", [1, 3])
+def test_what_is_not_finite_shows_in_its_own_scale_alone(run, device, groups, bad, dtype):
     x = inputs(9, 384, dtype, device)
-    clean = run(x, 3)
+    clean = run(x, groups)
     x[4, 200] = bad
-    values, scale = run(x, 3)
-    assert scale[1, 4].isnan() if bad != bad else scale[1, 4] == torch.inf
-    scale[1, 4] = clean[1][1, 4]
-    values[4, 128:256] = clean[0][4, 128:256]
+    values, scale = run(x, groups)
+    group = groups // 2  # of column 200
+    assert scale[group, 4].isnan() if bad != bad else scale[group, 4] == torch.inf
+    scale[group, 4] = clean[1][group, 4]
+    runs, before = (each.unflatten(1, (groups, -1)) for each in (values, clean[0]))
+    runs[4, group] = before[4, group]
     assert torch.equal(values, clean[0]) and torch.equal(scale, clean[1])
 
 
@@ -151,18 +159,25 @@ def test_compiles_to_one_graph(device):
 @pytest.mark.gpu
 def test_unaligned_rows_go_to_triton():
     x = torch.randn(6, 272, dtype=torch.bfloat16, device="cuda")
-    assert OP.choose(x, 2) == "cuda"
-    assert OP.choose(x, 16) == "triton"  # a group of 17
-    assert OP.choose(torch.randn(6 * 272 + 1, dtype=torch.bfloat16, device="cuda")[1:].view(6, 272), 2) == "triton"
+    assert OP.choose(x, 1) == "cuda"
+    assert OP.choose(x[:, :270].contiguous(), 1) == "triton"
+    assert OP.choose(torch.randn(6 * 272 + 1, dtype=torch.bfloat16, device="cuda")[1:].view(6, 272), 1) == "triton"
 
 
 @pytest.mark.gpu
-def test_replays_in_a_cuda_graph(run, device):
+def test_groups_and_long_rows_go_to_triton():
+    assert OP.choose(torch.randn(6, 272, device="cuda"), 2) == "triton"
+    assert OP.choose(torch.randn(6, 1544, device="cuda"), 1) == "triton"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [1, 12])
+def test_replays_in_a_cuda_graph(run, device, groups):
     x = torch.randn(21, 1536, dtype=torch.bfloat16, device=device)
-    run(x, 12)
+    run(x, groups)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = run(x, 12)
+        out = run(x, groups)
     x.copy_(3 * torch.randn_like(x))
     graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(out, run(x, 12), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(out, run(x, groups), strict=True))

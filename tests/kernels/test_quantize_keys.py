@@ -7,6 +7,7 @@ import torch
 
 from longlive_optimized.kernels.quantize_keys import dequantize_keys, quantize_keys
 from support.keys import SPARE, check_integers, mixed, runs_of, scales_of
+from support.spoiled import other_device, other_order
 
 OP = quantize_keys
 UNWRITTEN = -128
@@ -146,20 +147,11 @@ def test_dequantize_keys_names_bad_arguments(name, change, message):
         dequantize_keys(args["k_ring"], args["k_scale"], args["k_offset"], torch.float32)
 
 
-def other_device(t: torch.Tensor) -> torch.Tensor:
-    return t.to("cpu" if t.is_cuda else "meta")
-
-
-def interleaved(t: torch.Tensor) -> torch.Tensor:
-    """The same values in another order of memory."""
-    return t.transpose(0, -1).contiguous().transpose(0, -1)
-
-
 BAD = {
-    "k": [lambda t: t[0], lambda t: t.half(), lambda t: t.char(), interleaved, lambda t: torch.cat([t] * 3)],
-    "k_offset": [lambda t: t[:-1], lambda t: t.flatten(), lambda t: t.bfloat16(), interleaved, other_device],
-    "k_ring": [lambda t: t[..., :-1].contiguous(), lambda t: t[0], lambda t: t.float(), interleaved, other_device],
-    "k_scale": [lambda t: t[:, : -1 - SPARE].contiguous(), lambda t: t.flatten(), lambda t: t.double(), interleaved],
+    "k": [lambda t: t[0], lambda t: t.half(), lambda t: t.char(), other_order, lambda t: torch.cat([t] * 3)],
+    "k_offset": [lambda t: t[:-1], lambda t: t.flatten(), lambda t: t.bfloat16(), other_order, other_device],
+    "k_ring": [lambda t: t[..., :-1].contiguous(), lambda t: t[0], lambda t: t.float(), other_order, other_device],
+    "k_scale": [lambda t: t[:, : -1 - SPARE].contiguous(), lambda t: t.flatten(), lambda t: t.double(), other_order],
     "slots": [lambda t: t.int(), lambda t: t[None], lambda t: t[:2], other_device],
 }
 

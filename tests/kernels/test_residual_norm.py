@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.residual_norm import residual_norm, residual_norm_int8
+from support.results import same
+from support.spoiled import other_device, other_order
 
 OP = residual_norm
 EPS = 1e-6
@@ -137,51 +139,13 @@ def test_closer_to_the_truth_than_the_published_roundings(device):
     assert (args["x"] - want_x).norm() < (x.flatten(0, 1) - want_x).norm()
 
 
-def other_device(t: torch.Tensor) -> torch.Tensor:
-    return t.to("cpu" if t.is_cuda else "meta")
-
-
-def transposed(t: torch.Tensor) -> torch.Tensor:
-    """The same values in another order of memory."""
-    return t.T.contiguous().T
-
-
 BAD = {
-    "x": [lambda t: t[None], transposed, lambda t: t.half(), lambda t: t.int()],
-    "y": [lambda t: t[:-1], lambda t: t[:, :-8].contiguous(), transposed, lambda t: t.double(), other_device],
-    "gate": [lambda t: t[:, :-8], lambda t: t[0], lambda t: t.double(), transposed, lambda t: t[:0], lambda t: t.mT],
-    "shift": [lambda t: t[:, :-8], lambda t: t[0], lambda t: t.double(), transposed, lambda t: t[:0]],
-    "scale": [lambda t: t[:1], lambda t: t[:, :-8], lambda t: t.double(), other_device, transposed],
+    "x": [lambda t: t[None], other_order, lambda t: t.half(), lambda t: t.int()],
+    "y": [lambda t: t[:-1], lambda t: t[:, :-8].contiguous(), other_order, lambda t: t.double(), other_device],
+    "gate": [lambda t: t[:, :-8], lambda t: t[0], lambda t: t.double(), other_order, lambda t: t[:0], lambda t: t.mT],
+    "shift": [lambda t: t[:, :-8], lambda t: t[0], lambda t: t.double(), other_order, lambda t: t[:0]],
+    "scale": [lambda t: t[:1], lambda t: t[:, :-8], lambda t: t.double(), other_device, other_order],
 }
-
-
-SPOILED = pytest.mark.parametrize(
-    ("name", "spoil"), [pytest.param(n, f, id=f"{n}{i}") for n, all_of in BAD.items() for i, f in enumerate(all_of)]
-)
-
-
-@SPOILED
-def test_bad_input_is_named_and_nothing_written(backend, device, name, spoil):
-    args = inputs(6, 256, torch.float32, device, 2, 3)
-    x, before = args["x"], args["x"].clone()
-    args[name] = spoil(args[name])
-    with pytest.raises((ValueError, RuntimeError), match=rf"\b{name} must\b"):
-        OP.impls[backend][0](*args.values(), 1.0, EPS)
-    assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize("name", ["gate", "shift"])
-def test_groups_must_divide_the_rows(backend, device, name):
-    args = inputs(6, 256, torch.float32, device, 2, 3)
-    args[name] = torch.zeros(4, 256, device=device)
-    args["scale"] = args["shift"] if name == "shift" else args["scale"]
-    with pytest.raises((ValueError, RuntimeError), match=rf"{name} must have a row count that divides x's 6"):
-        OP.impls[backend][0](*args.values(), 1.0, EPS)
-
-
-@pytest.mark.parametrize("gates", [None, 2])
-def test_registered_properly(device, gates):
-    torch.library.opcheck(OP.torch_op, (*inputs(6, 128, torch.float32, device, gates, 3).values(), 1.0, EPS))
 
 
 def test_compiles_to_one_graph(device):
@@ -191,29 +155,58 @@ def test_compiles_to_one_graph(device):
     torch.testing.assert_close(traced["x"], eager["x"])
 
 
-@pytest.mark.gpu
-def test_unaligned_rows_go_to_triton():
-    args = inputs(6, 136, torch.bfloat16, "cuda", 2, 3)
-    assert OP.choose(*args.values(), 1.0, EPS) == "cuda"
-    assert OP.choose(*(args | {"gate": None}).values(), 1.0, EPS) == "cuda"
-    for name in ("gate", "shift", "scale"):
-        moved = torch.zeros(len(args[name]), 137, dtype=torch.bfloat16, device="cuda")[:, 1:]
-        assert OP.choose(*(args | {name: moved}).values(), 1.0, EPS) == "triton"
+class Both:
+    """What holds of the plain operator and of its int8 form alike."""
+
+    @pytest.mark.parametrize(
+        ("name", "spoil"), [pytest.param(n, f, id=f"{n}{i}") for n, all_of in BAD.items() for i, f in enumerate(all_of)]
+    )
+    def test_bad_input_is_named_and_nothing_written(self, backend, device, name, spoil):
+        args = inputs(6, 256, torch.float32, device, 2, 3)
+        x, before = args["x"], args["x"].clone()
+        args[name] = spoil(args[name])
+        with pytest.raises((ValueError, RuntimeError), match=rf"\b{name} must\b"):
+            self.OP.impls[backend][0](*args.values(), 1.0, EPS)
+        assert torch.equal(x, before)
+
+    @pytest.mark.parametrize("name", ["gate", "shift"])
+    def test_groups_must_divide_the_rows(self, backend, device, name):
+        args = inputs(6, 256, torch.float32, device, 2, 3)
+        args[name] = torch.zeros(4, 256, device=device)
+        args["scale"] = args["shift"] if name == "shift" else args["scale"]
+        with pytest.raises((ValueError, RuntimeError), match=rf"{name} must have a row count that divides x's 6"):
+            self.OP.impls[backend][0](*args.values(), 1.0, EPS)
+
+    @pytest.mark.parametrize("gates", [None, 2])
+    def test_registered_properly(self, device, gates):
+        torch.library.opcheck(self.OP.torch_op, (*inputs(6, 128, torch.float32, device, gates, 3).values(), 1.0, EPS))
+
+    @pytest.mark.gpu
+    def test_unaligned_rows_go_to_triton(self):
+        args = inputs(6, 136, torch.bfloat16, "cuda", 2, 3)
+        assert self.OP.choose(*args.values(), 1.0, EPS) == "cuda"
+        assert self.OP.choose(*(args | {"gate": None}).values(), 1.0, EPS) == "cuda"
+        for name in ("gate", "shift", "scale"):
+            moved = torch.zeros(len(args[name]), 137, dtype=torch.bfloat16, device="cuda")[:, 1:]
+            assert self.OP.choose(*(args | {name: moved}).values(), 1.0, EPS) == "triton"
+
+    @pytest.mark.gpu
+    def test_replays_in_a_cuda_graph(self, run, device):
+        args, fresh = (inputs(21, 1536, torch.bfloat16, device, 3, 3) for _ in range(2))
+        run(*args.values(), 1.0, EPS)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(*args.values(), 1.0, EPS)
+        args["x"].copy_(fresh["x"].mul_(-3))
+        graph.replay()
+        assert same(out, run(*fresh.values(), 1.0, EPS)) and torch.equal(args["x"], fresh["x"])
 
 
-@pytest.mark.gpu
-def test_replays_in_a_cuda_graph(run, device):
-    args, fresh = (inputs(21, 1536, torch.bfloat16, device, 3, 3) for _ in range(2))
-    run(*args.values(), 1.0, EPS)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(*args.values(), 1.0, EPS)
-    args["x"].copy_(fresh["x"].mul_(-3))
-    graph.replay()
-    assert torch.equal(out, run(*fresh.values(), 1.0, EPS)) and torch.equal(args["x"], fresh["x"])
+class TestPlain(Both):
+    OP = residual_norm
 
 
-class TestInt8:
+class TestInt8(Both):
     """residual_norm_int8: x as residual_norm writes it; values times their scale are the norm, to half a step."""
 
     OP = residual_norm_int8
@@ -255,35 +248,3 @@ class TestInt8:
         assert outs[1][1][0, 3].isnan()
         assert torch.equal(outs[1][0][others], outs[0][0][others])
         assert torch.equal(outs[1][1][0, others], outs[0][1][0, others])
-
-    @SPOILED
-    def test_bad_input_is_named_and_nothing_written(self, backend, device, name, spoil):
-        args = inputs(6, 256, torch.float32, device, 2, 3)
-        x, before = args["x"], args["x"].clone()
-        args[name] = spoil(args[name])
-        with pytest.raises((ValueError, RuntimeError), match=rf"\b{name} must\b"):
-            self.OP.impls[backend][0](*args.values(), 1.0, EPS)
-        assert torch.equal(x, before)
-
-    @pytest.mark.parametrize("gates", [None, 2])
-    def test_registered_properly(self, device, gates):
-        torch.library.opcheck(self.OP.torch_op, (*inputs(6, 128, torch.float32, device, gates, 3).values(), 1.0, EPS))
-
-    @pytest.mark.gpu
-    def test_unaligned_rows_go_to_triton(self):
-        args = inputs(6, 136, torch.bfloat16, "cuda", 2, 3)
-        assert self.OP.choose(*args.values(), 1.0, EPS) == "cuda"
-        moved = torch.zeros(len(args["gate"]), 137, dtype=torch.bfloat16, device="cuda")[:, 1:]
-        assert self.OP.choose(*(args | {"gate": moved}).values(), 1.0, EPS) == "triton"
-
-    @pytest.mark.gpu
-    def test_replays_in_a_cuda_graph(self, run, device):
-        args, fresh = (inputs(21, 1536, torch.bfloat16, device, 3, 3) for _ in range(2))
-        run(*args.values(), 1.0, EPS)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = run(*args.values(), 1.0, EPS)
-        args["x"].copy_(fresh["x"].mul_(-3))
-        graph.replay()
-        again = run(*fresh.values(), 1.0, EPS)
-        assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))

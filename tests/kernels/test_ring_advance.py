@@ -8,6 +8,7 @@ import torch
 
 from longlive_optimized.kernels.ring_advance import ring_advance
 from longlive_optimized.model import rope
+from support.spoiled import other_device
 
 OP = ring_advance
 PAIRS = 22
@@ -137,10 +138,6 @@ def test_slots_of_a_long_stream_cycle(device):
         OP(*args.values())
         written += args["slots"].tolist()
     assert written == list(range(3, 12)) * 4
-
-
-def other_device(t: torch.Tensor) -> torch.Tensor:
-    return t.to("cpu" if t.is_cuda else "meta")
 
 
 BAD = {

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from longlive_optimized.kernels.quantize import quantize_runs
+from longlive_optimized.kernels.quantize import quantize_groups
 from longlive_optimized.kernels.quantize_keys import as_int8, mix
 from longlive_optimized.kernels.ring_attention import ring_attention, ring_attention_int8
 
@@ -44,7 +44,7 @@ CASES = {
 
 def quantised(x):
     """x [N, H, hd] as integers and their scales [H, N], as qk_norm_rope_store_int8 makes them of queries."""
-    values, scale = quantize_runs(mix(x).flatten(1), x.shape[1])
+    values, scale = quantize_groups(mix(x).flatten(1), x.shape[1])
     return values.view(x.shape), scale
 
 

@@ -14,7 +14,7 @@ import itertools
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from longlive_optimized.kernels import dequantize_weight, int8_linear, modulate_norm, overlay_blend
+from longlive_optimized.kernels import dequantize_weight, int8_linear, modulate_norm, norm_silu, overlay_blend
 from longlive_optimized.kernels import qk_norm_rope_store, quantize, quantize_keys, residual_norm, ring_advance
 from longlive_optimized.kernels import ring_attention, rms_norm, rotate_sinks, x0_renoise
 
@@ -41,6 +41,9 @@ cases += [(dequantize_weight, {"ROWS": 8, "BLOCK": 512})]
 cases += [(ring_attention, RUNS8 | {"q": "*i8"}), (quantize_keys, RUNS8), (rotate_sinks, RUNS8)]
 cases += [(qk_norm_rope_store, RUNS8 | {"q": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8"})]
+ACTS = {"gain": "*fp32", "act_frames": "*i32", "saturated": "*i64", "pixels": "i32", "inverse": "fp32", "MOST": 127}
+ACTS |= {"GROUPS": 16, "PIXELS": 32}
+cases += [(norm_silu, ACTS), (norm_silu, ACTS | {"INT8": True, "act": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8", "ROWS": 64, "BLOCK": 256})]
 for (module, special), capability in itertools.product(cases, (80, 89, 90, 100, 120)):
     if capability in (89, 120) and module is not int8_linear:

@@ -9,6 +9,7 @@ import torch
 
 from longlive_optimized.engine.sampler import make_schedule
 from longlive_optimized.kernels.x0_renoise import x0_renoise
+from support.spoiled import other_device, other_order
 
 OP = x0_renoise
 SIGMAS = [[step.sigma for step in make_schedule((1000, 750, 500, 250), kind)] for kind in ("longlive", "scope")]
@@ -85,19 +86,10 @@ def test_reads_no_other_noise_level(run, device):
     assert not run(x, flow, None, table, 1).isnan().any()
 
 
-def other_device(t: torch.Tensor) -> torch.Tensor:
-    return t.to("cpu" if t.is_cuda else "meta")
-
-
-def transposed(t: torch.Tensor) -> torch.Tensor:
-    """The same values in another order of memory."""
-    return t.T.contiguous().T
-
-
 BAD = {
-    "x": [transposed, lambda t: t.half(), lambda t: t.int()],
-    "flow": [transposed, lambda t: t[:-1], lambda t: t.double(), other_device, lambda t: t[None]],
-    "noise": [transposed, lambda t: t[:-1], lambda t: t.double(), other_device, lambda t: t[None]],
+    "x": [other_order, lambda t: t.half(), lambda t: t.int()],
+    "flow": [other_order, lambda t: t[:-1], lambda t: t.double(), other_device, lambda t: t[None]],
+    "noise": [other_order, lambda t: t[:-1], lambda t: t.double(), other_device, lambda t: t[None]],
     "sigmas": [lambda t: t.float(), lambda t: t[None], other_device, lambda t: t.repeat_interleave(2)[::2]],
 }
 

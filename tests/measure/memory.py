@@ -1,7 +1,7 @@
 """A stream's memory: ``python tests/measure/memory.py MODEL --json FILE``.
 
-In turn ``balanced``; ``speed`` in the same engine, which then has int8 copies beside its weights; ``speed`` in one
-with ``low_memory``. For each, GiB that tensors take (allocated) and that torch has taken from the device for them
+In turn ``balanced``; ``speed``, which has int8 copies beside its weights; ``speed`` with ``low_memory``; each in an
+engine of its own. For each, GiB that tensors take (allocated) and that torch has taken from the device for them
 (reserved), at most and in the end, of its warm-up, of 5 blocks and of a prompt switch; and what stays, part by part. On
 a CPU the parts alone. Writes the rows of a file of docs/measurements.
 """
@@ -20,9 +20,14 @@ import torch
 from longlive_optimized import BlockRequest, LongLiveEngine
 from longlive_optimized.config import HEIGHT, WIDTH, OptimizationConfig
 from longlive_optimized.engine.stream import Stream
+from longlive_optimized.keywords import PresetName
 
 PROMPT = "a lighthouse above a stormy sea"
-MODES = {"balanced": ("balanced", False), "speed": ("speed", False), "speed, low_memory": ("speed", True)}
+MODES: dict[str, tuple[PresetName, bool]] = {
+    "balanced": ("balanced", False),
+    "speed": ("speed", False),
+    "speed, low_memory": ("speed", True),
+}
 GIB = 2**30
 
 
@@ -115,11 +120,10 @@ def main() -> None:
     parser.add_argument("--json")
     options = parser.parse_args()
     rows, engine = [], None
-    for mode, (_, low_memory) in MODES.items():
-        if engine is None or engine.config.low_memory != low_memory:
-            engine = None
-            clear()
-            engine = LongLiveEngine(options.model, OptimizationConfig(low_memory=low_memory))
+    for mode, (preset, low_memory) in MODES.items():
+        engine = None
+        clear()
+        engine = LongLiveEngine(options.model, OptimizationConfig.preset(preset, low_memory=low_memory))
         clear()
         rows.append(measure(engine, mode, (options.height, options.width)))
         print(json.dumps(rows[-1], ensure_ascii=False), flush=True)

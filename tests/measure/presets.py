@@ -1,12 +1,14 @@
-"""Presets turn by turn, streams of one engine: ``python tests/measure/presets.py MODEL --json FILE``.
+"""Presets turn by turn: ``python tests/measure/presets.py MODEL --json FILE``.
 
-First each preset alone, those in bf16 before those in 8 bits, for its warm-up and peak memory; then all of them, a few
-blocks each in turn, so that the card's clocks are the same for all. Writes the rows of a file of docs/measurements.
+Those in 8 bits are streams of an engine that was made with such a preset, whose VAE is in int8 where it is fast; the
+others of a second one. First each preset alone, for its warm-up and peak memory; then all of them, a few blocks each in
+turn, so that the card's clocks are the same for all. Writes the rows of a file of docs/measurements.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -16,24 +18,32 @@ from pathlib import Path
 import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine
+from longlive_optimized.config import PRESETS as FIELDS
 from longlive_optimized.config import OptimizationConfig
 from longlive_optimized.engine.stream import Stream
 from longlive_optimized.engine.timing import percentile
 from longlive_optimized.kernels.bench.runner import clocks_and_power
+from longlive_optimized.keywords import PresetName
 from longlive_optimized.video_time import BLOCK_PIXEL_FRAMES
 
 SIZES = ((480, 832), (320, 576))
 PRESETS = ("balanced", "speed", "realtime", "turbo", "ultra")
+OF_PRECISION: tuple[tuple[PresetName, str], ...] = (("balanced", "bf16"), ("speed", "int8"))
 PROMPT = "a lighthouse above a stormy sea"
 
 
-def measure(engine: LongLiveEngine, size: tuple[int, int], rounds: int, blocks: int) -> list[dict]:
+Engines = dict[str, LongLiveEngine]  # by what their streams' precision is
+Alone = dict[tuple[str, tuple[int, int]], dict]
+
+
+def measure(engines: Engines, alone: Alone, size: tuple[int, int], rounds: int, blocks: int) -> list[dict]:
     """A row for each preset."""
-    alone = {name: of_one(engine, size, name) for name in PRESETS}
-    streams = {name: opened(engine, size, name) for name in PRESETS}
+    opened_with = {name: engines[FIELDS[name]["precision"]] for name in PRESETS}
+    streams = {name: opened(engine, size, name) for name, engine in opened_with.items()}
     times = defaultdict(list)
     for _ in range(rounds):
         for name, stream in streams.items():
+            engine = opened_with[name]
             made = make(engine, stream, blocks + 2)[2:]  # the first ones after another preset's run at its clocks
             times[name] += [
                 (sum(b.stages[s] for s in ("denoise", "context")), b.stages["decode"], b.total) for b in made
@@ -41,9 +51,10 @@ def measure(engine: LongLiveEngine, size: tuple[int, int], rounds: int, blocks: 
     clocks = clocks_and_power()
     rows = []
     for name, stream in streams.items():
-        settings = stream.settings
+        settings, engine = stream.settings, opened_with[name]
         switch = switches(engine, stream)
         row = {"table": "presets", "preset": name, "size": f"{size[0]}×{size[1]}", "precision": stream.precision}
+        row["vae_precision"] = engine.codec.precision
         row["steps_window"] = [len(settings.denoising_steps), settings.local_attn_size]
         for part, column in zip(("dit_ms", "vae_ms", "block_ms"), zip(*times[name], strict=True), strict=True):
             row[part] = {"median": round(statistics.median(column), 1), "p99": round(percentile(column, 0.99), 1)}
@@ -51,9 +62,13 @@ def measure(engine: LongLiveEngine, size: tuple[int, int], rounds: int, blocks: 
         row["block_by_balanced"] = round(
             statistics.median(t[2] for t in times[name]) / statistics.median(t[2] for t in times["balanced"]), 3
         )
-        rows.append(row | {"prompt_switch_last_first_ms": switch} | alone[name] | {"clocks_and_power": clocks})
+        rows.append(row | {"prompt_switch_last_first_ms": switch} | alone[name, size] | {"clocks_and_power": clocks})
         print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
     return rows
+
+
+def made_with(model: str, name: PresetName) -> LongLiveEngine:
+    return LongLiveEngine(model, OptimizationConfig.preset(name))
 
 
 def opened(engine: LongLiveEngine, size: tuple[int, int], name: str) -> Stream:
@@ -65,6 +80,7 @@ def opened(engine: LongLiveEngine, size: tuple[int, int], name: str) -> Stream:
 
 
 def of_one(engine: LongLiveEngine, size: tuple[int, int], name: str) -> dict:
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
@@ -104,10 +120,23 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--json", required=True)
     options = parser.parse_args()
-    engine = LongLiveEngine(options.model)
+    alone: Alone = {}
+    engines: Engines = {}
+    for name, precision in OF_PRECISION:
+        engines.clear()
+        engine = made_with(options.model, name)
+        alone |= {
+            (of, size): of_one(engine, size, of)
+            for size in SIZES
+            for of in PRESETS
+            if FIELDS[of]["precision"] == precision
+        }
+        engines[precision] = engine
+        del engine
+    engines["bf16"] = made_with(options.model, "balanced")
     rows = []
     for size in SIZES:
-        rows += measure(engine, size, options.rounds, options.blocks)
+        rows += measure(engines, alone, size, options.rounds, options.blocks)
         Path(options.json).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 
 

@@ -136,6 +136,7 @@ def engine() -> dict[str, str]:
     presets = newest(["presets"], lambda row: (row["preset"], row["size"]), "presets")
     prompts = by_size(["prompt-switch", "block"], "prompt switch")
     switches = newest(["block", "presets"], lambda row: (row.get("from", "balanced"), row["size"]), "preset switch")
+    memory = newest(["memory"], lambda row: (row["mode"], row["size"]))
     times: dict[str, Column] = {"H×W": "size", "DiT ms": "dit_ms", "VAE ms": "vae_ms", "block ms": "block_ms"}
     day = runs("block")[-1]["date"]
     spread = "; ".join(
@@ -168,6 +169,16 @@ def engine() -> dict[str, str]:
             | {"peak GiB": "peak_gib", "warm-up s": "warmup_s"},
             rows_of(presets),
         ),
+        "memory_source": source(memory),
+        "memory_table": table(
+            {"preset": "mode", "H×W": "size", "precision": "precision"}
+            | {"peak": fixed("peak_gib", 2), "after a block": lambda row: staged(row, "blocks", "allocated_gib")}
+            | {"of the device: peak": fixed("reserved_peak_gib", 2)}
+            | {"of the device: after": lambda row: staged(row, "blocks", "reserved_gib")}
+            | {"weights": lambda row: show(sum(weights(row)), 2)}
+            | {part: lambda row, part=part: show(row["parts_gib"][part], 2) for part in ("ring", "decoder")},
+            rows_of(memory),
+        ),
         "shares_source": source(shares),
         "shares_table": table(
             {"H×W": "size"} | named("attention_ms", "gemm_ms", "pointwise_ms", "memset_ms", "gaps_ms", "sum_ms"),
@@ -189,6 +200,16 @@ def engine() -> dict[str, str]:
             rows_of(switches),
         ),
     }
+
+
+def staged(row: dict, stage: str, name: str) -> str:
+    """A figure of memory after a stage."""
+    return show(row["stages"][stage][name], 2)
+
+
+def weights(row: dict) -> list[float]:
+    """GiB of a row's weights, part by part."""
+    return [row["parts_gib"][part] for part in ("transformer, model's dtype", "transformer, int8", "VAE")]
 
 
 def vae() -> dict[str, str]:

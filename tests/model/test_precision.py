@@ -6,7 +6,7 @@ import torch
 from longlive_optimized.model import precision
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.linear import Linear, Quantized
-from longlive_optimized.model.precision import Parts, in_8_bits, policy_of
+from longlive_optimized.model.precision import PLAIN, Parts, parts_at, policy_of
 from longlive_optimized.model.transformer import Transformer
 from support.networks import ring_of, vector_network
 
@@ -54,21 +54,23 @@ def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def test_exceptions_are_counted_from_either_end(kept):
-    assert policy_of("bf16", 7) == (Parts(),) * 7 and not in_8_bits(policy_of("bf16", 7))
+    assert policy_of("bf16", 7) == PLAIN and parts_at(PLAIN, 3) == Parts()
     kept()
     assert policy_of("int8", 7) == (Parts(*[True] * 6),) * 7
     kept(ffn_out=(0, 1, -3, -2, -1), cross_q=(4,))
     policy = policy_of("int8", 7)
     assert [parts.ffn_out for parts in policy] == [False, False, True, True, False, False, False]
     assert [parts.cross_q for parts in policy] == [True] * 4 + [False] + [True] * 2
-    assert all(parts.qkv and parts.out and parts.cross_out and parts.ffn_in for parts in policy) and in_8_bits(policy)
+    assert all(parts.qkv and parts.out and parts.cross_out and parts.ffn_in for parts in policy)
+    assert parts_at(policy, 4) == policy[4] and parts_at(policy, 7) == Parts()  # the head
     assert [parts.cross_q for parts in policy_of("int8", 3)] == [True] * 3  # a smaller network has no layer 4
+    kept(**dict.fromkeys(Parts._fields, (0, 1)))
+    assert policy_of("int8", 2) == PLAIN != policy_of("int8", 3)
 
 
 def test_every_part_of_the_table_runs_and_is_the_only_one(model, monkeypatch):
     """Each part by itself takes its own int8 product, in the layers that the table names and in no other."""
-    plain, ran = flow(model, None), []
-    assert torch.equal(flow(model, policy_of("bf16", 3)), plain)
+    plain, ran = flow(model, PLAIN), []
     names = {id(getattr(block, name)): (i, name) for i, block in enumerate(model.blocks) for name in Parts._fields}
     for method in ("forward", "gelu"):
         before = getattr(Linear, method)
@@ -104,7 +106,7 @@ def test_a_context_pass_writes_quantised_keys(model):
     ring, cross = ring_of(model, GRID), model.cross_cache(torch.randn(5, 20))
     x, modulation = torch.randn(3, 4, 8, 12), model.modulation(torch.tensor([0.0]))
     keys = []
-    for policy in (None, policy_of("int8", 3)):
+    for policy in (PLAIN, policy_of("int8", 3)):
         ring.seek(0, 3)
         assert model(x, modulation, ring, cross, policy, store_only=True) is None
         keys.append(ring.k.clone())
@@ -124,7 +126,7 @@ def test_weights_in_8_bits_alone_give_what_the_copies_give(model):
     other = alone(model)
     policy = policy_of("int8", 3)
     assert other.holds_int8 and torch.equal(flow(other, policy), flow(model, policy))
-    assert 0 < error(flow(other, None), flow(model, None)) < 0.03
+    assert 0 < error(flow(other, PLAIN), flow(model, PLAIN)) < 0.03
     assert other.checkpoint_slots().keys() == model.checkpoint_slots().keys()
     before = [t.clone() for t in other.buffers()]
     other.hold_int8(), other.weights_changed()

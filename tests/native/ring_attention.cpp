@@ -29,19 +29,19 @@ std::vector<uint16_t> noise(size_t n, float scale) {
 struct Rows {
   std::vector<uint16_t> narrow;
   std::vector<int8_t> integers;
-  std::vector<float> scale;  // [heads, groups], a group of `run` tokens
+  std::vector<float> scale;  // [heads, scales], a group of `run` tokens
   std::vector<float> value;
-  int groups = 0;
+  int scales = 0;
 
   Rows(int tokens, int heads, int run, float size = 2) : value(size_t(tokens) * heads * kHeadDim) {
     narrow = noise(value.size(), size);
     for (size_t i = 0; i < value.size(); ++i) value[i] = widen(narrow[i]);
     if (run == 0) return;
-    groups = run == 1 ? tokens : longlive::ceil_div(tokens, 4 * run) * 4;
-    integers.resize(value.size()), scale.resize(size_t(groups) * heads);
+    scales = run == 1 ? tokens : longlive::ceil_div(tokens, 4 * run) * 4;
+    integers.resize(value.size()), scale.resize(size_t(scales) * heads);
     const auto at = [&](int token, int head) { return value.data() + (size_t(token) * heads + head) * kHeadDim; };
     for (int head = 0; head < heads; ++head) {
-      float* of = scale.data() + size_t(head) * groups;
+      float* of = scale.data() + size_t(head) * scales;
       for (int token = 0; token < tokens; ++token) {
         float* row = at(token, head);
         if (!draw(0, 31)) std::fill(row, row + kHeadDim, 0.f);
@@ -67,21 +67,21 @@ struct Rows {
 template <class C>
 bool check(Case c) {
   using T = typename C::Key;
-  constexpr int kRun = C::kScaled ? longlive::kKeyRun : 0;
-  if (C::kScaled) c.tokens = longlive::ceil_div(c.tokens, kRun) * kRun;
+  constexpr int kRun = C::kInt8 ? longlive::kKeyRun : 0;
+  if (C::kInt8) c.tokens = longlive::ceil_div(c.tokens, kRun) * kRun;
   constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   const int64_t columns = c.heads * kHeadDim;
-  const Rows q(c.rows, c.heads, C::kScaled, c.size);
+  const Rows q(c.rows, c.heads, C::kInt8, c.size);
   Rows k(c.tokens, c.heads, kRun);
   auto v = noise(c.tokens * columns, 1);
   const int keys = std::clamp(c.valid, 0, c.tokens);
   std::fill(k.narrow.begin() + keys * columns, k.narrow.end(), 0x7fff);
   std::fill(v.begin() + keys * columns, v.end(), 0x7fff);
-  if (C::kScaled) {
+  if (C::kInt8) {
     std::fill(k.integers.begin() + keys * columns, k.integers.end(), -128);
     for (int head = 0; head < c.heads; ++head)
-      std::fill(k.scale.begin() + head * k.groups + longlive::ceil_div(keys, kRun),
-                k.scale.begin() + (head + 1) * k.groups, kNaN);
+      std::fill(k.scale.begin() + head * k.scales + longlive::ceil_div(keys, kRun),
+                k.scale.begin() + (head + 1) * k.scales, kNaN);
   }
 
   std::vector<uint16_t> out((c.rows + kTileRows) * columns, 0x7fff);  // nothing may be written after the last row
@@ -98,7 +98,7 @@ bool check(Case c) {
                  bool(c.split_kv),
                  q.scale.data(),
                  k.scale.data(),
-                 k.groups};
+                 k.scales};
   Maps maps{};
   maps.q = q.map<T>(c.rows, columns, kRows);
   maps.k = k.map<T>(c.tokens, columns, C::kTileKeys);
@@ -131,8 +131,7 @@ bool check(Case c) {
     }
   if (std::sqrt(error) <= 5e-3 * std::sqrt(norm)) return true;  // NaN fails
   std::printf("relative error %g: %s, tiles of %d keys, heads %d, rows %d, tokens %d, ctas %d, ",
-              std::sqrt(error / norm), C::kScaled ? "int8" : "bfloat16", C::kTileKeys, c.heads, c.rows, c.tokens,
-              c.ctas);
+              std::sqrt(error / norm), C::kInt8 ? "int8" : "bfloat16", C::kTileKeys, c.heads, c.rows, c.tokens, c.ctas);
   std::printf("split_kv %d, valid %d\n", c.split_kv, c.valid);
   return false;
 }

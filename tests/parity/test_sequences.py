@@ -39,7 +39,7 @@ class RecordingNetwork:
     def cross_cache(self, embedding, into=None):
         return CrossCache(embedding.clone(), embedding.clone())
 
-    def __call__(self, x, modulation, ring, cross, policy=None, *, store_only=False):
+    def __call__(self, x, modulation, ring, cross, policy=(), *, store_only=False):
         event = {
             "event": "clean" if store_only else "denoise",
             "t": [modulation.head.item()],

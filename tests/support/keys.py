@@ -38,3 +38,15 @@ def scales_of(k_scale: torch.Tensor, k_ring: torch.Tensor) -> torch.Tensor:
     runs = k_scale.shape[-1] - SPARE
     assert runs == k_ring.shape[-4] * k_ring.shape[-3] // 8 and k_scale[..., runs:].isnan().all()
     return k_scale[..., :runs].unflatten(-1, (k_ring.shape[-4], -1)).movedim(-3, -1)
+
+
+# Of qk_norm_rope_store and its int8 form: which sinks the slots of a pass are, and where in the ring they lie.
+SLOTS = {
+    "one-frame": {"slots": (7,)},
+    "no-sinks-kept": {"sinks": 0, "slots": (0, 1, 2)},
+    "all-sinks": {"slots": (0, 1, 2)},
+    "some-sinks": {"slots": (2, 7, 0)},
+    "wrap-around": {"slots": (11, 3, 4)},
+    "two-groups": {"slots": (11, 3, 4, 5, 6, 7)},
+    "whole-ring": {"ring": 3, "slots": (2, 0, 1)},
+}

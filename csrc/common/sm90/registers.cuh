@@ -39,14 +39,34 @@ __device__ void pin(T (&x)[kSize]) {
 }
 
 // ld.global: stays behind the stores before it, since they might write the same address.
-__device__ inline float2 load_in_order(const float2* p) {
-  float2 x;
-  asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(p) : "memory");
+__device__ inline uint4 load_in_order(const uint4* p) {
+  uint4 x;
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(p)
+               : "memory");
+  return x;
+}
+__device__ inline int load_in_order(const int* p) {
+  int x;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+  return x;
+}
+// ld.volatile.shared, in the same order: what was loaded before is not kept in registers for a second use.
+__device__ inline float4 load_shared_in_order(const float* p) {
+  float4 x;
+  asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(p)))
+               : "memory");
   return x;
 }
 
 // st.global: the compiler does not know the memory space of a pinned address.
-__device__ inline void store(void* to, uint32_t x) {
-  asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+__device__ inline void store(void* to, uint2 x) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(x.x), "r"(x.y) : "memory");
+}
+__device__ inline void store(void* to, uint4 x) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 }  // namespace longlive::sm90

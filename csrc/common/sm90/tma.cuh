@@ -28,6 +28,13 @@ __device__ inline void load_tile(void* to, const TensorMap& map, Barrier& full, 
       : "memory");
 }
 
+// cp.async.bulk.prefetch.tensor: the box to L2 alone.
+__device__ inline void prefetch_tile(const TensorMap& map, int c0, int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(c0), "r"(c1),
+               "r"(c2), "r"(c3)
+               : "memory");
+}
+
 // The same box for all CTAs of the cluster in `kMask`, to the same place in each, reported to the same barrier of each.
 template <uint16_t kMask>
 __device__ void load_tile_to_cluster(void* to, const TensorMap& map, Barrier& full, int c0, int c1) {

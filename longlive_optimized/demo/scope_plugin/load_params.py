@@ -16,15 +16,8 @@ from .call_params import Corner, LoraScale, Preset, Steps
 log = logging.getLogger(__name__)
 
 DEFAULT_STEPS = (1000, 750, 500, 250)
-_SAME = (
-    "height",
-    "width",
-    "vae_type",
-    "step_schedule",
-    "positions",
-    "restart_at",
-    "low_memory",
-)  # OptimizationConfig's
+# Fields that OptimizationConfig has by the same names.
+_SAME = ("height", "width", "vae_type", "step_schedule", "positions", "restart_at", "low_memory")
 ROTARY_END = 1021  # latent frame at which scope's own pipeline begins again: its table of positions ends there
 
 

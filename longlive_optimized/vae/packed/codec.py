@@ -9,12 +9,13 @@ from typing import cast
 import torch
 
 from ...kernels import native
-from ...kernels.causal_conv import GROUP
+from ...kernels.causal_conv import GROUP, GROUP_INT8
 from ..autoencoder import Autoencoder
-from ..codec import NewGraphs
+from ..codec import NewGraphs, name_of
 from ..wan.model import WanVae
 from .decode import PackedDecoder
 from .encode import PackedEncoder
+from .int8 import Saturated, Scales
 from .weights import DecoderWeights, EncoderWeights
 
 
@@ -23,17 +24,22 @@ class PackedCodec:
 
     Each half is copied when a stream first needs it; the VAE's own weights do not matter from then on, and may lie
     elsewhere once the codec is made. With ``low_memory`` streams take less memory, and a little longer, for the same
-    result. Raises ValueError naming ``vae`` if it is another network or its widths are no multiples of 8.
+    result. In ``int8`` the convolutions of the residual blocks multiply in 8 bits (docs/int8.md), and a half is
+    calibrated when it is copied. Raises ValueError naming ``vae`` if it is another network or its widths are no
+    multiples of 8, in int8 of 16.
     """
 
     copies = True
 
-    def __init__(self, vae: Autoencoder, low_memory: bool = False):
+    def __init__(self, vae: Autoencoder, low_memory: bool = False, int8: bool = False):
         if not isinstance(vae, WanVae):
             raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
-        if any(width % GROUP for width in (*vae.config.widths, vae.config.z_dim)):
-            raise ValueError(f"vae must have widths that are multiples of {GROUP} to be packed, got {vae.config}")
+        group = GROUP_INT8 if int8 else GROUP
+        if any(width % group for width in (*vae.config.widths, vae.config.z_dim)):
+            raise ValueError(f"vae must have widths that are multiples of {group} to be packed, got {vae.config}")
+        self._saturated = Saturated(vae.device) if int8 else None
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
+        self.precision = "int8" if int8 else name_of(vae.dtype)
         self._low_memory = low_memory
 
     @staticmethod
@@ -42,13 +48,19 @@ class PackedCodec:
         full_size = isinstance(vae, WanVae) and vae.config.widths == (96, 192, 384, 384)
         return full_size and vae.dtype == torch.bfloat16 and native.on_hopper(next(vae.decoder.parameters()))
 
+    @property
+    def saturated(self) -> int:
+        return int(self._saturated) if self._saturated else 0
+
     @cached_property
     def decoder_weights(self) -> DecoderWeights:
-        return DecoderWeights.of(self._vae_here())
+        vae = self._vae_here()
+        return DecoderWeights.of(vae, self._saturated and Scales.of_decoder(vae, self._saturated))
 
     @cached_property
     def encoder_weights(self) -> EncoderWeights:
-        return EncoderWeights.of(self._vae_here())
+        vae = self._vae_here()
+        return EncoderWeights.of(vae, self._saturated and Scales.of_encoder(vae, self._saturated))
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedDecoder:
         return PackedDecoder(self.decoder_weights, size, new_graphs, self._low_memory)

@@ -24,7 +24,7 @@ class PackedDecoder(PackedState):
     """See ``CausalDecoder``; ``size`` is the latents' height and width."""
 
     def __init__(self, weights: DecoderWeights, size: tuple[int, int], new_graphs: NewGraphs, low_memory: bool = False):
-        super().__init__(weights.conv1.weight, new_graphs)
+        super().__init__(weights.conv1.weight, new_graphs, weights.saturated)
         self.weights, self._size = weights, size
         self._fine = _FINE_LOW if low_memory else _FINE
         self._z = torch.empty(BLOCK_FRAMES, *size, weights.z_dim, dtype=self._dtype, device=self._device)
@@ -84,8 +84,8 @@ class PackedDecoder(PackedState):
 
         plan.add(enter, latents.at(latents.a, count))
         read = latents.read(weights.conv1, latents.a, 0, count)
-        raw, act = pool.at(pool.x, count), pool.at(pool.a, count)
-        plan.convolve(weights.conv1, read, raw=raw, act=act, gain=weights.before.gain)
+        raw, act = pool.at(pool.x, count), pool.acts.at(pool.acts.a, count)
+        plan.convolve(weights.conv1, read, raw=raw, act=act, norm=weights.before.before)
         plan.blocks([weights.before], pool, pool, count, raw=pool.x)
         plan.attend(weights.attention, pool, count)
         plan.activate(weights.levels[0][0], pool, count)
@@ -96,7 +96,7 @@ class PackedDecoder(PackedState):
         """
         entry, pool, blocks = self._levels[index].entry, self._levels[index].pool, self.weights.levels[index]
         if index == 3:
-            plan.blocks(blocks, entry, pool, count, gain=self.weights.head)
+            plan.blocks(blocks, entry, pool, count, norm=self.weights.head)
         else:
             plan.blocks(blocks, entry, pool, count, raw=pool.a)
 
@@ -114,8 +114,8 @@ class PackedDecoder(PackedState):
     def _upsample_space(self, plan: Plan, index: int, frames: Frames) -> int:
         """Spatial 2x upsampling of the level before's ``frames`` into this one's ``x`` and ``a``; their number."""
         entry, count = self._levels[index].entry, len(frames.indices)
-        raw, act = entry.at(entry.x, count), entry.at(entry.a, count)
-        plan.convolve(self.weights.ups[index - 1], frames, raw=raw, act=act, gain=self.weights.levels[index][0].gain)
+        raw, act = entry.at(entry.x, count), entry.acts.at(entry.acts.a, count)
+        plan.convolve(self.weights.ups[index - 1], frames, raw=raw, act=act, norm=self.weights.levels[index][0].before)
         return count
 
     def _end(self, plan: Plan, out: Tensor) -> None:

@@ -23,7 +23,7 @@ class PackedEncoder(PackedState):
     """See ``CausalEncoder``; ``size`` is the frames' height and width."""
 
     def __init__(self, weights: EncoderWeights, size: tuple[int, int], new_graphs: NewGraphs, low_memory: bool = False):
-        super().__init__(weights.pixels.weight, new_graphs)
+        super().__init__(weights.pixels.weight, new_graphs, weights.saturated)
         self._fine = _FINE_LOW if low_memory else _FINE
         make = {"dtype": self._dtype, "device": self._device}
         self.weights, self._sizes = weights, [(size[0] >> i, size[1] >> i) for i in range(4)]
@@ -86,8 +86,8 @@ class PackedEncoder(PackedState):
 
         plan.add(enter, source.at(source.a, count))
         read = source.read(layer, source.a, 0, count)
-        raw, act = pool.at(pool.x, count), pool.at(pool.a, count)
-        plan.convolve(layer, read, raw=raw, act=act, gain=self.weights.levels[0][0].gain)
+        raw, act = pool.at(pool.x, count), pool.acts.at(pool.acts.a, count)
+        plan.convolve(layer, read, raw=raw, act=act, norm=self.weights.levels[0][0].before)
 
     def _level(self, plan: Plan, index: int, count: int) -> None:
         """The blocks of a level, from ``x`` and ``a`` to ``x``."""
@@ -127,7 +127,7 @@ class PackedEncoder(PackedState):
         moments = self._moments.fixed(count)
         plan.attend(weights.attention, pool, count)
         plan.activate(weights.after, pool, count)
-        plan.blocks([weights.after], pool, pool, count, gain=weights.head)
+        plan.blocks([weights.after], pool, pool, count, norm=weights.head)
         read = pool.read(weights.moments, pool.a, 0, count)
         plan.convolve(weights.moments, read, raw=self._moments.at(self._moments.x, count))
 

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.causal_conv import GROUP
+from ...kernels.causal_conv import GROUP, GROUP_INT8
 
 
 class Frames(NamedTuple):
-    """Frames of ``tensor`` [S, C / 8, H, W, 8] in order: their indices, ~index for a frame of zeros."""
+    """Frames of ``tensor`` [S, C / 8, H, W, 8] (int8 [S, C / 16, H, W, 16]) in order: their indices, ~index for a frame
+    of zeros."""
 
     tensor: Tensor
     indices: list[int]
@@ -25,6 +26,8 @@ class FramePool:
     history and new frames; the last two of them become the new history, and those that it frees become scratch. Scratch
     frames are in up to three lists: ``x``, the residual stream; ``a`` and ``b``, the inputs of a block's first and
     second convolution. ``layers`` are those that read.
+
+    acts: the pool of the blocks' inputs, ``a`` and ``b``: another one where they are int8.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class FramePool:
         device: torch.device | str = "cpu",
     ):
         scratch = a + x + b
-        shape = scratch + 2 * len(layers), channels // GROUP, *size, GROUP
+        group = GROUP_INT8 if dtype == torch.int8 else GROUP
+        shape = scratch + 2 * len(layers), channels // group, *size, group
         self.tensor = torch.empty(shape, dtype=dtype, device=device)
+        self.acts = self
         self.a, self.x, self.b = list(range(a)), list(range(a, a + x)), list(range(a + x, scratch))
         self._history = {layer: [scratch + 2 * i, scratch + 2 * i + 1] for i, layer in enumerate(layers)}
         self.forget()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.causal_conv import causal_conv, from_groups, to_groups
+from ...kernels.causal_conv_int8 import causal_conv_int8
+from ...kernels.norm_silu import norm_silu
 from ..wan.layers import AttentionBlock
 from .frame_pool import FramePool, Frames
-from .weights import Block, Convolution
+from .weights import Act, Block, Convolution, Int8Convolution
 
 
 class Plan:
@@ -42,18 +43,22 @@ class Plan:
 
     def convolve(
         self,
-        layer: Convolution,
+        layer: Convolution | Int8Convolution,
         source: Frames,
         *,
         residual: Frames | None = None,
         raw: Frames | None = None,
         act: Frames | None = None,
-        gain: Tensor | None = None,
+        norm: Act | None = None,
     ) -> None:
-        """See ``causal_conv``: the result into ``raw``, SiLU of its norm into ``act``, or both."""
+        """See ``causal_conv``: the result into ``raw``, SiLU of its ``norm`` into ``act``, or both."""
+        last = () if norm is None else (norm.gain, norm.scale, norm.saturated)
 
         def step(x: Tensor, indices: Tensor, *rest: Tensor | None) -> None:
-            causal_conv(x, indices, layer.weight, layer.bias, int(layer.kind), *rest, gain)
+            if isinstance(layer, Int8Convolution):
+                causal_conv_int8(x, indices, layer.weight, layer.scale, layer.bias, *rest, *last)
+            else:
+                causal_conv(x, indices, layer.weight, layer.bias, int(layer.kind), *rest, *last)
 
         self.add(step, source, residual, raw, act)
 
@@ -64,17 +69,22 @@ class Plan:
         pool: FramePool,
         count: int,
         raw: list[int] | None = None,
-        gain: Tensor | None = None,
+        norm: Act | None = None,
     ) -> None:
-        """From x and a of ``source``, through ``pool``, to its list ``raw``, or SiLU of the norm with ``gain`` to a."""
+        """From x and a of ``source``, through ``pool``, to its list ``raw``, or SiLU of ``norm`` to a."""
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-            to, norm = (raw, gain) if following is None else (pool.x, following.gain)
-            read = source.read(block.first, source.a, 0, count)
-            self.convolve(block.first, read, act=pool.at(pool.b, count), gain=block.between)
-            read, residual = pool.read(block.second, pool.b, 0, count), source.at(source.x, count)
+            to, after = (raw, norm) if following is None else (pool.x, following.before)
+            acts = pool if following is None else pool.acts
+            read = source.acts.read(block.first, source.acts.a, 0, count)
+            self.convolve(block.first, read, act=pool.acts.at(pool.acts.b, count), norm=block.between)
+            read, residual = pool.acts.read(block.second, pool.acts.b, 0, count), source.at(source.x, count)
+            if block.shortcut:
+                shortcut = pool.at(pool.x, count)
+                self.convolve(block.shortcut, residual, raw=shortcut)
+                residual = shortcut
             sums = None if to is None else pool.at(to, count)
-            normed = None if norm is None else pool.at(pool.a, count)
-            self.convolve(block.second, read, residual=residual, raw=sums, act=normed, gain=norm)
+            normed = None if after is None else acts.at(acts.a, count)
+            self.convolve(block.second, read, residual=residual, raw=sums, act=normed, norm=after)
             source = pool
 
     def attend(self, attention: AttentionBlock, pool: FramePool, count: int) -> None:
@@ -84,12 +94,12 @@ class Plan:
 
     def activate(self, block: Block, pool: FramePool, count: int) -> None:
         """SiLU(norm(x)) of ``pool``'s x into a, for ``block`` to read, where no convolution could write it."""
-        x = pool.fixed(count)
+        x, norm = pool.fixed(count), block.before
 
         def step(to: Tensor, indices: Tensor) -> None:
-            to[indices] = to_groups(F.silu(block.norm(from_groups(x))))
+            norm_silu(x, norm.gain, to, indices, norm.scale, norm.saturated)
 
-        self.add(step, pool.at(pool.a, count))
+        self.add(step, pool.acts.at(pool.acts.a, count))
 
     def _span(self, indices: list[int]) -> slice:
         start = len(self.indices)

@@ -1,11 +1,12 @@
-"""Random calls of causal_conv and conv_pixels, their outputs poisoned, and what they should give."""
+"""Random calls of causal_conv, causal_conv_int8 and conv_pixels, their outputs poisoned, and what they should give."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from longlive_optimized.kernels.causal_conv import GROUP, Kind, causal_conv, pack
+from longlive_optimized.kernels.causal_conv import GROUP, GROUP_INT8, Kind, causal_conv, pack
+from longlive_optimized.kernels.causal_conv_int8 import pack_int8
 from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
 
 TAPS = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}
@@ -37,13 +38,38 @@ CASES = {
     "time": {"kind": Kind.TIME, "size": (20, 27), "ci": 64, "co": 384, "frames": 2, "zeros": 2},
     "up, 96": {"kind": Kind.UP, "size": (20, 27), "ci": 64, "co": 96, "frames": 2, "act": True},
     "up, 192": {"kind": Kind.UP, "size": (20, 27), "ci": 64, "co": 192, "frames": 1, "act": True},
+    "up, 96, act in int8": {"kind": Kind.UP, "size": (20, 27), "ci": 32, "co": 96, "frames": 1, "act_scale": 0.02},
+    "16 to 384, act in int8": {
+        "kind": Kind.CAUSAL, "size": (8, 24), "ci": 16, "co": 384, "frames": 2, "act_scale": 1 / 32, "subtiles": 1,
+    },
+}  # fmt: skip
+
+# Of ``make_int8``.
+INT8_CASES = {
+    "96": {"size": (20, 27), "ci": 32, "co": 96, "frames": 2},
+    "16 to 192": {"size": (20, 27), "ci": 16, "co": 192, "frames": 2, "zeros": 1, "subtiles": 2},
+    "384, low": {"size": (8, 24), "ci": 32, "co": 384, "frames": 3, "zeros": 2, "subtiles": 1},
+    "many tiles": {"size": (33, 40), "ci": 32, "co": 96, "frames": 2, "zeros": 1, "act_scale": 1 / 32, "raw": False},
+    "96, act": {"size": (20, 27), "ci": 96, "co": 96, "frames": 2, "raw": False, "act": True},
+    "96, residual in place": {
+        "size": (20, 27), "ci": 96, "co": 96, "frames": 2, "act_scale": 1 / 32, "residual": True, "in_place": True,
+    },
+    "192, act in int8": {"size": (20, 27), "ci": 64, "co": 192, "frames": 1, "act_scale": 1 / 64, "subtiles": 1},
+    "384, act": {"size": (20, 27), "ci": 32, "co": 384, "frames": 2, "act": True, "residual": True, "subtiles": 2},
+    "384, act in int8, low": {
+        "size": (8, 32), "ci": 64, "co": 384, "frames": 2, "act_scale": 1 / 32, "residual": True, "subtiles": 1,
+        "schedules": 8,
+    },
+    "saturated": {"size": (9, 17), "ci": 32, "co": 96, "frames": 1, "raw": False, "act_scale": 1 / 127},
 }  # fmt: skip
 
 
-def make(kind, size, ci, co, frames, residual=0, raw=True, act=False, zeros=0, seed=0, in_place=False) -> dict:
+def make(
+    kind, size, ci, co, frames, residual=0, raw=True, act=False, zeros=0, seed=0, in_place=False, act_scale=0.0
+) -> dict:
     """Arguments of causal_conv, frames at random indices; the first ``zeros`` frames of history are none.
 
-    ``residual`` counts channels: with as many as the result, it is added as it is.
+    ``residual`` counts channels: with as many as the result, it is added as it is. act is int8 with an ``act_scale``.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -66,15 +92,34 @@ def make(kind, size, ci, co, frames, residual=0, raw=True, act=False, zeros=0, s
         args["residual_frames"] = scattered(frames, 1)
         args["residual"] = normal(frames + 1, residual // GROUP, *size, GROUP)
     args["weight"] = pack(kind, weight, point)
-    if act:
+    if act or act_scale:
         args["gain"] = 1 + 0.2 * normal(co).float()
     scale = 2 if kind == Kind.UP else 1
-    shape = co // GROUP, scale * size[0], scale * size[1], GROUP
-    for name in ["raw"] * raw + ["act"] * act:
-        args[f"{name}_frames"] = scattered(doubled * frames, 2)
-        args[name] = torch.full((doubled * frames + 2, *shape), torch.nan, dtype=torch.bfloat16)
+    size = scale * size[0], scale * size[1]
+    if raw:
+        args["raw_frames"] = scattered(doubled * frames, 2)
+        args["raw"] = torch.full((doubled * frames + 2, co // GROUP, *size, GROUP), torch.nan, dtype=torch.bfloat16)
+    if act_scale:
+        args |= {"act_scale": act_scale, "saturated": torch.tensor([5])}
+        args["act_frames"] = scattered(doubled * frames, 2)
+        args["act"] = torch.full((doubled * frames + 2, co // GROUP_INT8, *size, GROUP_INT8), -128, dtype=torch.int8)
+    elif act:
+        args["act_frames"] = scattered(doubled * frames, 2)
+        args["act"] = torch.full((doubled * frames + 2, co // GROUP, *size, GROUP), torch.nan, dtype=torch.bfloat16)
     if in_place:
         args["raw"], args["raw_frames"] = args["residual"], args["residual_frames"]
+    return args
+
+
+def make_int8(size, ci, co, residual=False, seed=0, **rest) -> dict:
+    """Arguments of causal_conv_int8, as ``make``'s."""
+    args = make(Kind.CAUSAL, size, ci, co, residual=co if residual else 0, seed=seed, **rest)
+    g = torch.Generator().manual_seed(seed)
+    args["weight"], scale = pack_int8(torch.randn(co, ci, 3, 3, 3, generator=g) * (27 * ci) ** -0.5)
+    shape = len(args["x"]), ci // GROUP_INT8, *size, GROUP_INT8
+    args["x"] = torch.randint(-127, 128, shape, dtype=torch.int8, generator=g)
+    args["scale"] = scale / 73
+    del args["kind"]
     return args
 
 
@@ -83,22 +128,40 @@ def double(t):
     return t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
 
 
-def check(run: Callable, args: dict) -> dict[str, float]:
-    """Largest error of raw and of act, as parts of what one rounding allows; frames that are not outputs must stay."""
+def check(run: Callable, args: dict, operator=causal_conv) -> dict[str, float]:
+    """Largest error of raw and of act, as parts of what one rounding allows; frames that are not outputs must stay.
+
+    act in int8 may be one step off, near the middle between two; counts of what is too large likewise.
+    """
     truth = {name: double(t) for name, t in args.items()}
     outputs = {name: args[name] for name in ("raw", "act") if name in args}
     before = {name: t.clone() for name, t in outputs.items()}
-    causal_conv.reference(**truth)
+    in_int8 = "saturated" in args
+    if in_int8:
+        truth["act"] = torch.empty_like(args["act"])
+        slots, groups, *size, _ = args["act"].shape
+        exact = torch.empty(slots, 2 * groups, *size, GROUP, dtype=torch.float64)
+        operator.reference(**{**truth, "act": exact, "saturated": None})
+        truth["saturated"] = truth["saturated"].clone()
+    operator.reference(**truth)
     run(**args)
     worst = {}
     for name, t in outputs.items():
         indices = args[f"{name}_frames"].long()
         others = torch.ones(len(t), dtype=torch.bool).index_fill_(0, indices, False)
-        stayed = torch.equal(t[others].view(torch.int16), before[name][others].view(torch.int16))
-        got, want = t[indices].double(), truth[name][indices]
-        # One rounding of the value; the rounding of y that the norm reads, and float32 sums that cancel.
-        allowed = 2**-8 * want.abs() * (1 if name == "raw" else 2) + (1e-4 if name == "raw" else 8e-3)
-        worst[name] = ((got - want).abs() / allowed).nan_to_num(torch.inf).max().item() if stayed else torch.inf
+        stayed = torch.equal(t[others].view(torch.uint8), before[name][others].view(torch.uint8))
+        if name == "act" and in_int8:
+            got, want = t[indices].movedim(1, 3), exact[indices].movedim(1, 3) / args["act_scale"]
+            got, want = got.flatten(3).double(), want.flatten(3)
+            error = (got - want.clamp(max=127)).abs() / (0.53 + want.abs() / 128)
+            found, counted = (each["saturated"].item() for each in (args, truth))
+            worst["counted"] = abs(found - counted) / (1 + 0.02 * counted)
+        else:
+            got, want = t[indices].double(), truth[name][indices]
+            # One rounding of the value; the rounding of y that the norm reads, and float32 sums that cancel.
+            allowed = 2**-8 * want.abs() * (1 if name == "raw" else 2) + (1e-4 if name == "raw" else 8e-3)
+            error = (got - want).abs() / allowed
+        worst[name] = error.nan_to_num(torch.inf).max().item() if stayed else torch.inf
     return worst
 
 

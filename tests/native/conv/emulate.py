@@ -14,7 +14,10 @@ from pathlib import Path
 
 import torch
 from calls import Emulated
-from cases import CASES, check, check_pixels, make, make_pixels
+from cases import CASES, INT8_CASES, check, check_pixels, make, make_int8, make_pixels
+
+from longlive_optimized.kernels.causal_conv import causal_conv
+from longlive_optimized.kernels.causal_conv_int8 import causal_conv_int8
 
 HERE = Path(__file__).parent
 EMULATOR = HERE.parent / "emulator"
@@ -37,17 +40,26 @@ def report(name: str, errors: dict[str, float], started: float) -> bool:
     return good
 
 
+def run_case(library: ctypes.CDLL, case: dict, in_int8: bool, seed: int, processors: int) -> dict[str, float]:
+    subtiles, schedules, errors = case.pop("subtiles", 0), case.pop("schedules", 1), {}
+    for schedule in range(schedules):
+        emulated = Emulated(library, subtiles, processors, seed + schedule)
+        if in_int8:
+            errors = check(emulated.int8, make_int8(**case, seed=seed), causal_conv_int8)
+        else:
+            errors = check(emulated, make(**case, seed=seed), causal_conv)
+        if any(error > 1 for error in errors.values()):
+            break
+    return errors
+
+
 def run_all(library: ctypes.CDLL, seed: int, processors: int) -> bool:
     good = True
-    for name, case in CASES.items():
-        started, case = time.perf_counter(), dict(case)
-        subtiles, schedules = case.pop("subtiles", 0), case.pop("schedules", 1)
-        for schedule in range(schedules):
-            run = Emulated(library, subtiles, processors, seed + schedule)
-            errors = check(run, make(**case, seed=seed))
-            if any(error > 1 for error in errors.values()):
-                break
-        good &= report(name, errors, started)
+    for in_int8, cases in ((False, CASES), (True, INT8_CASES)):
+        for name, case in cases.items():
+            started = time.perf_counter()
+            errors = run_case(library, dict(case), in_int8, seed, processors)
+            good &= report(f"int8, {name}" if in_int8 else name, errors, started)
     for as_bytes in (False, True):
         started, run = time.perf_counter(), Emulated(library, 0, processors, seed).pixels
         good &= report(f"pixels, bytes {as_bytes}", check_pixels(run, make_pixels(as_bytes, seed)), started)

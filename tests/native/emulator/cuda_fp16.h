@@ -24,3 +24,8 @@ inline __half2 __habs2(__half2 a) { return {_Float16(std::fabs(float(a.x))), _Fl
 inline _Float16 larger(_Float16 a, _Float16 b) { return a != a || a > b ? a : b; }
 inline __half __hmax_nan(__half a, __half b) { return {larger(a.value, b.value)}; }
 inline __half2 __hmax2_nan(__half2 a, __half2 b) { return {larger(a.x, b.x), larger(a.y, b.y)}; }
+inline _Float16 smaller(_Float16 a, _Float16 b) { return a != a || b < a ? b : a; }
+inline __half2 __hmin2(__half2 a, __half2 b) { return {smaller(a.x, b.x), smaller(a.y, b.y)}; }
+inline __half2 __low2half2(__half2 a) { return {a.x, a.x}; }
+inline __half2 __high2half2(__half2 a) { return {a.y, a.y}; }
+inline bool __hble2(__half2 a, __half2 b) { return a.x <= b.x && a.y <= b.y; }

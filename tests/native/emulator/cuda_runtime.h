@@ -1,10 +1,10 @@
 #pragma once
 // As much of CUDA as the kernels of csrc need to run on a CPU: see emulator.h.
-#include <utility>
 #include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "cuda.h"
 #include "emulator.h"
@@ -70,6 +70,12 @@ inline uint32_t __reduce_max_sync(unsigned, uint32_t x) {
   const uint32_t* lanes = emulator::exchange(x);
   return *std::max_element(lanes, lanes + 32);
 }
+inline uint32_t __reduce_add_sync(unsigned, uint32_t x) {
+  const uint32_t* lanes = emulator::exchange(x);
+  uint32_t sum = 0;
+  for (int lane = 0; lane < 32; ++lane) sum += lanes[lane];
+  return sum;
+}
 inline bool __any_sync(unsigned, bool x) {
   const uint32_t* lanes = emulator::exchange(x);
   return std::any_of(lanes, lanes + 32, [](uint32_t lane) { return lane != 0; });
@@ -79,6 +85,12 @@ inline uint32_t atomicOr(uint32_t* at, uint32_t bits) { return std::exchange(*at
 inline void __syncwarp() { emulator::exchange(0); }
 inline void __syncthreads() {
   emulator::meet(emulator::self->cta->all, emulator::machine->threads_per_cta, "__syncthreads");
+}
+template <class T>
+T atomicAdd(T* to, T x) {
+  const T before = *to;
+  *to += x;
+  return before;
 }
 [[noreturn]] inline void __trap() { emulator::fail("trap"); }
 

@@ -8,6 +8,15 @@ template <int kCount>
 void reg_alloc() {}
 template <class T>
 void pin(T&) {}
-inline float2 load_in_order(const float2* p) { return *p; }
-inline void store(void* to, uint32_t x) { std::memcpy(to, &x, sizeof x); }
+template <class T>
+T load_in_order(const T* p) {
+  emulator::require(reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0, "a load from a wrong address");
+  return *p;
+}
+inline float4 load_shared_in_order(const float* p) { return load_in_order(reinterpret_cast<const float4*>(p)); }
+template <class T>
+void store(void* to, T x) {
+  emulator::require(reinterpret_cast<uintptr_t>(to) % sizeof(T) == 0, "a store to a wrong address");
+  std::memcpy(to, &x, sizeof x);
+}
 }  // namespace longlive::sm90

@@ -4,6 +4,7 @@
 
 namespace longlive::sm90 {
 inline void prefetch(const TensorMap&) {}
+inline void prefetch_tile(const TensorMap&, int, int, int, int) {}
 
 inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
