@@ -67,7 +67,9 @@ def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
     policy = policy_at(stream, stream.position)
     latents = denoise(stream, request, policy)
     # The only wait for the device, of 8 bits alone: what cannot be shown is found before the decoder moves on.
-    if (policy or stream.ring.keys_read == "int8") and not latents.isfinite().all():
+    in_8_bits = bool(policy) or stream.ring.keys_read == "int8"
+    stream.made_again = in_8_bits and not latents.isfinite().all().item()
+    if stream.made_again:
         policy, latents = PLAIN, again_in_bf16(stream, request)
     stream.made_with = policy
     return latents
@@ -82,7 +84,6 @@ def policy_at(stream: Stream, start: int, origin: int = 0) -> Policy:
 def again_in_bf16(stream: Stream, request: BlockRequest) -> Tensor:
     """The block from the same noise over the same ring, and if that is not finite either over a window made anew, with
     keys in the model's dtype."""
-    stream.fallback_blocks += 1
     latents = denoise(stream, request, PLAIN)
     if not latents.isfinite().all():
         stream.ring.hold(False)
@@ -111,6 +112,7 @@ def settle(stream: Stream) -> None:
 
     Then, or before the recache, its keys become of the kind that the stream's precision wants.
     """
+    stream.recache_due |= stream.position > 0 and stream.ring.stale  # due until it has worked
     if stream.context_due and not stream.recache_due:
         with stream.timer.stage("context"):
             # With what the block was made: the first one's is what the sinks keep.

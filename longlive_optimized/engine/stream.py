@@ -54,7 +54,7 @@ class Stream:
     sinks: those of the sinks, however long ago; first_sink: the first one's latent frame.
     prompt_due: the prompt in force has not reached the network yet.
     context_due: the last block's clean keys and values are not in the ring yet.
-    recache_due: the ring's keys and values are of another prompt, window or weights.
+    recache_due: the ring's keys and values are of another prompt or weights, or a recache has failed.
     sinks_due: those of the sinks are of other weights.
     undecoded: latent frames at the end of ``history`` that are generated but not yet decoded.
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
@@ -63,7 +63,8 @@ class Stream:
     new_graphs: makes what the calls of a side of the VAE are captured with.
     policy: which products its precision runs in 8 bits; made_with: which those of the last block's denoising did.
     int8_keys: whether its precision runs attention over the ring in 8 bits.
-    fallback_blocks: how many blocks since the last ``reset`` were made again without 8 bits, not being finite.
+    made_again: whether what was denoised last was not finite in 8 bits, and was made again without.
+    fallback_blocks: how many blocks since the last ``reset`` were. One that is tried twice counts once.
     """
 
     def __init__(
@@ -104,8 +105,9 @@ class Stream:
         """Change settings (those in ``config.CHANGEABLE``) from the next block on; weights and picture stay.
 
         A new local_attn_size recomputes the window before that block, without a cut: the sinks are kept (with
-        ``global_sink`` false replaced, as at a prompt switch). Buffers and graphs stay, unless the window grows beyond
-        any before. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
+        ``global_sink`` false replaced, as at a prompt switch). One that is changed back before that block leaves no
+        trace. Buffers and graphs stay, unless the window grows beyond any before: that window is recomputed whatever
+        comes after. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
         ValueError for other fields and bad values; nothing has changed then, nor where memory is short.
         """
         with self._devices.turn():
@@ -134,7 +136,7 @@ class Stream:
         self.sinks, self.first_sink = self.history, 0
         self.context_due = self.recache_due = self.sinks_due = False
         self.from_video: bool | None = None
-        self.made_with = PLAIN
+        self.made_with, self.made_again = PLAIN, False
         self.ring.reset()
         self.restart_vae()
 
@@ -200,6 +202,7 @@ class Stream:
     def keep(self, history: Tensor, frames: int) -> None:
         """A block of so many latent frames is generated, at the end of ``history``: move on."""
         self.prompt.block_made()
+        self.fallback_blocks += self.made_again
         self.history = history
         if self.position < self.ring.sink:
             self.sinks = history[: self.ring.sink]
@@ -227,7 +230,6 @@ class Stream:
             passes.ring.reserve(int8_keys)
             passes.cross = self.passes.cross
             self.passes = passes
-        self.recache_due = self.position > 0
 
     def _new_passes(self, window: int, int8_keys: bool) -> Passes:
         ring = self._new_ring(window=window, int8=int8_keys)

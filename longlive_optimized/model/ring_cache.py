@@ -138,6 +138,11 @@ class RingCache:
             return dequantize_keys(*self._in_int8().layer(index), self.v.dtype)
         return self._in_dtype()[index]
 
+    @property
+    def stale(self) -> bool:
+        """Whether the last pass was in another window, or there was none: all but the sinks must be written anew."""
+        return self._last_window != self.window
+
     def reserve(self, int8: bool) -> None:
         """Allocate storage for keys in int8, or in ``dtype``, if there is none yet.
 
@@ -185,9 +190,10 @@ class RingCache:
         """Forget every frame; the storage stays."""
         self.frames = self._origin = self._filled = 0
         self.rotates_sinks = self._sink_written = self._alone = False
+        self._last_window: int | None = None
 
     def resize(self, window: int) -> None:
-        """Attend to ``window`` frames from the next pass on; all but the sinks must then be written anew.
+        """Attend to ``window`` frames from the next pass on; unless it is the last pass's, the ring is then ``stale``.
 
         Captured passes stay good: the window is read on the device. Raises ValueError for one beyond the capacity.
         """
@@ -225,7 +231,7 @@ class RingCache:
         """The host's half of ``seek``: what a captured ``advance`` cannot change, and the start that it reads."""
         if not 1 <= frames <= self.window:
             raise ValueError(f"frames must lie in 1..{self.window}, got {frames}")
-        self.frames, self._origin = frames, origin
+        self.frames, self._origin, self._last_window = frames, origin, self.window
         writes_sinks = start - origin < self.sink
         self.rotates_sinks = self.relative and self._sink_written and not writes_sinks
         self._sink_written |= writes_sinks

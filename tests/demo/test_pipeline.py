@@ -247,7 +247,7 @@ def test_a_preset_switch_does_not_cut_or_reload(pipeline):
 
 
 def test_a_rebuilt_window_equals_a_recache(pipeline):
-    """Going to the same window by way of another one must equal recomputing that window in place."""
+    """Going to the same window by way of one for which there is no storage must equal recomputing it in place."""
 
     def video(disturb):
         pipeline.reset()
@@ -257,7 +257,7 @@ def test_a_rebuilt_window_equals_a_recache(pipeline):
         return torch.stack(blocks(pipeline, FOX, 2))
 
     def there_and_back(stream):
-        stream.configure(local_attn_size=9), stream.configure(local_attn_size=12)
+        stream.configure(local_attn_size=stream.ring.capacity + 3), stream.configure(local_attn_size=12)
 
     def recache(stream):
         stream.recache_due = True

@@ -277,6 +277,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     ),
     NotRun("docs/CONTRIBUTING.md", "*", "ruff check .*|clang-format .*|basedpyright", "./setup_env.sh lint runs it"),
     NotRun("docs/int8.md", "*", "python tests/measure/conv_int8_error.py", "minutes"),
+    NotRun("docs/int8.md", "*", "python -m longlive_optimized.tinyworld.evaluate long .*", "minutes"),
     NotRun(
         "docs/convolution.md", "*", "python tests/native/conv/emulate.py( 3)?", "minutes; the suite runs one schedule"
     ),

@@ -179,11 +179,34 @@ def test_int8_after_the_first_block_is_int8_from_the_start(engine):
     assert all(map(torch.equal, made, blocks(engine, int8, *[FOX] * 4)))
 
 
-def test_a_change_and_back_before_a_block_changes_nothing(engine):
-    stream, int8 = (engine.open_stream(precision="int8") for _ in range(2))
-    wanted, made = blocks(engine, int8, *[FOX] * 3), blocks(engine, stream, FOX, FOX)
-    stream.configure(precision="bf16"), stream.configure(precision="int8")
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_change_and_back_before_a_block_changes_nothing(engine, precision):
+    stream, other = (engine.open_stream(precision=precision) for _ in range(2))
+    wanted, made = blocks(engine, other, *[FOX] * 7), []
+    for change in ({"precision": "bf16"}, {"local_attn_size": 6}, {"precision": "int8", "local_attn_size": 9}):
+        made += blocks(engine, stream, FOX, FOX)  # the window of 12 is full after four
+        stream.configure(**change), stream.configure(precision=precision, local_attn_size=12)
     assert all(map(torch.equal, wanted, [*made, *blocks(engine, stream, FOX)]))
+
+
+def test_a_window_half_recomputed_is_recomputed_whatever_comes(engine, monkeypatch):
+    """Also where the one before is wished for again: its keys may be gone."""
+    stream, other = (engine.open_stream(precision="int8") for _ in range(2))
+    for each in (stream, other):
+        blocks(engine, each, *[FOX] * 5)
+    other.recache_due = True
+    context = stream.passes.context
+
+    def fail(latents, policy):
+        context(latents, policy)
+        raise torch.OutOfMemoryError("no memory")
+
+    stream.configure(local_attn_size=9)
+    with monkeypatch.context() as short, pytest.raises(torch.OutOfMemoryError):
+        short.setattr(stream.passes, "context", fail)
+        blocks(engine, stream, FOX)
+    stream.configure(local_attn_size=12)
+    assert all(map(torch.equal, *(blocks(engine, each, FOX, FOX) for each in (stream, other))))
 
 
 def test_the_first_blocks_offset_holds_until_all_keys_are_others(engine):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+from longlive_optimized.engine import block
 from longlive_optimized.engine.block import policy_at, warm_up
 from longlive_optimized.engine.latency import LatencyMeter
 from longlive_optimized.engine.stream import Stream
@@ -234,6 +235,27 @@ def test_keys_that_are_not_finite_are_made_again_too(width, positions):
     made += blocks(engine, None, FOX)
     assert engine.stream.fallback_blocks == 1 and ring.holds_int8 == (width == 64)
     assert engine.stream.history.isfinite().all() and min(block.float().std() for block in made) > 5
+
+
+def test_a_block_that_fails_while_it_is_made_again_counts_once(monkeypatch):
+    engine = tiny(precision="int8")
+    stream, denoise = engine.stream, block.denoise
+    blocks(engine, None, FOX)
+    engine.model.blocks[1].ffn_out.int8_scale[3] = float("nan")
+
+    def fail_without_8_bits(stream, request, policy):
+        if policy == PLAIN:
+            raise torch.OutOfMemoryError("no memory")
+        return denoise(stream, request, policy)
+
+    with monkeypatch.context() as short:
+        short.setattr(block, "denoise", fail_without_8_bits)
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError):
+                blocks(engine, None, FOX)
+    assert stream.fallback_blocks == 0
+    blocks(engine, None, FOX)
+    assert stream.fallback_blocks == 1
 
 
 def test_what_is_not_finite_in_bf16_either_goes_on_as_without_8_bits():

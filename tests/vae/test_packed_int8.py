@@ -95,6 +95,16 @@ def test_scales(vae):
     assert not any(module._forward_hooks for module in vae.modules())
 
 
+def test_scales_are_not_of_the_callers_default_dtype(vae):
+    wanted = Scales.of_decoder(vae, Saturated(vae.device)).of
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert Scales.of_decoder(vae, Saturated(vae.device)).of == wanted
+    finally:
+        torch.set_default_dtype(usual)
+
+
 @pytest.mark.parametrize("sizes", [[3, 3], [1, 2, 3], [2, 1, 1, 2], [6]])
 def test_any_split_of_a_stream(codec, sizes):
     latents = noise(6)

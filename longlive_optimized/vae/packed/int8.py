@@ -67,7 +67,7 @@ class Scales(NamedTuple):
 def _decoded_noise(vae: WanVae) -> Tensor:
     frames, *size = _LATENTS
     generator = torch.Generator("cpu").manual_seed(_SEED)
-    noise = torch.randn(frames, vae.config.z_dim, *size, generator=generator, device="cpu")
+    noise = torch.randn(frames, vae.config.z_dim, *size, generator=generator, dtype=torch.float32, device="cpu")
     return DecoderStream(ModulesCodec(vae)).decode(noise.to(vae.device, vae.dtype))
 
 
