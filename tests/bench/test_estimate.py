@@ -1,7 +1,6 @@
 """The estimate of ``doctor --speed`` beside what was measured, and beside sums by hand."""
 
 import contextlib
-import time
 
 import pytest
 import torch
@@ -88,9 +87,7 @@ def test_what_a_gpu_is_asked_for(monkeypatch, capability, vae_int8):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_the_rates_are_measured_in_seconds():
-    started = time.perf_counter()
+def test_the_rates_are_measured():
     rates, vae_int8 = measure_rates(torch.device("cuda", torch.cuda.current_device()))
-    assert time.perf_counter() - started < 10
     assert all(rate > 1e9 for rate in rates) and rates.copy < rates.product
     assert frames_per_second(rates, "balanced", vae_int8) > 0
