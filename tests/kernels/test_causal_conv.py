@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from longlive_optimized.kernels import causal_conv as module
 from longlive_optimized.kernels.bench import causal_conv as bench
 from longlive_optimized.kernels.causal_conv import Kind, causal_conv, from_groups, pack, to_groups
 from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
@@ -145,10 +146,11 @@ def results(args):
     return found
 
 
-def compare(got, net, dtype):
+def compare(got, net, dtype, truncated=False):
+    """``truncated``: where the interpreter has cut off what a GPU rounds."""
     y, act = net.truth(None if dtype == torch.float64 else dtype)
     # Precision: y is rounded once, act once more. Sums in float32 of 10,000 products are off by up to 3e-5.
-    tight = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 2**-8}[dtype]
+    tight = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 2**-7 if truncated else 2**-8}[dtype]
     least = max(tight / 10, 1e-11, 3.5e-9 * net.weight[0].numel() if dtype == torch.float32 else 0)
     if "raw" in got:
         torch.testing.assert_close(got["raw"], y, rtol=tight, atol=least)
@@ -176,6 +178,19 @@ CASES = {
     "up-96": ((Kind.UP, 32, 96, (5, 7), 2), {}),
     "up-192": ((Kind.UP, 40, 192, (3, 17), 1), {}),
 }
+# What the CUDA kernel does not take: parts whose norm spans several programs, and channels that fill no block.
+ODD = {
+    "causal-8": ((Kind.CAUSAL, 8, 8, (3, 5), 2, "identity"), {}),
+    "point-320-act": ((Kind.POINT, 16, 320, (5, 6), 2), {"raw": False}),
+    "point-200": ((Kind.POINT, 72, 200, (5, 6), 1, 8), {}),
+    "time-40-act": ((Kind.TIME, 16, 40, (4, 5), 2), {}),
+    "time-384-act": ((Kind.TIME, 8, 384, (3, 4), 2), {"raw": False, "zeros": 1}),
+    "up-384-act": ((Kind.UP, 8, 384, (3, 4), 2), {}),
+    "up-24-of-one-pixel": ((Kind.UP, 24, 24, (1, 1), 2), {"raw": False}),
+    "tall": ((Kind.CAUSAL, 8, 16, (150, 1), 1), {}),
+    "wide": ((Kind.CAUSAL, 8, 16, (1, 150), 1), {}),
+    "up-tall": ((Kind.UP, 8, 16, (131, 1), 1), {}),
+}
 REAL = {
     "level-0": ((Kind.CAUSAL, 384, 384, (60, 104), 3, "identity"), {}),
     "level-1": ((Kind.CAUSAL, 192, 384, (40, 72), 2), {}),
@@ -183,27 +198,43 @@ REAL = {
     "level-3": ((Kind.CAUSAL, 96, 96, (120, 104), 4, "identity"), {}),
     "up": ((Kind.UP, 192, 96, (60, 52), 3), {}),
 }
-ALL = [pytest.param(c, id=n) for n, c in CASES.items()]
+ALL = [pytest.param(c, id=n) for n, c in (CASES | ODD).items()]
 ALL += [pytest.param(c, id=n, marks=pytest.mark.gpu) for n, c in REAL.items()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", ALL)
-def test_matches_float64(run, device, case, dtype):
+def test_matches_float64(run, backend, device, case, dtype):
     shape, options = case
     net = Network(*shape).rounded(dtype)
     args = arguments(net, device, **options)
     run(*args.values())
-    compare(results(args), net, dtype)
+    compare(results(args), net, dtype, truncated=(backend, device) == ("triton", "cpu"))
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in CASES.items()])
+@pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in (CASES | ODD).items()])
 def test_reference_in_float64(case):
     shape, options = case
     net = Network(*shape).rounded(torch.float64)
     args = arguments(net, "cpu", **options)
     causal_conv.reference(*args.values())
     compare(results(args), net, torch.float64)
+
+
+@pytest.mark.parametrize("shared", [99, 163, 227])
+@pytest.mark.parametrize("channels", [(64, 96, 32), (128, 192, 64), (32, 192, 128), (64, 24, None)], ids=str)
+def test_tiles_of_every_chip(monkeypatch, backend, device, channels, shared):
+    """Triton's steps of 32 and of 64 channels, in the products and in the residual's."""
+    if backend != "triton":
+        pytest.skip("has tiles of its own")
+    monkeypatch.setattr(module, "_shared_memory", lambda device: shared * 1024)
+    if device == "cuda" and shared > torch.cuda.get_device_properties(0).shared_memory_per_block_optin // 1024:
+        pytest.skip("more than this GPU has")
+    ci, co, residual = channels
+    net = Network(Kind.POINT, ci, co, (5, 27), 1, residual).rounded(torch.bfloat16)
+    args = arguments(net, device)
+    causal_conv.impls["triton"][0](*args.values())
+    compare(results(args), net, torch.bfloat16, truncated=device == "cpu")
 
 
 def test_folding_an_enlarged_frame_changes_roundings_only():
@@ -217,9 +248,10 @@ def test_folding_an_enlarged_frame_changes_roundings_only():
 
 
 @pytest.mark.parametrize(("channels", "act"), [(96, True), (384, True), (384, False)])
-def test_adds_in_place(run, device, channels, act):
+def test_adds_in_place(run, backend, device, channels, act):
     """The residual stream is advanced where it lies, also where 384 channels are computed in two parts."""
-    net = Network(Kind.CAUSAL, channels, channels, (9, 18), 2, "identity").rounded(torch.bfloat16)
+    kind = Kind.POINT if (backend, device) == ("triton", "cpu") else Kind.CAUSAL  # an interpreter is slow
+    net = Network(kind, channels, channels, (9, 18), 2, "identity").rounded(torch.bfloat16)
     apart, args = arguments(net, device, act=act), arguments(net, device, act=act)
     run(*apart.values())
     args["raw"], args["raw_frames"] = args["residual"], args["residual_frames"]
@@ -306,13 +338,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named_and_nothing_is_written(name):
+def test_bad_input_is_named_and_nothing_is_written(run, backend, device, name):
+    if backend == "cuda":
+        pytest.skip("takes no float32")
     net = Network(Kind.CAUSAL, 32, 96, (4, 5), 2)
-    args = arguments(net, "cpu")
+    args = arguments(net, device)
     changes, message = BAD[name]
     before = {n: args[n].clone() for n in ("raw", "act")}
     with pytest.raises(ValueError, match=message):
-        causal_conv(*(args | changes).values())
+        run(*(args | {n: t.to(device) if isinstance(t, torch.Tensor) else t for n, t in changes.items()}).values())
     assert all(torch.equal(t.view(torch.int32), args[n].view(torch.int32)) for n, t in before.items())
 
 
