@@ -367,9 +367,8 @@ if triton:
         count = tl.sum((over & live).to(tl.int64))
         if count != 0:
             tl.atomic_add(saturated, count)
-        return (tl.where(over, MOST, steps) + 12582912.0 - 12582912.0).to(
-            tl.int8
-        )  # a float32 has no bits below 1 there
+        whole = tl.where(over, MOST, steps) + 12582912.0 - 12582912.0  # which leaves a float32 no bits below 1
+        return whole.to(tl.int8)
 
     @triton.jit
     def _tile_at(t, frame, size, channel, pixel, area, GROUP: tl.constexpr):
