@@ -326,7 +326,8 @@ struct Consumer {
       largest = quad_reduce(largest, fmaxf);
       constexpr float kStep = kBinade * kCode;
       const float before = shift[r];
-      if (all || largest - before > kLargest * kCode) shift[r] = ceilf((largest - kTarget * kCode) / kStep) * kStep;
+      const bool is_due = all ? largest > -FLT_MAX : largest - before > kLargest * kCode;
+      if (is_due) shift[r] = ceilf((largest - kTarget * kCode) / kStep) * kStep;
       rescale[r] = all ? 1 : exp2((before - shift[r]) / kStep);
     }
   }
