@@ -1,5 +1,8 @@
 """quantize against its formula in float64, and the same values bit for bit on every backend."""
 
+import random
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -45,6 +48,25 @@ def test_matches_the_formula(run, close_int8, device, shape, dtype):
     assert len(scale) == groups
     expected = OP.reference(x.cpu(), groups)
     assert torch.equal(values.cpu(), expected[0]) and torch.equal(scale.cpu(), expected[1])
+
+
+def check_random_call(rng: random.Random, run: Callable, backend: str, device: str) -> None:
+    """One call of random shape, rows of any magnitude that float32 has: the reference's bits."""
+    dtype = rng.choice((torch.float32, torch.bfloat16))
+    groups = 1 if backend == "cuda" else rng.choice((1, 1, 2, 7, 12))
+    size = 8 * rng.randint(1, 192) if backend == "cuda" else groups * rng.randint(1, rng.choice((40, 300)))
+    rows = rng.randint(1, rng.choice((5, 40 if device == "cpu" else 3000)))
+    power = torch.randint(-44, 38, (rows, 1), device=device).double()
+    x = (torch.randn(rows, size, dtype=torch.float64, device=device) * 10**power).to(dtype)
+    got, want = run(x, groups), OP.reference(x, groups)
+    assert all(map(torch.equal, got, want)), (rows, size, groups, dtype)
+
+
+def test_random_shapes(run, backend, device):
+    """``tests/measure/random_calls.py`` tries as many as one likes."""
+    rng = random.Random(backend)
+    for _ in range(20 if device == "cpu" else 300):
+        check_random_call(rng, run, backend, device)
 
 
 def test_reference_in_float64(close_int8):
