@@ -121,6 +121,9 @@ RUN: dict[str, Run] = {
     ),
     # docs/CONTRIBUTING.md
     "pytest -q -m gpu": selects("pytest -q -m gpu"),
+    "python tests/measure/random_calls.py --count 10000": smaller(
+        "python tests/measure/random_calls.py --count 20", r"quantize, \w+: 20 calls", where="checkout"
+    ),
     "pytest -q -m gpu tests/build/test_sanitizers.py": selects("pytest -q -m gpu tests/build/test_sanitizers.py"),
     "./setup_env.sh": Run(prints=(r"== ready: .*/bin/longlive-optimized --help",), where="checkout"),
     "./setup_env.sh lint": Run(
