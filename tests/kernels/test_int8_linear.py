@@ -11,7 +11,9 @@ import torch
 from longlive_optimized.kernels.int8_linear import int8_linear, int8_linear_gelu, pack
 from longlive_optimized.kernels.quantize import quantize
 from support.emulated import run_on_a_cpu
+from support.graphs import captured
 from support.int8_data import DEPTHS, activations, check_int8, error, weights
+from support.results import same
 from support.spoiled import other_device, other_order
 
 OP = int8_linear
@@ -314,10 +316,7 @@ def test_compiles_to_one_graph(device):
 @pytest.mark.gpu
 def test_replays_in_a_cuda_graph(run, device):
     args = inputs(31, 384, 96, 3, torch.bfloat16, device)
-    run(*args.values())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(*args.values())
+    graph, out = captured(run, *args.values())
     args["x"].random_(-127, 128)
     args["x_scale"].uniform_()
     graph.replay()
@@ -432,10 +431,7 @@ class TestGelu:
     @pytest.mark.gpu
     def test_replays_in_a_cuda_graph(self, run, device):
         args = inputs(31, 384, 512, 1, torch.bfloat16, device)
-        run(*args.values(), 2)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = run(*args.values(), 2)
+        graph, out = captured(run, *args.values(), 2)
         args["x"].random_(-127, 128)
         graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(out, run(*args.values(), 2), strict=True))
+        assert same(out, run(*args.values(), 2))

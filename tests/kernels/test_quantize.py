@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.quantize import quantize
+from support.graphs import captured
+from support.results import same
 
 OP = quantize
 CASES = {
@@ -59,7 +61,7 @@ def check_random_call(rng: random.Random, run: Callable, backend: str, device: s
     power = torch.randint(-44, 38, (rows, 1), device=device).double()
     x = (torch.randn(rows, size, dtype=torch.float64, device=device) * 10**power).to(dtype)
     got, want = run(x, groups), OP.reference(x, groups)
-    assert all(map(torch.equal, got, want)), (rows, size, groups, dtype)
+    assert same(got, want), (rows, size, groups, dtype)
 
 
 def test_random_shapes(run, backend, device):
@@ -175,7 +177,7 @@ def test_registered_properly(device):
 def test_compiles_to_one_graph(device):
     x = inputs(6, 128, torch.float32, device)
     compiled = torch.compile(lambda x: OP(2 * x, 2), fullgraph=True, backend="aot_eager")
-    assert all(torch.equal(a, b) for a, b in zip(compiled(x), OP(2 * x, 2), strict=True))
+    assert same(compiled(x), OP(2 * x, 2))
 
 
 @pytest.mark.gpu
@@ -196,10 +198,7 @@ def test_groups_and_long_rows_go_to_triton():
 @pytest.mark.parametrize("groups", [1, 12])
 def test_replays_in_a_cuda_graph(run, device, groups):
     x = torch.randn(21, 1536, dtype=torch.bfloat16, device=device)
-    run(x, groups)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(x, groups)
+    graph, out = captured(run, x, groups)
     x.copy_(3 * torch.randn_like(x))
     graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(out, run(x, groups), strict=True))
+    assert same(out, run(x, groups))
