@@ -176,17 +176,19 @@ struct Producer {
     v_at.advance();
   }
 
-  // The swizzle permutes the groups of a channel's row, 16 bytes each.
+  // A lane has one group of each fourth channel. The swizzle permutes the groups of a channel's row.
   __device__ void clear_from(uint8_t* values, int count) {
     constexpr int kGroups = kRow / kValueGroup;
+    const int group = lane % kGroups, left = count - group * kValueGroup;
+    if (left >= kValueGroup) return;
+    uint32_t keep[4] = {};
+#pragma unroll
+    for (int j = 0; j < kValueGroup; ++j)
+      if (value_at(j) < left) keep[j / 4] |= 0xffu << j % 4 * 8;
 #pragma unroll 1
-    for (int i = lane; i < kHeadDim * kGroups; i += 32) {
-      const int channel = i / kGroups, group = i % kGroups, left = count - group * kValueGroup;
-      uint8_t* at = values + channel * kRow + (group ^ channel % kGroups) * kValueGroup;
-      if (left <= 0) *reinterpret_cast<uint4*>(at) = uint4{};
-#pragma unroll 1
-      for (int j = 0; left > 0 && left < kValueGroup && j < kValueGroup; ++j)
-        if (value_at(j) >= left) at[j] = 0;
+    for (int channel = lane / kGroups; channel < kHeadDim; channel += 32 / kGroups) {
+      uint4& x = *reinterpret_cast<uint4*>(values + channel * kRow + (group ^ channel % kGroups) * kValueGroup);
+      x = {x.x & keep[0], x.y & keep[1], x.z & keep[2], x.w & keep[3]};
     }
   }
 
