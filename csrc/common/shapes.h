@@ -8,6 +8,8 @@ constexpr int kMaxSize = 1536;  // elements of a row that a warp or a block hold
 constexpr int kMaxHeads = kMaxSize / kHeadDim;
 constexpr int kKeyRun = 8;  // keys in a row, of a head, that share a scale where they are int8
 
+constexpr int kValueGroup = 16;  // values that share 16 bytes where they are e4m3, transposed
+
 constexpr int kSharedBytes = 232448;  // of shared memory that a CTA can have on Hopper
 
 template <class A, class B>
