@@ -37,7 +37,7 @@ def quantize_values(v: Tensor, v_offset: Tensor, v_scale: Tensor, v_ring: Tensor
 
 
 def dequantize_values(
-    v_ring: Tensor, v_offset: Tensor, v_scale: Tensor, slots: int, tokens: int, dtype: torch.dtype
+    v_ring: Tensor, v_scale: Tensor, v_offset: Tensor, slots: int, tokens: int, dtype: torch.dtype
 ) -> Tensor:
     """The values that the first ``slots`` slots of a ring stand for, [slots, tokens, H, hd] of ``dtype``.
 
@@ -45,13 +45,27 @@ def dequantize_values(
     ``quantize_values``, whose inverse it is, but for the rounding. Raises ValueError naming the argument that does not
     fit.
     """
-    _check_ring(v_ring, v_offset, v_scale)
-    if slots * tokens > v_ring.shape[2]:
-        raise ValueError(f"slots must have at most v_ring's {v_ring.shape[2]} tokens, got {slots} x {tokens}")
+    expect_values(v_ring, v_scale, v_offset, (None, None), slots * tokens)
     at = _place_of(torch.arange(slots * tokens, device=v_ring.device))
     wide = torch.promote_types(dtype, torch.float32)
     e4m3 = v_ring.view(torch.uint8)[:, :, at].view(torch.float8_e4m3fn).to(wide).permute(2, 0, 1)
     return (v_offset + v_scale * e4m3).to(dtype).unflatten(0, (slots, tokens))
+
+
+def expect_values(
+    v_ring: Tensor, v_scale: Tensor, v_offset: Tensor, head: tuple[int | None, int | None], tokens: int
+) -> None:
+    """Raise ValueError unless v_ring [*head, P] has room for so many tokens and v_scale and v_offset fit it.
+
+    ``head`` is the number of heads and of a head's channels, None for any.
+    """
+    device = v_ring.device
+    expect("v_ring", v_ring, (*head, None), torch.float8_e4m3fn, device)
+    room = v_ring.shape[2]
+    if room % VALUE_GROUP or room < tokens:
+        raise ValueError(f"v_ring must have a multiple of {VALUE_GROUP} tokens, at least {tokens}, got {room}")
+    expect("v_scale", v_scale, tuple(v_ring.shape[:2]), torch.float32, device)
+    expect("v_offset", v_offset, tuple(v_ring.shape[:2]), torch.float32, device)
 
 
 def _place_of(token: Tensor) -> Tensor:
@@ -67,24 +81,14 @@ def _check(v: Tensor, v_offset: Tensor, v_scale: Tensor, v_ring: Tensor, slots: 
     rows, heads, head_dim = v.shape
     if v.stride(1) != head_dim:
         raise ValueError("v must have contiguous rows")
-    expect("v_ring", v_ring, (heads, head_dim, None), torch.float8_e4m3fn, v.device)
-    _check_ring(v_ring, v_offset, v_scale)
+    expect_values(v_ring, v_scale, v_offset, (heads, head_dim), rows)
+    if v_ring.device != v.device:
+        raise ValueError(f"v_ring must be on {v.device}, got {v_ring.device}")
     expect("slots", slots, (None,), torch.int64, v.device)
     frames = slots.shape[0]
     if frames == 0 or rows % (frames * KEY_RUN):
         raise ValueError(f"v must have a multiple of {KEY_RUN} tokens for each of slots' {frames} frames, got {rows}")
-    if rows > v_ring.shape[2]:
-        raise ValueError(f"v must have at most v_ring's {v_ring.shape[2]} tokens, got {rows}")
     return rows // frames
-
-
-def _check_ring(v_ring: Tensor, v_offset: Tensor, v_scale: Tensor) -> None:
-    device = v_ring.device
-    expect("v_ring", v_ring, (None,) * 3, torch.float8_e4m3fn, device)
-    if v_ring.shape[2] % VALUE_GROUP:
-        raise ValueError(f"v_ring must have a multiple of {VALUE_GROUP} tokens, got {v_ring.shape[2]}")
-    expect("v_offset", v_offset, tuple(v_ring.shape[:2]), torch.float32, device)
-    expect("v_scale", v_scale, tuple(v_ring.shape[:2]), torch.float32, device)
 
 
 def _fits_cuda(v: Tensor, v_offset: Tensor, v_scale: Tensor, v_ring: Tensor, slots: Tensor) -> bool:

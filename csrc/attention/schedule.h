@@ -10,8 +10,7 @@
 #include "common/shapes.h"
 
 namespace longlive::attention {
-constexpr int kTileRows = 128;  // queries of an output tile
-constexpr int kMinSpan = 4;     // steps; a shorter span costs more to combine than it saves
+constexpr int kMinSpan = 4;  // steps; a shorter span costs more to combine than it saves
 
 // Steps of an output tile: tiles of keys. Without keys there is one, since someone must write the zeros.
 constexpr int key_tiles_of(int keys, int tile_keys) { return std::max(ceil_div(keys, tile_keys), 1); }
@@ -30,8 +29,11 @@ struct Span {
   int begin, end;  // steps of the split output tiles
 };
 
+template <int kTileRows>
 class Schedule {
  public:
+  static constexpr int kRows = kTileRows;  // queries of an output tile
+
   Schedule() = default;
   // Without `split_kv` all output tiles are whole, and the last wave is not full.
   constexpr Schedule(int heads, int rows, int key_tiles, int ctas, bool split_kv)

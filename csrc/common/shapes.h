@@ -10,6 +10,9 @@ constexpr int kKeyRun = 8;  // keys in a row, of a head, that share a scale wher
 
 constexpr int kValueGroup = 16;  // values that share 16 bytes where they are e4m3, transposed
 
+// Where they lie in their group: position j has this one. So the accumulator of q k^T is the operand of p v.
+constexpr int value_at(int j) { return j % 4 / 2 * 8 + j / 4 * 2 + j % 2; }
+
 constexpr int kSharedBytes = 232448;  // of shared memory that a CTA can have on Hopper
 
 template <class A, class B>

@@ -24,8 +24,8 @@ void quantize_values(const Tensor& v, const Tensor& v_offset, const Tensor& v_sc
   LL_CHECK(frames > 0 && rows % (frames * kKeyRun) == 0, "v must have a multiple of ", kKeyRun,
            " tokens for each of slots' ", frames, " frames, got ", rows);
   check_tensor(v_ring, "v_ring", {heads, head_dim, room}, ScalarType::Float8_e4m3fn, v);
-  LL_CHECK(room % kValueGroup == 0, "v_ring must have a multiple of ", kValueGroup, " tokens, got ", room);
-  LL_CHECK(rows <= room, "v must have at most v_ring's ", room, " tokens, got ", rows);
+  LL_CHECK(room % kValueGroup == 0 && rows <= room, "v_ring must have a multiple of ", kValueGroup,
+           " tokens, at least ", rows, ", got ", room);
   check_tensor(v_offset, "v_offset", {heads, head_dim}, ScalarType::Float, v);
   check_tensor(v_scale, "v_scale", {heads, head_dim}, ScalarType::Float, v);
   check_tensor(slots, "slots", {frames}, ScalarType::Long, v, sizeof(int64_t));

@@ -156,7 +156,7 @@ def test_dequantize_values_is_the_inverse(device, head_dim, dtype):
     args = inputs(torch.float32, device, head_dim=head_dim, heads=2, ring=3, slots=(2, 0, 1), tokens=8)
     args["v"].mul_(0.01)
     OP(*args.values())
-    got = dequantize_values(args["v_ring"], args["v_offset"], args["v_scale"], 3, 8, dtype)
+    got = dequantize_values(args["v_ring"], args["v_scale"], args["v_offset"], 3, 8, dtype)
     assert got.dtype == dtype and got.shape == (3, 8, 2, head_dim)
     want, offset, scale = (t.double() for t in (args["v"], args["v_offset"], args["v_scale"]))
     want = want.unflatten(0, (3, 8))[[1, 2, 0]]
@@ -164,7 +164,7 @@ def test_dequantize_values_is_the_inverse(device, head_dim, dtype):
     off = ((want - offset).abs() / 16).maximum(2**-10 * scale) * 1.0001 + rounding
     fits = (want - offset).abs() <= 440 * scale
     assert fits.double().mean() > 0.9 and ((got.double() - want).abs() <= off)[fits].all()
-    first = dequantize_values(args["v_ring"], args["v_offset"], args["v_scale"], 2, 8, dtype)
+    first = dequantize_values(args["v_ring"], args["v_scale"], args["v_offset"], 2, 8, dtype)
     torch.testing.assert_close(first, got[:2], rtol=0, atol=0, equal_nan=True)
 
 
@@ -173,7 +173,7 @@ def test_dequantized_values_are_quantised_to_the_same_bytes(device):
     args["v_offset"].zero_(), args["v_scale"].fill_(0.25)
     OP(*args.values())
     again = {name: t.clone() for name, t in args.items()}
-    again["v"] = dequantize_values(*(args[name] for name in ("v_ring", "v_offset", "v_scale")), 3, 16, torch.float64)
+    again["v"] = dequantize_values(*(args[name] for name in ("v_ring", "v_scale", "v_offset")), 3, 16, torch.float64)
     again["v"] = again["v"].flatten(0, 1).contiguous()
     again["v_ring"].view(torch.uint8).fill_(UNWRITTEN)
     OP(*again.values())
@@ -184,7 +184,7 @@ def test_dequantized_values_are_quantised_to_the_same_bytes(device):
 BAD_RINGS = [
     ("v_ring", lambda t: t[0], r"v_ring must be \[any, any, any\]"),
     ("v_ring", lambda t: t.float(), r"v_ring must be torch\.float8_e4m3fn"),
-    ("v_ring", lambda t: t[..., :8].contiguous(), "v_ring must have a multiple of 16 tokens, got 8"),
+    ("v_ring", lambda t: t[..., :24].contiguous(), "v_ring must have a multiple of 16 tokens, at least 8, got 24"),
     ("v_scale", lambda t: t[:, 1:].contiguous(), r"v_scale must be \[1, 128\]"),
     ("v_scale", lambda t: t.double(), r"v_scale must be torch\.float32"),
     ("v_offset", lambda t: t[0], r"v_offset must be \[1, 128\]"),
@@ -196,13 +196,13 @@ def test_dequantize_values_names_bad_arguments(name, change, message):
     args = inputs(torch.float32, "cpu")
     args[name] = change(args[name])
     with pytest.raises(ValueError, match=message):
-        dequantize_values(args["v_ring"], args["v_offset"], args["v_scale"], 1, 8, torch.float32)
+        dequantize_values(args["v_ring"], args["v_scale"], args["v_offset"], 1, 8, torch.float32)
 
 
 def test_dequantize_values_wants_no_more_than_there_is():
     args = inputs(torch.float32, "cpu")
-    with pytest.raises(ValueError, match="slots must have at most v_ring's 112 tokens, got 8 x 16"):
-        dequantize_values(args["v_ring"], args["v_offset"], args["v_scale"], 8, 16, torch.float32)
+    with pytest.raises(ValueError, match="v_ring must have a multiple of 16 tokens, at least 128, got 112"):
+        dequantize_values(args["v_ring"], args["v_scale"], args["v_offset"], 8, 16, torch.float32)
 
 
 BAD = {
@@ -230,7 +230,7 @@ def test_bad_input_is_named_and_nothing_written(backend, device, name, spoil):
     [
         ({"tokens": 12}, "v must have a multiple of 8 tokens for each of slots' 3 frames, got 36"),
         ({"slots": ()}, "v must have a multiple of 8 tokens for each of slots' 0 frames, got 0"),
-        ({"ring": 2}, "v must have at most v_ring's 32 tokens, got 48"),
+        ({"ring": 2}, "v_ring must have a multiple of 16 tokens, at least 48, got 32"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused(backend, device, changes, message):

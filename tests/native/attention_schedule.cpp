@@ -23,8 +23,9 @@ struct Shape {
     }                                                         \
   } while (0)
 
-template <int kTileKeys>
+template <int kTileKeys, int kTileRows>
 bool check(const Shape& c) {
+  using Schedule = longlive::attention::Schedule<kTileRows>;
   const int key_tiles = key_tiles_of(c.keys, kTileKeys);
   EXPECT(key_tiles > 0 && key_tiles * kTileKeys >= c.keys && (key_tiles - 1) * kTileKeys <= std::max(c.keys - 1, 0));
   const Schedule schedule(c.heads, c.rows, key_tiles, c.ctas, c.split_kv);
@@ -36,7 +37,7 @@ bool check(const Shape& c) {
   std::vector<int> written(Schedule::partials(c.ctas)), load(c.ctas), whole(c.ctas);
   long total = 0;
   for (int cta = 0; cta < c.ctas; ++cta) {
-    Schedule::Cursor at = schedule.start(cta);
+    typename Schedule::Cursor at = schedule.start(cta);
     const int waves = c.heads * ceil_div(c.rows, kTileRows) / c.ctas;
     int taken = 0;
     for (WorkTile w; schedule.next(cta, at, w);) {
@@ -71,7 +72,7 @@ bool check(const Shape& c) {
   std::vector<int> combined(written.size());
   const int count = c.split_kv ? Schedule::split_tiles(c.heads, c.rows, c.ctas) : 0;
   for (int n = 0; n < count; ++n) {
-    const Schedule::Split split = schedule.split(n);
+    const typename Schedule::Split split = schedule.split(n);
     const auto found = tiles.find({split.tile.head, split.tile.row});
     EXPECT(found != tiles.end());
     const std::vector<Piece>& pieces = found->second;
@@ -103,7 +104,7 @@ int main(int, char** argv) {
     Shape c{draw(1, 12), rows, keys, 132, draw(0, 4) > 0};
     if (!draw(0, 3)) c.ctas = draw(1, 140);
     if (!draw(0, 3)) c.keys = c.keys / 176 * 176;
-    if (!check<16>(c) || !check<176>(c)) {
+    if (!check<16, 128>(c) || !check<176, 128>(c) || !check<128, 192>(c)) {
       std::printf("heads %d, rows %d, keys %d, ctas %d, split_kv %d\n", c.heads, c.rows, c.keys, c.ctas, c.split_kv);
       return 1;
     }

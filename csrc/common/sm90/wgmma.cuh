@@ -25,7 +25,8 @@ __device__ void mma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-#define LL_SUMS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define LL_SUMS_4 "%0, %1, %2, %3"
+#define LL_SUMS_8 LL_SUMS_4 ", %4, %5, %6, %7"
 #define LL_SUMS_16 LL_SUMS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define LL_SUMS_32 LL_SUMS_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define LL_SUMS_48 LL_SUMS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
@@ -37,10 +38,11 @@ __device__ void mma_wait() {
 #define LL_SUMS_128 \
   LL_SUMS_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-#define LL_IN_OUT_8(C, i) \
-  C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3]), C(d[i + 4]), C(d[i + 5]), C(d[i + 6]), C(d[i + 7])
+#define LL_IN_OUT_4(C, i) C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3])
+#define LL_IN_OUT_8(C, i) LL_IN_OUT_4(C, i), LL_IN_OUT_4(C, i + 4)
 #define LL_IN_OUT_16(C, i) LL_IN_OUT_8(C, i), LL_IN_OUT_8(C, i + 8)
-#define LL_IN_OUT_48(C, i) LL_IN_OUT_16(C, i), LL_IN_OUT_16(C, i + 16), LL_IN_OUT_16(C, i + 32)
+#define LL_IN_OUT_32(C, i) LL_IN_OUT_16(C, i), LL_IN_OUT_16(C, i + 16)
+#define LL_IN_OUT_48(C, i) LL_IN_OUT_32(C, i), LL_IN_OUT_16(C, i + 32)
 #define LL_IN_OUT_64(C, i) LL_IN_OUT_48(C, i), LL_IN_OUT_16(C, i + 48)
 #define LL_IN_OUT_80(C, i) LL_IN_OUT_64(C, i), LL_IN_OUT_16(C, i + 64)
 #define LL_IN_OUT_96(C, i) LL_IN_OUT_48(C, i), LL_IN_OUT_48(C, i + 48)
@@ -61,6 +63,8 @@ __device__ void mma_ss(Sum<T>* d, uint64_t a, uint64_t b) {
 #define LL_MMA_SS(TYPES, C, REST)                                         \
   if constexpr (N == 16)                                                  \
     LL_MMA(16, 8, TYPES, C, "%8, %9, %10", REST, "l"(a), "l"(b));         \
+  else if constexpr (N == 64)                                             \
+    LL_MMA(64, 32, TYPES, C, "%32, %33, %34", REST, "l"(a), "l"(b));      \
   else if constexpr (N == 96)                                             \
     LL_MMA(96, 48, TYPES, C, "%48, %49, %50", REST, "l"(a), "l"(b));      \
   else if constexpr (N == 128)                                            \
@@ -87,12 +91,18 @@ __device__ void mma_ss(Sum<T>* d, uint64_t a, uint64_t b) {
 }
 
 // d (+)= a b: a [64, kDepth<T>] in four registers of each thread. Register j is 4 bytes of row lane / 4 + 8 (j % 2) of
-// the warp's 16, from byte 16 (j / 2) + 4 (lane % 4) on; in bfloat16, that is how d lies. b [kDepth<T>, 128] is in
+// the warp's 16, from byte 16 (j / 2) + 4 (lane % 4) on; in bfloat16, that is how d lies. b [kDepth<T>, N] is in
 // shared memory: of bfloat16 MN-major, of one byte K-major, the only order that wgmma has for them.
-template <class T, bool kAccumulate = true>
+template <class T, int N = 128, bool kAccumulate = true>
 __device__ void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
-#define LL_MMA_RS(TYPES, C, REST) \
-  LL_MMA(128, 64, TYPES, C, "{%64, %65, %66, %67}, %68, %69", REST, "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define LL_MMA_RS(TYPES, C, REST)                                                                     \
+  if constexpr (N == 8)                                                                               \
+    LL_MMA(8, 4, TYPES, C, "{%4, %5, %6, %7}, %8, %9", REST, LL_A_IN_REGISTERS, "l"(b));              \
+  else if constexpr (N == 128)                                                                        \
+    LL_MMA(128, 64, TYPES, C, "{%64, %65, %66, %67}, %68, %69", REST, LL_A_IN_REGISTERS, "l"(b));     \
+  else                                                                                                \
+    static_assert(N == 8, "no product of this width")
+#define LL_A_IN_REGISTERS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     LL_MMA_RS("k16.f32.bf16.bf16", "+f", ", 1, 1, 1");
   } else if constexpr (std::is_same_v<T, int8_t>) {
@@ -101,6 +111,7 @@ __device__ void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
     static_assert(std::is_same_v<T, __nv_fp8_e4m3>, "no product of this type");
     LL_MMA_RS("k32.f32.e4m3.e4m3", "+f", ", 1, 1");
   }
+#undef LL_A_IN_REGISTERS
 #undef LL_MMA_RS
 }
 
@@ -111,8 +122,10 @@ __device__ void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
 #undef LL_IN_OUT_80
 #undef LL_IN_OUT_64
 #undef LL_IN_OUT_48
+#undef LL_IN_OUT_32
 #undef LL_IN_OUT_16
 #undef LL_IN_OUT_8
+#undef LL_IN_OUT_4
 #undef LL_SUMS_128
 #undef LL_SUMS_112
 #undef LL_SUMS_96
@@ -122,4 +135,5 @@ __device__ void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
 #undef LL_SUMS_32
 #undef LL_SUMS_16
 #undef LL_SUMS_8
+#undef LL_SUMS_4
 }  // namespace longlive::sm90

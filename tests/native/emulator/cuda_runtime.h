@@ -36,6 +36,8 @@ struct dim3 {
 using std::max;
 using std::min;
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
+inline float __int_as_float(int32_t x) { return std::bit_cast<float>(x); }
+inline int32_t __float_as_int(float x) { return std::bit_cast<int32_t>(x); }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -45,6 +47,9 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
   uint32_t bytes = 0;
   for (int i = 0; i < 4; ++i) bytes |= uint32_t(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
   return bytes;
+}
+inline uint32_t __vimax3_u16x2(uint32_t x, uint32_t y, uint32_t z) {
+  return max({x & 0xffff, y & 0xffff, z & 0xffff}) | max({x >> 16, y >> 16, z >> 16}) << 16;
 }
 inline float __saturatef(float x) { return x > 0 ? std::fmin(x, 1.f) : 0; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }

@@ -140,10 +140,9 @@ void mma_ss(Sum<T>* d, uint64_t a, uint64_t b) {
   issue(run, d, nullptr, a, b);
 }
 
-template <class T, bool kAccumulate = true>
+template <class T, int N = 128, bool kAccumulate = true>
 void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
   const auto run = [](emulator::Product& p) {
-    constexpr int N = 128;
     Sum<T> left[64][kDepth<T>], right[kDepth<T>][N], part[Matrix<T>::kRun];
     const Matrix<T> from_b(p.memory, p.b);
     read_registers<T>(p, left);

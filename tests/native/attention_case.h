@@ -1,0 +1,73 @@
+#pragma once
+// What tests of attention over the ring share: random cases, and the truth in float64.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "common/shapes.h"
+#include "emulator.h"
+
+using longlive::kHeadDim;
+
+struct Case {
+  int heads, rows, tokens, ctas, split_kv, valid;
+  float size = 2;  // of queries
+};
+
+inline std::mt19937 source{7};
+inline int draw(int a, int b) { return std::uniform_int_distribution<int>(a, b)(source); }
+
+inline std::vector<float> noise(size_t n, float scale) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> x(n);
+  for (float& v : x) v = normal(source);
+  return x;
+}
+
+inline Case draw_case(int tile) {
+  Case c{draw(1, 2), draw(1, 300), draw(1, 9 * tile), draw(1, 7), draw(0, 3) > 0, {}};
+  c.valid = draw(0, c.tokens);
+  if (!draw(0, 3)) c.valid = c.valid / tile * tile;
+  if (!draw(0, 3)) c.valid = c.tokens + draw(0, 9);
+  if (!draw(0, 15)) c.valid = -draw(0, 9);
+  if (!draw(0, 3)) c.size = 40;  // scores that leave the first tile's range
+  return c;
+}
+
+// Relative error of out against softmax(q k^T / sqrt(128)) v over the first `keys` tokens; all [.., heads, 128].
+template <class Out>
+double error_of(const Case& c, int keys, const std::vector<float>& q, const std::vector<float>& k,
+                const std::vector<float>& v, const Out& out) {
+  const int64_t columns = c.heads * kHeadDim;
+  double error = 0, norm = 0;
+  std::vector<double> scores(keys);
+  for (int row = 0; row < c.rows; ++row)
+    for (int head = 0; head < c.heads; ++head) {
+      const float* query = q.data() + row * columns + head * kHeadDim;
+      double row_max = -INFINITY, row_sum = 0, want[kHeadDim] = {};
+      for (int t = 0; t < keys; ++t) {
+        double x = 0;
+        for (int d = 0; d < kHeadDim; ++d) x += double(query[d]) * k[t * columns + head * kHeadDim + d];
+        scores[t] = x / std::sqrt(double(kHeadDim)), row_max = std::max(row_max, scores[t]);
+      }
+      for (int t = 0; t < keys; ++t) {
+        const double p = std::exp(scores[t] - row_max);
+        row_sum += p;
+        for (int d = 0; d < kHeadDim; ++d) want[d] += p * v[t * columns + head * kHeadDim + d];
+      }
+      for (int d = 0; d < kHeadDim; ++d) {
+        const double truth = row_sum > 0 ? want[d] / row_sum : 0;
+        const double e = out(row * columns + head * kHeadDim + d) - truth;
+        error += e * e, norm += truth * truth;
+      }
+    }
+  return norm > 0 ? std::sqrt(error / norm) : error;  // NaN stays
+}
+
+inline bool passes(const Case& c, double error, double bound, const char* what) {
+  if (error <= bound) return true;
+  std::printf("relative error %g of %s: heads %d, rows %d, tokens %d, ctas %d, split_kv %d, valid %d, size %g\n", error,
+              what, c.heads, c.rows, c.tokens, c.ctas, c.split_kv, c.valid, c.size);
+  return false;
+}
