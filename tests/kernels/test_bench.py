@@ -11,6 +11,7 @@ from longlive_optimized.kernels.bench import (
     qk_norm_rope_store,
     quantize,
     quantize_keys,
+    quantize_values,
     residual_norm_int8,
     ring_attention_int8,
     runner,
@@ -57,6 +58,7 @@ def test_the_baseline_computes_the_operator(bench, op):
 INT8 = (
     quantize,
     quantize_keys,
+    quantize_values,
     modulate_norm_int8,
     residual_norm_int8,
     int8_linear,
