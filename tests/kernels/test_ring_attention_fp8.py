@@ -340,8 +340,8 @@ BAD = {
         (4, lambda v: v.view(torch.uint8), "float8_e4m3fn"),
         (4, lambda v: v.float(), "float8_e4m3fn"),
         (4, lambda v: v.transpose(1, 2).contiguous().transpose(1, 2), "contiguous"),
-        (4, lambda v: v[..., :-16].contiguous(), "at least 320 tokens, got 304"),
-        (4, lambda v: F.pad(v.view(torch.uint8), (0, 8)).view(v.dtype), "multiple of 16 tokens, got 328"),
+        (4, lambda v: v[..., :-16].contiguous(), "at least 320, got 304"),
+        (4, lambda v: F.pad(v.view(torch.uint8), (0, 8)).view(v.dtype), "multiple of 16 tokens, at least 320, got 328"),
         (4, lambda v: v.to("meta"), "on c"),
     ],
     "v_scale": [
