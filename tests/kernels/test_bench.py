@@ -13,6 +13,7 @@ from longlive_optimized.kernels.bench import (
     quantize_keys,
     quantize_values,
     residual_norm_int8,
+    ring_attention_fp8,
     ring_attention_int8,
     runner,
 )
@@ -63,6 +64,7 @@ INT8 = (
     residual_norm_int8,
     int8_linear,
     int8_linear_gelu,
+    ring_attention_fp8,
     ring_attention_int8,
 )
 
@@ -70,7 +72,7 @@ INT8 = (
 @pytest.mark.parametrize("bench", INT8)
 def test_counted_bytes_of_int8_are_those_of_the_tensors(bench):
     name = bench.__name__.rpartition(".")[2]
-    case = bench.BENCH.small[0]
+    case = runner.bench_of(name).small[0]
     arguments = case.make("cpu")
     results = OPS[name](*arguments)
     tensors = [t for t in (*arguments, *(results if isinstance(results, tuple) else (results,))) if torch.is_tensor(t)]
