@@ -11,10 +11,11 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "Tensor(a!) k_ring, Tensor(b!) v_ring, Tensor(c!) k_sink, Tensor slots, float eps) -> Tensor");
   m.def(
       "qk_norm_rope_store_int8(Tensor qkv, Tensor q_gain, Tensor k_gain, Tensor rope_time, Tensor rope_space, "
-      "Tensor k_offset, Tensor(a!) k_ring, Tensor(b!) k_scale, Tensor(c!) v_ring, Tensor(d!) k_sink, Tensor slots, "
+      "Tensor k_offset, Tensor(a!) k_ring, Tensor(b!) k_scale, Tensor(c!)? v_ring, Tensor(d!) k_sink, Tensor slots, "
       "float eps) -> (Tensor, Tensor)");
   m.def("quantize(Tensor x, int groups) -> (Tensor, Tensor)");
   m.def("quantize_keys(Tensor k, Tensor k_offset, Tensor(a!) k_ring, Tensor(b!) k_scale, Tensor slots) -> ()");
+  m.def("quantize_values(Tensor v, Tensor v_offset, Tensor v_scale, Tensor(a!) v_ring, Tensor slots) -> ()");
   m.def(
       "residual_norm(Tensor(a!) x, Tensor y, Tensor? gate, Tensor shift, Tensor scale, float offset, float eps) "
       "-> Tensor");

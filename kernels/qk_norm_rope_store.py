@@ -55,7 +55,7 @@ def qk_norm_rope_store_int8(
     k_offset: Tensor,
     k_ring: Tensor,
     k_scale: Tensor,
-    v_ring: Tensor,
+    v_ring: Tensor | None,
     k_sink: Tensor,
     slots: Tensor,
     eps: float,
@@ -65,7 +65,7 @@ def qk_norm_rope_store_int8(
     As there, but k_ring [R, S, H, hd] is int8, S a multiple of 8; k_scale [H, G] float32, k_offset [H, hd]
     float32. Rotated keys are quantised as ``quantize_keys`` does it, where k_offset and the scales are described: each
     head of 8 tokens in a row has one scale. Queries are mixed as keys are, and each token's head has its scale. Values,
-    and the un-rotated keys in k_sink, are as there.
+    and the un-rotated keys in k_sink, are as there; without a v_ring values are not stored.
 
     All of that is in float32 and is quantised as ``quantize`` does it: scale = amax / 127, values =
     rint(x * (127 / amax)); zeros have scale 0. Where a query, or one of 8 keys, has a NaN or an infinity, its scale is
@@ -82,15 +82,16 @@ def qk_norm_rope_store_int8(
 def _queries_and_keys(
     qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Both rotated, [F, S, H, hd]; v_ring and k_sink take what is theirs."""
+    """Both rotated, [F, S, H, hd]; k_sink, and v_ring if there is one, take what is theirs."""
     # Precision: norm, gain and rotation in float32, rounded once at each store. The published order
     # (docs/model.md 2.2, 2.3) rounds to bfloat16 after the norm, after the gain and after the rotation.
     wide = torch.promote_types(qkv.dtype, torch.float32)
-    _, tokens, heads, head_dim = v_ring.shape
+    tokens, heads, head_dim = k_sink.shape[1:]
     q, k, v = qkv.view(slots.shape[0], tokens, 3, heads, head_dim).unbind(2)
     q = _rms_norm(q.to(wide), q_gain.to(wide), eps)
     k = _rms_norm(k.to(wide), k_gain.to(wide), eps)
-    v_ring.index_copy_(0, slots, v)
+    if v_ring is not None:
+        v_ring.index_copy_(0, slots, v)
     _keep_sinks(k_sink, k.to(qkv.dtype), slots)
     return rotate(q, rope_time, rope_space), rotate(k, rope_time, rope_space)
 
@@ -129,7 +130,8 @@ def _check(
     expect("qkv", qkv, (frames * tokens, 3 * heads * head_dim), dtype, device)
     expect("q_gain", q_gain, (heads * head_dim,), dtype, device)
     expect("k_gain", k_gain, (heads * head_dim,), dtype, device)
-    expect("v_ring", v_ring, (ring, tokens, heads, head_dim), dtype, device)
+    if v_ring is not None:
+        expect("v_ring", v_ring, (ring, tokens, heads, head_dim), dtype, device)
     expect("k_sink", k_sink, (None, tokens, heads, head_dim), dtype, device)
     table = torch.promote_types(dtype, torch.float32)
     expect("rope_time", rope_time, (frames, None, 2), table, device)
@@ -142,7 +144,7 @@ def _fits_cuda(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sin
         and k_ring.dim() == qkv.dim() + 2 == 4
         and k_ring.shape[3] == 128
         and k_ring.shape[2] <= 12
-        and all(t.data_ptr() % 16 == 0 for t in (qkv, q_gain, k_gain, k_ring, v_ring, k_sink))
+        and all(t is None or t.data_ptr() % 16 == 0 for t in (qkv, q_gain, k_gain, k_ring, v_ring, k_sink))
     )
 
 
@@ -157,7 +159,7 @@ def _fits_cuda_int8(
     qkv, q_gain, k_gain, rope_time, rope_space, k_offset, k_ring, k_scale, v_ring, k_sink, slots, eps
 ) -> bool:
     plain = qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, eps
-    return _fits_cuda(*plain) and k_offset.data_ptr() % 16 == 0 and whole_warps(v_ring)
+    return _fits_cuda(*plain) and k_offset.data_ptr() % 16 == 0 and whole_warps(k_sink)
 
 
 @qk_norm_rope_store_int8.impl("cuda", when=_fits_cuda_int8)
@@ -247,8 +249,9 @@ if triton:
         if part == 2:
             channel = tl.arange(0, BLOCK)
             live = channel < size
-            v = tl.load(qkv + token * 3 * size + channel, mask=live)
-            tl.store(v_ring + in_ring + token * size + channel, v, mask=live)
+            if v_ring is not None:
+                v = tl.load(qkv + token * 3 * size + channel, mask=live)
+                tl.store(v_ring + in_ring + token * size + channel, v, mask=live)
         else:
             cos, sin = load_rotation(rope_time, rope_space, frame, in_frame * RUN + token, time_pairs, PAIRS, 2 * PAIRS)
             if part == 0:
@@ -293,7 +296,7 @@ if triton:
             return q, q_scale
         with torch.cuda.device_of(qkv):
             # Not fused: the product is rounded before it is rounded to an integer.
-            _kernel_int8[(qkv.shape[0] // KEY_RUN, 3)](
+            _kernel_int8[(qkv.shape[0] // KEY_RUN, 2 if v_ring is None else 3)](
                 qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink,
                 slots, runs, k_scale.shape[1], k_sink.shape[0], size, rope_time.shape[1], eps, RUN=KEY_RUN,
                 PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size), enable_fp_fusion=False,

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <optional>
 #include <tuple>
 
 #include "common/check.h"
@@ -16,7 +17,7 @@ struct Sizes {
 };
 
 Sizes check(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
-            const Tensor& rope_space, const Tensor& k_ring, const Tensor& v_ring, const Tensor& k_sink,
+            const Tensor& rope_space, const Tensor& k_ring, const std::optional<Tensor>& v_ring, const Tensor& k_sink,
             const Tensor& slots, ScalarType ring_dtype) {
   vector_size(qkv, "qkv");
   LL_CHECK(k_ring.dim() == 4, "k_ring must have 4 dimensions, got ", k_ring.dim());
@@ -35,7 +36,7 @@ Sizes check(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const
   check_tensor(rope_time, "rope_time", {frames, time_pairs, 2}, ScalarType::Float, qkv, sizeof(float2));
   check_tensor(rope_space, "rope_space", {tokens, kPairs - time_pairs, 2}, ScalarType::Float, qkv, sizeof(float2));
   check_tensor(k_ring, "k_ring", {ring, tokens, heads, kHeadDim}, ring_dtype, qkv);
-  check_tensor(v_ring, "v_ring", {ring, tokens, heads, kHeadDim}, dtype, qkv);
+  if (v_ring) check_tensor(*v_ring, "v_ring", {ring, tokens, heads, kHeadDim}, dtype, qkv);
   check_tensor(k_sink, "k_sink", {sinks, tokens, heads, kHeadDim}, dtype, qkv);
   check_tensor(slots, "slots", {frames}, ScalarType::Long, qkv, sizeof(int64_t));
   return {ring, tokens, heads, size, frames, sinks, time_pairs};
@@ -43,14 +44,14 @@ Sizes check(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const
 
 template <class T, class Out>
 StoreParams<T, Out> params(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain, const Tensor& rope_time,
-                           const Tensor& rope_space, const Tensor& v_ring, const Tensor& k_sink, const Tensor& slots,
-                           double eps, const Sizes& n, const Out& out) {
+                           const Tensor& rope_space, const std::optional<Tensor>& v_ring, const Tensor& k_sink,
+                           const Tensor& slots, double eps, const Sizes& n, const Out& out) {
   return {data<T>(qkv),
           data<T>(q_gain),
           data<T>(k_gain),
           {data<float2>(rope_time), data<float2>(rope_space), int(n.time_pairs)},
           out,
-          data<T>(v_ring),
+          v_ring ? data<T>(*v_ring) : nullptr,
           data<T>(k_sink),
           data<int64_t>(slots),
           int(3 * n.frames * n.tokens),
@@ -80,8 +81,8 @@ Tensor qk_norm_rope_store(const Tensor& qkv, const Tensor& q_gain, const Tensor&
 std::tuple<Tensor, Tensor> qk_norm_rope_store_int8(const Tensor& qkv, const Tensor& q_gain, const Tensor& k_gain,
                                                    const Tensor& rope_time, const Tensor& rope_space,
                                                    const Tensor& k_offset, const Tensor& k_ring, const Tensor& k_scale,
-                                                   const Tensor& v_ring, const Tensor& k_sink, const Tensor& slots,
-                                                   double eps) {
+                                                   const std::optional<Tensor>& v_ring, const Tensor& k_sink,
+                                                   const Tensor& slots, double eps) {
   const Sizes n = check(qkv, q_gain, k_gain, rope_time, rope_space, k_ring, v_ring, k_sink, slots, ScalarType::Char);
   const int64_t queries = n.frames * n.tokens, k_scales = check_key_scales(k_scale, {n.heads}, n.ring, n.tokens, qkv);
   LL_CHECK(n.heads * queries <= INT32_MAX, "qkv must have fewer tokens, got ", queries);
@@ -96,7 +97,8 @@ std::tuple<Tensor, Tensor> qk_norm_rope_store_int8(const Tensor& qkv, const Tens
     const Int8Out out{data<int8_t>(q),       data<int8_t>(k_ring), data<float>(q_scale), data<float>(k_scale),
                       data<float>(k_offset), int(queries),         int(k_scales)};
     const auto p = params<T>(qkv, q_gain, k_gain, rope_time, rope_space, v_ring, k_sink, slots, eps, n, out);
-    qk_norm_rope_store_kernel_int8<T><<<blocks, kRunThreads, 0, stream>>>(p);
+    const auto kernel = v_ring ? qk_norm_rope_store_kernel_int8<T, true> : qk_norm_rope_store_kernel_int8<T, false>;
+    kernel<<<blocks, kRunThreads, 0, stream>>>(p);
   });
   return {q, q_scale};
 }

@@ -1,7 +1,8 @@
 #pragma once
 // qk_norm_rope_store, qk_norm_rope_store_int8: from the QKV product to rotated queries and the ring's keys and values,
 // in one pass over memory. A warp has a row in its registers: a token has three, its q, k and v. Queries and keys leave
-// as they are, or as int8 with their scales; then a block has a run of tokens, the q, k or v of each.
+// as they are, or as int8 with their scales; then a block has a run of tokens, the q, k or v of each, and values may
+// stay.
 #include "common/grid.cuh"
 #include "common/heads.cuh"
 #include "common/reduce.cuh"
@@ -104,11 +105,12 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_store_kernel(const Stor
   store_rotated(p, z, rope, gain, sink, out);
 }
 
-template <class T>
+template <class T, bool kValues>
 __global__ void __launch_bounds__(kRunThreads, kRunBlocks<T>)
     qk_norm_rope_store_kernel_int8(const StoreParams<T, Int8Out> p) {
   using Turns = Rotations<Vec<T>::kSize>;
   const int part = blockIdx.x % 3, token = blockIdx.x / 3 * kKeyRun + threadIdx.x / 32;
+  if (!kValues && part == kValue) return;  // in a grid of two parts registers would spill
   const Row<T> z(p.qkv + (int64_t(token) * 3 + part) * p.size, p.size);
   const Place at(p, token);
   if (part == kValue) {

@@ -14,19 +14,21 @@ from . import ring_attention as plain
 from .case import Bench, Case
 
 
+def integers(tokens: int, heads: int, device: str) -> tuple[Tensor, Tensor]:
+    """Queries or keys [tokens, heads, 128], and a scale for each token of each head."""
+    values, scale = quantize(torch.randn(tokens, heads * 128, device=device), heads)
+    return values.view(tokens, heads, 128), scale
+
+
 def case(rows: int, tokens: int, heads: int, dtype: torch.dtype) -> Case:
     """All queries see the whole ring."""
 
-    def integers(n: int, device: str) -> tuple[Tensor, Tensor]:
-        values, scale = quantize(torch.randn(n, heads * 128, device=device), heads)
-        return values.view(n, heads, 128), scale
-
     def make(device: str) -> tuple[Tensor, ...]:
-        k_ring, scales = integers(tokens, device)
+        k_ring, scales = integers(tokens, heads, device)
         k_scale = scales[:, ::KEY_RUN].contiguous()
         v_ring = torch.randn(1, tokens, heads, 128, device=device, dtype=dtype)
         valid = torch.tensor([tokens], dtype=torch.int32, device=device)
-        return *integers(rows, device), k_ring[None], k_scale, v_ring, valid
+        return *integers(rows, heads, device), k_ring[None], k_scale, v_ring, valid
 
     size = heads * 128
     moved = (rows + tokens) * size * (1 + dtype.itemsize) + 4 * heads * (rows + tokens // KEY_RUN) + 4

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from ..config import PRESETS
+from ..kernels import native
 from ..kernels.bench import causal_conv, causal_conv_int8
 from ..kernels.bench.case import Case
 from ..kernels.bench.runner import bench_of, sets_of, time_on_gpu
@@ -107,6 +108,7 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
     whether the VAE runs in int8 there. A bfloat16 rate stands for a convolution in int8 where it does not."""
     with torch.cuda.device(device):
         codec, precision, _ = path_of(device, torch.bfloat16, in_8_bits=True)
+        values_in_8_bits = native.missing(device) is None
         packed, vae_int8 = codec == "PackedCodec", precision == "int8"
         plain = [_layer(causal_conv, channels) for channels in (192, 96)]
         function = OPS["causal_conv"] if packed else causal_conv.published
@@ -119,7 +121,7 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
             product=_product(),
             product_int8=_operator("int8_linear"),
             attention=_operator("ring_attention"),
-            attention_int8=_operator("ring_attention_int8"),
+            attention_int8=_operator("ring_attention_fp8" if values_in_8_bits else "ring_attention_int8"),
             convolution=wide,
             convolution_int8=wide_int8,
             convolution_96=narrow,

@@ -78,7 +78,8 @@ def test_what_a_gpu_is_asked_for(monkeypatch, capability, vae_int8):
     with without_memory():
         rates, in_int8 = measure_rates(torch.device("cuda", 0))
     convolutions = ["causal_conv"] * 2 + ["causal_conv_int8"] * 2 if vae_int8 else ["published"] * 2
-    assert timed == [*convolutions, "linear", "int8_linear", "ring_attention", "ring_attention_int8", "<lambda>"]
+    attention = ["ring_attention", "ring_attention_fp8" if capability == (9, 0) else "ring_attention_int8"]
+    assert timed == [*convolutions, "linear", "int8_linear", *attention, "<lambda>"]
     assert in_int8 == vae_int8
     assert rates.attention == rates.attention_int8 == 4 * 4680 * 18720 * 1536
     assert rates.product == rates.product_int8 == 2 * 4680 * 1536 * 4608 and rates.copy == 2**30

@@ -46,7 +46,8 @@ def test_hopper_with_the_library_runs_the_fastest(machine):
     machine(HOPPER, built=True)
     on_hopper = found(CUDA, torch.bfloat16)
     assert all(why == "" for _, why in on_hopper.values())
-    assert on_hopper["ring_attention"][0] == "cuda" and on_hopper["linear_gelu"][0] == "library"
+    assert on_hopper["ring_attention"][0] == on_hopper["ring_attention_fp8"][0] == "cuda"
+    assert on_hopper["linear_gelu"][0] == "library"
     assert [name for name, (runs, _) in on_hopper.items() if runs == "reference"] == []
 
 
@@ -62,7 +63,7 @@ def test_other_machines_say_what_they_lack(machine, capability, built, why):
     machine(capability, built)
     here = found(CUDA, torch.bfloat16)
     assert here["ring_attention"] == here["causal_conv"] == ("triton", why)
-    assert here["conv_pixels"] == ("reference", why)
+    assert here["conv_pixels"] == here["ring_attention_fp8"] == ("reference", why)
     assert here["norm_silu"] == ("triton", "")  # whose fastest is Triton's
 
 

@@ -153,8 +153,8 @@ RUN: dict[str, Run] = {
     ),
     # docs/attention.md, docs/convolution.md
     "pytest -m gpu tests/kernels/test_ring_attention.py": selects("pytest -m gpu tests/kernels/test_ring_attention.py"),
-    "pytest -m gpu tests/kernels/test_ring_attention_int8.py": selects(
-        "pytest -m gpu tests/kernels/test_ring_attention_int8.py"
+    "pytest -m gpu tests/kernels/test_ring_attention_fp8.py": selects(
+        "pytest -m gpu tests/kernels/test_ring_attention_fp8.py"
     ),
     "longlive-optimized bench kernels causal_conv": Run(prints=(r"causal_conv", r"published")),
     # docs/int8.md

@@ -11,7 +11,9 @@ from longlive_optimized.kernels.bench import (
     qk_norm_rope_store,
     quantize,
     quantize_keys,
+    quantize_values,
     residual_norm_int8,
+    ring_attention_fp8,
     ring_attention_int8,
     runner,
 )
@@ -57,10 +59,12 @@ def test_the_baseline_computes_the_operator(bench, op):
 INT8 = (
     quantize,
     quantize_keys,
+    quantize_values,
     modulate_norm_int8,
     residual_norm_int8,
     int8_linear,
     int8_linear_gelu,
+    ring_attention_fp8,
     ring_attention_int8,
 )
 
@@ -68,7 +72,7 @@ INT8 = (
 @pytest.mark.parametrize("bench", INT8)
 def test_counted_bytes_of_int8_are_those_of_the_tensors(bench):
     name = bench.__name__.rpartition(".")[2]
-    case = bench.BENCH.small[0]
+    case = runner.bench_of(name).small[0]
     arguments = case.make("cpu")
     results = OPS[name](*arguments)
     tensors = [t for t in (*arguments, *(results if isinstance(results, tuple) else (results,))) if torch.is_tensor(t)]

@@ -96,6 +96,16 @@ def test_values_and_sinks_are_those_of_the_plain_operator(run, backend, device, 
     torch.testing.assert_close(args["k_sink"], plain["k_sink"], equal_nan=True, **rounding)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_a_ring_of_values_all_else_is_the_same(run, device, dtype):
+    args, without = (inputs(dtype, device, tokens=24, slots=(2, 7, 0)) for _ in range(2))
+    without["v_ring"] = None
+    for got, wanted in zip(run(*without.values(), EPS), run(*args.values(), EPS), strict=True):
+        assert torch.equal(got, wanted)
+    for name in ("k_ring", "k_scale", "k_sink"):
+        torch.testing.assert_close(without[name], args[name], rtol=0, atol=0, equal_nan=True)
+
+
 def test_small_heads(device):
     """By whatever takes them."""
     args = inputs(torch.float32, device, head_dim=24, heads=3)
@@ -201,6 +211,7 @@ def test_registered_properly(device):
     for name in ("k_scale", "v_ring", "k_sink"):  # opcheck compares them, and NaN is not equal to itself
         args[name] = torch.zeros_like(args[name])
     torch.library.opcheck(OP.torch_op, (*args.values(), EPS))
+    torch.library.opcheck(OP.torch_op, (*(args | {"v_ring": None}).values(), EPS))
 
 
 def test_the_cuda_source_on_a_cpu(tmp_path):

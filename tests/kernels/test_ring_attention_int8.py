@@ -9,9 +9,10 @@ import random
 import pytest
 import torch
 
-from longlive_optimized.kernels.quantize import quantize_groups
-from longlive_optimized.kernels.quantize_keys import as_int8, mix
 from longlive_optimized.kernels.ring_attention import ring_attention, ring_attention_int8
+from support import attention_data
+from support.attention_data import REAL, by_head, error, error_of_spread, logits_of, softmax_of
+from support.attention_data import int8_case as case
 from support.graphs import captured
 
 OP = ring_attention_int8
@@ -20,7 +21,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Errors of one output relative to the whole: products of integers are exact, so they are ring_attention's.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-2 if INTERPRETED else 5e-3}
 
-BEYOND = 10**6  # more than any ring has: the whole ring
 CASES = {
     "beyond the ring": {},
     "the whole ring": {"valid": 320},
@@ -43,86 +43,13 @@ CASES = {
 }
 
 
-def quantised(x):
-    """x [N, H, hd] as integers and their scales [H, N], as qk_norm_rope_store_int8 makes them of queries."""
-    values, scale = quantize_groups(mix(x).flatten(1), x.shape[1])
-    return values.view(x.shape), scale
-
-
-def quantised_keys(k):
-    """k [N, H, hd] as integers and their scales [H, N / 8]."""
-    values, scale = as_int8(k[None], torch.zeros(k.shape[1:], device=k.device))
-    return values[0].contiguous(), scale[:, 0].contiguous()
-
-
-def case(
-    dtype,
-    device,
-    tokens=7,
-    slots=8,
-    per_slot=40,
-    heads=2,
-    head_dim=128,
-    valid=BEYOND,
-    spread=4.0,
-    outlier=0.0,
-    uneven=0.0,
-    large_channels=1.0,
-    offset=0.0,
-    spare=0,
-    seed=0,
-):
-    """The operator's arguments, and the float32 queries and keys that they stand for.
-
-    Logits of about the deviation ``spread``. With an ``outlier``, one key of that many times the usual length. Channels
-    of e^uneven times the usual size, one way or the other; eight of the keys' ``large_channels`` times as large. Keys
-    whose mean is ``offset`` deviations from zero: it is taken from them before they are quantised.
-    """
-    torch.manual_seed(seed)
-    size = slots * per_slot
-    q_gain, k_gain = (uneven * torch.randn(2, heads, head_dim, device=device)).exp()
-    k_gain[:, torch.randperm(head_dim)[:8]] *= large_channels
-    q = torch.randn(tokens, heads, head_dim, device=device) * q_gain
-    k = torch.randn(size, heads, head_dim, device=device) * k_gain
-    v = torch.randn(size, heads, head_dim, device=device)
-    q *= spread / (q_gain * k_gain).square().mean(-1, keepdim=True).sqrt()
-    if outlier:
-        k[size // 2] *= outlier
-        v[size // 2] *= outlier
-    mean = offset * torch.randn(heads, head_dim, device=device) * k_gain
-    (q8, q_scale), (k8, k_scale) = quantised(q), quantised_keys(k)
-    keys = max(valid, 0)
-    k_scale = torch.nn.functional.pad(k_scale, (0, spare)).contiguous()
-    k8[keys:], k_scale[:, (keys + 7) // 8 :], v[keys:] = -128, float("nan"), float("nan")
-    ring = (slots, per_slot, heads, head_dim)
-    count = torch.tensor([valid], dtype=torch.int32, device=device)
-    return (q8, q_scale, k8.view(ring), k_scale, v.to(dtype).view(ring), count), (q, k + mean)
-
-
-def softmax_of(scores, v_ring, keys):
-    return torch.einsum("hnm,mhd->nhd", scores.softmax(-1), v_ring.flatten(0, 1)[:keys].double())
-
-
 def truth(q, q_scale, k_ring, k_scale, v_ring, valid):
     """Of the integers."""
-    k = k_ring.flatten(0, 1)[: int(valid)]
-    scores = torch.einsum("nhd,mhd->hnm", q.double(), k.double()) / q.shape[-1] ** 0.5
-    scores *= q_scale.double()[..., None] * k_scale.double().repeat_interleave(8, 1)[:, None, : len(k)]
-    return softmax_of(scores, v_ring, len(k))
+    return softmax_of(logits_of(q, q_scale, k_ring, k_scale, valid), v_ring.flatten(0, 1))
 
 
 def unquantised(q, k, v_ring, valid):
-    k = k[: int(valid)]
-    return softmax_of(torch.einsum("nhd,mhd->hnm", q.double(), k.double()) / q.shape[-1] ** 0.5, v_ring, len(k))
-
-
-def error(got, want):
-    return ((got.double() - want).norm() / want.norm()).item()
-
-
-def error_of_spread(got, want):
-    """Relative to how much the results of a head differ from query to query."""
-    return ((got.double() - want).norm() / (want - want.mean(0)).norm()).item()
+    return attention_data.unquantised(q, k, v_ring.flatten(0, 1), valid)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -263,7 +190,7 @@ def test_compiles_to_one_graph(device):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Of the CUDA kernel alone. Rings are made to measure: a multiple of 8 tokens, and any of them valid.
+# On a GPU alone. Rings are made to measure: a multiple of 8 tokens, and any of them valid.
 
 
 def draw(rng, device):
@@ -274,73 +201,47 @@ def draw(rng, device):
     return case(torch.bfloat16, device, **shape, spread=rng.choice([1.0, 4.0, 30.0, 300.0]))[0]
 
 
+@pytest.fixture
+def triton(device):
+    """Triton's kernel alone."""
+    if "triton" not in OP.impls:
+        pytest.skip("no Triton")
+    return OP.impls["triton"][0]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("part", range(10))
-def test_a_thousand_shapes(kernel, device, part):
-    rng = random.Random(part)
+def test_random_shapes(triton, device):
+    rng = random.Random(0)
     for i in range(100):
         args = draw(rng, device)
-        got, want = kernel(*args), truth(*args)
+        got, want = triton(*args), truth(*args)
         shapes = [list(x.shape) for x in args[:3]], args[5].tolist()
         assert torch.isfinite(got).all(), (i, shapes)
         assert (got.double() - want).norm() <= 5e-3 * want.norm(), (i, shapes)
 
 
-REAL = {
-    "self-attention": {"tokens": 4680, "slots": 12, "per_slot": 1560, "heads": 12},
-    "a young stream": {"tokens": 4680, "slots": 12, "per_slot": 1560, "heads": 12, "valid": 9360},
-    "recache": {"tokens": 14040, "slots": 12, "per_slot": 1560, "heads": 12, "valid": 14040},
-    "small picture": {"tokens": 2160, "slots": 12, "per_slot": 720, "heads": 12},
-    "odd picture": {"tokens": 1111, "slots": 12, "per_slot": 776, "heads": 12},
-    "odd window": {"tokens": 4680, "slots": 9, "per_slot": 1560, "heads": 12, "spare": 1},
-}
-
-
-def by_head(function, tensors, head_dims):
-    """``function`` on one head after the other: float64 scores of all are too large."""
-    heads = tensors[0].shape[head_dims[0]]
-    parts = [
-        function(*(x.narrow(d, i, 1) if d is not None else x for x, d in zip(tensors, head_dims, strict=True)))
-        for i in range(heads)
-    ]
-    return torch.cat(parts, dim=1)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", REAL)
-def test_real_sizes(kernel, device, name):
-    args, _ = case(torch.bfloat16, device, **REAL[name])
-    assert error(kernel(*args), by_head(truth, args, (1, 0, 2, 0, 2, None))) <= 5e-3
+SMALL = {"small picture": REAL["small picture"], "odd picture": REAL["odd picture"]}
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", REAL)
-def test_real_sizes_keep_the_recipes_error(kernel, device, name, recipe, record_property):
-    args, (q, k) = case(torch.bfloat16, device, **REAL[name], **RECIPES[recipe])
-    want = by_head(unquantised, (q, k, args[4], args[5]), (1, 1, 2, None))
-    found = error_of_spread(kernel(*args), want)
-    record_property("error", found)
-    print(f"{name}, {recipe}: {found:.4f}")
-    assert found <= 1.2 * RECIPES_ERROR
+@pytest.mark.parametrize("name", SMALL)
+def test_real_sizes(triton, device, name, recipe):
+    """Against the integers, and within the recipes' error of what they stand for; the same bits every time."""
+    args, (q, k) = case(torch.bfloat16, device, **SMALL[name], **RECIPES[recipe])
+    got = triton(*args)
+    assert error(got, by_head(truth, args, (1, 0, 2, 0, 2, None))) <= 5e-3
+    assert error_of_spread(got, by_head(unquantised, (q, k, *args[4:]), (1, 1, 2, None))) <= 1.2 * RECIPES_ERROR
+    assert torch.equal(triton(*args), got)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", REAL)
-def test_gives_the_same_bits_every_time(kernel, device, name):
-    args, _ = case(torch.bfloat16, device, **REAL[name])
-    first = kernel(*args)
-    for _ in range(20):
-        assert torch.equal(kernel(*args), first)
-
-
-@pytest.mark.gpu
-def test_one_graph_serves_every_number_of_keys(kernel, device):
+def test_one_graph_serves_every_number_of_keys(triton, device):
     args, _ = case(torch.bfloat16, device, tokens=1000, slots=12, per_slot=304, heads=3)
     *_, valid = args
-    graph, out = captured(kernel, *args)
+    graph, out = captured(triton, *args)
     for keys in (304, 3648, 1, 1000, 192, 193, 5000):
         valid.fill_(keys)
         graph.replay()
-        assert torch.equal(out, kernel(*args))
+        assert torch.equal(out, triton(*args))
         assert error(out, truth(*args)) <= 5e-3

@@ -1,4 +1,4 @@
-"""Calls of the int8 operators at random shapes and ranges, against exact or float64 arithmetic.
+"""Calls of the operators in 8 bits at random shapes and ranges, against exact or float64 arithmetic.
 
 python tests/measure/random_calls.py --count 10000 [--backend cuda] [--seed 0] [int8_linear ...]
 
@@ -23,6 +23,7 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "kernels")]
 import test_int8_linear as products  # noqa: E402
 import test_quantize  # noqa: E402
+import test_ring_attention_fp8 as attention_fp8  # noqa: E402
 import test_ring_attention_int8 as attention  # noqa: E402
 
 
@@ -37,19 +38,20 @@ CHECKS = {
     "int8_linear": (products.int8_linear, products.check_random_call),
     "int8_linear_gelu": (products.int8_linear_gelu, products.check_random_gelu),
     "quantize": (test_quantize.OP, test_quantize.check_random_call),
+    "ring_attention_fp8": (attention_fp8.OP, attention_fp8.check_random_call),
     "ring_attention_int8": (attention.OP, check_attention),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("operators", nargs="*", metavar="OP", help=f"of {', '.join(CHECKS)}; all but the last if none")
+    parser.add_argument("operators", nargs="*", metavar="OP", help=f"of {', '.join(CHECKS)}; the first three if none")
     parser.add_argument("--count", type=int, default=1000, help="calls of each operator")
     parser.add_argument("--backend", default="cuda" if torch.cuda.is_available() else "reference")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name in arguments.operators or list(CHECKS)[:-1]:
+    for name in arguments.operators or list(CHECKS)[:3]:
         operator, check = CHECKS[name]
         run = operator.impls[arguments.backend][0]
         rng, started = random.Random(arguments.seed), time.perf_counter()

@@ -1,22 +1,21 @@
-// csrc/attention/ring_attention.cuh without torch, bfloat16 and int8: one row, one key, no key, short last tiles,
-// split-KV, several tiles a CTA, and scores for which int8's work is done again. What is not valid holds NaN. See
+// csrc/attention/ring_attention.cuh and ring_attention_fp8.cuh without torch: one row, one key, no key, short last tiles,
+// split-KV, several tiles a CTA, and scores that leave the first tile's range. What is not valid holds NaN. See
 // sanitize.h.
 //   nvcc -O2 -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
 //        tests/native/attention_sanitize.cu -o attention_sanitize
 //   compute-sanitizer --tool racecheck ./attention_sanitize
 #include "attention/ring_attention.cuh"
+#include "attention/ring_attention_fp8.cuh"
 #include "sanitize.h"
 
-using namespace longlive::attention;
+namespace attention = longlive::attention;
+namespace fp8 = attention::fp8;
 using longlive::bf16;
 using longlive::ceil_div;
 using longlive::kHeadDim;
 using longlive::kKeyRun;
+using longlive::kValueGroup;
 using longlive::sm90::matrix_map;
-
-// As csrc/attention/ring_attention.cu has them.
-using Bf16 = Config<bf16, 192, 4>;
-using Int8 = Config<int8_t, 192, 2, 3>;
 
 struct Case {
   int heads, rows, tokens, valid, ctas;
@@ -27,60 +26,82 @@ struct Case {
   int64_t columns() const { return heads * kHeadDim; }
 };
 
-// What a kind reads, and the numbers `q` [rows, heads, 128] and `k` [tokens, heads, 128] that it stands for.
-template <class C>
-struct Operands;
+// A kind has the numbers `q` [rows, heads, 128], `k` and `v` [tokens, heads, 128] that it stands for, its kernel's
+// parameters but for those that all kinds share, and its maps. As csrc/attention/*.cu have them:
+struct Bf16 {
+  using C = attention::Config<192, 4>;
+  using Params = attention::Params<C>;
+  static constexpr const char* kName = "bfloat16";
+  static constexpr double kError = 5e-3, kOfSpread = 0;
 
-// Queries lie beside keys and values, in rows three times as long.
-template <>
-struct Operands<Bf16> {
-  std::vector<float> q, k;
-  Array<bf16> fused, keys;
+  std::vector<float> q, k, v;
+  Array<bf16> fused, keys, values;  // queries lie beside keys and values, in rows three times as long
   const Case& c;
 
-  explicit Operands(const Case& c)
+  explicit Bf16(const Case& c)
       : q(c.rows * c.columns()),
         k(c.tokens * c.columns()),
+        v(k.size()),
         fused(3 * q.size() - 2 * c.columns(), rounded<bf16>(kNaN)),
         keys(k.size(), rounded<bf16>(kNaN)),
+        values(k.size(), rounded<bf16>(kNaN)),
         c(c) {
-    for (size_t i = 0; i < q.size(); ++i) {
-      bf16& at = fused.host[i / c.columns() * 3 * c.columns() + i % c.columns()];
-      at = rounded<bf16>(normal(c.size)), q[i] = float(wide(at));
-    }
-    for (int i = 0; i < c.keys() * c.columns(); ++i)
-      keys.host[i] = rounded<bf16>(normal(2)), k[i] = float(wide(keys.host[i]));
-    fused.copy_in(), keys.copy_in();
-  }
-  Maps maps(TensorMap v) const {
-    const int64_t bytes = c.columns() * sizeof(bf16);
-    return {matrix_map(fused.device, c.rows, c.columns(), 3 * bytes, kRows),
-            matrix_map(keys.device, c.tokens, c.columns(), bytes, Bf16::kTileKeys), v};
+    const auto put = [](bf16& at, float& x, float size) { at = rounded<bf16>(normal(size)), x = float(wide(at)); };
+    for (size_t i = 0; i < q.size(); ++i)
+      put(fused.host[i / c.columns() * 3 * c.columns() + i % c.columns()], q[i], c.size);
+    for (int i = 0; i < c.keys() * c.columns(); ++i) put(keys.host[i], k[i], 2), put(values.host[i], v[i], 1);
+    fused.copy_in(), keys.copy_in(), values.copy_in();
   }
   void set(Params&) const {}
+  cudaError_t launch(const Params& p) const {
+    const int64_t bytes = c.columns() * sizeof(bf16);
+    const attention::Maps maps{matrix_map(fused.device, c.rows, c.columns(), 3 * bytes, attention::kRows),
+                               matrix_map(keys.device, c.tokens, c.columns(), bytes, C::kTileKeys),
+                               matrix_map(values.device, c.tokens, c.columns(), bytes, C::kTileKeys)};
+    return attention::launch<C>(maps, p, nullptr);
+  }
 };
 
-// Integers of any size, scales that make numbers of theirs as large as bfloat16's. There are scales to spare.
-template <>
-struct Operands<Int8> {
-  std::vector<float> q, k;
-  const int scales;
+// An e4m3 number.
+float number(uint8_t code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  const float size = exponent ? std::ldexp(8.f + mantissa, exponent - 10) : std::ldexp(float(mantissa), -9);
+  return code & 0x80 ? -size : size;
+}
+
+// Integers and codes of any size, scales that make numbers of theirs as large as bfloat16's. There are scales and places
+// to spare.
+struct Fp8 {
+  using Params = fp8::Params;
+  static constexpr const char* kName = "8 bits";
+  static constexpr double kError = 2e-3, kOfSpread = 0.04;  // the second is p's own error
+
+  std::vector<float> q, k, v;
+  const int scales, places;
   Array<int8_t> queries, keys;
-  Array<float> q_scale, k_scale;
+  Array<uint8_t> values;
+  Array<float> q_scale, k_scale, v_scale, v_offset;
   const Case& c;
 
-  explicit Operands(const Case& c)
+  explicit Fp8(const Case& c)
       : q(c.rows * c.columns()),
         k(c.tokens * c.columns()),
+        v(k.size()),
         scales(ceil_div(c.tokens, 4 * kKeyRun) * 4),
+        places((ceil_div(c.tokens, kValueGroup) + 1) * kValueGroup),
         queries(q.size()),
         keys(k.size(), kUnwritten),
+        values(c.columns() * places, 0x7f),
         q_scale(size_t(c.heads) * c.rows),
         k_scale(size_t(c.heads) * scales, kNaN),
+        v_scale(c.columns()),
+        v_offset(c.columns()),
         c(c) {
     const auto integer = [] { return int8_t(draw(-127, 127)); };
     queries.fill(integer);
     q_scale.fill([&] { return c.size / 73 * float(draw(5, 15)) / 10; });
+    v_scale.fill([] { return float(draw(1, 15)) / 10; });
+    v_offset.fill([] { return normal(); });
     for (int i = 0; i < c.keys() * c.columns(); ++i) keys.host[i] = integer();
     for (int head = 0; head < c.heads; ++head)
       for (int run = 0; run * kKeyRun < c.keys(); ++run)
@@ -90,16 +111,35 @@ struct Operands<Int8> {
       q[i] = queries.host[i] * q_scale.host[i % c.columns() / kHeadDim * c.rows + i / c.columns()];
     for (int i = 0; i < c.keys() * c.columns(); ++i)
       k[i] = keys.host[i] * k_scale.host[i % c.columns() / kHeadDim * scales + i / c.columns() / kKeyRun];
+    draw_values();
   }
-  Maps maps(TensorMap v) const {
-    return {matrix_map(queries.device, c.rows, c.columns(), c.columns(), kRows),
-            matrix_map(keys.device, c.tokens, c.columns(), c.columns(), Int8::kTileKeys), v};
+  void draw_values() {
+    for (int channel = 0; channel < c.columns(); ++channel)
+      for (int place = 0; place < places; ++place) {
+        const int token = place / kValueGroup * kValueGroup + longlive::value_at(place % kValueGroup);
+        if (token >= c.keys()) continue;
+        const uint8_t code = uint8_t(draw(0x20, 0x40) | draw(0, 1) << 7);
+        values.host[channel * places + place] = code;
+        v[token * c.columns() + channel] = v_offset.host[channel] + v_scale.host[channel] * number(code);
+      }
+    values.copy_in();
   }
-  void set(Params& p) const { p.q_scale = q_scale.device, p.k_scale = k_scale.device, p.k_scales = scales; }
+  void set(Params& p) const {
+    p.q_scale = q_scale.device, p.k_scale = k_scale.device, p.k_scales = scales;
+    p.v_scale = v_scale.device, p.v_offset = v_offset.device;
+  }
+  cudaError_t launch(const Params& p) const {
+    // As csrc/attention/ring_attention_fp8.cu has it.
+    const fp8::Maps maps{matrix_map(queries.device, c.rows, c.columns(), c.columns(), fp8::kRows),
+                         matrix_map(keys.device, c.tokens, c.columns(), c.columns(), fp8::kTileKeys),
+                         matrix_map(values.device, c.columns(), places, places, kHeadDim)};
+    return fp8::launch<fp8::Shared<4, 4>>(maps, p, nullptr);
+  }
 };
 
-// softmax(q k^T / sqrt(128)) v of one row and head; zeros without keys.
-std::vector<double> attention(const Case& c, const float* q, const float* k, const bf16* v) {
+// softmax(q k^T / sqrt(128)) v of one row and head, zeros without keys; to `spread`, the sum over channels of
+// sum(p^2 (v - result)^2), in which a random error of p counts.
+std::vector<double> attention_of(const Case& c, const float* q, const float* k, const float* v, double& spread) {
   std::vector<double> scores(c.keys()), out(kHeadDim);
   double largest = -INFINITY, sum = 0;
   for (int t = 0; t < c.keys(); ++t) {
@@ -108,43 +148,42 @@ std::vector<double> attention(const Case& c, const float* q, const float* k, con
   }
   for (double& score : scores) sum += score = std::exp(score - largest);
   for (int t = 0; t < c.keys(); ++t)
-    for (int d = 0; d < kHeadDim; ++d) out[d] += scores[t] / sum * wide(v[t * c.columns() + d]);
+    for (int d = 0; d < kHeadDim; ++d) out[d] += scores[t] / sum * v[t * c.columns() + d];
+  for (int t = 0; t < c.keys(); ++t)
+    for (int d = 0; d < kHeadDim; ++d) spread += std::pow(scores[t] / sum * (v[t * c.columns() + d] - out[d]), 2);
   return out;
 }
 
-template <class C>
+template <class Kind>
 bool agrees(const Case& c) {
-  const Operands<C> operands(c);
-  Array<bf16> v(c.tokens * c.columns(), rounded<bf16>(kNaN)), out(c.rows * c.columns(), rounded<bf16>(kNaN));
-  for (int i = 0; i < c.keys() * c.columns(); ++i) v.host[i] = rounded<bf16>(normal());
-  v.copy_in();
+  using Params = typename Kind::Params;
+  using Schedule = typename Params::Schedule;
+  const Kind kind(c);
+  Array<bf16> out(c.rows * c.columns(), rounded<bf16>(kNaN));
   const Array<int> valid(std::vector<int>{c.valid});
   const int partials = c.split_kv ? Schedule::partials(c.ctas) : 0;
-  const Array<float> partial_out(size_t(partials) * kTileRows * kHeadDim, kNaN);
-  const Array<float2> partial_stats(size_t(partials) * kTileRows, {kNaN, kNaN});
-  Params p{out.device, partial_out.device, partial_stats.device, valid.device, c.rows, c.heads, c.tokens,
-           c.ctas,     c.split_kv};
-  operands.set(p);
-  const int64_t row_bytes = c.columns() * sizeof(bf16);
-  const Maps maps = operands.maps(matrix_map(v.device, c.tokens, c.columns(), row_bytes, C::kTileKeys));
-  check(launch<C>(maps, p, nullptr), "launch");
+  const Array<float> partial_out(size_t(partials) * Schedule::kRows * kHeadDim, kNaN);
+  const Array<float2> partial_stats(size_t(partials) * Schedule::kRows, {kNaN, kNaN});
+  Params p{out.device, {partial_out.device, partial_stats.device}, valid.device, c.rows, c.heads, c.tokens, c.ctas,
+           c.split_kv};
+  kind.set(p);
+  check(kind.launch(p), "launch");
   check(cudaDeviceSynchronize(), "kernel");
   out.copy_out();
 
-  double error = 0, norm = 0;
+  double error = 0, norm = 0, spread = 0;
   for (int row = 0; row < c.rows; ++row)
     for (int head = 0; head < c.heads; ++head) {
       const int64_t at = row * c.columns() + head * kHeadDim;
-      const auto want = attention(c, &operands.q[at], &operands.k[head * kHeadDim], &v.host[head * kHeadDim]);
+      const auto want = attention_of(c, &kind.q[at], &kind.k[head * kHeadDim], &kind.v[head * kHeadDim], spread);
       for (int d = 0; d < kHeadDim; ++d) {
         const double off = wide(out.host[at + d]) - want[d];
         error += off * off, norm += want[d] * want[d];
       }
     }
-  if (std::sqrt(error) <= 5e-3 * std::sqrt(norm)) return true;  // NaN is not
+  if (std::sqrt(error) <= Kind::kError * std::sqrt(norm) + Kind::kOfSpread * std::sqrt(spread)) return true;  // NaN is not
   std::printf("off by %g: %s, %d heads, %d rows, %d of %d keys, %d CTAs, split-KV %d, queries of %g\n",
-              std::sqrt(error / norm), C::kInt8 ? "int8" : "bfloat16", c.heads, c.rows, c.valid, c.tokens, c.ctas,
-              c.split_kv, c.size);
+              std::sqrt(error / norm), Kind::kName, c.heads, c.rows, c.valid, c.tokens, c.ctas, c.split_kv, c.size);
   return false;
 }
 
@@ -156,6 +195,7 @@ int main() {
       {2, 64, 200, 193, 3},                  // a key more than a tile, CTAs without work
       {1, 65, 392, 383, 1},                  // a key less
       {3, 200, 392, 1000, 2},                // all of them, three tiles a CTA
+      {1, 193, 328, 321, 1},                 // half a tile of keys and one; a row more than 192
       {1, 1, 1728, 1720, 5, true},           // one row by several CTAs
       {2, 130, 1728, 1729, 7, true},         // tiles split at both ends
       {3, 130, 968, 577, 4, true},           // whole tiles first, then split ones
@@ -165,7 +205,7 @@ int main() {
       {1, 128, 392, 392, 1, false, 1e-12f},  // scores that are all alike
   };
   bool good = true;
-  for (const Case& c : cases) good &= agrees<Bf16>(c) & agrees<Int8>(c);
+  for (const Case& c : cases) good &= agrees<Bf16>(c) & agrees<Fp8>(c);
   std::printf(good ? "ring_attention agrees\n" : "ring_attention differs\n");
   return good ? 0 : 1;
 }
