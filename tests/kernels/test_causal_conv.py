@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longlive_optimized.kernels import causal_conv as module
+from longlive_optimized.kernels import causal_conv_triton as module
 from longlive_optimized.kernels.bench import causal_conv as bench
 from longlive_optimized.kernels.causal_conv import Kind, causal_conv, from_groups, pack, to_groups
 from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels

@@ -14,7 +14,7 @@ import itertools
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from longlive_optimized.kernels import causal_conv, dequantize_weight, int8_linear, modulate_norm, overlay_blend
+from longlive_optimized.kernels import causal_conv_triton, dequantize_weight, int8_linear, modulate_norm, overlay_blend
 from longlive_optimized.kernels import qk_norm_rope_store, quantize, quantize_keys, residual_norm, ring_advance
 from longlive_optimized.kernels import ring_attention, rms_norm, rotate_sinks, x0_renoise
 
@@ -43,13 +43,13 @@ cases += [(qk_norm_rope_store, RUNS8 | {"q": "*i8"})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8"})]
 ACTS = {"gain": "*fp32", "act_frames": "*i32", "saturated": "*i64", "pixels": "i32", "inverse": "fp32", "MOST": 127}
 ACTS |= {"GROUPS": 16, "PIXELS": 32, "x_frames": "*i32", "LISTED": False}
-cases += [(causal_conv, ACTS), (causal_conv, ACTS | {"INT8": True, "act": "*i8", "LISTED": True})]
+cases += [(causal_conv_triton, ACTS), (causal_conv_triton, ACTS | {"INT8": True, "act": "*i8", "LISTED": True})]
 cases += [(int8_linear, PRODUCT | {"GELU": True, "out": "*i8", "ROWS": 64, "BLOCK": 256})]
 for (module, special), capability in itertools.product(cases, (80, 89, 90, 100, 120)):
     if capability in (89, 120) and module is not int8_linear:
         continue  # what differs there is how much shared memory there is
     kernel = getattr(module, "_kernel_int8", module._kernel) if "RUN" in special else module._kernel
-    kernel = module._norm_kernel if module is causal_conv else kernel
+    kernel = module._norm_kernel if module is causal_conv_triton else kernel
     types = dict.fromkeys(kernel.arg_names, "*bf16")
     types |= {n: TYPES[n] for n in types if n in TYPES}
     constants = {n: SIZES[n] for n in types if n in SIZES}
@@ -77,7 +77,7 @@ import subprocess, tempfile
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from longlive_optimized.kernels.causal_conv import Kind, _kernel, _static, _Tile
+from longlive_optimized.kernels.causal_conv_triton import Kind, _kernel, _static, _Tile
 
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a CTA may have
 CASES = [
