@@ -164,11 +164,8 @@ def causal_conv(
     serves any. Indices must not repeat within an output, nor may what is read be written, but for residual and raw.
     Raises ValueError naming the argument that does not fit.
     """
-    channels, width = _check(x, frames, weight, bias, kind, residual, residual_frames)
     outputs = _Outputs(raw, raw_frames, act, act_frames, gain, act_scale, saturated)
-    doubled, scale = (2 if kind == Kind.TIME else 1), (2 if kind == Kind.UP else 1)
-    count, size = len(frames) - _history(kind), (scale * x.shape[2], scale * x.shape[3])
-    outputs.check(channels, doubled * count, size, x.dtype, x.device)
+    channels, width = _check(x, frames, weight, bias, kind, residual, residual_frames, outputs)
     # Precision: y is summed in float32, with bias and residual, and rounded once; the norm reads the rounded y, and act
     # is rounded once. The published order also rounds before the residual sum, and the norm before SiLU.
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -291,6 +288,7 @@ def _check(
     kind: int,
     residual: Tensor | None,
     residual_frames: Tensor | None,
+    outputs: _Outputs,
 ) -> tuple[int, int]:
     """Channels of a frame of the output, and of a part."""
     if kind not in list(Kind):
@@ -308,6 +306,8 @@ def _check(
         _check_indices("residual_frames", residual_frames, x.device, count)
         size += _padded(residual)
     expect("weight", weight, (parts, size * width), x.dtype, x.device)
+    doubled, scale = (2 if kind == Kind.TIME else 1), (2 if kind == Kind.UP else 1)
+    outputs.check(channels, doubled * count, (scale * x.shape[2], scale * x.shape[3]), x.dtype, x.device)
     return channels, width
 
 

@@ -1,4 +1,7 @@
-"""causal_conv on Triton, for any CUDA GPU: an implicit GEMM with what follows in its epilogue."""
+"""The video autoencoder's convolutions on Triton, for any CUDA GPU: an implicit GEMM with what follows as its epilogue.
+
+One kernel serves ``causal_conv`` and ``causal_conv_int8``; its loop serves ``conv_pixels`` too.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,14 @@ from .causal_conv import (
     _SLICES,
     _TAPS,
     GROUP,
+    GROUP_INT8,
     LARGEST,
     Kind,
     _check,
     _history,
     _Outputs,
     _padded,
+    _width,
     causal_conv,
 )
 from .checks import on_gpu
@@ -97,42 +102,46 @@ def _norm_kernel(
 
 @triton.jit
 def _product(a, b, total, WIDE: tl.constexpr):
+    if a.dtype == tl.int8:
+        return tl.dot(a, b, total, out_dtype=tl.int32)
     if WIDE:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
     return tl.dot(a, b, total)
 
 
 @triton.jit
-def _accumulate(
+def accumulate(
     total, rest, x, groups, before, middle, frame, residual, residual_groups, residual_frame,
     weight, row, rest_row, row_live, rest_live, width, pixel, height, columns, top, left,
-    SLICES: tl.constexpr, SIDE: tl.constexpr, RESIDUAL: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr,
-    SMALL: tl.constexpr, WIDE: tl.constexpr,
+    SLICES: tl.constexpr, SIDE: tl.constexpr, RESIDUAL: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr,
+    STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Add the products with a part's weights, in their order: slices, chunks, taps; then the residual's chunks.
 
     ``top`` and ``left`` are where the first tap reads, relative to a pixel. ``frame`` is what the last slice reads,
-    of three ``before`` and ``middle`` what those before it do.
+    of three ``before`` and ``middle`` what those before it do. RAGGED: the last step of a slice has fewer channels.
     """
     TAPS: tl.constexpr = SIDE * SIDE
     TOGETHER: tl.constexpr = STEP // 32  # chunks
     k = tl.arange(0, STEP)
     area = height * columns
-    at = pixel[:, None] * 8 + (k // 8 * (area * 8) + k % 8)[None]
-    part = (k // 8 * (width * 8) + k % 8)[None]
+    at = pixel[:, None] * GROUP + (k // GROUP * (area * GROUP) + k % GROUP)[None]
+    part = (k // GROUP * (width * GROUP) + k % GROUP)[None]
     y, column = pixel // columns, pixel % columns
-    steps = (groups * 8 + STEP - 1) // STEP
+    steps = (groups * GROUP + STEP - 1) // STEP
     products = SLICES * steps * TAPS
     every = products
     if RESIDUAL:
-        every += (residual_groups * 8 + STEP - 1) // STEP
+        every += (residual_groups * GROUP + STEP - 1) // STEP
     for i in range(0, every):
         tap, step, here = i - i // TAPS * TAPS, i // TAPS % steps, frame
+        source = i // TAPS // steps
         if SLICES == 3:
-            source = i // TAPS // steps
             here = tl.where(source == 0, before, tl.where(source == 1, middle, frame))
         down, right = top + tap // SIDE, left + tap % SIDE
         chunk = i // TAPS * TOGETHER * TAPS + tap
+        if RAGGED:
+            chunk = (source * ((groups * GROUP + 31) // 32) + step * TOGETHER) * TAPS + tap
         apart, of, wide = TAPS - 1, x, groups
         if RESIDUAL:
             added = i >= products
@@ -144,32 +153,56 @@ def _accumulate(
         inside = pixel < tl.where(here >= 0, area, 0)
         if SIDE > 1:
             inside &= (y + down >= 0) & (y + down < height) & (column + right >= 0) & (column + right < columns)
-        mask = inside[:, None] & (k // 8 < wide - step * (STEP // 8))[None]
-        origin = of + (here.to(tl.int64) * wide + step * (STEP // 8)) * (area * 8) + (down * columns + right) * 8
-        left_side = tl.load(origin + at, mask=mask, other=0.0, cache_modifier=".ca")
+        held = (k // GROUP < wide - step * (STEP // GROUP))[None]
+        origin = of + (here.to(tl.int64) * wide + step * (STEP // GROUP)) * (area * GROUP)
+        origin += (down * columns + right) * GROUP
+        left_side = tl.load(origin + at, mask=inside[:, None] & held, other=0, cache_modifier=".ca")
         stream = weight + chunk * (32 * width)
         within = part
         if TOGETHER > 1:  # a tap's weights of the next chunk lie behind all taps of this one
             within += (k // 32 * (apart * 32 * width))[None]
-        at_row = stream + ((row * 8)[:, None] + within)
-        right_side = tl.load(at_row, mask=row_live[:, None], other=0.0, cache_modifier=".ca" if SMALL else ".cg")
+        live = row_live[:, None]
+        if RAGGED:
+            live &= held
+        at_row = stream + ((row * GROUP)[:, None] + within)
+        right_side = tl.load(at_row, mask=live, other=0, cache_modifier=".ca" if SMALL else ".cg")
         total = _product(left_side, tl.trans(right_side), total, WIDE)
         if REST:
-            at_row = stream + ((rest_row * 8)[:, None] + within)
-            right_side = tl.load(at_row, mask=rest_live[:, None], other=0.0, cache_modifier=".ca" if SMALL else ".cg")
+            live = rest_live[:, None]
+            if RAGGED:
+                live &= held
+            at_row = stream + ((rest_row * GROUP)[:, None] + within)
+            right_side = tl.load(at_row, mask=live, other=0, cache_modifier=".ca" if SMALL else ".cg")
             rest = _product(left_side, tl.trans(right_side), rest, WIDE)
     return total, rest
+
+
+@triton.jit
+def _y_of(
+    total, scale, bias, channel, live, residual, frame, size, pixel, area,
+    ADDED: tl.constexpr, ROUNDED: tl.constexpr,
+):  # fmt: skip
+    """A block of results, rounded once; with ADDED the residual joins them here."""
+    added = tl.load(bias + channel, mask=live, other=0.0)[None]
+    if total.dtype == tl.int32:
+        total = total.to(tl.float32) * tl.load(scale + channel, mask=live, other=0.0)[None]
+    y = total + added
+    if ADDED:
+        at = _tile_at(residual, frame, size, channel, pixel, area, 8)
+        there = (pixel < tl.where(frame >= 0, area, 0))[:, None] & live[None]
+        y += tl.load(at, mask=there, other=0.0).to(tl.float32)
+    return y.to(ROUNDED)
 
 
 # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
 @triton.jit(do_not_specialize=["height", "columns", "count"])
 def _kernel(
-    x, frames, weight, bias, residual, residual_frames, raw, raw_frames, act, act_frames, gain, saturated,
+    x, frames, weight, scale, bias, residual, residual_frames, raw, raw_frames, act, act_frames, gain, saturated,
     height, columns, count, groups, residual_groups, channels, width, span, part_size, inverse, eps,
-    SLICES: tl.constexpr, SIDE: tl.constexpr, RESULTS: tl.constexpr, PERMUTED: tl.constexpr,
-    RESIDUAL: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr, INT8: tl.constexpr, MOST: tl.constexpr,
-    PIXELS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr,
-    SMALL: tl.constexpr, WIDE: tl.constexpr,
+    SLICES: tl.constexpr, SIDE: tl.constexpr, RESULTS: tl.constexpr, PERMUTED: tl.constexpr, GROUP: tl.constexpr,
+    RESIDUAL: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr, INT8: tl.constexpr,
+    MOST: tl.constexpr, ROUNDED: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
+    STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # In this order programs that run side by side read the same input: spans of channels, then time, then space.
     spans = (width + span - 1) // span
@@ -188,8 +221,9 @@ def _kernel(
     packed, rest_packed = row, rest_row
     if PERMUTED:
         packed, rest_packed = packed_row(row), packed_row(rest_row)
-    total = tl.zeros((PIXELS, FIRST), tl.float32)
-    rest = tl.zeros((PIXELS, REST if REST else 16), tl.float32)
+    sums: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
+    total = tl.zeros((PIXELS, FIRST), sums)
+    rest = tl.zeros((PIXELS, REST if REST else 16), sums)
     before = tl.load(frames + t)
     middle, last = before, before
     if SLICES == 3:
@@ -199,12 +233,12 @@ def _kernel(
         top, left = result // 2 - 1, result % 2 - 1
     weight += part.to(tl.int64) * part_size
     residual_frame = last
-    if RESIDUAL:
+    if RESIDUAL or ADDED:
         residual_frame = tl.load(residual_frames + t)
-    total, rest = _accumulate(
+    total, rest = accumulate(
         total, rest, x, groups, before, middle, last, residual, residual_groups, residual_frame,
         weight, packed, rest_packed, row_live, rest_live, width, pixel, height, columns, top, left,
-        SLICES, SIDE, RESIDUAL, REST, STEP, SMALL, WIDE,
+        SLICES, SIDE, RESIDUAL, REST, GROUP, STEP, RAGGED, SMALL, WIDE,
     )  # fmt: skip
 
     channel, rest_channel = part % parts * width + row, part % parts * width + rest_row
@@ -215,12 +249,13 @@ def _kernel(
     if RESULTS == 4:  # UP
         area *= 4
         pixel = (pixel // columns * 2 + result // 2) * (2 * columns) + pixel % columns * 2 + result % 2
-    dtype: tl.constexpr = x.dtype.element_ty
     size = channels.to(tl.int64) * area
-    total = (total + tl.load(bias + channel, mask=row_live, other=0.0)[None]).to(dtype)
     mask, rest_mask = live[:, None] & row_live[None], live[:, None] & rest_live[None]
+    total = _y_of(total, scale, bias, channel, row_live, residual, residual_frame, size, pixel, area, ADDED, ROUNDED)
     if REST:
-        rest = (rest + tl.load(bias + rest_channel, mask=rest_live, other=0.0)[None]).to(dtype)
+        rest = _y_of(
+            rest, scale, bias, rest_channel, rest_live, residual, residual_frame, size, pixel, area, ADDED, ROUNDED
+        )
     if RAW:
         to = tl.load(raw_frames + out_frame)
         tl.store(_tile_at(raw, to, size, channel, pixel, area, 8), total, mask=mask)
@@ -244,7 +279,7 @@ def _kernel(
             )  # fmt: skip
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """What a program computes, and how: ``span`` channels of PIXELS pixels, in blocks of FIRST and REST."""
 
     span: int
@@ -256,50 +291,71 @@ class _Tile(NamedTuple):
     num_stages: int
 
     @classmethod
-    def of(cls, width: int, depth: int, residual: int, narrow: bool, shared: int) -> _Tile:
-        """For parts of ``width`` channels, ``depth`` and ``residual`` padded ones read; ``shared`` bytes a CTA."""
+    def of(cls, width: int, depth: int, residual: int, size: int, shared: int) -> Tile:
+        """For parts of ``width`` channels, ``depth`` and ``residual`` padded ones read, of ``size`` bytes each; with
+        ``shared`` bytes of memory a CTA."""
+        narrow = size < 4
         most = _PART if narrow else 64
         span = width if width <= most else most if narrow and width % most == 0 else 64
         first = max(16, 1 << (span.bit_length() - 1))
         rest = 0 if span <= first else max(16, triton.next_power_of_2(span - first))
-        pixels, bytes_each = (128, 2) if narrow else (32, 4)
+        pixels = 128 if narrow else 32
         # More shared memory than this leaves no first-level cache, where most taps find what others have read. Two
         # small tiles run side by side: the epilogue of one overlaps the products of the other.
         large = narrow and span > 96
         space = min(shared, 160 * 1024) // (1 if large else 2)
-        row = (pixels + first + rest) * bytes_each
+        row = (pixels + first + rest) * size
         hopper = shared > 200 * 1024  # or Blackwell's tensor memory; else operands and sums share the registers
-        long = 2 * _CHUNK if hopper and 4 * row * 2 * _CHUNK <= space else _CHUNK
-        step = long if depth % long == residual % long == 0 else _CHUNK
+        step = _step(depth, residual, row, size, space, hopper)
         fitting = space // (row * step) + (not hopper)  # where registers hold one of the stages
         return cls(span, pixels, first, rest, step, 8 if large else 4, min(4, fitting))
 
 
-def _static(
-    kind: int, width: int, tile: _Tile, residual: bool, raw: bool, act: bool, in_int8: bool, narrow: bool
-) -> dict[str, int]:
-    """What the kernel is compiled for."""
+def _step(depth: int, residual: int, row: int, size: int, space: int, hopper: bool) -> int:
+    """Channels that are multiplied together, as many as four stages of them fit: 64 or 128 bytes of a pixel."""
+    short = max(_CHUNK, 64 // size)
+    if hopper and 4 * row * 2 * short <= space and depth % (2 * short) == residual % (2 * short) == 0:
+        return 2 * short
+    # Hopper's products are so fast that some of nothing cost less than more steps.
+    return short if depth % short == 0 or (hopper and depth > _CHUNK) else _CHUNK
+
+
+def static(kind: int, depth: int, tile: Tile, size: int) -> dict[str, object]:
+    """What the kernel's loop is compiled for; ``size``: bytes of a value of x."""
     return {
         "SLICES": _SLICES[kind],
         "SIDE": math.isqrt(_TAPS[kind]),
-        "RESULTS": _RESULTS[kind],
-        "PERMUTED": width % _RUN == 0,
-        "RESIDUAL": residual,
-        "RAW": raw,
-        "ACT": act,
-        "INT8": in_int8,
-        "MOST": LARGEST,
+        "GROUP": GROUP_INT8 if size == 1 else GROUP,
         "PIXELS": tile.PIXELS,
         "FIRST": tile.FIRST,
         "REST": tile.REST,
         "STEP": tile.STEP,
+        "RAGGED": depth % tile.STEP != 0,
         "SMALL": tile.num_warps < 8,  # tiles side by side may find their weights in the first-level cache
-        "WIDE": INTERPRETED or not narrow,
+        "WIDE": INTERPRETED or size == 4,
+    }
+
+
+def _static(
+    kind: int, width: int, depth: int, tile: Tile, size: int, rounded: torch.dtype, residual: bool, raw: bool,
+    act: bool, in_int8: bool,
+) -> dict[str, object]:  # fmt: skip
+    """What the kernel is compiled for; see ``launch``."""
+    return static(kind, depth, tile, size) | {
+        "RESULTS": _RESULTS[kind],
+        "PERMUTED": width % _RUN == 0,
+        "RESIDUAL": residual and size > 1,
+        "ADDED": residual and size == 1,
+        "RAW": raw,
+        "ACT": act,
+        "INT8": in_int8,
+        "MOST": LARGEST,
+        "ROUNDED": tl.bfloat16 if rounded == torch.bfloat16 else tl.float32,
     }
 
 
 @functools.cache
-def _shared_memory(device: torch.device) -> int:
+def shared_memory(device: torch.device) -> int:
     """Bytes that a CTA may have; where nothing is a GPU, those of the smallest."""
     if device.type != "cuda":
         return 99 * 1024
@@ -331,27 +387,39 @@ def _launch_norm(
         )  # fmt: skip
 
 
-def _fits_triton(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, *rest, **named) -> bool:
-    # A program counts in int32 within a frame, of which UP's results are four times as large.
-    return on_gpu(x) and 4 * len(bias) * x.shape[2:4].numel() < 2**31
+def counts_in_int32(channels: int, x: Tensor) -> bool:
+    """Whether a program's numbers within a frame fit; UP's results are four times as large."""
+    return 4 * channels * x.shape[2:4].numel() < 2**31
 
 
-@causal_conv.impl("triton", when=_fits_triton)
-def _triton(
-    x, frames, weight, bias, kind, residual=None, residual_frames=None, raw=None, raw_frames=None, act=None,
-    act_frames=None, gain=None, act_scale=0.0, saturated=None,
-) -> None:  # fmt: skip
-    channels, width = _check(x, frames, weight, bias, kind, residual, residual_frames)
-    doubled, scale = (2 if kind == Kind.TIME else 1), (2 if kind == Kind.UP else 1)
+def launch(
+    kind: int,
+    x: Tensor,
+    frames: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor,
+    residual: Tensor | None,
+    residual_frames: Tensor | None,
+    outputs: _Outputs,
+    dtype: torch.dtype,
+) -> None:
+    """Arguments that were checked: ``causal_conv``'s, or with ``scale`` those of ``causal_conv_int8``.
+
+    ``dtype`` is that of the results before any are int8.
+    """
+    raw, raw_frames, act, act_frames, gain, act_scale, saturated = outputs
+    doubled, larger = (2 if kind == Kind.TIME else 1), (2 if kind == Kind.UP else 1)
+    channels = len(bias) // doubled
+    width = _width(channels)
     count, (height, columns) = len(frames) - _history(kind), x.shape[2:4]
-    outputs = _Outputs(raw, raw_frames, act, act_frames, gain, act_scale, saturated)
-    outputs.check(channels, doubled * count, (scale * height, scale * columns), x.dtype, x.device)
-    narrow = x.dtype == torch.bfloat16
-    depth, extra = _padded(x), 0 if residual is None else _padded(residual)
-    tile = _Tile.of(width, depth, extra, narrow, _shared_memory(x.device))
+    size, depth = x.element_size(), _padded(x)
+    multiplied = 0 if residual is None or scale is not None else _padded(residual)
+    tile = Tile.of(width, depth, multiplied, size, shared_memory(x.device))
     fused = act is not None and tile.span == channels  # else no program has all channels, which the norm needs
     if act is not None and not fused and raw is None:
-        raw = x.new_empty(doubled * count, channels // GROUP, scale * height, scale * columns, GROUP)
+        shape = doubled * count, channels // GROUP, larger * height, larger * columns, GROUP
+        raw = torch.empty(shape, dtype=dtype, device=x.device)
         raw_frames = torch.arange(len(raw), dtype=torch.int32, device=x.device)
     in_int8 = act is not None and fused and act.dtype == torch.int8
     programs = triton.cdiv(width, tile.span) * len(weight) * count * triton.cdiv(height * columns, tile.PIXELS)
@@ -360,14 +428,28 @@ def _triton(
     unused = frames
     with torch.cuda.device_of(x):
         _kernel[(programs,)](
-            x, frames, weight, bias, x if residual is None else residual,
+            x, frames, weight, unused if scale is None else scale, bias, x if residual is None else residual,
             unused if residual is None else residual_frames, unused if raw is None else raw,
             unused if raw is None else raw_frames, act if fused else unused, act_frames if fused else unused,
             gain if fused else unused, saturated if in_int8 else unused,
             height, columns, count, x.shape[1], 0 if residual is None else residual.shape[1], channels, width,
             tile.span, weight.shape[1], 1 / act_scale if in_int8 else 0.0, _EPS / channels,
-            **_static(kind, width, tile, residual is not None, raw is not None, fused, in_int8, narrow),
+            **_static(kind, width, depth, tile, size, dtype, residual is not None, raw is not None, fused, in_int8),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     if not (fused or raw is None or act is None or act_frames is None or gain is None):
         _launch_norm(raw, raw_frames, gain, act, act_frames, act_scale, saturated)
+
+
+def _fits(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, *rest, **named) -> bool:
+    return on_gpu(x) and counts_in_int32(len(bias), x)
+
+
+@causal_conv.impl("triton", when=_fits)
+def _triton(
+    x, frames, weight, bias, kind, residual=None, residual_frames=None, raw=None, raw_frames=None, act=None,
+    act_frames=None, gain=None, act_scale=0.0, saturated=None,
+) -> None:  # fmt: skip
+    outputs = _Outputs(raw, raw_frames, act, act_frames, gain, act_scale, saturated)
+    _check(x, frames, weight, bias, kind, residual, residual_frames, outputs)
+    launch(kind, x, frames, weight, None, bias, residual, residual_frames, outputs, x.dtype)
