@@ -45,7 +45,7 @@ def _whole_steps_of(y, live, saturated, inverse, MOST: tl.constexpr):
     """``_whole_steps`` of what is ``live``, as int8."""
     steps = y * inverse
     over = (steps < MOST + 0.5) == 0
-    count = tl.sum((over & live).to(tl.int64))
+    count = tl.sum((over & live).to(tl.int32)).to(tl.int64)
     if count != 0:
         tl.atomic_add(saturated, count)
     whole = tl.where(over, MOST, steps) + 12582912.0 - 12582912.0  # which leaves a float32 no bits below 1
@@ -201,8 +201,8 @@ def _kernel(
     height, columns, count, groups, residual_groups, channels, width, span, part_size, inverse, eps,
     SLICES: tl.constexpr, SIDE: tl.constexpr, RESULTS: tl.constexpr, PERMUTED: tl.constexpr, GROUP: tl.constexpr,
     RESIDUAL: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr, INT8: tl.constexpr,
-    MOST: tl.constexpr, ROUNDED: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
-    STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
+    MOST: tl.constexpr, ROUNDED: tl.constexpr, FULL: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr,
+    REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # In this order programs that run side by side read the same input: spans of channels, then time, then space.
     spans = (width + span - 1) // span
@@ -218,6 +218,8 @@ def _kernel(
     row = begin + tl.arange(0, FIRST)
     rest_row = begin + FIRST + tl.arange(0, REST if REST else 16)
     row_live, rest_live = row < end, rest_row < end
+    if FULL:
+        row_live, rest_live = tl.full((FIRST,), True, tl.int1), tl.full((REST if REST else 16,), True, tl.int1)
     packed, rest_packed = row, rest_row
     if PERMUTED:
         packed, rest_packed = packed_row(row), packed_row(rest_row)
@@ -251,15 +253,17 @@ def _kernel(
         pixel = (pixel // columns * 2 + result // 2) * (2 * columns) + pixel % columns * 2 + result % 2
     size = channels.to(tl.int64) * area
     mask, rest_mask = live[:, None] & row_live[None], live[:, None] & rest_live[None]
+    to = t
+    if RAW:
+        to = tl.load(raw_frames + out_frame)
     total = _y_of(total, scale, bias, channel, row_live, residual, residual_frame, size, pixel, area, ADDED, ROUNDED)
+    if RAW:
+        tl.store(_tile_at(raw, to, size, channel, pixel, area, 8), total, mask=mask)
     if REST:
         rest = _y_of(
             rest, scale, bias, rest_channel, rest_live, residual, residual_frame, size, pixel, area, ADDED, ROUNDED
         )
-    if RAW:
-        to = tl.load(raw_frames + out_frame)
-        tl.store(_tile_at(raw, to, size, channel, pixel, area, 8), total, mask=mask)
-        if REST:
+        if RAW:
             tl.store(_tile_at(raw, to, size, rest_channel, pixel, area, 8), rest, mask=rest_mask)
     if ACT:
         total = total.to(tl.float32)
@@ -312,12 +316,12 @@ class Tile(NamedTuple):
 
 
 def _step(depth: int, residual: int, row: int, size: int, space: int, hopper: bool) -> int:
-    """Channels that are multiplied together, as many as four stages of them fit: 64 or 128 bytes of a pixel."""
-    short = max(_CHUNK, 64 // size)
-    if hopper and 4 * row * 2 * short <= space and depth % (2 * short) == residual % (2 * short) == 0:
-        return 2 * short
-    # Hopper's products are so fast that some of nothing cost less than more steps.
-    return short if depth % short == 0 or (hopper and depth > _CHUNK) else _CHUNK
+    """Channels that are multiplied together: on Hopper 64 bytes of a pixel, or 128 where four stages of them fit."""
+    if not hopper or depth <= _CHUNK:
+        return _CHUNK
+    least = max(_CHUNK, 64 // size)  # of int8 the last of them may be filled up: that costs less than more steps
+    fits = 4 * row * 2 * least <= space and depth % (2 * least) == residual % (2 * least) == 0
+    return 2 * least if fits else least
 
 
 def static(kind: int, depth: int, tile: Tile, size: int) -> dict[str, object]:
@@ -350,6 +354,7 @@ def _static(
         "ACT": act,
         "INT8": in_int8,
         "MOST": LARGEST,
+        "FULL": width % tile.span == 0 and tile.span == tile.FIRST + tile.REST,  # no channel is beyond a part's
         "ROUNDED": tl.bfloat16 if rounded == torch.bfloat16 else tl.float32,
     }
 
