@@ -104,6 +104,13 @@ def test_the_path_of_the_vae_without_hopper(machine):
     assert path_of(CUDA, torch.bfloat16, in_8_bits=True) == ("ModulesCodec", "bf16", "no Hopper GPU")
 
 
+def test_the_path_of_the_vae_on_triton(machine, monkeypatch):
+    machine(AMPERE, built=True)
+    monkeypatch.setattr("longlive_optimized.vae.packed.codec.TRITON_IS_FAST", True)
+    assert path_of(CUDA, torch.bfloat16, in_8_bits=True) == ("PackedCodec", "int8", "")
+    assert path_of(CUDA, torch.bfloat16, in_8_bits=False) == ("PackedCodec", "bf16", "")
+
+
 @pytest.fixture
 def rocm(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4.1")

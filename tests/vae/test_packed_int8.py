@@ -1,7 +1,6 @@
 """The fused path in int8: what it costs a picture, its scales, its counts, and that its bookkeeping is the same."""
 
 import copy
-import math
 from unittest.mock import MagicMock
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from longlive_optimized.kernels import native
 from longlive_optimized.kernels.causal_conv import LEAST_SCALE
 from longlive_optimized.kernels.registry import backend
-from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.vae.backends import codec_for
 from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.vae.modules import ModulesCodec
@@ -21,16 +19,7 @@ from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.vae.wan.model import WanVae
 from longlive_optimized.weights.load import load_vae
 from longlive_optimized.weights.locate import locate
-from longlive_optimized.weights.random_checkpoint import _vae_rule
-
-
-def randomised(config: VaeConfig, dtype=torch.float32, device="cpu", seed=1) -> WanVae:
-    """With the weights of a random checkpoint, whose pictures have contrast."""
-    vae, generator = WanVae(config), torch.Generator().manual_seed(seed)
-    for key, p in vae.named_parameters():
-        rule = _vae_rule(key, tuple(p.shape))
-        p.data = torch.randn(p.shape, generator=generator) * rule.std + rule.mean
-    return vae.to(device, dtype)
+from support.vaes import decode, encode, noise, psnr, randomised
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +30,6 @@ def vae():
 @pytest.fixture(scope="module")
 def codec(vae):
     return PackedCodec(vae, int8=True)
-
-
-def noise(frames, size=(4, 6), seed=0, dtype=torch.float32, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(frames, 16, *size, generator=generator).to(device, dtype)
-
-
-def psnr(a, b) -> float:
-    error = (to_uint8(a).float() - to_uint8(b).float()).square().mean().item()
-    return 10 * math.log10(255**2 / max(error, 1e-9))
-
-
-def decode(codec, parts, **options):
-    stream = DecoderStream(codec, **options)
-    return torch.cat([stream.decode(part) for part in parts])
-
-
-def encode(codec, parts, **options):
-    stream = EncoderStream(codec, **options)
-    return torch.cat([stream.encode(part) for part in parts])
 
 
 def test_pictures_of_random_weights(vae, codec):
