@@ -22,18 +22,18 @@ from triton.compiler import ASTSource, make_backend
 from triton.compiler import compile as compile_for
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-# By compute capability: bytes of shared memory that a program may have, and multiprocessors.
+# Bytes of shared memory that a program may have, by compute capability.
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 
 
 class Build(NamedTuple):
-    """A kernel as a chip would run it: bytes of shared memory, registers a thread, bytes of them that are spilled."""
+    """A kernel as a chip would run it: bytes of shared memory, registers of a thread, bytes of its local memory."""
 
     kernel: str
     warps: int
     shared: int
     registers: int
-    spilled: int
+    local: int
     ptx: str
 
 
@@ -71,14 +71,14 @@ def _what_to_compile(kernel: JITFunction, args: tuple, options: dict, capability
 
 def _build(source: ASTSource, options: dict, capability: int) -> Build:
     compiled = compile_for(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, spilled = _usage(compiled.asm["cubin"])
+    registers, local = _usage(compiled.asm["cubin"])
     name = source.fn.__module__.rpartition(".")[2] + "." + source.fn.__name__.strip("_")
-    return Build(name, compiled.metadata.num_warps, compiled.metadata.shared, registers, spilled, compiled.asm["ptx"])
+    return Build(name, compiled.metadata.num_warps, compiled.metadata.shared, registers, local, compiled.asm["ptx"])
 
 
 @functools.cache
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its stack."""
+    """Registers of a thread, and bytes of its local memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -19,6 +19,7 @@ from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.vae.wan.model import WanVae
 from longlive_optimized.weights.load import load_vae
 from longlive_optimized.weights.locate import locate
+from measure.vae_drift import drift
 from support.vaes import decode, encode, noise, psnr, randomised
 
 
@@ -151,6 +152,13 @@ def test_memory_at_full_size(monkeypatch, new_side, size, pool_bytes):
     assert pool_bytes[0] < sum(pool.tensor.nbytes for pool in packed.pools) < pool_bytes[1]
 
 
+def test_states_do_not_drift(vae, codec):
+    """Latents that repeat give pictures that repeat, bit for bit, once the beginning has left all history."""
+    found = drift(PackedCodec(vae), codec, (1, 2), 28)
+    assert found.changed == 0 and found.last == found.first
+    assert 35 < min(found.first) and max(found.first) < 60
+
+
 def test_refuses_what_has_no_int8(make_vae):
     with pytest.raises(ValueError, match="widths that are multiples of 16"):
         PackedCodec(WanVae(VaeConfig(base=24), device="meta"), int8=True)
@@ -231,3 +239,13 @@ class TestOnHopper:
                 graphed.decode(part)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    def test_states_do_not_drift(self, codecs):
+        from longlive_optimized.engine.graphs import GraphCache, GraphSwitch
+
+        def new_graphs():
+            return GraphCache(GraphSwitch(torch.device("cuda", torch.cuda.current_device())))
+
+        found = drift(*codecs, (12, 20), 300, new_graphs)
+        assert found.changed == 0 and found.last == found.first
+        assert min(found.first) > 35
