@@ -110,6 +110,13 @@ def _product(a, b, total, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _no_sums(x, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    if x.dtype.element_ty == tl.int8:
+        return tl.zeros((PIXELS, CHANNELS), tl.int32)
+    return tl.zeros((PIXELS, CHANNELS), tl.float32)
+
+
+@triton.jit
 def accumulate(
     total, rest, x, groups, before, middle, frame, residual, residual_groups, residual_frame,
     weight, row, rest_row, row_live, rest_live, width, pixel, height, columns, top, left,
@@ -223,9 +230,7 @@ def _kernel(
     packed, rest_packed = row, rest_row
     if PERMUTED:
         packed, rest_packed = packed_row(row), packed_row(rest_row)
-    sums: tl.constexpr = tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32
-    total = tl.zeros((PIXELS, FIRST), sums)
-    rest = tl.zeros((PIXELS, REST if REST else 16), sums)
+    total, rest = _no_sums(x, PIXELS, FIRST), _no_sums(x, PIXELS, REST if REST else 16)
     before = tl.load(frames + t)
     middle, last = before, before
     if SLICES == 3:
