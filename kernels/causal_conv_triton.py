@@ -104,16 +104,18 @@ def _norm_kernel(
 def _product(a, b, total, WIDE: tl.constexpr):
     if a.dtype == tl.int8:
         return tl.dot(a, b, total, out_dtype=tl.int32)
-    if WIDE:
+    elif WIDE:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
-    return tl.dot(a, b, total)
+    else:
+        return tl.dot(a, b, total)
 
 
 @triton.jit
 def _no_sums(x, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     if x.dtype.element_ty == tl.int8:
         return tl.zeros((PIXELS, CHANNELS), tl.int32)
-    return tl.zeros((PIXELS, CHANNELS), tl.float32)
+    else:  # not after the branch: all that stands there is compiled too
+        return tl.zeros((PIXELS, CHANNELS), tl.float32)
 
 
 @triton.jit
