@@ -6,9 +6,7 @@ of a tensor's frames are read or written, in which order, so history is never co
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -17,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
-from .checks import expect, expect_float, on_gpu
+from .checks import expect, expect_float
 from .registry import op
-from .triton_import import tl, triton
+from .triton_import import triton
 
 GROUP = 8  # channels that lie together: 16 bytes of a pixel in bfloat16
 GROUP_INT8 = 16  # the same of int8
@@ -166,11 +164,8 @@ def causal_conv(
     serves any. Indices must not repeat within an output, nor may what is read be written, but for residual and raw.
     Raises ValueError naming the argument that does not fit.
     """
-    channels, width = _check(x, frames, weight, bias, kind, residual, residual_frames)
     outputs = _Outputs(raw, raw_frames, act, act_frames, gain, act_scale, saturated)
-    doubled, scale = (2 if kind == Kind.TIME else 1), (2 if kind == Kind.UP else 1)
-    count, size = len(frames) - _history(kind), (scale * x.shape[2], scale * x.shape[3])
-    outputs.check(channels, doubled * count, size, x.dtype, x.device)
+    channels, width = _check(x, frames, weight, bias, kind, residual, residual_frames, outputs)
     # Precision: y is summed in float32, with bias and residual, and rounded once; the norm reads the rounded y, and act
     # is rounded once. The published order also rounds before the residual sum, and the norm before SiLU.
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -293,6 +288,7 @@ def _check(
     kind: int,
     residual: Tensor | None,
     residual_frames: Tensor | None,
+    outputs: _Outputs,
 ) -> tuple[int, int]:
     """Channels of a frame of the output, and of a part."""
     if kind not in list(Kind):
@@ -310,6 +306,8 @@ def _check(
         _check_indices("residual_frames", residual_frames, x.device, count)
         size += _padded(residual)
     expect("weight", weight, (parts, size * width), x.dtype, x.device)
+    doubled, scale = (2 if kind == Kind.TIME else 1), (2 if kind == Kind.UP else 1)
+    outputs.check(channels, doubled * count, (scale * x.shape[2], scale * x.shape[3]), x.dtype, x.device)
     return channels, width
 
 
@@ -354,334 +352,4 @@ def _cuda(
 
 
 if triton:
-    from .int8_linear import packed_row
-
-    # Triton's interpreter has no product of bfloat16.
-    INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-    @triton.jit
-    def _whole_steps_of(y, live, saturated, inverse, MOST: tl.constexpr):
-        """``_whole_steps`` of what is ``live``, as int8."""
-        steps = y * inverse
-        over = (steps < MOST + 0.5) == 0
-        count = tl.sum((over & live).to(tl.int64))
-        if count != 0:
-            tl.atomic_add(saturated, count)
-        whole = tl.where(over, MOST, steps) + 12582912.0 - 12582912.0  # which leaves a float32 no bits below 1
-        return whole.to(tl.int8)
-
-    @triton.jit
-    def _tile_at(t, frame, size, channel, pixel, area, GROUP: tl.constexpr):
-        """Addresses of [pixel, channel] in a frame of ``size`` elements, whose channels lie in groups."""
-        at = (channel // GROUP * area)[None] + pixel[:, None]
-        return t + frame.to(tl.int64) * size + at * GROUP + (channel % GROUP)[None]
-
-    @triton.jit
-    def _store_act(
-        y, factor, gain, act, frame, size, channel, pixel, area, live, saturated, inverse,
-        INT8: tl.constexpr, MOST: tl.constexpr,
-    ):  # fmt: skip
-        """SiLU(y factor gain) into ``act``; y [pixels, channels] in float32."""
-        z = y * factor[:, None] * gain[None]
-        z = z * tl.sigmoid(z)
-        if INT8:
-            to = _tile_at(act, frame, size, channel, pixel, area, 16)
-            tl.store(to, _whole_steps_of(z, live, saturated, inverse, MOST), mask=live)
-        else:
-            tl.store(_tile_at(act, frame, size, channel, pixel, area, 8), z.to(act.dtype.element_ty), mask=live)
-
-    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
-    @triton.jit(do_not_specialize=["pixels"])
-    def _norm_kernel(
-        x, x_frames, gain, act, act_frames, saturated, pixels, groups, inverse, eps,
-        LISTED: tl.constexpr, INT8: tl.constexpr, MOST: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
-    ):  # fmt: skip
-        frame = tl.program_id(1)
-        pixel = (tl.program_id(0) * PIXELS + tl.arange(0, PIXELS))[None, :, None]
-        group, channel = tl.arange(0, GROUPS)[:, None, None], tl.arange(0, 8)[None, None, :]
-        live = (group < groups) & (pixel < pixels) & (channel < 8)
-        size = (groups * pixels * 8).to(tl.int64)
-        here = (group * pixels + pixel) * 8 + channel
-        source = tl.load(x_frames + frame) if LISTED else frame
-        wide = tl.load(x + source.to(tl.int64) * size + here, mask=live, other=0.0).to(tl.float32)
-        squares = tl.sum(tl.sum(wide * wide, axis=2), axis=0)
-        gains = tl.load(gain + group * 8 + channel, mask=(group < groups) & (channel < 8), other=0.0)
-        z = wide * tl.rsqrt(squares / (groups * 8) + eps)[None, :, None] * gains
-        y = z * tl.sigmoid(z)
-        to = act + tl.load(act_frames + frame).to(tl.int64) * size
-        if INT8:
-            here = (group // 2 * pixels + pixel) * 16 + group % 2 * 8 + channel
-            tl.store(to + here, _whole_steps_of(y, live, saturated, inverse, MOST), mask=live)
-        else:
-            tl.store(to + here, y, mask=live)
-
-    @triton.jit
-    def _product(a, b, total, WIDE: tl.constexpr):
-        if WIDE:
-            return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
-        return tl.dot(a, b, total)
-
-    @triton.jit
-    def _accumulate(
-        total, rest, x, groups, before, middle, frame, residual, residual_groups, residual_frame,
-        weight, row, rest_row, row_live, rest_live, width, pixel, height, columns, top, left,
-        SLICES: tl.constexpr, SIDE: tl.constexpr, RESIDUAL: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr,
-        SMALL: tl.constexpr, WIDE: tl.constexpr,
-    ):  # fmt: skip
-        """Add the products with a part's weights, in their order: slices, chunks, taps; then the residual's chunks.
-
-        ``top`` and ``left`` are where the first tap reads, relative to a pixel. ``frame`` is what the last slice reads,
-        of three ``before`` and ``middle`` what those before it do.
-        """
-        TAPS: tl.constexpr = SIDE * SIDE
-        TOGETHER: tl.constexpr = STEP // 32  # chunks
-        k = tl.arange(0, STEP)
-        area = height * columns
-        at = pixel[:, None] * 8 + (k // 8 * (area * 8) + k % 8)[None]
-        part = (k // 8 * (width * 8) + k % 8)[None]
-        y, column = pixel // columns, pixel % columns
-        steps = (groups * 8 + STEP - 1) // STEP
-        products = SLICES * steps * TAPS
-        every = products
-        if RESIDUAL:
-            every += (residual_groups * 8 + STEP - 1) // STEP
-        for i in range(0, every):
-            tap, step, here = i - i // TAPS * TAPS, i // TAPS % steps, frame
-            if SLICES == 3:
-                source = i // TAPS // steps
-                here = tl.where(source == 0, before, tl.where(source == 1, middle, frame))
-            down, right = top + tap // SIDE, left + tap % SIDE
-            chunk = i // TAPS * TOGETHER * TAPS + tap
-            apart, of, wide = TAPS - 1, x, groups
-            if RESIDUAL:
-                added = i >= products
-                step, here = tl.where(added, i - products, step), tl.where(added, residual_frame, here)
-                down, right = tl.where(added, 0, down), tl.where(added, 0, right)
-                chunk = tl.where(added, i * TOGETHER, chunk)
-                apart, wide = tl.where(added, 0, TAPS - 1), tl.where(added, residual_groups, groups)
-                of = tl.where(added, residual, x)
-            inside = pixel < tl.where(here >= 0, area, 0)
-            if SIDE > 1:
-                inside &= (y + down >= 0) & (y + down < height) & (column + right >= 0) & (column + right < columns)
-            mask = inside[:, None] & (k // 8 < wide - step * (STEP // 8))[None]
-            origin = of + (here.to(tl.int64) * wide + step * (STEP // 8)) * (area * 8) + (down * columns + right) * 8
-            left_side = tl.load(origin + at, mask=mask, other=0.0, cache_modifier=".ca")
-            stream = weight + chunk * (32 * width)
-            within = part
-            if TOGETHER > 1:  # a tap's weights of the next chunk lie behind all taps of this one
-                within += (k // 32 * (apart * 32 * width))[None]
-            at_row = stream + ((row * 8)[:, None] + within)
-            right_side = tl.load(at_row, mask=row_live[:, None], other=0.0, cache_modifier=".ca" if SMALL else ".cg")
-            total = _product(left_side, tl.trans(right_side), total, WIDE)
-            if REST:
-                at_row = stream + ((rest_row * 8)[:, None] + within)
-                right_side = tl.load(
-                    at_row, mask=rest_live[:, None], other=0.0, cache_modifier=".ca" if SMALL else ".cg"
-                )
-                rest = _product(left_side, tl.trans(right_side), rest, WIDE)
-        return total, rest
-
-    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
-    @triton.jit(do_not_specialize=["height", "columns", "count"])
-    def _kernel(
-        x, frames, weight, bias, residual, residual_frames, raw, raw_frames, act, act_frames, gain, saturated,
-        height, columns, count, groups, residual_groups, channels, width, span, part_size, inverse, eps,
-        SLICES: tl.constexpr, SIDE: tl.constexpr, RESULTS: tl.constexpr, PERMUTED: tl.constexpr,
-        RESIDUAL: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr, INT8: tl.constexpr, MOST: tl.constexpr,
-        PIXELS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr,
-        SMALL: tl.constexpr, WIDE: tl.constexpr,
-    ):  # fmt: skip
-        # In this order programs that run side by side read the same input: spans of channels, then time, then space.
-        spans = (width + span - 1) // span
-        parts = channels // width
-        per_pixel = spans * parts * RESULTS
-        place, index = tl.program_id(0) % per_pixel, tl.program_id(0) // per_pixel
-        part, t, tile = place // spans, index % count, index // count
-        result, begin = part // parts, place % spans * span
-        end = tl.minimum(begin + span, width)
-        pixel = tile * PIXELS + tl.arange(0, PIXELS)
-        live = pixel < height * columns
-
-        row = begin + tl.arange(0, FIRST)
-        rest_row = begin + FIRST + tl.arange(0, REST if REST else 16)
-        row_live, rest_live = row < end, rest_row < end
-        packed, rest_packed = row, rest_row
-        if PERMUTED:
-            packed, rest_packed = packed_row(row), packed_row(rest_row)
-        total = tl.zeros((PIXELS, FIRST), tl.float32)
-        rest = tl.zeros((PIXELS, REST if REST else 16), tl.float32)
-        before = tl.load(frames + t)
-        middle, last = before, before
-        if SLICES == 3:
-            middle, last = tl.load(frames + t + 1), tl.load(frames + t + 2)
-        top, left = -(SIDE // 2), -(SIDE // 2)
-        if SIDE == 2:  # UP: the pixel above and to the left, or this one
-            top, left = result // 2 - 1, result % 2 - 1
-        weight += part.to(tl.int64) * part_size
-        residual_frame = last
-        if RESIDUAL:
-            residual_frame = tl.load(residual_frames + t)
-        total, rest = _accumulate(
-            total, rest, x, groups, before, middle, last, residual, residual_groups, residual_frame,
-            weight, packed, rest_packed, row_live, rest_live, width, pixel, height, columns, top, left,
-            SLICES, SIDE, RESIDUAL, REST, STEP, SMALL, WIDE,
-        )  # fmt: skip
-
-        channel, rest_channel = part % parts * width + row, part % parts * width + rest_row
-        area, out_frame = height * columns, t
-        if RESULTS == 2:  # TIME
-            out_frame = 2 * t + result
-            bias += result * channels
-        if RESULTS == 4:  # UP
-            area *= 4
-            pixel = (pixel // columns * 2 + result // 2) * (2 * columns) + pixel % columns * 2 + result % 2
-        dtype: tl.constexpr = x.dtype.element_ty
-        size = channels.to(tl.int64) * area
-        total = (total + tl.load(bias + channel, mask=row_live, other=0.0)[None]).to(dtype)
-        mask, rest_mask = live[:, None] & row_live[None], live[:, None] & rest_live[None]
-        if REST:
-            rest = (rest + tl.load(bias + rest_channel, mask=rest_live, other=0.0)[None]).to(dtype)
-        if RAW:
-            to = tl.load(raw_frames + out_frame)
-            tl.store(_tile_at(raw, to, size, channel, pixel, area, 8), total, mask=mask)
-            if REST:
-                tl.store(_tile_at(raw, to, size, rest_channel, pixel, area, 8), rest, mask=rest_mask)
-        if ACT:
-            total = total.to(tl.float32)
-            squares = tl.sum(total * total, axis=1)
-            if REST:
-                rest = rest.to(tl.float32)
-                squares += tl.sum(rest * rest, axis=1)
-            factor = tl.rsqrt(squares / channels + eps)
-            to = tl.load(act_frames + out_frame)
-            gains = tl.load(gain + channel, mask=row_live, other=0.0)
-            _store_act(total, factor, gains, act, to, size, channel, pixel, area, mask, saturated, inverse, INT8, MOST)
-            if REST:
-                gains = tl.load(gain + rest_channel, mask=rest_live, other=0.0)
-                _store_act(
-                    rest, factor, gains, act, to, size, rest_channel, pixel, area, rest_mask, saturated, inverse,
-                    INT8, MOST,
-                )  # fmt: skip
-
-    class _Tile(NamedTuple):
-        """What a program computes, and how: ``span`` channels of PIXELS pixels, in blocks of FIRST and REST."""
-
-        span: int
-        PIXELS: int
-        FIRST: int
-        REST: int
-        STEP: int
-        num_warps: int
-        num_stages: int
-
-        @classmethod
-        def of(cls, width: int, depth: int, residual: int, narrow: bool, shared: int) -> _Tile:
-            """For parts of ``width`` channels, ``depth`` and ``residual`` padded ones read; ``shared`` bytes a CTA."""
-            most = _PART if narrow else 64
-            span = width if width <= most else most if narrow and width % most == 0 else 64
-            first = max(16, 1 << (span.bit_length() - 1))
-            rest = 0 if span <= first else max(16, triton.next_power_of_2(span - first))
-            pixels, bytes_each = (128, 2) if narrow else (32, 4)
-            # More shared memory than this leaves no first-level cache, where most taps find what others have read. Two
-            # small tiles run side by side: the epilogue of one overlaps the products of the other.
-            large = narrow and span > 96
-            space = min(shared, 160 * 1024) // (1 if large else 2)
-            row = (pixels + first + rest) * bytes_each
-            hopper = shared > 200 * 1024  # or Blackwell's tensor memory; else operands and sums share the registers
-            long = 2 * _CHUNK if hopper and 4 * row * 2 * _CHUNK <= space else _CHUNK
-            step = long if depth % long == residual % long == 0 else _CHUNK
-            fitting = space // (row * step) + (not hopper)  # where registers hold one of the stages
-            return cls(span, pixels, first, rest, step, 8 if large else 4, min(4, fitting))
-
-    def _static(
-        kind: int, width: int, tile: _Tile, residual: bool, raw: bool, act: bool, in_int8: bool, narrow: bool
-    ) -> dict[str, int]:
-        """What the kernel is compiled for."""
-        return {
-            "SLICES": _SLICES[kind],
-            "SIDE": math.isqrt(_TAPS[kind]),
-            "RESULTS": _RESULTS[kind],
-            "PERMUTED": width % _RUN == 0,
-            "RESIDUAL": residual,
-            "RAW": raw,
-            "ACT": act,
-            "INT8": in_int8,
-            "MOST": LARGEST,
-            "PIXELS": tile.PIXELS,
-            "FIRST": tile.FIRST,
-            "REST": tile.REST,
-            "STEP": tile.STEP,
-            "SMALL": tile.num_warps < 8,  # tiles side by side may find their weights in the first-level cache
-            "WIDE": INTERPRETED or not narrow,
-        }
-
-    @functools.cache
-    def _shared_memory(device: torch.device) -> int:
-        """Bytes that a CTA may have; where nothing is a GPU, those of the smallest."""
-        if device.type != "cuda":
-            return 99 * 1024
-        return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-
-    def _launch_norm(
-        x: Tensor,
-        x_frames: Tensor | None,
-        gain: Tensor,
-        act: Tensor,
-        act_frames: Tensor,
-        act_scale: float,
-        saturated: Tensor | None,
-    ) -> None:
-        """``act`` of x, all of its frames or those of a list: see ``causal_conv``."""
-        _, groups, height, width, _ = x.shape
-        in_int8 = act.dtype == torch.int8
-        most = triton.next_power_of_2(max(groups, 1))
-        together = max(1, 512 // most)
-        if act_frames.numel() == 0 or x[:1].numel() == 0:
-            return
-        with torch.cuda.device_of(x):
-            _norm_kernel[(triton.cdiv(height * width, together), len(act_frames))](
-                x, act_frames if x_frames is None else x_frames, gain, act, act_frames,
-                saturated if in_int8 else act_frames, height * width, groups,
-                1 / act_scale if in_int8 else 0.0, _EPS / (groups * GROUP),
-                LISTED=x_frames is not None, INT8=in_int8, MOST=LARGEST, GROUPS=most, PIXELS=together,
-            )  # fmt: skip
-
-    def _fits_triton(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, *rest, **named) -> bool:
-        # A program counts in int32 within a frame, of which UP's results are four times as large.
-        return on_gpu(x) and 4 * len(bias) * x.shape[2:4].numel() < 2**31
-
-    @causal_conv.impl("triton", when=_fits_triton)
-    def _triton(
-        x, frames, weight, bias, kind, residual=None, residual_frames=None, raw=None, raw_frames=None, act=None,
-        act_frames=None, gain=None, act_scale=0.0, saturated=None,
-    ) -> None:  # fmt: skip
-        channels, width = _check(x, frames, weight, bias, kind, residual, residual_frames)
-        doubled, scale = (2 if kind == Kind.TIME else 1), (2 if kind == Kind.UP else 1)
-        count, (height, columns) = len(frames) - _history(kind), x.shape[2:4]
-        outputs = _Outputs(raw, raw_frames, act, act_frames, gain, act_scale, saturated)
-        outputs.check(channels, doubled * count, (scale * height, scale * columns), x.dtype, x.device)
-        narrow = x.dtype == torch.bfloat16
-        depth, extra = _padded(x), 0 if residual is None else _padded(residual)
-        tile = _Tile.of(width, depth, extra, narrow, _shared_memory(x.device))
-        fused = act is not None and tile.span == channels  # else no program has all channels, which the norm needs
-        if act is not None and not fused and raw is None:
-            raw = x.new_empty(doubled * count, channels // GROUP, scale * height, scale * columns, GROUP)
-            raw_frames = torch.arange(len(raw), dtype=torch.int32, device=x.device)
-        in_int8 = act is not None and fused and act.dtype == torch.int8
-        programs = triton.cdiv(width, tile.span) * len(weight) * count * triton.cdiv(height * columns, tile.PIXELS)
-        if programs == 0:
-            return
-        unused = frames
-        with torch.cuda.device_of(x):
-            _kernel[(programs,)](
-                x, frames, weight, bias, x if residual is None else residual,
-                unused if residual is None else residual_frames, unused if raw is None else raw,
-                unused if raw is None else raw_frames, act if fused else unused, act_frames if fused else unused,
-                gain if fused else unused, saturated if in_int8 else unused,
-                height, columns, count, x.shape[1], 0 if residual is None else residual.shape[1], channels, width,
-                tile.span, weight.shape[1], 1 / act_scale if in_int8 else 0.0, _EPS / channels,
-                **_static(kind, width, tile, residual is not None, raw is not None, fused, in_int8, narrow),
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
-            )  # fmt: skip
-        if not (fused or raw is None or act is None or act_frames is None or gain is None):
-            _launch_norm(raw, raw_frames, gain, act, act_frames, act_scale, saturated)
+    from . import causal_conv_triton  # noqa: F401

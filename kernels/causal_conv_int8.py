@@ -29,6 +29,7 @@ from .causal_conv import (
 from .checks import expect, expect_float
 from .quantize import quantize_groups
 from .registry import op
+from .triton_import import triton
 
 _DEEPEST = (2**31 - 1) // (27 * 128**2)  # channels of the input whose products sum to an int32, whatever the values
 
@@ -77,10 +78,8 @@ def causal_conv_int8(
 
     The convolution's sums are exact integers. Raises ValueError naming the argument that does not fit.
     """
-    dtype = _dtype(residual, raw, act, bias)
     outputs = _Outputs(raw, raw_frames, act, act_frames, gain, act_scale, saturated)
-    _check(x, frames, weight, scale, bias, residual, residual_frames, dtype)
-    outputs.check(len(bias), len(frames) - 2, (x.shape[2], x.shape[3]), dtype, x.device)
+    dtype = _check(x, frames, weight, scale, bias, residual, residual_frames, outputs)
     # Precision: the integer sum is exact, the rest is float32, rounded once; the norm reads the rounded y.
     width = _width(len(bias))
     taps = _unstream(weight.double(), x.shape[1] * GROUP_INT8, 3, 9, width, GROUP_INT8)
@@ -107,8 +106,10 @@ def _check(
     bias: Tensor,
     residual: Tensor | None,
     residual_frames: Tensor | None,
-    dtype: torch.dtype,
-) -> None:
+    outputs: _Outputs,
+) -> torch.dtype:
+    """That of y once it is rounded."""
+    dtype = _dtype(residual, outputs.raw, outputs.act, bias)
     expect("x", x, (None, None, None, None, GROUP_INT8), torch.int8, x.device)
     if x.shape[1] * GROUP_INT8 > _DEEPEST:
         raise ValueError(f"x must have at most {_DEEPEST} channels, got {x.shape[1] * GROUP_INT8}")
@@ -124,6 +125,8 @@ def _check(
     if residual is not None:
         expect("residual", residual, (None, channels // GROUP, *x.shape[2:4], GROUP), dtype, x.device)
         _check_indices("residual_frames", residual_frames, x.device, count)
+    outputs.check(channels, count, (x.shape[2], x.shape[3]), dtype, x.device)
+    return dtype
 
 
 def _fits_cuda(
@@ -146,3 +149,19 @@ def _cuda(
         x, frames, weight, scale, bias, residual, residual_frames, raw, raw_frames, act, act_frames, gain, act_scale,
         saturated, _EPS,
     )  # fmt: skip
+
+
+if triton:
+    from .causal_conv_triton import counts_in_int32, launch
+
+    def _fits_triton(x: Tensor, frames: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, *rest, **named) -> bool:
+        return x.is_cuda and bias.dtype == torch.float32 and counts_in_int32(len(bias), x)
+
+    @causal_conv_int8.impl("triton", when=_fits_triton)
+    def _triton(
+        x, frames, weight, scale, bias, residual=None, residual_frames=None, raw=None, raw_frames=None, act=None,
+        act_frames=None, gain=None, act_scale=0.0, saturated=None,
+    ) -> None:  # fmt: skip
+        outputs = _Outputs(raw, raw_frames, act, act_frames, gain, act_scale, saturated)
+        dtype = _check(x, frames, weight, scale, bias, residual, residual_frames, outputs)
+        launch(Kind.CAUSAL, x, frames, weight, scale, bias, residual, residual_frames, outputs, dtype)

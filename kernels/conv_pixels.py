@@ -8,8 +8,9 @@ from torch import Tensor
 
 from . import native
 from .causal_conv import GROUP, PIXEL, Kind, _check_indices, _convolve, _padded, _read, _unstream, pack
-from .checks import expect, expect_float
+from .checks import expect, expect_float, on_gpu
 from .registry import op
+from .triton_import import tl, triton
 
 
 def pack_pixels(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,3 +58,48 @@ def _check(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor)
 @conv_pixels.impl("cuda", when=lambda x, *rest: x.dtype == torch.bfloat16 and native.on_hopper(x))
 def _cuda(x, frames, weight, bias, out) -> None:
     torch.ops.longlive_C.conv_pixels(x, frames, weight, bias, out)
+
+
+if triton:
+    from .causal_conv_triton import Tile, accumulate, counts_in_int32, shared_memory, static
+
+    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
+    @triton.jit(do_not_specialize=["height", "columns", "count"])
+    def _kernel(
+        x, frames, weight, bias, out, height, columns, count, groups,
+        SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr,
+        REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
+    ):  # fmt: skip
+        t, tile = tl.program_id(0) % count, tl.program_id(0) // count
+        pixel, channel = tile * PIXELS + tl.arange(0, PIXELS), tl.arange(0, FIRST)
+        before, middle, last = tl.load(frames + t), tl.load(frames + t + 1), tl.load(frames + t + 2)
+        live = channel < FIRST
+        y, _ = accumulate(
+            tl.zeros((PIXELS, FIRST), tl.float32), 0.0, x, groups, before, middle, last, x, 0, last,
+            weight, channel, channel, live, live, FIRST, pixel, height, columns, -1, -1,
+            SLICES, SIDE, False, REST, GROUP, STEP, RAGGED, SMALL, WIDE,
+        )  # fmt: skip
+        y = (y + tl.load(bias + channel)[None]).to(x.dtype.element_ty)
+        area = height * columns
+        to = out + t.to(tl.int64) * (3 * area) + pixel[:, None] * 3 + channel[None]
+        mask = (pixel < area)[:, None] & (channel < 3)[None]
+        if out.dtype.element_ty == tl.uint8:
+            shade = tl.clamp(y.to(tl.float32) * 0.5 + 0.5, 0.0, 1.0) * 255
+            tl.store(to, shade.to(tl.uint8), mask=mask)
+        else:
+            tl.store(to, y, mask=mask)
+
+    @conv_pixels.impl("triton", when=lambda x, *rest: on_gpu(x) and counts_in_int32(PIXEL, x))
+    def _triton(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+        _check(x, frames, weight, bias, out)
+        height, columns = x.shape[2:4]
+        tile = Tile.of(PIXEL, _padded(x), 0, x.element_size(), shared_memory(x.device))
+        programs = len(out) * triton.cdiv(height * columns, tile.PIXELS)
+        if programs == 0:
+            return
+        with torch.cuda.device_of(x):
+            _kernel[(programs,)](
+                x, frames, weight, bias, out, height, columns, len(out), x.shape[1],
+                **static(Kind.CAUSAL, _padded(x), tile, x.element_size()),
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
+            )  # fmt: skip

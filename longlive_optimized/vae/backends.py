@@ -51,6 +51,6 @@ def _in_int8(vae: Autoencoder, low_memory: bool) -> Codec:
         codec = PackedCodec(vae, low_memory, int8=True)
     except ValueError as error:
         raise ValueError(f"vae_precision must not be int8 with this VAE: {error}") from None
-    if vae.device.type == "cuda" and not PackedCodec.is_fast(vae):
-        log.warning("vae_precision int8 is slow here: its kernels are for Hopper and bfloat16")
+    if vae.device.type == "cuda" and (why := PackedCodec.why_slow(codec.vae.config, vae.dtype, vae.device)):
+        log.warning("vae_precision int8 may be slow here: %s", why)
     return codec

@@ -63,7 +63,8 @@ def test_other_machines_say_what_they_lack(machine, capability, built, why):
     machine(capability, built)
     here = found(CUDA, torch.bfloat16)
     assert here["ring_attention"] == here["causal_conv"] == ("triton", why)
-    assert here["conv_pixels"] == here["ring_attention_fp8"] == ("reference", why)
+    assert here["conv_pixels"] == ("triton", why)
+    assert here["ring_attention_fp8"] == ("reference", why)
     assert here["norm_silu"] == ("triton", "")  # whose fastest is Triton's
 
 
@@ -103,6 +104,13 @@ def test_the_path_of_the_vae(machine, device, dtype, in_8_bits, path):
 def test_the_path_of_the_vae_without_hopper(machine):
     machine(AMPERE, built=True)
     assert path_of(CUDA, torch.bfloat16, in_8_bits=True) == ("ModulesCodec", "bf16", "no Hopper GPU")
+
+
+def test_the_path_of_the_vae_on_triton(machine, monkeypatch):
+    machine(AMPERE, built=True)
+    monkeypatch.setattr("longlive_optimized.vae.packed.codec.TRITON_IS_FAST", True)
+    assert path_of(CUDA, torch.bfloat16, in_8_bits=True) == ("PackedCodec", "int8", "")
+    assert path_of(CUDA, torch.bfloat16, in_8_bits=False) == ("PackedCodec", "bf16", "")
 
 
 @pytest.fixture

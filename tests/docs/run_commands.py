@@ -281,6 +281,8 @@ NOT_RUN: tuple[NotRun, ...] = (
     ),
     NotRun("docs/CONTRIBUTING.md", "*", "ruff check .*|clang-format .*|basedpyright", "./setup_env.sh lint runs it"),
     NotRun("docs/int8.md", "*", "python tests/measure/conv_int8_error.py", "minutes"),
+    NotRun("docs/int8.md", "*", "python tests/measure/vae_drift.py --blocks 5000", _GPU),
+    NotRun("docs/triton.md", "*", "python tests/measure/triton_table.py", "compiles for minutes"),
     NotRun("docs/int8.md", "*", "python -m longlive_optimized.tinyworld.evaluate long .*", "minutes"),
     NotRun(
         "docs/convolution.md", "*", "python tests/native/conv/emulate.py( 3)?", "minutes; the suite runs one schedule"
@@ -338,6 +340,7 @@ NOT_RUN: tuple[NotRun, ...] = (
         "docs/int8.md", "*", ".", _MEASURED + "; formulas and layouts by tests/kernels/test_(quantize|int8_linear).py"
     ),
     NotRun("docs/performance.md", "*", ".", _MEASURED),
+    NotRun("docs/triton.md", "*", ".", "what a compiler said; tests/kernels/test_triton_compile.py compiles again"),
     NotRun(
         "docs/tinyworld.md", "*", ".", "the training's history; bench quality and tinyworld.evaluate score the result"
     ),

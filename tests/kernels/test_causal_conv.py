@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longlive_optimized.kernels import causal_conv as module
 from longlive_optimized.kernels.bench import causal_conv as bench
 from longlive_optimized.kernels.causal_conv import Kind, causal_conv, from_groups, pack, to_groups
 from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
@@ -17,6 +16,11 @@ from longlive_optimized.kernels.conv_pixels import conv_pixels, pack_pixels
 OP = causal_conv
 WEIGHT = {Kind.CAUSAL: (3, 3, 3), Kind.POINT: (1, 1, 1), Kind.TIME: (3, 1, 1), Kind.UP: (3, 3)}
 NAMES = "x frames weight bias kind residual residual_frames raw raw_frames act act_frames gain".split()
+
+
+def truncated(backend: str, device: str) -> bool:
+    """Whether results in bfloat16 are cut off, as by Triton's interpreter, where a GPU rounds them."""
+    return (backend, device) == ("triton", "cpu")
 
 
 def history(kind: Kind) -> int:
@@ -146,11 +150,11 @@ def results(args):
     return found
 
 
-def compare(got, net, dtype, truncated=False):
-    """``truncated``: where the interpreter has cut off what a GPU rounds."""
+def compare(got, net, dtype, cut=False):
+    """``cut``: results are truncated."""
     y, act = net.truth(None if dtype == torch.float64 else dtype)
     # Precision: y is rounded once, act once more. Sums in float32 of 10,000 products are off by up to 3e-5.
-    tight = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 2**-7 if truncated else 2**-8}[dtype]
+    tight = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 2**-7 if cut else 2**-8}[dtype]
     least = max(tight / 10, 1e-11, 3.5e-9 * net.weight[0].numel() if dtype == torch.float32 else 0)
     if "raw" in got:
         torch.testing.assert_close(got["raw"], y, rtol=tight, atol=least)
@@ -209,7 +213,7 @@ def test_matches_float64(run, backend, device, case, dtype):
     net = Network(*shape).rounded(dtype)
     args = arguments(net, device, **options)
     run(*args.values())
-    compare(results(args), net, dtype, truncated=(backend, device) == ("triton", "cpu"))
+    compare(results(args), net, dtype, truncated(backend, device))
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in (CASES | ODD).items()])
@@ -227,14 +231,14 @@ def test_tiles_of_every_chip(monkeypatch, backend, device, channels, shared):
     """Triton's steps of 32 and of 64 channels, in the products and in the residual's."""
     if backend != "triton":
         pytest.skip("has tiles of its own")
-    monkeypatch.setattr(module, "_shared_memory", lambda device: shared * 1024)
+    monkeypatch.setattr("longlive_optimized.kernels.causal_conv_triton.shared_memory", lambda device: shared * 1024)
     if device == "cuda" and shared > torch.cuda.get_device_properties(0).shared_memory_per_block_optin // 1024:
         pytest.skip("more than this GPU has")
     ci, co, residual = channels
     net = Network(Kind.POINT, ci, co, (5, 27), 1, residual).rounded(torch.bfloat16)
     args = arguments(net, device)
     causal_conv.impls["triton"][0](*args.values())
-    compare(results(args), net, torch.bfloat16, truncated=device == "cpu")
+    compare(results(args), net, torch.bfloat16, truncated(backend, device))
 
 
 def test_folding_an_enlarged_frame_changes_roundings_only():
@@ -281,25 +285,84 @@ def test_history_at_any_index_is_the_whole_sequence(run, device):
         history, work = work, [p if p >= 0 else -1 - p for p in history]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("picture", [True, False])
-def test_pixels(device, dtype, picture):
-    torch.manual_seed(3)
-    w, b, x = torch.randn(3, 40, 3, 3, 3) / 30, torch.randn(3) / 3, torch.randn(4, 40, 6, 9)
-    w, b, x = (t.to(dtype) for t in (w, b, x))
-    indices = torch.tensor([3, 0, 5, 1], dtype=torch.int32)
-    wide = F.conv3d(x.double().transpose(0, 1)[None], w.double(), b.double(), padding=(0, 1, 1))[0].permute(1, 2, 3, 0)
-    out = torch.empty(2, 6, 9, 3, dtype=torch.uint8 if picture else dtype, device=device)
-    weight, bias = pack_pixels(w, b)
-    args = [scattered(x, indices, 6), indices, weight, bias]
-    conv_pixels(*(t.to(device) for t in args), out)
-    got = out.double().cpu()
-    if picture:
-        assert (got - (255 * (wide / 2 + 0.5).clamp(0, 1)).floor()).abs().max() <= (0 if dtype == torch.float64 else 1)
-        assert got.min() == 0 and got.max() > 250
-    else:
-        tight = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
-        torch.testing.assert_close(got, wide, rtol=tight, atol=tight / 10)
+class TestPixels:
+    OP = conv_pixels
+    CASES = (
+        pytest.param((40, (6, 9)), id="40"),
+        pytest.param((8, (1, 1)), id="one-pixel"),
+        pytest.param((96, (3, 50)), id="tiles"),
+        pytest.param((96, (120, 104)), id="level-3", marks=pytest.mark.gpu),
+    )
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("picture", [True, False])
+    @pytest.mark.parametrize("case", CASES)
+    def test_matches_float64(self, run, backend, device, dtype, picture, case):
+        if backend == "triton" and dtype == torch.float64:
+            pytest.skip("computes in float32")
+        torch.manual_seed(3)
+        ci, size = case
+        w, b, x = torch.randn(3, ci, 3, 3, 3) / 30, torch.randn(3) / 3, torch.randn(4, ci, *size)
+        w, b, x = (t.to(dtype) for t in (w, b, x))
+        indices = torch.tensor([3, 0, 5, 1], dtype=torch.int32)
+        want = F.conv3d(x.double().transpose(0, 1)[None], w.double(), b.double(), padding=(0, 1, 1))[0]
+        want = want.permute(1, 2, 3, 0)
+        args = [scattered(x, indices, 6), indices, *pack_pixels(w, b)]
+        out = torch.full((2, *size, 3), 99, dtype=torch.uint8 if picture else dtype, device=device)
+        run(*(t.to(device) for t in args), out)
+        got = out.double().cpu()
+        if picture:
+            # Precision: a shade is 255 times half of y, which was rounded.
+            most = 0 if dtype == torch.float64 else 2 if truncated(backend, device) else 1
+            assert (got - (255 * (want / 2 + 0.5).clamp(0, 1)).floor()).abs().max() <= most
+        else:
+            tight = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
+            tight *= 1 + truncated(backend, device)
+            torch.testing.assert_close(got, want, rtol=tight, atol=tight / 10)
+
+    def test_pictures_are_black_and_white_at_their_ends(self, run, backend, device):
+        w, x = torch.zeros(3, 8, 3, 3, 3), torch.zeros(3, 1, 4, 5, 8)
+        indices = torch.arange(3, dtype=torch.int32)
+        for value, shade in ((-7.0, 0), (-1.0, 0), (0.0, 127), (0.999, 254), (1.0, 255), (9.0, 255)):
+            args = x, indices, *pack_pixels(w, torch.full((3,), value))
+            out = torch.full((1, 4, 5, 3), 99, dtype=torch.uint8, device=device)
+            run(*(t.to(device) for t in args), out)
+            assert (out == shade).all(), value
+
+    def test_history_that_is_missing_is_zeros(self, run, backend, device):
+        torch.manual_seed(4)
+        w, b, x = torch.randn(3, 16, 3, 3, 3) / 30, torch.randn(3) / 3, torch.randn(4, 16, 5, 7)
+        x[:2] = 0
+        w, b, x = (t.bfloat16() for t in (w, b, x))
+        indices, missing = (torch.tensor(i, dtype=torch.int32) for i in ([3, 0, 2, 1], [-4, -1, 2, 1]))
+        pool = scattered(x, indices, 4)
+        outs = [torch.full((2, 5, 7, 3), torch.nan, device=device).bfloat16() for _ in range(2)]
+        for listed, frames, out in ((indices, pool, outs[0]), (missing, pool.clone(), outs[1])):
+            if listed is missing:
+                frames[[3, 0]] = torch.nan
+            args = frames, listed, *pack_pixels(w, b)
+            run(*(t.to(device) for t in args), out)
+        assert torch.equal(*outs) and outs[0].isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("x", torch.zeros(4, 5, 6, 9, 4)),
+            ("frames", torch.zeros(2, dtype=torch.int32)),
+            ("weight", torch.zeros(1, 5)),
+            ("bias", torch.zeros(3)),
+            ("out", torch.zeros(2, 6, 9, 4)),
+        ],
+    )
+    def test_bad_input_is_named(self, run, backend, device, name, value):
+        if backend == "cuda":
+            pytest.skip("takes no float32")
+        weight, bias = pack_pixels(torch.zeros(3, 40, 3, 3, 3), torch.zeros(3))
+        args = {"x": torch.zeros(4, 5, 6, 9, 8), "frames": torch.arange(4, dtype=torch.int32), "weight": weight}
+        args |= {"bias": bias, "out": torch.zeros(2, 6, 9, 3)}
+        args = {n: t.to(device) for n, t in (args | {name: value}).items()}
+        with pytest.raises(ValueError, match=f"{name} must"):
+            run(*args.values())
 
 
 @pytest.mark.parametrize(("kind", "co"), [(Kind.CAUSAL, 384), (Kind.POINT, 192), (Kind.TIME, 192), (Kind.UP, 96)])

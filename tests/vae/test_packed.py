@@ -1,5 +1,6 @@
 """The fused path's bookkeeping: histories that never move, calls that are replayed, memory; and their error."""
 
+import contextlib
 import gc
 import logging
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 
 from longlive_optimized.engine.graphs import GraphCache, GraphSwitch
 from longlive_optimized.kernels import native
+from longlive_optimized.kernels.registry import backend
 from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.vae.backends import codec_for
 from longlive_optimized.vae.config import VaeConfig
@@ -230,6 +232,32 @@ def test_is_taken_where_it_is_fast(monkeypatch, make_vae):
     assert not chosen(light) and not chosen(WanVae(device="meta")) and not chosen(make_vae(kind="tae"))
 
 
+@pytest.mark.parametrize(
+    ("switch", "capability", "forced", "taken"),
+    [
+        (True, (8, 9), None, True),
+        (True, (12, 0), "triton", True),
+        (True, (9, 0), "library", True),
+        (True, (8, 0), "reference", False),
+        (True, (7, 5), None, False),
+        (False, (8, 9), None, False),
+        (False, (12, 0), "triton", False),
+    ],
+)
+def test_is_taken_on_triton(monkeypatch, switch, capability, forced, taken):
+    """By the switch, where the operators run on Triton and its products of bfloat16 are there."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(f"{PACKED}.codec.TRITON_IS_FAST", switch)
+    monkeypatch.setattr(native, "capability", lambda index: capability)
+    monkeypatch.setattr(native, "load", lambda: False)
+    with backend(forced) if forced else contextlib.nullcontext():
+        why = PackedCodec.why_slow(VaeConfig(), torch.bfloat16, torch.device("cuda", 0))
+        assert (why is None) == taken and why in (None, "no Hopper GPU")
+        assert PackedCodec.why_slow(VaeConfig(), torch.float32, torch.device("cuda", 0))
+        assert PackedCodec.why_slow(VaeConfig(base=24), torch.bfloat16, torch.device("cuda", 0))
+        assert PackedCodec.why_slow(VaeConfig(), torch.bfloat16, torch.device("cpu")) == "no CUDA GPU"
+
+
 def convolutions(part):
     """All that are somewhere in this part of a packed network."""
     if isinstance(part, Convolution):
@@ -300,8 +328,8 @@ class TestOnHopper:
     @pytest.fixture(autouse=True)
     def _hopper(self, monkeypatch):
         hopper_only()
-        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
-            monkeypatch.setattr(backend, "allow_tf32", False)
+        for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
+            monkeypatch.setattr(library, "allow_tf32", False)
 
     @pytest.mark.parametrize("grid", [(20, 36), (13, 21), (1, 1)])
     @pytest.mark.parametrize("sizes", [[3, 3], [1, 2, 1, 3], [4, 3]])

@@ -1,7 +1,6 @@
 """The fused path in int8: what it costs a picture, its scales, its counts, and that its bookkeeping is the same."""
 
 import copy
-import math
 from unittest.mock import MagicMock
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from longlive_optimized.kernels import native
 from longlive_optimized.kernels.causal_conv import LEAST_SCALE
 from longlive_optimized.kernels.registry import backend
-from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.vae.backends import codec_for
 from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.vae.modules import ModulesCodec
@@ -21,16 +19,8 @@ from longlive_optimized.vae.stream import DecoderStream, EncoderStream
 from longlive_optimized.vae.wan.model import WanVae
 from longlive_optimized.weights.load import load_vae
 from longlive_optimized.weights.locate import locate
-from longlive_optimized.weights.random_checkpoint import _vae_rule
-
-
-def randomised(config: VaeConfig, dtype=torch.float32, device="cpu", seed=1) -> WanVae:
-    """With the weights of a random checkpoint, whose pictures have contrast."""
-    vae, generator = WanVae(config), torch.Generator().manual_seed(seed)
-    for key, p in vae.named_parameters():
-        rule = _vae_rule(key, tuple(p.shape))
-        p.data = torch.randn(p.shape, generator=generator) * rule.std + rule.mean
-    return vae.to(device, dtype)
+from measure.vae_drift import drift
+from support.vaes import decode, encode, noise, psnr, randomised
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +31,6 @@ def vae():
 @pytest.fixture(scope="module")
 def codec(vae):
     return PackedCodec(vae, int8=True)
-
-
-def noise(frames, size=(4, 6), seed=0, dtype=torch.float32, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(frames, 16, *size, generator=generator).to(device, dtype)
-
-
-def psnr(a, b) -> float:
-    error = (to_uint8(a).float() - to_uint8(b).float()).square().mean().item()
-    return 10 * math.log10(255**2 / max(error, 1e-9))
-
-
-def decode(codec, parts, **options):
-    stream = DecoderStream(codec, **options)
-    return torch.cat([stream.decode(part) for part in parts])
-
-
-def encode(codec, parts, **options):
-    stream = EncoderStream(codec, **options)
-    return torch.cat([stream.encode(part) for part in parts])
 
 
 def test_pictures_of_random_weights(vae, codec):
@@ -182,6 +152,13 @@ def test_memory_at_full_size(monkeypatch, new_side, size, pool_bytes):
     assert pool_bytes[0] < sum(pool.tensor.nbytes for pool in packed.pools) < pool_bytes[1]
 
 
+def test_states_do_not_drift(vae, codec):
+    """Latents that repeat give pictures that repeat, bit for bit, once the beginning has left all history."""
+    found = drift(PackedCodec(vae), codec, (1, 2), 28)
+    assert found.changed == 0 and found.last == found.first
+    assert 35 < min(found.first) and max(found.first) < 60
+
+
 def test_refuses_what_has_no_int8(make_vae):
     with pytest.raises(ValueError, match="widths that are multiples of 16"):
         PackedCodec(WanVae(VaeConfig(base=24), device="meta"), int8=True)
@@ -262,3 +239,13 @@ class TestOnHopper:
                 graphed.decode(part)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    def test_states_do_not_drift(self, codecs):
+        from longlive_optimized.engine.graphs import GraphCache, GraphSwitch
+
+        def new_graphs():
+            return GraphCache(GraphSwitch(torch.device("cuda", torch.cuda.current_device())))
+
+        found = drift(*codecs, (12, 20), 300, new_graphs)
+        assert found.changed == 0 and found.last == found.first
+        assert min(found.first) > 35

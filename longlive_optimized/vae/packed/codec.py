@@ -10,6 +10,8 @@ import torch
 
 from ...kernels import native
 from ...kernels.causal_conv import GROUP, GROUP_INT8
+from ...kernels.registry import forced
+from ...kernels.triton_import import triton
 from ..autoencoder import Autoencoder
 from ..codec import NewGraphs, name_of
 from ..config import VaeConfig
@@ -18,6 +20,9 @@ from .decode import PackedDecoder
 from .encode import PackedEncoder
 from .int8 import Saturated, Scales
 from .weights import DecoderWeights, EncoderWeights
+
+# Whether Triton's convolutions are taken on GPUs where the CUDA library's do not run. False: cuDNN's, by ModulesCodec.
+TRITON_IS_FAST = False
 
 
 class PackedCodec:
@@ -45,15 +50,15 @@ class PackedCodec:
 
     @staticmethod
     def is_fast(vae: Autoencoder) -> bool:
-        """Whether the library has kernels for all of the causal convolutions, where they lie."""
+        """Whether there are fast kernels for all of the causal convolutions, where they lie."""
         return isinstance(vae, WanVae) and PackedCodec.why_slow(vae.config, vae.dtype, vae.device) is None
 
     @staticmethod
     def why_slow(config: VaeConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-        """What keeps a Wan VAE of this kind from the library's kernels there; None if nothing does."""
+        """What keeps a Wan VAE of this kind from fast kernels there; None if nothing does."""
         if config.widths != (96, 192, 384, 384):
             return "the kernels are for the full width"
-        if lacks := native.missing(device):
+        if (lacks := native.missing(device)) and not (TRITON_IS_FAST and _takes_triton(device)):
             return lacks
         return None if dtype == torch.bfloat16 else "the kernels are for bfloat16"
 
@@ -81,3 +86,10 @@ class PackedCodec:
         """The VAE where the codec computes."""
         vae = self.vae if self.vae.device == self.device else copy.deepcopy(self.vae).to(self.device)
         return cast(WanVae, vae)
+
+
+def _takes_triton(device: torch.device) -> bool:
+    """Whether the operators of the fused path run on Triton there."""
+    if triton is None or device.type != "cuda" or forced() not in (None, "triton", "library"):
+        return False
+    return native.capability(device.index) >= (8, 0)  # the first with products of bfloat16
