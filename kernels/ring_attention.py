@@ -1,5 +1,8 @@
 """ring_attention: softmax(q kT / sqrt(d)) v over the first tokens of a ring, read in place."""
 
+from __future__ import annotations
+
+import functools
 import math
 import os
 from typing import NamedTuple
@@ -154,6 +157,25 @@ if triton:
         KEYS: int
         num_warps: int
         num_stages: int
+        half: bool = False  # int8's p and values, and a tile's sums of them, are float16
+        bits: bool = False  # int8's sums become floats by their bits
+
+        @classmethod
+        def of(cls, capability: tuple[int, int], narrow: bool, in_int8: bool) -> _Tile:
+            """For values of bfloat16, or else of float32."""
+            if not narrow:
+                return cls(64, 32, 4, 2)
+            if not in_int8:
+                return cls(128, 64, 8, 3)
+            if capability[0] in (9, 10):  # two programs share a multiprocessor: one's softmax overlaps one's products
+                return cls(128, 32, 8, 4)
+            # GeForce adds products to float32 at half the speed. Where sums become floats by conversion, the A100 does
+            # that as slowly as exponentials.
+            return cls(128, 64, 8, 3, half=capability != (8, 0), bits=capability == (8, 0))
+
+    @functools.cache
+    def _capability(device: torch.device) -> tuple[int, int]:
+        return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
     @triton.jit
     def _product(a, b, total, WIDE: tl.constexpr):
@@ -240,16 +262,28 @@ if triton:
         return tl.where(seen, _scores(query, key, factor, scale, RUN, BITS), -3.0e38), seen
 
     @triton.jit
+    def _masked_values(values, at, left):
+        return tl.load(values + at, mask=(tl.arange(0, at.shape[0]) < left)[:, None], other=0.0)
+
+    @triton.jit
     def _add_values(p, value, acc, WIDE: tl.constexpr):
-        """Adds p [ROWS, KEYS / RUN, RUN] times the values."""
-        # Precision: p is rounded to the values' dtype.
+        """Adds p [ROWS, KEYS / RUN, RUN] times the values to the sums."""
+        # Precision: p is rounded to the values' dtype; of halves a tile's sums are halves, too.
         p = tl.reshape(p.to(value.dtype), (p.shape[0], value.shape[0]))
+        if value.dtype == tl.float16:
+            return acc + tl.dot(p, value, out_dtype=tl.float16).to(tl.float32)
         return _product(p, value, acc, WIDE)
 
     @triton.jit
-    def _add_masked(p, values, at, left, acc, WIDE: tl.constexpr):
-        value = tl.load(values + at, mask=(tl.arange(0, at.shape[0]) < left)[:, None], other=0.0)
-        return _add_values(p, value, acc, WIDE)
+    def _add_below_maximum(scores, seen, value, row_max, row_sum, acc, WIDE: tl.constexpr, MASKED: tl.constexpr):
+        """A tile of keys by the online softmax; a row's sums are added up at the end."""
+        before = row_max
+        row_max = tl.maximum(before, tl.max(tl.max(scores, axis=1), axis=1))
+        p = tl.exp2(scores - row_max[:, None, None])
+        if MASKED:
+            p = tl.where(seen, p, 0.0)
+        rescale = tl.exp2(before - row_max)[:, None]
+        return row_max, row_sum * rescale + tl.sum(p, axis=1), _add_values(p, value, acc * rescale, WIDE)
 
     @triton.jit(do_not_specialize=["rows", "tokens", "scales"])
     def _kernel_int8(
@@ -257,6 +291,7 @@ if triton:
         DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
         BITS: tl.constexpr,
     ):  # fmt: skip
+        HALF: tl.constexpr = v_ring.dtype.element_ty == tl.float16
         head, size = tl.program_id(1).to(tl.int64), heads * DIM
         row, channel, run = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS // RUN)
         live = row < rows
@@ -268,45 +303,58 @@ if triton:
         v_ring += head * DIM
         at = tl.arange(0, KEYS)[:, None] * size + channel
         end = tl.maximum(tl.minimum(tl.load(valid), tokens), 0)
-
-        # No running maximum: p and its sums are floats, so any shift near a row's largest score serves.
-        scores, _ = _masked_scores(query, factor, k_ring, k_scale, at, end, RUN, BITS)
-        shift = tl.max(tl.max(scores, axis=2), axis=1)[:, None, None] + 32.0
-        sums = tl.zeros((ROWS, RUN), tl.float32)
+        left = end % KEYS
+        row_max = tl.full((ROWS,), -3.0e38, tl.float32)
+        row_sum = tl.zeros((ROWS, RUN), tl.float32)
         acc = tl.zeros((ROWS, DIM), tl.float32)
         keys, values, scale_at = k_ring, v_ring, k_scale
-        for _ in range(0, end // KEYS):
-            key, scale = tl.load(keys + at), tl.load(scale_at + run)
-            p = tl.exp2(_scores(query, key, factor, scale, RUN, BITS) - shift)
-            sums += tl.sum(p, axis=1)
-            acc = _add_values(p, tl.load(values + at), acc, WIDE)
-            keys += KEYS * size
-            values += KEYS * size
-            scale_at += KEYS // RUN
-        left = end % KEYS
-        if left > 0:
-            scores, seen = _masked_scores(query, factor, keys, scale_at, at, left, RUN, BITS)
-            p = tl.where(seen, tl.exp2(scores - shift), 0.0)
-            sums += tl.sum(p, axis=1)
-            acc = _add_masked(p, values, at, left, acc, WIDE)
-        row_sum = tl.sum(sums, axis=1)
 
-        if tl.max(row_sum, axis=0) >= 2.0**64:  # a score was far above the first ones: again, by the maximum so far
-            row_max = tl.full((ROWS,), -3.0e38, tl.float32)
-            row_sum = tl.zeros((ROWS,), tl.float32)
-            acc = tl.zeros((ROWS, DIM), tl.float32)
-            for start in tl.range(0, end, KEYS, num_stages=1):
-                scores, seen = _masked_scores(query, factor, k_ring, k_scale, at, end - start, RUN, BITS)
-                before = row_max
-                row_max = tl.maximum(before, tl.max(tl.max(scores, axis=2), axis=1))
-                p = tl.where(seen, tl.exp2(scores - row_max[:, None, None]), 0.0)
-                rescale = tl.exp2(before - row_max)
-                row_sum = row_sum * rescale + tl.sum(tl.sum(p, axis=2), axis=1)
-                acc = _add_masked(p, v_ring, at, end - start, acc * rescale[:, None], WIDE)
-                k_ring += KEYS * size
-                v_ring += KEYS * size
-                k_scale += KEYS // RUN
-        _result(acc, row_sum, out + row, live[:, None])
+        if HALF:  # halves have no room for anything but the maximum
+            for _ in range(0, end // KEYS):
+                key, scale, value = tl.load(keys + at), tl.load(scale_at + run), tl.load(values + at)
+                scores = _scores(query, key, factor, scale, RUN, BITS)
+                row_max, row_sum, acc = _add_below_maximum(
+                    scores, None, value, row_max, row_sum, acc, WIDE, MASKED=False
+                )
+                keys += KEYS * size
+                values += KEYS * size
+                scale_at += KEYS // RUN
+            if left > 0:
+                scores, seen = _masked_scores(query, factor, keys, scale_at, at, left, RUN, BITS)
+                value = _masked_values(values, at, left)
+                row_max, row_sum, acc = _add_below_maximum(
+                    scores, seen, value, row_max, row_sum, acc, WIDE, MASKED=True
+                )
+        else:
+            # p and its sums are floats, so any shift near a row's largest score serves: that of the first keys stands.
+            scores, _ = _masked_scores(query, factor, keys, scale_at, at, end, RUN, BITS)
+            shift = tl.max(tl.max(scores, axis=1), axis=1)[:, None, None] + 32.0
+            for _ in range(0, end // KEYS):
+                key, scale = tl.load(keys + at), tl.load(scale_at + run)
+                p = tl.exp2(_scores(query, key, factor, scale, RUN, BITS) - shift)
+                row_sum += tl.sum(p, axis=1)
+                acc = _add_values(p, tl.load(values + at), acc, WIDE)
+                keys += KEYS * size
+                values += KEYS * size
+                scale_at += KEYS // RUN
+            if left > 0:
+                scores, seen = _masked_scores(query, factor, keys, scale_at, at, left, RUN, BITS)
+                p = tl.where(seen, tl.exp2(scores - shift), 0.0)
+                row_sum += tl.sum(p, axis=1)
+                acc = _add_values(p, _masked_values(values, at, left), acc, WIDE)
+            if tl.max(tl.max(row_sum, axis=1), axis=0) >= 2.0**64:  # a score far above the first ones: once more
+                row_sum = tl.zeros((ROWS, RUN), tl.float32)
+                acc = tl.zeros((ROWS, DIM), tl.float32)
+                for start in tl.range(0, end, KEYS, num_stages=1):
+                    scores, seen = _masked_scores(query, factor, k_ring, k_scale, at, end - start, RUN, BITS)
+                    value = _masked_values(v_ring, at, end - start)
+                    row_max, row_sum, acc = _add_below_maximum(
+                        scores, seen, value, row_max, row_sum, acc, WIDE, MASKED=True
+                    )
+                    k_ring += KEYS * size
+                    v_ring += KEYS * size
+                    k_scale += KEYS // RUN
+        _result(acc, tl.sum(row_sum, axis=1), out + row, live[:, None])
 
     def _fits_triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
         return on_gpu(q) and q.shape[-1] in (16, 32, 64, 128)
@@ -314,17 +362,19 @@ if triton:
     @ring_attention.impl("triton", when=_fits_triton)
     def _triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
         _check(q, k_ring, v_ring, valid)
+        tile = _Tile.of(_capability(q.device), q.dtype == torch.bfloat16, in_int8=False)
+        return _launch(tile, q, k_ring, v_ring, valid)
+
+    def _launch(tile: _Tile, q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
         rows, heads, dim = q.shape
         out = v_ring.new_empty(q.shape)
-        narrow = q.dtype == torch.bfloat16
-        tile = _Tile(128, 64, 8, 3) if narrow else _Tile(64, 32, 4, 2)
         if rows == 0:
             return out
         with torch.cuda.device_of(q):
             _kernel[(triton.cdiv(rows, tile.ROWS), heads)](
                 q, k_ring, v_ring, valid, out,
                 rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, _LOG2_E / dim**0.5,
-                DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or not narrow,
+                DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or q.dtype != torch.bfloat16,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
         return out
@@ -337,17 +387,23 @@ if triton:
         q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
     ) -> Tensor:
         _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+        tile = _Tile.of(_capability(q.device), v_ring.dtype == torch.bfloat16, in_int8=True)
+        return _launch_int8(tile, q, q_scale, k_ring, k_scale, v_ring, valid)
+
+    def _launch_int8(
+        tile: _Tile, q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
+    ) -> Tensor:
         rows, heads, dim = q.shape
         out = v_ring.new_empty(q.shape)
-        narrow = v_ring.dtype == torch.bfloat16
-        tile = _Tile(128, 64, 8, 3) if narrow else _Tile(64, 32, 4, 2)
         if rows == 0:
             return out
+        # Precision: values beyond 65504 become infinite.
+        values = v_ring.to(torch.float16) if tile.half else v_ring
         with torch.cuda.device_of(q):
             _kernel_int8[(triton.cdiv(rows, tile.ROWS), heads)](
-                q, q_scale, k_ring, k_scale, v_ring, valid, out,
+                q, q_scale, k_ring, k_scale, values, valid, out,
                 rows, k_ring.shape[0] * k_ring.shape[1], k_scale.shape[1], heads, _LOG2_E / dim**0.5,
-                DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or not narrow, RUN=KEY_RUN, BITS=False,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
+                DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or v_ring.dtype != torch.bfloat16,
+                RUN=KEY_RUN, BITS=tile.bits, num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
         return out

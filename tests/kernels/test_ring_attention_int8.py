@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 
+from longlive_optimized.kernels import ring_attention as module
 from longlive_optimized.kernels.quantize import quantize_groups
 from longlive_optimized.kernels.quantize_keys import as_int8, mix
 from longlive_optimized.kernels.ring_attention import ring_attention, ring_attention_int8
@@ -154,6 +155,33 @@ def test_keeps_the_recipes_error(run, device, recipe):
     """Of what was quantised, at logits of deviation 4."""
     args, (q, k) = case(torch.bfloat16, device, tokens=64, slots=4, per_slot=304, **RECIPES[recipe])
     assert error_of_spread(run(*args), unquantised(q, k, args[4], args[5])) <= 1.2 * RECIPES_ERROR
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)
+@pytest.mark.parametrize(
+    "name", ["ragged", "one key of many", "a key more than whole tiles", "a late outlier", "logits beyond any shift"]
+)
+def test_triton_as_on_other_gpus(monkeypatch, device, capability, name):
+    """What a generation has of its own: values in half precision on GeForce, sums turned to floats on the A100."""
+    pytest.importorskip("triton")
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("without a GPU Triton is interpreted or not run")
+    monkeypatch.setattr(module, "_capability", lambda device: capability)
+    args, _ = case(torch.bfloat16, device, **CASES[name])
+    assert error(OP.impls["triton"][0](*args), truth(*args)) <= TOLERANCE[torch.bfloat16]
+
+
+def test_values_beyond_half_precision_show(monkeypatch, device):
+    pytest.importorskip("triton")
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("without a GPU Triton is interpreted or not run")
+    monkeypatch.setattr(module, "_capability", lambda device: (8, 9))
+    args, _ = case(torch.bfloat16, device)
+    args[4][0, 3, 1, 5] = 1e5
+    got = OP.impls["triton"][0](*args)
+    assert not got[:, 1, 5].isfinite().any()
+    got[:, 1, 5] = 0
+    assert got.isfinite().all()
 
 
 @pytest.mark.parametrize("valid", [0, -1, -1000])
