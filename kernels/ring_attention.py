@@ -157,6 +157,7 @@ if triton:
         KEYS: int
         num_warps: int
         num_stages: int
+        registers: int | None = None  # of a thread, at most
         half: bool = False  # int8's p and values, and a tile's sums of them, are float16
         bits: bool = False  # int8's sums become floats by their bits
 
@@ -375,7 +376,7 @@ if triton:
                 q, k_ring, v_ring, valid, out,
                 rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, _LOG2_E / dim**0.5,
                 DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or q.dtype != torch.bfloat16,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers,
             )  # fmt: skip
         return out
 
@@ -405,5 +406,6 @@ if triton:
                 rows, k_ring.shape[0] * k_ring.shape[1], k_scale.shape[1], heads, _LOG2_E / dim**0.5,
                 DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or v_ring.dtype != torch.bfloat16,
                 RUN=KEY_RUN, BITS=tile.bits, num_warps=tile.num_warps, num_stages=tile.num_stages,
+                maxnreg=tile.registers,
             )  # fmt: skip
         return out
