@@ -1,6 +1,10 @@
 """ring_attention: softmax(q kT / sqrt(d)) v over the first tokens of a ring, read in place."""
 
+from __future__ import annotations
+
+import math
 import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +14,7 @@ from .attention import attend, expect_queries
 from .checks import expect, expect_float, on_gpu
 from .quantize_keys import KEY_RUN, expect_key_scales
 from .registry import op
-from .triton_import import tl, triton
+from .triton_import import generation, tl, triton
 
 
 def _fake(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
@@ -126,53 +130,214 @@ def _cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
 if triton:
     # Triton's interpreter has no product of bfloat16.
     INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+    _LOG2_E = math.log2(math.e)  # exp(x / sqrt(d)) = exp2(_LOG2_E / sqrt(d) x)
+
+    class _Tile(NamedTuple):
+        """What a program computes, and how: ROWS queries of a head, KEYS keys at a time."""
+
+        ROWS: int
+        KEYS: int
+        num_warps: int
+        num_stages: int
+        registers: int | None = None  # of a thread, at most
+        half: bool = False  # int8's p and values, and a tile's sums of them, are float16
+        bits: bool = False  # int8's sums become floats by their bits
+
+        @classmethod
+        def of(cls, capability: tuple[int, int], narrow: bool, in_int8: bool) -> _Tile:
+            """For values of bfloat16, or else of float32."""
+            if not narrow:
+                return cls(64, 32, 4, 2)
+            if not in_int8:
+                return cls(128, 64, 8, 3)
+            if capability[0] == 9:  # two programs share a multiprocessor: one's softmax overlaps the other's products
+                return cls(128, 64, 8, 3, registers=128)
+            # GeForce adds products to float32 at half the speed, and to float16 at full speed; Ampere's first chip
+            # converts integers as slowly as it computes exponentials.
+            half = capability in ((8, 6), (8, 9), (12, 0), (12, 1))
+            return cls(128, 64, 8, 3, half=half, bits=capability == (8, 0))
 
     @triton.jit
-    def _product(a, b, WIDE: tl.constexpr):
+    def _product(a, b, total, WIDE: tl.constexpr):
         if WIDE:
-            return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-        return tl.dot(a, b)
+            return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+        return tl.dot(a, b, total)
+
+    @triton.jit
+    def _result(acc, row_sum, out, mask):
+        """Rows without keys have sums of zero."""
+        result = acc / tl.where(row_sum == 0, 1.0, row_sum)[:, None]
+        tl.store(out, result.to(out.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def _add_keys(query, key, value, seen, row_max, row_sum, acc, factor, WIDE: tl.constexpr, MASKED: tl.constexpr):
+        """A tile of keys, behind ``row_max``, the largest score so far: ``seen`` says which of them there are."""
+        scores = _product(query, tl.trans(key), tl.zeros((query.shape[0], key.shape[0]), tl.float32), WIDE)
+        if MASKED:
+            scores = tl.where(seen, scores, -float("inf"))
+        before = row_max
+        row_max = tl.maximum(before, tl.max(scores, axis=1) * factor)
+        # Precision: float32, but p is rounded to the values' dtype for p v.
+        p = tl.exp2(scores * factor - row_max[:, None])
+        rescale = tl.exp2(before - row_max)
+        row_sum = row_sum * rescale + tl.sum(p, axis=1)
+        return row_max, row_sum, _product(p.to(value.dtype), value, acc * rescale[:, None], WIDE)
 
     # Not specialised: what varies with the picture and the stream must not wait for a compiler in the middle of it.
-    @triton.jit(do_not_specialize=["rows", "tokens", "scales"])
+    @triton.jit(do_not_specialize=["rows", "tokens"])
     def _kernel(
-        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, scales, q_stride, heads, scale_log2,
-        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
+        q, k_ring, v_ring, valid, out, rows, tokens, q_stride, heads, scale_log2,
+        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr,
     ):  # fmt: skip
-        tile, head, size = tl.program_id(0), tl.program_id(1), heads * DIM
-        row, channel = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
+        size, first = heads * DIM, tl.program_id(1) * DIM
+        row, channel, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS)
         live = (row < rows)[:, None]
-        if RUN:
-            scale_log2 *= tl.load(q_scale + head.to(tl.int64) * rows + row, mask=row < rows, other=0.0)[:, None]
-            k_scale += head.to(tl.int64) * scales
         row = row.to(tl.int64)[:, None]
-        query = tl.load(q + row * q_stride + head * DIM + channel, mask=live, other=0.0)
-        # Precision: float32, but p is rounded to the values' dtype for p v. row_max starts finite: rows without keys
-        # then meet no difference of infinities.
+        query = tl.load(q + row * q_stride + first + channel, mask=live, other=0.0)
+        # Finite: rows without keys then meet no difference of infinities.
         row_max = tl.full((ROWS,), -3.0e38, tl.float32)
         row_sum = tl.zeros((ROWS,), tl.float32)
         acc = tl.zeros((ROWS, DIM), tl.float32)
-        end = tl.minimum(tl.load(valid), tokens)
-        for start in range(0, end, KEYS):
-            token = start + tl.arange(0, KEYS)
-            seen = token < end
-            at = token.to(tl.int64)[:, None] * size + head * DIM + channel
+        end = tl.maximum(tl.minimum(tl.load(valid), tokens), 0)
+        at = token[:, None] * size + first + channel
+        for _ in range(0, end // KEYS):
+            key, value = tl.load(k_ring + at), tl.load(v_ring + at)
+            row_max, row_sum, acc = _add_keys(
+                query, key, value, None, row_max, row_sum, acc, scale_log2, WIDE, MASKED=False
+            )
+            k_ring += KEYS * size
+            v_ring += KEYS * size
+        if end % KEYS > 0:
+            seen = token < end % KEYS
             key = tl.load(k_ring + at, mask=seen[:, None], other=0.0)
-            if RUN:
-                products = tl.dot(query, tl.trans(key), out_dtype=tl.int32).to(tl.float32)
-                products *= tl.load(k_scale + token // RUN, mask=seen, other=0.0)
-            else:
-                products = _product(query, tl.trans(key), WIDE)
-            scores = tl.where(seen, products * scale_log2, -float("inf"))
-            before = row_max
-            row_max = tl.maximum(before, tl.max(scores, axis=1))
-            p = tl.exp2(scores - row_max[:, None])
-            rescale = tl.exp2(before - row_max)
-            row_sum = row_sum * rescale + tl.sum(p, axis=1)
             value = tl.load(v_ring + at, mask=seen[:, None], other=0.0)
-            acc = acc * rescale[:, None] + _product(p.to(value.dtype), value, WIDE)
-        result = acc / tl.where(row_sum == 0, 1.0, row_sum)[:, None]
-        tl.store(out + row * size + head * DIM + channel, result.to(out.dtype.element_ty), mask=live)
+            row_max, row_sum, acc = _add_keys(
+                query, key, value, seen, row_max, row_sum, acc, scale_log2, WIDE, MASKED=True
+            )
+        _result(acc, row_sum, out + row * size + first + channel, live)
+
+    @triton.jit
+    def _scores(query, key, factor, scale, RUN: tl.constexpr, BITS: tl.constexpr):
+        """Logarithms to the base 2 of what the softmax sums, [ROWS, KEYS / RUN, RUN]: RUN keys share a scale."""
+        ROWS: tl.constexpr = query.shape[0]
+        KEYS: tl.constexpr = key.shape[0]
+        if BITS:  # a sum of less than 2^22, added to the bits of 1.5 * 2^23, leaves those of 1.5 * 2^23 plus the sum
+            sums = tl.dot(query, tl.trans(key), tl.full((ROWS, KEYS), 0x4B400000, tl.int32), out_dtype=tl.int32)
+            products = tl.cast(sums, tl.float32, bitcast=True) - 12582912.0
+        else:
+            products = tl.dot(query, tl.trans(key), out_dtype=tl.int32).to(tl.float32)
+        return tl.reshape(products, (ROWS, KEYS // RUN, RUN)) * (factor[:, None] * scale)[:, :, None]
+
+    @triton.jit
+    def _masked_scores(query, factor, keys, scales, at, left, RUN: tl.constexpr, BITS: tl.constexpr):
+        """Scores of the ``left`` keys that there are at ``keys``, and which of them these are.
+
+        Others have -3e38, which is finite, since a scale may be 0.
+        """
+        KEYS: tl.constexpr = at.shape[0]
+        token, run = tl.arange(0, KEYS), tl.arange(0, KEYS // RUN)
+        key = tl.load(keys + at, mask=(token < left)[:, None], other=0)
+        scale = tl.load(scales + run, mask=run * RUN < left, other=0.0)
+        seen = tl.reshape(token, (1, KEYS // RUN, RUN)) < left
+        return tl.where(seen, _scores(query, key, factor, scale, RUN, BITS), -3.0e38), seen
+
+    @triton.jit
+    def _masked_values(values, at, left):
+        return tl.load(values + at, mask=(tl.arange(0, at.shape[0]) < left)[:, None], other=0.0)
+
+    @triton.jit
+    def _add_values(p, value, acc, WIDE: tl.constexpr):
+        """Adds p [ROWS, KEYS / RUN, RUN] times the values to the sums."""
+        # Precision: p is rounded to the values' dtype; of halves a tile's sums are halves, too.
+        p = tl.reshape(p.to(value.dtype), (p.shape[0], value.shape[0]))
+        if value.dtype == tl.float16:
+            return acc + tl.dot(p, value, out_dtype=tl.float16).to(tl.float32)
+        return _product(p, value, acc, WIDE)
+
+    @triton.jit
+    def _add_below_maximum(scores, seen, value, row_max, row_sum, acc, WIDE: tl.constexpr, MASKED: tl.constexpr):
+        """A tile of keys by the online softmax; a row's sums are added up at the end."""
+        before = row_max
+        row_max = tl.maximum(before, tl.max(tl.max(scores, axis=1), axis=1))
+        p = tl.exp2(scores - row_max[:, None, None])
+        if MASKED:
+            p = tl.where(seen, p, 0.0)
+        rescale = tl.exp2(before - row_max)[:, None]
+        return row_max, row_sum * rescale + tl.sum(p, axis=1), _add_values(p, value, acc * rescale, WIDE)
+
+    @triton.jit(do_not_specialize=["rows", "tokens", "scales"])
+    def _kernel_int8(
+        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, scales, heads, scale_log2,
+        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
+        BITS: tl.constexpr, ALIGNED: tl.constexpr,
+    ):  # fmt: skip
+        if ALIGNED:  # four scales are one copy
+            scales = scales // 4 * 4
+        HALF: tl.constexpr = v_ring.dtype.element_ty == tl.float16
+        head, size = tl.program_id(1).to(tl.int64), heads * DIM
+        row, channel, run = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS // RUN)
+        live = row < rows
+        factor = tl.load(q_scale + head * rows + row, mask=live, other=0.0) * scale_log2
+        row = row.to(tl.int64)[:, None] * size + head * DIM + channel
+        query = tl.load(q + row, mask=live[:, None], other=0)
+        k_scale += head * scales
+        k_ring += head * DIM
+        v_ring += head * DIM
+        at = tl.arange(0, KEYS)[:, None] * size + channel
+        end = tl.maximum(tl.minimum(tl.load(valid), tokens), 0)
+        left = end % KEYS
+        row_max = tl.full((ROWS,), -3.0e38, tl.float32)
+        row_sum = tl.zeros((ROWS, RUN), tl.float32)
+        acc = tl.zeros((ROWS, DIM), tl.float32)
+        keys, values, scale_at = k_ring, v_ring, k_scale
+
+        if HALF:  # halves have no room for anything but the maximum
+            for _ in range(0, end // KEYS):
+                key, scale, value = tl.load(keys + at), tl.load(scale_at + run), tl.load(values + at)
+                scores = _scores(query, key, factor, scale, RUN, BITS)
+                row_max, row_sum, acc = _add_below_maximum(
+                    scores, None, value, row_max, row_sum, acc, WIDE, MASKED=False
+                )
+                keys += KEYS * size
+                values += KEYS * size
+                scale_at += KEYS // RUN
+            if left > 0:
+                scores, seen = _masked_scores(query, factor, keys, scale_at, at, left, RUN, BITS)
+                value = _masked_values(values, at, left)
+                row_max, row_sum, acc = _add_below_maximum(
+                    scores, seen, value, row_max, row_sum, acc, WIDE, MASKED=True
+                )
+        else:
+            # p and its sums are floats, so any shift near a row's largest score serves: that of the first keys stands.
+            scores, _ = _masked_scores(query, factor, keys, scale_at, at, end, RUN, BITS)
+            shift = tl.reshape(tl.max(tl.max(scores, axis=1), axis=1), (ROWS, 1, 1)) + 32.0
+            for _ in range(0, end // KEYS):
+                key, scale = tl.load(keys + at), tl.load(scale_at + run)
+                p = tl.exp2(_scores(query, key, factor, scale, RUN, BITS) - shift)
+                row_sum += tl.sum(p, axis=1)
+                acc = _add_values(p, tl.load(values + at), acc, WIDE)
+                keys += KEYS * size
+                values += KEYS * size
+                scale_at += KEYS // RUN
+            if left > 0:
+                scores, seen = _masked_scores(query, factor, keys, scale_at, at, left, RUN, BITS)
+                p = tl.where(seen, tl.exp2(scores - shift), 0.0)
+                row_sum += tl.sum(p, axis=1)
+                acc = _add_values(p, _masked_values(values, at, left), acc, WIDE)
+            largest = tl.cast(tl.max(tl.max(row_sum, axis=1), axis=0), tl.float32)
+            if largest >= 2.0**64:  # a score far above the first ones: once more
+                row_sum = tl.zeros((ROWS, RUN), tl.float32)
+                acc = tl.zeros((ROWS, DIM), tl.float32)
+                for start in tl.range(0, end, KEYS, num_stages=1):  # pyright: ignore[reportGeneralTypeIssues]
+                    scores, seen = _masked_scores(query, factor, k_ring, k_scale, at, end - start, RUN, BITS)
+                    value = _masked_values(v_ring, at, end - start)
+                    row_max, row_sum, acc = _add_below_maximum(
+                        scores, seen, value, row_max, row_sum, acc, WIDE, MASKED=True
+                    )
+                    k_ring += KEYS * size
+                    v_ring += KEYS * size
+                    k_scale += KEYS // RUN
+        _result(acc, tl.sum(row_sum, axis=1), out + row, live[:, None])
 
     def _fits_triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
         return on_gpu(q) and q.shape[-1] in (16, 32, 64, 128)
@@ -180,7 +345,22 @@ if triton:
     @ring_attention.impl("triton", when=_fits_triton)
     def _triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
         _check(q, k_ring, v_ring, valid)
-        return _launch(q, None, k_ring, None, v_ring, valid)
+        tile = _Tile.of(generation(q.device), q.dtype == torch.bfloat16, in_int8=False)
+        return _launch(tile, q, k_ring, v_ring, valid)
+
+    def _launch(tile: _Tile, q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
+        rows, heads, dim = q.shape
+        out = v_ring.new_empty(q.shape)
+        if rows == 0:
+            return out
+        with torch.cuda.device_of(q):
+            _kernel[(triton.cdiv(rows, tile.ROWS), heads)](
+                q, k_ring, v_ring, valid, out,
+                rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, _LOG2_E / dim**0.5,
+                DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or q.dtype != torch.bfloat16,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers, enable_fp_fusion=True,
+            )  # fmt: skip
+        return out
 
     def _fits_triton_int8(q, q_scale, k_ring, k_scale, v_ring, valid) -> bool:
         return on_gpu(v_ring) and q.shape[-1] in (32, 64, 128)
@@ -190,24 +370,24 @@ if triton:
         q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
     ) -> Tensor:
         _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
-        return _launch(q, q_scale, k_ring, k_scale, v_ring, valid)
+        tile = _Tile.of(generation(q.device), v_ring.dtype == torch.bfloat16, in_int8=True)
+        return _launch_int8(tile, q, q_scale, k_ring, k_scale, v_ring, valid)
 
-    def _launch(
-        q: Tensor, q_scale: Tensor | None, k_ring: Tensor, k_scale: Tensor | None, v_ring: Tensor, valid: Tensor
+    def _launch_int8(
+        tile: _Tile, q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
     ) -> Tensor:
         rows, heads, dim = q.shape
         out = v_ring.new_empty(q.shape)
-        narrow = v_ring.dtype == torch.bfloat16
-        tile, keys = (128, 64) if narrow else (64, 32)
         if rows == 0:
             return out
-        scales = 0 if k_scale is None else k_scale.shape[1]
-        scale_log2 = 1.4426950408889634 / dim**0.5  # exp(x / sqrt(d)) = exp2(scale_log2 x)
+        # Precision: values beyond 65504 become infinite.
+        values = v_ring.to(torch.float16) if tile.half else v_ring
         with torch.cuda.device_of(q):
-            _kernel[(triton.cdiv(rows, tile), heads)](
-                q, q_scale, k_ring, k_scale, v_ring, valid, out,
-                rows, k_ring.shape[0] * k_ring.shape[1], scales, q.stride(0), heads, scale_log2,
-                DIM=dim, ROWS=tile, KEYS=keys, WIDE=INTERPRETED or not narrow, RUN=KEY_RUN if scales else 0,
-                num_warps=8 if narrow else 4, num_stages=3 if narrow else 2,
+            _kernel_int8[(triton.cdiv(rows, tile.ROWS), heads)](
+                q, q_scale, k_ring, k_scale, values, valid, out,
+                rows, k_ring.shape[0] * k_ring.shape[1], k_scale.shape[1], heads, _LOG2_E / dim**0.5,
+                DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or v_ring.dtype != torch.bfloat16,
+                RUN=KEY_RUN, BITS=tile.bits, ALIGNED=k_scale.shape[1] % 4 == k_scale.data_ptr() % 16 == 0,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers, enable_fp_fusion=True,
             )  # fmt: skip
         return out

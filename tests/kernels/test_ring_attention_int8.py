@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 
+from longlive_optimized.kernels import ring_attention as module
 from longlive_optimized.kernels.ring_attention import ring_attention, ring_attention_int8
 from support import attention_data
 from support.attention_data import REAL, by_head, error, error_of_spread, logits_of, softmax_of
@@ -82,6 +83,34 @@ def test_keeps_the_recipes_error(run, device, recipe):
     """Of what was quantised, at logits of deviation 4."""
     args, (q, k) = case(torch.bfloat16, device, tokens=64, slots=4, per_slot=304, **RECIPES[recipe])
     assert error_of_spread(run(*args), unquantised(q, k, args[4], args[5])) <= 1.2 * RECIPES_ERROR
+
+
+@pytest.fixture(params=[(8, 0), (8, 9), (9, 0)], ids=str)
+def on_generation(request, monkeypatch, device):
+    """Triton's, with what a generation has of its own: halves on GeForce, floats by their bits on the A100."""
+    pytest.importorskip("triton")
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("without a GPU Triton is interpreted or not run")
+    monkeypatch.setattr(module, "generation", lambda device: request.param)
+    return OP.impls["triton"][0]
+
+
+@pytest.mark.parametrize(
+    "name", ["ragged", "one key of many", "a key more than whole tiles", "a late outlier", "logits beyond any shift"]
+)
+def test_generations_match_float64(on_generation, device, name):
+    args, _ = case(torch.bfloat16, device, **CASES[name])
+    assert error(on_generation(*args), truth(*args)) <= TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("on_generation", [(8, 9)], indirect=True)
+def test_values_beyond_half_precision_show(on_generation, device):
+    args, _ = case(torch.bfloat16, device)
+    args[4][0, 3, 1, 5] = 1e5
+    got = on_generation(*args)
+    assert not got[:, 1, 5].isfinite().any()
+    got[:, 1, 5] = 0
+    assert got.isfinite().all()
 
 
 @pytest.mark.parametrize("valid", [0, -1, -1000])
@@ -245,3 +274,31 @@ def test_one_graph_serves_every_number_of_keys(triton, device):
         graph.replay()
         assert torch.equal(out, triton(*args))
         assert error(out, truth(*args)) <= 5e-3
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Of Triton's kernel
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["a young stream", "small picture", "odd picture", "odd window"])
+def test_real_sizes_in_triton(on_generation, device, name):
+    args, (q, k) = case(torch.bfloat16, device, **REAL[name], **RECIPES["uneven channels, offsets"])
+    got = on_generation(*args)
+    assert error(got, by_head(truth, args, (1, 0, 2, 0, 2, None))) <= 5e-3
+    assert error_of_spread(got, by_head(unquantised, (q, k, args[4], args[5]), (1, 1, 2, None))) <= 1.2 * RECIPES_ERROR
+    for _ in range(5):
+        assert torch.equal(on_generation(*args), got)
+
+
+@pytest.mark.gpu
+def test_one_graph_serves_every_number_of_keys_in_triton(on_generation, device):
+    args, _ = case(torch.bfloat16, device, tokens=1000, slots=12, per_slot=304, heads=3)
+    *_, valid = args
+    graph, out = captured(on_generation, *args)
+    for keys in (304, 3648, 1, 0, 1000, 64, 65, 5000):
+        valid.fill_(keys)
+        graph.replay()
+        assert torch.equal(out, on_generation(*args))
+        if keys:
+            assert error(out, truth(*args)) <= 5e-3
