@@ -28,11 +28,12 @@ def quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     if weight.dim() != 2 or weight.shape[1] % BLOCK:
         raise ValueError(f"weight must be [M, K], K a multiple of {BLOCK}, got {list(weight.shape)}")
     blocks = weight.float().reshape(len(weight), -1, BLOCK)
-    amax = blocks.abs().amax(dim=-1)
+    low, high = blocks.aminmax(dim=-1)
+    amax = torch.maximum(-low, high)
     amax = amax.where(~(amax < SMALLEST), 0)  # NaN stays
     scale = (amax / LARGEST).bfloat16()
-    wide = scale.float()[..., None]
-    values = (blocks / wide.where(wide != 0, 1)).round_().clamp_(-LARGEST, LARGEST).where(wide != 0, 0)
+    wide = scale.float()
+    values = (blocks / wide.where(wide != 0, 1)[..., None]).round_().clamp_(-LARGEST, LARGEST)
     return values.to(torch.int8).reshape(weight.shape), scale.T.contiguous()
 
 

@@ -31,6 +31,7 @@ from .reader import Piece, Reader, pieces_of
 
 BytesDone = Callable[[int, int], None]  # (bytes done, bytes in all), of the weights as they are held
 
+_IN_CACHE = 1 << 18  # numbers: 1 MiB in float32
 _ALIGNED = 256  # bytes: where a tensor begins in memory that several share
 _NAMES = {torch.bfloat16: "bf16", torch.float32: "float32", torch.float16: "float16", torch.float64: "float64"}
 _log = logging.getLogger(__name__)
@@ -260,12 +261,17 @@ def _write(stored: Tensor | Blocks, source: torch.dtype, piece: Piece, raw: Tens
     """Write a piece, unless it was read straight into its place; a float32 scalar that is finite if the piece is."""
     if isinstance(stored, Blocks):
         columns = stored.values.shape[1]
-        row_bytes = columns * source.itemsize
-        rows = slice(piece.start // row_bytes, piece.stop // row_bytes)
-        values, scale = quantize_blocks(raw.view(source).view(-1, columns))
-        stored.values[rows] = values
-        stored.scale[:, rows] = scale
-        return scale.sum(dtype=torch.float32)
+        numbers, first = raw.view(source).view(-1, columns), piece.start // (columns * source.itemsize)
+        # A CPU makes them in its cache; new memory for each operator of more of them takes five times as long.
+        step = len(numbers) if raw.is_cuda else max(1, _IN_CACHE // columns)
+        sums = []
+        for start in range(0, len(numbers), step):
+            values, scale = quantize_blocks(numbers[start : start + step])
+            rows = slice(first + start, first + start + len(values))
+            stored.values[rows] = values
+            stored.scale[:, rows] = scale
+            sums.append(scale.sum(dtype=torch.float32))
+        return torch.stack(sums).sum()
     start, stop = piece.start // source.itemsize, piece.stop // source.itemsize
     numbers = raw.view(source)
     if piece.into is None:
@@ -273,8 +279,9 @@ def _write(stored: Tensor | Blocks, source: torch.dtype, piece: Piece, raw: Tens
         stored.view(-1)[start:stop] = numbers
     if stored.dtype == torch.int8:
         return torch.zeros((), device=raw.device)
-    wide = numbers if numbers.itemsize > 1 else numbers.bfloat16()  # float8 has no sums
-    return wide.sum(dtype=torch.float32)
+    # Torch sums bfloat16 in float32, in place; for any other result it would copy the numbers. float8 has no sums.
+    numbers = numbers if numbers.itemsize > 1 else numbers.bfloat16()
+    return numbers.sum(dtype=None if numbers.dtype == torch.bfloat16 else torch.float32).float()
 
 
 def _read_kept(
