@@ -47,6 +47,7 @@ def footprint(
     nbytes = {key: _nbytes(key, shape, precision, dtype) for key, shape in shapes.items()}
     total, table = sum(nbytes.values()), nbytes["token_embedding.weight"]
     layer = max(sum(n for key, n in nbytes.items() if key.startswith(f"blocks.{i}.")) for i in range(config.num_layers))
+    layer += nbytes["norm.weight"]  # comes in turn, with a place of its own
     item, rows = dtype.itemsize, text_len
     # Residual stream, its norm, q, k, v and what they are made into; the FFN's factors; and the scores, their bias, the
     # softmax in float32, and its result.
