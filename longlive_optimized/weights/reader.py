@@ -178,5 +178,5 @@ def _read(fd: int, target, offset: int, path: Path) -> None:
     while done < len(view):
         got = os.preadv(fd, [view[done:]], offset + done)
         if not got:
-            raise CheckpointError(f"{path} has been cut short while it was read: load again when it is there")
+            raise CheckpointError(f"{path} has changed while it was read: load again when it is there")
         done += got
