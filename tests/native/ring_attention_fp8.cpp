@@ -109,7 +109,7 @@ struct Model {
       std::vector<double> scores;
       for (int key = part; key < end; ++key) scores.push_back(score(head, row, key));
       const double largest = *std::max_element(scores.begin(), scores.end());
-      if (part == first || largest - shift > 126) shift = std::ceil((largest - 86) / 8) * 8;
+      if (part == first || largest - shift > 126) shift = std::ceil((largest - (part == first ? 86 : 118)) / 8) * 8;
       for (int key = part; key < end; ++key) {
         const uint8_t code = uint8_t(std::max(std::nearbyint(scores[key - part] - shift), 0.));
         const double p = longlive::sm90::decode<e4m3>(&code) * std::exp2(shift / 8);
