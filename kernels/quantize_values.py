@@ -81,9 +81,8 @@ def _check(v: Tensor, v_offset: Tensor, v_scale: Tensor, v_ring: Tensor, slots: 
     rows, heads, head_dim = v.shape
     if v.stride(1) != head_dim:
         raise ValueError("v must have contiguous rows")
+    expect("v_ring", v_ring, (heads, head_dim, None), torch.float8_e4m3fn, v.device)
     expect_values(v_ring, v_scale, v_offset, (heads, head_dim), rows)
-    if v_ring.device != v.device:
-        raise ValueError(f"v_ring must be on {v.device}, got {v_ring.device}")
     expect("slots", slots, (None,), torch.int64, v.device)
     frames = slots.shape[0]
     if frames == 0 or rows % (frames * KEY_RUN):

@@ -110,8 +110,8 @@ class _Networks:
             yield _Error.of(f"context pass, {what}", truth, ours, baseline, self._int8_cached.get(what))
 
     def _newest(self, ring: RingCache) -> Iterator[tuple[str, Tensor]]:
-        for layer, v in enumerate(ring.v):
-            for name, of_layer in (("k", ring.keys(layer)), ("v", v)):
+        for layer in range(len(ring.k_sink)):
+            for name, of_layer in (("k", ring.keys(layer)), ("v", ring.values(layer))):
                 yield f"{name} of layer {layer}", of_layer[ring.slots].flatten(0, 1)
 
 

@@ -75,9 +75,9 @@ def _pairs(engine: LongLiveEngine, settings: StreamSettings, prompt: str, seed: 
 
 
 def _copied(ring: RingCache, pupil: Stream) -> RingCache:
-    """A copy with keys as the pupil's precision has them; in int8 with the offset of its own first block."""
-    own, ring = pupil.ring.k_int8, copy.deepcopy(ring)
-    ring.hold(pupil.int8_keys, own.offset if own else None)
+    """A copy as the pupil's precision has it; in 8 bits with the offsets and scales of its own first block."""
+    own, ring = pupil.ring.cache8, copy.deepcopy(ring)
+    ring.hold(pupil.int8_keys, own)
     return ring
 
 

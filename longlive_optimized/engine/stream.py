@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..keywords import ConfigFields
-from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of, runs_in
+from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of, runs_in, values_in_8_bits
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
@@ -89,6 +89,7 @@ class Stream:
             relative=settings.positions == "relative",
             dtype=model.kv_dtype,
             device=model.device,
+            values8=values_in_8_bits(model.kv_dtype, model.device, model.config.head_dim),
         )
         self.new_graphs = functools.partial(GraphCache, graphs)
         self.decoder = DecoderStream(networks.codec, self.new_graphs)

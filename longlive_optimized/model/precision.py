@@ -1,6 +1,7 @@
 """What runs in 8 bits: the one table of it.
 
-Of a layer's products, and attention over the ring, whose queries and keys are then int8. Norms, cross-attention's
+Of a layer's products, and attention over the ring, whose queries and keys are then int8, its values e4m3 where the CUDA
+kernels run. Norms, cross-attention's
 scores, all outside the layers (patch, time, text, head), a prompt's keys and values, and the modulation stay in the
 model's dtype whatever the precision.
 """
@@ -12,7 +13,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..kernels import native
 from ..kernels.quantize_keys import KEY_RUN
+from ..kernels.registry import forced
 from ..keywords import Precision
 
 
@@ -56,6 +59,13 @@ def attention_in_8_bits(precision: Precision, head_dim: int, tokens: int) -> boo
     none. Keys in int8 want whole runs of tokens in a frame, and the kernels heads of 32, 64 or 128 channels."""
     fits = tokens % KEY_RUN == 0 and head_dim in (32, 64, 128)
     return precision == "int8" and fits and not KEPT.get("attention")
+
+
+def values_in_8_bits(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
+    """Whether attention in 8 bits has values in e4m3, too: where its CUDA kernel serves a model of ``dtype``. Elsewhere
+    there is none that they would make faster."""
+    serves = dtype == torch.bfloat16 and head_dim == 128 and native.missing(device) is None
+    return serves and forced() in (None, "cuda")
 
 
 def runs_in(precision: Precision, dtype: torch.dtype, layers: int, head_dim: int, tokens: int) -> str:

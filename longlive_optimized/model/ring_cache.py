@@ -16,10 +16,16 @@ import torch
 from torch import Tensor
 
 from ..kernels.quantize_keys import KEY_RUN, dequantize_keys, quantize_keys
+from ..kernels.quantize_values import VALUE_GROUP, dequantize_values, quantize_values
 from ..kernels.ring_advance import ring_advance
 from ..kernels.rotate_sinks import rotate_sinks, rotate_sinks_int8
 from . import rope
 from .config import ModelConfig
+
+VALUE_RANGE = (
+    3.5  # what the first values use of e4m3's 448. Later ones may be 128 times as large; it costs no accuracy:
+)
+# a value has steps of a 16th of itself down to 2^-6, and below them steps of 2^-9.
 
 
 class Int8Keys(NamedTuple):
@@ -29,26 +35,76 @@ class Int8Keys(NamedTuple):
     scale: Tensor  # float32 [layers, heads, capacity * S / KEY_RUN or a little more]
     offset: Tensor  # float32 [layers, heads, head_dim], taken from every key
 
-    def layer(self, index: int) -> Int8Keys:
-        """One layer's."""
-        return Int8Keys(*(each[index] for each in self))
-
-    def renew(self, k: Tensor, offset: Tensor | None = None) -> None:
+    def renew(self, k: Tensor, like: Int8Keys | None) -> None:
         """One layer's: take rotated keys k [F, S, heads, head_dim] into slots 0, 1, ...; no other slot holds keys then.
 
-        ``offset`` [heads, head_dim] is in force from then on: their mean if None, which leaves them small.
+        The offset of ``like`` is in force from then on: their mean if None, which leaves them small.
         """
-        # Any offset gives the same attention. One that is not finite would outlive the keys that it came from.
-        self.offset.copy_(k.mean((0, 1), dtype=torch.float32).nan_to_num_(0, 0, 0) if offset is None else offset)
+        self.offset.copy_(_finite_mean(k) if like is None else like.offset)
         quantize_keys(k, self.offset, self.k, self.scale, torch.arange(len(k), device=k.device))
+
+
+class Fp8Values(NamedTuple):
+    """Values as ``quantize_values`` leaves them, of all layers; of one layer without the first dimension."""
+
+    v: Tensor  # e4m3 [layers, heads, head_dim, capacity * S, or up to a multiple of VALUE_GROUP]
+    scale: Tensor  # float32 [layers, heads, head_dim]
+    offset: Tensor  # float32 [layers, heads, head_dim], taken from every value
+
+    def renew(self, v: Tensor, like: Fp8Values | None) -> None:
+        """One layer's: take values v [F, S, heads, head_dim] into slots 0, 1, ...; no other slot holds values then.
+
+        Scale and offset of ``like`` are in force from then on; if None, those that take v to +-VALUE_RANGE.
+        """
+        scale, offset = _range_of(v) if like is None else like[1:]
+        self.scale.copy_(scale)
+        self.offset.copy_(offset)
+        slots = torch.arange(len(v), device=v.device)
+        quantize_values(v.flatten(0, 1), self.offset, self.scale, self.v, slots)
+
+
+class Cache8(NamedTuple):
+    """The ring in 8 bits, of all layers; of one layer without the first dimension."""
+
+    keys: Int8Keys
+    values: Fp8Values | None  # None: they are beside it, in the model's dtype
+
+    def layer(self, index: int) -> Cache8:
+        """One layer's."""
+        values = self.values and Fp8Values(*(each[index] for each in self.values))
+        return Cache8(Int8Keys(*(each[index] for each in self.keys)), values)
+
+    def renew(self, k: Tensor, v: Tensor, like: Cache8 | None = None) -> None:
+        """One layer's: take keys and values [F, S, heads, head_dim] as the only ones, with offsets and scales as
+        ``like`` has them, or as is best for them."""
+        self.keys.renew(k, like and like.keys)
+        if self.values is not None:
+            self.values.renew(v, like and like.values)
+
+
+def _finite_mean(x: Tensor) -> Tensor:
+    """Over frames and tokens: an offset. One that is not finite would outlive what it came from."""
+    return x.mean((0, 1), dtype=torch.float32).nan_to_num_(0, 0, 0)
+
+
+def _range_of(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and offset of values v, for each channel: their largest difference from the mean over VALUE_RANGE."""
+    offset = _finite_mean(v)
+    largest = torch.maximum(v.amax((0, 1)) - offset, offset - v.amin((0, 1))).nan_to_num_(0, 0, 0)
+    return torch.where(largest > 2**-100, largest / VALUE_RANGE, 1), offset
+
+
+def _whole_groups(tokens: int) -> int:
+    """So many positions, or up to a multiple of VALUE_GROUP."""
+    return -(-tokens // VALUE_GROUP) * VALUE_GROUP
 
 
 class RingLayer(NamedTuple):
     """One layer's part of the ring, and where the pass reads and writes; as in RingCache."""
 
     keys: Tensor | Int8Keys  # which the pass attends to: [capacity, S, heads, head_dim], S tokens a frame
-    kept: Int8Keys | None  # the ring, where ``keys`` are the pass's own alone: takes them in int8 (``renew``)
-    v: Tensor  # [capacity, S, heads, head_dim]
+    values: Tensor | Fp8Values  # theirs
+    kept: Cache8 | None  # the ring, where ``keys`` are the pass's own alone: takes them in 8 bits (``renew``)
     k_sink: Tensor  # [sink, S, heads, head_dim]; none with base positions
     rope_time: Tensor  # [F, time pairs, 2], of the pass's F frames
     rope_space: Tensor  # [S, row and column pairs, 2]
@@ -64,10 +120,11 @@ class RingCache:
     rotated anew as time advances; all other keys stay at their absolute position, since between them only differences
     of position matter (docs/model.md 3.6).
 
-    Keys are of one kind at a time, ``dtype`` (in k) or int8 (in ``k_int8``): ``holds_int8``, which ``hold`` changes.
-    Storage of a kind is allocated when it is first asked for, and stays; it is None until then. Where the ring's are
-    int8, a pass without older keys than its own attends to these in ``dtype``, in storage that all layers share; the
-    ring then takes them in int8, and their mean as the offset of all keys to come.
+    Keys are of one kind at a time, ``dtype`` (in k) or int8 (in ``cache8``): ``holds_int8``, which ``hold`` changes.
+    With ``values8`` values are e4m3 where keys are int8; without, they are of ``dtype`` always. Storage of a kind is
+    allocated when it is first asked for, and stays; it is None until then. Where the ring is in 8 bits, a pass without
+    older keys than its own attends to these in ``dtype``, in storage that all layers share; the ring then takes them in
+    8 bits, and from them the offsets and scales of all to come.
     """
 
     def __init__(
@@ -81,15 +138,18 @@ class RingCache:
         dtype: torch.dtype,
         device: torch.device | str,
         int8: bool = False,
+        values8: bool = False,
     ):
-        self.capacity, self.sink, self.relative = window, sink, relative
+        self.capacity, self.sink, self.relative, self._values8 = window, sink, relative, values8
         self._tokens = grid[0] * grid[1]
         frame = (self._tokens, config.num_heads, config.head_dim)
         self.k: Tensor | None = None
-        self.k_int8: Int8Keys | None = None
-        self.v = torch.zeros(config.num_layers, window, *frame, dtype=dtype, device=device)
-        self.k_sink = self.v.new_zeros(config.num_layers, sink if relative else 0, *frame)
+        self.v: Tensor | None = None
+        self.cache8: Cache8 | None = None
+        self.k_sink = torch.zeros(config.num_layers, sink if relative else 0, *frame, dtype=dtype, device=device)
         self.holds_int8 = int8
+        if not values8:
+            self._values_in_dtype()
         self.reserve(int8)
 
         table = rope.table_dtype(dtype)
@@ -126,17 +186,28 @@ class RingCache:
         Views, not an index for the layer to apply: torch.compile (2.13) makes an int argument symbolic and then
         generates wrong code (tests/engine/test_compile.py).
         """
-        rest = self.v[index], self.k_sink[index], self.rope_time, self.rope_space, self.slots, self.valid
+        rest = self.k_sink[index], self.rope_time, self.rope_space, self.slots, self.valid
         if not self.holds_int8:
-            return RingLayer(self._in_dtype()[index], None, *rest)
-        int8 = self._in_int8().layer(index)
-        return RingLayer(self._own, int8, *rest) if self._alone else RingLayer(int8, None, *rest)
+            k, v = self._in_dtype()
+            return RingLayer(k[index], v[index], None, *rest)
+        cache = self._in_8_bits().layer(index)
+        values = cache.values or self._values_in_dtype()[index]
+        if self._alone:
+            return RingLayer(self._own_k, values if self._own_v is None else self._own_v, cache, *rest)
+        return RingLayer(cache.keys, values, None, *rest)
 
     def keys(self, index: int) -> Tensor:
         """One layer's keys in ``dtype``, [capacity, S, heads, head_dim]: what those in int8 stand for is a copy."""
         if self.holds_int8:
-            return dequantize_keys(*self._in_int8().layer(index), self.v.dtype)
-        return self._in_dtype()[index]
+            return dequantize_keys(*self._in_8_bits().layer(index).keys, self.k_sink.dtype)
+        return self._in_dtype()[0][index]
+
+    def values(self, index: int) -> Tensor:
+        """One layer's values in ``dtype``, [capacity, S, heads, head_dim]: what those in e4m3 stand for is a copy."""
+        if self.holds_int8 and self._values8:
+            values = self._in_8_bits().layer(index).values
+            return dequantize_values(*values, self.capacity, self._tokens, self.k_sink.dtype)
+        return self._in_dtype()[1][index]
 
     @property
     def stale(self) -> bool:
@@ -144,46 +215,72 @@ class RingCache:
         return self._last_window != self.window
 
     def reserve(self, int8: bool) -> None:
-        """Allocate storage for keys in int8, or in ``dtype``, if there is none yet.
+        """Allocate storage for keys in int8, or in ``dtype``, and for values beside them, if there is none yet.
 
         Raises ValueError for int8 where a frame is no multiple of KEY_RUN tokens.
         """
         if int8:
-            self._in_int8()
+            self._in_8_bits()
         else:
             self._in_dtype()
 
-    def _in_dtype(self) -> Tensor:
+    def _in_dtype(self) -> tuple[Tensor, Tensor]:
+        """Keys and values."""
         if self.k is None:
-            self.k = torch.zeros_like(self.v)
-        return self.k
+            self.k = self._new_ring(self.k_sink.dtype)
+        return self.k, self._values_in_dtype()
 
-    def _in_int8(self) -> Int8Keys:
-        if self.k_int8 is None:
+    def _values_in_dtype(self) -> Tensor:
+        if self.v is None:
+            self.v = self._new_ring(self.k_sink.dtype)
+        return self.v
+
+    def _in_8_bits(self) -> Cache8:
+        if self.cache8 is None:
             if self._tokens % KEY_RUN:
                 raise ValueError(f"grid must have a multiple of {KEY_RUN} tokens for int8, got {self._tokens}")
-            layers, _, _, heads, head_dim = self.v.shape
-            runs = self.capacity * self._tokens // KEY_RUN
-            scales = -(-runs // 4) * 4  # each head's begin at a multiple of 16 bytes, as attention copies them
-            where = {"dtype": torch.float32, "device": self.v.device}
-            offset, scale = (torch.zeros(layers, heads, each, **where) for each in (head_dim, scales))
-            self._own = torch.zeros_like(self.v[0])
-            self.k_int8 = Int8Keys(torch.zeros_like(self.v, dtype=torch.int8), scale, offset)
-        return self.k_int8
+            self._own_k = self.k_sink.new_zeros(self.capacity, *self.k_sink.shape[2:])
+            self._own_v = torch.zeros_like(self._own_k) if self._values8 else None
+            self.cache8 = Cache8(self._new_keys(), self._new_values() if self._values8 else None)
+        return self.cache8
 
-    def hold(self, int8: bool, offset: Tensor | None = None) -> None:
-        """Keep keys in int8, or in ``dtype``, from here on; those that there are become keys of that kind.
+    def _new_keys(self) -> Int8Keys:
+        layers, _, _, heads, head_dim = self.k_sink.shape
+        runs = self.capacity * self._tokens // KEY_RUN
+        scales = -(-runs // 4) * 4  # each head's begin at a multiple of 16 bytes, as attention copies them
+        where = {"dtype": torch.float32, "device": self.k_sink.device}
+        offset, scale = (torch.zeros(layers, heads, each, **where) for each in (head_dim, scales))
+        return Int8Keys(self._new_ring(torch.int8), scale, offset)
 
-        ``offset`` [layers, heads, head_dim], float32, is what int8 takes from every key: their mean if None.
+    def _new_values(self) -> Fp8Values:
+        layers, _, _, heads, head_dim = self.k_sink.shape
+        shape, places = (layers, heads, head_dim), _whole_groups(self.capacity * self._tokens)
+        v = self.k_sink.new_zeros(*shape, places, dtype=torch.float8_e4m3fn)
+        offset = v.new_zeros(shape, dtype=torch.float32)
+        return Fp8Values(v, torch.ones_like(offset), offset)
+
+    def _new_ring(self, dtype: torch.dtype) -> Tensor:
+        layers, _, *frame = self.k_sink.shape
+        return self.k_sink.new_zeros(layers, self.capacity, *frame, dtype=dtype)
+
+    def hold(self, int8: bool, like: Cache8 | None = None) -> None:
+        """Keep keys in int8, or in ``dtype``, from here on, and values as they then are; those that there are become
+        keys and values of that kind.
+
+        ``like``, all layers of another ring, gives the offsets and scales that 8 bits take: if None, as is best for
+        those that there are.
         """
         if int8 == self.holds_int8:
             return
-        k, keys = self._in_dtype(), self._in_int8()
+        (k, v), cache = self._in_dtype(), self._in_8_bits()
         for index in range(len(k) if self._filled else 0):
-            if not int8:
-                k[index] = self.keys(index)
+            if int8:
+                of_layer = k[index, : self._filled], v[index, : self._filled]
+                cache.layer(index).renew(*of_layer, like and like.layer(index))
             else:
-                keys.layer(index).renew(k[index, : self._filled], None if offset is None else offset[index])
+                k[index] = self.keys(index)
+                if self._values8:
+                    v[index] = self.values(index)
         self.holds_int8 = int8
 
     def reset(self) -> None:
@@ -205,16 +302,21 @@ class RingCache:
 
     def take_sinks(self, other: RingCache) -> None:
         """Copy the sinks of a ring that differs in window and capacity only, and hold keys of the same kind."""
-        s, runs = self.sink, self.sink * self._tokens // KEY_RUN
+        s, tokens = self.sink, self.sink * self._tokens
+        runs, places = tokens // KEY_RUN, _whole_groups(tokens)
         self.reset()
         self.hold(other.holds_int8)
-        self.v[:, :s] = other.v[:, :s]
         if other.holds_int8:
-            mine, theirs = self._in_int8(), other._in_int8()
-            mine.k[:, :s], mine.scale[:, :, :runs] = theirs.k[:, :s], theirs.scale[:, :, :runs]
-            mine.offset.copy_(theirs.offset)
+            mine, theirs = self._in_8_bits(), other._in_8_bits()
+            mine.keys.k[:, :s], mine.keys.scale[:, :, :runs] = theirs.keys.k[:, :s], theirs.keys.scale[:, :, :runs]
+            mine.keys.offset.copy_(theirs.keys.offset)
+            if mine.values is not None and theirs.values is not None:
+                mine.values.v[..., :places] = theirs.values.v[..., :places]
+                mine.values.scale.copy_(theirs.values.scale), mine.values.offset.copy_(theirs.values.offset)
         else:
-            self._in_dtype()[:, :s] = other._in_dtype()[:, :s]
+            self._in_dtype()[0][:, :s] = other._in_dtype()[0][:, :s]
+        if not (other.holds_int8 and self._values8):
+            self._values_in_dtype()[:, :s] = other._values_in_dtype()[:, :s]
         self.k_sink.copy_(other.k_sink)
         self._sink_written, self._filled = other._sink_written, min(other._filled, s)
 
@@ -248,7 +350,7 @@ class RingCache:
             # Counted from where the window begins, sink i stands at position i wherever the stream is.
             turned = self.k_sink, self._sink_time, self.rope_space
             if self.holds_int8:
-                k, scale, offset = self._in_int8()
+                k, scale, offset = self._in_8_bits().keys
                 rotate_sinks_int8(*turned, offset, k, scale)
             else:
-                rotate_sinks(*turned, self._in_dtype())
+                rotate_sinks(*turned, self._in_dtype()[0])

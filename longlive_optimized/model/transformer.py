@@ -18,13 +18,15 @@ from ..kernels.int8_linear import GELU_GROUP, PACK
 from ..kernels.modulate_norm import modulate_norm, modulate_norm_int8
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from ..kernels.quantize import quantize
+from ..kernels.quantize_values import quantize_values
 from ..kernels.residual_norm import residual_norm, residual_norm_int8
 from ..kernels.ring_attention import ring_attention, ring_attention_int8
+from ..kernels.ring_attention_fp8 import ring_attention_fp8
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .linear import Linear, Quantized
 from .precision import PLAIN, Parts, Policy, parts_at, policy_of
-from .ring_cache import Int8Keys, RingCache, RingLayer
+from .ring_cache import Fp8Values, Int8Keys, RingCache, RingLayer
 from .slot import Slot
 
 
@@ -70,9 +72,12 @@ def _added(
 
 def _over_ring(q: Tensor | Quantized, ring: RingLayer) -> Tensor:
     """Attention of queries [N, heads, head_dim] over the ring."""
-    if isinstance(ring.keys, Int8Keys):
-        return ring_attention_int8(*q, ring.keys.k, ring.keys.scale, ring.v, ring.valid)
-    return ring_attention(q, ring.keys, ring.v, ring.valid)
+    keys, values = ring.keys, ring.values
+    if isinstance(values, Fp8Values):
+        return ring_attention_fp8(*q, keys.k, keys.scale, *values, ring.valid).to(ring.k_sink.dtype)
+    if isinstance(keys, Int8Keys):
+        return ring_attention_int8(*q, keys.k, keys.scale, values, ring.valid)
+    return ring_attention(q, keys, values, ring.valid)
 
 
 def _attended(y: Tensor, int8: bool) -> Tensor | Quantized:
@@ -106,14 +111,20 @@ class TransformerBlock(nn.Module):
     def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor | Quantized:
         """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim],
         in 8 bits where the keys that they meet are."""
-        norm = self.qkv(z), self.q_gain, self.k_gain, ring.rope_time, ring.rope_space
-        rest = ring.v, ring.k_sink, ring.slots, self.eps
-        if isinstance(ring.keys, Int8Keys):
-            k, scale, offset = ring.keys
-            return Quantized(*qk_norm_rope_store_int8(*norm, offset, k, scale, *rest))
-        q = qk_norm_rope_store(*norm, ring.keys, *rest)
+        qkv, keys, values = self.qkv(z), ring.keys, ring.values
+        norm = qkv, self.q_gain, self.k_gain, ring.rope_time, ring.rope_space
+        rest = ring.k_sink, ring.slots, self.eps
+        if isinstance(keys, Int8Keys):
+            in_dtype = None if isinstance(values, Fp8Values) else values
+            q = Quantized(*qk_norm_rope_store_int8(*norm, keys.offset, keys.k, keys.scale, in_dtype, *rest))
+            if isinstance(values, Fp8Values):
+                v = qkv.unflatten(1, (3, *self.heads))[:, 2]
+                quantize_values(v, values.offset, values.scale, values.v, ring.slots)
+            return q
+        q = qk_norm_rope_store(*norm, keys, values, *rest)
         if ring.kept is not None:
-            ring.kept.renew(ring.keys[: len(ring.slots)])  # which fill the first slots, in whatever order
+            frames = len(ring.slots)
+            ring.kept.renew(keys[:frames], values[:frames])  # which fill the first slots, in whatever order
         return q
 
     def forward(

@@ -94,7 +94,7 @@ def test_a_pupil_keeps_the_offset_of_its_first_block(engine, monkeypatch):
     offsets, rings, copied = [], [], teacher._copied
 
     def watch(ring, pupil):
-        offsets.append(pupil.ring.k_int8.offset.clone())
+        offsets.append(pupil.ring.cache8.keys.offset.clone())
         rings.append(copied(ring, pupil))
         return rings[-1]
 

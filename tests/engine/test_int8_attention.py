@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,15 +12,21 @@ from longlive_optimized.engine.stream import Stream
 from longlive_optimized.model.precision import PLAIN
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
+from support.rings import in_8_bits, poison
 
 FOX, BOAT = "a red square stands still over a green field", "a white cross rests on a black night"
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
 NAN = float("nan")
 
 
-@pytest.fixture(scope="module", params=["cpu", GPU])
-def engine(request) -> LongLiveEngine:
-    return LongLiveEngine("tiny", OptimizationConfig(height=32, width=64), request.param)
+@pytest.fixture(scope="module", params=["cpu", "cpu, values too", GPU])
+def engine(request) -> Iterator[LongLiveEngine]:
+    """On a GPU values are in 8 bits where its kernels take them."""
+    device, _, values = request.param.partition(", ")
+    with pytest.MonkeyPatch.context() as patch:
+        if values:
+            patch.setattr("longlive_optimized.engine.stream.values_in_8_bits", lambda *where: True)
+        yield LongLiveEngine("tiny", OptimizationConfig(height=32, width=64), device)
 
 
 def blocks(engine, stream, *prompts, **wishes) -> list[torch.Tensor]:
@@ -34,14 +41,6 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 def close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     """Most blocks: at a prompt switch small differences may decide between two pictures."""
     return statistics.median(map(psnr, a, b)) >= 35
-
-
-def poison(ring: RingCache) -> None:
-    """What no pass has written yet may hold anything."""
-    for t in (ring.v, ring.k_sink, *([ring.k] if ring.k is not None else [])):
-        t.fill_(NAN)
-    if ring.k_int8:
-        ring.k_int8.k.fill_(127), ring.k_int8.scale.fill_(NAN), ring.k_int8.offset.fill_(NAN), ring._own.fill_(NAN)
 
 
 @pytest.fixture
@@ -113,7 +112,7 @@ def test_a_change_takes_hold_after_the_last_blocks_context_pass(engine, passes):
 def test_streams_stay_close_to_bf16_whatever_lies_in_the_ring(engine, changes):
     changes = {"denoising_steps": (1000, 500), **changes}
     plain, int8, poisoned = (engine.open_stream(**changes, precision=each) for each in ("bf16", "int8", "int8"))
-    assert int8.precision == "int8" and int8.ring.k is None and plain.ring.k_int8 is None
+    assert int8.precision == "int8" and int8.ring.k is None and plain.ring.cache8 is None
     poison(poisoned.ring)
     prompts = [*[FOX] * 3, *[BOAT] * 4, *[FOX] * 2]
     made = [blocks(engine, stream, *prompts) for stream in (plain, int8, poisoned)]
@@ -131,7 +130,7 @@ def test_attention_makes_a_difference_of_its_own(engine, monkeypatch):
     with monkeypatch.context() as without:
         without.setattr("longlive_optimized.model.precision.KEPT", {"attention": (0,)})
         products = engine.open_stream(precision="int8")
-        assert products.precision == "int8 products" and products.ring.k_int8 is None
+        assert products.precision == "int8 products" and products.ring.cache8 is None
     a, b = (blocks(engine, stream, *[FOX] * 4) for stream in (int8, products))
     assert torch.equal(a[0], b[0]) and not torch.equal(a[1], b[1]) and close(a, b)
 
@@ -139,7 +138,7 @@ def test_attention_makes_a_difference_of_its_own(engine, monkeypatch):
 def test_frames_that_are_no_whole_runs_keep_attention_in_dtype(engine):
     plain, products = (engine.open_stream(32, 48, precision=each) for each in ("bf16", "int8"))
     assert products.precision == "int8 products" and plain.precision in ("float32", "bf16")
-    assert products.ring.k_int8 is None and products.ring.keys_read == "dtype"
+    assert products.ring.cache8 is None and products.ring.keys_read == "dtype"
     a, b = (blocks(engine, stream, *[FOX] * 3) for stream in (plain, products))
     assert torch.equal(a[0], b[0]) and not torch.equal(a[1], b[1]) and close(a, b)
 
@@ -152,10 +151,15 @@ def test_precision_changes_back_and_forth_and_recomputes_nothing(engine, positio
         changed.configure(precision=("bf16", "int8")[i // 2 % 2])
         made += blocks(engine, changed, FOX)
         ring = changed.ring
-        places.append((ring.k.data_ptr(), ring.v.data_ptr(), *(t.data_ptr() for t in ring.k_int8 or ())))
+        storage = [ring.k, ring.v, *(in_8_bits(ring) if ring.cache8 else [])]
+        places.append(tuple(t.data_ptr() for t in storage))
     assert all(map(torch.equal, wanted[:2], made[:2])) and close(wanted, made)
     assert not any("recache" in times.stages for times in engine.block_times(changed))
-    assert {*places[2:]} == {places[2]} and len(places[2]) == 5 and changed.fallback_blocks == 0
+    assert (
+        {*places[2:]} == {places[2]}
+        and len(places[2]) == (8 if changed.ring.cache8.values else 5)
+        and changed.fallback_blocks == 0
+    )
 
 
 def test_presets_change_window_and_precision_at_once(engine):
@@ -213,7 +217,7 @@ def test_the_first_blocks_offset_holds_until_all_keys_are_others(engine):
     stream = engine.open_stream(**settings(precision="int8"))
 
     def offset() -> torch.Tensor:
-        return stream.ring.k_int8.offset.clone()
+        return stream.ring.cache8.keys.offset.clone()
 
     blocks(engine, stream, FOX)
     noisy = offset()
@@ -233,10 +237,10 @@ def test_loras_renew_sinks_and_offset_together(engine):
     """Keys of the sinks' recache and of the window's have one offset: that of the sinks."""
     stream = engine.open_stream(**settings(precision="int8"))
     blocks(engine, stream, *[FOX] * 6)
-    first = stream.ring.k_int8.offset.clone()
+    first = stream.ring.cache8.keys.offset.clone()
     engine.set_loras([])
     made = blocks(engine, stream, FOX)
-    torch.testing.assert_close(stream.ring.k_int8.offset, first, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(stream.ring.cache8.keys.offset, first, rtol=1e-3, atol=1e-3)
     assert made[0].float().std() > 5 and stream.fallback_blocks == 0
 
 
@@ -292,6 +296,20 @@ def test_a_block_over_int8_keys_that_fails_may_be_asked_for_again(engine, monkey
     assert all(map(torch.equal, wanted, made))
 
 
+def test_values_beyond_e4m3_make_a_block_again_and_later_ones_fit(engine, monkeypatch):
+    plain, stream = (engine.open_stream(precision=each) for each in ("bf16", "int8"))
+    if not stream.ring.cache8.values:
+        pytest.skip("values are in the model's dtype")
+    wanted = blocks(engine, plain, *[FOX] * 6)
+    with monkeypatch.context() as tight:
+        tight.setattr("longlive_optimized.model.ring_cache.VALUE_RANGE", 440)  # no room for larger ones
+        made = blocks(engine, stream, FOX, FOX)
+    assert stream.fallback_blocks == 1 and stream.ring.keys_read == "dtype"
+    assert all(map(torch.equal, wanted[:1], made[:1])) and close(wanted[:2], made)
+    made += blocks(engine, stream, *[FOX] * 4)
+    assert stream.fallback_blocks == 1 and stream.ring.holds_int8 and close(wanted, made)
+
+
 def test_what_attention_in_8_bits_leaves_not_finite_is_seen_without_products(engine):
     """Of a block that writes sinks over older ones: no product of it is in 8 bits."""
     stream: Stream = engine.open_stream(precision="int8", sink_size=6)
@@ -300,7 +318,7 @@ def test_what_attention_in_8_bits_leaves_not_finite_is_seen_without_products(eng
 
     def context(latents, policy):
         settle_again(latents, policy)
-        stream.ring.k_int8.scale[2, 0, 0] = NAN
+        stream.ring.cache8.keys.scale[2, 0, 0] = NAN
 
     stream.passes.context = context
     made += blocks(engine, stream, FOX)

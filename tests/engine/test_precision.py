@@ -228,7 +228,7 @@ def test_keys_that_are_not_finite_are_made_again_too(width, positions):
     engine = tiny(precision="int8", width=width, positions=positions)
     blocks(engine, None, *[FOX] * 6)
     ring = engine.stream.ring
-    keys = ring.k_int8.scale.unflatten(-1, (12, -1))[2, 1] if width == 64 else ring.k[2]
+    keys = ring.cache8.keys.scale.unflatten(-1, (12, -1))[2, 1] if width == 64 else ring.k[2]
     keys[5].fill_(float("nan"))  # of a frame that stays in the window
     made = blocks(engine, None, FOX)
     assert engine.stream.fallback_blocks == 1 and ring.keys_read == "dtype"

@@ -1,4 +1,4 @@
-"""The ring with keys in int8 beside the ring with keys in float32, fed alike."""
+"""The ring in 8 bits, keys alone or values too, beside the ring in float32, fed alike."""
 
 import copy
 
@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from longlive_optimized.engine.recache import plan_recache
+from longlive_optimized.kernels.quantize_values import quantize_values
 from longlive_optimized.model import precision
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.precision import attention_in_8_bits
-from longlive_optimized.model.ring_cache import RingCache
+from longlive_optimized.model.ring_cache import VALUE_RANGE, RingCache
 from longlive_optimized.model.transformer import Transformer
 from support.networks import ring_of
+from support.rings import in_8_bits, poison
 
 CONFIG = ModelConfig(
     dim=64, ffn_dim=32, freq_dim=8, in_dim=2, out_dim=2, num_heads=2, num_layers=2, text_len=3, text_dim=4
@@ -32,11 +34,19 @@ def model() -> Transformer:
     return net
 
 
-def int8_ring(model, window=12, sink=3, relative=False) -> RingCache:
+# What 8 bits may change in a flow.
+BOUND = {False: 0.003, True: 0.02}
+
+
+@pytest.fixture(params=[False, True], ids=["keys", "values-too"])
+def values8(request) -> bool:
+    return request.param
+
+
+def int8_ring(model, values8, window=12, sink=3, relative=False) -> RingCache:
     """With storage that anything may lie in."""
-    ring = ring_of(model, GRID, window, sink, relative, int8=True)
-    ring.v.fill_(NAN), ring.k_sink.fill_(NAN), ring._own.fill_(NAN)
-    ring.k_int8.k.fill_(127), ring.k_int8.scale.fill_(NAN), ring.k_int8.offset.fill_(NAN)
+    ring = ring_of(model, GRID, window, sink, relative, int8=True, values8=values8)
+    poison(ring)
     return ring
 
 
@@ -62,33 +72,34 @@ class Both:
 @pytest.mark.parametrize("relative", [False, True], ids=["base", "relative"])
 @pytest.mark.parametrize("sink", [0, 1, 3, 6])
 @pytest.mark.parametrize(("window", "first"), [(7, 3), (9, 4), (12, 3)])
-def test_flows_are_close_and_the_first_ones_equal(model, window, first, sink, relative):
-    both = Both(model, ring_of(model, GRID, window, sink, relative), int8_ring(model, window, sink, relative))
+def test_flows_are_close_and_the_first_ones_equal(model, values8, window, first, sink, relative):
+    both = Both(model, ring_of(model, GRID, window, sink, relative), int8_ring(model, values8, window, sink, relative))
     p = 0
     for block in range(9):
         for t in (1000.0, 0.0):
             plain, int8 = both.flows(p, first if block == 0 else 3, t=t)
-            assert torch.equal(plain, int8) if block == 0 else 0 < error(int8, plain) < 0.003
+            assert torch.equal(plain, int8) if block == 0 else 0 < error(int8, plain) < BOUND[values8]
         p += first if block == 0 else 3
         if block in (1, 6):  # a recache, from nothing and one that keeps the sinks
             plan = plan_recache(p, window, sink, global_sink=True)
             plain, int8 = both.flows(*plan)
             alone = plan.start == plan.origin
-            assert torch.equal(plain, int8) if alone else error(int8, plain) < 0.003
+            assert torch.equal(plain, int8) if alone else error(int8, plain) < BOUND[values8]
     plan = plan_recache(p, window, sink, global_sink=False)
-    assert torch.equal(*both.flows(*plan)) and error(*both.flows(p, 3, plan.origin)) < 0.003
+    assert torch.equal(*both.flows(*plan)) and error(*both.flows(p, 3, plan.origin)) < BOUND[values8]
 
 
 @pytest.mark.parametrize("relative", [False, True], ids=["base", "relative"])
-def test_one_ring_changes_its_keys_back_and_forth(model, relative):
-    plain, changed = (ring_of(model, GRID, 9, relative=relative) for _ in range(2))
+def test_one_ring_changes_its_keys_back_and_forth(model, values8, relative):
+    plain, changed = (ring_of(model, GRID, 9, relative=relative, values8=each) for each in (False, values8))
     both = Both(model, plain, changed)
     for block in range(16):
         changed.hold(block // 3 % 2 == 1)
         assert changed.keys_read == ("int8" if changed.holds_int8 else "dtype")
         flows = both.flows(3 * block, 3)
-        assert torch.equal(*flows) if block < 3 else error(*reversed(flows)) < 0.003
+        assert torch.equal(*flows) if block < 3 else error(*reversed(flows)) < BOUND[values8]
     assert changed.keys(0).shape == plain.keys(0).shape and plain.keys(0) is not plain.keys(1)
+    assert changed.values(0).shape == plain.values(0).shape and plain.values(0) is not plain.values(1)
 
 
 def test_keys_stay_where_they_are_and_take_their_mean_for_the_offset(model):
@@ -97,10 +108,10 @@ def test_keys_stay_where_they_are_and_take_their_mean_for_the_offset(model):
     ring.k[:, 6:] = NAN  # not valid
     before = ring.k[:, :6].clone()
     ring.hold(True)
-    torch.testing.assert_close(ring.k_int8.offset, before.mean((1, 2)))
+    torch.testing.assert_close(ring.cache8.keys.offset, before.mean((1, 2)))
     for layer in range(2):
         keys = ring.keys(layer)
-        step = ring.k_int8.scale[layer].amax()
+        step = ring.cache8.keys.scale[layer].amax()
         assert keys.dtype == torch.float32 and (keys[:6] - before[layer]).abs().amax() < 3 * step
         assert 0 < error(keys[:6], before[layer]) < 0.02
     ring.k.fill_(NAN)
@@ -110,14 +121,22 @@ def test_keys_stay_where_they_are_and_take_their_mean_for_the_offset(model):
     assert error(ring.k[:, :6], before) < 0.02
 
 
-def test_any_offset_gives_the_same_attention(model):
-    ring = ring_of(model, GRID, 9)
+def test_other_offsets_and_scales_give_the_same_attention(model, values8):
+    ring = ring_of(model, GRID, 9, values8=values8)
     Both(model, ring).flows(0, 9)
-    rings = [copy.deepcopy(ring) for _ in range(2)]
-    given = rings[0].k.mean((1, 2)) + torch.randn(2, 2, 32)
-    rings[0].hold(True), rings[1].hold(True, given)
-    assert torch.equal(rings[1].k_int8.offset, given) and not torch.equal(rings[0].k_int8.offset, given)
-    assert error(*Both(model, *rings).flows(9, 3)) < 0.003
+    rings = [copy.deepcopy(ring) for _ in range(3)]
+    rings[0].hold(True)
+    given = copy.deepcopy(rings[0].cache8)
+    given.keys.offset.add_(torch.randn(2, 2, 32))
+    if values8:
+        given.values.offset.add_(0.1), given.values.scale.mul_(1.7)
+    rings[1].hold(True, given)
+    for mine, theirs in zip(rings[1].cache8, given, strict=True):
+        assert theirs is None or torch.equal(mine.offset, theirs.offset)
+    assert not values8 or torch.equal(rings[1].cache8.values.scale, given.values.scale)
+    assert not torch.equal(rings[0].cache8.keys.offset, given.keys.offset)
+    one, other, plain = Both(model, *rings).flows(9, 3)
+    assert max(error(one, plain), error(other, plain)) < BOUND[values8] and not torch.equal(one, other)
 
 
 def test_keys_that_are_not_finite_leave_the_offset_finite(model):
@@ -126,78 +145,137 @@ def test_keys_that_are_not_finite_leave_the_offset_finite(model):
     ring.k[0, 2, 1, 0, 5] = NAN
     ring.k[1, 2, 1, 1, 6] = float("inf")
     ring.hold(True)
-    assert ring.k_int8.offset.isfinite().all() and ring.k_int8.offset[0, 0, 5] == ring.k_int8.offset[1, 1, 6] == 0
-    lost = ~ring.k_int8.scale.isfinite()
+    assert (
+        ring.cache8.keys.offset.isfinite().all()
+        and ring.cache8.keys.offset[0, 0, 5] == ring.cache8.keys.offset[1, 1, 6] == 0
+    )
+    lost = ~ring.cache8.keys.scale.isfinite()
     assert lost.nonzero().tolist() == [[0, 0, 2], [1, 1, 2]]  # tokens 16 to 23 of two heads
 
 
-def test_the_offset_is_that_of_the_last_pass_over_its_own_keys_alone(model):
-    ring, plain = int8_ring(model), ring_of(model, GRID)
+def test_offset_and_scale_are_those_of_the_last_pass_over_its_own_keys_alone(model):
+    ring, plain = int8_ring(model, True), ring_of(model, GRID)
     both = Both(model, ring, plain)
 
-    def offset() -> torch.Tensor:
-        return ring.k_int8.offset.clone()
+    def now() -> list[torch.Tensor]:
+        keys, values = ring.cache8
+        return [t.clone() for t in (keys.offset, values.offset, values.scale)]
 
     both.flows(0, 3)
-    first = offset()
-    assert torch.equal(first, plain.k[:, :3].mean((1, 2)))
+    first, v = now(), plain.v[:, :3]
+    assert torch.equal(first[0], plain.k[:, :3].mean((1, 2))) and torch.equal(first[1], v.mean((1, 2)))
+    torch.testing.assert_close(first[2], (v - v.mean((1, 2), keepdim=True)).abs().amax((1, 2)) / VALUE_RANGE)
     both.flows(3, 3), both.flows(6, 6), both.flows(12, 3)
-    assert torch.equal(offset(), first)
+    assert all(map(torch.equal, now(), first))
     both.flows(9, 3, 9)
-    assert not torch.equal(offset(), first)
+    assert not any(map(torch.equal, now(), first))
 
 
-def test_storage_is_allocated_when_it_is_first_asked_for_and_stays(model):
-    ring, plain = ring_of(model, GRID, int8=True), ring_of(model, GRID)
-    assert ring.k is None and plain.k_int8 is None
+def test_values_in_8_bits_are_what_passes_computed(model):
+    """Within half a step of e4m3, in whichever half of 16 bytes a frame begins."""
+    ring, plain = int8_ring(model, True, 9), ring_of(model, GRID, 9)
+    both = Both(model, ring, plain)
+    for start in (0, 3, 6, 9, 12):
+        both.flows(start, 3)
+    of_first_layer = plain.v[0] - ring.cache8.values.offset[0]
+    off = (ring.values(0) - plain.v[0]).abs()  # the first layer sees the same tokens in both
+    assert (off <= of_first_layer.abs() / 16 * 1.001 + 2**-10 * ring.cache8.values.scale[0]).all() and off.amax() > 0
+
+
+def test_values_of_one_size_or_none_have_a_scale(model):
+    ring = ring_of(model, GRID, 9, values8=True)
+    Both(model, ring).flows(0, 9)
+    ring.v[0, :, :, 0, 5] = 3  # as they are, the mean
+    ring.v[0, 2, 1, 1, 6], ring.v[1, 2, 1, 1, 7] = NAN, float("inf")
+    ring.hold(True)
+    _, scale, offset = ring.cache8.values
+    assert scale[0, 0, 5] == scale[0, 1, 6] == scale[1, 1, 7] == 1 and (scale > 0).all() and scale.isfinite().all()
+    assert offset[0, 0, 5] == 3 and offset[0, 1, 6] == offset[1, 1, 7] == 0
+    assert (ring.values(0)[..., 0, 5] == 3).all() and ring.values(0)[2, 1, 1, 6].isnan()
+    assert [ring.values(layer).isnan().sum() for layer in range(2)] == [1, 1]
+
+
+@pytest.mark.parametrize(("times", "seen"), [(127, False), (129, True)])
+def test_values_128_times_as_large_fit_and_larger_ones_show(model, times, seen):
+    ring = ring_of(model, GRID, 9, values8=True)
+    both = Both(model, ring)
+    both.flows(0, 9)
+    ring.hold(True)
+    v, scale, offset = (t[0] for t in ring.cache8.values)
+    values = offset.repeat(3 * TOKENS, 1, 1)  # of the sinks, which stay
+    values[5, 1, 3] += VALUE_RANGE * times * scale[1, 3]
+    quantize_values(values, offset, scale, v, torch.arange(3))
+    assert ring.values(0).isnan().sum() == seen
+    assert both.flows(9, 3)[0].isnan().any() == seen
+
+
+def test_storage_is_allocated_when_it_is_first_asked_for_and_stays(model, values8):
+    ring, plain = ring_of(model, GRID, int8=True, values8=values8), ring_of(model, GRID, values8=values8)
     ring.reserve(True), plain.reserve(False)
-    assert ring.k is None and plain.k_int8 is None
-    places = [t.data_ptr() for t in (*ring.k_int8, ring._own)]
+    assert ring.k is None and (ring.v is None) == values8 and plain.cache8 is None
+    Both(model, ring, plain).flows(0, 3)
+    assert ring.k is None and (ring.v is None) == values8 and plain.cache8 is None
+
+    def places() -> list[int]:
+        return [t.data_ptr() for t in (*in_8_bits(ring), ring._own_k, *([ring._own_v] if values8 else []))]
+
+    before = places()
     ring.reserve(False)
-    assert ring.k.shape == ring.v.shape and ring.k.dtype == ring.v.dtype and ring.holds_int8
-    k = ring.k.data_ptr()
+    assert ring.k.shape == ring.v.shape == plain.v.shape and ring.k.dtype == ring.v.dtype and ring.holds_int8
+    in_dtype = ring.k.data_ptr(), ring.v.data_ptr()
     for int8 in (False, True, False):
         ring.hold(int8)
-    assert ring.k.data_ptr() == k and [t.data_ptr() for t in (*ring.k_int8, ring._own)] == places
-    shapes = [tuple(t.shape) for t in (*ring.k_int8, ring._own)]
+    assert (ring.k.data_ptr(), ring.v.data_ptr()) == in_dtype and places() == before
+    shapes = [tuple(t.shape) for t in (*ring.cache8.keys, ring._own_k)]
     assert shapes == [(2, 12, 8, 2, 32), (2, 2, 12), (2, 2, 32), (12, 8, 2, 32)]
-    assert [t.dtype for t in ring.k_int8] == [torch.int8, torch.float32, torch.float32]
+    assert [t.dtype for t in ring.cache8.keys] == [torch.int8, torch.float32, torch.float32]
+    if values8:
+        assert [tuple(t.shape) for t in ring.cache8.values] == [(2, 2, 32, 96), (2, 2, 32), (2, 2, 32)]
+        assert ring.cache8.values.v.dtype == torch.float8_e4m3fn and ring._own_v.shape == ring._own_k.shape
 
 
 @pytest.mark.parametrize("window", range(6, 14))
 def test_scales_of_each_head_begin_at_16_bytes(model, window):
     ring = ring_of(model, GRID, window, int8=True)
-    layer, head, one = ring.k_int8.scale.stride()
-    assert one == 1 and layer % 4 == head % 4 == 0 and window <= ring.k_int8.scale.shape[-1] < window + 4
+    layer, head, one = ring.cache8.keys.scale.stride()
+    places = ring_of(model, GRID, window, int8=True, values8=True).cache8.values.v.shape[-1]
+    assert places % 16 == 0 and window * TOKENS <= places < window * TOKENS + 16
+    assert one == 1 and layer % 4 == head % 4 == 0 and window <= ring.cache8.keys.scale.shape[-1] < window + 4
 
 
 @pytest.mark.parametrize("relative", [False, True], ids=["base", "relative"])
 @pytest.mark.parametrize("window", [6, 7, 9, 15])
-def test_another_window_sees_the_same_sinks(model, window, relative):
+def test_another_window_sees_the_same_sinks(model, values8, window, relative):
     """A window in the storage of 12 frames, or in new storage, whatever lies in the other slots."""
-    plain, int8 = ring_of(model, GRID, 12, relative=relative), int8_ring(model, relative=relative)
+    plain, int8 = ring_of(model, GRID, 12, relative=relative), int8_ring(model, values8, relative=relative)
     Both(model, plain, int8).flows(0, 12)
-    rings = [ring_of(model, GRID, window, relative=relative), int8_ring(model, window, relative=relative)]
+    rings = [ring_of(model, GRID, window, relative=relative), int8_ring(model, values8, window, relative=relative)]
     rings[0].take_sinks(plain), rings[1].take_sinks(int8)
-    assert rings[1].holds_int8 and torch.equal(rings[1].k_int8.offset, int8.k_int8.offset)
+    assert rings[1].holds_int8 and torch.equal(rings[1].cache8.keys.offset, int8.cache8.keys.offset)
+    assert not values8 or all(map(torch.equal, rings[1].cache8.values[1:], int8.cache8.values[1:]))
     if window <= 12:
         int8.resize(window)
-        int8.v[:, window:], int8.k_int8.scale[..., window * TOKENS // 8 :] = NAN, NAN
+        int8.cache8.keys.scale[..., window * TOKENS // 8 :] = NAN
+        if values8:
+            int8.cache8.values.v.view(torch.uint8)[..., -(-window * TOKENS // 16) * 16 :] = 0x7F
+        else:
+            int8.v[:, window:] = NAN
         rings.append(int8)
     both, plan = Both(model, *rings), plan_recache(12 if window <= 12 else 18, window, 3, global_sink=True)
     end = plan.start + plan.frames
     for start, frames in [(plan.start, plan.frames)] + [(p, 3) for p in range(end, end + 12, 3)]:
         wanted, *got = both.flows(start, frames)
-        assert error(got[0], wanted) < 0.003 and (len(got) == 1 or torch.equal(*got))
+        assert error(got[0], wanted) < BOUND[values8] and (len(got) == 1 or torch.equal(*got))
 
 
-def test_sinks_are_taken_by_a_ring_of_the_other_kind_too(model):
-    taken, ring = int8_ring(model, 15), ring_of(model, GRID, 12)
+def test_sinks_are_taken_by_a_ring_of_the_other_kind_too(model, values8):
+    taken, ring = int8_ring(model, values8, 15), ring_of(model, GRID, 12, values8=values8)
     Both(model, ring).flows(0, 12)
     taken.take_sinks(ring)
     assert not taken.holds_int8 and torch.equal(taken.keys(1)[:3], ring.keys(1)[:3])
+    assert torch.equal(taken.values(1)[:3], ring.values(1)[:3])
     taken.hold(True)
-    torch.testing.assert_close(taken.k_int8.offset, ring.k[:, :3].mean((1, 2)))
+    torch.testing.assert_close(taken.cache8.keys.offset, ring.k[:, :3].mean((1, 2)))
 
 
 def test_a_grid_without_whole_runs_is_refused(model):

@@ -45,8 +45,8 @@ def what_a_ring_takes():
     sizes = {"window": 12, "sink": 3, "relative": True, "dtype": torch.bfloat16, "device": "meta"}
     ring = RingCache(ModelConfig(), (480 // 16, 832 // 16), **sizes, int8=True)
     assert ring.k is None and round(ring.v.nbytes / 1e9, 2) == 1.73
-    assert round(sum(each.nbytes for each in ring.k_int8) / 1e9, 2) == 0.87
-    assert round(ring._own.nbytes / 1e6) == 58
+    assert round(sum(each.nbytes for each in ring.cache8.keys) / 1e9, 2) == 0.87
+    assert round(ring._own_k.nbytes / 1e6) == 58
 
 
 @says(API, "`UserLora(path, scale=1.0)`, from `longlive_optimized.weights.user_lora`")
