@@ -9,8 +9,9 @@
 // conversion. Sums of p are products with a column of ones, so they are of the same p, and its average error cancels.
 //
 // 17 binades are too few for a shift that stands, as float32's would be, and a running maximum costs as much as all the
-// rest. So the shift is lazy: it puts the largest p of the first tile at code kTarget, and follows only when a code
-// exceeds kLargest, by whole binades, which rescale sums exactly.
+// rest. So the shift is lazy: it puts the largest p of the first part at code kTarget, and follows only when a code
+// exceeds kLargest, by whole binades, which rescale sums exactly. It then puts that code at kRaised, as high as it can:
+// what is 10 binades below the largest p may be many keys that together weigh more.
 #include <cfloat>
 
 #include "attention/combine.cuh"
@@ -44,7 +45,7 @@ constexpr int kRuns = kTileKeys / kKeyRun;
 constexpr int kGroup = 8;                      // columns of the accumulator that a quad of threads shares
 static_assert(kKeyRun == kGroup && kValueGroup == 2 * kGroup);
 
-constexpr float kLargest = 126, kTarget = 86;  // codes: 448, the largest e4m3; five binades below it
+constexpr float kLargest = 126, kTarget = 86, kRaised = 118;  // codes: 448, the largest e4m3; five binades, one below it
 constexpr float kBinade = 8;                   // codes
 // Scores are in codes times 2^-24, which a conversion to half precision counts.
 constexpr float kCode = 0x1p-24f;
@@ -329,7 +330,7 @@ struct Consumer {
       constexpr float kStep = kBinade * kCode;
       const float before = shift[r];
       const bool is_due = all ? largest > -FLT_MAX : largest - before > kLargest * kCode;
-      if (is_due) shift[r] = ceilf((largest - kTarget * kCode) / kStep) * kStep;
+      if (is_due) shift[r] = ceilf((largest - (all ? kTarget : kRaised) * kCode) / kStep) * kStep;
       rescale[r] = all ? 1 : exp2((before - shift[r]) / kStep);
     }
   }

@@ -119,7 +119,8 @@ def spread_of(weights, v, centre):
 def rounded(logits):
     """Logarithms of p as the kernel rounds it: a whole number of eighths of a binade as the bits of an e4m3 number.
 
-    It takes 64 keys at a time; a shift puts the largest of the first ones at 79 to 86, and later ones that exceed 126.
+    It takes 64 keys at a time; a shift puts the largest of the first ones at 79 to 86, and at 111 to 118 that of later
+    ones where it exceeds 126.
     """
     numbers = torch.tensor(NUMBERS, dtype=torch.float64, device=logits.device)
     parts = (logits * (8 / math.log(2))).split(64, dim=-1)
@@ -127,7 +128,7 @@ def rounded(logits):
     result = []
     for part in parts:
         largest = part.amax(-1, keepdim=True)
-        shift = shift.where(largest - shift <= 126, ((largest - 86) / 8).ceil() * 8)
+        shift = shift.where(largest - shift <= 126, ((largest - 118) / 8).ceil() * 8)
         codes = (part - shift).round().clamp(min=0).long()
         result.append(numbers[codes].log() + shift * (math.log(2) / 8))
     return torch.cat(result, dim=-1)
@@ -173,7 +174,7 @@ RECIPES = {
     "eight large channels": {"large_channels": 10.0},
     "offsets": {"uneven": 0.7, "offset": 3.0, "value_offset": 3.0},
 }
-# Of the spread of results, at logits of deviation 4: integers 2.2 to 2.9 %, values 2.7 %, p 3.1 %. The project's bound
+# Of the spread of results, at logits of deviation 4: integers 2.2 to 2.9 %, values 2.7 %, p 2.2 %. The project's bound
 # is 5 %; of few queries it is less certain.
 RECIPES_ERROR = 0.05
 RECIPES_ERROR_OF_FEW = {"reference": 0.042, "cuda": 0.055}
@@ -427,7 +428,7 @@ def of_head(function):
     return lambda args: by_head(function, args, (1, 0, 2, 0, 0, 0, 0, None))
 
 
-@pytest.mark.parametrize(("spread", "most"), [(0.1, 0.034), (1.0, 0.034), (4.0, 0.045)])
+@pytest.mark.parametrize(("spread", "most"), [(0.1, 0.036), (1.0, 0.036), (4.0, 0.036)])
 def test_what_rounding_p_costs(device, spread, most):
     """As a model, of sqrt(sum(p^2 (v - result)^2)), in which a random error of p counts."""
     args, _ = case(device, tokens=64, slots=1, per_slot=2048, spread=spread)
@@ -438,13 +439,25 @@ def test_what_rounding_p_costs(device, spread, most):
     assert 0.5 * most <= off <= most
 
 
+@pytest.mark.parametrize(("height", "most"), [(7, 0.03), (8, 0.03), (9, 0.05)])
+def test_many_keys_far_below_one_keep_their_weight(device, height, most):
+    """As a model: one key of 18720 so many nats above the mean of the others, which together weigh more than it."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 32, 18720, dtype=torch.float64, device=device)
+    at = torch.randint(64, 18720, (1, 32, 1), device=device)
+    logits.scatter_(-1, at, float(height))
+    want, got = (x.softmax(-1).gather(-1, at).mean() for x in (logits, rounded(logits)))
+    assert want < 0.3
+    assert (got - want).abs() <= most * want
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", REAL)
 def test_real_sizes(kernel, device, name):
     """Of the spread of results: p's own error."""
     args, _ = case(device, **REAL[name])
     want = of_head(truth)(args)
-    assert error_of_spread(kernel(*args), want) <= 0.035
+    assert error_of_spread(kernel(*args), want) <= 0.026
 
 
 @pytest.mark.gpu

@@ -28,7 +28,7 @@ inline std::vector<float> noise(size_t n, float scale) {
 inline Case draw_case(int tile) {
   Case c{draw(1, 2), draw(1, 300), draw(1, 9 * tile), draw(1, 7), draw(0, 3) > 0, {}};
   c.valid = draw(0, c.tokens);
-  if (!draw(0, 3)) c.valid = c.valid / tile * tile;
+  if (!draw(0, 3)) c.valid = c.valid / tile * tile + draw(-1, 1);
   if (!draw(0, 3)) c.valid = c.tokens + draw(0, 9);
   if (!draw(0, 15)) c.valid = -draw(0, 9);
   if (!draw(0, 3)) c.size = 40;  // scores that leave the first tile's range
