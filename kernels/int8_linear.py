@@ -1,6 +1,9 @@
 """int8_linear, int8_linear_gelu: products of int8 activations and int8 weights, whose integer sums are exact."""
 
+from __future__ import annotations
+
 import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +13,7 @@ from . import native
 from .checks import expect, is_cuda
 from .quantize import expect_groups, quantize_groups
 from .registry import op
-from .triton_import import tl, triton
+from .triton_import import generation, tl, triton
 
 PACK = 32  # rows of a weight that are permuted among themselves
 _DEEPEST = (2**31 - 1) // 128**2  # columns whose products sum to an int32, whatever the values
@@ -180,29 +183,71 @@ if triton:
         """Where ``pack`` has put a channel's row."""
         return channel // 32 * 32 + channel // 2 % 4 * 8 + channel // 8 % 4 * 2 + channel % 2
 
+    class _Tile(NamedTuple):
+        """What a program computes, and how: BLOCK channels of ROWS rows, STEP columns of x at a time."""
+
+        ROWS: int
+        BLOCK: int
+        STEP: int
+        num_warps: int
+        num_stages: int
+        registers: int | None = None  # of a thread, at most
+
+        @classmethod
+        def of(cls, capability: tuple[int, int], channels: int, groups: int, width: int | None) -> _Tile:
+            """For x of so many groups; programs of ``width`` channels, or, with None, of as many as is fast."""
+            # L2 binds: large tiles read less. Elsewhere products of integers take longer, or registers hold operands.
+            hopper = capability[0] == 9
+            if width is None:
+                wide = hopper and groups == 1 and channels >= 4096  # enough programs for all multiprocessors
+                return cls(128, 256, 128, 8, 3) if wide else cls(128, 128, *((128, 8, 3) if hopper else (64, 8, 4)))
+            block = max(16, triton.next_power_of_2(width))
+            if groups > 1 and block > 128:  # sums of integers and of floats
+                return cls(64, block, 64, 8, 4)
+            return cls(128, block, *((128, 8, 3) if hopper else (64, 8, 3)))
+
+    @triton.jit
+    def _operands(a, b, start, step, depth, EVEN: tl.constexpr):
+        """Columns from ``start`` on, of ``depth``: beyond them zeros."""
+        if EVEN:
+            return tl.load(a + start + step), tl.load(b + start + step)
+        inside = start + step < depth
+        return tl.load(a + start + step, mask=inside, other=0), tl.load(b + start + step, mask=inside, other=0)
+
     # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
     @triton.jit(do_not_specialize=["rows"])
     def _kernel(
         x, x_scale, weight, weight_scale, bias, out, out_scale, rows, groups, depth, channels, width,
-        GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+        GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, GROUPED: tl.constexpr,
+        EVEN: tl.constexpr,
     ):  # fmt: skip
-        tile, part = tl.program_id(0), tl.program_id(1)
-        row, column, step = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK), tl.arange(0, STEP)
+        # Programs that run at once share few rows and few channels: what they read stays in L2.
+        parts = tl.cdiv(channels, width)
+        first = tl.program_id(0)
+        tile, part = tl.swizzle2d(first // parts, first % parts, tl.num_programs(0) // parts, parts, 8)
+        row, column, step = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK), tl.arange(0, STEP)[None]
         channel = part * width + column
         here, live = row < rows, (column < width) & (channel < channels)
-        a = x + row.to(tl.int64)[:, None] * (groups * depth)
-        b = weight + packed_row(channel).to(tl.int64)[:, None] * (groups * depth)  # so sums are in the plain order
-        total = tl.zeros((ROWS, BLOCK), tl.float32)
-        for group in range(0, groups):
-            sums = tl.zeros((ROWS, BLOCK), tl.int32)
-            for start in range(0, depth, STEP):
-                inside = (start + step < depth)[None]
-                k = (group * depth + start + step)[None]
-                left = tl.load(a + k, mask=here[:, None] & inside, other=0)
-                right = tl.load(b + k, mask=live[:, None] & inside, other=0)
+        # What is beyond the last row or channel is computed from that one, and not stored.
+        a = x + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (groups * depth)
+        b = weight + packed_row(tl.minimum(channel, channels - 1)).to(tl.int64)[:, None] * (groups * depth)
+        sums = tl.zeros((ROWS, BLOCK), tl.int32)
+        if GROUPED:
+            total = tl.zeros((ROWS, BLOCK), tl.float32)
+            steps = tl.cdiv(depth, STEP)
+            for i in range(0, groups * steps):
+                group, start = i // steps, i % steps * STEP
+                left, right = _operands(a + group * depth, b + group * depth, start, step, depth, EVEN)
                 sums = tl.dot(left, tl.trans(right), sums, out_dtype=tl.int32)
-            scale = tl.load(x_scale + group * rows + row, mask=here, other=0.0)
-            total += scale[:, None] * sums.to(tl.float32)
+                if start + STEP >= depth:
+                    scale = tl.load(x_scale + group * rows + row, mask=here, other=0.0)
+                    total += scale[:, None] * sums.to(tl.float32)
+                    sums = tl.zeros((ROWS, BLOCK), tl.int32)
+        else:
+            for start in range(0, depth, STEP):
+                left, right = _operands(a, b, start, step, depth, EVEN)
+                sums = tl.dot(left, tl.trans(right), sums, out_dtype=tl.int32)
+            total = tl.load(x_scale + row, mask=here, other=0.0)[:, None] * sums.to(tl.float32)
         total *= tl.load(weight_scale + channel, mask=live, other=0.0)
         total += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
         at, mask = row.to(tl.int64)[:, None] * channels + channel, here[:, None] & live
@@ -217,8 +262,12 @@ if triton:
     @int8_linear.impl("triton", when=is_cuda)
     def _triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
         _check(x, x_scale, weight, weight_scale, bias)
+        tile = _Tile.of(generation(x.device), len(weight), len(x_scale), None)
+        return _launch(tile, x, x_scale, weight, weight_scale, bias)
+
+    def _launch(tile: _Tile, x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
         out = bias.new_empty(len(x), len(weight))
-        _launch(x, x_scale, weight, weight_scale, bias, out, None, 128)
+        _run(tile, x, x_scale, weight, weight_scale, bias, out, None, tile.BLOCK)
         return out
 
     def _fits_triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int):
@@ -229,23 +278,29 @@ if triton:
         x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
     ) -> tuple[Tensor, Tensor]:
         _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
+        tile = _Tile.of(generation(x.device), len(weight), len(x_scale), len(weight) // groups)
+        return _launch_gelu(tile, x, x_scale, weight, weight_scale, bias, groups)
+
+    def _launch_gelu(
+        tile: _Tile, x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor]:
         values = x.new_empty(len(x), len(weight))
         scale = x_scale.new_empty(groups, len(x))
-        _launch(x, x_scale, weight, weight_scale, bias, values, scale, len(weight) // groups)
+        _run(tile, x, x_scale, weight, weight_scale, bias, values, scale, len(weight) // groups)
         return values, scale
 
-    def _launch(x, x_scale, weight, weight_scale, bias, out, out_scale: Tensor | None, width: int) -> None:
+    def _run(tile: _Tile, x, x_scale, weight, weight_scale, bias, out, out_scale: Tensor | None, width: int) -> None:
         """A program has ``width`` channels of a tile of rows: with out_scale a group of the result."""
         rows, channels, groups = len(x), len(weight), len(x_scale)
         if rows == 0 or channels == 0:
             return
-        block = max(16, triton.next_power_of_2(width))
-        # With 64 columns a step, four stages take 64 or, of the widest tile, 80 KiB of shared memory.
-        tile = 128 if block <= 128 else 64
+        depth = x.shape[1] // groups
         gelu = out_scale is not None
         with torch.cuda.device_of(x):
-            _kernel[(triton.cdiv(rows, tile), triton.cdiv(channels, width))](
+            _kernel[(triton.cdiv(rows, tile.ROWS) * triton.cdiv(channels, width),)](
                 x, x_scale, weight, weight_scale, bias, out, out_scale if gelu else out,
-                rows, groups, x.shape[1] // groups, channels, width,
-                GELU=gelu, ROWS=tile, BLOCK=block, STEP=64, num_warps=8, num_stages=4,
+                rows, groups, depth, channels, width,
+                GELU=gelu, ROWS=tile.ROWS, BLOCK=tile.BLOCK, STEP=tile.STEP, GROUPED=groups > 1,
+                EVEN=depth % tile.STEP == 0,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers,
             )  # fmt: skip

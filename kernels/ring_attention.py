@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from .attention import attend, expect_queries
 from .checks import expect, expect_float, on_gpu
 from .quantize_keys import KEY_RUN, expect_key_scales
 from .registry import op
-from .triton_import import tl, triton
+from .triton_import import generation, tl, triton
 
 
 def _fake(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
@@ -173,10 +172,6 @@ if triton:
             # GeForce adds products to float32 at half the speed. Where sums become floats by conversion, the A100 does
             # that as slowly as exponentials.
             return cls(128, 64, 8, 3, half=capability != (8, 0), bits=capability == (8, 0))
-
-    @functools.cache
-    def _capability(device: torch.device) -> tuple[int, int]:
-        return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
     @triton.jit
     def _product(a, b, total, WIDE: tl.constexpr):
@@ -363,7 +358,7 @@ if triton:
     @ring_attention.impl("triton", when=_fits_triton)
     def _triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
         _check(q, k_ring, v_ring, valid)
-        tile = _Tile.of(_capability(q.device), q.dtype == torch.bfloat16, in_int8=False)
+        tile = _Tile.of(generation(q.device), q.dtype == torch.bfloat16, in_int8=False)
         return _launch(tile, q, k_ring, v_ring, valid)
 
     def _launch(tile: _Tile, q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
@@ -388,7 +383,7 @@ if triton:
         q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor
     ) -> Tensor:
         _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
-        tile = _Tile.of(_capability(q.device), v_ring.dtype == torch.bfloat16, in_int8=True)
+        tile = _Tile.of(generation(q.device), v_ring.dtype == torch.bfloat16, in_int8=True)
         return _launch_int8(tile, q, q_scale, k_ring, k_scale, v_ring, valid)
 
     def _launch_int8(

@@ -2,6 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from . import native
+
 triton: Any
 try:
     import triton
@@ -11,3 +15,8 @@ if TYPE_CHECKING or triton:
     import triton.language as tl
 else:
     tl = None
+
+
+def generation(device: torch.device) -> tuple[int, int]:
+    """The compute capability that a kernel's tiles are chosen for; where kernels are interpreted, Hopper's."""
+    return native.capability(device.index) if device.type == "cuda" else (9, 0)

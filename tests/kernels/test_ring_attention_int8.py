@@ -166,7 +166,7 @@ def test_triton_as_on_other_gpus(monkeypatch, device, capability, name):
     pytest.importorskip("triton")
     if device == "cpu" and not INTERPRETED:
         pytest.skip("without a GPU Triton is interpreted or not run")
-    monkeypatch.setattr(module, "_capability", lambda device: capability)
+    monkeypatch.setattr(module, "generation", lambda device: capability)
     args, _ = case(torch.bfloat16, device, **CASES[name])
     assert error(OP.impls["triton"][0](*args), truth(*args)) <= TOLERANCE[torch.bfloat16]
 
@@ -175,7 +175,7 @@ def test_values_beyond_half_precision_show(monkeypatch, device):
     pytest.importorskip("triton")
     if device == "cpu" and not INTERPRETED:
         pytest.skip("without a GPU Triton is interpreted or not run")
-    monkeypatch.setattr(module, "_capability", lambda device: (8, 9))
+    monkeypatch.setattr(module, "generation", lambda device: (8, 9))
     args, _ = case(torch.bfloat16, device)
     args[4][0, 3, 1, 5] = 1e5
     got = OP.impls["triton"][0](*args)
