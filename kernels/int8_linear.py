@@ -198,13 +198,16 @@ if triton:
             """For x of so many groups; programs of ``width`` channels, or, with None, of as many as is fast."""
             # L2 binds: large tiles read less. Elsewhere products of integers take longer, or registers hold operands.
             hopper = capability[0] == 9
+            step, stages = (128, 3) if hopper else (64, 4)
             if width is None:
-                wide = hopper and groups == 1 and channels >= 4096  # enough programs for all multiprocessors
-                return cls(128, 256, 128, 8, 3) if wide else cls(128, 128, *((128, 8, 3) if hopper else (64, 8, 4)))
+                if hopper and groups == 1 and channels >= 4096:  # enough programs for all multiprocessors
+                    return cls(128, 256, step, 8, stages)
+                two = hopper and groups == 1  # programs share a multiprocessor
+                return cls(128, 128, step, 8, stages, registers=128 if two else None)
             block = max(16, triton.next_power_of_2(width))
             if groups > 1 and block > 128:  # sums of integers and of floats
                 return cls(64, block, 64, 8, 4)
-            return cls(128, block, *((128, 8, 3) if hopper else (64, 8, 3)))
+            return cls(128, block, step, 8, 3)
 
     @triton.jit
     def _operands(a, b, start, step, depth, EVEN: tl.constexpr):
@@ -302,5 +305,5 @@ if triton:
                 rows, groups, depth, channels, width,
                 GELU=gelu, ROWS=tile.ROWS, BLOCK=tile.BLOCK, STEP=tile.STEP, GROUPED=groups > 1,
                 EVEN=depth % tile.STEP == 0,
-                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers, enable_fp_fusion=True,
             )  # fmt: skip

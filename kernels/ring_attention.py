@@ -167,11 +167,12 @@ if triton:
                 return cls(64, 32, 4, 2)
             if not in_int8:
                 return cls(128, 64, 8, 3)
-            if capability[0] in (9, 10):  # two programs share a multiprocessor: one's softmax overlaps one's products
-                return cls(128, 32, 8, 4)
-            # GeForce adds products to float32 at half the speed. Where sums become floats by conversion, the A100 does
-            # that as slowly as exponentials.
-            return cls(128, 64, 8, 3, half=capability != (8, 0), bits=capability == (8, 0))
+            if capability[0] == 9:  # two programs share a multiprocessor: one's softmax overlaps the other's products
+                return cls(128, 32, 8, 4, registers=128)
+            # GeForce adds products to float32 at half the speed, and to float16 at full speed; Ampere's first chip
+            # converts integers as slowly as it computes exponentials.
+            half = capability in ((8, 6), (8, 9), (12, 0), (12, 1))
+            return cls(128, 64, 8, 3, half=half, bits=capability == (8, 0))
 
     @triton.jit
     def _product(a, b, total, WIDE: tl.constexpr):
@@ -371,7 +372,7 @@ if triton:
                 q, k_ring, v_ring, valid, out,
                 rows, k_ring.shape[0] * k_ring.shape[1], q.stride(0), heads, _LOG2_E / dim**0.5,
                 DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or q.dtype != torch.bfloat16,
-                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers, enable_fp_fusion=True,
             )  # fmt: skip
         return out
 
@@ -401,6 +402,6 @@ if triton:
                 rows, k_ring.shape[0] * k_ring.shape[1], k_scale.shape[1], heads, _LOG2_E / dim**0.5,
                 DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or v_ring.dtype != torch.bfloat16,
                 RUN=KEY_RUN, BITS=tile.bits, num_warps=tile.num_warps, num_stages=tile.num_stages,
-                maxnreg=tile.registers,
+                maxnreg=tile.registers, enable_fp_fusion=True,
             )  # fmt: skip
         return out

@@ -19,7 +19,7 @@ from longlive_optimized.kernels import qk_norm_rope_store, quantize, quantize_ke
 from longlive_optimized.kernels import ring_attention, rms_norm, rotate_sinks, x0_renoise
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
-SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 0}
+SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 0, "BITS": False}
 INTEGERS = ("shift_stride", "scale_stride", "group_rows", "size", "tokens", "sinks", "time_pairs")
 INTEGERS += ("sink", "origin", "sink_tokens", "ring_tokens", "gate_stride", "gate_rows", "count", "index")
 INTEGERS += ("frame_stride", "row_stride", "column_stride", "channel_stride", "top", "left", "width", "area")
@@ -32,7 +32,7 @@ TYPES |= dict.fromkeys(SIZES, "constexpr") | dict.fromkeys(INTEGERS, "i32")
 INT8 = {"INT8": True, "out": "*i8"}
 TYPES |= {"q_scale": "*fp32", "k_scale": "*fp32", "k_offset": "*fp32"}
 RUNS8 = {"RUN": 8, "k_ring": "*i8"}
-PRODUCT = {"x": "*i8", "GELU": False, "BLOCK": 128, "STEP": 64}
+PRODUCT = {"x": "*i8", "GELU": False, "BLOCK": 128, "STEP": 64, "GROUPED": True, "EVEN": True}
 modules = modulate_norm, overlay_blend, qk_norm_rope_store, residual_norm, rms_norm, ring_advance, rotate_sinks
 modules += ring_attention, x0_renoise
 cases = [(module, {}) for module in modules]

@@ -7,9 +7,10 @@
 
 A row for each shape and kernel, as a table and with ``--json FILE`` as lines of JSON. All kernels of a shape are
 captured first; then they run in turn, a graph of about a millisecond each, so that the card's clocks are the same for
-all. ``pip install sageattention==1.0.6`` adds SageAttention's Triton kernels, as they are called (smoothing and
-quantising keys, queries and values each time) and without that; queries, keys and values are theirs to quantise, while
-ours come quantised from the operators before, as in the model.
+all. Arguments stay where the last call left them, small ones in L2.
+
+``pip install sageattention==1.0.6`` adds SageAttention's Triton kernels: as they are called, with keys smoothed and
+queries, keys and values converted each time, and without that. Ours come quantised from the operators before.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ import torch
 from torch import Tensor
 
 from longlive_optimized.engine.timing import percentile
+from longlive_optimized.kernels import int8_linear as products
 from longlive_optimized.kernels import ring_attention as attention_kernels
 from longlive_optimized.kernels.attention import attention
-from longlive_optimized.kernels.bench.runner import clocks_and_power
+from longlive_optimized.kernels.bench.case import Case
+from longlive_optimized.kernels.bench.runner import bench_of, clocks_and_power
 from longlive_optimized.kernels.quantize import quantize_groups
 from longlive_optimized.kernels.quantize_keys import as_int8, mix
+from longlive_optimized.kernels.registry import OPS
 from longlive_optimized.kernels.ring_attention import ring_attention, ring_attention_int8
 from longlive_optimized.kernels.triton_import import triton
 
@@ -66,6 +70,10 @@ def captured(function: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, int]
         for _ in range(calls):
             held.append(function())
     return graph, calls
+
+
+def chosen(functions: Functions, only: str) -> Functions:
+    return {name: function for name, function in functions.items() if only in name}
 
 
 def in_turn(functions: Functions, rounds: int) -> list[dict]:
@@ -132,15 +140,24 @@ def attentions(q: Tensor, k: Tensor, v: Tensor) -> Functions:
     return functions | sage(q, k, v)
 
 
-def sage(q: Tensor, k: Tensor, v: Tensor) -> Functions:
-    """SageAttention's, if it is installed. It takes the mean from its own copy of the keys, in place."""
+@functools.cache
+def has_sage() -> bool:
     try:
-        from sageattention import sageattn
-        from sageattention.attn_qk_int8_per_block import forward
-        from sageattention.quant_per_block import per_block_int8
+        import sageattention  # noqa: F401
     except ImportError as error:
         print(f"sageattention is left out: {error}")
+        return False
+    return True
+
+
+def sage(q: Tensor, k: Tensor, v: Tensor) -> Functions:
+    """SageAttention's, if it is installed. It takes the mean from its own copy of the keys, in place."""
+    if not has_sage():
         return {}
+    from sageattention import sageattn
+    from sageattention.attn_qk_int8_per_block import forward
+    from sageattention.quant_per_block import per_block_int8
+
     version = importlib.metadata.version("sageattention")
     q, k, v, own = q[None], k[None], v[None], k[None].clone()
     smooth = k - k.mean(dim=1, keepdim=True)
@@ -168,18 +185,18 @@ def error_of_spread(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).norm() / (want - want.mean(0)).norm()).item()
 
 
-def measure_attention(rounds: int) -> Iterator[dict]:
+def measure_attention(rounds: int, only: str) -> Iterator[dict]:
     for rows, keys in SHAPES:
         errors: dict[str, dict[str, float]] = {}
         for recipe, spoiled in RECIPES.items():
             tensors = draw(rows, keys, **spoiled)
             want = truth(*tensors)
-            for name, function in attentions(*tensors).items():
+            for name, function in chosen(attentions(*tensors), only).items():
                 try:
                     errors.setdefault(name, {})[recipe] = float(f"{error_of_spread(function(), want):.3g}")
                 except Exception as error:  # as in in_turn, which says so in its row
                     print(f"{name}: {error}")
-        for row in in_turn(attentions(*draw(rows, keys)), rounds):
+        for row in in_turn(chosen(attentions(*draw(rows, keys)), only), rounds):
             yield attention_row(rows, keys, row) | {"error": errors.get(row["kernel"])}
 
 
@@ -198,7 +215,7 @@ ATTENTION_TILES = (
 )  # fmt: skip
 
 
-def sweep_attention(rounds: int) -> Iterator[dict]:
+def sweep_attention(rounds: int, only: str) -> Iterator[dict]:
     """Tiles of all kinds. What does not fit into shared memory says so."""
     rows, keys = SHAPES[0]
     q, k, v = draw(rows, keys)
@@ -213,8 +230,55 @@ def sweep_attention(rounds: int) -> Iterator[dict]:
             ways["int8, bits"] = (attention_kernels._launch_int8, tile._replace(bits=True), narrow)
         for kind, (launch, kind_tile, args) in ways.items():
             functions[f"{kind}: {size}"] = functools.partial(launch, kind_tile, *args)
-    for row in in_turn(dict(sorted(functions.items())), rounds):
+    for row in in_turn(chosen(dict(sorted(functions.items())), only), rounds):
         yield attention_row(rows, keys, row)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Products
+
+
+def measure_products(rounds: int, only: str) -> Iterator[dict]:
+    """Of the benchmarks' sizes, beside what these compare them with."""
+    for name in ("int8_linear", "int8_linear_gelu"):
+        bench = bench_of(name)
+        for case in bench.real:
+            args = case.make("cuda")
+            backends = {backend: OPS[name].impls[backend] for backend in ("triton", "cuda")}
+            runners = {backend: function for backend, (function, takes) in backends.items() if takes(*args)}
+            runners |= bench.peers()
+            functions = {runner: functools.partial(function, *args) for runner, function in runners.items()}
+            for row in in_turn(chosen(functions, only), rounds):
+                yield product_row(name, case, row)
+
+
+def product_row(name: str, case: Case, row: dict) -> dict:
+    found = {"op": name, "shape": case.shape} | row
+    if "us" in row:
+        found["tflop_s"] = round(case.flops / row["us"] / 1e6, 1)
+    return found
+
+
+# ROWS, BLOCK, STEP, warps, stages, and perhaps the most registers of a thread.
+PRODUCT_TILES = (
+    (128, 128, 64, 8, 4), (128, 128, 64, 8, 4, 128), (128, 128, 128, 8, 3), (128, 128, 128, 8, 3, 128),
+    (128, 128, 128, 8, 4), (128, 128, 256, 8, 2), (128, 256, 128, 8, 3), (128, 256, 128, 8, 4), (128, 256, 64, 8, 4),
+    (128, 256, 128, 16, 3), (256, 128, 128, 8, 3), (64, 256, 64, 8, 4), (64, 256, 128, 8, 3), (64, 128, 128, 4, 3),
+)  # fmt: skip
+
+
+def sweep_products(rounds: int, only: str) -> Iterator[dict]:
+    for case in bench_of("int8_linear").real:
+        args = case.make("cuda")
+        functions = {str(s): functools.partial(products._launch, products._Tile(*s), *args) for s in PRODUCT_TILES}
+        for row in in_turn(chosen(functions, only), rounds):
+            yield product_row("int8_linear", case, row)
+    for case in bench_of("int8_linear_gelu").real:
+        args = case.make("cuda")
+        wide = [size for size in PRODUCT_TILES if size[1] == products.GELU_GROUP]
+        functions = {str(s): functools.partial(products._launch_gelu, products._Tile(*s), *args) for s in wide}
+        for row in in_turn(chosen(functions, only), rounds):
+            yield product_row("int8_linear_gelu", case, row)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -230,6 +294,8 @@ def show(row: dict) -> None:
 WHAT = {
     ("attention", False): measure_attention,
     ("attention", True): sweep_attention,
+    ("products", False): measure_products,
+    ("products", True): sweep_products,
 }
 
 
@@ -238,7 +304,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=sorted({what for what, _ in WHAT}))
     parser.add_argument("--sweep", action="store_true", help="try tiles, warps and stages")
-    parser.add_argument("--rounds", type=int, default=200, help="samples of each kernel")
+    parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name has this in it")
+    parser.add_argument("--rounds", type=int, default=100, help="samples of each kernel")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if not torch.cuda.is_available() or triton is None:
@@ -247,7 +314,7 @@ def main() -> None:
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     print(machine | {"clocks": clocks_and_power()})
     rows = []
-    for row in WHAT[given.what, given.sweep](given.rounds):
+    for row in WHAT[given.what, given.sweep](given.rounds, given.only):
         show(row)
         rows.append(row | machine)
     print(clocks_and_power())
