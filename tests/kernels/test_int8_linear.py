@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from longlive_optimized.kernels import int8_linear as module
 from longlive_optimized.kernels.int8_linear import int8_linear, int8_linear_gelu, pack
 from longlive_optimized.kernels.quantize import quantize
 from support.emulated import run_on_a_cpu
@@ -95,6 +96,18 @@ def test_matches_float64(run, close, device, shape, dtype):
         assert ((out - want).abs() <= bound(**args)).all()
     else:
         close(out, want)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(129, 96, 160, 1), (7, 39, 32, 3), (33, 384, 64, 3), (20, 64, 4128, 1)], ids=str)
+def test_triton_as_on_other_gpus(monkeypatch, device, capability, shape):
+    """The tiles of each generation, at ragged edges, and with so many channels that tiles are wide."""
+    pytest.importorskip("triton")
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("without a GPU Triton is interpreted or not run")
+    monkeypatch.setattr(module, "generation", lambda device: capability)
+    args = inputs(*shape, torch.float32, device)
+    assert ((OP.impls["triton"][0](*args.values()) - truth(**args)).abs() <= bound(**args)).all()
 
 
 @pytest.fixture
