@@ -286,8 +286,10 @@ if triton:
     def _kernel_int8(
         q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, scales, heads, scale_log2,
         DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
-        BITS: tl.constexpr,
+        BITS: tl.constexpr, ALIGNED: tl.constexpr,
     ):  # fmt: skip
+        if ALIGNED:  # four scales are one copy
+            scales = scales // 4 * 4
         HALF: tl.constexpr = v_ring.dtype.element_ty == tl.float16
         head, size = tl.program_id(1).to(tl.int64), heads * DIM
         row, channel, run = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS // RUN)
@@ -401,7 +403,7 @@ if triton:
                 q, q_scale, k_ring, k_scale, values, valid, out,
                 rows, k_ring.shape[0] * k_ring.shape[1], k_scale.shape[1], heads, _LOG2_E / dim**0.5,
                 DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or v_ring.dtype != torch.bfloat16,
-                RUN=KEY_RUN, BITS=tile.bits, num_warps=tile.num_warps, num_stages=tile.num_stages,
-                maxnreg=tile.registers, enable_fp_fusion=True,
+                RUN=KEY_RUN, BITS=tile.bits, ALIGNED=k_scale.shape[1] % 4 == k_scale.data_ptr() % 16 == 0,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers, enable_fp_fusion=True,
             )  # fmt: skip
         return out

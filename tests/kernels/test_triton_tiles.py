@@ -54,7 +54,7 @@ for in_int8 in (True, False):
     tile = ring_attention._Tile.of(version, True, in_int8)
     special = {"DIM": 128, "WIDE": False}
     if in_int8:
-        special |= {"RUN": 8, "BITS": tile.bits, "q": "*i8", "k_ring": "*i8"}
+        special |= {"RUN": 8, "BITS": tile.bits, "ALIGNED": True, "q": "*i8", "k_ring": "*i8"}
         special |= {"v_ring": "*fp16"} if tile.half else {}
     kernel = ring_attention._kernel_int8 if in_int8 else ring_attention._kernel
     check((capability, "attention", in_int8), kernel, tile, special, spilled=16)
