@@ -152,6 +152,10 @@ RUN: dict[str, Run] = {
     "pytest -m gpu tests/kernels/test_ring_attention_int8.py": selects(
         "pytest -m gpu tests/kernels/test_ring_attention_int8.py"
     ),
+    **dict.fromkeys(
+        ("python tests/measure/triton_kernels.py attention", "python tests/measure/triton_kernels.py products"),
+        Run("python tests/measure/triton_kernels.py --help", (r"--sweep",), where="checkout", partly="needs a GPU"),
+    ),
     "longlive-optimized bench kernels causal_conv": Run(prints=(r"causal_conv", r"published")),
     # docs/int8.md
     "python tests/measure/int8_error.py": Run(

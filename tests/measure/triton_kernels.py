@@ -209,9 +209,9 @@ def attention_row(rows: int, keys: int, row: dict) -> dict:
 
 # ROWS, KEYS, warps, stages, and perhaps the most registers of a thread.
 ATTENTION_TILES = (
-    (128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 8, 4), (128, 64, 8, 3, 128), (128, 32, 8, 3), (128, 32, 8, 4),
-    (128, 32, 8, 5), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2, 168), (64, 32, 4, 4),
-    (128, 32, 4, 4), (64, 128, 4, 2), (256, 64, 16, 2), (256, 32, 16, 3),
+    (128, 32, 8, 3, 128), (128, 32, 8, 4, 128), (128, 32, 8, 5, 128), (128, 32, 8, 4), (128, 64, 8, 2, 128),
+    (128, 64, 8, 3, 128), (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 2), (128, 128, 8, 3),
+    (128, 32, 4, 4), (64, 64, 4, 2, 168), (64, 64, 4, 3), (64, 32, 4, 4), (256, 32, 16, 3),
 )  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def sweep_attention(rounds: int, only: str) -> Iterator[dict]:
         tile = attention_kernels._Tile(*size)
         ways = {"bfloat16": (attention_kernels._launch, tile, plain)}
         ways["int8"] = (attention_kernels._launch_int8, tile, narrow)
-        if size in ((128, 64, 8, 3), (128, 32, 8, 4)):
+        if size in ((128, 64, 8, 3), (128, 32, 8, 4, 128)):
             ways["int8, half"] = (attention_kernels._launch_int8, tile._replace(half=True), narrow)
             ways["int8, bits"] = (attention_kernels._launch_int8, tile._replace(bits=True), narrow)
         for kind, (launch, kind_tile, args) in ways.items():
