@@ -327,7 +327,7 @@ if triton:
         else:
             # p and its sums are floats, so any shift near a row's largest score serves: that of the first keys stands.
             scores, _ = _masked_scores(query, factor, keys, scale_at, at, end, RUN, BITS)
-            shift = tl.max(tl.max(scores, axis=1), axis=1)[:, None, None] + 32.0
+            shift = tl.reshape(tl.max(tl.max(scores, axis=1), axis=1), (ROWS, 1, 1)) + 32.0
             for _ in range(0, end // KEYS):
                 key, scale = tl.load(keys + at), tl.load(scale_at + run)
                 p = tl.exp2(_scores(query, key, factor, scale, RUN, BITS) - shift)
@@ -341,10 +341,11 @@ if triton:
                 p = tl.where(seen, tl.exp2(scores - shift), 0.0)
                 row_sum += tl.sum(p, axis=1)
                 acc = _add_values(p, _masked_values(values, at, left), acc, WIDE)
-            if tl.max(tl.max(row_sum, axis=1), axis=0) >= 2.0**64:  # a score far above the first ones: once more
+            largest = tl.cast(tl.max(tl.max(row_sum, axis=1), axis=0), tl.float32)
+            if largest >= 2.0**64:  # a score far above the first ones: once more
                 row_sum = tl.zeros((ROWS, RUN), tl.float32)
                 acc = tl.zeros((ROWS, DIM), tl.float32)
-                for start in tl.range(0, end, KEYS, num_stages=1):
+                for start in tl.range(0, end, KEYS, num_stages=1):  # pyright: ignore[reportGeneralTypeIssues]
                     scores, seen = _masked_scores(query, factor, k_ring, k_scale, at, end - start, RUN, BITS)
                     value = _masked_values(v_ring, at, end - start)
                     row_max, row_sum, acc = _add_below_maximum(

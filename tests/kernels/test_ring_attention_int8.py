@@ -374,3 +374,41 @@ def test_one_graph_serves_every_number_of_keys(kernel, device):
         graph.replay()
         assert torch.equal(out, kernel(*args))
         assert error(out, truth(*args)) <= 5e-3
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Of Triton's kernel, with what each generation has of its own
+
+
+@pytest.fixture(params=[(8, 0), (8, 9), (9, 0)], ids=str)
+def on_generation(request, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(module, "generation", lambda device: request.param)
+    return OP.impls["triton"][0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["a young stream", "small picture", "odd picture", "odd window"])
+def test_real_sizes_in_triton(on_generation, device, name):
+    args, (q, k) = case(torch.bfloat16, device, **REAL[name], **RECIPES["uneven channels, offsets"])
+    got = on_generation(*args)
+    assert error(got, by_head(truth, args, (1, 0, 2, 0, 2, None))) <= 5e-3
+    assert error_of_spread(got, by_head(unquantised, (q, k, args[4], args[5]), (1, 1, 2, None))) <= 1.2 * RECIPES_ERROR
+    for _ in range(5):
+        assert torch.equal(on_generation(*args), got)
+
+
+@pytest.mark.gpu
+def test_one_graph_serves_every_number_of_keys_in_triton(on_generation, device):
+    args, _ = case(torch.bfloat16, device, tokens=1000, slots=12, per_slot=304, heads=3)
+    *_, valid = args
+    on_generation(*args)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = on_generation(*args)
+    for keys in (304, 3648, 1, 0, 1000, 64, 65, 5000):
+        valid.fill_(keys)
+        graph.replay()
+        assert torch.equal(out, on_generation(*args))
+        if keys:
+            assert error(out, truth(*args)) <= 5e-3
