@@ -400,10 +400,7 @@ def test_real_sizes_in_triton(on_generation, device, name):
 def test_one_graph_serves_every_number_of_keys_in_triton(on_generation, device):
     args, _ = case(torch.bfloat16, device, tokens=1000, slots=12, per_slot=304, heads=3)
     *_, valid = args
-    on_generation(*args)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = on_generation(*args)
+    graph, out = captured(on_generation, *args)
     for keys in (304, 3648, 1, 0, 1000, 64, 65, 5000):
         valid.fill_(keys)
         graph.replay()
