@@ -158,28 +158,29 @@ def test_keeps_the_recipes_error(run, device, recipe):
     assert error_of_spread(run(*args), unquantised(q, k, args[4], args[5])) <= 1.2 * RECIPES_ERROR
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)
+@pytest.fixture(params=[(8, 0), (8, 9), (9, 0)], ids=str)
+def on_generation(request, monkeypatch, device):
+    """Triton's, with what a generation has of its own: halves on GeForce, floats by their bits on the A100."""
+    pytest.importorskip("triton")
+    if device == "cpu" and not INTERPRETED:
+        pytest.skip("without a GPU Triton is interpreted or not run")
+    monkeypatch.setattr(module, "generation", lambda device: request.param)
+    return OP.impls["triton"][0]
+
+
 @pytest.mark.parametrize(
     "name", ["ragged", "one key of many", "a key more than whole tiles", "a late outlier", "logits beyond any shift"]
 )
-def test_triton_as_on_other_gpus(monkeypatch, device, capability, name):
-    """What a generation has of its own: values in half precision on GeForce, sums turned to floats on the A100."""
-    pytest.importorskip("triton")
-    if device == "cpu" and not INTERPRETED:
-        pytest.skip("without a GPU Triton is interpreted or not run")
-    monkeypatch.setattr(module, "generation", lambda device: capability)
+def test_generations_match_float64(on_generation, device, name):
     args, _ = case(torch.bfloat16, device, **CASES[name])
-    assert error(OP.impls["triton"][0](*args), truth(*args)) <= TOLERANCE[torch.bfloat16]
+    assert error(on_generation(*args), truth(*args)) <= TOLERANCE[torch.bfloat16]
 
 
-def test_values_beyond_half_precision_show(monkeypatch, device):
-    pytest.importorskip("triton")
-    if device == "cpu" and not INTERPRETED:
-        pytest.skip("without a GPU Triton is interpreted or not run")
-    monkeypatch.setattr(module, "generation", lambda device: (8, 9))
+@pytest.mark.parametrize("on_generation", [(8, 9)], indirect=True)
+def test_values_beyond_half_precision_show(on_generation, device):
     args, _ = case(torch.bfloat16, device)
     args[4][0, 3, 1, 5] = 1e5
-    got = OP.impls["triton"][0](*args)
+    got = on_generation(*args)
     assert not got[:, 1, 5].isfinite().any()
     got[:, 1, 5] = 0
     assert got.isfinite().all()
@@ -375,14 +376,7 @@ def test_one_graph_serves_every_number_of_keys(kernel, device):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Of Triton's kernel, with what each generation has of its own
-
-
-@pytest.fixture(params=[(8, 0), (8, 9), (9, 0)], ids=str)
-def on_generation(request, monkeypatch):
-    pytest.importorskip("triton")
-    monkeypatch.setattr(module, "generation", lambda device: request.param)
-    return OP.impls["triton"][0]
+# Of Triton's kernel
 
 
 @pytest.mark.gpu
