@@ -147,7 +147,7 @@ if triton:
         def of(cls, capability: tuple[int, int], narrow: bool, in_int8: bool) -> _Tile:
             """For values of bfloat16, or else of float32."""
             if not narrow:
-                return cls(64, 32, 4, 2)
+                return cls(64, 32, 4 if in_int8 else 8, 2)
             if not in_int8:
                 return cls(128, 64, 8, 3)
             if capability[0] == 9:  # two programs share a multiprocessor: one's softmax overlaps the other's products

@@ -160,6 +160,10 @@ RUN: dict[str, Run] = {
         ("python tests/measure/triton_kernels.py attention", "python tests/measure/triton_kernels.py products"),
         Run("python tests/measure/triton_kernels.py --help", (r"--sweep",), where="checkout", partly="needs a GPU"),
     ),
+    **dict.fromkeys(
+        ("python tests/measure/triton_kernels.py attention", "python tests/measure/triton_kernels.py products"),
+        Run("python tests/measure/triton_kernels.py --help", (r"--sweep",), where="checkout", partly="needs a GPU"),
+    ),
     "longlive-optimized bench kernels causal_conv": Run(prints=(r"causal_conv", r"published")),
     # docs/int8.md
     "python tests/measure/int8_error.py": Run(
