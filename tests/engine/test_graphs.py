@@ -361,7 +361,7 @@ def test_the_first_block_in_8_bits_is_bf16s_bit_for_bit():
 
 
 def test_a_stream_in_8_bits_has_no_keys_in_bf16():
-    """Until its precision changes; and its keys take half of the memory. Where values are in 8 bits, nor such values."""
+    """Until its precision changes; and its keys take half of the memory. Nor values, where those are in 8 bits."""
     int8 = engine(precision="int8")
     int8.warmup()
     ring = int8.stream.ring

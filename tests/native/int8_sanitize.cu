@@ -1,6 +1,5 @@
-// csrc/linear/int8_linear.cuh on Hopper without torch, in a moment: every kind that is launched, at ragged sizes. Made
-// for compute-sanitizer (memcheck, racecheck); compares all results with the host's. No arguments.
-//   nvcc -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
+// csrc/linear/int8_linear.cuh without torch: every kind that is launched, at ragged sizes. See sanitize.h.
+//   nvcc -O2 -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
 //        tests/native/int8_sanitize.cu -o int8_sanitize && compute-sanitizer --tool racecheck ./int8_sanitize
 #include "linear/int8_linear.cuh"
 #include "sanitize.h"

@@ -1,6 +1,6 @@
 // The kernels of csrc/elementwise that write int8, and their forms that do not, without torch: rows and keys at ragged
 // sizes, rings that wrap around, rows of zeros and of NaN. See sanitize.h.
-//   nvcc -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
+//   nvcc -O2 -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
 //        tests/native/keys_sanitize.cu -o keys_sanitize && compute-sanitizer --tool racecheck ./keys_sanitize
 #include "elementwise/modulate_norm.cuh"
 #include "elementwise/qk_norm_rope_store.cuh"
@@ -452,24 +452,79 @@ bool rotates(int layers, int sinks, int tokens, int heads, int slots) {
   return good;
 }
 
+// The QKV product of some frames [frames * tokens, 3, size], and what becomes of it.
+template <class T>
+struct Pass {
+  const int frames, tokens, size;
+  const Array<T> qkv, q_gain, k_gain;
+  const Turns turns;
+
+  Pass(int frames, int tokens, int size)
+      : frames(frames),
+        tokens(tokens),
+        size(size),
+        qkv(noise<T>(size_t(3) * frames * tokens * size, 4)),
+        q_gain(noise<T>(size, 0.5f, 1)),
+        k_gain(noise<T>(size, 0.5f, 1)),
+        turns(frames, tokens) {}
+
+  // Queries, keys (part 1) or values of a frame [tokens, size], as they came.
+  std::vector<double> plain(int frame, int part) const {
+    std::vector<double> x;
+    for (int token = frame * tokens; token < (frame + 1) * tokens; ++token)
+      for (int i = 0; i < size; ++i) x.push_back(wide(qkv.host[(size_t(token) * 3 + part) * size + i]));
+    return x;
+  }
+  std::vector<double> normed(int frame, int part) const {
+    std::vector<double> x = plain(frame, part);
+    const Array<T>& gain = part == 0 ? q_gain : k_gain;
+    for (size_t first = 0; first < x.size(); first += size) {
+      double square = 0;
+      for (int i = 0; i < size; ++i) square += x[first + i] * x[first + i] / size;
+      for (int i = 0; i < size; ++i) x[first + i] *= wide(gain.host[i]) / std::sqrt(square + kEps);
+    }
+    return x;
+  }
+  std::vector<double> rotated(int frame, int part) const {
+    std::vector<double> x = normed(frame, part);
+    for (int token = 0; token < tokens; ++token) turns.apply(&x[size_t(token) * size], size, frame, token);
+    return x;
+  }
+};
+
+template <class T>
+bool are_equal(const T* got, const std::vector<double>& want) {
+  bool good = true;
+  for (size_t i = 0; i < want.size(); ++i) good &= wide(got[i]) == want[i];
+  return good;
+}
+
 template <class T, class Key>
 bool stores(const std::vector<int64_t>& slots, int tokens, int heads, int slots_of_ring, int sinks,
             bool values = true) {
   const int size = heads * kHeadDim, frames = int(slots.size()), queries = frames * tokens, rows = 3 * queries;
-  Ring<Key> ring(slots_of_ring, tokens, heads);
-  const Array<T> qkv(noise<T>(size_t(rows) * size, 4));
-  const Array<T> gain[2] = {Array<T>(noise<T>(size, 0.5f, 1)), Array<T>(noise<T>(size, 0.5f, 1))};
-  const Turns turns(frames, tokens);
+  const Pass<T> pass(frames, tokens, size);
   const Array<int64_t> slot(slots);
+  Ring<Key> ring(slots_of_ring, tokens, heads);
   Array<T> v_ring(size_t(slots_of_ring) * tokens * size, rounded<T>(kNaN));
   Array<T> k_sink(size_t(sinks) * tokens * size, rounded<T>(kNaN));
   Array<Key> q(size_t(queries) * size, poison<Key>());
   Array<float> q_scale(size_t(heads) * queries, kNaN);
   const auto params = [&]<class Out>(const Out& out) {
-    T* const v = values ? v_ring.device : nullptr;
-    return StoreParams<T, Out>{qkv.device, gain[0].device, gain[1].device,    turns.rope(), out,
-                               v,          k_sink.device,  slot.device,       rows,         tokens,
-                               size,       sinks,          1.f / float(size), kEps};
+    return StoreParams<T, Out>{pass.qkv.device,
+                               pass.q_gain.device,
+                               pass.k_gain.device,
+                               pass.turns.rope(),
+                               out,
+                               values ? v_ring.device : nullptr,
+                               k_sink.device,
+                               slot.device,
+                               rows,
+                               tokens,
+                               size,
+                               sinks,
+                               1.f / float(size),
+                               kEps};
   };
   if constexpr (std::is_same_v<Key, int8_t>) {
     const Int8Out out{q.device,           ring.keys.device, q_scale.device, ring.scale.device,
@@ -482,34 +537,18 @@ bool stores(const std::vector<int64_t>& slots, int tokens, int heads, int slots_
   ring.copy_out(), v_ring.copy_out(), k_sink.copy_out(), q.copy_out(), q_scale.copy_out();
 
   bool good = ring.spares();
-  std::vector<double> all_queries;
   const int64_t of_frame = int64_t(tokens) * size;
   for (int frame = 0; frame < frames; ++frame) {
-    std::vector<double> part[2], normed[2];
-    for (int token = 0; token < tokens; ++token) {
-      const T* row = &qkv.host[(size_t(frame) * tokens + token) * 3 * size];
-      for (int kind = 0; kind < 2; ++kind) {
-        double square = 0;
-        for (int i = 0; i < size; ++i) square += wide(row[kind * size + i]) * wide(row[kind * size + i]) / size;
-        for (int i = 0; i < size; ++i)
-          normed[kind].push_back(wide(row[kind * size + i]) / std::sqrt(square + kEps) * wide(gain[kind].host[i]));
-      }
-      const T* v = &v_ring.host[slots[frame] * of_frame + size_t(token) * size];
-      good &= values || unwritten(v, size);
-      for (int i = 0; values && i < size; ++i) good &= wide(v[i]) == wide(row[2 * size + i]);
+    const int64_t at = slots[frame] * of_frame;
+    good &= ring.agrees(int(slots[frame]), pass.rotated(frame, 1));
+    good &= values ? are_equal(&v_ring.host[at], pass.plain(frame, 2)) : unwritten(&v_ring.host[at], of_frame);
+    if (slots[frame] < sinks) good &= are_close(&k_sink.host[at], pass.normed(frame, 1));
+    const std::vector<double> want = pass.rotated(frame, 0);
+    if constexpr (std::is_same_v<Key, int8_t>) {
+      good &= are_int8_queries(want, &q.host[frame * of_frame], &q_scale.host[frame * tokens], queries, size);
+    } else {
+      good &= are_close(&q.host[frame * of_frame], want);
     }
-    for (int kind = 0; kind < 2; ++kind) {
-      part[kind] = normed[kind];
-      for (int token = 0; token < tokens; ++token) turns.apply(&part[kind][size_t(token) * size], size, frame, token);
-    }
-    good &= ring.agrees(int(slots[frame]), part[1]);
-    if (slots[frame] < sinks) good &= are_close(&k_sink.host[slots[frame] * of_frame], normed[1]);
-    all_queries.insert(all_queries.end(), part[0].begin(), part[0].end());
-  }
-  if constexpr (std::is_same_v<Key, int8_t>) {
-    good &= are_int8_queries(all_queries, q.host.data(), q_scale.host.data(), queries, size);
-  } else {
-    good &= are_close(q.host.data(), all_queries);
   }
   for (int i = 0; i < slots_of_ring; ++i) {
     if (contains(slots, i)) continue;

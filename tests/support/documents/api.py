@@ -40,13 +40,18 @@ def the_engine_is_made(units: list[Unit]):
     same_signature(names(units[0].text)[0], LongLiveEngine.__init__)
 
 
-@says(API, "values take 1.73 GB in bfloat16, its keys as much, or 0.87 GB in int8 with 58 MB beside them")
+@says(
+    API,
+    "values take 1.73 GB in bfloat16, its keys as much, or 0.87 GB in int8 with 58 MB beside them; "
+    "values in fp8 0.86 GB, with 58 MB beside them.",
+)
 def what_a_ring_takes():
-    sizes = {"window": 12, "sink": 3, "relative": True, "dtype": torch.bfloat16, "device": "meta"}
-    ring = RingCache(ModelConfig(), (480 // 16, 832 // 16), **sizes, int8=True)
-    assert ring.k is None and round(ring.v.nbytes / 1e9, 2) == 1.73
-    assert round(sum(each.nbytes for each in ring.cache8.keys) / 1e9, 2) == 0.87
-    assert round(ring._own_k.nbytes / 1e6) == 58
+    sizes = {"window": 12, "sink": 3, "relative": True, "dtype": torch.bfloat16, "device": "meta", "int8": True}
+    ring, other = (RingCache(ModelConfig(), (480 // 16, 832 // 16), **sizes, values8=each) for each in (True, False))
+    keys, values = ring.cache8
+    assert ring.k is None and ring.v is None and round(other.v.nbytes / 1e9, 2) == 1.73
+    assert [round(sum(t.nbytes for t in each) / 1e9, 2) for each in (keys, values)] == [0.87, 0.86]
+    assert [round(own.nbytes / 1e6) for own in (ring._own_k, ring._own_v)] == [58, 58]
 
 
 @says(API, "`UserLora(path, scale=1.0)`, from `longlive_optimized.weights.user_lora`")
