@@ -45,7 +45,8 @@ constexpr int kRuns = kTileKeys / kKeyRun;
 constexpr int kGroup = 8;                      // columns of the accumulator that a quad of threads shares
 static_assert(kKeyRun == kGroup && kValueGroup == 2 * kGroup);
 
-constexpr float kLargest = 126, kTarget = 86, kRaised = 118;  // codes: 448, the largest e4m3; five binades, one below it
+// Codes: 448, the largest e4m3; five binades below it, and one.
+constexpr float kLargest = 126, kTarget = 86, kRaised = 118;
 constexpr float kBinade = 8;                   // codes
 // Scores are in codes times 2^-24, which a conversion to half precision counts.
 constexpr float kCode = 0x1p-24f;

@@ -203,10 +203,10 @@ class RingCache:
 
     def values(self, index: int) -> Tensor:
         """One layer's values in ``dtype``, [capacity, S, heads, head_dim]: what those in e4m3 stand for is a copy."""
-        if self.holds_int8 and self._values8:
-            values = self._in_8_bits().layer(index).values
-            return dequantize_values(*values, self.capacity, self._tokens, self.k_sink.dtype)
-        return self._in_dtype()[1][index]
+        values = self._in_8_bits().layer(index).values if self.holds_int8 else None
+        if values is None:
+            return self._values_in_dtype()[index]
+        return dequantize_values(*values, self.capacity, self._tokens, self.k_sink.dtype)
 
     @property
     def stale(self) -> bool:
@@ -311,7 +311,8 @@ class RingCache:
             mine.keys.offset.copy_(theirs.keys.offset)
             if mine.values is not None and theirs.values is not None:
                 mine.values.v[..., :places] = theirs.values.v[..., :places]
-                mine.values.scale.copy_(theirs.values.scale), mine.values.offset.copy_(theirs.values.offset)
+                mine.values.scale.copy_(theirs.values.scale)
+                mine.values.offset.copy_(theirs.values.offset)
         else:
             self._in_dtype()[0][:, :s] = other._in_dtype()[0][:, :s]
         if not (other.holds_int8 and self._values8):

@@ -73,11 +73,11 @@ def _added(
 def _over_ring(q: Tensor | Quantized, ring: RingLayer) -> Tensor:
     """Attention of queries [N, heads, head_dim] over the ring."""
     keys, values = ring.keys, ring.values
+    if not isinstance(keys, Int8Keys):
+        return ring_attention(q, keys, values, ring.valid)
     if isinstance(values, Fp8Values):
         return ring_attention_fp8(*q, keys.k, keys.scale, *values, ring.valid).to(ring.k_sink.dtype)
-    if isinstance(keys, Int8Keys):
-        return ring_attention_int8(*q, keys.k, keys.scale, values, ring.valid)
-    return ring_attention(q, keys, values, ring.valid)
+    return ring_attention_int8(*q, keys.k, keys.scale, values, ring.valid)
 
 
 def _attended(y: Tensor, int8: bool) -> Tensor | Quantized:
@@ -122,7 +122,7 @@ class TransformerBlock(nn.Module):
                 quantize_values(v, values.offset, values.scale, values.v, ring.slots)
             return q
         q = qk_norm_rope_store(*norm, keys, values, *rest)
-        if ring.kept is not None:
+        if ring.kept is not None and isinstance(values, Tensor):
             frames = len(ring.slots)
             ring.kept.renew(keys[:frames], values[:frames])  # which fill the first slots, in whatever order
         return q

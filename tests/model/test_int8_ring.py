@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from longlive_optimized.engine.recache import plan_recache
+from longlive_optimized.kernels import native, registry
 from longlive_optimized.kernels.quantize_values import quantize_values
 from longlive_optimized.model import precision
 from longlive_optimized.model.config import ModelConfig
-from longlive_optimized.model.precision import attention_in_8_bits
+from longlive_optimized.model.precision import attention_in_8_bits, values_in_8_bits
 from longlive_optimized.model.ring_cache import VALUE_RANGE, RingCache
 from longlive_optimized.model.transformer import Transformer
 from support.networks import ring_of
@@ -296,3 +297,17 @@ def test_what_attention_in_8_bits_wants(monkeypatch):
     assert attention_in_8_bits("int8", 128, 8)
     monkeypatch.setattr(precision, "KEPT", {"attention": (2,)})
     assert not attention_in_8_bits("int8", 128, 8)
+
+
+def test_where_values_are_in_8_bits_too(monkeypatch):
+    where = torch.bfloat16, torch.device("cuda", 0), 128
+    monkeypatch.setattr(registry, "_forced", None)
+    for lacks in ("no Hopper GPU", "the CUDA library was not built"):
+        monkeypatch.setattr(native, "missing", lambda device, lacks=lacks: lacks)
+        assert not values_in_8_bits(*where)
+    monkeypatch.setattr(native, "missing", lambda device: None)
+    assert values_in_8_bits(*where)
+    assert not values_in_8_bits(torch.float32, *where[1:]) and not values_in_8_bits(*where[:2], 64)
+    for name, expected in {"cuda": True, "triton": False, "reference": False}.items():
+        with registry.backend(name):
+            assert values_in_8_bits(*where) == expected

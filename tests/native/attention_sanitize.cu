@@ -1,5 +1,5 @@
-// csrc/attention/ring_attention.cuh and ring_attention_fp8.cuh without torch: one row, one key, no key, short last tiles,
-// split-KV, several tiles a CTA, and scores that leave the first tile's range. What is not valid holds NaN. See
+// csrc/attention/ring_attention.cuh and ring_attention_fp8.cuh without torch: one row, one key, no key, short last
+// tiles, split-KV, several tiles a CTA, and scores that leave the first tile's range. What is not valid holds NaN. See
 // sanitize.h.
 //   nvcc -O2 -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
 //        tests/native/attention_sanitize.cu -o attention_sanitize
@@ -69,8 +69,8 @@ float number(uint8_t code) {
   return code & 0x80 ? -size : size;
 }
 
-// Integers and codes of any size, scales that make numbers of theirs as large as bfloat16's. There are scales and places
-// to spare.
+// Integers and codes of any size, scales that make numbers of theirs as large as bfloat16's. There are scales and
+// places to spare.
 struct Fp8 {
   using Params = fp8::Params;
   static constexpr const char* kName = "8 bits";
@@ -181,7 +181,8 @@ bool agrees(const Case& c) {
         error += off * off, norm += want[d] * want[d];
       }
     }
-  if (std::sqrt(error) <= Kind::kError * std::sqrt(norm) + Kind::kOfSpread * std::sqrt(spread)) return true;  // NaN is not
+  const double bound = Kind::kError * std::sqrt(norm) + Kind::kOfSpread * std::sqrt(spread);
+  if (std::sqrt(error) <= bound) return true;  // NaN is not
   std::printf("off by %g: %s, %d heads, %d rows, %d of %d keys, %d CTAs, split-KV %d, queries of %g\n",
               std::sqrt(error / norm), Kind::kName, c.heads, c.rows, c.valid, c.tokens, c.ctas, c.split_kv, c.size);
   return false;
