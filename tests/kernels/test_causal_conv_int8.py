@@ -139,6 +139,10 @@ CASES = {
     "act not in int8": ((96, 96, (9, 17), 2, True), {"act": "plain", "raw": False}),
     "saturated": ((32, 96, (9, 8), 2), {"act_scale": 1 / 100}),
     "576 channels": ((32, 576, (3, 4), 1), {"act": None}),
+    "16 to 16": ((16, 16, (3, 5), 2, True), {}),
+    "576 channels, act": ((16, 576, (3, 4), 1), {"raw": False}),  # whose norm spans three parts
+    "wide": ((16, 48, (1, 150), 1), {"act": "plain"}),
+    "tall": ((48, 16, (150, 1), 1, True), {"raw": False}),
 }
 REAL = {
     "level 0": ((384, 384, (60, 104), 3, True), {}),
