@@ -8,7 +8,7 @@
 
 #include "common/check.h"
 #include "common/error.h"
-#include "common/shapes.h"
+#include "common/grid.cuh"
 
 // This one symbol lives in libtorch_cuda. Weak, it lets the library load where torch has no CUDA; there no
 // CUDA tensor exists to reach the call.
@@ -28,25 +28,6 @@ inline cudaStream_t current_stream(int32_t device) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
-
-// One warp per row. Four to a block: small enough that the blocks of a few thousand rows spread evenly over the chip.
-constexpr int kWarpsPerBlock = 4;
-constexpr int kThreads = 32 * kWarpsPerBlock;
-
-inline unsigned blocks_for_rows(int64_t rows) {
-  LL_CHECK(rows <= INT32_MAX - kWarpsPerBlock, "too many rows for one launch: ", rows);
-  return static_cast<unsigned>(ceil_div(rows, kWarpsPerBlock));
-}
-
-// One warp per row, where a block has a run of kKeyRun rows.
-constexpr int kRunThreads = 32 * kKeyRun;
-
-inline unsigned blocks_for_runs(int64_t rows) {
-  LL_CHECK(rows <= INT32_MAX, "too many rows for one launch: ", rows);
-  return static_cast<unsigned>(rows / kKeyRun);
-}
-
-__device__ inline int row_of_warp() { return blockIdx.x * kWarpsPerBlock + threadIdx.x / 32; }
 
 inline int processors(int device) {
   int count = 0;

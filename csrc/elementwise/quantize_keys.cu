@@ -1,43 +1,13 @@
-// quantize_keys: rotated keys as int8 into a ring, with one scale for the same head of kKeyRun tokens. A warp has a
-// token in its registers, a block a run of them.
+// quantize_keys: the kernels of quantize_keys.cuh at the edge to torch.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "common/check.h"
-#include "common/heads.cuh"
 #include "common/launch.h"
-#include "common/vec.cuh"
+#include "elementwise/quantize_keys.cuh"
 
 namespace longlive {
 namespace {
-template <class T>
-struct Params {
-  const T* k;             // [frames, tokens, size]
-  const float* k_offset;  // [size]
-  int8_t* k_ring;         // [ring, tokens, size]
-  float* k_scale;         // [heads, k_scales]
-  const int64_t* slots;   // [frames]
-  int runs, k_scales;     // runs = tokens / kKeyRun; k_scales >= ring * runs
-  int size;
-};
-
-template <class T>
-__global__ void __launch_bounds__(kRunThreads, kRunBlocks<T>) quantize_keys_kernel(const Params<T> p) {
-  using R = Row<T>;
-  __shared__ LargestOfRun largest;
-  const int warp = threadIdx.x / 32;
-  const R k(p.k + (int64_t(blockIdx.x) * kKeyRun + warp) * p.size, p.size);
-  const int64_t home = p.slots[blockIdx.x / p.runs] * p.runs + blockIdx.x % p.runs;
-  KeyInt8<T> key(k, p.k_offset, largest);
-#pragma unroll
-  for (int i = 0; i < R::kVectors; ++i) {
-    if (!k.has(i)) break;
-    key.store(i, k.offset(i), k.vector[i]);
-  }
-  __syncthreads();
-  key.finish(p.k_ring + (home * kKeyRun + warp) * p.size, p.k_scale + home, p.k_scales);
-}
-
 void quantize_keys(const Tensor& k, const Tensor& k_offset, const Tensor& k_ring, const Tensor& k_scale,
                    const Tensor& slots) {
   vector_size(k, "k");
@@ -58,9 +28,9 @@ void quantize_keys(const Tensor& k, const Tensor& k_offset, const Tensor& k_ring
   torch::stable::accelerator::DeviceGuard guard(k.get_device_index());
   launch_as(k, [&]<class T>(T, cudaStream_t stream) {
     const int64_t runs = tokens / kKeyRun;
-    const Params<T> p{data<T>(k),           data<float>(k_offset), data<int8_t>(k_ring),
-                      data<float>(k_scale), data<int64_t>(slots),  int(runs),
-                      int(k_scales),        int(heads * kHeadDim)};
+    const QuantizeKeysParams<T> p{data<T>(k),           data<float>(k_offset), data<int8_t>(k_ring),
+                                  data<float>(k_scale), data<int64_t>(slots),  int(runs),
+                                  int(k_scales),        int(heads * kHeadDim)};
     quantize_keys_kernel<T><<<blocks, kRunThreads, 0, stream>>>(p);
   });
 }

@@ -107,17 +107,6 @@ def test_int8_products_run_on_hoppers_own_units(kernels):
     assert not any("MEMBAR.ALL.GPU" in k for k in found)
 
 
-@pytest.mark.parametrize("program", ["cluster_handshake", "int8_sanitize"])
-def test_a_program_for_the_sanitizer_compiles(tmp_path, program):
-    """They run by hand, under compute-sanitizer; nothing in the library is made of them."""
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc")
-    flags = ["-std=c++20", "-gencode", "arch=compute_90a,code=sm_90a", "--expt-relaxed-constexpr", f"-I{CSRC}"]
-    subprocess.run(
-        ["nvcc", *flags, "-o", tmp_path / program, ROOT / f"tests/native/{program}.cu"], check=True, capture_output=True
-    )
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_machine_has_the_library():

@@ -121,6 +121,10 @@ RUN: dict[str, Run] = {
     ),
     # docs/CONTRIBUTING.md
     "pytest -q -m gpu": selects("pytest -q -m gpu"),
+    "python tests/measure/random_calls.py --count 10000": smaller(
+        "python tests/measure/random_calls.py --count 20", r"quantize, \w+: 20 calls", where="checkout"
+    ),
+    "pytest -q -m gpu tests/build/test_sanitizers.py": selects("pytest -q -m gpu tests/build/test_sanitizers.py"),
     "./setup_env.sh": Run(prints=(r"== ready: .*/bin/longlive-optimized --help",), where="checkout"),
     "./setup_env.sh lint": Run(
         "LONGLIVE_CUDA=OFF ./setup_env.sh lint",  # no compiler for minutes
@@ -285,6 +289,7 @@ NOT_RUN: tuple[NotRun, ...] = (
         "docs/convolution.md", "*", "python tests/native/conv/emulate.py( 3)?", "minutes; the suite runs one schedule"
     ),
     NotRun("docs/convolution.md", "*", "compute-sanitizer", _GPU),
+    NotRun("docs/CONTRIBUTING.md", "Test", "compute-sanitizer", _GPU),
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),

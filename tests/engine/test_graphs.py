@@ -34,6 +34,13 @@ def video(engine, prompts=PROMPTS, **wishes) -> torch.Tensor:
         {"model_dtype": "float32"},
         {"low_memory": True},
         {"low_memory": True, "precision": "int8"},
+        {"precision": "int8"},
+        {"precision": "int8", "positions": "base"},
+        {"precision": "int8", "model_dtype": "float32"},
+        {"precision": "int8", "sink_size": 6},
+        {"precision": "int8", "sink_size": 0},
+        {"precision": "int8", "global_sink": False},
+        {"precision": "int8", "width": 80},  # 20 tokens a frame, so that attention is in the model's dtype
     ],
     ids=str,
 )
@@ -44,6 +51,9 @@ def test_a_graph_equals_eager_bit_for_bit(changes):
     graphed.reset()
     assert torch.equal(video(graphed), expected)  # replays all the way
     assert graphed.stream.cuda_graphs_active and not eager.stream.cuda_graphs_active
+    assert graphed.stream.fallback_blocks == eager.stream.fallback_blocks == 0
+    if "precision" in changes:
+        assert graphed.stream.precision == ("int8" if graphed.stream.ring.holds_int8 else "int8 products")
 
 
 def test_graphs_go_and_come_while_a_stream_runs():
@@ -71,13 +81,15 @@ def test_every_backend_makes_a_video(name, precision):
         assert made.stream.precision == precision and made.stream.fallback_blocks == 0
 
 
-def test_a_warm_engine_captures_nothing_new():
-    graphed = engine()
+@pytest.mark.parametrize(("precision", "other_windows"), [("bf16", [9]), ("int8", [])])
+def test_a_warm_engine_captures_nothing_new(precision, other_windows):
+    graphed = engine(precision=precision)
     graphed.warmup()
     before = graphed.stream.passes.graphs.captured
     video(graphed)  # switches its prompt within the first window, and later
-    graphed.configure(local_attn_size=9)
-    video(graphed)
+    for window in other_windows:
+        graphed.configure(local_attn_size=window)
+        video(graphed)
     assert graphed.stream.passes.graphs.captured == before
 
 
@@ -215,33 +227,28 @@ def test_a_failed_capture_goes_on_eagerly(monkeypatch, caplog):
     assert not graphed.stream.cuda_graphs_active and "no capture today" in caplog.text
 
 
-def test_a_block_never_waits_for_the_device():
-    graphed = engine()
-    graphed.warmup()
-    request = BlockRequest("a fox")
-    for _ in range(6):
-        graphed.generate_block(request)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for step in (750, 700, 600):  # nor when the steps change
-            graphed.generate_block(BlockRequest("a fox", denoising_steps=(1000, step, 500, 250)))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def test_a_block_in_8_bits_waits_once():
-    graphed = engine(precision="int8")
-    graphed.warmup()
-    for _ in range(6):
-        graphed.generate_block(BlockRequest("a fox"))
+def waits(call) -> int:
+    """How often the host waits for the device in ``call()``."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            graphed.generate_block(BlockRequest("a fox"))
+            call()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert sum("called a synchronizing" in str(each.message) for each in said) == 1
+    return sum("called a synchronizing" in str(each.message) for each in said)
+
+
+@pytest.mark.parametrize(("precision", "times"), [("bf16", 0), ("int8", 1)])
+def test_how_often_a_block_waits_for_the_device(precision, times):
+    """In 8 bits once, to see that it is finite; no more when the steps change."""
+    graphed = engine(precision=precision)
+    graphed.warmup()
+    for _ in range(6):
+        graphed.generate_block(BlockRequest("a fox"))
+    for step in (750, 700, 600):
+        request = BlockRequest("a fox", denoising_steps=(1000, step, 500, 250))
+        assert waits(lambda request=request: graphed.generate_block(request)) == times
 
 
 def test_five_thousand_blocks_neither_drift_nor_grow():
@@ -265,30 +272,6 @@ def test_an_engine_on_the_second_gpu_works_there():
     assert second.stream.cuda_graphs_active and torch.cuda.current_device() == 0
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"positions": "base"},
-        {"model_dtype": "float32"},
-        {"sink_size": 6},
-        {"sink_size": 0},
-        {"global_sink": False},
-        {"width": 80},  # 20 tokens a frame, so that attention is in the model's dtype
-    ],
-    ids=str,
-)
-def test_8_bits_from_graphs_equal_8_bits_without(changes):
-    graphed, eager = engine(precision="int8", **changes), engine(precision="int8", use_cuda_graphs=False, **changes)
-    expected = video(eager)
-    assert torch.equal(video(graphed), expected)
-    graphed.reset()
-    assert torch.equal(video(graphed), expected)
-    runs = "int8" if graphed.stream.ring.holds_int8 else "int8 products"
-    assert graphed.stream.cuda_graphs_active and graphed.stream.precision == runs
-    assert graphed.stream.fallback_blocks == eager.stream.fallback_blocks == 0
-
-
 def test_graphs_of_both_precisions_lie_beside_each_other():
     """And none is captured twice, however often the precision changes."""
     graphed, eager = engine(precision="int8"), engine(precision="int8", use_cuda_graphs=False)
@@ -300,14 +283,6 @@ def test_graphs_of_both_precisions_lie_beside_each_other():
         assert torch.equal(video(graphed), video(eager))
         captured.append(graphed.stream.passes.graphs.captured)
     assert captured[1:] == [captured[1]] * 4
-
-
-def test_a_warm_8_bit_engine_captures_nothing_new():
-    graphed = engine(precision="int8")
-    graphed.warmup()
-    before = graphed.stream.passes.graphs.captured
-    video(graphed)
-    assert graphed.stream.passes.graphs.captured == before
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
@@ -366,23 +341,15 @@ def test_a_window_made_anew_for_a_block_is_made_from_graphs_too():
 
 
 def test_a_change_of_precision_waits_for_nothing_more():
-    """In 8 bits once a block, to see that it is finite."""
-    graphed, waits = engine(precision="int8"), []
+    graphed, found = engine(precision="int8"), []
     graphed.warmup()
     for precision in ("int8", "bf16", "int8", "bf16", "int8"):  # each captured, and storage of both kinds made
         graphed.configure(precision=precision)
         video(graphed, ["a fox"] * 2)
     for precision in ("bf16", "int8"):
         graphed.configure(precision=precision)
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                graphed.generate_block(BlockRequest("a fox"))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        waits.append(sum("called a synchronizing" in str(each.message) for each in said))
-    assert waits == [0, 1]
+        found.append(waits(lambda: graphed.generate_block(BlockRequest("a fox"))))
+    assert found == [0, 1]
 
 
 def test_the_first_block_in_8_bits_is_bf16s_bit_for_bit():

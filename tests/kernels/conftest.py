@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from longlive_optimized.kernels import native
+from support.int8_data import check_int8
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -91,20 +92,5 @@ def close():
 
 @pytest.fixture
 def close_int8():
-    """Compare an int8 result and its scales with a float64 truth: the largest of each run, and every value.
-
-    ``relative`` is what the float32 arithmetic before may be off by, of a run's largest magnitude.
-    """
-
-    def check(values: torch.Tensor, scale: torch.Tensor, truth: torch.Tensor, relative: float = 4e-6) -> None:
-        assert values.dtype == torch.int8 and values.shape == truth.shape and values.is_contiguous()
-        assert scale.dtype == torch.float32 and scale.is_contiguous()
-        groups = len(scale)
-        assert scale.shape == (groups, len(truth))
-        runs = truth.unflatten(1, (groups, -1))
-        amax = runs.abs().amax(-1)
-        torch.testing.assert_close(scale.T.double(), amax / 127, rtol=relative, atol=1e-12)
-        steps = runs / torch.where(amax > 0, amax / 127, 1.0)[..., None]
-        assert ((values.unflatten(1, (groups, -1)) - steps).abs() <= 0.5 + 2 * 127 * relative).all()
-
-    return check
+    """Compare an int8 result and its scales with a float64 truth: see ``support.int8_data.check_int8``."""
+    return check_int8

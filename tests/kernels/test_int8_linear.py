@@ -3,6 +3,7 @@
 import math
 import os
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from longlive_optimized.kernels.int8_linear import int8_linear, int8_linear_gelu, pack
 from longlive_optimized.kernels.quantize import quantize
 from support.emulated import run_on_a_cpu
-from support.int8_data import DEPTHS, activations, error, weights
+from support.graphs import captured
+from support.int8_data import DEPTHS, activations, check_int8, error, weights
+from support.results import same
 from support.spoiled import other_device, other_order
 
 OP = int8_linear
@@ -46,13 +49,13 @@ SHAPES += [pytest.param(c, id=n, marks=pytest.mark.gpu) for n, c in REAL.items()
 def inputs(rows: int, depth: int, channels: int, runs: int, dtype: torch.dtype, device: str) -> dict:
     """All int8 values but -128, and scales that leave sums of about 1. The rows lie between rows of 127."""
     torch.manual_seed(rows + depth + channels)
-    whole = torch.full((rows + 2, depth), 127, dtype=torch.int8)
-    whole[1:-1] = torch.randint(-127, 128, (rows, depth), dtype=torch.int8)
-    weight = torch.randint(-127, 128, (channels, depth), dtype=torch.int8)
-    x_scale, weight_scale = torch.rand(runs, rows) + 0.5, (torch.rand(channels) + 0.5) / 5000 / depth**0.5
-    bias = torch.randn(channels).to(dtype)
-    tensors = whole.to(device)[1:-1], x_scale, weight, weight_scale, bias
-    return dict(zip(NAMES, (t.to(device) for t in tensors), strict=True))
+    whole = torch.full((rows + 2, depth), 127, dtype=torch.int8, device=device)
+    whole[1:-1] = torch.randint(-127, 128, (rows, depth), dtype=torch.int8, device=device)
+    weight = torch.randint(-127, 128, (channels, depth), dtype=torch.int8, device=device)
+    x_scale = torch.rand(runs, rows, device=device) + 0.5
+    weight_scale = (torch.rand(channels, device=device) + 0.5) / 5000 / depth**0.5
+    bias = torch.randn(channels, device=device).to(dtype)
+    return dict(zip(NAMES, (whole[1:-1], x_scale, weight, weight_scale, bias), strict=True))
 
 
 def packed_of(channel: int) -> int:
@@ -158,23 +161,41 @@ def test_a_row_depends_on_itself_alone(run, device):
     assert torch.equal(spoiled[others], whole[others])
 
 
-def test_random_shapes(backend, device):
-    """Ragged rows, depths and channels, for which the backend's tiles have edges everywhere; all arithmetic exact."""
-    shapes = random.Random(backend)
-    for _ in range(8 if device == "cpu" else 150):
-        runs = shapes.choice((1, 1, 2, 5))
-        depth = runs * shapes.choice((shapes.randint(1, 70), 128 * shapes.randint(1, 3)))
-        rows, channels = shapes.randint(1, 140 if device == "cpu" else 700), 32 * shapes.randint(1, 9)
-        args = inputs(rows, depth, channels, runs, torch.float32, device)
+def random_sizes(rng: random.Random, device: str, whole: bool) -> tuple[int, int]:
+    """Rows and depth of a group, for which tiles have edges everywhere; ``whole``: of 128 columns, as CUDA's are."""
+    large = device != "cpu" and rng.random() < 0.1
+    rows = rng.randint(1, 140 if device == "cpu" else 5000 if large else 700)
+    depth = 128 * rng.randint(1, 3 if device == "cpu" else 12)
+    return rows, depth if whole or rng.random() < 0.5 else rng.randint(1, 70)
+
+
+def check_random_call(rng: random.Random, run: Callable, backend: str, device: str) -> None:
+    """One call of random shape: with scales that leave all arithmetic exact, or of any size."""
+    runs, channels = rng.choice((1, 1, 2, 5)), 32 * rng.randint(1, rng.choice((9, 9, 60)) if device != "cpu" else 9)
+    rows, depth = random_sizes(rng, device, backend == "cuda")
+    args = inputs(rows, runs * depth, channels, runs, torch.bfloat16 if backend == "cuda" else torch.float32, device)
+    exact = rng.random() < 0.5
+    if exact:
         args |= {name: 2.0 ** torch.randint_like(args[name], -2, 3) for name in ("x_scale", "weight_scale")}
         args["bias"] = torch.randint_like(args["bias"], -8, 8)
         args["x"] = (args["x"] // 16).contiguous()  # sums of all terms, in quarters, below 2^24
-        if backend == "cuda":
-            args["bias"] = args["bias"].bfloat16()
-            if not OP.impls["cuda"][1](*args.values()):
-                continue
-        out = OP.impls[backend][0](*args.values())
-        assert torch.equal(out, truth(**args).to(out.dtype)), (rows, depth, channels, runs)
+    else:
+        args |= {name: args[name] * 10.0 ** rng.randint(-6, 6) for name in ("x_scale", "weight_scale", "bias")}
+        args["x_scale"] *= 10.0 ** torch.randint_like(args["x_scale"], -3, 4)
+    out, want = run(*args.values()), truth(**args)
+    if exact:
+        good = torch.equal(out, want.to(out.dtype))
+    else:
+        rounding = 0 if out.dtype == torch.float32 else 2.0**-8 * want.abs()
+        good = bool(((out - want).abs() <= 1.01 * rounding + bound(**args)).all())
+    assert good, (rows, runs, depth, channels, exact)
+
+
+def test_random_shapes(run, backend, device):
+    """``tests/measure/random_calls.py`` tries as many as one likes."""
+    rng = random.Random(backend)
+    for _ in range(8 if device == "cpu" else 300):
+        check_random_call(rng, run, backend, device)
 
 
 def test_zeros(run, device):
@@ -295,10 +316,7 @@ def test_compiles_to_one_graph(device):
 @pytest.mark.gpu
 def test_replays_in_a_cuda_graph(run, device):
     args = inputs(31, 384, 96, 3, torch.bfloat16, device)
-    run(*args.values())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(*args.values())
+    graph, out = captured(run, *args.values())
     args["x"].random_(-127, 128)
     args["x_scale"].uniform_()
     graph.replay()
@@ -323,6 +341,22 @@ def gelu(h: torch.Tensor) -> torch.Tensor:
     return h / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
 
 
+def check_random_gelu(rng: random.Random, run: Callable, backend: str, device: str) -> None:
+    """The same of int8_linear_gelu."""
+    groups = rng.randint(1, 8 if device != "cpu" else 3)
+    runs = 1 if backend == "cuda" else rng.choice((1, 1, 3))
+    channels = groups * (256 if backend == "cuda" else rng.choice((64, 256)))
+    rows, depth = random_sizes(rng, device, backend != "reference")
+    args = inputs(rows, runs * depth, channels, runs, torch.bfloat16, device)
+    size = 10 ** rng.uniform(-0.3, 1)
+    args |= {name: args[name] * size for name in ("weight_scale", "bias")}
+    values, scale = run(*args.values(), groups)
+    try:
+        check_int8(values, scale, gelu(truth(**args)), 2e-3 if backend == "cuda" else 1e-5)
+    except AssertionError as error:
+        raise AssertionError((rows, runs, depth, channels, groups, size)) from error
+
+
 class TestGelu:
     """int8_linear_gelu, which has all its arguments in common with int8_linear."""
 
@@ -337,6 +371,12 @@ class TestGelu:
         # Float32 sums of some terms, and a GELU by approximate exponentials; CUDA's is of halves, good to 2^-11.
         close_int8(values, scale, gelu(truth(**args)), 2e-3 if backend == "cuda" else 1e-5)
         assert len(scale) == groups
+
+    @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # of Triton's interpreter
+    def test_random_shapes(self, run, backend, device):
+        rng = random.Random(backend)
+        for _ in range(8 if device == "cpu" else 300):
+            check_random_gelu(rng, run, backend, device)
 
     def test_gelu_is_the_tanh_form(self, run, device):
         """Down the tail, where the two forms differ by percents. A group is a channel, whose scale is its magnitude."""
@@ -391,10 +431,7 @@ class TestGelu:
     @pytest.mark.gpu
     def test_replays_in_a_cuda_graph(self, run, device):
         args = inputs(31, 384, 512, 1, torch.bfloat16, device)
-        run(*args.values(), 2)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = run(*args.values(), 2)
+        graph, out = captured(run, *args.values(), 2)
         args["x"].random_(-127, 128)
         graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(out, run(*args.values(), 2), strict=True))
+        assert same(out, run(*args.values(), 2))

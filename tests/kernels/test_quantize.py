@@ -1,9 +1,14 @@
 """quantize against its formula in float64, and the same values bit for bit on every backend."""
 
+import random
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from longlive_optimized.kernels.quantize import quantize
+from support.graphs import captured
+from support.results import same
 
 OP = quantize
 CASES = {
@@ -45,6 +50,26 @@ def test_matches_the_formula(run, close_int8, device, shape, dtype):
     assert len(scale) == groups
     expected = OP.reference(x.cpu(), groups)
     assert torch.equal(values.cpu(), expected[0]) and torch.equal(scale.cpu(), expected[1])
+
+
+def check_random_call(rng: random.Random, run: Callable, backend: str, device: str) -> None:
+    """One call of random shape, rows of any magnitude that float32 has: the reference's bits."""
+    dtype = rng.choice((torch.float32, torch.bfloat16))
+    groups = 1 if backend == "cuda" else rng.choice((1, 7))
+    widths = rng.choice(((65, 128), (257, 512)))  # of few powers of two: Triton compiles its kernel for each
+    size = 8 * rng.randint(1, 192) if backend == "cuda" else groups * rng.randint(*widths)
+    rows = rng.randint(1, rng.choice((5, 40 if device == "cpu" else 3000)))
+    power = torch.randint(-44, 38, (rows, 1), device=device).double()
+    x = (torch.randn(rows, size, dtype=torch.float64, device=device) * 10**power).to(dtype)
+    got, want = run(x, groups), OP.reference(x, groups)
+    assert same(got, want), (rows, size, groups, dtype)
+
+
+def test_random_shapes(run, backend, device):
+    """``tests/measure/random_calls.py`` tries as many as one likes."""
+    rng = random.Random(backend)
+    for _ in range(20 if device == "cpu" else 300):
+        check_random_call(rng, run, backend, device)
 
 
 def test_reference_in_float64(close_int8):
@@ -153,7 +178,7 @@ def test_registered_properly(device):
 def test_compiles_to_one_graph(device):
     x = inputs(6, 128, torch.float32, device)
     compiled = torch.compile(lambda x: OP(2 * x, 2), fullgraph=True, backend="aot_eager")
-    assert all(torch.equal(a, b) for a, b in zip(compiled(x), OP(2 * x, 2), strict=True))
+    assert same(compiled(x), OP(2 * x, 2))
 
 
 @pytest.mark.gpu
@@ -174,10 +199,7 @@ def test_groups_and_long_rows_go_to_triton():
 @pytest.mark.parametrize("groups", [1, 12])
 def test_replays_in_a_cuda_graph(run, device, groups):
     x = torch.randn(21, 1536, dtype=torch.bfloat16, device=device)
-    run(x, groups)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(x, groups)
+    graph, out = captured(run, x, groups)
     x.copy_(3 * torch.randn_like(x))
     graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(out, run(x, groups), strict=True))
+    assert same(out, run(x, groups))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.quantize_keys import dequantize_keys, quantize_keys
+from support.graphs import captured
 from support.keys import SPARE, check_integers, mixed, runs_of, scales_of
 from support.spoiled import other_device, other_order
 
@@ -185,10 +186,7 @@ def test_registered_properly(device):
 @pytest.mark.gpu
 def test_replays_in_a_cuda_graph_with_slots_advanced_in_place(run, device):
     args = inputs(torch.bfloat16, device, tokens=64, heads=12)
-    run(*args.values())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(*args.values())
+    graph, _ = captured(run, *args.values())
     for slots in ((1, 2, 3), (6, 0, 4)):
         args["k_ring"].fill_(UNWRITTEN)
         args["k_scale"].fill_(torch.nan)

@@ -10,6 +10,7 @@ from longlive_optimized.kernels import attention
 from longlive_optimized.kernels import ring_attention as module
 from longlive_optimized.kernels.ring_attention import ring_attention as OP
 from support.emulated import run_on_a_cpu
+from support.graphs import captured
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -231,10 +232,7 @@ def test_gives_the_same_bits_every_time(kernel, device, name):
 @pytest.mark.gpu
 def test_one_graph_serves_every_number_of_keys(kernel, device):
     args = *_, valid = case(torch.bfloat16, device, tokens=1000, slots=12, per_slot=299, heads=3)
-    kernel(*args)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = kernel(*args)
+    graph, out = captured(kernel, *args)
     for keys in (299, 3588, 1, 1000, 192, 193, 5000):
         valid.fill_(keys)
         graph.replay()

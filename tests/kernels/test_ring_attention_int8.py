@@ -12,6 +12,7 @@ import torch
 from longlive_optimized.kernels.quantize import quantize_groups
 from longlive_optimized.kernels.quantize_keys import as_int8, mix
 from longlive_optimized.kernels.ring_attention import ring_attention, ring_attention_int8
+from support.graphs import captured
 
 OP = ring_attention_int8
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -337,10 +338,7 @@ def test_gives_the_same_bits_every_time(kernel, device, name):
 def test_one_graph_serves_every_number_of_keys(kernel, device):
     args, _ = case(torch.bfloat16, device, tokens=1000, slots=12, per_slot=304, heads=3)
     *_, valid = args
-    kernel(*args)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = kernel(*args)
+    graph, out = captured(kernel, *args)
     for keys in (304, 3648, 1, 1000, 192, 193, 5000):
         valid.fill_(keys)
         graph.replay()

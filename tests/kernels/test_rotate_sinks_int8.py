@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from longlive_optimized.kernels.rotate_sinks import rotate_sinks, rotate_sinks_int8
+from support.graphs import captured
 from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, turns
 
 OP = rotate_sinks_int8
@@ -124,3 +125,16 @@ def test_registered_properly(device):
     args = case(torch.float32, device)
     args["k_scale"].zero_()  # opcheck compares, and NaN is not equal to itself
     torch.library.opcheck(OP.torch_op, tuple(args.values()))
+
+
+@pytest.mark.gpu
+def test_replays_in_a_cuda_graph_with_rotations_advanced_in_place(run, device):
+    args = case(torch.bfloat16, device, tokens=64, heads=12)
+    graph, _ = captured(run, *args.values())
+    for _ in range(2):
+        args["k_ring"].fill_(UNWRITTEN)
+        args["k_scale"].fill_(torch.nan)
+        args["rope_time"].copy_(turns(3, TIME_PAIRS, dtype=torch.bfloat16, device=device))
+        args["k_sink"].normal_()
+        graph.replay()
+        check(args)

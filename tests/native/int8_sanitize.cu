@@ -1,45 +1,11 @@
-// csrc/linear/int8_linear.cuh on Hopper without torch, in a moment: every kind that is launched, at ragged sizes. Made
-// for compute-sanitizer (memcheck, racecheck); compares all results with the host's. No arguments.
-//   nvcc -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
+// csrc/linear/int8_linear.cuh without torch: every kind that is launched, at ragged sizes. See sanitize.h.
+//   nvcc -O2 -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
 //        tests/native/int8_sanitize.cu -o int8_sanitize && compute-sanitizer --tool racecheck ./int8_sanitize
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <random>
-#include <vector>
-
 #include "linear/int8_linear.cuh"
+#include "sanitize.h"
 
 using namespace longlive::linear;
 using longlive::bf16;
-
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::printf("%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(2);
-}
-
-// An array of the device with a copy on the host; an allocation of its own, so that memcheck sees its end.
-template <class T>
-struct Array {
-  std::vector<T> host;
-  T* device = nullptr;
-
-  explicit Array(size_t size) : host(size) { check(cudaMalloc(&device, size * sizeof(T)), "cudaMalloc"); }
-  Array(const Array&) = delete;
-  ~Array() { cudaFree(device); }
-  void copy_in() { check(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyDefault), "copy in"); }
-  void copy_out() { check(cudaMemcpy(host.data(), device, host.size() * sizeof(T), cudaMemcpyDefault), "copy out"); }
-  template <class F>
-  void fill(F draw) {
-    for (T& x : host) x = draw();
-    copy_in();
-  }
-};
-
-std::mt19937 source{3};
-int draw(int a, int b) { return std::uniform_int_distribution<int>(a, b)(source); }
 
 // Row of the packed weight that holds row m of the plain one.
 int packed(int m) { return m / 32 * 32 + m % 8 / 2 * 8 + m % 32 / 8 * 2 + m % 2; }

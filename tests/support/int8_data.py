@@ -1,4 +1,7 @@
-"""Activations that try a recipe for int8: the kinds of trouble that a network's have, and the same at each draw."""
+"""Int8 results against a truth; and activations that try a recipe for int8.
+
+These have the kinds of trouble that a network's have, and are the same at each draw.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -30,3 +33,19 @@ def weights(kind: str, rows: int, seed: int = 1) -> Tensor:
 def error(got: Tensor, truth: Tensor) -> float:
     """Relative L2."""
     return float((got.double() - truth).norm() / truth.norm())
+
+
+def check_int8(values: Tensor, scale: Tensor, truth: Tensor, relative: float = 4e-6) -> None:
+    """values [N, K] and scale [G, N] against a float64 truth: the largest of each run of columns, and every value.
+
+    ``relative`` is what the float32 arithmetic before may be off by, of a run's largest magnitude.
+    """
+    assert values.dtype == torch.int8 and values.shape == truth.shape and values.is_contiguous()
+    assert scale.dtype == torch.float32 and scale.is_contiguous()
+    groups = len(scale)
+    assert scale.shape == (groups, len(truth))
+    runs = truth.unflatten(1, (groups, -1))
+    amax = runs.abs().amax(-1)
+    torch.testing.assert_close(scale.T.double(), amax / 127, rtol=relative, atol=1e-12)
+    steps = runs / torch.where(amax > 0, amax / 127, 1.0)[..., None]
+    assert ((values.unflatten(1, (groups, -1)) - steps).abs() <= 0.5 + 2 * 127 * relative).all()
