@@ -121,12 +121,12 @@ def spread_of(weights, v, centre):
 def rounded(logits):
     """Logarithms of p as the kernel rounds it: a whole number of eighths of a binade as the bits of an e4m3 number.
 
-    It takes 64 keys at a time; a shift puts the largest of the first ones at 79 to 86, and at 111 to 118 that of later
-    ones where it exceeds 126.
+    It takes 64 keys at a time; a shift puts the largest of the first ones, and of later ones that exceed 126, at 111
+    to 118.
     """
     numbers = torch.tensor(NUMBERS, dtype=torch.float64, device=logits.device)
     parts = (logits * (8 / math.log(2))).split(64, dim=-1)
-    shift = ((parts[0].amax(-1, keepdim=True) - 86) / 8).ceil() * 8
+    shift = ((parts[0].amax(-1, keepdim=True) - 118) / 8).ceil() * 8
     result = []
     for part in parts:
         largest = part.amax(-1, keepdim=True)

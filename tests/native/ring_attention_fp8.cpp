@@ -12,30 +12,6 @@ using longlive::ceil_div;
 using longlive::kKeyRun;
 using longlive::kValueGroup;
 
-// Queries or keys [tokens, heads, 128] as integers with a scale for `run` tokens; x becomes what they stand for.
-struct Integers {
-  std::vector<int8_t> of;
-  std::vector<float> scale;  // [heads, scales]
-  int scales;
-
-  Integers(std::vector<float>& x, int tokens, int heads, int run, int scales)
-      : of(x.size()), scale(size_t(scales) * heads), scales(scales) {
-    const auto each = [&](int head, auto what) {
-      for (int token = 0; token < tokens; ++token) {
-        const size_t at = (size_t(token) * heads + head) * kHeadDim;
-        for (int d = 0; d < kHeadDim; ++d) what(scale[size_t(head) * scales + token / run], at + d);
-      }
-    };
-    for (int head = 0; head < heads; ++head) {
-      each(head, [&](float& s, size_t i) { s = std::max(s, std::fabs(x[i]) / 127); });
-      each(head, [&](float& s, size_t i) {
-        const int n = s > 0 ? int(std::nearbyint(x[i] / s)) : 0;
-        of[i] = int8_t(n), x[i] = n * s;
-      });
-    }
-  }
-};
-
 uint8_t to_e4m3(float x) {
   uint8_t best = 0;
   for (int code = 0; code < 0x7f; ++code) {
@@ -108,7 +84,7 @@ struct Model {
       std::vector<double> scores;
       for (int key = part; key < end; ++key) scores.push_back(score(head, row, key));
       const double largest = *std::max_element(scores.begin(), scores.end());
-      if (part == first || largest - shift > 126) shift = std::ceil((largest - (part == first ? 86 : 118)) / 8) * 8;
+      if (part == first || largest - shift > 126) shift = std::ceil((largest - 118) / 8) * 8;
       for (int key = part; key < end; ++key) {
         const uint8_t code = uint8_t(std::max(std::nearbyint(scores[key - part] - shift), 0.));
         const double p = longlive::sm90::decode<e4m3>(&code) * std::exp2(shift / 8);
