@@ -10,6 +10,7 @@ the indices live on the device, so that captured passes stay good.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -44,14 +45,14 @@ class Int8Keys(NamedTuple):
 
 
 class Fp8Values(NamedTuple):
-    """Values as ``quantize_values`` leaves them, of all layers; of one layer without the first dimension."""
+    """One layer's values as ``quantize_values`` leaves them."""
 
-    v: Tensor  # e4m3 [layers, heads, head_dim, capacity * S, or up to a multiple of VALUE_GROUP]
-    scale: Tensor  # float32 [layers, heads, head_dim]
-    offset: Tensor  # float32 [layers, heads, head_dim], taken from every value
+    v: Tensor  # e4m3 [heads, head_dim, capacity * S, or up to a multiple of VALUE_GROUP]
+    scale: Tensor  # float32 [heads, head_dim]
+    offset: Tensor  # float32 [heads, head_dim], taken from every value
 
     def renew(self, v: Tensor, like: Fp8Values | None) -> None:
-        """One layer's: take values v [F, S, heads, head_dim] into slots 0, 1, ...; no other slot holds values then.
+        """Take values v [F, S, heads, head_dim] into slots 0, 1, ...; no other slot holds values then.
 
         Scale and offset of ``like`` are in force from then on; if None, those that take v to +-VALUE_RANGE.
         """
@@ -62,23 +63,29 @@ class Fp8Values(NamedTuple):
         quantize_values(v.flatten(0, 1), self.offset, self.scale, self.v, slots)
 
 
-class Cache8(NamedTuple):
-    """The ring in 8 bits, of all layers; of one layer without the first dimension."""
+class LayerCache8(NamedTuple):
+    """One layer's part of the ring in 8 bits."""
 
     keys: Int8Keys
-    values: Fp8Values | None  # None: they are beside it, in the model's dtype
+    values: Fp8Values | None  # None: they are in the model's dtype
 
-    def layer(self, index: int) -> Cache8:
-        """One layer's."""
-        values = self.values and Fp8Values(*(each[index] for each in self.values))
-        return Cache8(Int8Keys(*(each[index] for each in self.keys)), values)
-
-    def renew(self, k: Tensor, v: Tensor, like: Cache8 | None = None) -> None:
-        """One layer's: take keys and values [F, S, heads, head_dim] as the only ones, with offsets and scales as
-        ``like`` has them, or as is best for them."""
+    def renew(self, k: Tensor, v: Tensor, like: LayerCache8 | None = None) -> None:
+        """Take keys and values [F, S, heads, head_dim] as the only ones, with offsets and scales as ``like`` has them,
+        or as is best for them."""
         self.keys.renew(k, like and like.keys)
         if self.values is not None:
             self.values.renew(v, like and like.values)
+
+
+class Cache8(NamedTuple):
+    """The ring in 8 bits, of all layers."""
+
+    keys: Int8Keys
+    values: tuple[Fp8Values | None, ...]  # one for each layer; None: they are in the model's dtype
+
+    def layer(self, index: int) -> LayerCache8:
+        """One layer's."""
+        return LayerCache8(Int8Keys(*(each[index] for each in self.keys)), self.values[index])
 
 
 def _finite_mean(x: Tensor) -> Tensor:
@@ -103,7 +110,7 @@ class RingLayer(NamedTuple):
 
     keys: Tensor | Int8Keys  # which the pass attends to: [capacity, S, heads, head_dim], S tokens a frame
     values: Tensor | Fp8Values  # theirs
-    kept: Cache8 | None  # the ring, where ``keys`` are the pass's own alone: takes them in 8 bits (``renew``)
+    kept: LayerCache8 | None  # the ring, where ``keys`` are the pass's own alone: takes them in 8 bits (``renew``)
     k_sink: Tensor  # [sink, S, heads, head_dim]; none with base positions
     rope_time: Tensor  # [F, time pairs, 2], of the pass's F frames
     rope_space: Tensor  # [S, row and column pairs, 2]
@@ -114,16 +121,19 @@ class RingLayer(NamedTuple):
 class RingCache:
     """Keys and values of ``window`` latent frames for every layer, and where the next pass reads and writes.
 
-    k, v [layers, capacity, S, heads, head_dim] of ``dtype``: the window that it was made with is its capacity,
-    ``resize`` goes up to that. With ``relative`` positions the sinks' keys are kept un-rotated in ``k_sink`` and
-    rotated anew as time advances; all other keys stay at their absolute position, since between them only differences
-    of position matter (docs/model.md 3.6).
+    k [layers, capacity, S, heads, head_dim], and v, the same for each layer by its index, are of ``dtype``: the window
+    that it was made with is its capacity, ``resize`` goes up to that. With ``relative`` positions the sinks' keys are
+    kept un-rotated in ``k_sink`` and rotated anew as time advances; all other keys stay at their absolute position,
+    since between them only differences of position matter (docs/model.md 3.6).
 
     Keys are of one kind at a time, ``dtype`` (in k) or int8 (in ``cache8``): ``holds_int8``, which ``hold`` changes.
-    With ``values8`` values are e4m3 where keys are int8; without, they are of ``dtype`` always. Storage of a kind is
-    allocated when it is first asked for, and stays; it is None until then. Where the ring is in 8 bits, a pass without
-    older keys than its own attends to these in ``dtype``, in storage that all layers share; the ring then takes them in
-    8 bits, and from them the offsets and scales of all to come.
+    Values are of ``dtype``, but in the layers that ``values8`` names (a bool for each; none at all: in no layer) e4m3
+    where keys are int8. Storage of a kind is allocated when it is first asked for, and stays; until then ``k`` and
+    ``cache8`` are None, and ``v`` lacks the layer. Where the ring is in 8 bits, a pass without older keys than its own
+    attends to these in ``dtype``; what the ring then takes in 8 bits lies in storage that all layers share, and gives
+    the offsets and scales of all to come.
+
+    Raises ValueError for ``values8`` of another number of layers, and what ``reserve`` and ``resize`` raise.
     """
 
     def __init__(
@@ -137,18 +147,19 @@ class RingCache:
         dtype: torch.dtype,
         device: torch.device | str,
         int8: bool = False,
-        values8: bool = False,
+        values8: tuple[bool, ...] = (),
     ):
-        self.capacity, self.sink, self.relative, self._values8 = window, sink, relative, values8
+        if len(values8) not in (0, config.num_layers):
+            raise ValueError(f"values8 must have an entry for each of {config.num_layers} layers, got {len(values8)}")
+        self.capacity, self.sink, self.relative = window, sink, relative
+        self.values8 = values8 or (False,) * config.num_layers
         self._tokens = grid[0] * grid[1]
         frame = (self._tokens, config.num_heads, config.head_dim)
         self.k: Tensor | None = None
-        self.v: Tensor | None = None
+        self.v: dict[int, Tensor] = {}
         self.cache8: Cache8 | None = None
         self.k_sink = torch.zeros(config.num_layers, sink if relative else 0, *frame, dtype=dtype, device=device)
         self.holds_int8 = int8
-        if not values8:
-            self._values_in_dtype()
         self.reserve(int8)
 
         table = rope.table_dtype(dtype)
@@ -190,10 +201,9 @@ class RingCache:
             k, v = self._in_dtype()
             return RingLayer(k[index], v[index], None, *rest)
         cache = self._in_8_bits().layer(index)
-        values = cache.values or self._values_in_dtype()[index]
         if self._alone:
-            return RingLayer(self._own_k, values if self._own_v is None else self._own_v, cache, *rest)
-        return RingLayer(cache.keys, values, None, *rest)
+            return RingLayer(self._own_k, self._own_v if cache.values else self.v[index], cache, *rest)
+        return RingLayer(cache.keys, cache.values or self.v[index], None, *rest)
 
     def keys(self, index: int) -> Tensor:
         """One layer's keys in ``dtype``, [capacity, S, heads, head_dim]: what those in int8 stand for is a copy."""
@@ -203,9 +213,9 @@ class RingCache:
 
     def values(self, index: int) -> Tensor:
         """One layer's values in ``dtype``, [capacity, S, heads, head_dim]: what those in e4m3 stand for is a copy."""
-        values = self._in_8_bits().layer(index).values if self.holds_int8 else None
+        values = self._values_in_8_bits(index)
         if values is None:
-            return self._values_in_dtype()[index]
+            return self.v[index]
         return dequantize_values(*values, self.capacity, self._tokens, self.k_sink.dtype)
 
     @property
@@ -223,25 +233,30 @@ class RingCache:
         else:
             self._in_dtype()
 
-    def _in_dtype(self) -> tuple[Tensor, Tensor]:
+    def _in_dtype(self) -> tuple[Tensor, dict[int, Tensor]]:
         """Keys and values."""
         if self.k is None:
+            self._values_in_dtype(range(len(self.values8)))
             self.k = self._new_ring(self.k_sink.dtype)
-        return self.k, self._values_in_dtype()
+        return self.k, self.v
 
-    def _values_in_dtype(self) -> Tensor:
-        if self.v is None:
-            self.v = self._new_ring(self.k_sink.dtype)
-        return self.v
+    def _values_in_dtype(self, layers: Iterable[int]) -> None:
+        self.v |= {index: self._new_frames() for index in layers if index not in self.v}
 
     def _in_8_bits(self) -> Cache8:
         if self.cache8 is None:
             if self._tokens % KEY_RUN:
                 raise ValueError(f"grid must have a multiple of {KEY_RUN} tokens for int8, got {self._tokens}")
-            self._own_k = self.k_sink.new_zeros(self.capacity, *self.k_sink.shape[2:])
-            self._own_v = torch.zeros_like(self._own_k) if self._values8 else None
-            self.cache8 = Cache8(self._new_keys(), self._new_values() if self._values8 else None)
+            self._values_in_dtype(index for index, in_8_bits in enumerate(self.values8) if not in_8_bits)
+            self._own_k = self._new_frames()
+            self._own_v = self._new_frames() if any(self.values8) else self._own_k[:0]  # no layer's
+            values = tuple(self._new_values() if in_8_bits else None for in_8_bits in self.values8)
+            self.cache8 = Cache8(self._new_keys(), values)
         return self.cache8
+
+    def _values_in_8_bits(self, index: int) -> Fp8Values | None:
+        """One layer's, where they are in 8 bits now."""
+        return self._in_8_bits().values[index] if self.holds_int8 else None
 
     def _new_keys(self) -> Int8Keys:
         layers, _, _, heads, head_dim = self.k_sink.shape
@@ -252,8 +267,7 @@ class RingCache:
         return Int8Keys(self._new_ring(torch.int8), scale, offset)
 
     def _new_values(self) -> Fp8Values:
-        layers, _, _, heads, head_dim = self.k_sink.shape
-        shape, places = (layers, heads, head_dim), _whole_groups(self.capacity * self._tokens)
+        shape, places = self.k_sink.shape[3:], _whole_groups(self.capacity * self._tokens)
         v = self.k_sink.new_zeros(*shape, places, dtype=torch.float8_e4m3fn)
         offset = v.new_zeros(shape, dtype=torch.float32)
         return Fp8Values(v, torch.ones_like(offset), offset)
@@ -261,6 +275,10 @@ class RingCache:
     def _new_ring(self, dtype: torch.dtype) -> Tensor:
         layers, _, *frame = self.k_sink.shape
         return self.k_sink.new_zeros(layers, self.capacity, *frame, dtype=dtype)
+
+    def _new_frames(self) -> Tensor:
+        """Of one layer, in ``dtype``."""
+        return self.k_sink.new_zeros(self.capacity, *self.k_sink.shape[2:])
 
     def hold(self, int8: bool, like: Cache8 | None = None) -> None:
         """Keep keys in int8, or in ``dtype``, from here on, and values as they then are; those that there are become
@@ -274,12 +292,12 @@ class RingCache:
         (k, v), cache = self._in_dtype(), self._in_8_bits()
         for index in range(len(k) if self._filled else 0):
             if int8:
-                of_layer = k[index, : self._filled], v[index, : self._filled]
+                of_layer = k[index, : self._filled], v[index][: self._filled]
                 cache.layer(index).renew(*of_layer, like and like.layer(index))
             else:
                 k[index] = self.keys(index)
-                if self._values8:
-                    v[index] = self.values(index)
+                if self.values8[index]:
+                    v[index].copy_(self.values(index))
         self.holds_int8 = int8
 
     def reset(self) -> None:
@@ -301,24 +319,30 @@ class RingCache:
 
     def take_sinks(self, other: RingCache) -> None:
         """Copy the sinks of a ring that differs in window and capacity only, and hold keys of the same kind."""
-        s, tokens = self.sink, self.sink * self._tokens
-        runs, places = tokens // KEY_RUN, _whole_groups(tokens)
+        s, runs = self.sink, self.sink * self._tokens // KEY_RUN
         self.reset()
         self.hold(other.holds_int8)
         if other.holds_int8:
-            mine, theirs = self._in_8_bits(), other._in_8_bits()
-            mine.keys.k[:, :s], mine.keys.scale[:, :, :runs] = theirs.keys.k[:, :s], theirs.keys.scale[:, :, :runs]
-            mine.keys.offset.copy_(theirs.keys.offset)
-            if mine.values is not None and theirs.values is not None:
-                mine.values.v[..., :places] = theirs.values.v[..., :places]
-                mine.values.scale.copy_(theirs.values.scale)
-                mine.values.offset.copy_(theirs.values.offset)
+            mine, theirs = self._in_8_bits().keys, other._in_8_bits().keys
+            mine.k[:, :s], mine.scale[:, :, :runs] = theirs.k[:, :s], theirs.scale[:, :, :runs]
+            mine.offset.copy_(theirs.offset)
         else:
             self._in_dtype()[0][:, :s] = other._in_dtype()[0][:, :s]
-        if not (other.holds_int8 and self._values8):
-            self._values_in_dtype()[:, :s] = other._values_in_dtype()[:, :s]
+        for index in range(len(self.values8)):
+            self._take_values(other, index)
         self.k_sink.copy_(other.k_sink)
         self._sink_written, self._filled = other._sink_written, min(other._filled, s)
+
+    def _take_values(self, other: RingCache, index: int) -> None:
+        """One layer's, of the sinks, from a ring of the same kind."""
+        mine, theirs = (ring._values_in_8_bits(index) for ring in (self, other))
+        if mine is None or theirs is None:
+            self.v[index][: self.sink] = other.v[index][: self.sink]
+            return
+        places = _whole_groups(self.sink * self._tokens)
+        mine.v[..., :places] = theirs.v[..., :places]
+        mine.scale.copy_(theirs.scale)
+        mine.offset.copy_(theirs.offset)
 
     def seek(self, start: int, frames: int, origin: int = 0) -> None:
         """Point the next passes at latent frames [start, start + frames).

@@ -19,13 +19,16 @@ GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.
 NAN = float("nan")
 
 
-@pytest.fixture(scope="module", params=["cpu", "cpu, values too", GPU])
+ALL, SOME = (True,) * 5, (False, True, False, True, True)  # the built-in model's layers
+
+
+@pytest.fixture(scope="module", params=["cpu", ("cpu", ALL), ("cpu", SOME), GPU], ids=str)
 def engine(request) -> Iterator[LongLiveEngine]:
     """On a GPU values are in 8 bits where its kernels take them."""
-    device, _, values = request.param.partition(", ")
+    device, values8 = request.param if isinstance(request.param, tuple) else (request.param, None)
     with pytest.MonkeyPatch.context() as patch:
-        if values:
-            patch.setattr("longlive_optimized.engine.stream.values_in_8_bits", lambda *where: True)
+        if values8:
+            patch.setattr("longlive_optimized.engine.stream.values_in_8_bits", lambda *where: values8)
         yield LongLiveEngine("tiny", OptimizationConfig(height=32, width=64), device)
 
 
@@ -151,15 +154,12 @@ def test_precision_changes_back_and_forth_and_recomputes_nothing(engine, positio
         changed.configure(precision=("bf16", "int8")[i // 2 % 2])
         made += blocks(engine, changed, FOX)
         ring = changed.ring
-        storage = [ring.k, ring.v, *(in_8_bits(ring) if ring.cache8 else [])]
+        storage = [ring.k, *ring.v.values(), *(in_8_bits(ring) if ring.cache8 else [])]
         places.append(tuple(t.data_ptr() for t in storage))
     assert all(map(torch.equal, wanted[:2], made[:2])) and close(wanted, made)
     assert not any("recache" in times.stages for times in engine.block_times(changed))
-    assert (
-        {*places[2:]} == {places[2]}
-        and len(places[2]) == (8 if changed.ring.cache8.values else 5)
-        and changed.fallback_blocks == 0
-    )
+    assert {*places[2:]} == {places[2]} and changed.fallback_blocks == 0
+    assert len(places[2]) == 1 + 5 + 3 + 3 * sum(changed.ring.values8)
 
 
 def test_presets_change_window_and_precision_at_once(engine):
@@ -298,7 +298,7 @@ def test_a_block_over_int8_keys_that_fails_may_be_asked_for_again(engine, monkey
 
 def test_values_beyond_e4m3_make_a_block_again_and_later_ones_fit(engine, monkeypatch):
     plain, stream = (engine.open_stream(precision=each) for each in ("bf16", "int8"))
-    if not stream.ring.cache8.values:
+    if not any(stream.ring.values8):
         pytest.skip("values are in the model's dtype")
     wanted = blocks(engine, plain, *[FOX] * 6)
     with monkeypatch.context() as tight:

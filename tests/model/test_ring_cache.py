@@ -10,6 +10,7 @@ from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
 from support.networks import baseline_of, ring_of
+from support.rings import poison
 
 CONFIG = ModelConfig(
     dim=24, ffn_dim=16, freq_dim=8, in_dim=2, out_dim=2, num_heads=2, num_layers=2, text_len=3, text_dim=4
@@ -35,7 +36,7 @@ def stream(model, window, relative, first, blocks, switches=(), global_sink=True
         return torch.randn(*shape, generator=noise, dtype=torch.float64)
 
     ring = ring_of(model, GRID, window, sink, relative)
-    ring.k.fill_(float("nan")), ring.v.fill_(float("nan")), ring.k_sink.fill_(float("nan"))
+    poison(ring)
     baseline = baseline_of(model, GRID, window, sink, relative)
     prompt = draw(2, 4)
     cross, history, p = model.cross_cache(prompt), draw(0, 2, 2, 4), 0
@@ -122,7 +123,8 @@ def test_another_window_is_a_ring_of_that_size(model, window, relative):
     small = ring_of(model, GRID, window, relative=relative)
     small.take_sinks(large)
     large.resize(window)
-    large.k[:, window:], large.v[:, window:] = float("nan"), float("nan")
+    for k, v in zip(large.k, large.v.values(), strict=True):
+        k[window:], v[window:] = float("nan"), float("nan")
     plan = plan_recache(12, window, 3, global_sink=True)
     for start, frames in [(plan.start, plan.frames)] + [(p, 3) for p in range(12, 40, 3)]:
         x = torch.randn(frames, 2, 2, 4, dtype=torch.float64)

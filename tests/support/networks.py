@@ -23,7 +23,7 @@ def vector_network(dtype: torch.dtype = torch.float32) -> Transformer:
     return model
 
 
-def ring_of(model: Transformer, grid, window=12, sink=3, relative=False, int8=False, values8=False) -> RingCache:
+def ring_of(model: Transformer, grid, window=12, sink=3, relative=False, int8=False, values8=()) -> RingCache:
     where = {"dtype": model.kv_dtype, "device": model.device}
     how = {"relative": relative, "int8": int8, "values8": values8}
     return RingCache(model.config, grid, window=window, sink=sink, **where, **how)
