@@ -40,6 +40,9 @@ STABLE_TORCH_LIBRARY(longlive_C, m) {
       "-> (Tensor, Tensor)");
   m.def("ring_attention(Tensor q, Tensor k_ring, Tensor v_ring, Tensor valid) -> Tensor");
   m.def(
+      "ring_attention_int8(Tensor q, Tensor q_scale, Tensor k_ring, Tensor k_scale, Tensor v_ring, Tensor valid) "
+      "-> Tensor");
+  m.def(
       "ring_attention_fp8(Tensor q, Tensor q_scale, Tensor k_ring, Tensor k_scale, Tensor v_ring, Tensor v_scale, "
       "Tensor v_offset, Tensor valid) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor gain, float eps) -> Tensor");

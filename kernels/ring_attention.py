@@ -127,6 +127,23 @@ def _cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
     return torch.ops.longlive_C.ring_attention(q, k_ring, v_ring, valid)
 
 
+def _fits_cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
+    return (
+        v_ring.dtype == torch.bfloat16
+        and native.on_hopper(q)
+        and q.dim() == 3
+        and q.shape[2] == 128
+        and k_scale.shape[-1] % 4 == 0  # heads' scales start at multiples of 16 bytes
+        and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in (q, k_ring, k_scale, v_ring))
+    )
+
+
+@ring_attention_int8.impl("cuda", when=_fits_cuda_int8)
+def _cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
+    _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+    return torch.ops.longlive_C.ring_attention_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
+
+
 if triton:
     # Triton's interpreter has no product of bfloat16.
     INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

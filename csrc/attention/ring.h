@@ -34,6 +34,14 @@ void check_ring(const Tensor& q, const Tensor& k_ring, const Tensor& valid, cons
            n.rows);
 }
 
+// Scales of int8 keys, which are copied 16 bytes at a time. Returns how many a head has.
+inline int64_t check_copied_scales(const Tensor& k_scale, const Sizes& n, const Tensor& like) {
+  const int64_t scales = check_key_scales(k_scale, {n.heads}, n.slots, n.size, like);
+  check_aligned(k_scale, "k_scale");
+  LL_CHECK(scales % 4 == 0, "k_scale must have a multiple of 4 scales a head, got ", scales);
+  return scales;
+}
+
 // Memory for partial results, none where nothing is split.
 template <class Schedule>
 struct PartialTensors {

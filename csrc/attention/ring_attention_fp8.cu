@@ -19,9 +19,7 @@ Tensor ring_attention_fp8(const Tensor& q, const Tensor& q_scale, const Tensor& 
   check_tensor(q, "q", {n.rows, n.heads, kHeadDim}, ScalarType::Char, q);
   check_tensor(q_scale, "q_scale", {n.heads, n.rows}, ScalarType::Float, q, sizeof(float));
   attention::check_ring<Schedule>(q, k_ring, valid, n, ScalarType::Char, fp8::kTileKeys);
-  const int64_t k_scales = check_key_scales(k_scale, {n.heads}, n.slots, n.size, q);
-  check_aligned(k_scale, "k_scale");
-  LL_CHECK(k_scales % 4 == 0, "k_scale must have a multiple of 4 scales a head, got ", k_scales);
+  const int64_t k_scales = attention::check_copied_scales(k_scale, n, q);
   LL_CHECK(v_ring.dim() == 3, "v_ring must have 3 dimensions, got ", v_ring.dim());
   const int64_t places = v_ring.size(2);
   LL_CHECK(places >= n.tokens && places % kValueGroup == 0, "v_ring must have a multiple of ", kValueGroup,

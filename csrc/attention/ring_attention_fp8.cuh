@@ -10,8 +10,9 @@
 //
 // 17 binades are too few for a shift that stands, as float32's would be, and a running maximum costs as much as all the
 // rest. So the shift is lazy: it puts the largest p of the first part at code kTarget, and follows only when a code
-// exceeds kLargest, by whole binades, which rescale sums exactly. It then puts that code at kRaised, as high as it can:
-// what is 10 binades below the largest p may be many keys that together weigh more.
+// exceeds kLargest, by whole binades, which rescale sums exactly. kTarget is one binade below it, as high as can be: what
+// is 12 binades below the largest p may be many keys that together weigh more, above all where the first keys, the
+// sinks, have the largest.
 #include <cfloat>
 
 #include "attention/combine.cuh"
@@ -45,8 +46,8 @@ constexpr int kRuns = kTileKeys / kKeyRun;
 constexpr int kGroup = 8;                      // columns of the accumulator that a quad of threads shares
 static_assert(kKeyRun == kGroup && kValueGroup == 2 * kGroup);
 
-constexpr float kLargest = 126, kTarget = 86, kRaised = 118;  // codes: 448, the largest e4m3; five binades, one below it
-constexpr float kBinade = 8;                   // codes
+constexpr float kLargest = 126, kTarget = 118;  // codes: of 448, the largest e4m3, and a binade below it
+constexpr float kBinade = 8;                    // codes
 // Scores are in codes times 2^-24, which a conversion to half precision counts.
 constexpr float kCode = 0x1p-24f;
 
@@ -291,6 +292,8 @@ struct Consumer {
     row_sum[0] += part_sum[0], row_sum[1] += part_sum[2];
   }
 
+  // Of a part's keys, that of element i.
+  __device__ int column(int i) const { return i / 4 * kGroup + lane % 4 * 2 + i % 2; }
   __device__ float product(int i) const { return __int_as_float(products[i]); }
   __device__ void to_floats() {
 #pragma unroll
@@ -318,19 +321,23 @@ struct Consumer {
     return __any_sync(0xffffffffu, (largest + kToo) & 0xff80ff80u);
   }
 
-  // Raises the shifts of rows whose largest code is too large, or sets all of them, by which p is then rescaled.
-  __device__ void raise(const float* scale, bool all) {
+  // Raises the shifts of rows whose largest code is too large, or sets all of them, by which p is then rescaled. Keys from
+  // `count` on are not valid: products and scales may be anything.
+  __device__ void raise(const float* scale, bool all, int count) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float largest = -FLT_MAX;
 #pragma unroll
       for (int i = 0; i < kScores; i += 4)
-        largest = fmaxf(largest, fmaxf(product(i + 2 * r), product(i + 2 * r + 1)) * (scale[i / 4] * factor[r]));
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (column(i + j) < count)
+            largest = fmaxf(largest, product(i + 2 * r + j) * (scale[i / 4] * factor[r]));
       largest = quad_reduce(largest, fmaxf);
       constexpr float kStep = kBinade * kCode;
       const float before = shift[r];
       const bool is_due = all ? largest > -FLT_MAX : largest - before > kLargest * kCode;
-      if (is_due) shift[r] = ceilf((largest - (all ? kTarget : kRaised) * kCode) / kStep) * kStep;
+      if (is_due) shift[r] = ceilf((largest - kTarget * kCode) / kStep) * kStep;
       rescale[r] = all ? 1 : exp2((before - shift[r]) / kStep);
     }
   }
@@ -341,12 +348,7 @@ struct Consumer {
     for (int i = 0; i < kOut; ++i) out[i] *= rescale[i / 2 % 2];
   }
 
-  // Of a part of which the first `count` keys are valid: what `raise` does not see, and p = 0.
-  __device__ void mask_products(int count) {
-#pragma unroll
-    for (int i = 0; i < kScores; ++i)
-      if (i / 4 * kGroup + lane % 4 * 2 + i % 2 >= count) products[i] = __float_as_int(-INFINITY);
-  }
+  // p = 0 of keys that are not valid.
   __device__ void mask_p(int count) {
 #pragma unroll
     for (int i = 0; i < 4 * kWords; ++i) {  // byte i % 4 of a word
@@ -363,8 +365,7 @@ struct Consumer {
     issue_qk<kWhich>();
     wait_qk(false);
     to_floats();
-    if (count < kPart) mask_products(count);
-    raise(scale, is_first);
+    raise(scale, is_first, count);
     rescale_out();
     round_p(p, scale);
     if (count < kPart) mask_p(count);
@@ -380,7 +381,7 @@ struct Consumer {
     wait_qk(true);
     to_floats();
     const bool is_high = round_p(to, scale);
-    if (is_high) raise(scale, false), round_p(to, scale);
+    if (is_high) raise(scale, false, kPart), round_p(to, scale);
     sm90::pin(to);
     wait_pv();
     if (is_high) rescale_out();
@@ -413,6 +414,7 @@ struct Consumer {
       s.of_keys.wait(k_at);
       take<0>(s.count - t * kTileKeys, false);
     }
+    __syncwarp();  // all lanes have read the work before this one
     if (lane == 0) s.query_empty[index].arrive();
   }
 

@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 
 from ..config import PRESETS
-from ..kernels import native
 from ..kernels.bench import causal_conv, causal_conv_int8
 from ..kernels.bench.case import Case
 from ..kernels.bench.runner import bench_of, sets_of, time_on_gpu
 from ..kernels.registry import OPS
 from ..model.config import ModelConfig
+from ..model.precision import values_in_8_bits
 from ..vae.backends import path_of
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 
@@ -108,7 +108,7 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
     whether the VAE runs in int8 there. A bfloat16 rate stands for a convolution in int8 where it does not."""
     with torch.cuda.device(device):
         codec, precision, _ = path_of(device, torch.bfloat16, in_8_bits=True)
-        values_in_8_bits = native.missing(device) is None
+        values8 = values_in_8_bits(torch.bfloat16, device, ModelConfig().head_dim)
         packed, vae_int8 = codec == "PackedCodec", precision == "int8"
         plain = [_layer(causal_conv, channels) for channels in (192, 96)]
         function = OPS["causal_conv"] if packed else causal_conv.published
@@ -121,7 +121,7 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
             product=_product(),
             product_int8=_operator("int8_linear"),
             attention=_operator("ring_attention"),
-            attention_int8=_operator("ring_attention_fp8" if values_in_8_bits else "ring_attention_int8"),
+            attention_int8=_operator("ring_attention_fp8" if values8 else "ring_attention_int8"),
             convolution=wide,
             convolution_int8=wide_int8,
             convolution_96=narrow,

@@ -122,9 +122,9 @@ class TransformerBlock(nn.Module):
                 quantize_values(v, values.offset, values.scale, values.v, ring.slots)
             return q
         q = qk_norm_rope_store(*norm, keys, values, *rest)
-        if ring.kept is not None:
-            first = slice(len(ring.slots))  # the slots that the pass fills, in whatever order
-            ring.kept.renew(keys[first], cast("Tensor", values)[first])
+        if ring.kept is not None and isinstance(values, Tensor):
+            frames = len(ring.slots)
+            ring.kept.renew(keys[:frames], values[:frames])  # which fill the first slots, in whatever order
         return q
 
     def forward(

@@ -63,7 +63,7 @@ def offsets_in(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
     A tensor whose bytes do not lie there one after the other is left out: its mapped form has to be read.
     """
-    if not hasattr(os, "preadv"):
+    if not (hasattr(os, "preadv") and hasattr(os, "posix_fadvise")):
         return {}
     if path.suffix == ".safetensors":
         header, start = safetensors_header(path)
@@ -96,7 +96,7 @@ class Reader:
         self._path, self._tensors, self._device = path, tensors, device
         self._offsets = offsets_in(path, tensors)
         self._buffers: deque[_Buffer] = deque()
-        self._mapped: tuple[str, Tensor] = "", torch.empty(0)
+        self._mapped: tuple[str, Tensor] = "", torch.empty(0, device="cpu")
 
     def pieces(self, wanted: Iterable[Piece]) -> Iterator[tuple[Piece, Tensor]]:
         """Each piece with its bytes, uint8, of which only the last that was given is valid.
@@ -157,13 +157,14 @@ class _Buffer:
 
     def __init__(self, nbytes: int, device: torch.device):
         self.nbytes = nbytes
-        self.bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.bytes = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
         self._copied: torch.cuda.Event | None = None
 
     def used(self, device: torch.device) -> None:
         """The copy of it has been enqueued."""
         if device.type == "cuda":
-            self._copied = torch.cuda.current_stream(device).record_event()
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(device))
 
     def free(self) -> None:
         """Wait until it may be written to."""

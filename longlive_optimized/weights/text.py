@@ -55,7 +55,8 @@ def load_text_encoder(
     keep: leave what was made int8 in a file beside its source, for the next time. One that is there already is used,
         whatever ``keep`` says, if it is whole and of this very source; else the log says what is wrong with it.
 
-    Raises CheckpointError, what check_text raises, RuntimeError where the system pins no more memory, and OSError.
+    Raises CheckpointError, what check_text raises, and OSError where the system pins no more memory, or the file cannot
+    be kept.
     """
     device = torch.device(device)
     tensors, tokenizer = open_text(files, _config(files))
@@ -237,7 +238,7 @@ def _fill(
             progress(done, total)
     reading.check()
     # All are looked at together, so that loading waits for the device once.
-    good = torch.stack([*finite.values()]).isfinite().tolist()
+    good = torch.stack([number.to(device) for number in finite.values()]).isfinite().tolist()
     if bad := [key for key, fine in zip(finite, good, strict=True) if not fine]:
         raise CheckpointError(f"{reading} holds NaN or infinity in {some(bad)}")
     return {key: int(value) % 2**64 for key, value in sums.items()}
@@ -275,7 +276,7 @@ def _write(stored: Tensor | Blocks, source: torch.dtype, piece: Piece, raw: Tens
         numbers = numbers.to(stored.dtype)
         stored.view(-1)[start:stop] = numbers
     if stored.dtype == torch.int8:
-        return torch.zeros((), device=raw.device)
+        return torch.zeros((), dtype=torch.float32, device=raw.device)
     # Torch sums bfloat16 in float32, in place; for any other result it would copy the numbers. float8 has no sums.
     numbers = numbers if numbers.itemsize > 1 else numbers.bfloat16()
     return numbers.sum(dtype=None if numbers.dtype == torch.bfloat16 else torch.float32).float()

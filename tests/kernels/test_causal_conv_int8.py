@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from longlive_optimized.kernels.bench import causal_conv_int8 as bench
 from longlive_optimized.kernels.causal_conv import LEAST_SCALE, Kind, causal_conv, from_groups, pack, to_groups
 from longlive_optimized.kernels.causal_conv_int8 import causal_conv_int8, pack_int8
+from longlive_optimized.kernels.registry import backend
+from support.graphs import captured
 
 OP = causal_conv_int8
 NAMES = (
@@ -137,6 +139,10 @@ CASES = {
     "act not in int8": ((96, 96, (9, 17), 2, True), {"act": "plain", "raw": False}),
     "saturated": ((32, 96, (9, 8), 2), {"act_scale": 1 / 100}),
     "576 channels": ((32, 576, (3, 4), 1), {"act": None}),
+    "16 to 16": ((16, 16, (3, 5), 2, True), {}),
+    "576 channels, act": ((16, 576, (3, 4), 1), {"raw": False}),  # whose norm spans three parts
+    "wide": ((16, 48, (1, 150), 1), {"act": "plain"}),
+    "tall": ((48, 16, (150, 1), 1, True), {"raw": False}),
 }
 REAL = {
     "level 0": ((384, 384, (60, 104), 3, True), {}),
@@ -334,14 +340,13 @@ def test_a_row_of_zeros_gives_bias_and_residual():
 
 
 @pytest.mark.gpu
-def test_replays_with_other_indices():
+@pytest.mark.parametrize("forced", [None, "triton"])
+def test_replays_with_other_indices(forced):
     """A captured graph reads the indices when it is replayed, and goes on counting."""
     layer = Layer(96, 96, (24, 40), 2)
     args = arguments(layer, "cuda", act_scale=1 / 100)
-    causal_conv_int8(*args.values())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        causal_conv_int8(*args.values())
+    with backend(forced):
+        graph, _ = captured(causal_conv_int8, *args.values())
     at, once = args["raw_frames"].long(), args["saturated"].item() - 7
     want = args["raw"][at].clone()
     args["x"].copy_(args["x"].roll(1, 0))

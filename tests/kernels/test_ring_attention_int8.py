@@ -238,12 +238,19 @@ def triton(device):
     return OP.impls["triton"][0]
 
 
+@pytest.fixture(params=["kernel", "triton"])
+def on_gpu(request):
+    """The operator on CUDA, and on Triton."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.gpu
-def test_random_shapes(triton, device):
-    rng = random.Random(0)
+@pytest.mark.parametrize("part", range(3))
+def test_random_shapes(on_gpu, device, part):
+    rng = random.Random(part)
     for i in range(100):
         args = draw(rng, device)
-        got, want = triton(*args), truth(*args)
+        got, want = on_gpu(*args), truth(*args)
         shapes = [list(x.shape) for x in args[:3]], args[5].tolist()
         assert torch.isfinite(got).all(), (i, shapes)
         assert (got.double() - want).norm() <= 5e-3 * want.norm(), (i, shapes)
@@ -254,25 +261,36 @@ SMALL = {"small picture": REAL["small picture"], "odd picture": REAL["odd pictur
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", SMALL)
-def test_real_sizes(triton, device, name, recipe):
-    """Against the integers, and within the recipes' error of what they stand for; the same bits every time."""
-    args, (q, k) = case(torch.bfloat16, device, **SMALL[name], **RECIPES[recipe])
-    got = triton(*args)
+@pytest.mark.parametrize("name", REAL)
+def test_real_sizes_on_cuda(kernel, device, name, recipe):
+    args, (q, k) = case(torch.bfloat16, device, **REAL[name], **RECIPES[recipe])
+    got = kernel(*args)
     assert error(got, by_head(truth, args, (1, 0, 2, 0, 2, None))) <= 5e-3
     assert error_of_spread(got, by_head(unquantised, (q, k, *args[4:]), (1, 1, 2, None))) <= 1.2 * RECIPES_ERROR
-    assert torch.equal(triton(*args), got)
+    assert all(torch.equal(kernel(*args), got) for _ in range(10))
 
 
 @pytest.mark.gpu
-def test_one_graph_serves_every_number_of_keys(triton, device):
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", SMALL)
+def test_real_sizes(on_gpu, device, name, recipe):
+    """Against the integers, and within the recipes' error of what they stand for; the same bits every time."""
+    args, (q, k) = case(torch.bfloat16, device, **SMALL[name], **RECIPES[recipe])
+    got = on_gpu(*args)
+    assert error(got, by_head(truth, args, (1, 0, 2, 0, 2, None))) <= 5e-3
+    assert error_of_spread(got, by_head(unquantised, (q, k, *args[4:]), (1, 1, 2, None))) <= 1.2 * RECIPES_ERROR
+    assert torch.equal(on_gpu(*args), got)
+
+
+@pytest.mark.gpu
+def test_one_graph_serves_every_number_of_keys(on_gpu, device):
     args, _ = case(torch.bfloat16, device, tokens=1000, slots=12, per_slot=304, heads=3)
     *_, valid = args
-    graph, out = captured(triton, *args)
+    graph, out = captured(on_gpu, *args)
     for keys in (304, 3648, 1, 1000, 192, 193, 5000):
         valid.fill_(keys)
         graph.replay()
-        assert torch.equal(out, triton(*args))
+        assert torch.equal(out, on_gpu(*args))
         assert error(out, truth(*args)) <= 5e-3
 
 

@@ -35,6 +35,30 @@ inline Case draw_case(int tile) {
   return c;
 }
 
+// Queries or keys [tokens, heads, 128] as integers with a scale for `run` tokens; x becomes what they stand for.
+struct Integers {
+  std::vector<int8_t> of;
+  std::vector<float> scale;  // [heads, scales]
+  int scales;
+
+  Integers(std::vector<float>& x, int tokens, int heads, int run, int scales)
+      : of(x.size()), scale(size_t(scales) * heads), scales(scales) {
+    const auto each = [&](int head, auto what) {
+      for (int token = 0; token < tokens; ++token) {
+        const size_t at = (size_t(token) * heads + head) * kHeadDim;
+        for (int d = 0; d < kHeadDim; ++d) what(scale[size_t(head) * scales + token / run], at + d);
+      }
+    };
+    for (int head = 0; head < heads; ++head) {
+      each(head, [&](float& s, size_t i) { s = std::max(s, std::fabs(x[i]) / 127); });
+      each(head, [&](float& s, size_t i) {
+        const int n = s > 0 ? int(std::nearbyint(x[i] / s)) : 0;
+        of[i] = int8_t(n), x[i] = n * s;
+      });
+    }
+  }
+};
+
 // Relative error of out against softmax(q k^T / sqrt(128)) v over the first `keys` tokens; all [.., heads, 128].
 template <class Out>
 double error_of(const Case& c, int keys, const std::vector<float>& q, const std::vector<float>& k,

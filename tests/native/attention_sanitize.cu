@@ -1,5 +1,5 @@
-// csrc/attention/ring_attention.cuh and ring_attention_fp8.cuh without torch: one row, one key, no key, short last tiles,
-// split-KV, several tiles a CTA, and scores that leave the first tile's range. What is not valid holds NaN. See
+// csrc/attention/ring_attention.cuh and ring_attention_fp8.cuh without torch: one row, one key, no key, short last
+// tiles, split-KV, several tiles a CTA, and scores that leave the first tile's range. What is not valid holds NaN. See
 // sanitize.h.
 //   nvcc -O2 -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
 //        tests/native/attention_sanitize.cu -o attention_sanitize
@@ -29,7 +29,7 @@ struct Case {
 // A kind has the numbers `q` [rows, heads, 128], `k` and `v` [tokens, heads, 128] that it stands for, its kernel's
 // parameters but for those that all kinds share, and its maps. As csrc/attention/*.cu have them:
 struct Bf16 {
-  using C = attention::Config<192, 4>;
+  using C = attention::Config<bf16, 192, 4>;
   using Params = attention::Params<C>;
   static constexpr const char* kName = "bfloat16";
   static constexpr double kError = 5e-3, kOfSpread = 0;
@@ -69,39 +69,28 @@ float number(uint8_t code) {
   return code & 0x80 ? -size : size;
 }
 
-// Integers and codes of any size, scales that make numbers of theirs as large as bfloat16's. There are scales and places
+// Queries and keys: integers of any size, and scales that make numbers of theirs as large as bfloat16's. There are scales
 // to spare.
-struct Fp8 {
-  using Params = fp8::Params;
-  static constexpr const char* kName = "8 bits";
-  static constexpr double kError = 2e-3, kOfSpread = 0.04;  // the second is p's own error
-
+struct Integers {
   std::vector<float> q, k, v;
-  const int scales, places;
+  const int scales;
   Array<int8_t> queries, keys;
-  Array<uint8_t> values;
-  Array<float> q_scale, k_scale, v_scale, v_offset;
+  Array<float> q_scale, k_scale;
   const Case& c;
 
-  explicit Fp8(const Case& c)
+  explicit Integers(const Case& c)
       : q(c.rows * c.columns()),
         k(c.tokens * c.columns()),
         v(k.size()),
         scales(ceil_div(c.tokens, 4 * kKeyRun) * 4),
-        places((ceil_div(c.tokens, kValueGroup) + 1) * kValueGroup),
         queries(q.size()),
         keys(k.size(), kUnwritten),
-        values(c.columns() * places, 0x7f),
         q_scale(size_t(c.heads) * c.rows),
         k_scale(size_t(c.heads) * scales, kNaN),
-        v_scale(c.columns()),
-        v_offset(c.columns()),
         c(c) {
     const auto integer = [] { return int8_t(draw(-127, 127)); };
     queries.fill(integer);
     q_scale.fill([&] { return c.size / 73 * float(draw(5, 15)) / 10; });
-    v_scale.fill([] { return float(draw(1, 15)) / 10; });
-    v_offset.fill([] { return normal(); });
     for (int i = 0; i < c.keys() * c.columns(); ++i) keys.host[i] = integer();
     for (int head = 0; head < c.heads; ++head)
       for (int run = 0; run * kKeyRun < c.keys(); ++run)
@@ -111,9 +100,60 @@ struct Fp8 {
       q[i] = queries.host[i] * q_scale.host[i % c.columns() / kHeadDim * c.rows + i / c.columns()];
     for (int i = 0; i < c.keys() * c.columns(); ++i)
       k[i] = keys.host[i] * k_scale.host[i % c.columns() / kHeadDim * scales + i / c.columns() / kKeyRun];
-    draw_values();
   }
-  void draw_values() {
+  template <class Params>
+  void set_scales(Params& p) const {
+    p.q_scale = q_scale.device, p.k_scale = k_scale.device, p.k_scales = scales;
+  }
+  longlive::sm90::TensorMap query_map(int box) const {
+    return matrix_map(queries.device, c.rows, c.columns(), c.columns(), box);
+  }
+  longlive::sm90::TensorMap key_map(int box) const {
+    return matrix_map(keys.device, c.tokens, c.columns(), c.columns(), box);
+  }
+};
+
+// Values in bfloat16.
+struct Int8 : Integers {
+  using C = attention::Config<int8_t, 192, 2, 3>;
+  using Params = attention::Params<C>;
+  static constexpr const char* kName = "int8";
+  static constexpr double kError = 5e-3, kOfSpread = 0;
+
+  Array<bf16> values;
+
+  explicit Int8(const Case& c) : Integers(c), values(k.size(), rounded<bf16>(kNaN)) {
+    for (int i = 0; i < c.keys() * c.columns(); ++i)
+      values.host[i] = rounded<bf16>(normal()), v[i] = float(wide(values.host[i]));
+    values.copy_in();
+  }
+  void set(Params& p) const { set_scales(p); }
+  cudaError_t launch(const Params& p) const {
+    const int64_t bytes = c.columns() * sizeof(bf16);
+    const attention::Maps maps{query_map(attention::kRows), key_map(C::kTileKeys),
+                               matrix_map(values.device, c.tokens, c.columns(), bytes, C::kTileKeys)};
+    return attention::launch<C>(maps, p, nullptr);
+  }
+};
+
+// Values in e4m3: codes of any size. There are places to spare.
+struct Fp8 : Integers {
+  using Params = fp8::Params;
+  static constexpr const char* kName = "8 bits";
+  static constexpr double kError = 2e-3, kOfSpread = 0.1;  // the second is p's own error, of few keys
+
+  const int places;
+  Array<uint8_t> values;
+  Array<float> v_scale, v_offset;
+
+  explicit Fp8(const Case& c)
+      : Integers(c),
+        places((ceil_div(c.tokens, kValueGroup) + 1) * kValueGroup),
+        values(c.columns() * places, 0x7f),
+        v_scale(c.columns()),
+        v_offset(c.columns()) {
+    v_scale.fill([] { return float(draw(1, 15)) / 10; });
+    v_offset.fill([] { return normal(); });
     for (int channel = 0; channel < c.columns(); ++channel)
       for (int place = 0; place < places; ++place) {
         const int token = place / kValueGroup * kValueGroup + longlive::value_at(place % kValueGroup);
@@ -125,13 +165,12 @@ struct Fp8 {
     values.copy_in();
   }
   void set(Params& p) const {
-    p.q_scale = q_scale.device, p.k_scale = k_scale.device, p.k_scales = scales;
+    set_scales(p);
     p.v_scale = v_scale.device, p.v_offset = v_offset.device;
   }
   cudaError_t launch(const Params& p) const {
     // As csrc/attention/ring_attention_fp8.cu has it.
-    const fp8::Maps maps{matrix_map(queries.device, c.rows, c.columns(), c.columns(), fp8::kRows),
-                         matrix_map(keys.device, c.tokens, c.columns(), c.columns(), fp8::kTileKeys),
+    const fp8::Maps maps{query_map(fp8::kRows), key_map(fp8::kTileKeys),
                          matrix_map(values.device, c.columns(), places, places, kHeadDim)};
     return fp8::launch<fp8::Shared<4, 4>>(maps, p, nullptr);
   }
@@ -181,7 +220,8 @@ bool agrees(const Case& c) {
         error += off * off, norm += want[d] * want[d];
       }
     }
-  if (std::sqrt(error) <= Kind::kError * std::sqrt(norm) + Kind::kOfSpread * std::sqrt(spread)) return true;  // NaN is not
+  const double bound = Kind::kError * std::sqrt(norm) + Kind::kOfSpread * std::sqrt(spread);
+  if (std::sqrt(error) <= bound) return true;  // NaN is not
   std::printf("off by %g: %s, %d heads, %d rows, %d of %d keys, %d CTAs, split-KV %d, queries of %g\n",
               std::sqrt(error / norm), Kind::kName, c.heads, c.rows, c.valid, c.tokens, c.ctas, c.split_kv, c.size);
   return false;
@@ -205,7 +245,7 @@ int main() {
       {1, 128, 392, 392, 1, false, 1e-12f},  // scores that are all alike
   };
   bool good = true;
-  for (const Case& c : cases) good &= agrees<Bf16>(c) & agrees<Fp8>(c);
+  for (const Case& c : cases) good &= agrees<Bf16>(c) & agrees<Int8>(c) & agrees<Fp8>(c);
   std::printf(good ? "ring_attention agrees\n" : "ring_attention differs\n");
   return good ? 0 : 1;
 }

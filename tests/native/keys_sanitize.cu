@@ -2,6 +2,8 @@
 // sizes, rings that wrap around, rows of zeros and of NaN. See sanitize.h.
 //   nvcc -O2 -std=c++20 -gencode arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -lineinfo -Icsrc
 //        tests/native/keys_sanitize.cu -o keys_sanitize && compute-sanitizer --tool racecheck ./keys_sanitize
+#include <algorithm>
+
 #include "elementwise/modulate_norm.cuh"
 #include "elementwise/qk_norm_rope_store.cuh"
 #include "elementwise/quantize.cuh"

@@ -47,7 +47,7 @@ __global__ void product_kernel(const __grid_constant__ sm90::TensorMap a_map,
   sm90::mma_fence();
   for (int i = 0; i < 4; ++i) {
     if constexpr (kFromRegisters) {
-      i == 0 ? sm90::mma_rs<T, false>(d, registers[i], from_b) : sm90::mma_rs<T>(d, registers[i], from_b + 2 * i);
+      i == 0 ? sm90::mma_rs<T, 128, false>(d, registers[i], from_b) : sm90::mma_rs<T>(d, registers[i], from_b + 2 * i);
     } else {
       i == 0 ? sm90::mma_ss<T, N, false>(d, from_a, from_b) : sm90::mma_ss<T, N>(d, from_a + 2 * i, from_b + 2 * i);
     }

@@ -15,16 +15,37 @@ std::vector<uint16_t> rounded(std::vector<float>& x) {
   return y;
 }
 
+// Queries and keys of a kind: x becomes what they stand for.
+template <class T>
+struct Rows {
+  std::vector<uint16_t> of;
+  std::vector<float> scale;
+  int scales = 0;
+  Rows(std::vector<float>& x, int, int, int) : of(rounded(x)) {}
+};
+template <>
+struct Rows<int8_t> : Integers {
+  Rows(std::vector<float>& x, int tokens, int heads, int run)
+      : Integers(x, tokens, heads, run, run == 1 ? tokens : longlive::ceil_div(tokens, 4 * run) * 4) {}
+};
+
 template <class C>
-bool check(const Case& c) {
+bool check(Case c) {
+  using T = typename C::Key;
   using Schedule = typename Params<C>::Schedule;
   constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  if (C::kInt8) c.tokens = longlive::ceil_div(c.tokens, longlive::kKeyRun) * longlive::kKeyRun;
   const int64_t columns = c.heads * kHeadDim;
   const int keys = std::clamp(c.valid, 0, c.tokens);
   auto q = noise(c.rows * columns, c.size), k = noise(c.tokens * columns, 2), v = noise(c.tokens * columns, 1);
-  auto narrow_q = rounded(q), narrow_k = rounded(k), narrow_v = rounded(v);
-  std::fill(narrow_k.begin() + keys * columns, narrow_k.end(), 0x7fff);
+  const Rows<T> queries(q, c.rows, c.heads, 1);
+  Rows<T> ring(k, c.tokens, c.heads, longlive::kKeyRun);
+  auto narrow_v = rounded(v);
+  std::fill(ring.of.begin() + keys * columns, ring.of.end(), C::kInt8 ? -128 : 0x7fff);
   std::fill(narrow_v.begin() + keys * columns, narrow_v.end(), 0x7fff);
+  for (int head = 0; head < c.heads && C::kInt8; ++head)
+    std::fill(ring.scale.begin() + head * ring.scales + longlive::ceil_div(keys, longlive::kKeyRun),
+              ring.scale.begin() + (head + 1) * ring.scales, kNaN);
 
   std::vector<uint16_t> out((c.rows + Schedule::kRows) * columns, 0x7fff);  // nothing may be written after the last row
   std::vector<float> partial_out(Schedule::partials(c.ctas) * Schedule::kRows * kHeadDim, kNaN);
@@ -36,17 +57,21 @@ bool check(const Case& c) {
                     c.heads,
                     c.tokens,
                     c.ctas,
-                    bool(c.split_kv)};
-  const auto map = [columns](const std::vector<uint16_t>& x, int rows, int box_rows) {
-    return longlive::sm90::matrix_map(reinterpret_cast<const bf16*>(x.data()), rows, columns, 2 * columns, box_rows);
+                    bool(c.split_kv),
+                    queries.scale.data(),
+                    ring.scale.data(),
+                    ring.scales};
+  const auto map = [columns]<class E>(const E* x, int rows, int box_rows) {
+    return longlive::sm90::matrix_map(x, rows, columns, columns * sizeof(E), box_rows);
   };
-  const Maps maps{map(narrow_q, c.rows, kRows), map(narrow_k, c.tokens, C::kTileKeys),
-                  map(narrow_v, c.tokens, C::kTileKeys)};
+  const Maps maps{map(reinterpret_cast<const T*>(queries.of.data()), c.rows, kRows),
+                  map(reinterpret_cast<const T*>(ring.of.data()), c.tokens, C::kTileKeys),
+                  map(reinterpret_cast<const bf16*>(narrow_v.data()), c.tokens, C::kTileKeys)};
   emulator::require(launch<C>(maps, p, nullptr) == cudaSuccess, "no launch");
 
   for (size_t i = c.rows * columns; i < out.size(); ++i) emulator::require(out[i] == 0x7fff, "a row too many");
   const double error = error_of(c, keys, q, k, v, [&](int64_t i) { return widen(out[i]); });
-  return passes(c, error, 5e-3, "bfloat16");
+  return passes(c, error, 5e-3, C::kInt8 ? "int8" : "bfloat16");
 }
 
 int main(int, char** argv) {
@@ -54,9 +79,11 @@ int main(int, char** argv) {
   bool good = true;
   for (int i = 0; i < cases && good; ++i) {
     const Case c = draw_case(32);
-    good = check<Config<32, 4>>(c);
-    if (i % 4 == 0) good = good && check<Config<32, 3>>(c) && check<Config<48, 2>>(c);
+    good = check<Config<bf16, 32, 4>>(c) && check<Config<int8_t, 32, 2, 3>>(c);
+    if (i % 4 == 0) good = good && check<Config<bf16, 32, 3>>(c) && check<Config<bf16, 48, 2>>(c);
+    if (i % 4 == 1) good = good && check<Config<int8_t, 64, 3, 2>>(c) && check<Config<int8_t, 96, 2, 2>>(c);
   }
-  for (int i = 0; i < cases / 8 && good; ++i) good = check<Config<192, 4>>(draw_case(192));
+  for (int i = 0; i < cases / 8 && good; ++i)
+    good = check<Config<bf16, 192, 4>>(draw_case(192)) && check<Config<int8_t, 192, 2, 3>>(draw_case(192));
   return good ? 0 : 1;
 }

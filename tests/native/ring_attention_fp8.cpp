@@ -12,30 +12,6 @@ using longlive::ceil_div;
 using longlive::kKeyRun;
 using longlive::kValueGroup;
 
-// Queries or keys [tokens, heads, 128] as integers with a scale for `run` tokens; x becomes what they stand for.
-struct Integers {
-  std::vector<int8_t> of;
-  std::vector<float> scale;  // [heads, scales]
-  int scales;
-
-  Integers(std::vector<float>& x, int tokens, int heads, int run, int scales)
-      : of(x.size()), scale(size_t(scales) * heads), scales(scales) {
-    const auto each = [&](int head, auto what) {
-      for (int token = 0; token < tokens; ++token) {
-        const size_t at = (size_t(token) * heads + head) * kHeadDim;
-        for (int d = 0; d < kHeadDim; ++d) what(scale[size_t(head) * scales + token / run], at + d);
-      }
-    };
-    for (int head = 0; head < heads; ++head) {
-      each(head, [&](float& s, size_t i) { s = std::max(s, std::fabs(x[i]) / 127); });
-      each(head, [&](float& s, size_t i) {
-        const int n = s > 0 ? int(std::nearbyint(x[i] / s)) : 0;
-        of[i] = int8_t(n), x[i] = n * s;
-      });
-    }
-  }
-};
-
 uint8_t to_e4m3(float x) {
   uint8_t best = 0;
   for (int code = 0; code < 0x7f; ++code) {
@@ -70,8 +46,8 @@ struct Values {
   }
 };
 
-// What the kernel should compute of all outputs, in float64 but for the codes of p: each CTA's work by its own shift, which
-// follows the largest score of parts of kPart keys.
+// What the kernel should compute of all outputs, in float64 but for the codes of p: each CTA's work by its own shift,
+// which follows the largest score of parts of kPart keys.
 struct Model {
   const Case& c;
   const int keys;
@@ -80,7 +56,7 @@ struct Model {
   std::vector<double> sums, p_sums;
 
   Model(const Case& c, int keys, const Integers& q, const Integers& k, const std::vector<float>& v)
-      : c(c), keys(keys), q(q), k(k), v(v), sums(size_t(c.rows) * c.heads * kHeadDim), p_sums(size_t(c.rows) * c.heads) {
+      : c(c), keys(keys), q(q), k(k), v(v), sums(size_t(c.rows) * c.heads * kHeadDim), p_sums(sums.size() / kHeadDim) {
     const Params::Schedule schedule(c.heads, c.rows, key_tiles(), c.ctas, c.split_kv);
     for (int cta = 0; cta < c.ctas; ++cta) {
       auto cursor = schedule.start(cta);
@@ -91,15 +67,14 @@ struct Model {
   }
   int key_tiles() const { return longlive::attention::key_tiles_of(keys, kTileKeys); }
 
-  // Of a score, in codes.
-  float score(int head, int row, int key) const {
+  // In codes. The factor of a product is float32's.
+  double score(int head, int row, int key) const {
     const int8_t* x = &q.of[(size_t(row) * c.heads + head) * kHeadDim];
     const int8_t* y = &k.of[(size_t(key) * c.heads + head) * kHeadDim];
     int product = 0;
     for (int d = 0; d < kHeadDim; ++d) product += x[d] * y[d];
-    const double log2e = 1.4426950408889634;
-    return float(product * double(q.scale[size_t(head) * q.scales + row]) * k.scale[head * k.scales + key / kKeyRun] *
-                 (log2e / std::sqrt(128.) * 8));
+    const float factor = q.scale[size_t(head) * q.scales + row] * float(1.4426950408889634 / std::sqrt(128.) * 8);
+    return double(product) * (k.scale[head * k.scales + key / kKeyRun] * factor);
   }
 
   void add(int head, int row, int first, int last) {
@@ -109,7 +84,7 @@ struct Model {
       std::vector<double> scores;
       for (int key = part; key < end; ++key) scores.push_back(score(head, row, key));
       const double largest = *std::max_element(scores.begin(), scores.end());
-      if (part == first || largest - shift > 126) shift = std::ceil((largest - (part == first ? 86 : 118)) / 8) * 8;
+      if (part == first || largest - shift > 126) shift = std::ceil((largest - 118) / 8) * 8;
       for (int key = part; key < end; ++key) {
         const uint8_t code = uint8_t(std::max(std::nearbyint(scores[key - part] - shift), 0.));
         const double p = longlive::sm90::decode<e4m3>(&code) * std::exp2(shift / 8);
@@ -123,14 +98,17 @@ struct Model {
   double at(int64_t i) const { return p_sums[i / kHeadDim] > 0 ? sums[i] / p_sums[i / kHeadDim] : 0; }
 };
 
-// Nothing about values is large beside their spread: they have a deviation of about 1, and so have their offsets.
+// Rounded once, but for what float32 sums are off by; and but for rows with a code that float32 rounds to the other
+// side, or whose shift follows 126.5 at most because a neighbour's has to.
 bool agrees_with_model(const Case& c, const Model& model, const std::vector<uint16_t>& out) {
-  double error = 0, norm = 0;
-  for (int64_t i = 0; i < int64_t(model.sums.size()); ++i) {
-    const double off = widen(out[i]) - model.at(i);
-    error += off * off, norm += model.at(i) * model.at(i);
+  constexpr double kOff = 1e-4;
+  const auto rounded = [](double x) { return widen(narrow(float(x))); };
+  int wrong = 0;
+  for (size_t i = 0; i < model.sums.size(); ++i) {
+    const double want = model.at(i), got = widen(out[i]);
+    wrong += !(got >= rounded(want - kOff) && got <= rounded(want + kOff));
   }
-  return passes(c, norm > 0 ? std::sqrt(error / norm) : error, 0.0019, "8 bits, as they are rounded");
+  return passes(c, double(wrong) / model.sums.size(), 4e-3, "8 bits, in the share of results that are not the model's");
 }
 
 template <class S>

@@ -2,7 +2,8 @@
 // A cluster of CTAs on a CPU, slowly: each CUDA thread is a fibre, and warps are stepped in random order between the
 // points where they may wait; some warps and lanes move only when nothing else can. Copies and tensor cores act beside
 // them: as soon as they can, at random moments, or when no thread can go on. So a missing wait shows: what is read too
-// early has not landed, what is written too early is still in use. Shared memory starts as NaN. A wait that nothing can
+// early has not landed, what is written too early is still in use. Shared memory starts as NaN,
+// or as negative numbers. A wait that nothing can
 // end is reported.
 #include <setjmp.h>
 #include <ucontext.h>
@@ -238,7 +239,7 @@ inline void set_up(Machine& m, unsigned ctas, unsigned first_block) {
     if (memories.size() == c) memories.push_back(static_cast<uint8_t*>(std::aligned_alloc(1024, kSharedBytes)));
     Cta& cta = m.ctas[c];
     cta.memory = memories[c], cta.block = first_block + c, cta.running = int(m.threads_per_cta);
-    std::memset(cta.memory, 0xff, kSharedBytes);
+    std::memset(cta.memory, below(2) ? 0xff : 0xc1, kSharedBytes);
     cta.warps.resize(m.threads_per_cta / kWarp);
     cta.tensor_cores.resize((m.threads_per_cta + kWarpgroup - 1) / kWarpgroup);
     for (Warp& w : cta.warps) {
