@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from .keywords import ConfigFields, Precision, PresetName, VaePrecision
+from .keywords import ConfigFields, Precision, PresetName, TextPrecision, TextResidence, VaePrecision
 from .plain import did_you_mean, exact
 from .video_time import BLOCK_FRAMES
 
@@ -174,10 +174,18 @@ class OptimizationConfig(StreamSettings):
     vae_precision: of the convolutions in the VAE's residual blocks, all streams': ``bf16`` is the model's own dtype,
         ``int8`` 8 bits, with ``wan`` alone. ``auto`` is int8 where this config's precision is and there are kernels for
         it: with ``wan`` of full width in bfloat16 on Hopper.
+    text_precision: of the text encoder's weights, all streams': ``bf16`` is that of its file, ``int8`` has a scale for
+        32 columns of a row and is made from such a file while it is read, ``fp8`` is that of a float8 file. ``auto`` is
+        the file's own, whichever that is; what the file cannot give is refused.
+    text_residence: where these weights lie: on the ``gpu``; ``parked`` in pinned host memory, from which each layer is
+        copied to the GPU while a prompt is encoded; or with the ``cpu``, which then encodes. ``auto`` is the engine's
+        device; on a CPU the first two are refused.
+    keep_text_int8: with ``text_precision="int8"``, leave the weights made int8 in a file beside their source, from
+        which they come the next time.
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     low_memory: hold the weights of the layers' products in 8 bits alone, whatever the precision: products in the
         model's dtype multiply with what the 8 bits stand for. Without a change to what is computed, let fewer frames
-        at a time pass the VAE, and keep a text encoder in float8 if its file is.
+        at a time pass the VAE.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     use_torch_compile, compile_mode: compile the layers with torch.compile instead of capturing CUDA graphs. On an H200
         that is 1 % slower in either mode (docs/performance.md).
@@ -186,6 +194,9 @@ class OptimizationConfig(StreamSettings):
 
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
     vae_precision: VaePrecision = "auto"
+    text_precision: TextPrecision = "auto"
+    text_residence: TextResidence = "auto"
+    keep_text_int8: bool = False
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     low_memory: bool = False
     use_prompt_cache: bool = True
@@ -193,6 +204,12 @@ class OptimizationConfig(StreamSettings):
     use_torch_compile: bool = False
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     enable_profiling: bool = False
+
+    @model_validator(mode="after")
+    def _int8_is_kept(self):
+        if self.keep_text_int8 and self.text_precision != "int8":
+            raise ValueError(f"keep_text_int8 must be false unless text_precision is int8, got {self.text_precision}")
+        return self
 
     @classmethod
     def preset(cls, name: PresetName, **changes: Unpack[ConfigFields]) -> Self:

@@ -8,6 +8,8 @@ from typing import Literal, TypedDict
 PresetName = Literal["quality_stream", "balanced", "speed", "realtime", "turbo", "ultra", "quality"]
 Precision = Literal["bf16", "int8", "fp8"]
 VaePrecision = Literal["auto", "bf16", "int8"]
+TextPrecision = Literal["auto", "bf16", "int8", "fp8"]
+TextResidence = Literal["auto", "gpu", "parked", "cpu"]
 Blend = Literal["linear", "slerp"]
 Position = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
 
@@ -34,6 +36,9 @@ class ConfigFields(StreamFields, total=False):
     seed: int
     vae_type: Literal["wan", "lightvae", "tae", "lighttae"]
     vae_precision: VaePrecision
+    text_precision: TextPrecision
+    text_residence: TextResidence
+    keep_text_int8: bool
     model_dtype: Literal["auto", "bfloat16", "float32"]
     low_memory: bool
     use_prompt_cache: bool

@@ -153,6 +153,8 @@ def run(engine: LongLiveEngine, blocks: int, baseline_blocks: int) -> dict:
         "dtype": str(engine.dtype).removeprefix("torch."),
         "precision": engine.stream.precision,
         "low_memory": config.low_memory,
+        "text_precision": engine.text.precision,
+        "text_residence": engine.text.residence,
         "load_s": engine.load_seconds,
         **measure_engine(engine, blocks),
         **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from ..config import PRESETS, OptimizationConfig, preset_name
 from .files import Force, check_file, say_written, write_json
-from .loading import Height, LowMemory, Width, console, load_engine, results
+from .loading import Height, LowMemory, TextPrecision, TextResidence, Width, console, load_engine, results
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure operators, blocks and errors.")
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
@@ -44,6 +44,8 @@ def block(
     height: Pixels = 480,
     width: Pixels = 832,
     low_memory: LowMemory = False,
+    text_precision: TextPrecision = "auto",
+    text_residence: TextResidence = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Steady blocks to measure.")] = 50,
     baseline_blocks: Annotated[int, typer.Option(min=0, help="Blocks of the baseline; 0 leaves it out.")] = 5,
     device: Device = None,
@@ -54,7 +56,14 @@ def block(
     check_file("--json", json_path, force)
     from ..bench.block import run
 
-    config = OptimizationConfig.preset(preset_name(preset), height=height, width=width, low_memory=low_memory)
+    config = OptimizationConfig.preset(
+        preset_name(preset),
+        height=height,
+        width=width,
+        low_memory=low_memory,
+        text_precision=text_precision,
+        text_residence=text_residence,
+    )
     engine = load_engine(model, config, device)
     _show(f"{height}x{width}, {preset}", run(engine, blocks, baseline_blocks), json_path)
 

@@ -20,7 +20,7 @@ from ..text.clean import clean
 from ..video_time import TRAINED_FPS
 from ..weights.locate import native_size
 from .files import Force, check_file, same_file, say_written, write_json
-from .loading import Height, LowMemory, Width, console, load_engine, results
+from .loading import Height, KeepTextInt8, LowMemory, TextPrecision, TextResidence, Width, console, load_engine, results
 from .video import Mp4Writer
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ def generate(
     height: Height = None,
     width: Width = None,
     low_memory: LowMemory = False,
+    text_precision: TextPrecision = "auto",
+    text_residence: TextResidence = "auto",
+    keep_text_int8: KeepTextInt8 = False,
     enlarge: Annotated[int, typer.Option(help="Write pictures so many times as large.", min=1)] = 1,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the latency panel into the video.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
@@ -75,7 +78,14 @@ def generate(
         raise ValueError(f"--seconds must be positive, got {seconds}")
     clean(prompt)  # raises where there is nothing to show
     config = OptimizationConfig.preset(
-        preset_name(preset), height=height, width=width, seed=seed, low_memory=low_memory
+        preset_name(preset),
+        height=height,
+        width=width,
+        seed=seed,
+        low_memory=low_memory,
+        text_precision=text_precision,
+        text_residence=text_residence,
+        keep_text_int8=keep_text_int8,
     )
     height, width = config.sized(native_size(model)).size
     if enlarge * max(height, width) > LONGEST_SIDE:
@@ -173,6 +183,8 @@ def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: flo
         "fallback_blocks": engine.stream.fallback_blocks,
         "vae_precision": engine.codec.precision,
         "vae_saturated": engine.codec.saturated,
+        "text_precision": engine.text.precision,
+        "text_residence": engine.text.residence,
         "preset": preset,
         "config": dataclasses.asdict(engine.config),
         "load_seconds": engine.load_seconds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -26,6 +26,17 @@ Width = Annotated[
 ]
 LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Hold weights in 8 bits alone: less memory, a coarser bf16.")
+]
+TextPrecision = Annotated[
+    Literal["auto", "bf16", "int8", "fp8"],
+    typer.Option(help="Of the text encoder's weights; auto is their file's, int8 is made of a bf16 file."),
+]
+TextResidence = Annotated[
+    Literal["auto", "gpu", "parked", "cpu"],
+    typer.Option(help="Where they lie; parked: in host memory, and on the GPU only while a prompt is encoded."),
+]
+KeepTextInt8 = Annotated[
+    bool, typer.Option("--keep-text-int8", help="Keep what was made int8 in a file beside, for the next time.")
 ]
 
 

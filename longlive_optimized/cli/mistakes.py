@@ -6,7 +6,8 @@ import re
 import sys
 from collections.abc import Mapping
 
-_SAME = "bitrate codec device height host port preset prompt record_seconds seed token width"
+_SAME = "bitrate codec device height host keep_text_int8 port preset prompt record_seconds seed text_precision"
+_SAME += " text_residence token width"
 _OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()} | {
     "directory": "DIRECTORY",
     "ice_addresses": "--ice-address",

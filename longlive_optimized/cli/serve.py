@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..config import PRESETS, preset_name
 from ..weights.locate import TINY
-from .loading import Height, LowMemory, Width, console
+from .loading import Height, KeepTextInt8, LowMemory, TextPrecision, TextResidence, Width, console
 
 if TYPE_CHECKING:
     from ..demo.server.room import Room
@@ -35,6 +35,9 @@ def serve(
     height: Height = None,
     width: Width = None,
     low_memory: LowMemory = False,
+    text_precision: TextPrecision = "auto",
+    text_residence: TextResidence = "auto",
+    keep_text_int8: KeepTextInt8 = False,
     seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
     codec: Annotated[
         Literal["vp8", "h264"], typer.Option(help="vp8, or h264, which takes twice the processor time.")
@@ -65,7 +68,14 @@ def serve(
         from ..demo.server.settings import ServerSettings
 
     config = ScopeOptimizationConfig.preset(
-        preset_name(preset), height=height, width=width, seed=seed, low_memory=low_memory
+        preset_name(preset),
+        height=height,
+        width=width,
+        seed=seed,
+        low_memory=low_memory,
+        text_precision=text_precision,
+        text_residence=text_residence,
+        keep_text_int8=keep_text_int8,
     )
     settings = ServerSettings(
         host=host,

@@ -9,18 +9,25 @@ from collections.abc import Iterator
 
 import torch
 
+from ..text.parked import residence_on
+
 log = logging.getLogger(__name__)
 
 
 class Devices:
-    """The devices of an engine's transformer (``model``), VAE and text encoder: today all are one.
+    """The devices of an engine's transformer (``model``), VAE and text encoder: all are one, unless the CPU encodes.
 
     device: ``cuda``, ``cuda:N`` or ``cpu``; None takes CUDA where there is one. Raises ValueError for any other, and
-    for an AMD GPU, which torch calls ``cuda`` too.
+        for an AMD GPU, which torch calls ``cuda`` too.
+    text_residence: where the text encoder's weights are asked to lie; the attribute says where they do. Raises
+        ValueError for ``gpu`` and ``parked`` on a CPU.
     """
 
-    def __init__(self, device: str | torch.device | None = None):
+    def __init__(self, device: str | torch.device | None = None, text_residence: str = "auto"):
         self.model = self.vae = self.text = _checked(device)
+        self.text_residence = residence_on(self.model, text_residence)
+        if self.text_residence == "cpu":
+            self.text = torch.device("cpu")
         self._lock = threading.RLock()
         self._enqueued = torch.cuda.Event() if self.model.type == "cuda" else None
 

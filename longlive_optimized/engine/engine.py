@@ -22,6 +22,7 @@ from ..vae.backends import codec_for
 from ..video_time import blocks_of
 from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
 from ..weights.locate import locate, native_size
+from ..weights.text import check_text
 from ..weights.user_lora import UserLora
 from . import block
 from .devices import Devices, default_dtype
@@ -60,12 +61,18 @@ class LongLiveEngine:
             raise TypeError(f"progress must be a function of (what, done, total), got {type(progress).__name__}")
         _check_loras(loras)
         self.config = OptimizationConfig.of(config or OptimizationConfig()).sized(native_size(model_path))
-        self.devices = Devices(device)
+        self.devices = Devices(device, self.config.text_residence)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
         self.files = locate(model_path, self.config.vae_type)
         check(self.files)
         check_loras(self.files, loras)
+        text = {
+            "precision": self.config.text_precision,
+            "residence": self.devices.text_residence,
+            "keep": self.config.keep_text_int8,
+        }
+        check_text(self.files, self.device, **text)
 
         def load(what: str, loader: Callable, device: torch.device):
             return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
@@ -74,8 +81,8 @@ class LongLiveEngine:
             generator = functools.partial(load_generator, loras=loras, int8_only=self.config.low_memory)
             self.model = load("generator", generator, self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
-            encoder = functools.partial(load_text_encoder, as_stored=self.config.low_memory)
-            self.text = load("text encoder", encoder, self.devices.text)
+            encoder = functools.partial(load_text_encoder, **text)
+            self.text = load("text encoder", encoder, self.device)  # where embeddings are wanted
             in_8_bits = self.config.precision != "bf16"
             # One for all streams: it packs weights once.
             self.codec = codec_for(self.vae, self.config.low_memory, self.config.vae_precision, in_8_bits)

@@ -28,7 +28,8 @@ class LatencyStats:
     preset is the one in force, ``custom`` where the config is none of them. precision is ``Stream.precision``.
     fallback_blocks were made again without 8 bits, which had given something that is not finite; of the stream since
     its last reset. vae_precision is what the VAE's convolutions run in; vae_saturated of its values were too large for
-    int8 and cut off, since the engine was made: a few in a million are expected (docs/int8.md).
+    int8 and cut off, since the engine was made: a few in a million are expected (docs/int8.md). text_precision is what
+    the text encoder's weights are held in, text_residence where: ``gpu``, ``parked`` or ``cpu``.
     """
 
     current_ms: float = 0.0
@@ -52,6 +53,8 @@ class LatencyStats:
     fallback_blocks: int = 0
     vae_precision: str = "bf16"
     vae_saturated: int = 0
+    text_precision: str = "bf16"
+    text_residence: str = "gpu"
 
 
 class LatencyTracker:
@@ -131,6 +134,8 @@ class LatencyMeter:
                 "fallback_blocks": self._stream.fallback_blocks,
                 "vae_precision": engine.codec.precision,
                 "vae_saturated": engine.codec.saturated,
+                "text_precision": engine.text.precision,
+                "text_residence": engine.text.residence,
             }
             | others
         )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
+from .linear import Blocks, linear_of, rows_of
+from .parked import Link, Parked
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import UMT5Config
 
 _BUCKETS, _MOST_LAYERS = 32, 128
+_TABLE = "token_embedding.weight"
+_PRECISIONS = {torch.int8: "int8", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8", torch.float8_e5m2: "fp8"}
 
 # wi_0 is the half of the gated FFN that goes through the GELU.
 _LAYER_KEYS = {
@@ -88,38 +92,64 @@ def checkpoint_shapes(config: UMT5Config) -> dict[str, torch.Size]:
 
 
 def is_linear(key: str) -> bool:
-    """Whether a tensor of Wan's checkpoint is the weight of a linear: those may stay in 8 bits."""
+    """Whether a tensor of Wan's checkpoint is the weight of a linear."""
     return ".attn." in key or ".ffn." in key
 
 
-class _Widened(torch.nn.Module):
-    """A weight in another dtype, made anew for each use."""
-
-    def __init__(self, dtype: torch.dtype):
-        super().__init__()
-        self._dtype = dtype
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight.to(self._dtype)
+def may_be_narrow(key: str) -> bool:
+    """Whether a tensor of Wan's checkpoint may stay in 8 bits: the weights of linears, and the embedding table."""
+    return is_linear(key) or key == _TABLE
 
 
 class TextEncoder:
-    """Prompts to embeddings [n, text_len, text_dim] in the dtype and on the device of ``weights``.
+    """Prompts to embeddings [n, text_len, text_dim] in ``dtype`` on ``device``.
 
-    ``weights`` are the checkpoint's tensors (``checkpoint_shapes``), used in place; the tokenizer's ids must be rows of
-    its embedding table. The linears' (``is_linear``) may be float8, and are widened for each prompt then.
+    weights: the checkpoint's tensors (``checkpoint_shapes``), used in place. Those of linears (``is_linear``) and the
+        embedding table may be Blocks, or of a narrower dtype that is widened exactly when it is used; the others are of
+        ``dtype``. The tokenizer's ids must be rows of the table.
+    dtype: what it computes in; None is that of ``norm.weight``.
+    device: where embeddings are wanted; None is where ``norm.weight`` lies. It computes where the weights lie, unless
+    link: brings the layers' weights from the host, pinned, to ``device`` while they are used (``text.parked``). The
+        table stays in host memory, and its rows are taken there.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], tokenizer: Tokenizer):
-        config = config_of({key: tensor.shape for key, tensor in weights.items()})
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor | Blocks],
+        tokenizer: Tokenizer,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        link: Link | None = None,
+    ):
+        config = config_of({key: _values(stored).shape for key, stored in weights.items()})
         self.tokenizer, self.text_dim = tokenizer, config.d_model
+        norm, query = weights["norm.weight"], weights["blocks.0.attn.q.weight"]
+        assert isinstance(norm, Tensor)
+        self._dtype, self._device = dtype or norm.dtype, device or norm.device
+        self.precision = _PRECISIONS.get(_values(query).dtype, str(_values(query).dtype).removeprefix("torch."))
+        self.residence = "parked" if link else "gpu" if norm.is_cuda else "cpu"
+        self.table = weights[_TABLE]
         self._network = build(config)
-        names = network_keys(config.num_layers)
-        self._network.load_state_dict({names[key]: tensor for key, tensor in weights.items()}, assign=True)
-        self._device, self._dtype = weights["norm.weight"].device, weights["norm.weight"].dtype
-        narrow = [m for m in self._network.modules() if isinstance(m, torch.nn.Linear) and m.weight.itemsize == 1]
-        for linear in narrow:
-            parametrize.register_parametrization(linear, "weight", _Widened(self._dtype), unsafe=True)
+        self._network.embed_tokens = None  # it is given rows of the table
+        for ours, theirs in network_keys(config.num_layers).items():
+            if ours != _TABLE:
+                self._place(ours, theirs.removesuffix(".weight"), weights[ours])
+        self._computes_on, self._parked = norm.device, None
+        if link:
+            self._computes_on = self._device
+            self._parked = Parked([*self._network.block, self._network.final_layer_norm], self._device, link)
+            *blocks, last = self._parked.modules()
+            self._network.block, self._network.final_layer_norm = torch.nn.ModuleList(blocks), last
+
+    def _place(self, key: str, path: str, stored: Tensor | Blocks) -> None:
+        """Put a weight into the module at ``path``, or one that can do with it in that one's place."""
+        narrow = linear_of(stored, self._dtype) if is_linear(key) else None
+        if narrow is not None:
+            parent, _, name = path.rpartition(".")
+            setattr(self._network.get_submodule(parent), name, narrow)
+        else:
+            assert isinstance(stored, Tensor)
+            self._network.get_submodule(path).weight = torch.nn.Parameter(stored, requires_grad=False)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Tensor:
@@ -137,9 +167,15 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode_ids(self, ids: Tensor) -> Tensor:
-        """[L, text_dim] of one prompt's ids [L].
+        """[L, text_dim] of one prompt's ids [L], where it computes.
 
         Padding would be masked out of every softmax and zeroed at the end, so it is not computed at all; and since
         each prompt goes alone, its embedding does not depend on what is encoded beside it.
         """
-        return self._network(input_ids=ids.to(self._device)[None]).last_hidden_state[0]
+        rows = rows_of(self.table, ids.to(_values(self.table).device), self._dtype).to(self._computes_on)
+        with self._parked.visit() if self._parked else contextlib.nullcontext():
+            return self._network(inputs_embeds=rows[None]).last_hidden_state[0]
+
+
+def _values(stored: Tensor | Blocks) -> Tensor:
+    return stored.values if isinstance(stored, Blocks) else stored

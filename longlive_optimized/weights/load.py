@@ -6,10 +6,7 @@ are rounded there, once; host memory holds no second copy.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +23,19 @@ from .files import Reading, check_tensors, some, tensors_in
 from .locate import ModelFiles
 from .lora import open_adapter
 from .terms import Adapter, Term, merge
+from .text import BytesDone, load_text_encoder, open_text
 from .user_lora import UserLora, open_user_loras
 
-if TYPE_CHECKING:
-    from ..text.encoder import TextEncoder
-    from ..text.tokenizer import Tokenizer
-
-BytesDone = Callable[[int, int], None]  # (bytes done, bytes in all), of the weights as they lie on the device
+__all__ = [
+    "BytesDone",
+    "check",
+    "check_loras",
+    "load_generator",
+    "load_text_encoder",
+    "load_vae",
+    "read_generator",
+    "refill_generator",
+]
 
 
 def check(files: ModelFiles) -> None:
@@ -43,7 +46,7 @@ def check(files: ModelFiles) -> None:
     config = _config(files)
     _open_generator(files, config)
     _open_vae(files, config)
-    _open_text(files, config)
+    open_text(files, config)
 
 
 def check_loras(files: ModelFiles, loras: Sequence[UserLora]) -> None:
@@ -132,28 +135,6 @@ def load_vae(
     return model
 
 
-def load_text_encoder(
-    files: ModelFiles,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    progress: BytesDone | None = None,
-    as_stored: bool = False,
-) -> TextEncoder:
-    """The umT5 encoder with its tokenizer; weights stored as fp8 are widened to ``dtype``; CheckpointError.
-
-    With ``as_stored`` those of linears stay fp8 and are widened when they are used, to the same bits.
-    """
-    from ..text.encoder import TextEncoder, is_linear
-
-    reading = Reading([files.text])
-    tensors, tokenizer = _open_text(files, _config(files))
-    narrow = {key: t for key, t in tensors.items() if as_stored and t.itemsize == 1 and is_linear(key)}
-    weights = {key: torch.empty_like(t, device=device) for key, t in narrow.items()}
-    weights |= _empty({key: t for key, t in tensors.items() if key not in narrow}, device, dtype)
-    _fill(_slots(weights), tensors, reading, progress)
-    return TextEncoder(weights, tokenizer)
-
-
 def _config(files: ModelFiles) -> ModelConfig:
     try:
         return ModelConfig.from_json(files.config)
@@ -207,36 +188,6 @@ def _open_vae(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor],
         wanted = f"in_dim {model.in_dim}, out_dim {model.out_dim}"
         raise CheckpointError(f"{files.vae} has {vae.config.z_dim} latent channels, {files.config} has {wanted}")
     return tensors, vae
-
-
-def _open_text(files: ModelFiles, model: ModelConfig) -> tuple[dict[str, Tensor], Tokenizer]:
-    from ..text.encoder import checkpoint_shapes, config_of
-
-    tensors = tensors_in(files.text)
-    stat = (files.tokenizer / "tokenizer.json").stat()
-    tokenizer = _tokenizer(files.tokenizer, model.text_len, stat.st_mtime_ns, stat.st_size)
-    try:
-        config = config_of({key: tensor.shape for key, tensor in tensors.items()})
-    except ValueError as error:
-        raise CheckpointError(f"{files.text}: {error}") from error
-    check_tensors(files.text, tensors, checkpoint_shapes(config), "a umT5 encoder")
-    if config.d_model != model.text_dim:
-        expected = f"{files.config} has text_dim {model.text_dim}"
-        raise CheckpointError(f"{files.text} makes embeddings of width {config.d_model}, {expected}")
-    if tokenizer.vocabulary > config.vocab_size:
-        ids = f"{files.tokenizer / 'tokenizer.json'} has {tokenizer.vocabulary} ids"
-        raise CheckpointError(f"{ids}, the token_embedding.weight of {files.text} only {config.vocab_size} rows")
-    return tensors, tokenizer
-
-
-@functools.lru_cache(maxsize=1)  # umT5's takes seconds, and a model is checked before it is loaded
-def _tokenizer(folder: Path, text_len: int, changed: int, size: int) -> Tokenizer:
-    from ..text.tokenizer import Tokenizer
-
-    try:
-        return Tokenizer(folder, text_len)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _empty(tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:

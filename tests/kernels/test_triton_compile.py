@@ -121,8 +121,32 @@ for capability, shared in SHARED.items():
         assert " STACK:0 " in usage and " LOCAL:0 " in usage, (case, usage)  # nothing is spilled
 """
 
+BLOCKS = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from longlive_optimized.kernels.int8_block_linear import _kernel, launch_of
 
-@pytest.mark.parametrize("script", [COMPILE, CONVOLUTIONS], ids=["all", "causal_conv"])
+for capability in (80, 86, 89, 90, 100, 120):
+    for rows, wide in [(rows, False) for rows in (1, 32, 64, 512)] + [(1, True), (512, True)]:
+        launch = launch_of(rows, wide)
+        constants = {n: v for n, v in launch.items() if n.isupper()}
+        float_type = "*fp32" if wide else "*bf16"
+        types = {n: "i32" for n in _kernel.arg_names} | dict.fromkeys(("x", "out"), float_type)
+        types |= {"weight": "*i8", "weight_scale": "*bf16"} | dict.fromkeys(constants, "constexpr")
+        multiples = {(i,): [["tt.divisibility", 16]] for i, (n, t) in enumerate(types.items()) if t[0] == "*"}
+        multiples |= {(i,): [["tt.divisibility", 16]] for i, n in enumerate(types) if n in ("depth", "channels")}
+        source = ASTSource(_kernel, signature=types, constexprs=constants, attrs=multiples)
+        options = {n: v for n, v in launch.items() if not n.isupper()}
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        case = capability, rows, wide, compiled.metadata.shared
+        assert compiled.asm["cubin"] and ".local" not in compiled.asm["ptx"], case
+        assert compiled.metadata.shared <= 99 * 1024, case
+        assert "cp.async.cg" in compiled.asm["ptx"], case  # the weight comes in copies of 16 bytes, ahead of its use
+"""
+
+
+@pytest.mark.parametrize("script", [COMPILE, CONVOLUTIONS, BLOCKS], ids=["all", "causal_conv", "int8_block_linear"])
 def test_compiles_ahead_of_time(script):
     env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300)
