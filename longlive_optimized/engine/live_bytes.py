@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-
 def _convolved(x: Tensor, weight: Tensor, bias=None, stride=1, padding=0) -> Tensor:
     """The result of a convolution of x [n, C, ...] that lies as x does, channels last."""
     kernel = weight.shape[2:]
@@ -33,7 +32,9 @@ _KERNELS: dict[Callable, Callable[..., Tensor]] = {
 }
 
 
-class _OneKernel(TorchFunctionMode):
+class AsKernels(TorchFunctionMode):
+    """On the meta device, what a GPU does in one kernel allocates its result alone."""
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return _KERNELS.get(func, func)(*args, **(kwargs or {}))
 
@@ -66,7 +67,7 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
 
 def passing_bytes(work: Callable[[], object]) -> int:
     """The most bytes of new tensors that ``work`` holds at a time, less those that are left when it has returned."""
-    with _OneKernel(), _Live() as live:
+    with AsKernels(), _Live() as live:
         result = work()
         del result
     return live.most - live.now

@@ -31,7 +31,7 @@ from ..weights.locate import ModelFiles, locate, native_size
 from ..weights.text import text_footprint
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
-from .live_bytes import passing_bytes, storage_bytes
+from .live_bytes import AsKernels, passing_bytes, storage_bytes
 from .stream import LATENT_SCALE, Networks, Stream
 
 GIB = 2**30
@@ -66,8 +66,9 @@ class Choices(NamedTuple):
     vae_in_parts: bool
 
 
-# From fast to lean: what is chosen, and what it costs.
-STEPS = (
+Step = tuple[Mapping[str, object], str]  # what is chosen instead, and what that costs
+
+STEPS: tuple[Step, ...] = (  # from fast to lean
     ({"text_precision": "int8"}, "the text encoder's weights in int8: embeddings differ a little"),
     ({"text_residence": "parked"}, "the text encoder parked in host memory: a new prompt takes some 0.2 s longer"),
     ({"low_memory": True}, "int8 weights alone: the first block is made with them too"),
@@ -165,17 +166,21 @@ def plan_for(files: ModelFiles, config: OptimizationConfig, device: torch.device
 def plans_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> Iterator[MemoryPlan]:
     """Plans from fast to lean, each leaner than the one before; what the config fixes is the same in all."""
     outlined = Outline(files, config, device)
-    available = available_on(device, config.memory_limit_gib)
-    chosen, costs = outlined.first(), ()
-    best = outlined.plan(chosen, available, costs)
-    yield best
-    for change, cost in STEPS:
-        if not outlined.allows(change, chosen):
-            continue
-        plan = outlined.plan(chosen._replace(**change), available, (*_without(costs, change), cost))
-        if plan.peak < best.peak:
-            chosen, costs, best = plan.choices, plan.costs, plan
+    plan = outlined.plan(outlined.first(), available_on(device, config.memory_limit_gib))
+    yield plan
+    for step in STEPS:
+        if leaner := outlined.leaner(plan, step):
+            plan = leaner
             yield plan
+
+
+def leaner_plans(files: ModelFiles, config: OptimizationConfig, plan: MemoryPlan) -> Iterator[MemoryPlan]:
+    """Plans that a running engine can go over to, one choice leaner each; the text encoder's precision stays, since
+    its weights of another would have to find room beside it."""
+    outlined = Outline(files, config, plan.device)
+    for step in STEPS:
+        if "text_precision" not in step[0] and (leaner := outlined.leaner(plan, step)):
+            yield leaner
 
 
 def _without(costs: tuple[str, ...], change: Mapping[str, object]) -> tuple[str, ...]:
@@ -238,9 +243,7 @@ class Outline:
         self._dtype = default_dtype(config.model_dtype, device)
         self._dimensions, vae = outline(files)
         self._vae = vae.to(self._dtype)
-        self._transformer, self._video, self._text = map(
-            functools.cache, (self._transformer, self._video, self._text)
-        )
+        self._transformer, self._video, self._text = map(functools.cache, (self._transformer, self._video, self._text))
 
     def first(self) -> Choices:
         """The fastest that the config leaves."""
@@ -250,17 +253,23 @@ class Outline:
 
     def allows(self, change: Mapping[str, object], chosen: Choices) -> bool:
         """Whether a step may be taken: the config does not fix it, and the model can do with it."""
-        config = self._config
-        if self._device.type != "cuda":
-            return False
+        config, on_gpu = self._config, self._device.type == "cuda"
         if "text_precision" in change:
-            return config.text_precision == "auto" and self._text_can_be_int8(chosen.text_residence)
+            return on_gpu and config.text_precision == "auto" and self._text_can_be_int8(chosen.text_residence)
         if "text_residence" in change:
-            return config.text_residence == "auto"
+            return on_gpu and config.text_residence == "auto"
         if "low_memory" in change:
             fits = not any(width % PACK for width in (self._dimensions.dim, self._dimensions.ffn_dim))
             return config.low_memory is None and config.precision == "int8" and fits
         return True
+
+    def leaner(self, plan: MemoryPlan, step: Step) -> MemoryPlan | None:
+        """``plan`` with one choice that is leaner; None if it may not be taken, or is not."""
+        change, cost = step
+        if not self.allows(change, plan.choices):
+            return None
+        after = self.plan(plan.choices._replace(**change), plan.available, (*_without(plan.costs, change), cost))
+        return after if after.peak < plan.peak else None
 
     def plan(self, chosen: Choices, available: int | None, costs: tuple[str, ...] = ()) -> MemoryPlan:
         """What an engine with these choices takes."""
@@ -386,7 +395,7 @@ class _Video(NamedTuple):
 @contextlib.contextmanager
 def _on_meta() -> Iterator[None]:
     """Without gradients and modes of the caller's."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), AsKernels():
         yield
 
 

@@ -61,6 +61,7 @@ class LoadParams(BaseModel):
     def engine_config(self) -> OptimizationConfig:
         """The engine's switches. Raises pydantic's ValidationError."""
         asked: dict[str, Any] = {name: getattr(self, name) for name in _SAME} | {"seed": self.base_seed}
+        asked["low_memory"] = self.low_memory or None  # a box that is not ticked is no wish
         if self.denoising_steps != DEFAULT_STEPS:  # scope always passes a list: only another one is a wish
             asked["denoising_steps"] = self.denoising_steps
         return OptimizationConfig(**{**self.preset_fields(self.optimization_preset), **asked})

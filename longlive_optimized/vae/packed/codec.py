@@ -25,16 +25,14 @@ class PackedCodec:
 
     Each half is copied when a stream first needs it; the VAE's own weights do not matter from then on, and may lie
     elsewhere once the codec is made. With ``low_memory`` streams take less memory, and a little longer, for the same
-    result; ``in_parts``, one latent frame at a time, still less, for streams that begin once it is set. In ``int8`` the convolutions of the residual blocks multiply in 8 bits (docs/int8.md), and a half is
-    calibrated when it is copied. Raises ValueError naming ``vae`` if it is another network or its widths are no
-    multiples of 8, in int8 of 16.
+    result; ``in_parts``, one latent frame at a time, still less, for streams that begin once it is set. In ``int8`` the
+    convolutions of the residual blocks multiply in 8 bits (docs/int8.md), and a half is calibrated when it is copied.
+    Raises ValueError naming ``vae`` if it is another network or its widths are no multiples of 8, in int8 of 16.
     """
 
     copies = True
 
-    def __init__(
-        self, vae: Autoencoder, low_memory: bool = False, int8: bool = False, in_parts: bool = False
-    ):
+    def __init__(self, vae: Autoencoder, low_memory: bool = False, int8: bool = False, in_parts: bool = False):
         if not isinstance(vae, WanVae):
             raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
         group = GROUP_INT8 if int8 else GROUP

@@ -97,7 +97,7 @@ class _Largest:
         self._seen[norm].append(result.amax())
 
     def scales(self) -> dict[RMSNorm, float]:
-        """SiLU rises above its least, so its largest value is that of the largest argument; 1 where nothing was seen."""
+        """SiLU rises above its least, so its largest value is that of the largest argument. 1 where none was seen."""
         return {norm: _scale_of(seen) if seen else 1.0 for norm, seen in self._seen.items()}
 
 
