@@ -31,7 +31,8 @@ def quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     low, high = blocks.aminmax(dim=-1)
     amax = torch.maximum(-low, high)
     amax = amax.where(~(amax < SMALLEST), 0)  # NaN stays
-    scale = (amax / LARGEST).bfloat16()
+    steps = torch.full_like(amax, LARGEST)  # by a number a GPU multiplies by its reciprocal, which rounds twice
+    scale = (amax / steps).bfloat16()
     wide = scale.float()
     values = (blocks / wide.where(wide != 0, 1)[..., None]).round_().clamp_(-LARGEST, LARGEST)
     return values.to(torch.int8).reshape(weight.shape), scale.T.contiguous()

@@ -53,7 +53,9 @@ class Devices:
     @contextlib.contextmanager
     def own_modes(self) -> Iterator[None]:
         """Neither gradients nor the caller's inference mode, whose tensors nobody else may write, nor its autocast."""
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.model.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as modes:
+            for kind in {self.model.type, self.text.type}:
+                modes.enter_context(torch.autocast(kind, enabled=False))
             yield
 
     def synchronize(self) -> None:

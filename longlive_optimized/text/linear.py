@@ -57,7 +57,7 @@ class Int8Linear(_Narrow):
         self.scale: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         return int8_block_linear(rows, self.values, self.scale).view(*x.shape[:-1], len(self.values))
 
 

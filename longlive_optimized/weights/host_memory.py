@@ -17,7 +17,7 @@ class _Pinned(mmap.mmap):
     def register(self, address: int) -> None:
         status = int(torch.cuda.cudart().cudaHostRegister(address, len(self), 0))
         if status:
-            raise RuntimeError(
+            raise OSError(
                 f"text_residence must not be parked here: the system pins no {len(self)} bytes of host memory "
                 f"(CUDA error {status})"
             )
@@ -33,7 +33,7 @@ class _Pinned(mmap.mmap):
 def pinned_empty(nbytes: int) -> Tensor:
     """Pinned memory, uint8 [nbytes], of just that size; torch's own comes in powers of two, a third more for umT5-XXL.
 
-    Raises RuntimeError where the system pins no more.
+    Raises OSError naming ``text_residence`` where the system pins no more.
     """
     area = _Pinned(-1, max(nbytes, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):

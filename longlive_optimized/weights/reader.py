@@ -96,7 +96,7 @@ class Reader:
         self._path, self._tensors, self._device = path, tensors, device
         self._offsets = offsets_in(path, tensors)
         self._buffers: deque[_Buffer] = deque()
-        self._mapped: tuple[str, Tensor] = "", torch.empty(0)
+        self._mapped: tuple[str, Tensor] = "", torch.empty(0, device="cpu")
 
     def pieces(self, wanted: Iterable[Piece]) -> Iterator[tuple[Piece, Tensor]]:
         """Each piece with its bytes, uint8, of which only the last that was given is valid.
@@ -157,7 +157,7 @@ class _Buffer:
 
     def __init__(self, nbytes: int, device: torch.device):
         self.nbytes = nbytes
-        self.bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.bytes = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
         self._copied: torch.cuda.Event | None = None
 
     def used(self, device: torch.device) -> None:
@@ -178,5 +178,5 @@ def _read(fd: int, target, offset: int, path: Path) -> None:
     while done < len(view):
         got = os.preadv(fd, [view[done:]], offset + done)
         if not got:
-            raise CheckpointError(f"{path} has been cut short while it was read: load again when it is there")
+            raise CheckpointError(f"{path} has changed while it was read: load again when it is there")
         done += got

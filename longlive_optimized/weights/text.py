@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -56,7 +55,8 @@ def load_text_encoder(
     keep: leave what was made int8 in a file beside its source, for the next time. One that is there already is used,
         whatever ``keep`` says, if it is whole and of this very source; else the log says what is wrong with it.
 
-    Raises CheckpointError, what check_text raises, RuntimeError where the system pins no more memory, and OSError.
+    Raises CheckpointError, what check_text raises, and OSError where the system pins no more memory, or the file cannot
+    be kept.
     """
     device = torch.device(device)
     tensors, tokenizer = open_text(files, _config(files))
@@ -217,8 +217,8 @@ def _fill(
     """
     reading = Reading([path])
     total, done = sum(part.nbytes for part in parts_of(stored).values()), 0
-    finite: defaultdict[str, list[Tensor]] = defaultdict(list)
-    sums: defaultdict[str, list[Tensor]] = defaultdict(list)
+    finite: dict[str, Tensor] = {}  # by tensor: a number that is finite if all of its are
+    sums: dict[str, Tensor] = {}
 
     def wanted():
         for key, t in tensors.items():
@@ -228,22 +228,20 @@ def _fill(
     for piece, raw in Reader(path, tensors, device).pieces(wanted()):
         reading.check()
         key, source = piece.key, tensors[piece.key]
-        finite[key].append(_write(stored[key], source.dtype, piece, raw))
+        number = _write(stored[key], source.dtype, piece, raw)
+        finite[key] = finite[key] + number if key in finite else number
         if summed:
-            sums[key].append(checksum(raw))
+            sums[key] = sums[key] + checksum(raw) if key in sums else checksum(raw)
         held = sum(part.nbytes for part in _tensors_of(stored[key]))
         done += held * piece.stop // source.nbytes - held * piece.start // source.nbytes
         if progress:
             progress(done, total)
     reading.check()
     # All are looked at together, so that loading waits for the device once.
-    good = torch.stack([torch.stack(each).sum() for each in finite.values()]).isfinite().tolist()
+    good = torch.stack([number.to(device) for number in finite.values()]).isfinite().tolist()
     if bad := [key for key, fine in zip(finite, good, strict=True) if not fine]:
         raise CheckpointError(f"{reading} holds NaN or infinity in {some(bad)}")
-    if not summed:
-        return {}
-    found = torch.stack([torch.stack(each).sum() for each in sums.values()]).tolist()
-    return {key: value % 2**64 for key, value in zip(sums, found, strict=True)}
+    return {key: int(value) % 2**64 for key, value in sums.items()}
 
 
 def _tensors_of(stored: Tensor | Blocks) -> tuple[Tensor, ...]:
@@ -278,7 +276,7 @@ def _write(stored: Tensor | Blocks, source: torch.dtype, piece: Piece, raw: Tens
         numbers = numbers.to(stored.dtype)
         stored.view(-1)[start:stop] = numbers
     if stored.dtype == torch.int8:
-        return torch.zeros((), device=raw.device)
+        return torch.zeros((), dtype=torch.float32, device=raw.device)
     # Torch sums bfloat16 in float32, in place; for any other result it would copy the numbers. float8 has no sums.
     numbers = numbers if numbers.itemsize > 1 else numbers.bfloat16()
     return numbers.sum(dtype=None if numbers.dtype == torch.bfloat16 else torch.float32).float()

@@ -161,6 +161,9 @@ RUN: dict[str, Run] = {
     "python tests/measure/int8_error.py": Run(
         prints=(r"\| normal \| 1536 \| 0\.0029 \|", r"\| large-tokens \| 1536 \|"), where="checkout"
     ),
+    "python tests/measure/text_error.py": Run(
+        prints=(r"\| int8 \| 0\.0", r"\| fp8, table in bf16 \| 0\.2"), where="checkout"
+    ),
     "python -m longlive_optimized.kernels.bench int8_linear": Run(prints=(r"int8_linear",)),
     "longlive-optimized bench quality": smaller(
         "longlive-optimized bench quality --preset ultra --seeds 1 --prompts 0 --picture two.png",

@@ -28,7 +28,7 @@ def test_is_the_network_of_what_the_weights_stand_for(precision, dtype):
 
 
 def test_errors_are_those_that_are_said():
-    """Against float32 of the file's numbers: int8 costs about as much as bfloat16 arithmetic, float8 four times that."""
+    """Against float32 of the file's numbers: int8 costs about what bfloat16 arithmetic does, float8 four times that."""
     tensors = weights(layers=4, width=256, inner=256, ffn=512)
     truth = TextEncoder(tensors, Ids()).encode_ids(IDS)
     errors = {

@@ -62,6 +62,24 @@ def low_memory_is_chosen_once(units: list[Unit]):
         Transformer(ModelConfig(dim=1552, num_heads=97), device="meta", int8_only=True)
 
 
+@says(API, "umT5-XXL takes, in GiB:")
+def what_a_text_encoder_takes():
+    from transformers import UMT5Config
+
+    from longlive_optimized.text.encoder import checkpoint_shapes
+    from longlive_optimized.text.footprint import footprint
+
+    config = UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24)
+    shapes, text = checkpoint_shapes(config), (ROOT / API).read_text()
+    for precision in ("bf16", "int8", "fp8"):
+        gpu, parked, cpu = (footprint(shapes, precision, residence) for residence in ("gpu", "parked", "cpu"))
+        held, busy, parked_busy, host = (
+            round(n / 2**30, 1) for n in (gpu.gpu, gpu.gpu_encoding, parked.gpu_encoding, cpu.host)
+        )
+        cells = [f"{held}, and {busy}", f"{parked_busy}, {host}", str(host)]
+        assert re.search(rf"\| `{precision}` \| {re.escape(cells[0])}[^|]*\| {cells[1]} \| {cells[2]} \|", text), cells
+
+
 def _methods(rows: list[list[str]], of: type) -> None:
     for first, *_ in rows:
         for said in names(first):
