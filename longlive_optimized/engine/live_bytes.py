@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def _convolved(x: Tensor, weight: Tensor, bias=None, stride=1, padding=0) -> Tensor:
-    """The result of a convolution of x [n, C, ...] that lies as x does, channels last."""
+def _convolved(x: Tensor, weight: Tensor, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    """The result of a plain convolution of x [n, C, ...], channels last as the VAEs' are."""
     kernel = weight.shape[2:]
     strides, pads = ((n,) * len(kernel) if isinstance(n, int) else n for n in (stride, padding))
     size = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(x.shape[2:], kernel, strides, pads, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from ..text.parked import residence_on
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
 from ..vae.codec import Codec
-from ..vae.stream import DecoderStream, EncoderStream
+from ..vae.stream import DecoderStream
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from ..weights.load import outline
 from ..weights.locate import ModelFiles, locate, native_size
@@ -159,8 +159,10 @@ def memory_plan(
 
 def plan_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> MemoryPlan:
     """The first plan from fast to lean that fits; else the leanest."""
-    plans = [*plans_for(files, config, device)]
-    return next((plan for plan in plans if plan.fits), min(plans, key=lambda plan: plan.peak))
+    for plan in plans_for(files, config, device):
+        if plan.fits:
+            break
+    return plan
 
 
 def plans_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> Iterator[MemoryPlan]:
@@ -355,21 +357,16 @@ class Outline:
                 BLOCK_FRAMES, self._dimensions.in_dim, height // 8, width // 8, dtype=self._dtype, device=META
             )
             decoder.decode_uint8(latents[:1])  # makes the state
-            passing = self._passing(codec, lambda: decoder.decode_uint8(latents), decoder)
+            passing = 0 if codec.copies else passing_bytes(lambda: decoder.decode_uint8(latents))
             unpacked = storage_bytes([self._vae], META, seen)
             packed = storage_bytes([codec], META, seen)
             stream = storage_bytes([decoder], META, seen)
-            encoder = EncoderStream(codec)
-            encoder.encode(torch.empty(BLOCK_PIXEL_FRAMES + 1, 3, height, width, dtype=self._dtype, device=META))
+            encoder = codec.new_encoder((height, width), None)
+            if not codec.copies:
+                encoder.encode(torch.empty(BLOCK_FRAMES + 2, height, width, 3, dtype=self._dtype, device=META))
             both = storage_bytes([codec, encoder], META, seen)
         on_host = unpacked if codec.copies else 0
         return _Video(unpacked + packed - on_host, on_host, stream, passing, both)
-
-    def _passing(self, codec: Codec, decode: Callable[[], object], decoder: DecoderStream) -> int:
-        if not codec.copies:
-            return passing_bytes(decode)
-        decode()
-        return 0
 
     def _text(self, precision: str, residence: str) -> Footprint:
         return text_footprint(self._files, self._device, self._dtype, precision, residence)
