@@ -1,6 +1,5 @@
 """The plan against what an engine really holds, what it chooses where memory is short, and what it says."""
 
-import dataclasses
 import gc
 import itertools
 import logging
@@ -11,6 +10,7 @@ import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import MAX_WINDOW
+from longlive_optimized.demo.scope_plugin.load_params import ESTIMATED_VRAM, LoadParams
 from longlive_optimized.engine import memory_plan as planning
 from longlive_optimized.engine.graphs import GraphCache
 from longlive_optimized.engine.latency import LatencyMeter
@@ -206,6 +206,18 @@ def test_cards_of_users_are_served(preset, size, gib, full_size, big_text):
     assert plan.fits and plan.peak <= gib * GIB
     faster = [*plans_for(locate("tiny"), OptimizationConfig.preset(preset, memory_limit_gib=gib).sized(size), CUDA)]
     assert not any(other.fits for other in faster[: faster.index(plan)])
+
+
+def test_what_scope_is_told_is_the_plans(full_size, big_text, monkeypatch):
+    monkeypatch.setattr(native, "missing", lambda device: "no Hopper GPU")
+    footprint = planning.text_footprint
+
+    def in_float8(files, device, dtype, precision, residence):
+        return footprint(files, device, dtype, "fp8", residence)
+
+    monkeypatch.setattr(planning, "text_footprint", in_float8)
+    plan = plan_for(locate("tiny"), LoadParams().engine_config(), CUDA)
+    assert not plan.costs and math.ceil(plan.peak / GIB) == ESTIMATED_VRAM
 
 
 FIXED = {
