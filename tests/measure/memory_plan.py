@@ -1,11 +1,11 @@
 """What the plan says and what a GPU takes: ``python tests/measure/memory_plan.py MODEL [MODEL ...] --json FILE``.
 
-MODEL: a folder of full-size weights, random ones too (``make-checkpoint DIR --config 1.3b --text full``). A row for each
-model, preset, size and way: as the plan chooses with all the memory there is, in 23, 15.5 and 11.5 GiB (a limit of
-torch's, and a tensor as ballast beside it, that leaves no more), and with each residence of the text encoder. GiB of the
-plan beside those that were allocated, reserved, and taken of the device, at most over a warm-up, blocks and a prompt
-switch; ``allocated_by_plan`` and ``device_by_plan`` are to be at most 1 and, but for what is seldom needed, at least
-0.95. Writes the rows of a file of docs/measurements.
+MODEL: a folder of full-size weights, random ones too (``make-checkpoint DIR --config 1.3b --text full``). A row for
+each model, preset, size and way: as the plan chooses with all the memory there is, in 23, 15.5 and 11.5 GiB (a limit of
+torch's, and a tensor as ballast beside it, leave no more), and with each residence of the text encoder. GiB of the plan
+beside those that were allocated, reserved, and taken of the device, at most over a warm-up, blocks and a prompt switch;
+``allocated_by_plan`` and ``device_by_plan`` are to be at most 1 and, but for what is seldom needed, at least 0.95.
+Writes the rows of a file of docs/measurements.
 """
 
 from __future__ import annotations

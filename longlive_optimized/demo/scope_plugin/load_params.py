@@ -15,8 +15,8 @@ from .call_params import Corner, LoraScale, Preset, Steps
 
 log = logging.getLogger(__name__)
 
-# GiB that one session takes with these defaults and nothing given up for want of memory (``engine.memory_plan``), beside
-# scope's text encoder in float8, on a GPU without our VAE's kernels. With less, the plan chooses what fits.
+# GiB that one session takes with these defaults, nothing given up for want of memory (``engine.memory_plan``), scope's
+# text encoder in float8, and no kernels of ours for the VAE. With less, the plan chooses what fits.
 ESTIMATED_VRAM = 15.0
 DEFAULT_STEPS = (1000, 750, 500, 250)
 # Fields that OptimizationConfig has by the same names.
