@@ -130,14 +130,15 @@ class TextEncoder:
         self.residence = "parked" if link else "gpu" if norm.is_cuda else "cpu"
         self.table = weights[_TABLE]
         self._network = build(config)
-        self._network.embed_tokens = None  # it is given rows of the table
+        del self._network.embed_tokens  # it is given rows of the table
         for ours, theirs in network_keys(config.num_layers).items():
             if ours != _TABLE:
                 self._place(ours, theirs.removesuffix(".weight"), weights[ours])
         self._computes_on, self._parked = norm.device, None
         if link:
             self._computes_on = self._device
-            self._parked = Parked([*self._network.block, self._network.final_layer_norm], self._device, link)
+            layers = [*self._network.get_submodule("block").children(), self._network.get_submodule("final_layer_norm")]
+            self._parked = Parked(layers, self._device, link)
             *blocks, last = self._parked.modules()
             self._network.block, self._network.final_layer_norm = torch.nn.ModuleList(blocks), last
 

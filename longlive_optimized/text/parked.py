@@ -48,17 +48,23 @@ class CudaLink:
         self._device, self._stream = device, torch.cuda.Stream(device)
 
     def mark(self) -> torch.cuda.Event:
-        return torch.cuda.current_stream(self._device).record_event()
+        return _recorded(torch.cuda.current_stream(self._device))
 
     def copy(self, pairs: Pairs, after: torch.cuda.Event) -> torch.cuda.Event:
         self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
             for there, here in pairs:
                 there.copy_(here, non_blocking=True)
-        return self._stream.record_event()
+        return _recorded(self._stream)
 
     def wait(self, mark: torch.cuda.Event) -> None:
         torch.cuda.current_stream(self._device).wait_event(mark)
+
+
+def _recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record(stream)
+    return event
 
 
 class Parked:

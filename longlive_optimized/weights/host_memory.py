@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ class _Pinned(mmap.mmap):
     address: int | None = None
 
     def register(self, address: int) -> None:
-        status = int(torch.cuda.cudart().cudaHostRegister(address, len(self), 0))
+        status = int(_cuda().cudaHostRegister(address, len(self), 0))
         if status:
             raise OSError(
                 f"text_residence must not be parked here: the system pins no {len(self)} bytes of host memory "
@@ -27,7 +28,12 @@ class _Pinned(mmap.mmap):
         if self.address is not None:
             with contextlib.suppress(Exception):  # the interpreter may be going down
                 torch.cuda.synchronize()  # copies from it may be under way
-                torch.cuda.cudart().cudaHostUnregister(self.address)
+                _cuda().cudaHostUnregister(self.address)
+
+
+def _cuda() -> Any:
+    """CUDA's runtime, as torch has it."""
+    return torch.cuda.cudart()
 
 
 def pinned_empty(nbytes: int) -> Tensor:

@@ -63,7 +63,7 @@ def offsets_in(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
     A tensor whose bytes do not lie there one after the other is left out: its mapped form has to be read.
     """
-    if not hasattr(os, "preadv"):
+    if not (hasattr(os, "preadv") and hasattr(os, "posix_fadvise")):
         return {}
     if path.suffix == ".safetensors":
         header, start = safetensors_header(path)
@@ -163,7 +163,8 @@ class _Buffer:
     def used(self, device: torch.device) -> None:
         """The copy of it has been enqueued."""
         if device.type == "cuda":
-            self._copied = torch.cuda.current_stream(device).record_event()
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(device))
 
     def free(self) -> None:
         """Wait until it may be written to."""
