@@ -84,7 +84,7 @@ class LongLiveEngine:
             return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
 
         with self.devices.own_modes():
-            generator = functools.partial(load_generator, loras=loras, int8_only=self.config.low_memory)
+            generator = functools.partial(load_generator, loras=loras, int8_only=bool(self.config.low_memory))
             self.model = load("generator", generator, self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
             encoder = functools.partial(load_text_encoder, **self._text_keywords())
@@ -92,7 +92,7 @@ class LongLiveEngine:
             in_8_bits = self.config.precision != "bf16"
             # One for all streams: it packs weights once.
             in_parts = self._plan is not None and self._plan.choices.vae_in_parts
-            how = self.config.low_memory, self.config.vae_precision, in_8_bits, in_parts
+            how = bool(self.config.low_memory), self.config.vae_precision, in_8_bits, in_parts
             self.codec = codec_for(self.vae, *how)
             if self.codec.copies:
                 self.vae.cpu()

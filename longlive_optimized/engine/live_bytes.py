@@ -36,7 +36,8 @@ class AsKernels(TorchFunctionMode):
     """On the meta device, what a GPU does in one kernel allocates its result alone."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return _KERNELS.get(func, func)(*args, **(kwargs or {}))
+        call = _KERNELS[func] if func in _KERNELS else func
+        return call(*args, **(kwargs or {}))
 
 
 class _Live(TorchDispatchMode):

@@ -249,7 +249,8 @@ class Outline:
         self._dtype = default_dtype(config.model_dtype, device)
         self._dimensions, vae = outline(files)
         self._vae = vae.to(self._dtype)
-        self._transformer, self._video, self._text = map(functools.cache, (self._transformer, self._video, self._text))
+        self._of_transformer = functools.cache(self._transformer)
+        self._of_video, self._of_text = functools.cache(self._video), functools.cache(self._text)
 
     def first(self) -> Choices:
         """The fastest that the config leaves."""
@@ -280,9 +281,9 @@ class Outline:
     def plan(self, chosen: Choices, available: int | None, costs: tuple[str, ...] = ()) -> MemoryPlan:
         """What an engine with these choices takes."""
         config, on_gpu = self._config, self._device.type == "cuda"
-        transformer = self._transformer(chosen.low_memory, chosen.vae_in_parts)
-        video = self._video(chosen.low_memory, chosen.vae_in_parts)
-        text = self._text(chosen.text_precision, chosen.text_residence)
+        transformer = self._of_transformer(chosen.low_memory)
+        video = self._of_video(chosen.low_memory, chosen.vae_in_parts)
+        text = self._of_text(chosen.text_precision, chosen.text_residence)
         parts = {
             **transformer,
             "VAE": video.weights,
@@ -330,12 +331,12 @@ class Outline:
         in_8_bits = self._config.precision != "bf16"
         return codec_for(self._vae, low_memory, self._config.vae_precision, in_8_bits, in_parts, self._device)
 
-    def _transformer(self, low_memory: bool, in_parts: bool) -> dict[str, int]:
+    def _transformer(self, low_memory: bool) -> dict[str, int]:
         """Its weights, and what a stream has for it."""
         config, sizes = self._config, self._dimensions
         with _on_meta():
             model = Transformer(sizes, META, self._dtype, low_memory)
-            networks = Networks(model, self._codec(low_memory, in_parts), PromptCache(_no_text, 0))
+            networks = Networks(model, self._codec(low_memory, False), PromptCache(_no_text, 0))
             stream = Stream(networks, StreamSettings.of(config), Devices("cpu"), GraphSwitch(META))
             stream.passes.set_prompt(torch.empty(sizes.text_len, sizes.text_dim, dtype=self._dtype, device=META))
             stream.passes.inputs(BLOCK_FRAMES, len(config.denoising_steps))
@@ -377,7 +378,7 @@ class Outline:
 
     def _text_can_be_int8(self, residence: str) -> bool:
         try:
-            return self._text("int8", residence) is not None
+            return self._of_text("int8", residence) is not None
         except ValueError:  # the file is in 8 bits already, or of odd widths
             return False
 
