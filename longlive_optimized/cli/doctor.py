@@ -76,7 +76,7 @@ def _operators(device: torch.device, dtype: torch.dtype) -> None:
     title = f"operators, 480x832, {kind} on {device.type}"
     note = (
         "causal_conv, causal_conv_int8, conv_pixels and norm_silu run where the VAE is a PackedCodec, "
-        "quantize_values and ring_attention_fp8 where they run on cuda"
+        "quantize_values and ring_attention_fp8 in layers whose values are in 8 bits"
     )
     table = Table("operator", "runs on", "why not faster", title=title, caption=note, title_justify="left")
     table.caption_justify = "left"
