@@ -17,6 +17,15 @@ constexpr float kScale = std::numbers::log2e_v<float> * 0.08838834764831845f;
 struct Partials {
   float* out;     // [partials, kRows of the schedule, 128]
   float2* stats;  // [partials, kRows of the schedule]
+
+  // By a quad of threads, of which each has row r of the wgmma accumulator `x`: element 4 i + 2 r + j is column
+  // 8 i + 2 (lane % 4) + j.
+  __device__ void store(int64_t row, int lane, const float (&x)[kHeadDim / 2], int r, float2 of_row) const {
+    if (lane % 4 == 0) stats[row] = of_row;
+    float* to = out + row * kHeadDim + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; i += 4) *reinterpret_cast<float2*>(to + 2 * i) = {x[i + 2 * r], x[i + 2 * r + 1]};
+  }
 };
 
 constexpr int kCombineThreads = 128, kCombineRows = kCombineThreads / 32;

@@ -1,9 +1,10 @@
 #pragma once
-// The ring and the partial results at the edge to torch, as both kinds of attention over the ring take them.
+// What the kernels of attention over the ring share at the edge to torch: checks, memory, parameters.
 #include <torch/csrc/stable/ops.h>
 
-#include "attention/combine.cuh"
+#include "attention/ring.cuh"
 #include "common/check.h"
+#include "common/launch.h"
 
 namespace longlive::attention {
 // Keys from which on split-KV of the last wave saves more than the second kernel costs.
@@ -42,17 +43,31 @@ inline int64_t check_copied_scales(const Tensor& k_scale, const Sizes& n, const 
   return scales;
 }
 
-// Memory for partial results, none where nothing is split.
-template <class Schedule>
-struct PartialTensors {
-  Tensor out, stats;
+// The result, memory for partial results (none where nothing is split), and the parameters that all kinds have.
+template <class Params>
+struct Call {
+  Tensor out, partial_out, partial_stats;
+  Params params{};
 
-  PartialTensors(const Tensor& like, int ctas, bool split_kv)
-      : out(torch::stable::new_empty(like, {count(ctas, split_kv), Schedule::kRows, kHeadDim}, ScalarType::Float)),
-        stats(torch::stable::new_empty(like, {count(ctas, split_kv), Schedule::kRows, 2}, ScalarType::Float)) {}
-  Partials partials() const { return {data<float>(out), data<float2>(stats)}; }
+  Call(const Tensor& q, const Tensor& valid, const Sizes& n)
+      : Call(q, valid, n, processors(q.get_device_index()), n.tokens >= kSplitFrom) {}
 
  private:
-  static int64_t count(int ctas, bool split_kv) { return split_kv ? Schedule::partials(ctas) : 0; }
+  using Schedule = typename Params::Schedule;
+
+  Call(const Tensor& q, const Tensor& valid, const Sizes& n, int ctas, bool split_kv)
+      : out(torch::stable::new_empty(q, {n.rows, n.heads, kHeadDim}, ScalarType::BFloat16)),
+        partial_out(partials(q, ctas, split_kv, kHeadDim)),
+        partial_stats(partials(q, ctas, split_kv, 2)) {
+    params.out = data<bf16>(out);
+    params.partials = {data<float>(partial_out), data<float2>(partial_stats)};
+    params.valid = data<const int>(valid);
+    params.rows = int(n.rows), params.heads = int(n.heads), params.tokens = int(n.tokens);
+    params.ctas = ctas, params.split_kv = split_kv;
+  }
+  static Tensor partials(const Tensor& like, int ctas, bool split_kv, int64_t columns) {
+    return torch::stable::new_empty(like, {split_kv ? Schedule::partials(ctas) : 0, Schedule::kRows, columns},
+                                    ScalarType::Float);
+  }
 };
 }  // namespace longlive::attention

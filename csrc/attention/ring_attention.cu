@@ -4,7 +4,6 @@
 
 #include "attention/ring.h"
 #include "attention/ring_attention.cuh"
-#include "common/launch.h"
 
 namespace longlive {
 namespace {
@@ -32,31 +31,16 @@ template <class C>
 Tensor attend(const Tensor& q, int64_t q_row, const Tensor& k_ring, const Tensor& v_ring, const Tensor& valid,
               const attention::Sizes& n, const float* q_scale = nullptr, const float* k_scale = nullptr,
               int64_t k_scales = 0) {
-  using Params = attention::Params<C>;
-  const int device = q.get_device_index();
-  torch::stable::accelerator::DeviceGuard guard(device);
-  Tensor out = torch::stable::new_empty(v_ring, {n.rows, n.heads, kHeadDim});
-  if (n.rows == 0) return out;
-  const int ctas = processors(device);
-  const bool split_kv = n.tokens >= attention::kSplitFrom;
-  const attention::PartialTensors<typename Params::Schedule> partial(out, ctas, split_kv);
   using Key = typename C::Key;
+  torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  attention::Call<attention::Params<C>> call(q, valid, n);
+  if (n.rows == 0) return call.out;
+  call.params.q_scale = q_scale, call.params.k_scale = k_scale, call.params.k_scales = int(k_scales);
   const attention::Maps maps{map_of<Key>(q, q_row, n.rows, n.columns, attention::kRows),
                              map_of<Key>(k_ring, n.columns, n.tokens, n.columns, C::kTileKeys),
                              map_of<bf16>(v_ring, n.columns, n.tokens, n.columns, C::kTileKeys)};
-  const Params p{.out = data<bf16>(out),
-                 .partials = partial.partials(),
-                 .valid = data<const int>(valid),
-                 .rows = int(n.rows),
-                 .heads = int(n.heads),
-                 .tokens = int(n.tokens),
-                 .ctas = ctas,
-                 .split_kv = split_kv,
-                 .q_scale = q_scale,
-                 .k_scale = k_scale,
-                 .k_scales = int(k_scales)};
-  LL_CUDA_CHECK(attention::launch<C>(maps, p, current_stream(device)));
-  return out;
+  LL_CUDA_CHECK(attention::launch<C>(maps, call.params, current_stream(q.get_device_index())));
+  return call.out;
 }
 
 Tensor ring_attention(const Tensor& q, const Tensor& k_ring, const Tensor& v_ring, const Tensor& valid) {

@@ -16,7 +16,7 @@
 #include <cfloat>
 #include <type_traits>
 
-#include "attention/combine.cuh"
+#include "attention/ring.cuh"
 #include "common/bf16.cuh"
 #include "common/math.cuh"
 #include "common/reduce.cuh"
@@ -33,7 +33,6 @@ using sm90::kWarpgroupWarps;
 using sm90::TensorMap;
 
 constexpr int kBoxRow = 128;  // bytes; a head's row of bfloat16 is two of them, one of int8 is one
-constexpr int kRows = 64;     // queries of a consumer
 
 // `stages` hold keys or values, in turn; with `value_stages` they hold keys alone.
 template <class T, int tile_keys, int stages, int value_stages = 0>
@@ -52,30 +51,16 @@ struct Config {
 };
 
 template <class C>
-struct Params {
-  using Schedule = attention::Schedule<kConsumers * kRows>;
-
-  bf16* out;  // [rows, heads, 128]
-  Partials partials;
-  const int* valid;  // [1]: the keys are the ring's tokens [0, valid)
-  int rows, heads, tokens, ctas;
-  bool split_kv;
+struct Params : RingParams<kConsumers * kRows, C::kTileKeys> {
   // Of int8: [heads, rows] and [heads, k_scales], one for kKeyRun keys; there may be more than the tokens need.
   const float *q_scale = nullptr, *k_scale = nullptr;
   int k_scales = 0;
 
-  __device__ int keys() const { return std::clamp(*valid, 0, tokens); }
-  __device__ Schedule schedule() const { return {heads, rows, key_tiles_of(keys(), C::kTileKeys), ctas, split_kv}; }
   __device__ void finish(int row, int head, int column, float4 x, float row_sum) const {
-    const float scale = row_sum == 0 ? 0 : 1 / row_sum;
-    bf16* to = out + (int64_t(row) * heads + head) * kHeadDim + column;
-    *reinterpret_cast<uint2*>(to) = {pack(x.x * scale, x.y * scale), pack(x.z * scale, x.w * scale)};
+    const float scale = this->inverse(row_sum);
+    *reinterpret_cast<uint2*>(this->at(row, head, column)) = {pack(x.x * scale, x.y * scale),
+                                                              pack(x.z * scale, x.w * scale)};
   }
-};
-
-// What the producer copies from.
-struct Maps {
-  TensorMap q, k, v;
 };
 
 // Where tiles wait for the consumers: keys and values in turn.
@@ -610,8 +595,8 @@ struct Consumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!live(work, r)) continue;
-      const float scale = softmax.row_sum[r] == 0 ? 0 : 1 / softmax.row_sum[r];  // no key at all: zeros
-      bf16* to = params.out + (int64_t(work.row + row_of(r)) * params.heads + work.head) * kHeadDim + lane % 4 * 2;
+      const float scale = params.inverse(softmax.row_sum[r]);
+      bf16* to = params.at(work.row + row_of(r), work.head, lane % 4 * 2);
 #pragma unroll
       for (int i = 0; i < kOut; i += 4)
         *reinterpret_cast<uint32_t*>(to + 2 * i) = pack(out[i + 2 * r] * scale, out[i + 2 * r + 1] * scale);
@@ -622,10 +607,7 @@ struct Consumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = int64_t(work.partial) * kConsumers * kRows + row_of(r);
-      if (lane % 4 == 0) params.partials.stats[row] = {softmax.shift(r), softmax.row_sum[r]};
-      float* to = params.partials.out + row * kHeadDim + lane % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < kOut; i += 4) *reinterpret_cast<float2*>(to + 2 * i) = {out[i + 2 * r], out[i + 2 * r + 1]};
+      params.partials.store(row, lane, out, r, {softmax.shift(r), softmax.row_sum[r]});
     }
   }
 };
@@ -656,16 +638,8 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
   }
 }
 
-// Attention, then, where output tiles are split, the combination.
 template <class C>
 cudaError_t launch(const Maps& maps, const Params<C>& p, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(Shared<C>);
-  const auto kernel = ring_attention_kernel<C>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  const cudaLaunchConfig_t config{
-      .gridDim = p.ctas, .blockDim = sm90::kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
-  error = cudaLaunchKernelEx(&config, kernel, maps, p);
-  return error != cudaSuccess ? error : combine(p, stream);
+  return launch_kernel(ring_attention_kernel<C>, sm90::kThreads, sizeof(Shared<C>), maps, p, stream);
 }
 }  // namespace longlive::attention

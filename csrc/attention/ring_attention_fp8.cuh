@@ -15,7 +15,7 @@
 // sinks, have the largest.
 #include <cfloat>
 
-#include "attention/combine.cuh"
+#include "attention/ring.cuh"
 #include "common/bf16.cuh"
 #include "common/math.cuh"
 #include "common/reduce.cuh"
@@ -29,7 +29,6 @@ namespace longlive::attention::fp8 {
 using sm90::Barrier;
 using sm90::kWarpgroup;
 using sm90::kWarpgroupWarps;
-using sm90::TensorMap;
 using e4m3 = __nv_fp8_e4m3;
 
 // Three consumers, with 160 registers each: products read and write all sums in the registers at every step of 32
@@ -37,7 +36,6 @@ using e4m3 = __nv_fp8_e4m3;
 constexpr int kConsumers = 3, kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 160;
 
-constexpr int kRows = 64;                   // queries of a consumer
 constexpr int kTileKeys = 128, kPart = 64;  // keys of a stage; of what a consumer takes at a time, in two parts
 constexpr int kRow = 128;                   // bytes: a head's query or key; a channel's values of a tile
 constexpr int kQueryBytes = kRows * kRow, kKeyBytes = kTileKeys * kRow;
@@ -51,20 +49,10 @@ constexpr float kBinade = 8;                    // codes
 // Scores are in codes times 2^-24, which a conversion to half precision counts.
 constexpr float kCode = 0x1p-24f;
 
-struct Params {
-  using Schedule = attention::Schedule<kConsumers * kRows>;
-
-  bf16* out;  // [rows, heads, 128]
-  Partials partials;
-  const int* valid;  // [1]: the keys are the ring's tokens [0, valid)
-  int rows, heads, tokens, ctas;
-  bool split_kv;
+struct Params : RingParams<kConsumers * kRows, kTileKeys> {
   const float *q_scale, *k_scale;  // [heads, rows]; [heads, k_scales], which may be more than the tokens need
   int k_scales;
   const float *v_scale, *v_offset;  // [heads, 128]
-
-  __device__ int keys() const { return std::clamp(*valid, 0, tokens); }
-  __device__ Schedule schedule() const { return {heads, rows, key_tiles_of(keys(), kTileKeys), ctas, split_kv}; }
 
   // A row's p v over the sum of its p, as values are: of columns [column, column + 1].
   __device__ uint32_t value(int head, int column, float x, float y, float inverse) const {
@@ -73,20 +61,11 @@ struct Params {
     const float2 offset = *reinterpret_cast<const float2*>(v_offset + head * kHeadDim + column);
     return pack(fmaf(x * inverse, scale.x, offset.x), fmaf(y * inverse, scale.y, offset.y));
   }
-  static __device__ float inverse(float row_sum) { return row_sum == 0 ? 0 : 1 / row_sum; }  // no key at all: zeros
-  __device__ bf16* at(int row, int head, int column) const {
-    return out + (int64_t(row) * heads + head) * kHeadDim + column;
-  }
   __device__ void finish(int row, int head, int column, float4 x, float row_sum) const {
     const float i = inverse(row_sum);
     *reinterpret_cast<uint2*>(at(row, head, column)) = {value(head, column, x.x, x.y, i),
                                                         value(head, column + 2, x.z, x.w, i)};
   }
-};
-
-// What the producer copies from: rows of queries and keys; values transposed, a row for each channel of each head.
-struct Maps {
-  TensorMap q, k, v;
 };
 
 // What the producer tells a consumer to do. Without tiles of keys (last = 0) there is no more.
@@ -156,7 +135,8 @@ struct Producer {
     k_at.advance();
   }
 
-  // Values of tokens that are not valid are multiplied by p = 0, which does not remove NaN: they are cleared.
+  // Transposed: a row of the map is a channel. Values of tokens that are not valid are multiplied by p = 0, which does
+  // not remove NaN: they are cleared.
   __device__ void load_values(int tile, int head) {
     s.of_values.acquire(v_at);
     Barrier& full = s.of_values.full[v_at.stage];
@@ -470,10 +450,7 @@ struct Consumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = int64_t(work.partial) * kConsumers * kRows + row_of(r);
-      if (lane % 4 == 0) params.partials.stats[row] = {shift[r] / (kScale * kBinade * kCode), row_sum[r]};
-      float* to = params.partials.out + row * kHeadDim + lane % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < kOut; i += 4) *reinterpret_cast<float2*>(to + 2 * i) = {out[i + 2 * r], out[i + 2 * r + 1]};
+      params.partials.store(row, lane, out, r, {shift[r] / (kScale * kBinade * kCode), row_sum[r]});
     }
   }
 };
@@ -504,16 +481,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// Attention, then, where output tiles are split, the combination.
 template <class S>
 cudaError_t launch(const Maps& maps, const Params& p, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(S);
-  const auto kernel = ring_attention_fp8_kernel<S>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  const cudaLaunchConfig_t config{
-      .gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
-  error = cudaLaunchKernelEx(&config, kernel, maps, p);
-  return error != cudaSuccess ? error : combine(p, stream);
+  return launch_kernel(ring_attention_fp8_kernel<S>, kThreads, sizeof(S), maps, p, stream);
 }
 }  // namespace longlive::attention::fp8

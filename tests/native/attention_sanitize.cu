@@ -169,9 +169,8 @@ struct Fp8 : Integers {
     p.v_scale = v_scale.device, p.v_offset = v_offset.device;
   }
   cudaError_t launch(const Params& p) const {
-    // As csrc/attention/ring_attention_fp8.cu has it.
-    const fp8::Maps maps{query_map(fp8::kRows), key_map(fp8::kTileKeys),
-                         matrix_map(values.device, c.columns(), places, places, kHeadDim)};
+    const attention::Maps maps{query_map(attention::kRows), key_map(fp8::kTileKeys),
+                               matrix_map(values.device, c.columns(), places, places, kHeadDim)};
     return fp8::launch<fp8::Shared<4, 4>>(maps, p, nullptr);
   }
 };
@@ -203,8 +202,14 @@ bool agrees(const Case& c) {
   const int partials = c.split_kv ? Schedule::partials(c.ctas) : 0;
   const Array<float> partial_out(size_t(partials) * Schedule::kRows * kHeadDim, kNaN);
   const Array<float2> partial_stats(size_t(partials) * Schedule::kRows, {kNaN, kNaN});
-  Params p{out.device, {partial_out.device, partial_stats.device}, valid.device, c.rows, c.heads, c.tokens, c.ctas,
-           c.split_kv};
+  Params p{{out.device,
+            {partial_out.device, partial_stats.device},
+            valid.device,
+            c.rows,
+            c.heads,
+            c.tokens,
+            c.ctas,
+            c.split_kv}};
   kind.set(p);
   check(kind.launch(p), "launch");
   check(cudaDeviceSynchronize(), "kernel");

@@ -50,14 +50,14 @@ bool check(Case c) {
   std::vector<uint16_t> out((c.rows + Schedule::kRows) * columns, 0x7fff);  // nothing may be written after the last row
   std::vector<float> partial_out(Schedule::partials(c.ctas) * Schedule::kRows * kHeadDim, kNaN);
   std::vector<float2> partial_stats(Schedule::partials(c.ctas) * Schedule::kRows, {kNaN, kNaN});
-  const Params<C> p{reinterpret_cast<bf16*>(out.data()),
-                    {partial_out.data(), partial_stats.data()},
-                    &c.valid,
-                    c.rows,
-                    c.heads,
-                    c.tokens,
-                    c.ctas,
-                    bool(c.split_kv),
+  const Params<C> p{{reinterpret_cast<bf16*>(out.data()),
+                     {partial_out.data(), partial_stats.data()},
+                     &c.valid,
+                     c.rows,
+                     c.heads,
+                     c.tokens,
+                     c.ctas,
+                     bool(c.split_kv)},
                     queries.scale.data(),
                     ring.scale.data(),
                     ring.scales};

@@ -11,6 +11,8 @@ using longlive::bf16;
 using longlive::ceil_div;
 using longlive::kKeyRun;
 using longlive::kValueGroup;
+using longlive::attention::kRows;
+using longlive::attention::Maps;
 
 uint8_t to_e4m3(float x) {
   uint8_t best = 0;
@@ -132,14 +134,14 @@ bool check(Case c) {
   std::vector<uint16_t> out((c.rows + Schedule::kRows) * columns, 0x7fff);  // nothing may be written after the last row
   std::vector<float> partial_out(Schedule::partials(c.ctas) * Schedule::kRows * kHeadDim, kNaN);
   std::vector<float2> partial_stats(Schedule::partials(c.ctas) * Schedule::kRows, {kNaN, kNaN});
-  const Params p{reinterpret_cast<bf16*>(out.data()),
-                 {partial_out.data(), partial_stats.data()},
-                 &c.valid,
-                 c.rows,
-                 c.heads,
-                 c.tokens,
-                 c.ctas,
-                 bool(c.split_kv),
+  const Params p{{reinterpret_cast<bf16*>(out.data()),
+                  {partial_out.data(), partial_stats.data()},
+                  &c.valid,
+                  c.rows,
+                  c.heads,
+                  c.tokens,
+                  c.ctas,
+                  bool(c.split_kv)},
                  queries.scale.data(),
                  ring.scale.data(),
                  ring.scales,
