@@ -8,8 +8,9 @@ from .checks import expect, expect_float
 from .quantize_keys import KEY_RUN
 from .registry import op
 
-VALUE_GROUP = 16  # tokens of a channel that lie in 16 bytes of a ring, in this order:
-ORDER = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)  # so the accumulator of q kT is the operand of p v
+VALUE_GROUP = 16  # tokens of a channel that lie in 16 bytes of a ring
+# In this order, ``_place_of`` its inverse: so the accumulator of q kT is the operand of p v.
+ORDER = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
 LARGEST = 448.0  # e4m3's
 
 
@@ -45,7 +46,7 @@ def dequantize_values(
     ``quantize_values``, whose inverse it is, but for the rounding. Raises ValueError naming the argument that does not
     fit.
     """
-    expect_values(v_ring, v_scale, v_offset, (None, None), slots * tokens)
+    expect_values(v_ring, v_scale, v_offset, (None, None), slots * tokens, v_ring.device)
     at = _place_of(torch.arange(slots * tokens, device=v_ring.device))
     wide = torch.promote_types(dtype, torch.float32)
     e4m3 = v_ring.view(torch.uint8)[:, :, at].view(torch.float8_e4m3fn).to(wide).permute(2, 0, 1)
@@ -53,14 +54,19 @@ def dequantize_values(
 
 
 def expect_values(
-    v_ring: Tensor, v_scale: Tensor, v_offset: Tensor, head: tuple[int | None, int | None], tokens: int
+    v_ring: Tensor,
+    v_scale: Tensor,
+    v_offset: Tensor,
+    channels: tuple[int | None, int | None],
+    tokens: int,
+    device: torch.device,
 ) -> None:
-    """Raise ValueError unless v_ring [*head, P] has room for so many tokens and v_scale and v_offset fit it.
+    """Raise ValueError unless v_ring [*channels, P] has room for so many tokens and v_scale and v_offset fit it, all on
+    ``device``.
 
-    ``head`` is the number of heads and of a head's channels, None for any.
+    ``channels``: how many heads, and how many channels a head has, None for any.
     """
-    device = v_ring.device
-    expect("v_ring", v_ring, (*head, None), torch.float8_e4m3fn, device)
+    expect("v_ring", v_ring, (*channels, None), torch.float8_e4m3fn, device)
     room = v_ring.shape[2]
     if room % VALUE_GROUP or room < tokens:
         raise ValueError(f"v_ring must have a multiple of {VALUE_GROUP} tokens, at least {tokens}, got {room}")
@@ -81,8 +87,7 @@ def _check(v: Tensor, v_offset: Tensor, v_scale: Tensor, v_ring: Tensor, slots: 
     rows, heads, head_dim = v.shape
     if v.stride(1) != head_dim:
         raise ValueError("v must have contiguous rows")
-    expect("v_ring", v_ring, (heads, head_dim, None), torch.float8_e4m3fn, v.device)
-    expect_values(v_ring, v_scale, v_offset, (heads, head_dim), rows)
+    expect_values(v_ring, v_scale, v_offset, (heads, head_dim), rows, v.device)
     expect("slots", slots, (None,), torch.int64, v.device)
     frames = slots.shape[0]
     if frames == 0 or rows % (frames * KEY_RUN):

@@ -288,7 +288,7 @@ if triton:
         DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
         BITS: tl.constexpr, ALIGNED: tl.constexpr,
     ):  # fmt: skip
-        if ALIGNED:  # four scales are one copy
+        if ALIGNED:  # says that it is a multiple of 4: then four scales are one copy
             scales = scales // 4 * 4
         HALF: tl.constexpr = v_ring.dtype.element_ty == tl.float16
         head, size = tl.program_id(1).to(tl.int64), heads * DIM

@@ -53,8 +53,7 @@ def _check(q, q_scale, k_ring, k_scale, v_ring, v_scale, v_offset, valid) -> Non
     if k_ring.shape[0] * k_ring.shape[1] == 0:
         raise ValueError(f"k_ring must not be empty, got {list(k_ring.shape)}")
     expect_key_scales(k_ring, k_scale)
-    expect("v_ring", v_ring, (heads, head_dim, None), torch.float8_e4m3fn, q.device)
-    expect_values(v_ring, v_scale, v_offset, (heads, head_dim), k_ring.shape[0] * k_ring.shape[1])
+    expect_values(v_ring, v_scale, v_offset, (heads, head_dim), k_ring.shape[0] * k_ring.shape[1], q.device)
     expect("valid", valid, (1,), torch.int32, q.device)
 
 

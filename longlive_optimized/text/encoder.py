@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import UMT5Config
 
 _BUCKETS, _MOST_LAYERS = 32, 128
-_TABLE = "token_embedding.weight"
+TABLE = "token_embedding.weight"
 _PRECISIONS = {torch.int8: "int8", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8", torch.float8_e5m2: "fp8"}
 
 # wi_0 is the half of the gated FFN that goes through the GELU.
@@ -37,7 +37,7 @@ _LAYER_KEYS = {
 
 def network_keys(layers: int) -> dict[str, str]:
     """Key in transformers' encoder by key in Wan's checkpoint."""
-    keys = {"token_embedding.weight": "embed_tokens.weight", "norm.weight": "final_layer_norm.weight"}
+    keys = {TABLE: "embed_tokens.weight", "norm.weight": "final_layer_norm.weight"}
     for i in range(layers):
         keys |= {f"blocks.{i}.{ours}": f"block.{i}.{theirs}" for ours, theirs in _LAYER_KEYS.items()}
     return keys
@@ -52,7 +52,7 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> UMT5Config:
             raise ValueError(f"a umT5 encoder needs a matrix called {key}")
         return shape
 
-    vocabulary, width = dims("token_embedding.weight")
+    vocabulary, width = dims(TABLE)
     buckets, heads = dims("blocks.0.pos_embedding.embedding.weight")
     inner = dims("blocks.0.attn.q.weight")[0]
     if not heads or inner % heads:
@@ -98,7 +98,7 @@ def is_linear(key: str) -> bool:
 
 def may_be_narrow(key: str) -> bool:
     """Whether a tensor of Wan's checkpoint may stay in 8 bits: the weights of linears, and the embedding table."""
-    return is_linear(key) or key == _TABLE
+    return is_linear(key) or key == TABLE
 
 
 class TextEncoder:
@@ -128,11 +128,11 @@ class TextEncoder:
         self._dtype, self._device = dtype or norm.dtype, device or norm.device
         self.precision = _PRECISIONS.get(_values(query).dtype, str(_values(query).dtype).removeprefix("torch."))
         self.residence = "parked" if link else "gpu" if norm.is_cuda else "cpu"
-        self.table = weights[_TABLE]
+        self.table = weights[TABLE]
         self._network = build(config)
         del self._network.embed_tokens  # it is given rows of the table
         for ours, theirs in network_keys(config.num_layers).items():
-            if ours != _TABLE:
+            if ours != TABLE:
                 self._place(ours, theirs.removesuffix(".weight"), weights[ours])
         self._computes_on, self._parked = norm.device, None
         if link:

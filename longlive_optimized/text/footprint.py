@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ..kernels.int8_block_linear import BLOCK
-from .encoder import config_of, is_linear, may_be_narrow
+from .encoder import TABLE, config_of, is_linear, may_be_narrow
 
 _PRECISIONS = {"bf16": 2, "int8": 1, "fp8": 1, "float32": 4}
 
@@ -45,7 +45,7 @@ def footprint(
         raise ValueError(f"residence must be gpu, parked or cpu, got {residence!r}")
     config = config_of(shapes)
     nbytes = {key: _nbytes(key, shape, precision, dtype) for key, shape in shapes.items()}
-    total, table = sum(nbytes.values()), nbytes["token_embedding.weight"]
+    total, table = sum(nbytes.values()), nbytes[TABLE]
     layer = max(sum(n for key, n in nbytes.items() if key.startswith(f"blocks.{i}.")) for i in range(config.num_layers))
     layer += nbytes["norm.weight"]  # comes in turn, with a place of its own
     item, rows = dtype.itemsize, text_len

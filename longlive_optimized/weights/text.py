@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels.int8_block_linear import BLOCK, quantize_blocks
 from ..model.config import ModelConfig
-from ..text.encoder import TextEncoder, checkpoint_shapes, config_of, is_linear, may_be_narrow
+from ..text.encoder import TABLE, TextEncoder, checkpoint_shapes, config_of, is_linear, may_be_narrow
 from ..text.footprint import Footprint, footprint
 from ..text.linear import Blocks
 from ..text.parked import CudaLink, residence_on
@@ -195,7 +195,7 @@ def _allocate(forms: Mapping[str, list[Form]], residence: str, device: torch.dev
 
 def _travels(key: str) -> bool:
     """Whether a parked encoder's tensor comes to the GPU for each prompt."""
-    return key != "token_embedding.weight"
+    return key != TABLE
 
 
 def _aligned(form: Form) -> int:
@@ -229,9 +229,9 @@ def _fill(
         reading.check()
         key, source = piece.key, tensors[piece.key]
         number = _write(stored[key], source.dtype, piece, raw)
-        finite[key] = finite[key] + number if key in finite else number
+        finite[key] = finite.get(key, 0) + number
         if summed:
-            sums[key] = sums[key] + checksum(raw) if key in sums else checksum(raw)
+            sums[key] = sums.get(key, 0) + checksum(raw)
         held = sum(part.nbytes for part in _tensors_of(stored[key]))
         done += held * piece.stop // source.nbytes - held * piece.start // source.nbytes
         if progress:

@@ -64,7 +64,7 @@ def case(device, value_uneven=0.0, value_offset=0.0, spare_places=0, **shape):
     """The operator's arguments, and the queries, keys and values [.., H, hd] that they stand for.
 
     Channels of values of e^value_uneven times the usual size, one way or the other, with a mean of ``value_offset``
-    deviations: it becomes their offset, and 28 the largest number beside it, as a ring's first block makes them.
+    deviations: it becomes their offset, and 28 the largest number beside it.
     """
     (q, q_scale, k_ring, k_scale, v, valid), (plain_q, plain_k) = int8_case(torch.float32, device, **shape)
     v = v.flatten(0, 1)
