@@ -430,15 +430,14 @@ def of_head(function):
     return lambda args: by_head(function, args, (1, 0, 2, 0, 0, 0, 0, None))
 
 
-@pytest.mark.parametrize(("spread", "most"), [(0.1, 0.036), (1.0, 0.036), (4.0, 0.036)])
-def test_what_rounding_p_costs(device, spread, most):
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+def test_what_rounding_p_costs(device, spread):
     """As a model, of sqrt(sum(p^2 (v - result)^2)), in which a random error of p counts."""
     args, _ = case(device, tokens=64, slots=1, per_slot=2048, spread=spread)
     logits, v = logits_of(*args[:4], args[-1]), values_of(*args[4:7])
     want, p = softmax_of(logits, v), logits.softmax(-1)
     off = (softmax_of(rounded(logits), v) - want).norm() / spread_of(p.square(), v, want).sum().sqrt()
-    print(f"{spread}: {off:.4f}")
-    assert 0.5 * most <= off <= most
+    assert 0.018 <= off <= 0.036
 
 
 @pytest.mark.parametrize(("height", "most"), [(7, 0.03), (8, 0.03), (9, 0.05)])
@@ -469,7 +468,6 @@ def test_real_sizes_keep_the_recipes_error(kernel, device, name, recipe, record_
     args, plain = case(device, **REAL[name], **RECIPES[recipe])
     found = error_of_spread(kernel(*args), by_head(unquantised, (*plain, args[-1]), (1, 1, 1, None)))
     record_property("error", found)
-    print(f"{name}, {recipe}: {found:.4f}")
     assert found <= RECIPES_ERROR
 
 
