@@ -58,12 +58,12 @@ def _attend_slice(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
 
 def _check(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> None:
     expect_queries(q)
-    _check_ring(q, k_ring, v_ring, valid, q.dtype)
+    _check_keys(q, k_ring, valid)
+    expect("v_ring", v_ring, tuple(k_ring.shape), q.dtype, q.device)
 
 
-def _check_ring(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor, dtype: torch.dtype) -> None:
+def _check_keys(q: Tensor, k_ring: Tensor, valid: Tensor) -> None:
     expect("k_ring", k_ring, (None, None, *q.shape[1:]), q.dtype, q.device)
-    expect("v_ring", v_ring, tuple(k_ring.shape), dtype, q.device)
     if k_ring.shape[0] * k_ring.shape[1] == 0:
         raise ValueError(f"k_ring must not be empty, got {list(k_ring.shape)}")
     expect("valid", valid, (1,), torch.int32, q.device)
@@ -94,19 +94,31 @@ def ring_attention_int8(
     """
     _check_int8(q, q_scale, k_ring, k_scale, v_ring, valid)
     wide = torch.promote_types(v_ring.dtype, torch.float32)
-    queries = q.to(wide) * q_scale.T[..., None]
-    keys = k_ring.flatten(0, 1).to(wide)
-    keys = keys * k_scale.repeat_interleave(KEY_RUN, dim=1)[:, : len(keys)].T[..., None]
+    queries, keys = _of_integers(q, q_scale, k_ring, k_scale, wide)
     return _attend(queries, keys, v_ring.flatten(0, 1).to(wide), valid).to(v_ring.dtype)
 
 
-def _check_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> None:
+def _of_integers(
+    q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The queries [N, H, hd] and keys [slots * S, H, hd] that integers and their scales stand for."""
+    keys = k_ring.flatten(0, 1).to(dtype)
+    k_scales = k_scale.repeat_interleave(KEY_RUN, dim=1)[:, : len(keys)]
+    return q.to(dtype) * q_scale.T[..., None], keys * k_scales.T[..., None]
+
+
+def _check_integers(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, valid: Tensor) -> None:
     expect("q", q, (None, None, None), torch.int8, q.device)
-    expect_float("v_ring", v_ring)
-    _check_ring(q, k_ring, v_ring, valid, v_ring.dtype)
+    _check_keys(q, k_ring, valid)
     rows, heads, _ = q.shape
     expect("q_scale", q_scale, (heads, rows), torch.float32, q.device)
     expect_key_scales(k_ring, k_scale)
+
+
+def _check_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ring: Tensor, valid: Tensor) -> None:
+    _check_integers(q, q_scale, k_ring, k_scale, valid)
+    expect_float("v_ring", v_ring)
+    expect("v_ring", v_ring, tuple(k_ring.shape), v_ring.dtype, q.device)
 
 
 def _fits_cuda(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> bool:

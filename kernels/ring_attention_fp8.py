@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 from . import native
-from .checks import expect
-from .quantize_keys import KEY_RUN, expect_key_scales
 from .quantize_values import dequantize_values, expect_values
 from .registry import op
-from .ring_attention import _attend
+from .ring_attention import _attend, _check_integers, _of_integers
 
 
 def _fake(q, q_scale, k_ring, k_scale, v_ring, v_scale, v_offset, valid) -> Tensor:
@@ -38,23 +36,15 @@ def ring_attention_fp8(
     in p v. Raises ValueError naming the argument that does not fit.
     """
     _check(q, q_scale, k_ring, k_scale, v_ring, v_scale, v_offset, valid)
-    queries = q.float() * q_scale.T[..., None]
-    keys = k_ring.flatten(0, 1).float()
-    keys = keys * k_scale.repeat_interleave(KEY_RUN, dim=1)[:, : len(keys)].T[..., None]
+    queries, keys = _of_integers(q, q_scale, k_ring, k_scale, torch.float32)
     values = dequantize_values(v_ring, v_scale, v_offset, k_ring.shape[0], k_ring.shape[1], torch.float32).flatten(0, 1)
     return _attend(queries, keys, values, valid).bfloat16()
 
 
 def _check(q, q_scale, k_ring, k_scale, v_ring, v_scale, v_offset, valid) -> None:
-    expect("q", q, (None, None, None), torch.int8, q.device)
-    rows, heads, head_dim = q.shape
-    expect("q_scale", q_scale, (heads, rows), torch.float32, q.device)
-    expect("k_ring", k_ring, (None, None, heads, head_dim), torch.int8, q.device)
-    if k_ring.shape[0] * k_ring.shape[1] == 0:
-        raise ValueError(f"k_ring must not be empty, got {list(k_ring.shape)}")
-    expect_key_scales(k_ring, k_scale)
-    expect_values(v_ring, v_scale, v_offset, (heads, head_dim), k_ring.shape[0] * k_ring.shape[1], q.device)
-    expect("valid", valid, (1,), torch.int32, q.device)
+    _check_integers(q, q_scale, k_ring, k_scale, valid)
+    slots, tokens, heads, head_dim = k_ring.shape
+    expect_values(v_ring, v_scale, v_offset, (heads, head_dim), slots * tokens, q.device)
 
 
 def _fits_cuda(q, q_scale, k_ring, k_scale, v_ring, v_scale, v_offset, valid) -> bool:
