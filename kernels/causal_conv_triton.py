@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from typing import NamedTuple
 
 import torch
@@ -34,10 +33,7 @@ from .causal_conv import (
 )
 from .checks import on_gpu
 from .int8_linear import packed_row
-from .triton_import import tl, triton
-
-# Triton's interpreter has no product of bfloat16.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from .triton_import import INTERPRETED, tl, triton
 
 
 @triton.jit

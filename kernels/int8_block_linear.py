@@ -1,7 +1,5 @@
 """int8_block_linear: a product with a weight in int8 whose scales are those of blocks of 32 columns of a row."""
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from .checks import expect, on_gpu
 from .quantize import LARGEST, SMALLEST
 from .registry import op
-from .triton_import import tl, triton
+from .triton_import import INTERPRETED, tl, triton
 
 BLOCK = 32  # columns of a row that share a scale
 _ROWS = 512  # of a weight that are expanded at a time: of 4096 columns 8 MiB in float32, which a cache holds
@@ -87,9 +85,6 @@ def _check(x: Tensor, weight: Tensor, weight_scale: Tensor) -> None:
 
 
 if triton:
-    # Triton's interpreter has no product of bfloat16.
-    INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
     # Not specialised: the length of a prompt must not wait for a compiler in the middle of a stream.
     @triton.jit(do_not_specialize=["rows"])
     def _kernel(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from .attention import attend, expect_queries
 from .checks import expect, expect_float, on_gpu
 from .quantize_keys import KEY_RUN, expect_key_scales
 from .registry import op
-from .triton_import import generation, tl, triton
+from .triton_import import INTERPRETED, generation, tl, triton
 
 
 def _fake(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
@@ -157,8 +156,6 @@ def _cuda_int8(q: Tensor, q_scale: Tensor, k_ring: Tensor, k_scale: Tensor, v_ri
 
 
 if triton:
-    # Triton's interpreter has no product of bfloat16.
-    INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
     _LOG2_E = math.log2(math.e)  # exp(x / sqrt(d)) = exp2(_LOG2_E / sqrt(d) x)
 
     class _Tile(NamedTuple):

@@ -1,5 +1,6 @@
 """Triton, or None where it is not installed; Any to type checkers, to whom ``kernel[grid](...)`` is no call."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ if TYPE_CHECKING or triton:
     import triton.language as tl
 else:
     tl = None
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on a CPU; there is no product of bfloat16 then
 
 
 def generation(device: torch.device) -> tuple[int, int]:

@@ -259,17 +259,7 @@ def _write(stored: Tensor | Blocks, source: torch.dtype, piece: Piece, raw: Tens
     """Write a piece, unless it was read straight into its place; a float32 scalar that is finite if the piece is."""
     if isinstance(stored, Blocks):
         columns = stored.values.shape[1]
-        numbers, first = raw.view(source).view(-1, columns), piece.start // (columns * source.itemsize)
-        # A CPU makes them in its cache; new memory for each operator of more of them takes five times as long.
-        step = len(numbers) if raw.is_cuda else max(1, _IN_CACHE // columns)
-        sums = []
-        for start in range(0, len(numbers), step):
-            values, scale = quantize_blocks(numbers[start : start + step])
-            rows = slice(first + start, first + start + len(values))
-            stored.values[rows] = values
-            stored.scale[:, rows] = scale
-            sums.append(scale.sum(dtype=torch.float32))
-        return torch.stack(sums).sum()
+        return _write_blocks(stored, piece.start // (columns * source.itemsize), raw.view(source).view(-1, columns))
     start, stop = piece.start // source.itemsize, piece.stop // source.itemsize
     numbers = raw.view(source)
     if piece.into is None:
@@ -280,6 +270,20 @@ def _write(stored: Tensor | Blocks, source: torch.dtype, piece: Piece, raw: Tens
     # Torch sums bfloat16 in float32, in place; for any other result it would copy the numbers. float8 has no sums.
     numbers = numbers if numbers.itemsize > 1 else numbers.bfloat16()
     return numbers.sum(dtype=None if numbers.dtype == torch.bfloat16 else torch.float32).float()
+
+
+def _write_blocks(stored: Blocks, first: int, numbers: Tensor) -> Tensor:
+    """Write rows from ``first`` on; as ``_write``."""
+    # A CPU makes them in its cache; new memory for each operator of more of them takes five times as long.
+    step = len(numbers) if numbers.is_cuda else max(1, _IN_CACHE // numbers.shape[1])
+    sums = []
+    for start in range(0, len(numbers), step):
+        values, scale = quantize_blocks(numbers[start : start + step])
+        rows = slice(first + start, first + start + len(values))
+        stored.values[rows] = values
+        stored.scale[:, rows] = scale
+        sums.append(scale.sum(dtype=torch.float32))
+    return torch.stack(sums).sum()
 
 
 def _read_kept(
