@@ -57,7 +57,8 @@ for in_int8 in (True, False):
         special |= {"RUN": 8, "BITS": tile.bits, "ALIGNED": True, "q": "*i8", "k_ring": "*i8"}
         special |= {"v_ring": "*fp16"} if tile.half else {}
     kernel = ring_attention._kernel_int8 if in_int8 else ring_attention._kernel
-    check((capability, "attention", in_int8), kernel, tile, special, spilled=16)
+    # Two programs of 128 registers on a multiprocessor gain more than what they keep in local memory costs.
+    check((capability, "attention", in_int8), kernel, tile, special, spilled=256 if tile.registers else 16)
 PRODUCTS = ("qkv", 4608, 1, None), ("out", 1536, 1, None), ("down", 1536, 35, None), ("up", 8960, 1, 256)
 for name, channels, groups, width in PRODUCTS:
     tile = int8_linear._Tile.of(version, channels, groups, width)
