@@ -77,10 +77,11 @@ def known() -> list[str]:
 
 
 def bench_of(name: str) -> Bench:
-    """An operator's cases; the operator is loaded."""
+    """An operator's cases; the operator is loaded: by its cases, where it is in the file of another."""
+    bench = import_module(f"..{name}", __name__).BENCH
     if name not in OPS:
         import_module(f"...{name}", __name__)
-    return import_module(f"..{name}", __name__).BENCH
+    return bench
 
 
 def _load(name: str) -> tuple[Bench, dict[str, Callable]]:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,6 +39,13 @@ def test_rows_on_the_cpu(tmp_path, capsys, monkeypatch):
 def test_an_unknown_operator_is_refused():
     with pytest.raises(ValueError, match=r"modulate_norm, .*'norm'"):
         runner.run(["norm"])
+
+
+def test_each_operator_is_loaded_by_its_name_alone():
+    """In processes of their own, where no other operator is loaded: here all are."""
+    program = "from longlive_optimized.kernels.bench.runner import OPS, bench_of; bench_of('{0}'); OPS['{0}']"
+    for name in ("modulate_norm", "int8_linear_gelu", "ring_attention_int8"):
+        subprocess.run([sys.executable, "-c", program.format(name)], check=True)
 
 
 def test_counted_bytes_of_the_network_are_those_of_the_tensors():
