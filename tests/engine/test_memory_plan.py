@@ -351,6 +351,19 @@ def test_the_rest_of_a_block_survives_too(monkeypatch):
     assert (blocks(engine, FOX)[0].int() - blocks(other, FOX)[0].int()).abs().max() <= 1
 
 
+def test_video_goes_on_where_its_encoder_finds_no_memory(monkeypatch):
+    engine, other = tiny(), tiny()
+    video = (torch.rand(13, 8, 16, 3) * 255).byte().repeat_interleave(4, 1).repeat_interleave(4, 2)
+    wish = BlockRequest(FOX, video=video, noise_scale=0.3)
+    wanted = [other.generate_block(wish) for _ in range(2)]
+    made = [engine.generate_block(wish)]
+    with monkeypatch.context() as short:
+        short_once(short, engine.vae, "encode")
+        made.append(engine.generate_block(wish))
+    assert [len(block) for block in made] == [13, 12] and engine.stream.position == other.stream.position == 7
+    assert torch.equal(made[0], wanted[0]) and len(engine.generate_block(wish)) == 12
+
+
 def test_it_falls_back_once(monkeypatch):
     engine = tiny()
     blocks(engine, FOX)
