@@ -24,7 +24,7 @@ from ..text.parked import residence_on
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
 from ..vae.codec import Codec
-from ..vae.stream import DecoderStream
+from ..vae.packed.decode import PackedDecoder
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from ..weights.load import outline
 from ..weights.locate import ModelFiles, locate, native_size
@@ -226,18 +226,18 @@ def _smaller(config: OptimizationConfig) -> Iterator[tuple[str, OptimizationConf
 
 
 def available_on(device: torch.device, limit_gib: float | None = None) -> int | None:
-    """Bytes of a GPU that a process may take for an engine, CUDA's own included: what it has free, what torch keeps
-    unused in this process, and what the context takes already; less than that where ``limit_gib`` or torch's
-    ``set_per_process_memory_fraction`` says so. None for a CPU."""
+    """Bytes of a GPU that a process may take for an engine, CUDA's own included: what is free, and what the context has
+    taken by then; less where ``limit_gib`` or torch's ``set_per_process_memory_fraction`` says so. What torch keeps for
+    this process is not free: ``torch.cuda.empty_cache`` gives back what nobody uses. None for a CPU.
+    """
     if device.type != "cuda":
         return None
-    free, total = torch.cuda.mem_get_info(device)  # makes the context, which is then no longer free
-    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    room = free + reserved - allocated
-    fraction = torch.cuda.get_per_process_memory_fraction(device)
-    room = min(room, int(fraction * total) - allocated) + MEASURED.context
+    free, total = torch.cuda.mem_get_info(device)  # makes the context, if there is none yet
+    kept = torch.cuda.memory_reserved(device)
+    of_fraction = int(torch.cuda.get_per_process_memory_fraction(device) * total) - kept
+    room = min(free, of_fraction) + MEASURED.context
     if limit_gib is not None:
-        room = min(room, int(limit_gib * GIB) - allocated)
+        room = min(room, int(limit_gib * GIB) - kept)
     return max(0, room)
 
 
@@ -355,21 +355,23 @@ class Outline:
     def _video(self, low_memory: bool, in_parts: bool) -> _Video:
         """The VAE's weights, and what its two sides have and take for a block."""
         height, width = self._config.size
+        rows, columns = height // LATENT_SCALE, width // LATENT_SCALE
+        seen: set[int] = set()
         with _on_meta():
-            codec = self._codec(low_memory, in_parts)
-            decoder, seen = DecoderStream(codec), set()
-            latents = torch.empty(
-                BLOCK_FRAMES, self._dimensions.in_dim, height // 8, width // 8, dtype=self._dtype, device=META
-            )
-            decoder.decode_uint8(latents[:1])  # makes the state
-            passing = 0 if codec.copies else passing_bytes(lambda: decoder.decode_uint8(latents))
-            unpacked = storage_bytes([self._vae], META, seen)
-            packed = storage_bytes([codec], META, seen)
-            stream = storage_bytes([decoder], META, seen)
-            encoder = codec.new_encoder((height, width), None)
-            if not codec.copies:
+            codec, passing = self._codec(low_memory, in_parts), 0
+            decoder, encoder = codec.new_decoder((rows, columns), None), codec.new_encoder((height, width), None)
+            if isinstance(decoder, PackedDecoder):
+                decoder.out(torch.uint8)
+                weights = [decoder.weights]
+            else:  # their state is made as it is needed
+                z = torch.empty(BLOCK_FRAMES, rows, columns, self._dimensions.in_dim, dtype=self._dtype, device=META)
+                decoder.decode(z[:1], torch.uint8)
+                passing = passing_bytes(lambda: decoder.decode(z, torch.uint8))
                 encoder.encode(torch.empty(BLOCK_FRAMES + 2, height, width, 3, dtype=self._dtype, device=META))
-            both = storage_bytes([codec, encoder], META, seen)
+                weights = []
+            unpacked = storage_bytes([self._vae], META, seen)
+            packed, stream, both = (storage_bytes([each], META, seen) for each in (weights, decoder, [codec, encoder]))
+        stream += 2 * self._dimensions.in_dim * self._dtype.itemsize  # the latents' means and deviations
         on_host = unpacked if codec.copies else 0
         return _Video(unpacked + packed - on_host, on_host, stream, passing, both)
 

@@ -12,6 +12,7 @@ from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import MAX_WINDOW
 from longlive_optimized.demo.scope_plugin.load_params import ESTIMATED_VRAM, LoadParams
 from longlive_optimized.engine import memory_plan as planning
+from longlive_optimized.engine.devices import Devices
 from longlive_optimized.engine.graphs import GraphCache
 from longlive_optimized.engine.latency import LatencyMeter
 from longlive_optimized.engine.live_bytes import passing_bytes, storage_bytes
@@ -198,6 +199,19 @@ def test_choices_come_from_fast_to_lean(full_size, big_text):
     assert [len(plan.costs) for plan in plans] == [0, 1, 2, 3, 4, 4][: len(plans)]
 
 
+def test_what_there_is_is_the_least_that_anyone_allows(monkeypatch):
+    """By hand: 20 of 24 GiB are free, torch keeps 2 of what is taken."""
+    for name, value in {"mem_get_info": (20 * GIB, 24 * GIB), "memory_reserved": 2 * GIB}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    share = [1.0]
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share[0])
+    there = planning.available_on
+    assert there(CPU, 3.0) is None and there(CUDA) == 20 * GIB + MEASURED.context
+    assert there(CUDA, 12.0) == 10 * GIB and there(CUDA, 1.0) == 0 and there(CUDA, 100.0) == there(CUDA)
+    share[0] = 0.5
+    assert there(CUDA) == 10 * GIB + MEASURED.context
+
+
 @pytest.mark.parametrize(
     ("preset", "size", "gib"), [("balanced", (480, 832), 15.5), ("speed", (480, 832), 11.5), ("speed", (480, 832), 23)]
 )
@@ -256,6 +270,25 @@ def test_where_nothing_fits_nothing_is_advised(gpu_of):
     config = OptimizationConfig(height=32, width=48)
     with pytest.raises(MemoryShort, match=r"0\.1 GiB are there; no smaller setting would do$"):
         planning.check_fits(plan_for(locate("tiny"), config, CUDA), locate("tiny"), config)
+
+
+def test_an_engine_follows_its_plan(full_size, big_text, caplog):
+    """As far as it goes without a GPU: what is chosen reaches the config, the devices and what loads the weights."""
+    caplog.set_level(logging.INFO)
+    engine = LongLiveEngine.__new__(LongLiveEngine)
+    engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=9.5).sized((480, 832))
+    engine.files, engine.config, engine.devices = locate("tiny"), engine._asked, Devices(CPU)
+    engine.devices.model, engine.devices.release = CUDA, lambda: None
+    engine._follow_plan()
+    assert engine.memory_plan.choices == ("int8", "parked", True, False) and engine.config.low_memory is True
+    assert engine._text_keywords() == {"precision": "int8", "residence": "parked", "keep": False}
+    assert engine.devices.text == CUDA
+    assert [record.message for record in caplog.records if "memory: " in record.message] == [
+        f"memory: {engine.memory_plan}"
+    ]
+    engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=2, text_residence="gpu").sized((480, 832))
+    with pytest.raises(MemoryShort, match=r"text_residence='auto'|no smaller"):
+        engine._follow_plan()
 
 
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, "8", True])
