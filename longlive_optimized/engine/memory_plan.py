@@ -154,8 +154,11 @@ def memory_plan(
 ) -> MemoryPlan:
     """The plan of ``LongLiveEngine(model_path, config, device)``, without loading anything; it may not fit.
 
-    Raises what the engine raises for arguments and files; never MemoryShort.
+    Raises what the engine raises for arguments, and for the files that it looks into (the headers of the VAE's and the
+    text encoder's, config.json); never MemoryShort.
     """
+    if not isinstance(config, OptimizationConfig | None):
+        raise TypeError(f"config must be of the class OptimizationConfig, got {type(config).__name__}")
     config = config or OptimizationConfig()
     files = locate(model_path, config.vae_type)
     return plan_for(files, config.sized(native_size(model_path)), Devices(device, config.text_residence).model)

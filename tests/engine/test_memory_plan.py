@@ -297,6 +297,17 @@ def test_a_limit_must_be_finite_and_positive(bad):
         OptimizationConfig(memory_limit_gib=bad)
 
 
+def test_what_cannot_be_planned_is_refused_by_name(tmp_path):
+    with pytest.raises(TypeError, match="config must be of the class OptimizationConfig, got dict"):
+        memory_plan("tiny", {}, CPU)
+    with pytest.raises(FileNotFoundError, match="model_path"):
+        memory_plan(tmp_path / "gone", None, CPU)
+    with pytest.raises(ValueError, match="device must be"):
+        memory_plan("tiny", None, "nowhere")
+    with pytest.raises(ValueError, match="text_residence must be auto or cpu"):
+        memory_plan("tiny", OptimizationConfig(text_residence="parked"), CPU)
+
+
 def test_a_limit_refuses_nothing_on_a_cpu():
     config = OptimizationConfig(height=32, width=48, memory_limit_gib=1e-6)
     engine = LongLiveEngine("tiny", config, CPU)
