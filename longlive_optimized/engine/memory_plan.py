@@ -45,7 +45,9 @@ class Measured(NamedTuple):
     context: int = GIB // 2
     # Allocated at the end less the tensors that are known (docs/measurements/memory-2026-11-30-1.json): 0.10 GiB in
     # bf16, 0.17 in int8, 0.27 with low_memory. Workspaces of cuBLAS, for each CUDA stream, and scratch of kernels.
-    workspaces: int = GIB * 2 // 10
+    workspaces: int = GIB * 12 // 100
+    workspaces_int8: int = GIB * 20 // 100
+    workspaces_low_memory: int = GIB * 30 // 100
     # The graphs' pool (``graphs_gib`` there: 0.75, in int8 0.82) by the temporaries of the longest pass, 0.63 GiB. As
     # much again stays reserved of the passes before their capture; ``working`` covers it.
     pool_by_pass: float = 1.3
@@ -300,7 +302,10 @@ class Outline:
         if not on_gpu:
             parts["VAE"] += video.on_host
             return MemoryPlan(self._device, parts, {}, working, 0, 0, video.encoder, None, chosen, costs)
-        parts["workspaces"] = MEASURED.workspaces
+        in_8_bits = config.precision != "bf16"
+        parts["workspaces"] = MEASURED.workspaces_int8 if in_8_bits else MEASURED.workspaces
+        if chosen.low_memory:
+            parts["workspaces"] = MEASURED.workspaces_low_memory
         graphs = config.use_cuda_graphs and not config.use_torch_compile
         pool = int(MEASURED.pool_by_pass * longest) if graphs else 0
         host = {name: nbytes for name, nbytes in host.items() if nbytes}
