@@ -527,7 +527,7 @@ def test_a_limit_is_kept_or_told():
     assert plan.fits and plan.available > plan.peak
     with pytest.raises(MemoryShort, match=r"memory_limit_gib=0\.25"):
         tiny("cuda", memory_limit_gib=0.25)
-    assert tiny("cuda", memory_limit_gib=4.0).memory_plan.available <= 4 * GIB
+    assert tiny("cuda", memory_limit_gib=30.0).memory_plan.available <= 30 * GIB
 
 
 @pytest.mark.gpu
