@@ -342,10 +342,12 @@ class Outline:
     def _transformer(self, low_memory: bool) -> dict[str, int]:
         """Its weights, and what a stream has for it."""
         config, sizes = self._config, self._dimensions
+        devices = Devices("cpu")  # whatever is on the meta device,
+        devices.model = self._device  # the stream may ask where it will run
         with _on_meta():
             model = Transformer(sizes, META, self._dtype, low_memory)
             networks = Networks(model, self._codec(low_memory, False), PromptCache(_no_text, 0))
-            stream = Stream(networks, StreamSettings.of(config), Devices("cpu"), GraphSwitch(META))
+            stream = Stream(networks, StreamSettings.of(config), devices, GraphSwitch(META))
             stream.passes.set_prompt(torch.empty(sizes.text_len, sizes.text_dim, dtype=self._dtype, device=META))
             stream.passes.inputs(BLOCK_FRAMES, len(config.denoising_steps))
             for frames in range(BLOCK_FRAMES, config.local_attn_size + 1, BLOCK_FRAMES):

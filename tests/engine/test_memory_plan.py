@@ -142,11 +142,14 @@ def test_parts_at_full_size_are_those_that_were_measured(mode, full_size):
     plan = plan_for(locate("tiny"), config, CUDA)
     parts = dict(plan.parts)
     parts["VAE's stream"] += parts["VAE"]  # measured together
-    for name, gib in MEASURED_GIB[mode].items():
-        assert parts[name] / GIB == pytest.approx(gib, rel=1e-3), name
+    # In 8 bits the ring was measured with values in bfloat16, which need not be what it holds now.
+    newer = 0 if mode == "balanced" else parts.pop("ring") / GIB - MEASURED_GIB[mode]["ring"]
+    assert newer < 1e-3
+    for name in parts.keys() & MEASURED_GIB[mode].keys():
+        assert parts[name] / GIB == pytest.approx(MEASURED_GIB[mode][name], rel=1e-3), name
     allocated, reserved = {"balanced": (10.0, 11.254), "speed": (10.646, 11.588), "low": (8.096, 9.082)}[mode]
-    assert 1 <= plan.allocated / GIB / allocated < 1.08
-    assert 1 <= (plan.peak - plan.context) / GIB / reserved < 1.05
+    assert 1 <= (plan.allocated / GIB - newer) / allocated < 1.07
+    assert 1 <= ((plan.peak - plan.context) / GIB - newer) / reserved < 1.05
 
 
 def test_the_published_vae_takes_what_was_measured():
