@@ -108,7 +108,6 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
     whether the VAE runs in int8 there. A bfloat16 rate stands for a convolution in int8 where it does not."""
     with torch.cuda.device(device):
         codec, precision, _ = path_of(device, torch.bfloat16, in_8_bits=True)
-        values8 = values_in_8_bits(torch.bfloat16, device, ModelConfig().head_dim)
         packed, vae_int8 = codec == "PackedCodec", precision == "int8"
         plain = [_layer(causal_conv, channels) for channels in (192, 96)]
         function = OPS["causal_conv"] if packed else causal_conv.published
@@ -121,7 +120,7 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
             product=_product(),
             product_int8=_operator("int8_linear"),
             attention=_operator("ring_attention"),
-            attention_int8=_operator("ring_attention_fp8" if values8 else "ring_attention_int8"),
+            attention_int8=_attention_int8(device),
             convolution=wide,
             convolution_int8=wide_int8,
             convolution_96=narrow,
@@ -141,6 +140,15 @@ def _operator(name: str) -> float:
     """The rate of an operator's first case, by the backend that takes it."""
     case = bench_of(name).real[0]
     return _rate(OPS[name], case)
+
+
+def _attention_int8(device: torch.device) -> float:
+    """The rate of attention in 8 bits over all layers, of which some have values in e4m3."""
+    config = ModelConfig()
+    values8 = values_in_8_bits(torch.bfloat16, device, config.head_dim, config.num_layers)
+    names = ["ring_attention_fp8" if in_8_bits else "ring_attention_int8" for in_8_bits in values8]
+    rates = {name: _operator(name) for name in dict.fromkeys(names)}
+    return statistics.harmonic_mean([rates[name] for name in names])
 
 
 def _rate(function: Callable, case: Case) -> float:
