@@ -41,7 +41,7 @@ def ring_attention_fp8(
     queries = q.float() * q_scale.T[..., None]
     keys = k_ring.flatten(0, 1).float()
     keys = keys * k_scale.repeat_interleave(KEY_RUN, dim=1)[:, : len(keys)].T[..., None]
-    values = dequantize_values(v_ring, v_scale, v_offset, *k_ring.shape[:2], torch.float32).flatten(0, 1)
+    values = dequantize_values(v_ring, v_scale, v_offset, k_ring.shape[0], k_ring.shape[1], torch.float32).flatten(0, 1)
     return _attend(queries, keys, values, valid).bfloat16()
 
 

@@ -185,7 +185,9 @@ class OptimizationConfig(StreamSettings):
     model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
     low_memory: hold the weights of the layers' products in 8 bits alone, whatever the precision: products in the
         model's dtype multiply with what the 8 bits stand for. Without a change to what is computed, let fewer frames
-        at a time pass the VAE.
+        at a time pass the VAE. None does so with an 8-bit precision where memory is short.
+    memory_limit_gib: GiB that the process may take of a GPU, for the choices that ``engine.memory_plan`` makes; None is
+        what is free there. Nothing keeps torch from taking more.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     use_torch_compile, compile_mode: compile the layers with torch.compile instead of capturing CUDA graphs. On an H200
         that is 1 % slower in either mode (docs/performance.md).
@@ -198,7 +200,8 @@ class OptimizationConfig(StreamSettings):
     text_residence: TextResidence = "auto"
     keep_text_int8: bool = False
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    low_memory: bool = False
+    low_memory: bool | None = None
+    memory_limit_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     use_prompt_cache: bool = True
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32
     use_torch_compile: bool = False

@@ -40,7 +40,8 @@ class ConfigFields(StreamFields, total=False):
     text_residence: TextResidence
     keep_text_int8: bool
     model_dtype: Literal["auto", "bfloat16", "float32"]
-    low_memory: bool
+    low_memory: bool | None
+    memory_limit_gib: float | None
     use_prompt_cache: bool
     prompt_cache_size: int
     use_torch_compile: bool

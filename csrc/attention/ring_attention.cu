@@ -1,10 +1,9 @@
 // ring_attention: the kernel of ring_attention.cuh at the edge to torch.
-#include "attention/ring_attention.cuh"
-
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "attention/ring.h"
+#include "attention/ring_attention.cuh"
 #include "common/launch.h"
 
 namespace longlive {

@@ -33,7 +33,7 @@ using sm90::kWarpgroupWarps;
 using sm90::TensorMap;
 
 constexpr int kBoxRow = 128;  // bytes; a head's row of bfloat16 is two of them, one of int8 is one
-constexpr int kRows = 64;       // queries of a consumer
+constexpr int kRows = 64;     // queries of a consumer
 
 // `stages` hold keys or values, in turn; with `value_stages` they hold keys alone.
 template <class T, int tile_keys, int stages, int value_stages = 0>

@@ -1,10 +1,9 @@
 // ring_attention_fp8: the kernel of ring_attention_fp8.cuh at the edge to torch.
-#include "attention/ring_attention_fp8.cuh"
-
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "attention/ring.h"
+#include "attention/ring_attention_fp8.cuh"
 #include "common/launch.h"
 
 namespace longlive {
@@ -34,10 +33,9 @@ Tensor ring_attention_fp8(const Tensor& q, const Tensor& q_scale, const Tensor& 
   const int ctas = processors(device);
   const bool split_kv = n.tokens >= attention::kSplitFrom;
   const attention::PartialTensors<Schedule> partial(out, ctas, split_kv);
-  const fp8::Maps maps{
-      sm90::matrix_map(data<const int8_t>(q), n.rows, n.columns, n.columns, fp8::kRows),
-      sm90::matrix_map(data<const int8_t>(k_ring), n.tokens, n.columns, n.columns, fp8::kTileKeys),
-      sm90::matrix_map(data<const uint8_t>(v_ring), n.columns, places, places, kHeadDim)};
+  const fp8::Maps maps{sm90::matrix_map(data<const int8_t>(q), n.rows, n.columns, n.columns, fp8::kRows),
+                       sm90::matrix_map(data<const int8_t>(k_ring), n.tokens, n.columns, n.columns, fp8::kTileKeys),
+                       sm90::matrix_map(data<const uint8_t>(v_ring), n.columns, places, places, kHeadDim)};
   const fp8::Params p{.out = data<bf16>(out),
                       .partials = partial.partials(),
                       .valid = data<const int>(valid),

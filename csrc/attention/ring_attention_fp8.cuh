@@ -10,8 +10,8 @@
 //
 // 17 binades are too few for a shift that stands, as float32's would be, and a running maximum costs as much as all the
 // rest. So the shift is lazy: it puts the largest p of the first part at code kTarget, and follows only when a code
-// exceeds kLargest, by whole binades, which rescale sums exactly. kTarget is one binade below it, as high as can be: what
-// is 12 binades below the largest p may be many keys that together weigh more, above all where the first keys, the
+// exceeds kLargest, by whole binades, which rescale sums exactly. kTarget is one binade below it, as high as can be:
+// what is 12 binades below the largest p may be many keys that together weigh more, above all where the first keys, the
 // sinks, have the largest.
 #include <cfloat>
 
@@ -32,18 +32,18 @@ using sm90::kWarpgroupWarps;
 using sm90::TensorMap;
 using e4m3 = __nv_fp8_e4m3;
 
-// Three consumers, with 160 registers each: products read and write all sums in the registers at every step of 32 bytes,
-// in 8 bits twice as often as in 16, and what else issues waits for them. Two warps in three do.
+// Three consumers, with 160 registers each: products read and write all sums in the registers at every step of 32
+// bytes, in 8 bits twice as often as in 16, and what else issues waits for them. Two warps in three do.
 constexpr int kConsumers = 3, kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 160;
 
-constexpr int kRows = 64;                      // queries of a consumer
-constexpr int kTileKeys = 128, kPart = 64;     // keys of a stage; of what a consumer takes at a time, in two parts
-constexpr int kRow = 128;                      // bytes: a head's query or key; a channel's values of a tile
+constexpr int kRows = 64;                   // queries of a consumer
+constexpr int kTileKeys = 128, kPart = 64;  // keys of a stage; of what a consumer takes at a time, in two parts
+constexpr int kRow = 128;                   // bytes: a head's query or key; a channel's values of a tile
 constexpr int kQueryBytes = kRows * kRow, kKeyBytes = kTileKeys * kRow;
 constexpr int kValueBytes = kHeadDim * kRow, kOnesBytes = 8 * kRow;
 constexpr int kRuns = kTileKeys / kKeyRun;
-constexpr int kGroup = 8;                      // columns of the accumulator that a quad of threads shares
+constexpr int kGroup = 8;  // columns of the accumulator that a quad of threads shares
 static_assert(kKeyRun == kGroup && kValueGroup == 2 * kGroup);
 
 constexpr float kLargest = 126, kTarget = 118;  // codes: of 448, the largest e4m3, and a binade below it
@@ -245,8 +245,8 @@ struct Consumer {
   typename S::ValuePipeline::State v_at;
   int32_t products[kScores];  // q k^T; then these as floats
   float out[kOut], part_sum[4];
-  P p, next_p;                              // codes of the part whose p v comes next, and of the part after it
-  float factor[2], shift[2], row_sum[2];    // of a row: by which a product and its key's scale become a score
+  P p, next_p;                            // codes of the part whose p v comes next, and of the part after it
+  float factor[2], shift[2], row_sum[2];  // of a row: by which a product and its key's scale become a score
   float rescale[2];
 
   // Issues products = q k^T of a part of a tile.
@@ -321,8 +321,8 @@ struct Consumer {
     return __any_sync(0xffffffffu, (largest + kToo) & 0xff80ff80u);
   }
 
-  // Raises the shifts of rows whose largest code is too large, or sets all of them, by which p is then rescaled. Keys from
-  // `count` on are not valid: products and scales may be anything.
+  // Raises the shifts of rows whose largest code is too large, or sets all of them, by which p is then rescaled. Keys
+  // from `count` on are not valid: products and scales may be anything.
   __device__ void raise(const float* scale, bool all, int count) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -331,8 +331,7 @@ struct Consumer {
       for (int i = 0; i < kScores; i += 4)
 #pragma unroll
         for (int j = 0; j < 2; ++j)
-          if (column(i + j) < count)
-            largest = fmaxf(largest, product(i + 2 * r + j) * (scale[i / 4] * factor[r]));
+          if (column(i + j) < count) largest = fmaxf(largest, product(i + 2 * r + j) * (scale[i / 4] * factor[r]));
       largest = quad_reduce(largest, fmaxf);
       constexpr float kStep = kBinade * kCode;
       const float before = shift[r];
@@ -512,7 +511,8 @@ cudaError_t launch(const Maps& maps, const Params& p, cudaStream_t stream) {
   const auto kernel = ring_attention_fp8_kernel<S>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  const cudaLaunchConfig_t config{.gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
+  const cudaLaunchConfig_t config{
+      .gridDim = p.ctas, .blockDim = kThreads, .dynamicSmemBytes = kBytes, .stream = stream};
   error = cudaLaunchKernelEx(&config, kernel, maps, p);
   return error != cudaSuccess ? error : combine(p, stream);
 }

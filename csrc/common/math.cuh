@@ -18,8 +18,8 @@ __device__ inline int32_t exp2_bits(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=r"(y) : "f"(x));
   return y;
 }
-// cvt.rn.relu.f16x2: how many times 2^-24 goes into a (low half) and b (high half), rounded; exact below 2048, beyond that
-// at least so many. Below zero: 0. NaN: 0x7fff. The bits of a half's smallest numbers count them.
+// cvt.rn.relu.f16x2: how many times 2^-24 goes into a (low half) and b (high half), rounded; exact below 2048, beyond
+// that at least so many. Below zero: 0. NaN: 0x7fff. The bits of a half's smallest numbers count them.
 __device__ inline uint32_t pack_counts(float a, float b) {
   uint32_t y;
   asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(b), "f"(a));

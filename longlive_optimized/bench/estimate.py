@@ -108,6 +108,8 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
     whether the VAE runs in int8 there. A bfloat16 rate stands for a convolution in int8 where it does not."""
     with torch.cuda.device(device):
         codec, precision, _ = path_of(device, torch.bfloat16, in_8_bits=True)
+        model = ModelConfig()
+        values8 = values_in_8_bits(torch.bfloat16, device, model.head_dim, model.num_layers)
         packed, vae_int8 = codec == "PackedCodec", precision == "int8"
         plain = [_layer(causal_conv, channels) for channels in (192, 96)]
         function = OPS["causal_conv"] if packed else causal_conv.published
@@ -120,13 +122,19 @@ def measure_rates(device: torch.device) -> tuple[Rates, bool]:
             product=_product(),
             product_int8=_operator("int8_linear"),
             attention=_operator("ring_attention"),
-            attention_int8=_attention_int8(device),
+            attention_int8=_attention_in_8_bits(sum(values8), len(values8)),
             convolution=wide,
             convolution_int8=wide_int8,
             convolution_96=narrow,
             convolution_96_int8=narrow_int8,
             copy=_copy(),
         ), vae_int8
+
+
+def _attention_in_8_bits(with_values: int, layers: int) -> float:
+    """The mean rate of layers, of which so many have values in 8 bits, too."""
+    parts = {"ring_attention_fp8": with_values, "ring_attention_int8": layers - with_values}
+    return layers / sum(count / _operator(name) for name, count in parts.items() if count)
 
 
 def _layer(bench, channels: int) -> Case:
@@ -140,15 +148,6 @@ def _operator(name: str) -> float:
     """The rate of an operator's first case, by the backend that takes it."""
     case = bench_of(name).real[0]
     return _rate(OPS[name], case)
-
-
-def _attention_int8(device: torch.device) -> float:
-    """The rate of attention in 8 bits over all layers, of which some have values in e4m3."""
-    config = ModelConfig()
-    values8 = values_in_8_bits(torch.bfloat16, device, config.head_dim, config.num_layers)
-    names = ["ring_attention_fp8" if in_8_bits else "ring_attention_int8" for in_8_bits in values8]
-    rates = {name: _operator(name) for name in dict.fromkeys(names)}
-    return statistics.harmonic_mean([rates[name] for name in names])
 
 
 def _rate(function: Callable, case: Case) -> float:

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from ..config import PRESETS, OptimizationConfig, preset_name
 from .files import Force, check_file, say_written, write_json
-from .loading import Height, LowMemory, TextPrecision, TextResidence, Width, console, load_engine, results
+from .loading import Height, LowMemory, MemoryLimit, TextPrecision, TextResidence, Width, console, load_engine, results
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure operators, blocks and errors.")
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
@@ -43,7 +43,8 @@ def block(
     preset: Preset = "balanced",
     height: Pixels = 480,
     width: Pixels = 832,
-    low_memory: LowMemory = False,
+    low_memory: LowMemory = None,
+    memory_limit: MemoryLimit = None,
     text_precision: TextPrecision = "auto",
     text_residence: TextResidence = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Steady blocks to measure.")] = 50,
@@ -61,6 +62,7 @@ def block(
         height=height,
         width=width,
         low_memory=low_memory,
+        memory_limit_gib=memory_limit,
         text_precision=text_precision,
         text_residence=text_residence,
     )

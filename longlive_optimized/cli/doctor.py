@@ -34,7 +34,7 @@ def doctor(
     if speed:
         _speed(device)
     if directory is not None:
-        _check_model(directory, verify)
+        _check_model(directory, verify, device)
 
 
 def _versions() -> tuple[torch.device, torch.dtype]:
@@ -76,7 +76,7 @@ def _operators(device: torch.device, dtype: torch.dtype) -> None:
     title = f"operators, 480x832, {kind} on {device.type}"
     note = (
         "causal_conv, causal_conv_int8, conv_pixels and norm_silu run where the VAE is a PackedCodec, "
-        "quantize_values and ring_attention_fp8 where they run on cuda"
+        "quantize_values and ring_attention_fp8 in layers whose values are in 8 bits"
     )
     table = Table("operator", "runs on", "why not faster", title=title, caption=note, title_justify="left")
     table.caption_justify = "left"
@@ -118,7 +118,7 @@ def _speed(device: torch.device) -> None:
         results.print(f"{name}: about {fps:.0f} frames a second at 480x832, by these rates", soft_wrap=True)
 
 
-def _check_model(directory: str, verify: bool) -> None:
+def _check_model(directory: str, verify: bool, device: torch.device) -> None:
     from ..weights import files as weights
     from ..weights.load import check
     from ..weights.locate import locate
@@ -134,3 +134,26 @@ def _check_model(directory: str, verify: bool) -> None:
         for path in files.paths():
             results.print(f"{path}: {weights.verify(path)}", soft_wrap=True)
     results.print(f"{directory} is complete and its parts fit together", style="green", soft_wrap=True)
+    _memory(directory, device)
+
+
+def _memory(directory: str, device: torch.device) -> None:
+    """What each preset would take here, and part by part the one that engines begin with."""
+    from ..config import PRESETS, OptimizationConfig
+    from ..engine.memory_plan import gib, memory_plan
+
+    plans = {name: memory_plan(directory, OptimizationConfig.preset(name), device) for name in PRESETS}  # pyright: ignore[reportArgumentType]
+    plan = plans["balanced"]
+    have = "" if plan.available is None else f", {gib(plan.available)} are there"
+    table = Table("preset", "takes", "so that it fits", title=f"memory on {device.type}{have}", title_justify="left")
+    for name, each in plans.items():
+        short = "" if each.fits or each.available is None else f"; {gib(each.peak - each.available)} short"
+        table.add_row(name, gib(each.peak) + short, "\n".join(each.costs))
+    results.print(table)
+    parts = Table("part", "GiB", title="of balanced", title_justify="left")
+    for name, nbytes in plan.rows():
+        parts.add_row(name, f"{nbytes / 2**30:.2f}")
+    for name, nbytes in plan.host.items():
+        parts.add_row(f"{name}, in host memory", f"{nbytes / 2**30:.2f}")
+    parts.add_row("once video is given, also", f"{plan.video_input / 2**30:.2f}")
+    results.print(parts)

@@ -20,7 +20,18 @@ from ..text.clean import clean
 from ..video_time import TRAINED_FPS
 from ..weights.locate import native_size
 from .files import Force, check_file, same_file, say_written, write_json
-from .loading import Height, KeepTextInt8, LowMemory, TextPrecision, TextResidence, Width, console, load_engine, results
+from .loading import (
+    Height,
+    KeepTextInt8,
+    LowMemory,
+    MemoryLimit,
+    TextPrecision,
+    TextResidence,
+    Width,
+    console,
+    load_engine,
+    results,
+)
 from .video import Mp4Writer
 
 if TYPE_CHECKING:
@@ -62,7 +73,8 @@ def generate(
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     height: Height = None,
     width: Width = None,
-    low_memory: LowMemory = False,
+    low_memory: LowMemory = None,
+    memory_limit: MemoryLimit = None,
     text_precision: TextPrecision = "auto",
     text_residence: TextResidence = "auto",
     keep_text_int8: KeepTextInt8 = False,
@@ -83,6 +95,7 @@ def generate(
         width=width,
         seed=seed,
         low_memory=low_memory,
+        memory_limit_gib=memory_limit,
         text_precision=text_precision,
         text_residence=text_residence,
         keep_text_int8=keep_text_int8,

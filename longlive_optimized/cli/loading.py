@@ -25,7 +25,16 @@ Width = Annotated[
     typer.Option(help="Pixels, a multiple of 16; 832 by default, of the built-in model 96.", show_default=False),
 ]
 LowMemory = Annotated[
-    bool, typer.Option("--low-memory", help="Hold weights in 8 bits alone: less memory, a coarser bf16.")
+    bool | None,
+    typer.Option(
+        "--low-memory/--no-low-memory",
+        help="Hold weights in 8 bits alone: less memory, a coarser bf16. By default where it is short, in 8 bits.",
+        show_default=False,
+    ),
+]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(help="GiB that may be taken of the GPU; what is free by default.", show_default=False),
 ]
 TextPrecision = Annotated[
     Literal["auto", "bf16", "int8", "fp8"],

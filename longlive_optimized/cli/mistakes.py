@@ -10,6 +10,7 @@ _SAME = "bitrate codec device height host keep_text_int8 port preset prompt reco
 _SAME += " text_residence token width"
 _OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()} | {
     "directory": "DIRECTORY",
+    "memory_limit_gib": "--memory-limit",
     "ice_addresses": "--ice-address",
     "max_viewers": "--viewers",
     "model_path": "--model",

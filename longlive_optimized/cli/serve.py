@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..config import PRESETS, preset_name
 from ..weights.locate import TINY
-from .loading import Height, KeepTextInt8, LowMemory, TextPrecision, TextResidence, Width, console
+from .loading import Height, KeepTextInt8, LowMemory, MemoryLimit, TextPrecision, TextResidence, Width, console
 
 if TYPE_CHECKING:
     from ..demo.server.room import Room
@@ -34,7 +34,8 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     height: Height = None,
     width: Width = None,
-    low_memory: LowMemory = False,
+    low_memory: LowMemory = None,
+    memory_limit: MemoryLimit = None,
     text_precision: TextPrecision = "auto",
     text_residence: TextResidence = "auto",
     keep_text_int8: KeepTextInt8 = False,
@@ -73,6 +74,7 @@ def serve(
         width=width,
         seed=seed,
         low_memory=low_memory,
+        memory_limit_gib=memory_limit,
         text_precision=text_precision,
         text_residence=text_residence,
         keep_text_int8=keep_text_int8,

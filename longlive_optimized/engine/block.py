@@ -200,13 +200,18 @@ def _encode(stream: Stream, request: BlockRequest) -> EncodedVideo:
     scale = request.noise_scale
     if request.noise_from_motion:
         scale = stream.motion.noise_scale(video, scale)
-    with _if_it_fails(stream.reset):
+    with _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)):  # then its state alone is gone
         return EncodedVideo(stream.encoder.encode(video), scale)
 
 
 def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:
-    with stream.timer.stage(stage), _if_it_fails(stream.reset):
-        return stream.decoder.decode_uint8(latents)
+    with stream.timer.stage(stage), _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)):
+        stream.restore_decoder()
+        stream.decoder_lost = True  # until this has worked
+        frames = stream.decoder.decode_uint8(latents)
+        stream.decoder_lost = False
+        stream.decoded += len(latents)
+        return frames
 
 
 def _hand_out(stream: Stream, frames: Tensor, undecoded: int) -> Tensor:
@@ -219,10 +224,13 @@ def _hand_out(stream: Stream, frames: Tensor, undecoded: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _if_it_fails(undo: Callable[[], None]) -> Iterator[None]:
-    """A block that fails is not timed. A VAE that fails has lost its place in the video, and with it the stream."""
+def _if_it_fails(undo: Callable[[], None], unless: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """A block that fails is not timed. A VAE that fails has lost its place in the video, and with it the stream, unless
+    memory was short: what it has seen can be shown to it again."""
     try:
         yield
+    except unless:
+        raise
     except BaseException:
         undo()
         raise

@@ -24,12 +24,15 @@ class Devices:
     """
 
     def __init__(self, device: str | torch.device | None = None, text_residence: str = "auto"):
-        self.model = self.vae = self.text = _checked(device)
-        self.text_residence = residence_on(self.model, text_residence)
-        if self.text_residence == "cpu":
-            self.text = torch.device("cpu")
+        self.model = self.vae = _checked(device)
+        self.move_text(text_residence)
         self._lock = threading.RLock()
         self._enqueued = torch.cuda.Event() if self.model.type == "cuda" else None
+
+    def move_text(self, residence: str) -> None:
+        """Let the text encoder's weights lie elsewhere, and compute there; as ``text_residence``."""
+        self.text_residence = residence_on(self.model, residence)
+        self.text = torch.device("cpu") if self.text_residence == "cpu" else self.model
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

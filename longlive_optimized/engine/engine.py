@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Unpack, cast
+from typing import TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -27,11 +28,14 @@ from ..weights.user_lora import UserLora
 from . import block
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
+from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
 from .request import BlockRequest, check_seed
 from .stream import Networks, Stream
 from .timing import BlockTimes
 
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class LongLiveEngine:
@@ -43,8 +47,10 @@ class LongLiveEngine:
     progress: called as (what, done, total) while weights load.
     loras: UserLoras to merge into the weights, beside LongLive's own.
 
-    Raises FileNotFoundError or CheckpointError naming the file before anything reaches the device. One engine may hold
-    several streams; calls from several threads take turns on the device.
+    Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
+    fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
+    given up because memory ran out all the same: empty if nothing was. One engine may hold several streams; calls from
+    several threads take turns on the device.
     """
 
     def __init__(
@@ -60,38 +66,38 @@ class LongLiveEngine:
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be a function of (what, done, total), got {type(progress).__name__}")
         _check_loras(loras)
-        self.config = OptimizationConfig.of(config or OptimizationConfig()).sized(native_size(model_path))
+        self._asked = OptimizationConfig.of(config or OptimizationConfig()).sized(native_size(model_path))
+        self.config = dataclasses.replace(self._asked, low_memory=bool(self._asked.low_memory))
+        self._plan: MemoryPlan | None = None
+        self.memory_fallback = ""
         self.devices = Devices(device, self.config.text_residence)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
         self.files = locate(model_path, self.config.vae_type)
         check(self.files)
         check_loras(self.files, loras)
-        text = {
-            "precision": self.config.text_precision,
-            "residence": self.devices.text_residence,
-            "keep": self.config.keep_text_int8,
-        }
-        check_text(self.files, self.device, **text)
+        check_text(self.files, self.device, **self._text_keywords())
+        if self.device.type == "cuda":
+            self._follow_plan()
 
         def load(what: str, loader: Callable, device: torch.device):
             return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
 
         with self.devices.own_modes():
-            generator = functools.partial(load_generator, loras=loras, int8_only=self.config.low_memory)
+            generator = functools.partial(load_generator, loras=loras, int8_only=bool(self.config.low_memory))
             self.model = load("generator", generator, self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
-            encoder = functools.partial(load_text_encoder, **text)
+            encoder = functools.partial(load_text_encoder, **self._text_keywords())
             self.text = load("text encoder", encoder, self.device)  # where embeddings are wanted
             in_8_bits = self.config.precision != "bf16"
             # One for all streams: it packs weights once.
-            self.codec = codec_for(self.vae, self.config.low_memory, self.config.vae_precision, in_8_bits)
+            in_parts = self._plan is not None and self._plan.choices.vae_in_parts
+            how = bool(self.config.low_memory), self.config.vae_precision, in_8_bits, in_parts
+            self.codec = codec_for(self.vae, *how)
             if self.codec.copies:
                 self.vae.cpu()
         self.load_seconds = time.perf_counter() - started
-        self.prompts = PromptCache(
-            self.text.encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0
-        )
+        self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._mixed = False  # weights of other LoRA scales beside each other
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -100,6 +106,13 @@ class LongLiveEngine:
         if self.config.use_torch_compile:
             for layer in self.model.blocks:
                 layer.compile(mode=self.config.compile_mode)
+
+    @property
+    def memory_plan(self) -> MemoryPlan:
+        """What the engine and one stream take in memory, and what was chosen so that they fit."""
+        if self._plan is None:
+            self._plan = plan_for(self.files, self._asked, self.device)
+        return self._plan
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +149,9 @@ class LongLiveEngine:
         with self.devices.turn():
             networks = Networks(self.model, self.codec, self.prompts)
             named = self.config.enable_profiling
-            stream = Stream(networks, chosen, self.devices, self._new_switch(), total_frames, named)
+            stream = self._or_leaner(
+                lambda: Stream(networks, chosen, self.devices, self._new_switch(), total_frames, named)
+            )
             self._streams.add(stream)
             return stream
 
@@ -166,8 +181,8 @@ class LongLiveEngine:
             blocks = max(blocks or 0, blocks_of(stream.ring.window) + 2)  # one past a full window, a recache
             networks = stream.networks
             try:
-                stream.networks = networks._replace(prompts=PromptCache(self.text.encode, 2))
-                block.warm_up(stream, blocks)
+                stream.networks = networks._replace(prompts=PromptCache(self._encode, 2))
+                self._or_leaner(lambda: block.warm_up(stream, blocks))
                 self.synchronize()
                 self.devices.release()
             finally:
@@ -186,7 +201,9 @@ class LongLiveEngine:
 
         Does not wait for the device, unless the noise depends on the video's motion, or the block is made in 8 bits:
         that it is finite is seen before it is decoded. After an error the same request may be made again: nothing is
-        lost, unless the VAE failed, whose state is then gone; the stream begins anew.
+        lost, unless the VAE failed, whose state is then gone; the stream begins anew. Where memory ran out it does not:
+        what the VAE has seen is shown to it again; and the first time in an engine's life the block is tried once more,
+        with the next leaner of its memory plans (``memory_fallback``).
         Raises RuntimeError after a ``set_loras`` that failed half-way.
         """
         if not isinstance(request, BlockRequest):
@@ -195,12 +212,14 @@ class LongLiveEngine:
         with self.devices.turn():
             if self._mixed:
                 raise RuntimeError("the weights are mixed, set_loras failed half-way: call it again")
-            return block.make_block(self._one(stream), request, first_latent_only)
+            stream = self._one(stream)
+            return self._or_leaner(lambda: block.make_block(stream, request, first_latent_only))
 
     def rest_of_block(self, stream: Stream | None = None) -> Tensor:
         """The frames that ``generate_block`` left out, uint8 [T, H, W, 3]. Raises RuntimeError if there are none."""
         with self.devices.turn():
-            return block.rest_of_block(self._one(stream))
+            stream = self._one(stream)
+            return self._or_leaner(lambda: block.rest_of_block(stream))
 
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
         """Forget a stream's frames; weights, prompt cache and settings stay."""
@@ -234,6 +253,62 @@ class LongLiveEngine:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
         stream = self._stream if stream is None else self._one(stream)
         return stream.timer.collect() if stream else []
+
+    def _follow_plan(self) -> None:
+        """Choose what fits a GPU. Raises MemoryShort."""
+        self._plan = plan = plan_for(self.files, self._asked, self.device)
+        check_fits(plan, self.files, self._asked)
+        log.info("memory: %s", plan)
+        self.devices.move_text(plan.choices.text_residence)
+        self.config = dataclasses.replace(self.config, low_memory=plan.choices.low_memory)
+
+    def _text_keywords(self) -> dict:
+        chosen = self._plan.choices.text_precision if self._plan else self.config.text_precision
+        kept = self.config.keep_text_int8
+        return {"precision": chosen, "residence": self.devices.text_residence, "keep": kept}
+
+    def _encode(self, prompts: list[str]) -> Tensor:
+        return self.text.encode(prompts)
+
+    def _or_leaner(self, work: Callable[[], T]) -> T:
+        """``work``; where memory runs out, once in an engine's life, again with a leaner plan."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if self.memory_fallback or not self._take_leaner():
+                raise
+        # Here the error is gone, and with it what its frames held.
+        self.devices.release()
+        return work()
+
+    def _take_leaner(self) -> bool:
+        """Go over to the next leaner plan that can still be reached; False if there is none."""
+        self.devices.release()
+        for plan in leaner_plans(self.files, self._asked, self.memory_plan):
+            try:
+                self._go_over_to(plan)
+            except (RuntimeError, OSError) as error:
+                log.warning("memory has run out, and %s is not possible: %s", plan.costs[-1], error)
+                continue
+            self._plan, self.memory_fallback = plan, plan.costs[-1]
+            log.warning("memory has run out; from here on: %s", self.memory_fallback)
+            return True
+        return False
+
+    def _go_over_to(self, plan: MemoryPlan) -> None:
+        """Make what a leaner plan chooses true of what is loaded."""
+        before, after = self.memory_plan.choices, plan.choices
+        if after.text_residence != before.text_residence:
+            keywords = self._text_keywords() | {"residence": after.text_residence, "keep": False}
+            self.text = load_text_encoder(self.files, self.device, self.dtype, **keywords)
+            self.devices.move_text(after.text_residence)
+        if after.low_memory != before.low_memory:
+            self.model.hold_int8()
+            self.model.hold_int8_only()
+            for stream in self._streams:
+                stream.weights_moved()
+            self.config = dataclasses.replace(self.config, low_memory=True)
+        self.codec.in_parts = after.vae_in_parts
 
     def _one(self, stream: Stream | None) -> Stream:
         """``stream``, or the default one. Raises TypeError and ValueError for what is no stream of this engine."""

@@ -29,8 +29,12 @@ class GraphSwitch:
         """Capture from here on, where that is possible; or drop all graphs and run what comes as it is."""
         self.on = on and self._possible
         if not self.on:
-            for cache in self.caches:
-                cache.drop()
+            self.drop()
+
+    def drop(self) -> None:
+        """Forget all graphs, whose addresses are no longer good; what comes is captured anew."""
+        for cache in self.caches:
+            cache.drop()
 
 
 class GraphCache:

@@ -29,7 +29,8 @@ class LatencyStats:
     fallback_blocks were made again without 8 bits, which had given something that is not finite; of the stream since
     its last reset. vae_precision is what the VAE's convolutions run in; vae_saturated of its values were too large for
     int8 and cut off, since the engine was made: a few in a million are expected (docs/int8.md). text_precision is what
-    the text encoder's weights are held in, text_residence where: ``gpu``, ``parked`` or ``cpu``.
+    the text encoder's weights are held in, text_residence where: ``gpu``, ``parked`` or ``cpu``. memory_fallback says
+    what was given up because memory ran out, and what that costs; it is empty if nothing was.
     """
 
     current_ms: float = 0.0
@@ -55,6 +56,7 @@ class LatencyStats:
     vae_saturated: int = 0
     text_precision: str = "bf16"
     text_residence: str = "gpu"
+    memory_fallback: str = ""
 
 
 class LatencyTracker:
@@ -136,6 +138,7 @@ class LatencyMeter:
                 "vae_saturated": engine.codec.saturated,
                 "text_precision": engine.text.precision,
                 "text_residence": engine.text.residence,
+                "memory_fallback": engine.memory_fallback,
             }
             | others
         )

@@ -86,7 +86,7 @@ class Passes:
         """
         steps, frames = inputs.noise.shape[:2]
         self.ring.seek_on_host(start, frames)
-        out = self._buffer(frames)
+        out = self.buffer(frames)
 
         def work() -> None:
             self.ring.advance()
@@ -103,7 +103,7 @@ class Passes:
     def context(self, latents: Tensor, policy: Policy = PLAIN) -> None:
         """Write the keys and values of clean latents [F, C, h, w] to where the ring points."""
         frames = len(latents)
-        x = self._buffer(frames)
+        x = self.buffer(frames)
         x.copy_(latents)
 
         def work() -> None:
@@ -115,7 +115,8 @@ class Passes:
     def _context_modulation(self) -> Modulation:
         return self.model.modulation(torch.zeros(1, dtype=torch.float64, device=self._latent.device))
 
-    def _buffer(self, frames: int) -> Tensor:
+    def buffer(self, frames: int) -> Tensor:
+        """Where the latents of passes of so many frames lie."""
         if frames not in self._latents:
             self._latents[frames] = self._latent.new_empty(frames, *self._latent.shape)
         return self._latents[frames]

@@ -57,6 +57,7 @@ class Stream:
     recache_due: the ring's keys and values are of another prompt or weights, or a recache has failed.
     sinks_due: those of the sinks are of other weights.
     undecoded: latent frames at the end of ``history`` that are generated but not yet decoded.
+    decoded: latent frames that the decoder has seen; decoder_lost: it has lost them, for want of memory.
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
     encoded: the next block's video; kept until the block is made, for a second try.
     from_video: whether the last block was made from video; None before the first.
@@ -146,7 +147,8 @@ class Stream:
         self.encoded: EncodedVideo | None = None
         if self.given:
             self.timer.block_done(self.given)  # the rest of that block will not come
-        self.undecoded = self.given = 0
+        self.undecoded = self.given = self.decoded = 0
+        self.decoder_lost = False
         self.decoder.reset()
         self.encoder.reset()
 
@@ -157,6 +159,20 @@ class Stream:
         if self.total_frames is not None and self.position:
             raise ValueError("seed of a stream with total_frames changes with reset=True only")
         self._reseed(seed)
+
+    def restore_decoder(self) -> None:
+        """Let the decoder see again what it has lost: more of it than any of its layers remembers is in ``history``."""
+        if not self.decoder_lost:
+            return
+        seen = self.history[: len(self.history) - self.undecoded]
+        for latents in seen[max(0, len(seen) - self.decoded) :].split(BLOCK_FRAMES):
+            if len(latents):
+                self.decoder.decode_uint8(latents)
+        self.decoder_lost = False
+
+    def weights_moved(self) -> None:
+        """The network's weights lie elsewhere: what was captured reads where they were."""
+        self._graphs.drop()
 
     @property
     def latent_shape(self) -> torch.Size:

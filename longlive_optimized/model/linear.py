@@ -73,6 +73,12 @@ class Linear(nn.Module):
             self.int8_weight.copy_(packed)
             self.int8_scale.copy_(scale)
 
+    def drop_weight(self) -> None:
+        """Hold the int8 copy alone from here on. Raises ValueError where there is none."""
+        if self.int8_weight is None:
+            raise ValueError("the weight has no int8 copy that could stand for it")
+        self.weight = None
+
     def drop_int8(self) -> None:
         """Forget the int8 copy."""
         self.register_buffer("int8_weight", None, persistent=False)

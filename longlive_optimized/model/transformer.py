@@ -301,6 +301,12 @@ class Transformer(nn.Module):
                 linear.drop_int8()
             raise
 
+    def hold_int8_only(self) -> None:
+        """Give the weights back of which there are int8 copies, as if made with ``int8_only``. Passes that were
+        captured read what is no longer there."""
+        for linear in self._int8_linears():
+            linear.drop_weight()
+
     def weights_changed(self) -> None:
         """The weights are others: quantise them anew, in place, if there are int8 copies of them."""
         if self.holds_int8:

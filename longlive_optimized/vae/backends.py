@@ -15,19 +15,26 @@ log = logging.getLogger(__name__)
 
 
 def codec_for(
-    vae: Autoencoder, low_memory: bool = False, precision: VaePrecision = "auto", in_8_bits: bool = False
+    vae: Autoencoder,
+    low_memory: bool = False,
+    precision: VaePrecision = "auto",
+    in_8_bits: bool = False,
+    in_parts: bool = False,
+    device: torch.device | None = None,
 ) -> Codec:
     """The fastest backend for this VAE where it lies: one for all streams, as it may copy the weights.
 
     precision: ``int8`` or ``bf16``, which stands for the VAE's dtype; ``auto`` is int8 if ``in_8_bits`` and it is fast.
-    Raises ValueError naming ``vae_precision`` for a VAE that does not run in int8.
+    in_parts: one latent frame at a time passes. device: for which the backend is chosen, if the VAE lies elsewhere, say
+    on the meta device. Raises ValueError naming ``vae_precision`` for a VAE that does not run in int8.
     """
-    fast = PackedCodec.is_fast(vae)
+    fast = PackedCodec.is_fast(vae, device)
     if _wants_int8(precision, in_8_bits, fast):
-        codec = _in_int8(vae, low_memory)
+        codec = _in_int8(vae, low_memory, in_parts)
     else:
-        codec = PackedCodec(vae, low_memory) if fast else ModulesCodec(vae)
-    log.info("VAE runs on %s in %s", type(codec).__name__, codec.precision)
+        codec = PackedCodec(vae, low_memory, in_parts=in_parts) if fast else ModulesCodec(vae, in_parts)
+    if vae.device.type != "meta":
+        log.info("VAE runs on %s in %s", type(codec).__name__, codec.precision)
     return codec
 
 
@@ -46,9 +53,9 @@ def _wants_int8(precision: VaePrecision, in_8_bits: bool, fast: bool) -> bool:
     return precision == "int8" or (precision == "auto" and in_8_bits and fast)
 
 
-def _in_int8(vae: Autoencoder, low_memory: bool) -> Codec:
+def _in_int8(vae: Autoencoder, low_memory: bool, in_parts: bool) -> Codec:
     try:
-        codec = PackedCodec(vae, low_memory, int8=True)
+        codec = PackedCodec(vae, low_memory, int8=True, in_parts=in_parts)
     except ValueError as error:
         raise ValueError(f"vae_precision must not be int8 with this VAE: {error}") from None
     if vae.device.type == "cuda" and (why := PackedCodec.why_slow(codec.vae.config, vae.dtype, vae.device)):

@@ -61,6 +61,7 @@ class CausalEncoder(Causal, Protocol):
 class Codec(Protocol):
     """A VAE on one backend, as it is when this is made: with other weights, or moved, it needs another codec."""
 
+    in_parts: bool  # whether one latent frame at a time passes, for the same result in less memory
     copies: bool  # whether it has weights of its own: the VAE's may then be moved, to the host say
     dtype: torch.dtype  # of latents and frames
     device: torch.device

@@ -13,25 +13,28 @@ _MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bi
 
 
 class ModulesCodec:
-    """A ``Codec`` over the weights of ``vae`` as they lie. Its tensors come and go, so no graphs are captured."""
+    """A ``Codec`` over the weights of ``vae`` as they lie. Its tensors come and go, so no graphs are captured.
+
+    in_parts: one latent frame at a time, which may be turned on at any time: a third of the memory that comes and goes.
+    """
 
     copies, saturated = False, 0
 
-    def __init__(self, vae: Autoencoder):
+    def __init__(self, vae: Autoencoder, in_parts: bool = False):
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
-        self.precision = name_of(vae.dtype)
+        self.precision, self.in_parts = name_of(vae.dtype), in_parts
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesDecoder:
-        return ModulesDecoder(self.vae)
+        return ModulesDecoder(self)
 
     def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesEncoder:
-        return ModulesEncoder(self.vae)
+        return ModulesEncoder(self)
 
 
 class _Modules(CausalState):
-    def __init__(self, vae: Autoencoder):
+    def __init__(self, codec: ModulesCodec):
         super().__init__()
-        self._vae = vae
+        self._codec, self._vae = codec, codec.vae
 
 
 class ModulesDecoder(_Modules):
@@ -40,7 +43,8 @@ class ModulesDecoder(_Modules):
     def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         # The largest tensor has four full-size frames per latent.
         per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self._vae.config.full_size_widths[1]
-        parts = (self._vae.decode(part, self) for part in z.split(max(1, _MAX_ELEMENTS // per_latent)))
+        most = 1 if self._codec.in_parts else max(1, _MAX_ELEMENTS // per_latent)
+        parts = (self._vae.decode(part, self) for part in z.split(most))
         return join([to_uint8(frames) if dtype == torch.uint8 else frames for frames in parts])
 
 
@@ -52,5 +56,6 @@ class ModulesEncoder(_Modules):
         x = (self._vae.pad_first(frames) if count % 4 else frames).contiguous()
         # The largest tensor has a group of full-size frames, up to four more (``split_frames``) and two past ones.
         group = (_MAX_ELEMENTS // (height * width * self._vae.config.full_size_widths[0]) - 6) // 4 * 4
-        parts = split_frames(x, max(4, group), int(self.fresh and self._vae.first_frame_alone))
+        group = 4 if self._codec.in_parts else max(4, group)
+        parts = split_frames(x, group, int(self.fresh and self._vae.first_frame_alone))
         return join([self._vae.encode(part, self) for part in parts])

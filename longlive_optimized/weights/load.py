@@ -54,6 +54,12 @@ def check_loras(files: ModelFiles, loras: Sequence[UserLora]) -> None:
     open_user_loras(loras, generator_shapes(_config(files)))
 
 
+def outline(files: ModelFiles) -> tuple[ModelConfig, Autoencoder]:
+    """The dimensions of a model's transformer, and its VAE on the meta device; raises as ``check`` does."""
+    config = _config(files)
+    return config, _open_vae(files, config)[1]
+
+
 def load_generator(
     files: ModelFiles,
     device: torch.device | str,

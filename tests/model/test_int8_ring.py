@@ -368,6 +368,7 @@ def test_what_attention_in_8_bits_wants(monkeypatch):
     ],
 )
 def test_the_middle_layers_have_values_in_8_bits_where_cuda_serves(monkeypatch, layers, wanted):
+    monkeypatch.setattr(precision, "VALUES_KEPT", (7, 8))
     monkeypatch.setattr(precision, "forced", lambda: None)
     kinds = [[torch.bfloat16, 128, None], [torch.float32, 128, None], [torch.bfloat16, 64, None]]
     for dtype, head_dim, missing in [*kinds, [torch.bfloat16, 128, "no GPU"]]:
@@ -380,5 +381,6 @@ def test_the_middle_layers_have_values_in_8_bits_where_cuda_serves(monkeypatch, 
 @pytest.mark.parametrize(("backend", "serves"), [("cuda", True), ("triton", False), ("reference", False)])
 def test_values_in_8_bits_want_the_cuda_kernel(monkeypatch, backend, serves):
     monkeypatch.setattr(precision.native, "missing", lambda device: None)
+    monkeypatch.setattr(precision, "VALUES_KEPT", (7, 8))
     monkeypatch.setattr(precision, "forced", lambda: backend)
     assert any(values_in_8_bits(torch.bfloat16, torch.device("cpu"), 128, 30)) == serves

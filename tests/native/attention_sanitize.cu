@@ -69,8 +69,8 @@ float number(uint8_t code) {
   return code & 0x80 ? -size : size;
 }
 
-// Queries and keys: integers of any size, and scales that make numbers of theirs as large as bfloat16's. There are scales
-// to spare.
+// Queries and keys: integers of any size, and scales that make numbers of theirs as large as bfloat16's. There are
+// scales to spare.
 struct Integers {
   std::vector<float> q, k, v;
   const int scales;

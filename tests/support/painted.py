@@ -28,7 +28,8 @@ class PaintedPipeline:
 
     def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0):
         self.config, self.block_seconds = config, block_seconds
-        self.engine = types.SimpleNamespace(device=torch.device("cpu"))
+        plan = types.SimpleNamespace(as_json=lambda: {"peak_gib": 0.5, "available_gib": None, "costs": []})
+        self.engine = types.SimpleNamespace(device=torch.device("cpu"), memory_plan=plan)
         self.overlay = create_latency_overlay()
         self.preset, self.prompt = "balanced", None
         self.calls: list[str] = []

@@ -95,12 +95,12 @@ __device__ void mma_ss(Sum<T>* d, uint64_t a, uint64_t b) {
 // shared memory: of bfloat16 MN-major, of one byte K-major, the only order that wgmma has for them.
 template <class T, int N = 128, bool kAccumulate = true>
 __device__ void mma_rs(Sum<T>* d, const uint32_t* a, uint64_t b) {
-#define LL_MMA_RS(TYPES, C, REST)                                                                     \
-  if constexpr (N == 8)                                                                               \
-    LL_MMA(8, 4, TYPES, C, "{%4, %5, %6, %7}, %8, %9", REST, LL_A_IN_REGISTERS, "l"(b));              \
-  else if constexpr (N == 128)                                                                        \
-    LL_MMA(128, 64, TYPES, C, "{%64, %65, %66, %67}, %68, %69", REST, LL_A_IN_REGISTERS, "l"(b));     \
-  else                                                                                                \
+#define LL_MMA_RS(TYPES, C, REST)                                                                 \
+  if constexpr (N == 8)                                                                           \
+    LL_MMA(8, 4, TYPES, C, "{%4, %5, %6, %7}, %8, %9", REST, LL_A_IN_REGISTERS, "l"(b));          \
+  else if constexpr (N == 128)                                                                    \
+    LL_MMA(128, 64, TYPES, C, "{%64, %65, %66, %67}, %68, %69", REST, LL_A_IN_REGISTERS, "l"(b)); \
+  else                                                                                            \
     static_assert(N == 8, "no product of this width")
 #define LL_A_IN_REGISTERS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {

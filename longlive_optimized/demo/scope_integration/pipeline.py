@@ -65,7 +65,10 @@ class OptimizedScopePipeline:
         config = _checked(config) or ScopeOptimizationConfig(**theirs)
         config = config.sized(engine.config.size)
         settings = dataclasses.asdict(StreamSettings.of(config))
-        if wrong := [name for name in theirs if name not in settings and getattr(config, name) != theirs[name]]:
+        mine = dataclasses.asdict(config)
+        if config.low_memory is None:  # left to the engine's memory plan
+            mine["low_memory"] = engine.config.low_memory
+        if wrong := [name for name in theirs if name not in settings and mine[name] != theirs[name]]:
             raise ValueError(f"config must have the engine's {', '.join(wrong)}: they are the same for all its streams")
         pipeline = cls.__new__(cls)
         pipeline._show(engine, engine.open_stream(**settings), config)

@@ -15,6 +15,9 @@ from .call_params import Corner, LoraScale, Preset, Steps
 
 log = logging.getLogger(__name__)
 
+# GiB that one session takes with these defaults, nothing given up for want of memory (``engine.memory_plan``), scope's
+# text encoder in float8, and no kernels of ours for the VAE. With less, the plan chooses what fits.
+ESTIMATED_VRAM = 15.0
 DEFAULT_STEPS = (1000, 750, 500, 250)
 # Fields that OptimizationConfig has by the same names.
 _SAME = ("height", "width", "vae_type", "step_schedule", "positions", "restart_at", "low_memory")
@@ -61,6 +64,7 @@ class LoadParams(BaseModel):
     def engine_config(self) -> OptimizationConfig:
         """The engine's switches. Raises pydantic's ValidationError."""
         asked: dict[str, Any] = {name: getattr(self, name) for name in _SAME} | {"seed": self.base_seed}
+        asked["low_memory"] = self.low_memory or None  # a box that is not ticked is no wish
         if self.denoising_steps != DEFAULT_STEPS:  # scope always passes a list: only another one is a wish
             asked["denoising_steps"] = self.denoising_steps
         return OptimizationConfig(**{**self.preset_fields(self.optimization_preset), **asked})

@@ -17,7 +17,7 @@ from scope.core.pipelines.base_schema import (  # pyright: ignore[reportMissingI
 
 from ... import __version__
 from ...config import PRESETS
-from .load_params import LoadParams
+from .load_params import ESTIMATED_VRAM, LoadParams
 
 _DEFAULTS = LoadParams()
 
@@ -44,7 +44,7 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         "latency panel may change while it runs."
     )
     pipeline_version = __version__
-    estimated_vram_gb = 24.0
+    estimated_vram_gb = ESTIMATED_VRAM
     supports_lora = True
     supports_vace = False
     supports_cache_management = True

@@ -100,6 +100,7 @@ class Room:
             **dataclasses.asdict(self.worker.status),
             "viewers": len(self._peers),
             "max_viewers": self.settings.max_viewers,
+            "memory": self.worker.memory,
             "ice_servers": [dataclasses.asdict(server) for server in self.settings.ice_servers],
         }
 
@@ -265,6 +266,7 @@ class Room:
             "precision": stats["precision"],
             "cuda_graphs": stats["cuda_graphs_active"],
             "device": self.worker.device,
+            "memory": self.worker.memory,
         }
 
     def _count(self, outcome: str) -> None:

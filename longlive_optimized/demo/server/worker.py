@@ -53,7 +53,8 @@ class Worker:
 
     make_pipeline: called in the thread with a progress callback.
     on_status, on_block: called in the thread; they must not block.
-    pipeline, device, stats: there when the status is ``ready``: the pipeline, its device's name, its figures of late.
+    pipeline, device, memory, stats: there when the status is ``ready``: the pipeline, its device's name, its memory
+    plan, its figures of late.
 
     All other methods may be called from any thread; none waits for the device or for a block, but ``stop``.
     """
@@ -68,7 +69,7 @@ class Worker:
         on_block: Callable[[BlockMade], None],
     ):
         self._make_pipeline, self._on_status, self._on_block = make_pipeline, on_status, on_block
-        self.device, self.stats = "", {}
+        self.device, self.memory, self.stats = "", {}, {}
         self.status, self.error = Status("loading"), None
         self.overlay = False
         self._prompt, self._pace = prompt, Pace()
@@ -185,8 +186,11 @@ class Worker:
             self._say(Status("warming up"))
             self.pipeline.warmup()
         self.switch_prompt(self._prompt)
-        self.stats = self.pipeline.get_latency_stats()
+        self._note_figures()
         self._say(Status("ready"))
+
+    def _note_figures(self) -> None:
+        self.stats, self.memory = self.pipeline.get_latency_stats(), self.pipeline.engine.memory_plan.as_json()
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self.status = Status("loading", what, done, total)
@@ -219,7 +223,7 @@ class Worker:
             self._pace.block_took(seconds, len(pictures))
             self._frames.extend(pictures)
             waiting = len(self._frames)
-        self.stats = self.pipeline.get_latency_stats()
+        self._note_figures()
         self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes))
 
     def _stumble(self, error: Exception, failures: int) -> None:

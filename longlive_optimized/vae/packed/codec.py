@@ -30,14 +30,14 @@ class PackedCodec:
 
     Each half is copied when a stream first needs it; the VAE's own weights do not matter from then on, and may lie
     elsewhere once the codec is made. With ``low_memory`` streams take less memory, and a little longer, for the same
-    result. In ``int8`` the convolutions of the residual blocks multiply in 8 bits (docs/int8.md), and a half is
-    calibrated when it is copied. Raises ValueError naming ``vae`` if it is another network or its widths are no
-    multiples of 8, in int8 of 16.
+    result; ``in_parts``, one latent frame at a time, still less, for streams that begin once it is set. In ``int8`` the
+    convolutions of the residual blocks multiply in 8 bits (docs/int8.md), and a half is calibrated when it is copied.
+    Raises ValueError naming ``vae`` if it is another network or its widths are no multiples of 8, in int8 of 16.
     """
 
     copies = True
 
-    def __init__(self, vae: Autoencoder, low_memory: bool = False, int8: bool = False):
+    def __init__(self, vae: Autoencoder, low_memory: bool = False, int8: bool = False, in_parts: bool = False):
         if not isinstance(vae, WanVae):
             raise ValueError(f"vae must be a Wan VAE to be packed, got {vae.config}")
         group = GROUP_INT8 if int8 else GROUP
@@ -46,12 +46,12 @@ class PackedCodec:
         self._saturated = Saturated(vae.device) if int8 else None
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
         self.precision = "int8" if int8 else name_of(vae.dtype)
-        self._low_memory = low_memory
+        self._low_memory, self.in_parts = low_memory, in_parts
 
     @staticmethod
-    def is_fast(vae: Autoencoder) -> bool:
-        """Whether there are fast kernels for all of the causal convolutions, where they lie."""
-        return isinstance(vae, WanVae) and PackedCodec.why_slow(vae.config, vae.dtype, vae.device) is None
+    def is_fast(vae: Autoencoder, device: torch.device | None = None) -> bool:
+        """Whether there are fast kernels for all of the causal convolutions, on ``device`` or where they lie."""
+        return isinstance(vae, WanVae) and PackedCodec.why_slow(vae.config, vae.dtype, device or vae.device) is None
 
     @staticmethod
     def why_slow(config: VaeConfig, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -77,10 +77,10 @@ class PackedCodec:
         return EncoderWeights.of(vae, self._saturated and Scales.of_encoder(vae, self._saturated))
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedDecoder:
-        return PackedDecoder(self.decoder_weights, size, new_graphs, self._low_memory)
+        return PackedDecoder(self.decoder_weights, size, new_graphs, self._low_memory, self.in_parts)
 
     def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedEncoder:
-        return PackedEncoder(self.encoder_weights, size, new_graphs, self._low_memory)
+        return PackedEncoder(self.encoder_weights, size, new_graphs, self._low_memory, self.in_parts)
 
     def _vae_here(self) -> WanVae:
         """The VAE where the codec computes."""

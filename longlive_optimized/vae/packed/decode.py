@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...kernels.causal_conv import to_groups
 from ...kernels.conv_pixels import conv_pixels
-from ...video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
+from ...video_time import BLOCK_FRAMES
 from ..codec import NewGraphs, join
 from ..convolution import pointwise
 from .frame_pool import Frames
@@ -23,17 +23,25 @@ _FINE, _FINE_LOW = 3, 2
 class PackedDecoder(PackedState):
     """See ``CausalDecoder``; ``size`` is the latents' height and width."""
 
-    def __init__(self, weights: DecoderWeights, size: tuple[int, int], new_graphs: NewGraphs, low_memory: bool = False):
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        size: tuple[int, int],
+        new_graphs: NewGraphs,
+        low_memory: bool = False,
+        in_parts: bool = False,
+    ):
         super().__init__(weights.conv1.weight, new_graphs, weights.saturated)
         self.weights, self._size = weights, size
-        self._fine = _FINE_LOW if low_memory else _FINE
-        self._z = torch.empty(BLOCK_FRAMES, *size, weights.z_dim, dtype=self._dtype, device=self._device)
-        self._latents = self._new_pool(weights.z_dim, size, [weights.conv1], a=BLOCK_FRAMES)
+        self._fine = 1 if in_parts else _FINE_LOW if low_memory else _FINE
+        self._most = 1 if in_parts else BLOCK_FRAMES  # latents of a call
+        self._z = torch.empty(self._most, *size, weights.z_dim, dtype=self._dtype, device=self._device)
+        self._latents = self._new_pool(weights.z_dim, size, [weights.conv1], a=self._most)
         self._levels = [self._level_pools(index) for index in range(4)]
         self._outs: dict[torch.dtype, Tensor] = {}
 
     def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        return join([self._decode(part, dtype) for part in z.split(BLOCK_FRAMES)])
+        return join([self._decode(part, dtype) for part in z.split(self._most)])
 
     def _decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         out = self._out(dtype)[: 4 * len(z) - 3 * self.fresh]
@@ -45,7 +53,7 @@ class PackedDecoder(PackedState):
     def _out(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._outs:
             height, width = self._size
-            shape = BLOCK_PIXEL_FRAMES, 8 * height, 8 * width, 3
+            shape = 4 * self._most, 8 * height, 8 * width, 3
             self._outs[dtype] = torch.empty(shape, dtype=dtype, device=self._device)
         return self._outs[dtype]
 
@@ -55,7 +63,7 @@ class PackedDecoder(PackedState):
         channels = weights.ups[index - 1].channels if index else weights.conv1.channels
         others = [*weights.times[index : index + 1], *([weights.pixels] if index == 3 else [])]
         size = self._size[0] << index, self._size[1] << index
-        frames = (BLOCK_FRAMES, 2 * BLOCK_FRAMES, self._fine, self._fine)[index]
+        frames = (self._most, 2 * self._most, self._fine, self._fine)[index]
         return self._new_level(channels, blocks, size, frames, others)
 
     def _plan(self, latents: int, out: Tensor) -> Plan:

@@ -14,31 +14,39 @@ from .plan import Plan
 from .state import LevelPools, PackedState
 from .weights import EncoderWeights
 
-# Most latents of a call: the first call may hold 1 + 12 frames, and up to 3 more that do not complete a latent.
-_LATENTS = 4
 _FINE, _FINE_LOW = 4, 2  # frames of the two largest sizes that pass together, as in the decoder
 
 
 class PackedEncoder(PackedState):
     """See ``CausalEncoder``; ``size`` is the frames' height and width."""
 
-    def __init__(self, weights: EncoderWeights, size: tuple[int, int], new_graphs: NewGraphs, low_memory: bool = False):
+    def __init__(
+        self,
+        weights: EncoderWeights,
+        size: tuple[int, int],
+        new_graphs: NewGraphs,
+        low_memory: bool = False,
+        in_parts: bool = False,
+    ):
         super().__init__(weights.pixels.weight, new_graphs, weights.saturated)
-        self._fine = _FINE_LOW if low_memory else _FINE
+        self._fine = 1 if in_parts else _FINE_LOW if low_memory else _FINE
+        self._group = 4 if in_parts else BLOCK_PIXEL_FRAMES
+        # Most latents of a call: the first call may hold a frame more, and up to 3 that do not complete a latent.
+        self._most = self._group // 4 + 1
         make = {"dtype": self._dtype, "device": self._device}
         self.weights, self._sizes = weights, [(size[0] >> i, size[1] >> i) for i in range(4)]
-        self._frames = torch.zeros(4 * _LATENTS, 1, *size, GROUP, **make)  # three channels are ever written
+        self._frames = torch.zeros(4 * self._most, 1, *size, GROUP, **make)  # three channels are ever written
         self._pixels = self._new_pool(GROUP, size, [weights.pixels], a=self._fine)
         self._levels = [self._level_pools(index) for index in range(4)]
         self._paired = {index: self._pair_pool(index) for index in weights.times}
-        self._moments = self._new_pool(weights.moments.channels, self._sizes[3], x=_LATENTS)
-        self._out = torch.empty(_LATENTS, *self._sizes[3], weights.z_dim, **make)
+        self._moments = self._new_pool(weights.moments.channels, self._sizes[3], x=self._most)
+        self._out = torch.empty(self._most, *self._sizes[3], weights.z_dim, **make)
 
     def encode(self, frames: Tensor) -> Tensor:
-        return join([self._encode(part) for part in split_frames(frames, BLOCK_PIXEL_FRAMES, int(self.fresh))])
+        return join([self._encode(part) for part in split_frames(frames, self._group, int(self.fresh))])
 
     def _encode(self, frames: Tensor) -> Tensor:
-        """At most 16 frames."""
+        """At most four for each of the most latents."""
         count, key = len(frames), (len(frames), self.fresh)
         out = self._out[: (count + 3 * self.fresh) // 4]
         plan = self._plan(count, out)
@@ -50,12 +58,12 @@ class PackedEncoder(PackedState):
         weights = self.weights
         blocks = weights.levels[index] if index < 3 else (*weights.levels[3], weights.after)
         channels = weights.levels[index - 1][0].channels if index else weights.pixels.channels
-        frames = (self._fine, self._fine, 2 * _LATENTS, _LATENTS)[index]
+        frames = (self._fine, self._fine, 2 * self._most, self._most)[index]
         return self._new_level(channels, blocks, self._sizes[index], frames, [weights.moments] if index == 3 else [])
 
     def _pair_pool(self, index: int) -> FramePool:
         """What temporal downsampling after the level reads, in ``x``: the last frame before a call, then the call's."""
-        frames = 4 * _LATENTS >> index - 1
+        frames = 4 * self._most >> index - 1
         return self._new_pool(self.weights.levels[index][0].channels, self._sizes[index + 1], x=1 + frames)
 
     def _plan(self, count: int, out: Tensor) -> Plan:

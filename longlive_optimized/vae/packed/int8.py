@@ -30,6 +30,8 @@ class Saturated:
 
     def bring(self) -> None:
         """Bring the count to the host, without waiting for it."""
+        if self.count.is_meta:
+            return
         self._seen.copy_(self.count, non_blocking=True)
 
     def __int__(self) -> int:
@@ -41,7 +43,8 @@ class Scales(NamedTuple):
     """Of inputs in int8: what SiLU of each norm is divided by, and where values are counted that were cut off.
 
     A scale is the largest value that a layer's input has while normal latents are decoded, or what that gives is
-    encoded, over 127; then so rounded that half precision holds its inverse.
+    encoded, over 127; then so rounded that half precision holds its inverse. On the meta device, which has shapes and
+    no values, every scale is 1.
     """
 
     of: Mapping[RMSNorm, float]
@@ -51,16 +54,18 @@ class Scales(NamedTuple):
     @torch.no_grad()
     def of_decoder(cls, vae: WanVae, saturated: Saturated) -> Scales:
         with _Largest(vae.decoder) as largest:
-            _decoded_noise(vae)
+            if not saturated.count.is_meta:
+                _decoded_noise(vae)
         return cls(largest.scales(), saturated)
 
     @classmethod
     @torch.no_grad()
     def of_encoder(cls, vae: WanVae, saturated: Saturated) -> Scales:
         assert vae.encoder is not None
-        frames = _decoded_noise(vae).clamp(-1, 1)
+        frames = None if saturated.count.is_meta else _decoded_noise(vae).clamp(-1, 1)
         with _Largest(vae.encoder) as largest:
-            EncoderStream(ModulesCodec(vae)).encode(frames)
+            if frames is not None:
+                EncoderStream(ModulesCodec(vae)).encode(frames)
         return cls(largest.scales(), saturated)
 
 
@@ -92,8 +97,12 @@ class _Largest:
         self._seen[norm].append(result.amax())
 
     def scales(self) -> dict[RMSNorm, float]:
-        """SiLU rises above its least, so its largest value is that of the largest argument."""
-        return {norm: _scale(F.silu(torch.stack(seen).max().double()).item()) for norm, seen in self._seen.items()}
+        """SiLU rises above its least, so its largest value is that of the largest argument. 1 where none was seen."""
+        return {norm: _scale_of(seen) if seen else 1.0 for norm, seen in self._seen.items()}
+
+
+def _scale_of(seen: list[Tensor]) -> float:
+    return _scale(F.silu(torch.stack(seen).max().double()).item())
 
 
 def _scale(largest: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
-from longlive_optimized.config import CHANGEABLE, StreamSettings
+from longlive_optimized.config import CHANGEABLE, MAX_WINDOW, StreamSettings
 from longlive_optimized.demo.scope_integration import (
     LatencyStats,
     OptimizedScopePipeline,
@@ -88,6 +88,48 @@ def what_a_text_encoder_takes():
         assert re.search(rf"\| `{precision}` \| {re.escape(cells[0])}[^|]*\| {cells[1]} \| {cells[2]} \|", text), cells
 
 
+@says(
+    API,
+    "Before an engine reads weights, `memory_plan` adds up what each of its parts will take",
+    "From fast to lean, each step with those before; the first plan that fits is taken:",
+    "1. everything on the GPU, as it is stored;",
+    "2. the text encoder in int8;",
+    "3. the text encoder parked in host memory;",
+    "4. `low_memory`, with an 8-bit precision;",
+    "5. the VAE takes one latent frame at a time",
+    "6. prompts encoded by the CPU.",
+    "What the config says itself (`text_precision`, `text_residence`, `low_memory`) is never changed.",
+)
+def memory_is_planned(units: list[Unit]):
+    from longlive_optimized.engine.memory_plan import STEPS, MemoryShort, memory_plan
+
+    steps = [(name, value) for change, _ in STEPS for name, value in change.items()]
+    assert [name for name, _ in steps] == [
+        "text_precision", "text_residence", "low_memory", "vae_in_parts", "text_residence"
+    ]  # fmt: skip
+    assert [value for _, value in steps if isinstance(value, str)] == ["int8", "parked", "cpu"]
+    plan = memory_plan("tiny", OptimizationConfig(height=32, width=48), "cpu")
+    assert plan.fits and plan.available is None and plan.peak > 0 and plan.video_input > 0
+    assert issubclass(MemoryShort, ValueError) and not plan.costs and {*dir(plan)} >= {"parts", "host", "choices"}
+
+
+@says(API, "If memory runs out all the same while a stream is opened or a block is made, the engine goes over to")
+def a_video_survives():
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), "cpu")
+    engine.generate_block(BlockRequest(PROMPT))
+    decode, calls = engine.vae.decode, []
+
+    def short(*args):
+        calls.append(decode(*args))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return calls[-1]
+
+    engine.vae.decode = short
+    assert len(engine.generate_block(BlockRequest(PROMPT))) == 12 and engine.stream.position == 6
+    assert engine.memory_fallback and MAX_WINDOW == 64
+
+
 def _methods(rows: list[list[str]], of: type) -> None:
     for first, *_ in rows:
         for said in names(first):
@@ -100,7 +142,7 @@ def _methods(rows: list[list[str]], of: type) -> None:
 
 @lists(API, "The engine: blocks")
 def the_engine(units: list[Unit]):
-    assert len(units) == 8
+    assert len(units) == 9
     _methods([unit.cells for unit in units], LongLiveEngine)
     _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
 

@@ -63,6 +63,7 @@ export class Settings {
       Target: `${effective.target_fps} fps`,
       Picture: `${effective.width} × ${effective.height}`,
       Device: effective.device + (effective.cuda_graphs ? ", CUDA graphs" : ""),
+      Memory: memory(effective.memory),
     };
     document.getElementById("effective").replaceChildren(...Object.entries(rows).flatMap(([name, value]) => {
       const term = document.createElement("dt"), text = document.createElement("dd");
@@ -75,6 +76,12 @@ export class Settings {
   #transition(change) {
     this.#ask({ type: "set_transition", ...(this.#state?.transition ?? { blocks: 1, blend: "linear" }), ...change });
   }
+}
+
+// What the plan says: how much, and what was chosen so that it fits.
+function memory({ peak_gib, available_gib, costs }) {
+  const most = available_gib === null ? "" : ` of ${available_gib.toFixed(1)}`;
+  return [`${peak_gib.toFixed(1)}${most} GiB`, ...costs].join("; ");
 }
 
 // A row of buttons of which one is chosen; arrow keys go from one to the next.

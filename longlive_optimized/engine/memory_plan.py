@@ -1,0 +1,405 @@
+"""What an engine will take in memory, told before a weight is read, and the leanest choice that is needed to fit.
+
+Nothing is allocated: the code that allocates runs on torch's meta device, and the storages that it makes are counted.
+What no storage tells (CUDA's context, the pools of graphs, temporaries of a pass) is measured: ``MEASURED``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig, StreamSettings
+from ..kernels.int8_linear import PACK
+from ..model.transformer import Transformer
+from ..text.footprint import Footprint
+from ..text.parked import residence_on
+from ..text.prompt_cache import PromptCache
+from ..vae.backends import codec_for
+from ..vae.codec import Codec
+from ..vae.stream import DecoderStream
+from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
+from ..weights.load import outline
+from ..weights.locate import ModelFiles, locate, native_size
+from ..weights.text import text_footprint
+from .devices import Devices, default_dtype
+from .graphs import GraphSwitch
+from .live_bytes import AsKernels, passing_bytes, storage_bytes
+from .stream import LATENT_SCALE, Networks, Stream
+
+GIB = 2**30
+META = torch.device("meta")
+
+
+class Measured(NamedTuple):
+    """What was measured on a GPU, and of what; everything else in a plan is counted."""
+
+    # By nvidia-smi, beside what torch has reserved: CUDA's context, cuBLAS, cuDNN, loaded kernels. H200, torch 2.11.
+    context: int = GIB // 2
+    # Allocated at the end less the tensors that are known (docs/measurements/memory-2026-11-30-1.json): 0.10 GiB in
+    # bf16, 0.17 in int8, 0.27 with low_memory. Workspaces of cuBLAS, for each CUDA stream, and scratch of kernels.
+    workspaces: int = GIB * 2 // 10
+    # The graphs' pool (``graphs_gib`` there: 0.75, in int8 0.82) by the temporaries of the longest pass, 0.63 GiB. As
+    # much again stays reserved of the passes before their capture; ``working`` covers it.
+    pool_by_pass: float = 1.3
+
+
+MEASURED = Measured()
+
+
+class Choices(NamedTuple):
+    """What of a config a plan may choose, in words of OptimizationConfig.
+
+    vae_in_parts: the VAE takes one latent frame at a time, to the same pixels: bit for bit where its convolutions are
+    ours, up to rounding where they are torch's.
+    """
+
+    text_precision: str
+    text_residence: str
+    low_memory: bool
+    vae_in_parts: bool
+
+
+Step = tuple[Mapping[str, object], str]  # what is chosen instead, and what that costs
+
+STEPS: tuple[Step, ...] = (  # from fast to lean
+    ({"text_precision": "int8"}, "the text encoder's weights in int8: embeddings differ a little"),
+    ({"text_residence": "parked"}, "the text encoder parked in host memory: a new prompt waits for its weights"),
+    ({"low_memory": True}, "int8 weights alone: what runs in bf16 multiplies with them, too"),
+    (
+        {"vae_in_parts": True},
+        "the VAE takes one latent frame at a time: the same pixels but for rounding, a little later",
+    ),
+    ({"text_residence": "cpu"}, "prompts encoded by the CPU: a new one takes seconds"),
+)
+
+
+class MemoryShort(ValueError):
+    """A config that fits the device in no way that it leaves open."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """What an engine with one stream takes, in bytes, and what was chosen so that it fits.
+
+    device: the engine's. parts: what stays there, by name. host: what lies in host memory beside a GPU. working: what
+    comes and goes there, at most at a time. reserved: pools of CUDA graphs, and what torch keeps between tensors.
+    context: what CUDA takes for itself. available: what there is for all of this, None where nobody counts (a CPU).
+    video_input: what is added once video is given; it is not in the other figures.
+    choices, costs: what was chosen, and what each choice that was not the fastest costs, in words.
+    """
+
+    device: torch.device
+    parts: Mapping[str, int]
+    host: Mapping[str, int]
+    working: int
+    reserved: int
+    context: int
+    video_input: int
+    available: int | None
+    choices: Choices
+    costs: tuple[str, ...] = ()
+
+    @property
+    def allocated(self) -> int:
+        """The most that tensors take at a time (``torch.cuda.max_memory_allocated``)."""
+        return sum(self.parts.values()) + self.working
+
+    @property
+    def peak(self) -> int:
+        """The most that the process takes of the device."""
+        return self.allocated + self.reserved + self.context
+
+    @property
+    def fits(self) -> bool:
+        return self.available is None or self.peak <= self.available
+
+    def __str__(self) -> str:
+        have = "" if self.available is None else f" of {gib(self.available)} that there are"
+        return f"{gib(self.peak)}{have} on {self.device}" + "".join(f"; {cost}" for cost in self.costs)
+
+    def as_json(self) -> dict:
+        """For statistics: GiB with two digits."""
+        numbers = {
+            "peak_gib": self.peak,
+            "available_gib": self.available,
+            "host_gib": sum(self.host.values()),
+        }
+        return {name: None if n is None else round(n / GIB, 2) for name, n in numbers.items()} | {
+            "parts_gib": {name: round(n / GIB, 2) for name, n in self.rows()},
+            **self.choices._asdict(),
+            "costs": list(self.costs),
+        }
+
+    def rows(self) -> Iterator[tuple[str, int]]:
+        """Every part of ``peak`` by name."""
+        yield from self.parts.items()
+        yield from {"working": self.working, "graphs' pools": self.reserved, "CUDA": self.context}.items()
+
+
+def gib(nbytes: int) -> str:
+    """For people."""
+    return f"{nbytes / GIB:.1f} GiB"
+
+
+def memory_plan(
+    model_path: str | PathLike, config: OptimizationConfig | None = None, device: str | torch.device | None = None
+) -> MemoryPlan:
+    """The plan of ``LongLiveEngine(model_path, config, device)``, without loading anything; it may not fit.
+
+    Raises what the engine raises for arguments and files; never MemoryShort.
+    """
+    config = config or OptimizationConfig()
+    files = locate(model_path, config.vae_type)
+    return plan_for(files, config.sized(native_size(model_path)), Devices(device, config.text_residence).model)
+
+
+def plan_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> MemoryPlan:
+    """The first plan from fast to lean that fits; else the leanest."""
+    for plan in plans_for(files, config, device):
+        if plan.fits:
+            break
+    return plan
+
+
+def plans_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> Iterator[MemoryPlan]:
+    """Plans from fast to lean, each leaner than the one before; what the config fixes is the same in all."""
+    outlined = Outline(files, config, device)
+    plan = outlined.plan(outlined.first(), available_on(device, config.memory_limit_gib))
+    yield plan
+    for step in STEPS:
+        if leaner := outlined.leaner(plan, step):
+            plan = leaner
+            yield plan
+
+
+def leaner_plans(files: ModelFiles, config: OptimizationConfig, plan: MemoryPlan) -> Iterator[MemoryPlan]:
+    """Plans that a running engine can go over to, one choice leaner each; the text encoder's precision stays, since
+    its weights of another would have to find room beside it."""
+    outlined = Outline(files, config, plan.device)
+    for step in STEPS:
+        if "text_precision" not in step[0] and (leaner := outlined.leaner(plan, step)):
+            yield leaner
+
+
+def _without(costs: tuple[str, ...], change: Mapping[str, object]) -> tuple[str, ...]:
+    """Without the costs of a choice that ``change`` takes back."""
+    [name] = change
+    return tuple(cost for cost in costs if not any(name in changed and cost == words for changed, words in STEPS))
+
+
+def check_fits(plan: MemoryPlan, files: ModelFiles, config: OptimizationConfig) -> None:
+    """Raises MemoryShort, with what is missing and what would do."""
+    if plan.fits:
+        return
+    assert plan.available is not None
+    limit = "" if config.memory_limit_gib is None else f" (memory_limit_gib={config.memory_limit_gib:g})"
+    height, width = config.size
+    said = f"{height}x{width} takes {gib(plan.peak)} of {plan.device} at least, {gib(plan.available)} are there{limit}"
+    would = [name for name, other in _smaller(config) if plan_for(files, other, plan.device).fits]
+    advice = f"what would do: {', or '.join(would)}" if would else "no smaller setting would do"
+    raise MemoryShort(f"memory is {gib(plan.peak - plan.available)} short: {said}; {advice}")
+
+
+def _smaller(config: OptimizationConfig) -> Iterator[tuple[str, OptimizationConfig]]:
+    """Other settings to try, in words and as configs."""
+    free = {"text_precision": "auto", "text_residence": "auto", "low_memory": None, "keep_text_int8": False}
+    for name in ("text_residence", "text_precision"):
+        if getattr(config, name) != "auto":
+            yield f"{name}='auto'", dataclasses.replace(config, **{name: "auto", "keep_text_int8": False})
+    if not config.low_memory:
+        yield "low_memory=True", dataclasses.replace(config, low_memory=True)
+    if config.precision == "bf16" or config.local_attn_size > 9:
+        changes = OptimizationConfig.preset_fields("turbo") | {"sink_size": min(config.sink_size, 3)}
+        yield "preset 'turbo'", dataclasses.replace(config, **changes, **free)
+    height, width = config.size
+    for h, w in ((384, 640), (320, 576), (240, 416)):
+        if h * w < height * width:
+            yield f"{h}x{w}", dataclasses.replace(config, height=h, width=w)
+
+
+def available_on(device: torch.device, limit_gib: float | None = None) -> int | None:
+    """Bytes of a GPU that a process may take for an engine, CUDA's own included: what it has free, what torch keeps
+    unused in this process, and what the context takes already; less than that where ``limit_gib`` or torch's
+    ``set_per_process_memory_fraction`` says so. None for a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)  # makes the context, which is then no longer free
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    room = free + reserved - allocated
+    fraction = torch.cuda.get_per_process_memory_fraction(device)
+    room = min(room, int(fraction * total) - allocated) + MEASURED.context
+    if limit_gib is not None:
+        room = min(room, int(limit_gib * GIB) - allocated)
+    return max(0, room)
+
+
+class Outline:
+    """An engine's networks and stream as shapes, for any choices."""
+
+    def __init__(self, files: ModelFiles, config: OptimizationConfig, device: torch.device):
+        self._files, self._config, self._device = files, config, device
+        self._dtype = default_dtype(config.model_dtype, device)
+        self._dimensions, vae = outline(files)
+        self._vae = vae.to(self._dtype)
+        self._of_transformer = functools.cache(self._transformer)
+        self._of_video, self._of_text = functools.cache(self._video), functools.cache(self._text)
+
+    def first(self) -> Choices:
+        """The fastest that the config leaves."""
+        config = self._config
+        residence = residence_on(self._device, config.text_residence)
+        return Choices(config.text_precision, residence, bool(config.low_memory), False)
+
+    def allows(self, change: Mapping[str, object], chosen: Choices) -> bool:
+        """Whether a step may be taken: the config does not fix it, and the model can do with it."""
+        config, on_gpu = self._config, self._device.type == "cuda"
+        if "text_precision" in change:
+            return on_gpu and config.text_precision == "auto" and self._text_can_be_int8(chosen.text_residence)
+        if "text_residence" in change:
+            return on_gpu and config.text_residence == "auto"
+        if "low_memory" in change:
+            fits = not any(width % PACK for width in (self._dimensions.dim, self._dimensions.ffn_dim))
+            return config.low_memory is None and config.precision == "int8" and fits
+        return True
+
+    def leaner(self, plan: MemoryPlan, step: Step) -> MemoryPlan | None:
+        """``plan`` with one choice that is leaner; None if it may not be taken, or is not."""
+        change, cost = step
+        if not self.allows(change, plan.choices):
+            return None
+        after = self.plan(plan.choices._replace(**change), plan.available, (*_without(plan.costs, change), cost))
+        return after if after.peak < plan.peak else None
+
+    def plan(self, chosen: Choices, available: int | None, costs: tuple[str, ...] = ()) -> MemoryPlan:
+        """What an engine with these choices takes."""
+        config, on_gpu = self._config, self._device.type == "cuda"
+        transformer = self._of_transformer(chosen.low_memory)
+        video = self._of_video(chosen.low_memory, chosen.vae_in_parts)
+        text = self._of_text(chosen.text_precision, chosen.text_residence)
+        parts = {
+            **transformer,
+            "VAE": video.weights,
+            "VAE's stream": video.stream,
+            "text encoder": text.gpu if on_gpu else text.host,
+            **self._small(),
+        }
+        host = {"VAE": video.on_host, "text encoder": text.host}
+        longest = self._pass_bytes()
+        working = max(longest, video.passing, text.gpu_encoding)
+        if not on_gpu:
+            parts["VAE"] += video.on_host
+            return MemoryPlan(self._device, parts, {}, working, 0, 0, video.encoder, None, chosen, costs)
+        parts["workspaces"] = MEASURED.workspaces
+        graphs = config.use_cuda_graphs and not config.use_torch_compile
+        pool = int(MEASURED.pool_by_pass * longest) if graphs else 0
+        host = {name: nbytes for name, nbytes in host.items() if nbytes}
+        context, encoder = MEASURED.context, video.encoder
+        return MemoryPlan(self._device, parts, host, working, pool, context, encoder, available, chosen, costs)
+
+    def _small(self) -> dict[str, int]:
+        """What a stream and the engine keep beside networks and their state."""
+        config, sizes = self._config, self._dimensions
+        (height, width), item = config.size, self._dtype.itemsize
+        latent = sizes.in_dim * (height // LATENT_SCALE) * (width // LATENT_SCALE) * item
+        prompts = config.prompt_cache_size if config.use_prompt_cache else 1
+        return {
+            "prompts": prompts * sizes.text_len * sizes.text_dim * item,
+            "history": (MAX_WINDOW + config.sink_size) * latent,
+            "pictures": BLOCK_PIXEL_FRAMES * height * width * 3,
+        }
+
+    def _pass_bytes(self) -> int:
+        """What comes and goes in the longest pass, a recache of a whole window.
+
+        In the midst of a layer's FFN: the residual stream, two norms, queries, attention's and the product's results,
+        and the FFN's inside.
+        """
+        config, sizes = self._config, self._dimensions
+        height, width = config.size
+        tokens = config.local_attn_size * (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
+        return tokens * (6 * sizes.dim + sizes.ffn_dim) * self._dtype.itemsize
+
+    def _codec(self, low_memory: bool, in_parts: bool) -> Codec:
+        in_8_bits = self._config.precision != "bf16"
+        return codec_for(self._vae, low_memory, self._config.vae_precision, in_8_bits, in_parts, self._device)
+
+    def _transformer(self, low_memory: bool) -> dict[str, int]:
+        """Its weights, and what a stream has for it."""
+        config, sizes = self._config, self._dimensions
+        with _on_meta():
+            model = Transformer(sizes, META, self._dtype, low_memory)
+            networks = Networks(model, self._codec(low_memory, False), PromptCache(_no_text, 0))
+            stream = Stream(networks, StreamSettings.of(config), Devices("cpu"), GraphSwitch(META))
+            stream.passes.set_prompt(torch.empty(sizes.text_len, sizes.text_dim, dtype=self._dtype, device=META))
+            stream.passes.inputs(BLOCK_FRAMES, len(config.denoising_steps))
+            for frames in range(BLOCK_FRAMES, config.local_attn_size + 1, BLOCK_FRAMES):
+                stream.passes.buffer(frames)
+        seen: set[int] = set()
+        owners = {
+            "transformer": [*model.parameters()],
+            "transformer in int8": [*model.buffers()],
+            "ring": [stream.ring],
+            "passes": [stream.passes],
+        }
+        counted = {name: storage_bytes(each, META, seen) for name, each in owners.items()}
+        return {name: nbytes for name, nbytes in counted.items() if nbytes}
+
+    def _video(self, low_memory: bool, in_parts: bool) -> _Video:
+        """The VAE's weights, and what its two sides have and take for a block."""
+        height, width = self._config.size
+        with _on_meta():
+            codec = self._codec(low_memory, in_parts)
+            decoder, seen = DecoderStream(codec), set()
+            latents = torch.empty(
+                BLOCK_FRAMES, self._dimensions.in_dim, height // 8, width // 8, dtype=self._dtype, device=META
+            )
+            decoder.decode_uint8(latents[:1])  # makes the state
+            passing = 0 if codec.copies else passing_bytes(lambda: decoder.decode_uint8(latents))
+            unpacked = storage_bytes([self._vae], META, seen)
+            packed = storage_bytes([codec], META, seen)
+            stream = storage_bytes([decoder], META, seen)
+            encoder = codec.new_encoder((height, width), None)
+            if not codec.copies:
+                encoder.encode(torch.empty(BLOCK_FRAMES + 2, height, width, 3, dtype=self._dtype, device=META))
+            both = storage_bytes([codec, encoder], META, seen)
+        on_host = unpacked if codec.copies else 0
+        return _Video(unpacked + packed - on_host, on_host, stream, passing, both)
+
+    def _text(self, precision: str, residence: str) -> Footprint:
+        return text_footprint(self._files, self._device, self._dtype, precision, residence)
+
+    def _text_can_be_int8(self, residence: str) -> bool:
+        try:
+            return self._of_text("int8", residence) is not None
+        except ValueError:  # the file is in 8 bits already, or of odd widths
+            return False
+
+
+class _Video(NamedTuple):
+    """Bytes of a VAE: weights on the device and in host memory; a stream's decoder; what comes and goes while a block
+    is decoded; and a stream's encoder with its weights."""
+
+    weights: int
+    on_host: int
+    stream: int
+    passing: int
+    encoder: int
+
+
+@contextlib.contextmanager
+def _on_meta() -> Iterator[None]:
+    """Without gradients and modes of the caller's."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), AsKernels():
+        yield
+
+
+def _no_text(prompts: list[str]) -> Tensor:
+    raise NotImplementedError
