@@ -88,11 +88,11 @@ def products(kernel: str) -> tuple[int, int]:
 
 
 def test_attention_runs_on_hoppers_own_units(kernels):
-    [plain] = (k for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0])
-    assert products(plain) == (2 * (8 + 12), 4)
+    found = [products(k) for k in kernels if "ring_attention_kernel" in k.split("\n", 1)[0]]
+    assert sorted(found) == [(2 * (8 + 12), 4), (3 * (4 + 12), 6)]  # of bfloat16, and of int8 with bfloat16 values
 
 
-def test_attention_in_8_bits_runs_on_hoppers_own_units(kernels):
+def test_attention_with_values_in_8_bits_runs_on_hoppers_own_units(kernels):
     """q k^T in five places, p v and the sums of p in four: tiles' halves in the loop, and each half alone."""
     [kernel] = (k for k in kernels if "ring_attention_fp8_kernel" in k.split("\n", 1)[0])
     assert products(kernel) == (5 * 4 + 4 * (2 + 2), 5 + 4)
