@@ -153,6 +153,9 @@ RUN: dict[str, Run] = {
     ),
     # docs/attention.md, docs/convolution.md
     "pytest -m gpu tests/kernels/test_ring_attention.py": selects("pytest -m gpu tests/kernels/test_ring_attention.py"),
+    "pytest -m gpu tests/kernels/test_ring_attention_int8.py": selects(
+        "pytest -m gpu tests/kernels/test_ring_attention_int8.py"
+    ),
     "pytest -m gpu tests/kernels/test_ring_attention_fp8.py": selects(
         "pytest -m gpu tests/kernels/test_ring_attention_fp8.py"
     ),
