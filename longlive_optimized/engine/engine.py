@@ -256,6 +256,7 @@ class LongLiveEngine:
 
     def _follow_plan(self) -> None:
         """Choose what fits a GPU. Raises MemoryShort."""
+        self.devices.release()
         self._plan = plan = plan_for(self.files, self._asked, self.device)
         check_fits(plan, self.files, self._asked)
         log.info("memory: %s", plan)

@@ -24,7 +24,7 @@ from ..text.parked import residence_on
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
 from ..vae.codec import Codec
-from ..vae.stream import DecoderStream
+from ..vae.packed.decode import PackedDecoder
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from ..weights.load import outline
 from ..weights.locate import ModelFiles, locate, native_size
@@ -45,7 +45,9 @@ class Measured(NamedTuple):
     context: int = GIB // 2
     # Allocated at the end less the tensors that are known (docs/measurements/memory-2026-11-30-1.json): 0.10 GiB in
     # bf16, 0.17 in int8, 0.27 with low_memory. Workspaces of cuBLAS, for each CUDA stream, and scratch of kernels.
-    workspaces: int = GIB * 2 // 10
+    workspaces: int = GIB * 12 // 100
+    workspaces_int8: int = GIB * 20 // 100
+    workspaces_low_memory: int = GIB * 30 // 100
     # The graphs' pool (``graphs_gib`` there: 0.75, in int8 0.82) by the temporaries of the longest pass, 0.63 GiB. As
     # much again stays reserved of the passes before their capture; ``working`` covers it.
     pool_by_pass: float = 1.3
@@ -154,8 +156,11 @@ def memory_plan(
 ) -> MemoryPlan:
     """The plan of ``LongLiveEngine(model_path, config, device)``, without loading anything; it may not fit.
 
-    Raises what the engine raises for arguments and files; never MemoryShort.
+    Raises what the engine raises for arguments, and for the files that it looks into (the headers of the VAE's and the
+    text encoder's, config.json); never MemoryShort.
     """
+    if not isinstance(config, OptimizationConfig | None):
+        raise TypeError(f"config must be of the class OptimizationConfig, got {type(config).__name__}")
     config = config or OptimizationConfig()
     files = locate(model_path, config.vae_type)
     return plan_for(files, config.sized(native_size(model_path)), Devices(device, config.text_residence).model)
@@ -226,18 +231,18 @@ def _smaller(config: OptimizationConfig) -> Iterator[tuple[str, OptimizationConf
 
 
 def available_on(device: torch.device, limit_gib: float | None = None) -> int | None:
-    """Bytes of a GPU that a process may take for an engine, CUDA's own included: what it has free, what torch keeps
-    unused in this process, and what the context takes already; less than that where ``limit_gib`` or torch's
-    ``set_per_process_memory_fraction`` says so. None for a CPU."""
+    """Bytes of a GPU that a process may take for an engine, CUDA's own included: what is free, and what the context has
+    taken by then; less where ``limit_gib`` or torch's ``set_per_process_memory_fraction`` says so. What torch keeps for
+    this process is not free: ``torch.cuda.empty_cache`` gives back what nobody uses. None for a CPU.
+    """
     if device.type != "cuda":
         return None
-    free, total = torch.cuda.mem_get_info(device)  # makes the context, which is then no longer free
-    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    room = free + reserved - allocated
-    fraction = torch.cuda.get_per_process_memory_fraction(device)
-    room = min(room, int(fraction * total) - allocated) + MEASURED.context
+    free, total = torch.cuda.mem_get_info(device)  # makes the context, if there is none yet
+    kept = torch.cuda.memory_reserved(device)
+    of_fraction = int(torch.cuda.get_per_process_memory_fraction(device) * total) - kept
+    room = min(free, of_fraction) + MEASURED.context
     if limit_gib is not None:
-        room = min(room, int(limit_gib * GIB) - allocated)
+        room = min(room, int(limit_gib * GIB) - kept)
     return max(0, room)
 
 
@@ -297,7 +302,10 @@ class Outline:
         if not on_gpu:
             parts["VAE"] += video.on_host
             return MemoryPlan(self._device, parts, {}, working, 0, 0, video.encoder, None, chosen, costs)
-        parts["workspaces"] = MEASURED.workspaces
+        in_8_bits = config.precision != "bf16"
+        parts["workspaces"] = MEASURED.workspaces_int8 if in_8_bits else MEASURED.workspaces
+        if chosen.low_memory:
+            parts["workspaces"] = MEASURED.workspaces_low_memory
         graphs = config.use_cuda_graphs and not config.use_torch_compile
         pool = int(MEASURED.pool_by_pass * longest) if graphs else 0
         host = {name: nbytes for name, nbytes in host.items() if nbytes}
@@ -334,10 +342,12 @@ class Outline:
     def _transformer(self, low_memory: bool) -> dict[str, int]:
         """Its weights, and what a stream has for it."""
         config, sizes = self._config, self._dimensions
+        devices = Devices("cpu")  # whatever is on the meta device,
+        devices.model = self._device  # the stream may ask where it will run
         with _on_meta():
             model = Transformer(sizes, META, self._dtype, low_memory)
             networks = Networks(model, self._codec(low_memory, False), PromptCache(_no_text, 0))
-            stream = Stream(networks, StreamSettings.of(config), Devices("cpu"), GraphSwitch(META))
+            stream = Stream(networks, StreamSettings.of(config), devices, GraphSwitch(META))
             stream.passes.set_prompt(torch.empty(sizes.text_len, sizes.text_dim, dtype=self._dtype, device=META))
             stream.passes.inputs(BLOCK_FRAMES, len(config.denoising_steps))
             for frames in range(BLOCK_FRAMES, config.local_attn_size + 1, BLOCK_FRAMES):
@@ -355,21 +365,23 @@ class Outline:
     def _video(self, low_memory: bool, in_parts: bool) -> _Video:
         """The VAE's weights, and what its two sides have and take for a block."""
         height, width = self._config.size
+        rows, columns = height // LATENT_SCALE, width // LATENT_SCALE
+        seen: set[int] = set()
         with _on_meta():
-            codec = self._codec(low_memory, in_parts)
-            decoder, seen = DecoderStream(codec), set()
-            latents = torch.empty(
-                BLOCK_FRAMES, self._dimensions.in_dim, height // 8, width // 8, dtype=self._dtype, device=META
-            )
-            decoder.decode_uint8(latents[:1])  # makes the state
-            passing = 0 if codec.copies else passing_bytes(lambda: decoder.decode_uint8(latents))
-            unpacked = storage_bytes([self._vae], META, seen)
-            packed = storage_bytes([codec], META, seen)
-            stream = storage_bytes([decoder], META, seen)
-            encoder = codec.new_encoder((height, width), None)
-            if not codec.copies:
+            codec, passing = self._codec(low_memory, in_parts), 0
+            decoder, encoder = codec.new_decoder((rows, columns), None), codec.new_encoder((height, width), None)
+            if isinstance(decoder, PackedDecoder):
+                decoder.out(torch.uint8)
+                weights = [decoder.weights]
+            else:  # their state is made as it is needed
+                z = torch.empty(BLOCK_FRAMES, rows, columns, self._dimensions.in_dim, dtype=self._dtype, device=META)
+                decoder.decode(z[:1], torch.uint8)
+                passing = passing_bytes(lambda: decoder.decode(z, torch.uint8))
                 encoder.encode(torch.empty(BLOCK_FRAMES + 2, height, width, 3, dtype=self._dtype, device=META))
-            both = storage_bytes([codec, encoder], META, seen)
+                weights = []
+            unpacked = storage_bytes([self._vae], META, seen)
+            packed, stream, both = (storage_bytes([each], META, seen) for each in (weights, decoder, [codec, encoder]))
+        stream += 2 * self._dimensions.in_dim * self._dtype.itemsize  # the latents' means and deviations
         on_host = unpacked if codec.copies else 0
         return _Video(unpacked + packed - on_host, on_host, stream, passing, both)
 

@@ -90,7 +90,7 @@ class Stream:
             relative=settings.positions == "relative",
             dtype=model.kv_dtype,
             device=model.device,
-            values8=values_in_8_bits(model.kv_dtype, model.device, model.config.head_dim, len(model.blocks)),
+            values8=values_in_8_bits(model.kv_dtype, devices.model, model.config.head_dim, len(model.blocks)),
         )
         self.new_graphs = functools.partial(GraphCache, graphs)
         self.decoder = DecoderStream(networks.codec, self.new_graphs)

@@ -68,9 +68,10 @@ def attention_in_8_bits(precision: Precision, head_dim: int, tokens: int) -> boo
 def values_in_8_bits(dtype: torch.dtype, device: torch.device, head_dim: int, layers: int) -> tuple[bool, ...]:
     """For each layer, whether attention in 8 bits has values in e4m3, too: in the middle ones (``VALUES_KEPT``) where
     its CUDA kernel serves a model of ``dtype``. Elsewhere there is none that they would make faster."""
+    middle = _middle(layers)
     fits = dtype == torch.bfloat16 and head_dim == 128
-    serves = fits and native.missing(device) is None and forced() in (None, "cuda")
-    return tuple(serves and layer in _middle(layers) for layer in range(layers))
+    serves = len(middle) > 0 and fits and native.missing(device) is None and forced() in (None, "cuda")
+    return tuple(serves and layer in middle for layer in range(layers))
 
 
 def _middle(layers: int) -> range:

@@ -20,6 +20,7 @@ import longlive_optimized.cli
 from longlive_optimized.cli import generate, main
 from longlive_optimized.cli.generate import parse_switch
 from longlive_optimized.engine.engine import LongLiveEngine
+from longlive_optimized.engine.memory_plan import MemoryShort
 from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.random_tokenizer import write_tokenizer
 
@@ -117,6 +118,21 @@ def test_a_gpu_without_memory_is_one_line(run, tmp_path, monkeypatch):
     assert done.returncode == 2 and "the GPU is out of memory: close other programs" in done.stderr
 
 
+@pytest.mark.parametrize("limit", ["0", "-2", "nan", "inf"])
+def test_a_limit_of_memory_that_is_none_is_one_line(run, tmp_path, limit):
+    done = run("generate", "--prompt", "a", "--out", tmp_path / "x.mp4", "--memory-limit", limit, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: --memory-limit must be ")
+
+
+def test_what_fits_no_gpu_is_one_line(run, tmp_path, monkeypatch):
+    def short(*args):
+        raise MemoryShort("memory is 2.0 GiB short: 480x832 takes 4.0 GiB of cuda:0 at least, 2.0 GiB are there")
+
+    monkeypatch.setattr(generate, "load_engine", short)
+    done = run("generate", "--prompt", "a", "--out", tmp_path / "x.mp4", check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: memory is 2.0 GiB short: 480x832 takes 4.0 GiB of")
+
+
 def test_a_wrong_backend_is_one_line(tmp_path):
     code = "from longlive_optimized.cli import main; main()"
     command = [sys.executable, "-c", code, "generate", "--out", tmp_path / "x.mp4", "--prompt", "a", "--device", "cpu"]
@@ -129,8 +145,8 @@ def test_a_wrong_backend_is_one_line(tmp_path):
 def test_make_checkpoint_then_doctor_then_a_broken_file(run, tmp_path):
     folder = tmp_path / "model"
     run("make-checkpoint", folder, "--config", "tiny", "--seed", "3")
-    assert "fit together" in run("doctor", folder).stdout
     done = run("doctor", folder, "--verify").stdout
+    assert "fit together" in done and "memory on c" in done and "text encoder" in done and "balanced" in done
     assert "config.json: has no checksum" in done and "longlive_base.pt: 69 of its records have no checksum" in done
     base = next(folder.rglob("longlive_base.pt"))
     base.write_bytes(base.read_bytes()[:5000])

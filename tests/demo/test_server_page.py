@@ -139,6 +139,7 @@ def test_watch_write_choose_and_save(page, address):
     page.get_by_role("button", name="realtime").click()
     expect(page.locator("#effective")).to_contain_text("1000 500 250", timeout=20_000)
     expect(page.locator("#effective")).to_contain_text("float32")
+    expect(page.locator("#effective")).to_contain_text(re.compile(r"Memory\d+\.\d GiB"))
     expect(page.get_by_role("button", name="realtime")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("5")  # turbo
     expect(page.locator("#effective")).to_contain_text("int8", timeout=20_000)

@@ -86,6 +86,8 @@ async def test_a_peer_watches_the_tiny_model_and_controls_it(room, http):
     viewer = await Viewer(http).join()
     first = await viewer.wait_for(lambda m: m["type"] == "state")
     assert first["preset"] == first["effective"]["preset"] == "balanced"
+    memory = (await http.get("/status")).json()["memory"]
+    assert memory == first["effective"]["memory"] and memory["peak_gib"] > 0 and memory["costs"] == []
     started, times, pictures = time.monotonic(), [], []
     for i in range(120):
         frame = await viewer.frame()

@@ -360,7 +360,24 @@ def test_the_first_block_in_8_bits_is_bf16s_bit_for_bit():
     assert not torch.equal(video(plain, ["a fox"]), video(int8, ["a fox"]))
 
 
-def test_a_stream_in_8_bits_has_no_keys_in_bf16():
+@pytest.fixture(params=[(False,) * 5, (False, True, False, True, True), (True,) * 5], ids=["none", "some", "all"])
+def values8(request, monkeypatch) -> tuple[bool, ...]:
+    """The built-in model's layers that have values in 8 bits."""
+    monkeypatch.setattr("longlive_optimized.engine.stream.values_in_8_bits", lambda *where: request.param)
+    return request.param
+
+
+def test_graphs_of_values_in_8_bits_equal_eager_bit_for_bit(values8):
+    graphed, eager = engine(precision="int8"), engine(precision="int8", use_cuda_graphs=False)
+    assert graphed.stream.ring.values8 == values8
+    for precision in ("int8", "bf16", "int8"):
+        for e in (graphed, eager):
+            e.configure(precision=precision)
+        assert torch.equal(*(video(e, ["a fox"] * 3 + ["a boat"] * 2) for e in (graphed, eager)))
+    assert graphed.stream.cuda_graphs_active and graphed.stream.fallback_blocks == eager.stream.fallback_blocks
+
+
+def test_a_stream_in_8_bits_has_no_keys_in_bf16(values8):
     """Until its precision changes; and its keys take half of the memory. Nor values, where those are in 8 bits."""
     int8 = engine(precision="int8")
     int8.warmup()
@@ -369,5 +386,5 @@ def test_a_stream_in_8_bits_has_no_keys_in_bf16():
     allocated = torch.cuda.memory_allocated()
     int8.configure(precision="bf16")
     grown, values = torch.cuda.memory_allocated() - allocated, [ring.v[layer] for layer in range(len(ring.k))]
-    came = ring.k.nbytes + sum(v.nbytes for v, in_8_bits in zip(values, ring.values8, strict=True) if in_8_bits)
+    came = ring.k.nbytes + sum(v.nbytes for v, in_8_bits in zip(values, values8, strict=True) if in_8_bits)
     assert 0 <= grown - came < 4096 + 512 * len(values) and ring.k.nbytes == sum(v.nbytes for v in values)

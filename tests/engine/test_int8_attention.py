@@ -15,20 +15,21 @@ from longlive_optimized.model.transformer import Transformer
 from support.rings import in_8_bits, poison
 
 FOX, BOAT = "a red square stands still over a green field", "a white cross rests on a black night"
-GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 NAN = float("nan")
 
 
-ALL, SOME = (True,) * 5, (False, True, False, True, True)  # the built-in model's layers
+NONE, SOME, ALL = (False,) * 5, (False, True, False, True, True), (True,) * 5  # the built-in model's layers
+ENGINES = [("cpu", NONE), ("cpu", SOME), ("cpu", ALL)]
+ENGINES += [pytest.param(("cuda", values8), marks=ON_GPU) for values8 in (NONE, SOME)]
 
 
-@pytest.fixture(scope="module", params=["cpu", ("cpu", ALL), ("cpu", SOME), GPU], ids=str)
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda param: f"{param[0]}-{sum(param[1])}-layers")
 def engine(request) -> Iterator[LongLiveEngine]:
-    """On a GPU values are in 8 bits where its kernels take them."""
-    device, values8 = request.param if isinstance(request.param, tuple) else (request.param, None)
+    """With values in 8 bits in none, some or all layers."""
+    device, values8 = request.param
     with pytest.MonkeyPatch.context() as patch:
-        if values8:
-            patch.setattr("longlive_optimized.engine.stream.values_in_8_bits", lambda *where: values8)
+        patch.setattr("longlive_optimized.engine.stream.values_in_8_bits", lambda *where: values8)
         yield LongLiveEngine("tiny", OptimizationConfig(height=32, width=64), device)
 
 

@@ -12,6 +12,7 @@ from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import MAX_WINDOW
 from longlive_optimized.demo.scope_plugin.load_params import ESTIMATED_VRAM, LoadParams
 from longlive_optimized.engine import memory_plan as planning
+from longlive_optimized.engine.devices import Devices
 from longlive_optimized.engine.graphs import GraphCache
 from longlive_optimized.engine.latency import LatencyMeter
 from longlive_optimized.engine.live_bytes import passing_bytes, storage_bytes
@@ -141,11 +142,14 @@ def test_parts_at_full_size_are_those_that_were_measured(mode, full_size):
     plan = plan_for(locate("tiny"), config, CUDA)
     parts = dict(plan.parts)
     parts["VAE's stream"] += parts["VAE"]  # measured together
-    for name, gib in MEASURED_GIB[mode].items():
-        assert parts[name] / GIB == pytest.approx(gib, rel=1e-3), name
+    # In 8 bits the ring was measured with values in bfloat16, which need not be what it holds now.
+    newer = 0 if mode == "balanced" else parts.pop("ring") / GIB - MEASURED_GIB[mode]["ring"]
+    assert newer < 1e-3
+    for name in parts.keys() & MEASURED_GIB[mode].keys():
+        assert parts[name] / GIB == pytest.approx(MEASURED_GIB[mode][name], rel=1e-3), name
     allocated, reserved = {"balanced": (10.0, 11.254), "speed": (10.646, 11.588), "low": (8.096, 9.082)}[mode]
-    assert 1 <= plan.allocated / GIB / allocated < 1.08
-    assert 1 <= (plan.peak - plan.context) / GIB / reserved < 1.05
+    assert 1 <= (plan.allocated / GIB - newer) / allocated < 1.07
+    assert 1 <= ((plan.peak - plan.context) / GIB - newer) / reserved < 1.05
 
 
 def test_the_published_vae_takes_what_was_measured():
@@ -196,6 +200,19 @@ def test_choices_come_from_fast_to_lean(full_size, big_text):
     order = [["text_precision"], ["text_residence"], ["low_memory"], ["vae_in_parts"], ["text_residence"]]
     assert taken == order[: len(taken)] and len(taken) >= 4
     assert [len(plan.costs) for plan in plans] == [0, 1, 2, 3, 4, 4][: len(plans)]
+
+
+def test_what_there_is_is_the_least_that_anyone_allows(monkeypatch):
+    """By hand: 20 of 24 GiB are free, torch keeps 2 of what is taken."""
+    for name, value in {"mem_get_info": (20 * GIB, 24 * GIB), "memory_reserved": 2 * GIB}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    share = [1.0]
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share[0])
+    there = planning.available_on
+    assert there(CPU, 3.0) is None and there(CUDA) == 20 * GIB + MEASURED.context
+    assert there(CUDA, 12.0) == 10 * GIB and there(CUDA, 1.0) == 0 and there(CUDA, 100.0) == there(CUDA)
+    share[0] = 0.5
+    assert there(CUDA) == 10 * GIB + MEASURED.context
 
 
 @pytest.mark.parametrize(
@@ -258,10 +275,40 @@ def test_where_nothing_fits_nothing_is_advised(gpu_of):
         planning.check_fits(plan_for(locate("tiny"), config, CUDA), locate("tiny"), config)
 
 
+def test_an_engine_follows_its_plan(full_size, big_text, caplog):
+    """As far as it goes without a GPU: what is chosen reaches the config, the devices and what loads the weights."""
+    caplog.set_level(logging.INFO)
+    engine = LongLiveEngine.__new__(LongLiveEngine)
+    engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=9.5).sized((480, 832))
+    engine.files, engine.config, engine.devices = locate("tiny"), engine._asked, Devices(CPU)
+    engine.devices.model, engine.devices.release = CUDA, lambda: None
+    engine._follow_plan()
+    assert engine.memory_plan.choices == ("int8", "parked", True, False) and engine.config.low_memory is True
+    assert engine._text_keywords() == {"precision": "int8", "residence": "parked", "keep": False}
+    assert engine.devices.text == CUDA
+    assert [record.message for record in caplog.records if "memory: " in record.message] == [
+        f"memory: {engine.memory_plan}"
+    ]
+    engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=2, text_residence="gpu").sized((480, 832))
+    with pytest.raises(MemoryShort, match=r"text_residence='auto'|no smaller"):
+        engine._follow_plan()
+
+
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, "8", True])
 def test_a_limit_must_be_finite_and_positive(bad):
     with pytest.raises(ValueError, match="memory_limit_gib"):
         OptimizationConfig(memory_limit_gib=bad)
+
+
+def test_what_cannot_be_planned_is_refused_by_name(tmp_path):
+    with pytest.raises(TypeError, match="config must be of the class OptimizationConfig, got dict"):
+        memory_plan("tiny", {}, CPU)
+    with pytest.raises(FileNotFoundError, match="model_path"):
+        memory_plan(tmp_path / "gone", None, CPU)
+    with pytest.raises(ValueError, match="device must be"):
+        memory_plan("tiny", None, "nowhere")
+    with pytest.raises(ValueError, match="text_residence must be auto or cpu"):
+        memory_plan("tiny", OptimizationConfig(text_residence="parked"), CPU)
 
 
 def test_a_limit_refuses_nothing_on_a_cpu():
@@ -349,6 +396,19 @@ def test_the_rest_of_a_block_survives_too(monkeypatch):
         made = engine.rest_of_block()
     assert len(made) == 8 and (made.int() - other.rest_of_block().int()).abs().max() <= 1
     assert (blocks(engine, FOX)[0].int() - blocks(other, FOX)[0].int()).abs().max() <= 1
+
+
+def test_video_goes_on_where_its_encoder_finds_no_memory(monkeypatch):
+    engine, other = tiny(), tiny()
+    video = (torch.rand(13, 8, 16, 3) * 255).byte().repeat_interleave(4, 1).repeat_interleave(4, 2)
+    wish = BlockRequest(FOX, video=video, noise_scale=0.3)
+    wanted = [other.generate_block(wish) for _ in range(2)]
+    made = [engine.generate_block(wish)]
+    with monkeypatch.context() as short:
+        short_once(short, engine.vae, "encode")
+        made.append(engine.generate_block(wish))
+    assert [len(block) for block in made] == [13, 12] and engine.stream.position == other.stream.position == 7
+    assert torch.equal(made[0], wanted[0]) and len(engine.generate_block(wish)) == 12
 
 
 def test_it_falls_back_once(monkeypatch):
@@ -460,7 +520,7 @@ def test_a_gpu_takes_what_the_plan_says(model, precision, residence, middle_mode
     assert plan.choices.text_residence == residence
     assert taken <= plan.allocated
     unused = plan.parts["prompts"] + plan.parts["history"]  # fill up later
-    assert plan.allocated - MEASURED.workspaces - unused <= 1.05 * taken
+    assert plan.allocated - plan.parts["workspaces"] - unused <= 1.05 * taken
 
 
 @pytest.mark.gpu
@@ -470,7 +530,7 @@ def test_a_limit_is_kept_or_told():
     assert plan.fits and plan.available > plan.peak
     with pytest.raises(MemoryShort, match=r"memory_limit_gib=0\.25"):
         tiny("cuda", memory_limit_gib=0.25)
-    assert tiny("cuda", memory_limit_gib=4.0).memory_plan.available <= 4 * GIB
+    assert tiny("cuda", memory_limit_gib=30.0).memory_plan.available <= 30 * GIB
 
 
 @pytest.mark.gpu

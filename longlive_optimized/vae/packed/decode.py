@@ -44,13 +44,14 @@ class PackedDecoder(PackedState):
         return join([self._decode(part, dtype) for part in z.split(self._most)])
 
     def _decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        out = self._out(dtype)[: 4 * len(z) - 3 * self.fresh]
+        out = self.out(dtype)[: 4 * len(z) - 3 * self.fresh]
         key, plan = (len(z), self.fresh, dtype), self._plan(len(z), out)
         self._z[: len(z)].copy_(z)
         self._run(key, plan)
         return out.clone()  # the next call writes to the same addresses
 
-    def _out(self, dtype: torch.dtype) -> Tensor:
+    def out(self, dtype: torch.dtype) -> Tensor:
+        """Where a call leaves its frames, of this dtype."""
         if dtype not in self._outs:
             height, width = self._size
             shape = 4 * self._most, 8 * height, 8 * width, 3
