@@ -28,6 +28,7 @@ from .reader import PIECE, safetensors_header
 
 FORM, VERSION = "longlive-optimized text encoder, int8 in blocks of 32", "1"
 SCALE = ".scale"
+_TOKEN = 16  # digits that end a scratch file's name, in base 16
 _ABANDONED = 3600  # seconds without a write, after which a scratch file is nobody's
 _NAMES = {
     torch.int8: "I8", torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64",
@@ -102,7 +103,7 @@ def check_room(source: Path, nbytes: int) -> None:
 def remove_abandoned(source: Path) -> None:
     """Remove scratch files of processes that were killed while they wrote the int8 form of ``source``."""
     path = kept_path(source)
-    for scratch in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * _TOKEN}"):
         with contextlib.suppress(OSError):
             if time.time() - scratch.stat().st_mtime > _ABANDONED:
                 scratch.unlink()
@@ -116,7 +117,7 @@ def write_kept(source: Path, stored: Mapping[str, Tensor | Blocks]) -> Path:
     """
     parts, path = parts_of(stored), kept_path(source)
     identity = _identity(source)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN // 2)}")
     try:
         with scratch.open("xb") as file:
             head = _header(parts, dict.fromkeys(parts, 0), identity)
