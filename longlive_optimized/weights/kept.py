@@ -6,7 +6,9 @@ version of this form it has, of which file it was made, and the checksum of each
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -118,6 +120,8 @@ def write_kept(source: Path, stored: Mapping[str, Tensor | Blocks]) -> Path:
     parts, path = parts_of(stored), kept_path(source)
     identity = _identity(source)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN // 2)}")
+    remove = functools.partial(scratch.unlink, missing_ok=True)
+    atexit.register(remove)  # a thread that writes is not waited for
     try:
         with scratch.open("xb") as file:
             head = _header(parts, dict.fromkeys(parts, 0), identity)
@@ -131,8 +135,9 @@ def write_kept(source: Path, stored: Mapping[str, Tensor | Blocks]) -> Path:
     except OSError as error:
         raise OSError(f"keep_text_int8: {path} cannot be written: {error.strerror or error}") from error
     finally:
+        atexit.unregister(remove)
         with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+            remove()
     return path
 
 

@@ -350,6 +350,26 @@ text.load_text_encoder(locate({str(folder.parents[1])!r}), "cpu", torch.float32,
         check_text(files, "cpu", "int8", keep=True)
         assert set(folder.iterdir()) == before | {other}
 
+    def test_a_thread_that_an_exit_leaves_behind_leaves_nothing(self, files):
+        """As a server's that is stopped while it loads."""
+        before = set(files.text.parent.iterdir())
+        program = f"""
+import threading, torch
+from longlive_optimized.weights import kept, text
+from longlive_optimized.weights.locate import locate
+begun = threading.Event()
+def write(*_):
+    begun.set()
+    threading.Event().wait()
+kept._write = write
+files = locate({str(files.text.parents[2])!r})
+load = lambda: text.load_text_encoder(files, "cpu", torch.float32, precision="int8", keep=True)
+threading.Thread(target=load, daemon=True).start()
+begun.wait()
+"""
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+        assert set(files.text.parent.iterdir()) == before
+
     @pytest.mark.parametrize("spoil", BAD, ids=lambda f: f.__name__)
     def test_is_checked_alone(self, made, spoil):
         files, _ = made
