@@ -211,7 +211,7 @@ class OptimizationConfig(StreamSettings):
     @model_validator(mode="after")
     def _int8_is_kept(self):
         if self.keep_text_int8 and self.text_precision != "int8":
-            raise ValueError(f"keep_text_int8 must be false unless text_precision is int8, got {self.text_precision}")
+            raise ValueError(f"keep_text_int8 must be false or text_precision must be int8, got {self.text_precision}")
         return self
 
     @classmethod

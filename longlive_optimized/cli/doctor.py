@@ -15,6 +15,8 @@ from .loading import console, results
 if TYPE_CHECKING:
     import torch
 
+    from ..weights.locate import ModelFiles
+
 
 def doctor(
     directory: Annotated[str | None, typer.Argument(help="A model folder to check, or 'tiny'.")] = None,
@@ -133,8 +135,25 @@ def _check_model(directory: str, verify: bool, device: torch.device) -> None:
     if verify:
         for path in files.paths():
             results.print(f"{path}: {weights.verify(path)}", soft_wrap=True)
+    _check_kept(files, verify)
     results.print(f"{directory} is complete and its parts fit together", style="green", soft_wrap=True)
     _memory(directory, device)
+
+
+def _check_kept(files: ModelFiles, verify: bool) -> None:
+    """Say whether the int8 weights that are kept beside the text encoder, if any, will be used."""
+    from ..weights import CheckpointError
+    from ..weights.text import check_kept
+
+    try:
+        path = check_kept(files, verify)
+    except (CheckpointError, OSError) as error:
+        text = f"{error}; it is not used, and replaced with --keep-text-int8"
+        results.print(text, style="yellow", soft_wrap=True, highlight=False)
+    else:
+        if path:
+            checked = "all checksums are right" if verify else "fits the text encoder"
+            results.print(f"{path}: {checked}", soft_wrap=True)
 
 
 def _memory(directory: str, device: torch.device) -> None:

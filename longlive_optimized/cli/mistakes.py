@@ -6,7 +6,9 @@ import re
 import sys
 from collections.abc import Mapping
 
-_SAME = "bitrate codec device height host keep_text_int8 port preset prompt record_seconds seed text_precision"
+_SAME = (
+    "bitrate codec device height host keep_text_int8 low_memory port preset prompt record_seconds seed text_precision"
+)
 _SAME += " text_residence token width"
 _OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()} | {
     "directory": "DIRECTORY",
@@ -16,6 +18,15 @@ _OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()} | {
     "model_path": "--model",
     "names": "OP",
     "origins": "--origin",
+}
+_SETTINGS = {
+    "force=True": "--force",
+    "low_memory=True": "--low-memory",
+    "memory_limit_gib=": "--memory-limit ",
+    "text_precision='auto'": "--text-precision auto",
+    "text_residence='auto'": "--text-residence auto",
+    "preset 'turbo'": "--preset turbo",
+    "a token of": "a --token of",
 }
 _FORMS = {"--origin": "https://HOST[:PORT]", "--ice-address": "an IP address"}
 _SECRET = ("--token",)
@@ -51,8 +62,7 @@ def _fault(found: Mapping) -> str:
 
 
 def _named(text: str) -> str:
-    return (
-        _NAMED.sub(lambda name: _OPTIONS[name[0]], text)
-        .replace("force=True", "--force")
-        .replace("a token of", "a --token of")
-    )
+    text = _NAMED.sub(lambda name: _OPTIONS[name[0]], text)
+    for words, option in _SETTINGS.items():
+        text = text.replace(words, option)
+    return text

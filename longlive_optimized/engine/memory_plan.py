@@ -242,7 +242,7 @@ def available_on(device: torch.device, limit_gib: float | None = None) -> int | 
     of_fraction = int(torch.cuda.get_per_process_memory_fraction(device) * total) - kept
     room = min(free, of_fraction) + MEASURED.context
     if limit_gib is not None:
-        room = min(room, int(limit_gib * GIB) - kept)
+        room = int(min(room, limit_gib * GIB - kept))  # a limit may be beyond all numbers, in bytes
     return max(0, room)
 
 

@@ -6,11 +6,16 @@ version of this form it has, of which file it was made, and the checksum of each
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import glob
 import json
 import os
+import secrets
 import shutil
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +30,8 @@ from .reader import PIECE, safetensors_header
 
 FORM, VERSION = "longlive-optimized text encoder, int8 in blocks of 32", "1"
 SCALE = ".scale"
+_TOKEN = 16  # digits that end a scratch file's name, in base 16
+_ABANDONED = 3600  # seconds without a write, after which a scratch file is nobody's
 _NAMES = {
     torch.int8: "I8", torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64",
 }  # fmt: skip
@@ -77,7 +84,7 @@ def open_kept(path: Path, source: Path, expected: Mapping[str, Tensor]) -> Kept:
     wrong = [key for key in expected.keys() | tensors.keys() if not _alike(expected.get(key), tensors.get(key))]
     try:
         sums = {key: int(value, 16) for key, value in json.loads(metadata["checksums"]).items()}
-    except (KeyError, ValueError, AttributeError, TypeError):
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError):
         sums = {}
     if wrong or sums.keys() != expected.keys():
         raise CheckpointError(f"{path} is damaged: it lacks or misshapes {some(sorted(wrong)) or 'its checksums'}")
@@ -86,23 +93,37 @@ def open_kept(path: Path, source: Path, expected: Mapping[str, Tensor]) -> Kept:
 
 def check_room(source: Path, nbytes: int) -> None:
     """Raise OSError naming ``keep_text_int8`` unless a file of ``nbytes`` can be written beside ``source``."""
-    folder = source.parent
+    folder, path = source.parent, kept_path(source)
+    if path.is_dir():
+        raise OSError(f"keep_text_int8: {path} is a folder")
     if not os.access(folder, os.W_OK):
         raise OSError(f"keep_text_int8: {folder} cannot be written to")
     if shutil.disk_usage(folder).free < nbytes:
         raise OSError(f"keep_text_int8: {folder} has too little room, {nbytes / 1e9:.2g} GB are needed")
 
 
+def remove_abandoned(source: Path) -> None:
+    """Remove scratch files of processes that were killed while they wrote the int8 form of ``source``."""
+    path = kept_path(source)
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * _TOKEN}"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > _ABANDONED:
+                scratch.unlink()
+
+
 def write_kept(source: Path, stored: Mapping[str, Tensor | Blocks]) -> Path:
-    """Write the encoder's weights, from wherever they lie, a piece at a time. The file appears when it is whole.
+    """Write the encoder's weights, from wherever they lie, a piece at a time. The file appears when it is whole; of
+    several writers at once the last one's stays.
 
     Raises OSError naming ``keep_text_int8``.
     """
     parts, path = parts_of(stored), kept_path(source)
     identity = _identity(source)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN // 2)}")
+    remove = functools.partial(scratch.unlink, missing_ok=True)
+    atexit.register(remove)  # a thread that writes is not waited for
     try:
-        with scratch.open("wb") as file:
+        with scratch.open("xb") as file:
             head = _header(parts, dict.fromkeys(parts, 0), identity)
             file.write(b"\0" * len(head))
             sums = {key: _write(file, tensor) for key, tensor in parts.items()}
@@ -114,8 +135,9 @@ def write_kept(source: Path, stored: Mapping[str, Tensor | Blocks]) -> Path:
     except OSError as error:
         raise OSError(f"keep_text_int8: {path} cannot be written: {error.strerror or error}") from error
     finally:
+        atexit.unregister(remove)
         with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+            remove()
     return path
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ..text.tokenizer import Tokenizer
 from . import CheckpointError
 from .files import Reading, check_tensors, some, tensors_in
 from .host_memory import pinned_empty
-from .kept import Kept, check_room, checksum, kept_path, open_kept, parts_of, write_kept
+from .kept import Kept, check_room, checksum, kept_path, open_kept, parts_of, remove_abandoned, write_kept
 from .locate import ModelFiles
 from .reader import Piece, Reader, pieces_of
 
@@ -82,10 +82,31 @@ def check_text(
     found = _precision(files.text, tensors, precision)
     residence_on(torch.device(device), residence)
     if keep and found != "int8":
-        raise ValueError(f"keep_text_int8 must be false where text_precision is {found}")
+        raise ValueError(f"keep_text_int8 must be false or text_precision must be int8, it is {found}")
     if keep:
+        remove_abandoned(files.text)
         forms = _forms(tensors, found, torch.bfloat16)
-        check_room(files.text, sum(_nbytes(form) for each in forms.values() for form in each))
+        if not _is_kept(files.text, tensors):
+            check_room(files.text, sum(_nbytes(form) for each in forms.values() for form in each))
+
+
+def check_kept(files: ModelFiles, verify: bool = False) -> Path | None:
+    """The file that the int8 weights of a model are kept in, which ``load_text_encoder`` would use; None if there is
+    none. ``verify``: all of it is read and compared with its checksums.
+
+    Raises CheckpointError saying what is wrong with it or with the model, and OSError.
+    """
+    path, (tensors, _) = kept_path(files.text), open_text(files, _config(files))
+    if not path.is_file() or any(tensors[key].itemsize == 1 for key in tensors):
+        return None
+    kept = _open_kept(files.text, tensors)
+    if verify:
+        sums = dict.fromkeys(kept.tensors, 0)
+        wanted = (piece for key, t in kept.tensors.items() for piece in _pieces(key, t))
+        for piece, raw in Reader(path, kept.tensors, torch.device("cpu")).pieces(wanted):
+            sums[piece.key] += int(checksum(raw))
+        _compare(kept, {key: value % 2**64 for key, value in sums.items()})
+    return path
 
 
 def text_footprint(
@@ -222,7 +243,7 @@ def _fill(
 
     def wanted():
         for key, t in tensors.items():
-            for piece in pieces_of(key, t.nbytes, t.itemsize * (t.shape[-1] if t.dim() else 1)):
+            for piece in _pieces(key, t):
                 yield piece._replace(into=_destination(stored[key], t, piece))
 
     for piece, raw in Reader(path, tensors, device).pieces(wanted()):
@@ -242,6 +263,10 @@ def _fill(
     if bad := [key for key, fine in zip(finite, good, strict=True) if not fine]:
         raise CheckpointError(f"{reading} holds NaN or infinity in {some(bad)}")
     return {key: int(value) % 2**64 for key, value in sums.items()}
+
+
+def _pieces(key: str, t: Tensor) -> Iterator[Piece]:
+    return pieces_of(key, t.nbytes, t.itemsize * (t.shape[-1] if t.dim() else 1))
 
 
 def _tensors_of(stored: Tensor | Blocks) -> tuple[Tensor, ...]:
@@ -298,13 +323,27 @@ def _read_kept(
     if not kept.is_file():
         return False
     try:
-        opened = open_kept(kept, path, parts_of(_as_in_the_file(stored, tensors)))
+        opened = _open_kept(path, tensors)
         found = _fill(kept, opened.tensors, parts_of(stored), device, progress, summed=True)
         _compare(opened, found)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         _log.warning("%s; the int8 weights are made from %s instead (keep_text_int8 replaces it)", error, path.name)
         return False
     return True
+
+
+def _open_kept(path: Path, tensors: Mapping[str, Tensor]) -> Kept:
+    """What is kept of the file at ``path``; raises what open_kept raises."""
+    stored = _allocate(_forms(tensors, "int8", torch.bfloat16), "gpu", torch.device("meta"))
+    return open_kept(kept_path(path), path, parts_of(_as_in_the_file(stored, tensors)))
+
+
+def _is_kept(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file that seems good is there; its bytes are not read."""
+    try:
+        return kept_path(path).is_file() and bool(_open_kept(path, tensors))
+    except (CheckpointError, OSError):
+        return False
 
 
 def _compare(kept: Kept, found: Mapping[str, int]) -> None:

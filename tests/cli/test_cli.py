@@ -19,6 +19,9 @@ import torch
 import longlive_optimized.cli
 from longlive_optimized.cli import generate, main
 from longlive_optimized.cli.generate import parse_switch
+from longlive_optimized.cli.mistakes import told
+from longlive_optimized.config import OptimizationConfig
+from longlive_optimized.engine import memory_plan
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.engine.memory_plan import MemoryShort
 from longlive_optimized.weights.locate import locate
@@ -131,6 +134,17 @@ def test_what_fits_no_gpu_is_one_line(run, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "load_engine", short)
     done = run("generate", "--prompt", "a", "--out", tmp_path / "x.mp4", check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: memory is 2.0 GiB short: 480x832 takes 4.0 GiB of")
+
+
+def test_what_would_fit_is_told_in_options():
+    """Every setting that a MemoryShort may name."""
+    config = OptimizationConfig(text_precision="bf16", text_residence="gpu", memory_limit_gib=2.5).sized((480, 832))
+    names = [name for name, _ in memory_plan._smaller(config)]
+    said = told(MemoryShort(f"2.0 GiB are there (memory_limit_gib=2.5); what would do: {', or '.join(names)}"))
+    assert said.startswith("2.0 GiB are there (--memory-limit 2.5); what would do: --text-residence auto, or ")
+    assert "--text-precision auto, or --low-memory, or --preset turbo, or 384x640" in said
+    said = told(ValueError("low_memory must be false: int8 wants multiples of 32"))
+    assert said == "--low-memory must be false: int8 wants multiples of 32"
 
 
 def test_a_wrong_backend_is_one_line(tmp_path):

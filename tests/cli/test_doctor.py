@@ -1,6 +1,7 @@
 """What ``doctor`` says of machines that are not here: GPUs by monkeypatching, operators by tensors without memory."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from longlive_optimized.kernels import native
 from longlive_optimized.kernels.bench.paths import paths
 from longlive_optimized.kernels.registry import OPS, backend
 from longlive_optimized.vae.backends import path_of
+from longlive_optimized.weights.locate import locate
+from longlive_optimized.weights.random_checkpoint import make_checkpoint
+from longlive_optimized.weights.text import load_text_encoder
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 HOPPER, AMPERE = (9, 0), (8, 0)
@@ -177,6 +181,22 @@ def test_doctor_names_what_it_cannot_use(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "an Apple GPU (mps), not supported" in out and "no CUDA GPU" in out
     assert "ModulesCodec, float32" in out and "speed" in out
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_doctor_says_whether_kept_int8_weights_are_used(tmp_path, monkeypatch, capsys, verify):
+    files = locate(make_checkpoint(tmp_path / "model", "tiny"))
+    wide = loading.Console(markup=False, highlight=False, emoji=False, width=160)
+    monkeypatch.setattr(longlive_optimized.cli.doctor, "results", wide)
+    longlive_optimized.cli.doctor._check_kept(files, verify)
+    assert capsys.readouterr().out == ""
+    load_text_encoder(files, "cpu", torch.float32, precision="int8", keep=True)
+    longlive_optimized.cli.doctor._check_kept(files, verify)
+    assert ("all checksums are right" if verify else "fits the text encoder") in capsys.readouterr().out
+    os.utime(files.text, (1, 1))
+    longlive_optimized.cli.doctor._check_kept(files, verify)
+    out = capsys.readouterr().out
+    assert "is stale" in out and "it is not used, and replaced with --keep-text-int8" in out
 
 
 @pytest.mark.gpu

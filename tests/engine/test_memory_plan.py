@@ -211,6 +211,7 @@ def test_what_there_is_is_the_least_that_anyone_allows(monkeypatch):
     there = planning.available_on
     assert there(CPU, 3.0) is None and there(CUDA) == 20 * GIB + MEASURED.context
     assert there(CUDA, 12.0) == 10 * GIB and there(CUDA, 1.0) == 0 and there(CUDA, 100.0) == there(CUDA)
+    assert there(CUDA, 1e300) == there(CUDA) and there(CUDA, 1e-300) == 0
     share[0] = 0.5
     assert there(CUDA) == 10 * GIB + MEASURED.context
 

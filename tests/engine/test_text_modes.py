@@ -71,7 +71,7 @@ def test_bad_values_name_the_field(field, value):
 
 
 def test_only_int8_is_kept():
-    with pytest.raises(ValueError, match="keep_text_int8 must be false unless text_precision is int8, got auto"):
+    with pytest.raises(ValueError, match="keep_text_int8 must be false or text_precision must be int8, got auto"):
         OptimizationConfig(keep_text_int8=True)
 
 

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from longlive_optimized.text.linear import Blocks
 from longlive_optimized.weights import CheckpointError, kept, reader, text
 from longlive_optimized.weights.kept import kept_path
 from longlive_optimized.weights.locate import locate
-from longlive_optimized.weights.text import check_text, load_text_encoder, text_footprint
+from longlive_optimized.weights.text import check_kept, check_text, load_text_encoder, text_footprint
 from support.memory import LiveBytes
 from support.umt5 import write_fp8
 
@@ -133,7 +135,7 @@ def test_wishes_that_cannot_be_met(files, edit):
         check_text(files, "cpu", "fp16")
     with pytest.raises(ValueError, match=r"^text_residence must be auto or cpu on the device cpu, got 'parked'"):
         check_text(files, "cpu", "int8", "parked")
-    with pytest.raises(ValueError, match=r"^keep_text_int8 must be false where text_precision is bf16"):
+    with pytest.raises(ValueError, match=r"^keep_text_int8 must be false or text_precision must be int8, it is bf16"):
         check_text(files, "cpu", "auto", keep=True)
 
     def narrower(content):
@@ -184,6 +186,11 @@ def empty(path):
     path.write_bytes(b"")
 
 
+def nested(path):
+    header, _ = reader.safetensors_header(path)
+    save_file(load_file(path), path, header["__metadata__"] | {"checksums": "[" * 100_000})
+
+
 def lacks(path):
     content, (header, _) = load_file(path), reader.safetensors_header(path)
     del content["norm.weight"]
@@ -207,6 +214,7 @@ BAD = {
     version: "is of another form .*version '0'.*wanted is version 1",
     no_metadata: "is of another form",
     no_checksums: "is damaged: it lacks or misshapes its checksums",
+    nested: "is damaged: it lacks or misshapes its checksums",
     cut: "is damaged, cut short or no safetensors file",
     empty: "is empty",
     lacks: r"is damaged: it lacks or misshapes norm\.weight",
@@ -278,6 +286,103 @@ class TestKept:
             with pytest.raises(OSError, match=r"^keep_text_int8: .* has too little room, \S+ GB are needed"):
                 check_text(files, "cpu", "int8", keep=True)
         check_text(files, "cpu", "int8", keep=True)
+
+    def test_what_is_there_already_wants_neither(self, made, monkeypatch):
+        files, _ = made
+        monkeypatch.setattr(kept.os, "access", lambda *_: False)
+        check_text(files, "cpu", "int8", keep=True)
+        stale(kept_path(files.text))
+        with pytest.raises(OSError, match=r"^keep_text_int8: .* cannot be written to"):
+            check_text(files, "cpu", "int8", keep=True)
+
+    def test_a_folder_in_its_place_is_named_first(self, files):
+        kept_path(files.text).mkdir()
+        with pytest.raises(OSError, match=r"^keep_text_int8: .*int8\.safetensors is a folder"):
+            check_text(files, "cpu", "int8", keep=True)
+        load_text_encoder(files, "cpu", torch.float32, precision="int8")
+
+    def test_one_that_cannot_be_read_is_not_used(self, made, monkeypatch, caplog):
+        files, wanted = made
+
+        def refuse(path, *_):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(text, "open_kept", refuse)
+        got = load_text_encoder(files, "cpu", torch.float32, precision="int8", keep=True)
+        assert torch.equal(got.encode(PROMPTS), wanted) and "Permission denied" in caplog.text
+
+    def test_several_threads_write_at_once(self, files):
+        def make(_):
+            return load_text_encoder(files, "cpu", torch.float32, precision="int8", keep=True).encode(PROMPTS)
+
+        with ThreadPoolExecutor(4) as pool:
+            first, *others = pool.map(make, range(4))
+        assert all(torch.equal(first, other) for other in others)
+        assert check_kept(files, verify=True) and not list(files.text.parent.glob(".*"))
+
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+    def test_an_interrupted_write_leaves_nothing_under_its_name(self, files, name):
+        """What a kill leaves is hidden, and removed when it is old and int8 weights are to be kept again."""
+        folder, before = files.text.parent, set(files.text.parent.iterdir())
+        program = f"""
+import os, signal, torch
+from longlive_optimized.weights import kept, text
+from longlive_optimized.weights.locate import locate
+plain, written = kept._write, []
+def write(file, tensor):
+    if len(written) == 5:
+        os.kill(os.getpid(), signal.{name})
+    written.append(plain(file, tensor))
+    return written[-1]
+kept._write = write
+text.load_text_encoder(locate({str(folder.parents[1])!r}), "cpu", torch.float32, precision="int8", keep=True)
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+        assert done.returncode == -getattr(signal, name), done.stderr
+        left = set(folder.iterdir()) - before
+        assert len(left) == (name != "SIGINT") and all(path.name.startswith(".") for path in left)
+        check_text(files, "cpu", "int8", keep=True)
+        assert set(folder.iterdir()) == before | left  # another process may be writing it
+        other = folder / f".{kept_path(files.text).name}.Xa3b9Q"  # as rsync names what it is about to write
+        other.touch()
+        for path in (*left, other):
+            os.utime(path, (1, 1))
+        check_text(files, "cpu", "int8", keep=True)
+        assert set(folder.iterdir()) == before | {other}
+
+    def test_a_thread_that_an_exit_leaves_behind_leaves_nothing(self, files):
+        """As a server's that is stopped while it loads."""
+        before = set(files.text.parent.iterdir())
+        program = f"""
+import threading, torch
+from longlive_optimized.weights import kept, text
+from longlive_optimized.weights.locate import locate
+begun = threading.Event()
+def write(*_):
+    begun.set()
+    threading.Event().wait()
+kept._write = write
+files = locate({str(files.text.parents[2])!r})
+load = lambda: text.load_text_encoder(files, "cpu", torch.float32, precision="int8", keep=True)
+threading.Thread(target=load, daemon=True).start()
+begun.wait()
+"""
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+        assert set(files.text.parent.iterdir()) == before
+
+    @pytest.mark.parametrize("spoil", BAD, ids=lambda f: f.__name__)
+    def test_is_checked_alone(self, made, spoil):
+        files, _ = made
+        path = kept_path(files.text)
+        assert check_kept(files) == check_kept(files, verify=True) == path
+        spoil(path)
+        if spoil in (bit, zeros):
+            assert check_kept(files) == path
+        with pytest.raises(CheckpointError, match=BAD[spoil]):
+            check_kept(files, verify=True)
+
+    def test_none_is_no_fault(self, files):
+        assert check_kept(files) is None and check_kept(files, verify=True) is None
 
     def test_a_write_that_fails_leaves_nothing(self, files, monkeypatch):
         monkeypatch.setattr(kept, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
