@@ -370,7 +370,7 @@ def shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
-def _launch_norm(
+def launch_norm(
     x: Tensor,
     x_frames: Tensor | None,
     gain: Tensor,
@@ -446,7 +446,7 @@ def launch(
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     if not (fused or raw is None or act is None or act_frames is None or gain is None):
-        _launch_norm(raw, raw_frames, gain, act, act_frames, act_scale, saturated)
+        launch_norm(raw, raw_frames, gain, act, act_frames, act_scale, saturated)
 
 
 def _fits(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, *rest, **named) -> bool:
