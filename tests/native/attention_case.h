@@ -1,11 +1,12 @@
 #pragma once
-// What tests of attention over the ring share: random cases, and the truth in float64.
+// What tests of attention over the ring share: random cases, what a kernel writes, and the truth in float64.
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <random>
 #include <vector>
 
-#include "common/shapes.h"
+#include "attention/ring.cuh"
 #include "emulator.h"
 
 using longlive::kHeadDim;
@@ -56,6 +57,46 @@ struct Integers {
         of[i] = int8_t(n), x[i] = n * s;
       });
     }
+  }
+
+  // Keys from `count` on are not valid: integers that do not occur, and NaN where a whole run is not.
+  void spoil_from(int count, int heads) {
+    std::fill(of.begin() + int64_t(count) * heads * kHeadDim, of.end(), -128);
+    for (int head = 0; head < heads; ++head)
+      std::fill(scale.begin() + head * scales + longlive::ceil_div(count, longlive::kKeyRun),
+                scale.begin() + (head + 1) * scales, std::numeric_limits<float>::quiet_NaN());
+  }
+};
+
+// What a kernel with these parameters writes; NaN before.
+template <class Params>
+struct Results {
+  using Schedule = typename Params::Schedule;
+  static constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+  const Case& c;
+  const size_t size = size_t(c.rows) * c.heads * kHeadDim;
+  std::vector<uint16_t> out;
+  std::vector<float> partial_out;
+  std::vector<float2> partial_stats;
+
+  explicit Results(const Case& c)
+      : c(c),
+        out(size + Schedule::kRows * c.heads * kHeadDim, 0x7fff),
+        partial_out(Schedule::partials(c.ctas) * Schedule::kRows * kHeadDim, kNaN),
+        partial_stats(Schedule::partials(c.ctas) * Schedule::kRows, {kNaN, kNaN}) {}
+
+  // The parameters that all kinds have.
+  Params params() {
+    Params p{};
+    p.out = reinterpret_cast<longlive::bf16*>(out.data());
+    p.partials = {partial_out.data(), partial_stats.data()};
+    p.valid = &c.valid, p.rows = c.rows, p.heads = c.heads, p.tokens = c.tokens;
+    p.ctas = c.ctas, p.split_kv = c.split_kv;
+    return p;
+  }
+  void require_no_more() const {
+    for (size_t i = size; i < out.size(); ++i) emulator::require(out[i] == 0x7fff, "a row too many");
   }
 };
 

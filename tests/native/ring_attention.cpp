@@ -2,8 +2,6 @@
 // tests/kernels/test_ring_attention.py.
 #include "attention/ring_attention.cuh"
 
-#include <limits>
-
 #include "attention_case.h"
 
 using namespace longlive::attention;
@@ -22,6 +20,7 @@ struct Rows {
   std::vector<float> scale;
   int scales = 0;
   Rows(std::vector<float>& x, int, int, int) : of(rounded(x)) {}
+  void spoil_from(int count, int heads) { std::fill(of.begin() + int64_t(count) * heads * kHeadDim, of.end(), 0x7fff); }
 };
 template <>
 struct Rows<int8_t> : Integers {
@@ -32,8 +31,6 @@ struct Rows<int8_t> : Integers {
 template <class C>
 bool check(Case c) {
   using T = typename C::Key;
-  using Schedule = typename Params<C>::Schedule;
-  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   if (C::kInt8) c.tokens = longlive::ceil_div(c.tokens, longlive::kKeyRun) * longlive::kKeyRun;
   const int64_t columns = c.heads * kHeadDim;
   const int keys = std::clamp(c.valid, 0, c.tokens);
@@ -41,26 +38,12 @@ bool check(Case c) {
   const Rows<T> queries(q, c.rows, c.heads, 1);
   Rows<T> ring(k, c.tokens, c.heads, longlive::kKeyRun);
   auto narrow_v = rounded(v);
-  std::fill(ring.of.begin() + keys * columns, ring.of.end(), C::kInt8 ? -128 : 0x7fff);
+  ring.spoil_from(keys, c.heads);
   std::fill(narrow_v.begin() + keys * columns, narrow_v.end(), 0x7fff);
-  for (int head = 0; head < c.heads && C::kInt8; ++head)
-    std::fill(ring.scale.begin() + head * ring.scales + longlive::ceil_div(keys, longlive::kKeyRun),
-              ring.scale.begin() + (head + 1) * ring.scales, kNaN);
 
-  std::vector<uint16_t> out((c.rows + Schedule::kRows) * columns, 0x7fff);  // nothing may be written after the last row
-  std::vector<float> partial_out(Schedule::partials(c.ctas) * Schedule::kRows * kHeadDim, kNaN);
-  std::vector<float2> partial_stats(Schedule::partials(c.ctas) * Schedule::kRows, {kNaN, kNaN});
-  const Params<C> p{{reinterpret_cast<bf16*>(out.data()),
-                     {partial_out.data(), partial_stats.data()},
-                     &c.valid,
-                     c.rows,
-                     c.heads,
-                     c.tokens,
-                     c.ctas,
-                     bool(c.split_kv)},
-                    queries.scale.data(),
-                    ring.scale.data(),
-                    ring.scales};
+  Results<Params<C>> results(c);
+  Params<C> p = results.params();
+  p.q_scale = queries.scale.data(), p.k_scale = ring.scale.data(), p.k_scales = ring.scales;
   const auto map = [columns]<class E>(const E* x, int rows, int box_rows) {
     return longlive::sm90::matrix_map(x, rows, columns, columns * sizeof(E), box_rows);
   };
@@ -69,8 +52,8 @@ bool check(Case c) {
                   map(reinterpret_cast<const bf16*>(narrow_v.data()), c.tokens, C::kTileKeys)};
   emulator::require(launch<C>(maps, p, nullptr) == cudaSuccess, "no launch");
 
-  for (size_t i = c.rows * columns; i < out.size(); ++i) emulator::require(out[i] == 0x7fff, "a row too many");
-  const double error = error_of(c, keys, q, k, v, [&](int64_t i) { return widen(out[i]); });
+  results.require_no_more();
+  const double error = error_of(c, keys, q, k, v, [&](int64_t i) { return widen(results.out[i]); });
   return passes(c, error, 5e-3, C::kInt8 ? "int8" : "bfloat16");
 }
 
