@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from longlive_optimized.kernels.ring_attention_fp8 import ring_attention_fp8 as OP
+from support import attention_data
 from support.attention_data import REAL, by_head, error_of_spread, int8_case, logits_of, softmax_of, unquantised
 from support.emulated import run_on_a_cpu
 from support.graphs import captured
@@ -136,28 +137,16 @@ def rounded(logits):
     return torch.cat(result, dim=-1)
 
 
-CASES = {
-    "beyond the ring": {},
-    "the whole ring": {"valid": 320},
+CASES = attention_data.CASES | {
     "one token": {"tokens": 1, "slots": 1, "per_slot": 8, "valid": 1, "spare": 3},
     "eight tokens": {"tokens": 1, "slots": 1, "per_slot": 8, "spare": 3},
-    "one key of many": {"valid": 1},
     "half a group": {"slots": 1, "per_slot": 24, "spare": 1},
     "an odd number of scales": {"slots": 7, "spare": 1},
-    "scales to spare": {"spare": 4},
     "places to spare": {"spare_places": 48},
-    "ragged": {"tokens": 131, "per_slot": 72, "valid": 334},
     "whole tiles of keys": {"valid": 256},
     "a key more than whole tiles": {"valid": 257},
     "a key less than whole tiles": {"valid": 255},
-    "all keys but one": {"valid": 319},
     "more than one tile of queries": {"tokens": 200, "valid": 229},
-    "large logits": {"spread": 30.0},
-    "small scales": {"spread": 1e-12},
-    "an outlier": {"outlier": 40.0},
-    "a late outlier": {"outlier": 400.0, "slots": 40},
-    "an early outlier": {"outlier": -400.0, "slots": 40},
-    "logits beyond any shift": {"spread": 300.0, "slots": 40, "tokens": 140},
     "offsets of values": {"value_offset": 30.0},
     "uneven values": {"value_uneven": 2.0},
     "one head": {"heads": 1},

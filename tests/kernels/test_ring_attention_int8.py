@@ -22,25 +22,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Errors of one output relative to the whole: products of integers are exact, so they are ring_attention's.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 1e-2 if INTERPRETED else 5e-3}
 
-CASES = {
-    "beyond the ring": {},
-    "the whole ring": {"valid": 320},
+CASES = attention_data.CASES | {
     "one token": {"tokens": 1, "slots": 1, "per_slot": 8, "valid": 1},
     "eight tokens": {"tokens": 1, "slots": 1, "per_slot": 8},
-    "one key of many": {"valid": 1},
     "runs that are no multiple of 4": {"slots": 7},
-    "scales to spare": {"spare": 4},
-    "ragged": {"tokens": 131, "per_slot": 72, "valid": 334},
     "whole tiles of keys": {"valid": 192},
     "a key more than whole tiles": {"valid": 193},
-    "all keys but one": {"valid": 319},
     "more than one tile of queries": {"tokens": 150, "valid": 229},
-    "large logits": {"spread": 30.0},
-    "small scales": {"spread": 1e-12},
-    "an outlier": {"outlier": 40.0},
-    "a late outlier": {"outlier": 400.0, "slots": 40},
-    "an early outlier": {"outlier": -400.0, "slots": 40},
-    "logits beyond any shift": {"spread": 300.0, "slots": 40, "tokens": 140},
 }
 # A float32 score of 100 is off by 4e-6, and its exponential by as much of itself: tolerances are so much larger.
 LARGE = {"an outlier": 20, "large logits": 3, "logits beyond any shift": 20}

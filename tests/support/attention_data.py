@@ -18,6 +18,22 @@ REAL = {
     "odd window": {"tokens": 4680, "slots": 9, "per_slot": 1560, "heads": 12, "spare": 1},
 }
 
+# What both forms of attention in int8 are tried with.
+CASES = {
+    "beyond the ring": {},
+    "the whole ring": {"valid": 320},
+    "one key of many": {"valid": 1},
+    "scales to spare": {"spare": 4},
+    "ragged": {"tokens": 131, "per_slot": 72, "valid": 334},
+    "all keys but one": {"valid": 319},
+    "large logits": {"spread": 30.0},
+    "small scales": {"spread": 1e-12},
+    "an outlier": {"outlier": 40.0},
+    "a late outlier": {"outlier": 400.0, "slots": 40},
+    "an early outlier": {"outlier": -400.0, "slots": 40},
+    "logits beyond any shift": {"spread": 300.0, "slots": 40, "tokens": 140},
+}
+
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [N, H, hd] as integers and their scales [H, N], as qk_norm_rope_store_int8 makes them of queries."""
