@@ -1,4 +1,4 @@
-"""What NumPy, OpenCV and torch hand over for a number or a list, as Python's own; and names that were meant."""
+"""Plain values: numbers and lists of NumPy, OpenCV and torch as Python's own; names that were meant; dtype names."""
 
 from __future__ import annotations
 
@@ -43,3 +43,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """``; did you mean 'seed'?`` where one of the ``known`` names is close to ``name``, else nothing."""
     close = difflib.get_close_matches(str(name), list(known), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def dtype_name(dtype: Any) -> str:
+    """A torch dtype as statistics say it: ``bf16``, ``float32``."""
+    return str(dtype).removeprefix("torch.").replace("bfloat16", "bf16")

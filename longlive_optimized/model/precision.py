@@ -16,6 +16,7 @@ from ..kernels import native
 from ..kernels.quantize_keys import KEY_RUN
 from ..kernels.registry import forced
 from ..keywords import Precision
+from ..plain import dtype_name
 
 
 class Parts(NamedTuple):
@@ -85,4 +86,4 @@ def runs_in(precision: Precision, dtype: torch.dtype, layers: int, head_dim: int
     in 8 bits, or the model's dtype, ``bf16`` or ``float32``. A frame has so many tokens."""
     if policy_of(precision, layers):
         return "int8" if attention_in_8_bits(precision, head_dim, tokens) else "int8 products"
-    return str(dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+    return dtype_name(dtype)

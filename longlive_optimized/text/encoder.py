@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..plain import dtype_name
 from .linear import Blocks, linear_of, rows_of
 from .parked import Link, Parked
 from .tokenizer import Tokenizer
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _BUCKETS, _MOST_LAYERS = 32, 128
 TABLE = "token_embedding.weight"
-_PRECISIONS = {torch.int8: "int8", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8", torch.float8_e5m2: "fp8"}
+_FP8 = torch.float8_e4m3fn, torch.float8_e5m2
 
 # wi_0 is the half of the gated FFN that goes through the GELU.
 _LAYER_KEYS = {
@@ -126,7 +127,8 @@ class TextEncoder:
         norm, query = weights["norm.weight"], weights["blocks.0.attn.q.weight"]
         assert isinstance(norm, Tensor)
         self._dtype, self._device = dtype or norm.dtype, device or norm.device
-        self.precision = _PRECISIONS.get(_values(query).dtype, str(_values(query).dtype).removeprefix("torch."))
+        held = _values(query).dtype
+        self.precision = "fp8" if held in _FP8 else dtype_name(held)
         self.residence = "parked" if link else "gpu" if norm.is_cuda else "cpu"
         self.table = weights[TABLE]
         self._network = build(config)

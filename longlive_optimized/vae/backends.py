@@ -5,8 +5,9 @@ import logging
 import torch
 
 from ..keywords import VaePrecision
+from ..plain import dtype_name
 from .autoencoder import Autoencoder
-from .codec import Codec, name_of
+from .codec import Codec
 from .config import VaeConfig
 from .modules import ModulesCodec
 from .packed.codec import PackedCodec
@@ -46,7 +47,7 @@ def path_of(
     why = PackedCodec.why_slow(VaeConfig(), dtype, device) or ""
     int8 = _wants_int8(precision, in_8_bits, not why)
     codec = PackedCodec if int8 or not why else ModulesCodec
-    return codec.__name__, "int8" if int8 else name_of(dtype), why
+    return codec.__name__, "int8" if int8 else dtype_name(dtype), why
 
 
 def _wants_int8(precision: VaePrecision, in_8_bits: bool, fast: bool) -> bool:

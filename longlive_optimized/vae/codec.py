@@ -23,11 +23,6 @@ class Graphs(Protocol):
         """Do ``work``; ``key`` names all in it that a graph cannot follow."""
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """As statistics say it."""
-    return str(dtype).removeprefix("torch.").replace("bfloat16", "bf16")
-
-
 NewGraphs = Callable[[], Graphs] | None  # None: calls run as they are
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..plain import dtype_name
 from .autoencoder import Autoencoder, to_uint8
-from .codec import NewGraphs, join, name_of, split_frames
+from .codec import NewGraphs, join, split_frames
 from .state import CausalState
 
 _MAX_ELEMENTS = 2**31 - 1  # of one tensor: convolution kernels index with 32 bits
@@ -22,7 +23,7 @@ class ModulesCodec:
 
     def __init__(self, vae: Autoencoder, in_parts: bool = False):
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
-        self.precision, self.in_parts = name_of(vae.dtype), in_parts
+        self.precision, self.in_parts = dtype_name(vae.dtype), in_parts
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesDecoder:
         return ModulesDecoder(self)

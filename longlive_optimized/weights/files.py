@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.config import ModelConfig
 from . import CheckpointError
 from .archive import check_archive, check_bare_pickles, verify_archive
 
@@ -112,6 +113,14 @@ def check_tensors(
     text = "; ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in problems.items() if names)
     if text:
         raise CheckpointError(f"{path} does not fit {authority}, which asks for {len(expected)} tensors: {text}")
+
+
+def model_config(path: Path) -> ModelConfig:
+    """The network's dimensions, from a model's config.json. Raises CheckpointError."""
+    try:
+        return ModelConfig.from_json(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def some(names: Collection[str]) -> str:

@@ -19,7 +19,7 @@ from ..vae.config import TaeConfig, VaeConfig
 from ..vae.tae import Tae, last_rows
 from ..vae.wan.model import WanVae
 from . import CheckpointError
-from .files import Reading, check_tensors, some, tensors_in
+from .files import Reading, check_tensors, model_config, some, tensors_in
 from .locate import ModelFiles
 from .lora import open_adapter
 from .terms import Adapter, Term, merge
@@ -43,7 +43,7 @@ def check(files: ModelFiles) -> None:
 
     Raises CheckpointError for the first file that does not fit, FileNotFoundError for one that is gone.
     """
-    config = _config(files)
+    config = model_config(files.config)
     _open_generator(files, config)
     _open_vae(files, config)
     open_text(files, config)
@@ -51,12 +51,12 @@ def check(files: ModelFiles) -> None:
 
 def check_loras(files: ModelFiles, loras: Sequence[UserLora]) -> None:
     """Check that ``loras`` fit the model of ``files``, without loading either; raises what open_user_loras raises."""
-    open_user_loras(loras, generator_shapes(_config(files)))
+    open_user_loras(loras, generator_shapes(model_config(files.config)))
 
 
 def outline(files: ModelFiles) -> tuple[ModelConfig, Autoencoder]:
     """The dimensions of a model's transformer, and its VAE on the meta device; raises as ``check`` does."""
-    config = _config(files)
+    config = model_config(files.config)
     return config, _open_vae(files, config)[1]
 
 
@@ -73,7 +73,7 @@ def load_generator(
     With ``int8_only`` each weight that may run in 8 bits is quantised as it comes from the file, and held so alone.
     Raises CheckpointError, what open_user_loras raises, and what Transformer raises with ``int8_only``.
     """
-    config, reading = _config(files), _reading(files, loras)
+    config, reading = model_config(files.config), _reading(files, loras)
     tensors, own, users = _open_generator(files, config, loras)
     model = Transformer(config, device=device, dtype=dtype, int8_only=int8_only)
     _fill(model.checkpoint_slots(), tensors, reading, progress, (own, users))
@@ -87,7 +87,7 @@ def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.d
     For oracles, which need the weights and not the network. Raises CheckpointError.
     """
     reading = _reading(files)
-    tensors, own, _ = _open_generator(files, _config(files))
+    tensors, own, _ = _open_generator(files, model_config(files.config))
     weights = _empty(tensors, device, dtype)
     _fill(_slots(weights), tensors, reading, adapters=(own,))
     return weights
@@ -107,7 +107,7 @@ def refill_generator(
     RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
     again, or load anew.
     """
-    config, reading = _config(files), _reading(files, loras)
+    config, reading = model_config(files.config), _reading(files, loras)
     if config != model.config:
         raise ValueError(f"files: the model was not made from {files.config}")
     tensors, own, users = _open_generator(files, config, loras)
@@ -133,19 +133,12 @@ def load_vae(
 ) -> Autoencoder:
     """The video autoencoder of ``files.vae_type``, or its decoder alone; CheckpointError."""
     reading = Reading([files.vae])
-    tensors, whole = _open_vae(files, _config(files))
+    tensors, whole = _open_vae(files, model_config(files.config))
     model = type(whole)(whole.config, encoder=encoder, device="meta")
     weights = _empty(model.state_dict(), device, dtype)
     _fill(_slots(weights), tensors, reading, progress)
     model.load_state_dict(weights, assign=True)
     return model
-
-
-def _config(files: ModelFiles) -> ModelConfig:
-    try:
-        return ModelConfig.from_json(files.config)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _open_generator(

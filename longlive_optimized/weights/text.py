@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ..kernels.int8_block_linear import BLOCK, quantize_blocks
 from ..model.config import ModelConfig
+from ..plain import dtype_name
 from ..text.encoder import TABLE, TextEncoder, checkpoint_shapes, config_of, is_linear, may_be_narrow
 from ..text.footprint import Footprint, footprint
 from ..text.linear import Blocks
 from ..text.parked import CudaLink, residence_on
 from ..text.tokenizer import Tokenizer
 from . import CheckpointError
-from .files import Reading, check_tensors, some, tensors_in
+from .files import Reading, check_tensors, model_config, some, tensors_in
 from .host_memory import pinned_empty
 from .kept import Kept, check_room, checksum, kept_path, open_kept, parts_of, remove_abandoned, write_kept
 from .locate import ModelFiles
@@ -32,7 +33,6 @@ BytesDone = Callable[[int, int], None]  # (bytes done, bytes in all), of the wei
 
 _IN_CACHE = 1 << 18  # numbers: 1 MiB in float32
 _ALIGNED = 256  # bytes: where a tensor begins in memory that several share
-_NAMES = {torch.bfloat16: "bf16", torch.float32: "float32", torch.float16: "float16", torch.float64: "float64"}
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +59,7 @@ def load_text_encoder(
     be kept.
     """
     device = torch.device(device)
-    tensors, tokenizer = open_text(files, _config(files))
+    tensors, tokenizer = open_text(files, model_config(files.config))
     precision, residence = _precision(files.text, tensors, precision), residence_on(device, residence)
     stored = _allocate(_forms(tensors, precision, dtype), residence, device)
     if precision != "int8" or not _read_kept(files.text, tensors, stored, device, progress):
@@ -78,7 +78,7 @@ def check_text(
     Raises ValueError naming ``text_precision``, ``text_residence`` or ``keep_text_int8``, OSError naming the last one,
     and CheckpointError.
     """
-    tensors, _ = open_text(files, _config(files))
+    tensors, _ = open_text(files, model_config(files.config))
     found = _precision(files.text, tensors, precision)
     residence_on(torch.device(device), residence)
     if keep and found != "int8":
@@ -96,7 +96,7 @@ def check_kept(files: ModelFiles, verify: bool = False) -> Path | None:
 
     Raises CheckpointError saying what is wrong with it or with the model, and OSError.
     """
-    path, (tensors, _) = kept_path(files.text), open_text(files, _config(files))
+    path, (tensors, _) = kept_path(files.text), open_text(files, model_config(files.config))
     if not path.is_file() or any(tensors[key].itemsize == 1 for key in tensors):
         return None
     kept = _open_kept(files.text, tensors)
@@ -113,7 +113,7 @@ def text_footprint(
     files: ModelFiles, device: torch.device | str, dtype: torch.dtype, precision: str = "auto", residence: str = "auto"
 ) -> Footprint:
     """What ``load_text_encoder`` would take, told by the shapes in the file; raises what check_text raises."""
-    config = _config(files)
+    config = model_config(files.config)
     tensors, _ = open_text(files, config)
     found = _precision(files.text, tensors, precision)
     shapes = {key: t.shape for key, t in tensors.items()}
@@ -148,13 +148,6 @@ def _tokenizer(folder: Path, text_len: int, changed: int, size: int) -> Tokenize
         raise CheckpointError(str(error)) from error
 
 
-def _config(files: ModelFiles) -> ModelConfig:
-    try:
-        return ModelConfig.from_json(files.config)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-
-
 def _precision(path: Path, tensors: Mapping[str, Tensor], asked: str) -> str:
     """What the encoder of a file runs in. Raises ValueError naming ``text_precision`` for what the file cannot give."""
     if asked not in ("auto", "bf16", "int8", "fp8"):
@@ -173,7 +166,7 @@ def _precision(path: Path, tensors: Mapping[str, Tensor], asked: str) -> str:
                 f"{some(odd)} has {tensors[odd[0]].shape[1]}"
             )
         return "int8"
-    return _NAMES[tensors[linears[0]].dtype]
+    return dtype_name(tensors[linears[0]].dtype)
 
 
 Form = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor that is to be held

@@ -95,7 +95,7 @@ def anonymous(which):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(which)) * 1024
 files = locate(sys.argv[1])
 import longlive_optimized.weights.text as text
-text.open_text(files, text._config(files))
+text.open_text(files, text.model_config(files.config))
 text.quantize_blocks(torch.ones(64, 64))
 before, most = anonymous("RssAnon"), [0]
 def progress(done, total):

@@ -12,8 +12,9 @@ from ...kernels import native
 from ...kernels.causal_conv import GROUP, GROUP_INT8
 from ...kernels.registry import forced
 from ...kernels.triton_import import triton
+from ...plain import dtype_name
 from ..autoencoder import Autoencoder
-from ..codec import NewGraphs, name_of
+from ..codec import NewGraphs
 from ..config import VaeConfig
 from ..wan.model import WanVae
 from .decode import PackedDecoder
@@ -45,7 +46,7 @@ class PackedCodec:
             raise ValueError(f"vae must have widths that are multiples of {group} to be packed, got {vae.config}")
         self._saturated = Saturated(vae.device) if int8 else None
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
-        self.precision = "int8" if int8 else name_of(vae.dtype)
+        self.precision = "int8" if int8 else dtype_name(vae.dtype)
         self._low_memory, self.in_parts = low_memory, in_parts
 
     @staticmethod
