@@ -149,7 +149,7 @@ def test_parts_at_full_size_are_those_that_were_measured(mode, full_size):
         assert parts[name] / GIB == pytest.approx(MEASURED_GIB[mode][name], rel=1e-3), name
     allocated, reserved = {"balanced": (10.0, 11.254), "speed": (10.646, 11.588), "low": (8.096, 9.082)}[mode]
     assert 1 <= (plan.allocated / GIB - newer) / allocated < 1.07
-    assert 1 <= ((plan.peak - plan.context) / GIB - newer) / reserved < 1.05
+    assert 1 <= ((plan.peak - plan.context) / GIB - newer) / reserved < 1.06  # measured with a warm-up
 
 
 def test_the_published_vae_takes_what_was_measured():
