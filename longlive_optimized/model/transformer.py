@@ -62,7 +62,7 @@ class Hint(NamedTuple):
     scale: Tensor  # float32 [1], on the device: a captured pass reads it anew
 
 
-# Of a pass: its tokens [N, D] before the first layer, ``Modulation.time``, and its policy, to each layer's hint in turn.
+# A pass's tokens [N, D] before the first layer, its ``Modulation.time`` and its policy to each layer's hint in turn.
 Hints = Callable[[Tensor, Tensor, Policy], Iterator[Hint | None]]
 
 
