@@ -53,7 +53,6 @@ class ControlBranch(NarrowNetwork):
         blocks = nn.ModuleList(TransformerBlock(config, parts_at(held, layer), **where) for layer in beside)
         self.blocks = cast("Sequence[TransformerBlock]", blocks)
         self.after = cast("Sequence[Linear]", nn.ModuleList(Linear(d, d, **where) for _ in beside))
-        self.adapted: frozenset[str] = frozenset()  # as Transformer's
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..model.config import ModelConfig
 from ..model.control import ControlBranch, control_shapes
-from ..model.narrow import NarrowNetwork
 from ..model.slot import Slot
 from ..model.transformer import Transformer, generator_shapes
 from ..vae.autoencoder import Autoencoder
@@ -37,7 +36,6 @@ __all__ = [
     "load_text_encoder",
     "load_vae",
     "read_generator",
-    "refill_control",
     "refill_generator",
 ]
 
@@ -100,11 +98,10 @@ def load_control(
 ) -> ControlBranch:
     """VACE's module, with what ``loras`` name of it folded in; LongLive's LoRA is not for it. ``int8_only``, and what
     is raised, as load_generator's."""
-    config, reading = model_config(files.config), _reading_control(files, loras)
-    tensors, users = _open_control(files, config), _of_control(config, loras)
+    config, reading = model_config(files.config), _reading(files, loras, control=True)
+    tensors, users = _open_control(files, config), _joined(open_user_loras(loras, _adaptable(config, True)))
     branch = ControlBranch(config, device=device, dtype=dtype, int8_only=int8_only)
     _fill(branch.checkpoint_slots(), tensors, reading, progress, (users,))
-    branch.adapted = frozenset(users)
     return branch
 
 
@@ -120,29 +117,18 @@ def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.d
     return weights
 
 
-def refill_control(branch: ControlBranch, files: ModelFiles, loras: Sequence[UserLora]) -> None:
-    """``refill_generator`` for VACE's module: raises RuntimeError, OutOfMemoryError if it is then partly new."""
-    config, reading = branch.config, _reading_control(files, loras)
-    tensors, users = _open_control(files, config), _of_control(config, loras)
-    branch.adapted |= users.keys()
-    slots = {key: slot for key, slot in branch.checkpoint_slots().items() if key in branch.adapted}
-    if slots:
-        _refill(branch, slots, tensors, reading, None, (users,))
-        branch.adapted = frozenset(users)
-
-
 def refill_generator(
     model: Transformer,
     files: ModelFiles,
     loras: Sequence[UserLora],
     progress: BytesDone | None = None,
-    control: bool = False,
+    branch: ControlBranch | None = None,
 ) -> None:
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
     Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``: addresses stay, and
     nothing drifts. What is held in 8 bits follows, beside them or alone.
-    control: as load_generator's.
+    branch: VACE's module, which they may adapt too, as ``load_control`` gave it; it follows.
     ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
     may be under way; the caller computes anew what the old weights gave (keys and values).
 
@@ -150,32 +136,27 @@ def refill_generator(
     RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
     again, or load anew.
     """
-    config, reading = model_config(files.config), _reading(files, loras)
+    config, reading = model_config(files.config), _reading(files, loras, control=branch is not None)
     if config != model.config:
         raise ValueError(f"files: the model was not made from {files.config}")
-    tensors, own, users = _open_generator(files, config, loras, control)
+    tensors, own, users = _open_generator(files, config, loras, control=branch is not None)
+    networks: list[Transformer | ControlBranch] = [model]
+    if branch:
+        networks.append(branch)
+        tensors |= _open_control(files, config)
     model.adapted |= users.keys()
-    slots = {key: slot for key, slot in model.checkpoint_slots().items() if key in model.adapted}
+    every = {key: slot for network in networks for key, slot in network.checkpoint_slots().items()}
+    slots = {key: slot for key, slot in every.items() if key in model.adapted}
     if not slots:
         return
-    _refill(model, slots, tensors, reading, progress, (own, users))
-    model.adapted = frozenset(users)
-
-
-def _refill(
-    network: NarrowNetwork,
-    slots: Mapping[str, Slot],
-    tensors: Mapping[str, Tensor],
-    reading: Reading,
-    progress: BytesDone | None,
-    adapters: Sequence[Adapter],
-) -> None:
     try:
-        _fill(slots, tensors, reading, progress, adapters)
-        network.weights_changed()
+        _fill(slots, tensors, reading, progress, (own, users))
+        for network in networks:
+            network.weights_changed()
     except Exception as error:
         kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
         raise kind(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
+    model.adapted = frozenset(users)
 
 
 def load_vae(
@@ -206,8 +187,7 @@ def _open_generator(
     shapes = generator_shapes(config)
     check_tensors(files.generator, tensors, shapes, files.config)
     own = open_adapter(files.lora, shapes) if files.lora else {}
-    users = _joined(open_user_loras(loras, _adaptable(config, control)))
-    return tensors, own, {key: terms for key, terms in users.items() if key in shapes}
+    return tensors, own, _joined(open_user_loras(loras, _adaptable(config, control)))
 
 
 def _open_control(files: ModelFiles, config: ModelConfig) -> dict[str, Tensor]:
@@ -226,19 +206,9 @@ def _adaptable(config: ModelConfig, control: bool) -> dict[str, torch.Size]:
     return generator_shapes(config) | (control_shapes(config) if control else {})
 
 
-def _of_control(config: ModelConfig, loras: Sequence[UserLora]) -> Adapter:
-    """What ``loras`` add to VACE's module."""
-    users, own = _joined(open_user_loras(loras, _adaptable(config, True))), control_shapes(config)
-    return {key: terms for key, terms in users.items() if key in own}
-
-
-def _reading(files: ModelFiles, loras: Sequence[UserLora] = ()) -> Reading:
-    paths = [files.generator, files.lora, *(lora.path for lora in loras if isinstance(lora, UserLora))]
-    return Reading(path for path in paths if path)
-
-
-def _reading_control(files: ModelFiles, loras: Sequence[UserLora]) -> Reading:
-    paths = [files.control, *(lora.path for lora in loras if isinstance(lora, UserLora))]
+def _reading(files: ModelFiles, loras: Sequence[UserLora] = (), control: bool = False) -> Reading:
+    own = files.generator, files.lora, files.control if control else None
+    paths = [*own, *(lora.path for lora in loras if isinstance(lora, UserLora))]
     return Reading(path for path in paths if path)
 
 
