@@ -1,9 +1,9 @@
 """What control costs: ``python tests/measure/control.py MODEL --json FILE``, with a model made with ``--control``.
 
 Milliseconds of a block without control, with a control video, with one of whose frames masks keep a part, and with a
-reference alone; for each size, with four steps and with two. A few blocks of each in turn, so that the card's clocks are
-the same for all. Then peak memory of each kind alone, and the longest block while control comes and goes. Writes rows as
-those of docs/measurements.
+reference alone; for each size, with four steps and with two. A few blocks of each in turn, so that the card's clocks
+are the same for all. Then peak memory of each kind alone, and the longest block while control comes and goes. Writes
+rows as those of docs/measurements.
 """
 
 from __future__ import annotations
