@@ -1,4 +1,4 @@
-"""A control branch for the built-in model: ``python -m longlive_optimized.tinyworld.control FOLDER --seconds 90``.
+"""A control branch for the built-in model: ``python -m longlive_optimized.tinyworld.control FOLDER``.
 
 Trains VACE's layers beside a frozen network, on two kinds of control: silhouettes (grey shapes on black) that the video
 is to follow, and clips of which a box is to be made anew. Shapes stand where they like, not where their noise would put
@@ -73,7 +73,8 @@ class Training:
 
     def __init__(self, model: str | Path, clips: int, seed: int, device: torch.device):
         files, where = locate(model), (device, torch.float32)
-        self.model, self._vae = load_generator(files, *where), load_vae(files, *where)
+        self.model = load_generator(files, *where)
+        self._vae = load_vae(files, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         self._text, self.device = load_text_encoder(files, *where), device
         torch.manual_seed(seed)
         self.branch = new_branch(self.model)
@@ -148,7 +149,8 @@ class Training:
         return frames.movedim(-1, 1) / 127.5 - 1
 
     def _encode(self, frames: Tensor) -> Tensor:
-        return normalise(encode(self._vae, frames.contiguous(memory_format=torch.channels_last_3d))[0])
+        frames = frames.to(self._vae.dtype).contiguous(memory_format=torch.channels_last_3d)
+        return normalise(encode(self._vae, frames)[0].float())
 
 
 def new_branch(model: nn.Module) -> ControlBranch:
@@ -236,11 +238,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="of a model; the module goes where locate finds it there")
     parser.add_argument("--model", default="tiny", help="folder, or 'tiny', to train beside")
-    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--seconds", type=float, default=70.0)
     parser.add_argument("--steps", type=int, help="instead of the seconds")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3, help="of learning")
-    parser.add_argument("--clips", type=int, default=2000)
+    parser.add_argument("--clips", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)

@@ -8,7 +8,7 @@ from longlive_optimized.model.control import ControlBranch, PassControl, context
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
 from longlive_optimized.tinyworld import forward as training
-from longlive_optimized.tinyworld.control import new_branch, opening, outlines, stream
+from longlive_optimized.tinyworld.control import measure, new_branch, opening, outlines, stream
 from longlive_optimized.tinyworld.render import NATIVE, layouts, render
 from longlive_optimized.tinyworld.score import centre_of, shown
 from longlive_optimized.tinyworld.world import Scene, Shape
@@ -81,3 +81,25 @@ def test_a_silhouette_is_where_the_shapes_are():
     assert ((wanted & got).sum() / (wanted | got).sum()).item() > 0.8
     for a, b in zip(wanted, got, strict=True):
         assert sum(abs(p - q) for p, q in zip(centre_of(a.float()), centre_of(b.float()), strict=True)) < 1
+
+
+class Obedient:
+    """An engine that shows the scene where the silhouette is, or ``off`` pixels beside it."""
+
+    def __init__(self, off):
+        self.off = off
+
+    def open_stream(self, seed):
+        return None
+
+    def generate_block(self, request, stream):
+        assert request.control.scale == 1
+        shape = request.control.frames.roll(self.off, 2)[..., :1] > 95
+        return torch.where(shape, torch.tensor([40, 200, 70]), torch.tensor([25, 60, 120])).to(torch.uint8)
+
+
+def test_following_is_measured():
+    exact, off = (measure(Obedient(pixels), 6, blocks=2) for pixels in (0, 5))
+    assert exact["overlap"] > 0.8 and exact["pixels"] < 0.7
+    assert off["overlap"] < 0.7 and abs(off["pixels"] - 5) < 0.7
+    assert {"overlap", "pixels"} < exact.keys()
