@@ -2,8 +2,8 @@
 
 What we do otherwise on purpose (docs/model.md 14.5) is done here as scope does it: one encoder state for all, and keys
 of zeros in the branch's attention. Replaced beside what that module names: scope's compiled flex attention, which is
-given no mask, by torch's attention. Our engine goes without LongLive's LoRA, as scope does with VACE, unawares:
-``test_scope_runs_without_longlives_lora``.
+given no mask, by torch's attention. A newer PEFT than scope's finds no place for LongLive's LoRA in a network that VACE
+has wrapped, and says nothing: our engine then goes without it, too.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ def without_lora(folder, tmp_path_factory):
 
 
 @pytest.fixture
-def engine(without_lora):
+def engine(folder, without_lora, scope):
+    halves = [weight for key, weight in scope.pipeline.components.generator.named_parameters() if "lora_B" in key]
+    assert len(halves) == 10 * LAYERS
+    loaded = any(weight.any() for weight in halves)
     config = OptimizationConfig(
         height=HEIGHT,
         width=WIDTH,
@@ -89,7 +92,7 @@ def engine(without_lora):
         model_dtype="float32",
         control=True,
     )
-    engine = LongLiveEngine(without_lora, config, device="cpu")
+    engine = LongLiveEngine(folder if loaded else without_lora, config, device="cpu")
     stream = engine.stream
     stream.passes.control = WithZeroKeys(engine.control, parity.GRID, most=6)
     stream.control_input.context = functools.partial(stream.control_input.context, shared=stream.encoder)
@@ -112,16 +115,6 @@ def pictures(tmp_path):
         image.fromarray(np.asarray(picture)).save(tmp_path / f"{i}.png")
         found.append((str(tmp_path / f"{i}.png"), picture))
     return found
-
-
-def test_scope_runs_without_longlives_lora(scope, folder):
-    """The LoRA's names lack ``causal_wan_model``, where VACE has put the network, and what fits nothing is passed over:
-    every B is still what it was made as, zeros."""
-    halves = {key: weight for key, weight in scope.pipeline.components.generator.named_parameters() if "lora_B" in key}
-    assert len(halves) == 10 * LAYERS and not any(weight.any() for weight in halves.values())
-    assert all("causal_wan_model" in key for key in halves)
-    file = torch.load(locate(folder).lora, weights_only=True)["generator_lora"]
-    assert len(file) == 20 * LAYERS and not any("causal_wan_model" in key for key in file)
 
 
 KINDS = "frames", "masks", "reference", "both", "first", "last", "ends and masks"
