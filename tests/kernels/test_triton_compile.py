@@ -19,7 +19,7 @@ from longlive_optimized.kernels import qk_norm_rope_store, quantize, quantize_ke
 from longlive_optimized.kernels import ring_attention, rms_norm, rotate_sinks, x0_renoise
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
-SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 0}
+SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 0, "HEADS": 4}
 SIZES |= {"BITS": False, "ALIGNED": True}
 INTEGERS = ("shift_stride", "scale_stride", "group_rows", "size", "tokens", "sinks", "time_pairs")
 INTEGERS += ("sink", "origin", "sink_tokens", "ring_tokens", "gate_stride", "gate_rows", "count", "index")
