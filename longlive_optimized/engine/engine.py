@@ -96,6 +96,7 @@ class LongLiveEngine:
             self.codec = codec_for(self.vae, *how)
             if self.codec.copies:
                 self.vae.cpu()
+        self.devices.release()  # what weights passed through on their way
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._mixed = False  # weights of other LoRA scales beside each other
