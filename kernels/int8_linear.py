@@ -207,16 +207,14 @@ if triton:
         ) -> _Tile:
             """For x of so many groups of ``depth`` columns; programs of ``width`` channels, or, with None, of as many
             as is fast. ``aligned``: rows of x and weight begin at multiples of 16 bytes."""
-            # L2 binds: large tiles read less. Elsewhere products of integers take longer, or registers hold operands.
+            # Two programs a multiprocessor: one's products fill the other's waits. GELU's group takes a whole one.
             hopper = capability[0] == 9
             if hopper and aligned and (tile := cls._copied(channels, groups, depth, width)):
                 return tile
             step, stages = (128, 3) if hopper else (64, 4)
             bits = capability == (8, 0)  # where the conversion takes four times an addition
             if width is None:
-                if hopper and groups == 1 and channels >= 4096:  # enough programs for all multiprocessors
-                    return cls(128, 256, step, 8, stages)
-                two = hopper and groups == 1  # programs share a multiprocessor
+                two = hopper and groups == 1  # sums of a group in integers, and in floats: one
                 return cls(128, 128, step, 8, stages, registers=128 if two else None, bits=bits)
             block = max(16, triton.next_power_of_2(width))
             if groups > 1 and block > 128:  # sums of integers and of floats
@@ -231,10 +229,10 @@ if triton:
                 return cls(128, 128, depth, 8, 3, copied=True) if whole else None
             if depth % 128:
                 return None
-            if width == 256 or (width is None and channels >= 4096 and channels % 256 == 0):
+            if width == 256:
                 return cls(128, 256, 128, 8, 4, copied=True)
-            two = width is None and channels % 128 == 0  # programs share a multiprocessor
-            return cls(128, 128, 128, 8, 3, registers=128, copied=True) if two else None
+            whole = width is None and channels % 128 == 0
+            return cls(128, 128, 128, 8, 3, registers=128, copied=True) if whole else None
 
     @triton.jit
     def _operands(a, b, start, step, depth, EVEN: tl.constexpr):
