@@ -309,7 +309,12 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
-    NotRun("docs/performance.md", "*", "python tests/measure/(overlap|compare_builds|memory|memory_plan|presets).py .*", _GPU),
+    NotRun(
+        "docs/performance.md",
+        "*",
+        "python tests/measure/(overlap|compare_builds|memory|memory_plan|presets).py .*",
+        _GPU,
+    ),
     NotRun(
         "docs/CONTRIBUTING.md", "Versions", "tests/measure/versions.sh.*", _NET + "; .ci/run runs its part of video"
     ),
