@@ -324,6 +324,13 @@ NOT_RUN: tuple[NotRun, ...] = (
         "python -m longlive_optimized.tinyworld.train",
         "trains for minutes on a GPU",
     ),
+    NotRun("docs/tinyworld.md", "Control", "python -m longlive_optimized.tinyworld.control FOLDER", "trains on a GPU"),
+    NotRun(
+        "docs/tinyworld.md",
+        "Control",
+        "python -m longlive_optimized.tinyworld.evaluate control --model FOLDER",
+        "wants what that has trained; tests/tinyworld tries the measure",
+    ),
     NotRun("docs/CONTRIBUTING.md", "Test", "python tests/docs/run_commands.py", "this very script"),
     NotRun("docs/CONTRIBUTING.md", "*", r"\.ci/run", "lint and the suite, minutes: it runs before each merge"),
     # Passages
