@@ -200,7 +200,10 @@ def steer(control: Control, position: int, like: Tensor) -> Steered | None:
     extended = any(picture is not None for picture, _ in ends)
     if control.frames is None and not extended:
         return None
-    frames, masks = like.new_zeros(count, 3, *size), torch.ones(count, 1, *size, device=like.device)  # mid-grey, white
+    frames, masks = (
+        like.new_zeros(count, 3, *size),
+        torch.ones(count, 1, *size, dtype=torch.float32, device=like.device),
+    )  # mid-grey, white
     given = cast("Tensor | Sequence[Tensor] | None", control.masks)  # tensors, since the control was made
     if control.frames is not None:
         frames = prepare_video(cast(Tensor, control.frames), count, *size, like.dtype, like.device)
