@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .causal_conv import (
-    _CHUNK,
     _EPS,
     _PART,
     _RESULTS,
@@ -21,7 +20,6 @@ from .causal_conv import (
     _SLICES,
     _TAPS,
     GROUP,
-    GROUP_INT8,
     LARGEST,
     Kind,
     _check,
@@ -49,6 +47,15 @@ def _whole_steps_of(y, live, saturated, inverse, MOST: tl.constexpr):
 
 
 @triton.jit
+def _silu(z):
+    return tl.inline_asm_elementwise(
+        "{ .reg .f32 e; mul.ftz.f32 e, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 e, e; add.ftz.f32 e, e, 0f3F800000;"
+        " rcp.approx.ftz.f32 e, e; mul.ftz.f32 $0, $1, e; }",
+        "=f,f", [z], dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def _tile_at(t, frame, size, channel, pixel, area, GROUP: tl.constexpr):
     """Addresses of [pixel, channel] in a frame of ``size`` elements, whose channels lie in groups."""
     at = (channel // GROUP * area)[None] + pixel[:, None]
@@ -58,11 +65,14 @@ def _tile_at(t, frame, size, channel, pixel, area, GROUP: tl.constexpr):
 @triton.jit
 def _store_act(
     y, factor, gain, act, frame, size, channel, pixel, area, live, saturated, inverse,
-    INT8: tl.constexpr, MOST: tl.constexpr,
+    INT8: tl.constexpr, MOST: tl.constexpr, QUICK: tl.constexpr,
 ):  # fmt: skip
     """SiLU(y factor gain) into ``act``; y [pixels, channels] in float32."""
     z = y * factor[:, None] * gain[None]
-    z = z * tl.sigmoid(z)
+    if QUICK:
+        z = _silu(z)
+    else:
+        z = z * tl.sigmoid(z)
     if INT8:
         to = _tile_at(act, frame, size, channel, pixel, area, 16)
         tl.store(to, _whole_steps_of(z, live, saturated, inverse, MOST), mask=live)
@@ -115,70 +125,136 @@ def _no_sums(x, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def _flat(cube):
+    """[groups, pixels, values] as [pixels, groups * values]."""
+    return tl.reshape(tl.permute(cube, (1, 0, 2)), (cube.shape[1], cube.shape[0] * cube.shape[2]))
+
+
+@triton.jit
+def _weights(
+    stream, first, row, live, width, GROUP: tl.constexpr, STEP: tl.constexpr, EVERY: tl.constexpr,
+    CUBES: tl.constexpr, SMALL: tl.constexpr,
+):  # fmt: skip
+    """STEP values of rows of the weights, from the ``first`` group on: [rows, STEP]."""
+    if CUBES:
+        group, value = tl.arange(0, STEP // GROUP)[:, None, None], tl.arange(0, GROUP)[None, None, :]
+        row, live = row[None, :, None], live[None, :, None]
+    else:
+        k = tl.arange(0, STEP)
+        group, value, row, live = (k // GROUP)[None], (k % GROUP)[None], row[:, None], live[:, None]
+    if EVERY % STEP:
+        live &= first + group < EVERY // GROUP
+    at = (group * width + row) * GROUP + value
+    if CUBES:
+        at = tl.max_contiguous(at, [1, 2, GROUP])
+    found = tl.load(
+        stream + first * (width * GROUP) + at,
+        mask=live & (value >= 0),
+        other=0,
+        cache_modifier=".ca" if SMALL else ".cg",
+    )
+    return _flat(found) if CUBES else found
+
+
+@triton.jit
+def _seen(pixel, height, columns, top, left, SIDE: tl.constexpr):
+    """A bit for each tap: whether it reads a pixel of the frame."""
+    y, column = pixel // columns, pixel % columns
+    bits = tl.zeros_like(pixel)
+    for tap in tl.static_range(SIDE * SIDE):
+        down, right = y + (top + tap // SIDE), column + (left + tap % SIDE)
+        inside = (down >= 0) & (down < height) & (right >= 0) & (right < columns) & (y < height)
+        bits |= inside.to(tl.int32) << tap
+    return bits
+
+
+@triton.jit
+def _pixels(
+    i, x, groups, before, middle, frame, residual, residual_groups, residual_frame, pixel, seen, area, columns, top,
+    left, SLICES: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, GROUP: tl.constexpr,
+    STEP: tl.constexpr, RAGGED: tl.constexpr, COPY: tl.constexpr, CUBES: tl.constexpr,
+):  # fmt: skip
+    """What the i-th step multiplies, [pixels, STEP]: of one or several taps, chunks of 32 channels."""
+    TAPS: tl.constexpr = SIDE * SIDE
+    CHUNKS: tl.constexpr = DEPTH // 32
+    PRODUCTS: tl.constexpr = SLICES * CHUNKS * TAPS
+    if CUBES:
+        copy, value = tl.arange(0, STEP // COPY)[:, None, None], tl.arange(0, COPY)[None, None, :]
+        pixel, seen = pixel[None, :, None], seen[None, :, None]
+    else:
+        k = tl.arange(0, STEP)
+        pixel, seen, copy, value = pixel[:, None], seen[:, None], (k // COPY)[None], (k % COPY)[None]
+    group_of = copy * COPY % 32 // GROUP
+    at = group_of * (area * GROUP) + pixel * GROUP + (copy % (GROUP // COPY) * COPY + value)
+    if CUBES:
+        # A warp takes copies along the axis that seems to have the next longest run: that of pixels, not of groups.
+        at = tl.max_contiguous(at, [1, 2, COPY])
+    product = i
+    if STEP > 32:
+        product = i * (STEP // 32) + copy * COPY // 32
+    tap, chunk, here, of, wide = product % TAPS, product // TAPS, frame, x, groups
+    if SLICES == 3:
+        source, chunk = chunk // CHUNKS, chunk % CHUNKS
+        here = tl.where(source == 0, before, tl.where(source == 1, middle, frame))
+    if RESIDUAL:
+        added = product >= PRODUCTS
+        tap, chunk = tl.where(added, TAPS // 2, tap), tl.where(added, product - PRODUCTS, chunk)
+        here, of = tl.where(added, residual_frame, here), tl.where(added, residual, x)
+        wide = tl.where(added, residual_groups, groups)
+    group = chunk * (32 // GROUP)
+    there = here >= 0
+    if RAGGED:
+        there &= group + group_of < wide
+    if (PRODUCTS * 32 + RESIDUAL) % STEP:
+        there &= product < PRODUCTS + RESIDUAL // 32
+    origin = (here.to(tl.int64) * wide + group) * (area * GROUP)
+    origin += ((top + tap // SIDE) * columns + left + tap % SIDE) * GROUP
+    inside = (seen >> tl.where(there, tap, 31)) & 1
+    found = tl.load(of + origin + at, mask=(inside != 0) & (value >= 0), other=0, cache_modifier=".ca")
+    return _flat(found) if CUBES else found
+
+
+@triton.jit
 def accumulate(
     total, rest, x, groups, before, middle, frame, residual, residual_groups, residual_frame,
     weight, row, rest_row, row_live, rest_live, width, pixel, height, columns, top, left,
-    SLICES: tl.constexpr, SIDE: tl.constexpr, RESIDUAL: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr,
-    STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
+    SLICES: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, REST: tl.constexpr,
+    GROUP: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
+    COPY: tl.constexpr, CUBES: tl.constexpr, WEIGHT_CUBES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Add the products with a part's weights, in their order: slices, chunks, taps; then the residual's chunks.
 
-    ``top`` and ``left`` are where the first tap reads, relative to a pixel. ``frame`` is what the last slice reads,
-    of three ``before`` and ``middle`` what those before it do. RAGGED: the last step of a slice has fewer channels.
+    DEPTH and RESIDUAL count padded channels; RAGGED: there are fewer. ``top`` and ``left`` are where the first tap
+    reads, relative to a pixel. ``frame`` is what the last slice reads, of three ``before`` and ``middle`` what those
+    before it do. CUBES: pixels are loaded as [STEP / COPY, pixels, COPY], so that threads of a warp read pixels side by
+    side; WEIGHT_CUBES: and so are rows of the weights.
     """
-    TAPS: tl.constexpr = SIDE * SIDE
-    TOGETHER: tl.constexpr = STEP // 32  # chunks
-    k = tl.arange(0, STEP)
+    EVERY: tl.constexpr = SLICES * SIDE * SIDE * DEPTH + RESIDUAL
+    STEPS: tl.constexpr = (EVERY + STEP - 1) // STEP
     area = height * columns
-    at = pixel[:, None] * GROUP + (k // GROUP * (area * GROUP) + k % GROUP)[None]
-    part = (k // GROUP * (width * GROUP) + k % GROUP)[None]
-    y, column = pixel // columns, pixel % columns
-    steps = (groups * GROUP + STEP - 1) // STEP
-    products = SLICES * steps * TAPS
-    every = products
-    if RESIDUAL:
-        every += (residual_groups * GROUP + STEP - 1) // STEP
-    for i in range(0, every):
-        tap, step, here = i - i // TAPS * TAPS, i // TAPS % steps, frame
-        source = i // TAPS // steps
-        if SLICES == 3:
-            here = tl.where(source == 0, before, tl.where(source == 1, middle, frame))
-        down, right = top + tap // SIDE, left + tap % SIDE
-        chunk = i // TAPS * TOGETHER * TAPS + tap
-        if RAGGED:
-            chunk = (source * ((groups * GROUP + 31) // 32) + step * TOGETHER) * TAPS + tap
-        apart, of, wide = TAPS - 1, x, groups
-        if RESIDUAL:
-            added = i >= products
-            step, here = tl.where(added, i - products, step), tl.where(added, residual_frame, here)
-            down, right = tl.where(added, 0, down), tl.where(added, 0, right)
-            chunk = tl.where(added, i * TOGETHER, chunk)
-            apart, wide = tl.where(added, 0, TAPS - 1), tl.where(added, residual_groups, groups)
-            of = tl.where(added, residual, x)
-        inside = pixel < tl.where(here >= 0, area, 0)
-        if SIDE > 1:
-            inside &= (y + down >= 0) & (y + down < height) & (column + right >= 0) & (column + right < columns)
-        held = (k // GROUP < wide - step * (STEP // GROUP))[None]
-        origin = of + (here.to(tl.int64) * wide + step * (STEP // GROUP)) * (area * GROUP)
-        origin += (down * columns + right) * GROUP
-        left_side = tl.load(origin + at, mask=inside[:, None] & held, other=0, cache_modifier=".ca")
-        stream = weight + chunk * (32 * width)
-        within = part
-        if TOGETHER > 1:  # a tap's weights of the next chunk lie behind all taps of this one
-            within += (k // 32 * (apart * 32 * width))[None]
-        live = row_live[:, None]
-        if RAGGED:
-            live &= held
-        at_row = stream + ((row * GROUP)[:, None] + within)
-        right_side = tl.load(at_row, mask=live, other=0, cache_modifier=".ca" if SMALL else ".cg")
-        total = _product(left_side, tl.trans(right_side), total, WIDE)
+    seen = _seen(pixel, height, columns, top, left, SIDE)
+    if AHEAD:
+        following = _pixels(
+            0, x, groups, before, middle, frame, residual, residual_groups, residual_frame, pixel, seen, area, columns,
+            top, left, SLICES, SIDE, DEPTH, RESIDUAL, GROUP, STEP, RAGGED, COPY, CUBES,
+        )  # fmt: skip
+    for i in range(0, STEPS):
+        left_side = _pixels(
+            tl.minimum(i + 1, STEPS - 1) if AHEAD else i, x, groups, before, middle, frame, residual, residual_groups,
+            residual_frame, pixel, seen, area, columns, top, left,
+            SLICES, SIDE, DEPTH, RESIDUAL, GROUP, STEP, RAGGED, COPY, CUBES,
+        )  # fmt: skip
+        if AHEAD:
+            now = following
+            following = left_side
+        else:
+            now = left_side
+        first = i * (STEP // GROUP)
+        right_side = _weights(weight, first, row, row_live, width, GROUP, STEP, EVERY, WEIGHT_CUBES, SMALL)
+        total = _product(now, tl.trans(right_side), total, WIDE)
         if REST:
-            live = rest_live[:, None]
-            if RAGGED:
-                live &= held
-            at_row = stream + ((rest_row * GROUP)[:, None] + within)
-            right_side = tl.load(at_row, mask=live, other=0, cache_modifier=".ca" if SMALL else ".cg")
-            rest = _product(left_side, tl.trans(right_side), rest, WIDE)
+            right_side = _weights(weight, first, rest_row, rest_live, width, GROUP, STEP, EVERY, WEIGHT_CUBES, SMALL)
+            rest = _product(now, tl.trans(right_side), rest, WIDE)
     return total, rest
 
 
@@ -205,9 +281,11 @@ def _kernel(
     x, frames, weight, scale, bias, residual, residual_frames, raw, raw_frames, act, act_frames, gain, saturated,
     height, columns, count, groups, residual_groups, channels, width, span, part_size, inverse, eps,
     SLICES: tl.constexpr, SIDE: tl.constexpr, RESULTS: tl.constexpr, PERMUTED: tl.constexpr, GROUP: tl.constexpr,
-    RESIDUAL: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr, INT8: tl.constexpr,
-    MOST: tl.constexpr, ROUNDED: tl.constexpr, FULL: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr,
-    REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
+    DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr,
+    INT8: tl.constexpr, MOST: tl.constexpr, ROUNDED: tl.constexpr, FULL: tl.constexpr, PIXELS: tl.constexpr,
+    FIRST: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr,
+    WIDE: tl.constexpr, COPY: tl.constexpr, CUBES: tl.constexpr, WEIGHT_CUBES: tl.constexpr, AHEAD: tl.constexpr,
+    QUICK: tl.constexpr,
 ):  # fmt: skip
     # In this order programs that run side by side read the same input: spans of channels, then time, then space.
     spans = (width + span - 1) // span
@@ -243,7 +321,7 @@ def _kernel(
     total, rest = accumulate(
         total, rest, x, groups, before, middle, last, residual, residual_groups, residual_frame,
         weight, packed, rest_packed, row_live, rest_live, width, pixel, height, columns, top, left,
-        SLICES, SIDE, RESIDUAL, REST, GROUP, STEP, RAGGED, SMALL, WIDE,
+        SLICES, SIDE, DEPTH, RESIDUAL, REST, GROUP, STEP, RAGGED, SMALL, WIDE, COPY, CUBES, WEIGHT_CUBES, AHEAD,
     )  # fmt: skip
 
     channel, rest_channel = part % parts * width + row, part % parts * width + rest_row
@@ -277,12 +355,14 @@ def _kernel(
         factor = tl.rsqrt(squares / channels + eps)
         to = tl.load(act_frames + out_frame)
         gains = tl.load(gain + channel, mask=row_live, other=0.0)
-        _store_act(total, factor, gains, act, to, size, channel, pixel, area, mask, saturated, inverse, INT8, MOST)
+        _store_act(
+            total, factor, gains, act, to, size, channel, pixel, area, mask, saturated, inverse, INT8, MOST, QUICK
+        )
         if REST:
             gains = tl.load(gain + rest_channel, mask=rest_live, other=0.0)
             _store_act(
                 rest, factor, gains, act, to, size, rest_channel, pixel, area, rest_mask, saturated, inverse,
-                INT8, MOST,
+                INT8, MOST, QUICK,
             )  # fmt: skip
 
 
@@ -296,11 +376,16 @@ class Tile(NamedTuple):
     STEP: int
     num_warps: int
     num_stages: int
+    COPY: int  # channels of a pixel that are copied at once
+    CUBES: bool
+    WEIGHT_CUBES: bool
+    SMALL: bool  # tiles side by side may find their weights in the first-level cache
+    AHEAD: bool = False
+    QUICK: bool = False
 
     @classmethod
-    def of(cls, width: int, depth: int, residual: int, size: int, shared: int) -> Tile:
-        """For parts of ``width`` channels, ``depth`` and ``residual`` padded ones read, of ``size`` bytes each; with
-        ``shared`` bytes of memory a CTA."""
+    def of(cls, width: int, size: int, shared: int) -> Tile:
+        """For parts of ``width`` channels whose values have ``size`` bytes; ``shared`` bytes of memory are a CTA's."""
         narrow = size < 4
         most = _PART if narrow else 64
         span = width if width <= most else most if narrow and width % most == 0 else 64
@@ -311,48 +396,48 @@ class Tile(NamedTuple):
         # small tiles run side by side: the epilogue of one overlaps the products of the other.
         large = narrow and span > 96
         space = min(shared, 160 * 1024) // (1 if large else 2)
-        row = (pixels + first + rest) * size
+        step = 64 if size == 1 else 32
         hopper = shared > 200 * 1024  # or Blackwell's tensor memory; else operands and sums share the registers
-        step = _step(depth, residual, row, size, space, hopper)
-        fitting = space // (row * step) + (not hopper)  # where registers hold one of the stages
-        return cls(span, pixels, first, rest, step, 8 if large else 4, min(4, fitting))
+        fitting = space // ((pixels + first + rest) * size * step) + (not hopper)  # registers hold one of the stages
+        return cls(
+            span, pixels, first, rest, step, 8 if large else 4, min(4, fitting), 16 // size, True, not hopper, not large
+        )
 
 
-def _step(depth: int, residual: int, row: int, size: int, space: int, hopper: bool) -> int:
-    """Channels that are multiplied together: on Hopper 64 bytes of a pixel, or 128 where four stages of them fit."""
-    if not hopper or depth <= _CHUNK:
-        return _CHUNK
-    least = max(_CHUNK, 64 // size)  # of int8 the last of them may be filled up: that costs less than more steps
-    fits = 4 * row * 2 * least <= space and depth % (2 * least) == residual % (2 * least) == 0
-    return 2 * least if fits else least
-
-
-def static(kind: int, depth: int, tile: Tile, size: int) -> dict[str, object]:
-    """What the kernel's loop is compiled for; ``size``: bytes of a value of x."""
+def static(kind: int, x: Tensor, tile: Tile, residual: Tensor | None = None) -> dict[str, object]:
+    """What the kernel's loop is compiled for; ``residual``: what is multiplied."""
+    read = [x] if residual is None else [x, residual]
     return {
         "SLICES": _SLICES[kind],
         "SIDE": math.isqrt(_TAPS[kind]),
-        "GROUP": GROUP_INT8 if size == 1 else GROUP,
+        "GROUP": x.shape[-1],
+        "DEPTH": _padded(x),
+        "RESIDUAL": 0 if residual is None else _padded(residual),
         "PIXELS": tile.PIXELS,
         "FIRST": tile.FIRST,
         "REST": tile.REST,
         "STEP": tile.STEP,
-        "RAGGED": depth % tile.STEP != 0,
-        "SMALL": tile.num_warps < 8,  # tiles side by side may find their weights in the first-level cache
-        "WIDE": INTERPRETED or size == 4,
+        "RAGGED": any(_padded(t) != t.shape[1] * t.shape[-1] for t in read),
+        "SMALL": tile.SMALL,
+        "WIDE": INTERPRETED or x.element_size() == 4,
+        "COPY": tile.COPY,
+        "CUBES": tile.CUBES,
+        "WEIGHT_CUBES": tile.WEIGHT_CUBES,
+        "AHEAD": tile.AHEAD,
     }
 
 
 def _static(
-    kind: int, width: int, depth: int, tile: Tile, size: int, rounded: torch.dtype, residual: bool, raw: bool,
-    act: bool, in_int8: bool,
+    kind: int, x: Tensor, width: int, tile: Tile, rounded: torch.dtype, residual: Tensor | None, raw: bool, act: bool,
+    in_int8: bool,
 ) -> dict[str, object]:  # fmt: skip
     """What the kernel is compiled for; see ``launch``."""
-    return static(kind, depth, tile, size) | {
+    multiplied = x.element_size() > 1
+    return static(kind, x, tile, residual if multiplied else None) | {
         "RESULTS": _RESULTS[kind],
+        "QUICK": tile.QUICK and not INTERPRETED,
         "PERMUTED": width % _RUN == 0,
-        "RESIDUAL": residual and size > 1,
-        "ADDED": residual and size == 1,
+        "ADDED": residual is not None and not multiplied,
         "RAW": raw,
         "ACT": act,
         "INT8": in_int8,
@@ -421,9 +506,7 @@ def launch(
     channels = len(bias) // doubled
     width = _width(channels)
     count, (height, columns) = len(frames) - _history(kind), x.shape[2:4]
-    size, depth = x.element_size(), _padded(x)
-    multiplied = 0 if residual is None or scale is not None else _padded(residual)
-    tile = Tile.of(width, depth, multiplied, size, shared_memory(x.device))
+    tile = Tile.of(width, x.element_size(), shared_memory(x.device))
     fused = act is not None and tile.span == channels  # else no program has all channels, which the norm needs
     if act is not None and not fused and raw is None:
         shape = doubled * count, channels // GROUP, larger * height, larger * columns, GROUP
@@ -442,7 +525,7 @@ def launch(
             gain if fused else unused, saturated if in_int8 else unused,
             height, columns, count, x.shape[1], 0 if residual is None else residual.shape[1], channels, width,
             tile.span, weight.shape[1], 1 / act_scale if in_int8 else 0.0, _EPS / channels,
-            **_static(kind, width, depth, tile, size, dtype, residual is not None, raw is not None, fused, in_int8),
+            **_static(kind, x, width, tile, dtype, residual, raw is not None, fused, in_int8),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     if not (fused or raw is None or act is None or act_frames is None or gain is None):
