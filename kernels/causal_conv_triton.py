@@ -47,15 +47,6 @@ def _whole_steps_of(y, live, saturated, inverse, MOST: tl.constexpr):
 
 
 @triton.jit
-def _silu(z):
-    return tl.inline_asm_elementwise(
-        "{ .reg .f32 e; mul.ftz.f32 e, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 e, e; add.ftz.f32 e, e, 0f3F800000;"
-        " rcp.approx.ftz.f32 e, e; mul.ftz.f32 $0, $1, e; }",
-        "=f,f", [z], dtype=tl.float32, is_pure=True, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def _tile_at(t, frame, size, channel, pixel, area, GROUP: tl.constexpr):
     """Addresses of [pixel, channel] in a frame of ``size`` elements, whose channels lie in groups."""
     at = (channel // GROUP * area)[None] + pixel[:, None]
@@ -65,14 +56,11 @@ def _tile_at(t, frame, size, channel, pixel, area, GROUP: tl.constexpr):
 @triton.jit
 def _store_act(
     y, factor, gain, act, frame, size, channel, pixel, area, live, saturated, inverse,
-    INT8: tl.constexpr, MOST: tl.constexpr, QUICK: tl.constexpr,
+    INT8: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """SiLU(y factor gain) into ``act``; y [pixels, channels] in float32."""
     z = y * factor[:, None] * gain[None]
-    if QUICK:
-        z = _silu(z)
-    else:
-        z = z * tl.sigmoid(z)
+    z = z * tl.sigmoid(z)
     if INT8:
         to = _tile_at(act, frame, size, channel, pixel, area, 16)
         tl.store(to, _whole_steps_of(z, live, saturated, inverse, MOST), mask=live)
@@ -133,7 +121,7 @@ def _flat(cube):
 @triton.jit
 def _weights(
     stream, first, row, live, width, GROUP: tl.constexpr, STEP: tl.constexpr, EVERY: tl.constexpr,
-    CUBES: tl.constexpr, SMALL: tl.constexpr,
+    CUBES: tl.constexpr,
 ):  # fmt: skip
     """STEP values of rows of the weights, from the ``first`` group on: [rows, STEP]."""
     if CUBES:
@@ -147,12 +135,8 @@ def _weights(
     at = (group * width + row) * GROUP + value
     if CUBES:
         at = tl.max_contiguous(at, [1, 2, GROUP])
-    found = tl.load(
-        stream + first * (width * GROUP) + at,
-        mask=live & (value >= 0),
-        other=0,
-        cache_modifier=".ca" if SMALL else ".cg",
-    )
+    at += first * (width * GROUP)
+    found = tl.load(stream + at, mask=live & (value >= 0), other=0, cache_modifier=".cg")
     return _flat(found) if CUBES else found
 
 
@@ -172,23 +156,19 @@ def _seen(pixel, height, columns, top, left, SIDE: tl.constexpr):
 def _pixels(
     i, x, groups, before, middle, frame, residual, residual_groups, residual_frame, pixel, seen, area, columns, top,
     left, SLICES: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, GROUP: tl.constexpr,
-    STEP: tl.constexpr, RAGGED: tl.constexpr, COPY: tl.constexpr, CUBES: tl.constexpr,
+    STEP: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """What the i-th step multiplies, [pixels, STEP]: of one or several taps, chunks of 32 channels."""
     TAPS: tl.constexpr = SIDE * SIDE
     CHUNKS: tl.constexpr = DEPTH // 32
     PRODUCTS: tl.constexpr = SLICES * CHUNKS * TAPS
-    if CUBES:
-        copy, value = tl.arange(0, STEP // COPY)[:, None, None], tl.arange(0, COPY)[None, None, :]
-        pixel, seen = pixel[None, :, None], seen[None, :, None]
-    else:
-        k = tl.arange(0, STEP)
-        pixel, seen, copy, value = pixel[:, None], seen[:, None], (k // COPY)[None], (k % COPY)[None]
+    COPY: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+    copy, value = tl.arange(0, STEP // COPY)[:, None, None], tl.arange(0, COPY)[None, None, :]
+    pixel, seen = pixel[None, :, None], seen[None, :, None]
     group_of = copy * COPY % 32 // GROUP
     at = group_of * (area * GROUP) + pixel * GROUP + (copy % (GROUP // COPY) * COPY + value)
-    if CUBES:
-        # A warp takes copies along the axis that seems to have the next longest run: that of pixels, not of groups.
-        at = tl.max_contiguous(at, [1, 2, COPY])
+    # A warp takes copies along the axis that seems to have the next longest run: that of pixels, not of groups.
+    at = tl.max_contiguous(at, [1, 2, COPY])
     product = i
     if STEP > 32:
         product = i * (STEP // 32) + copy * COPY // 32
@@ -211,7 +191,7 @@ def _pixels(
     origin += ((top + tap // SIDE) * columns + left + tap % SIDE) * GROUP
     inside = (seen >> tl.where(there, tap, 31)) & 1
     found = tl.load(of + origin + at, mask=(inside != 0) & (value >= 0), other=0, cache_modifier=".ca")
-    return _flat(found) if CUBES else found
+    return _flat(found)
 
 
 @triton.jit
@@ -219,42 +199,30 @@ def accumulate(
     total, rest, x, groups, before, middle, frame, residual, residual_groups, residual_frame,
     weight, row, rest_row, row_live, rest_live, width, pixel, height, columns, top, left,
     SLICES: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, REST: tl.constexpr,
-    GROUP: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
-    COPY: tl.constexpr, CUBES: tl.constexpr, WEIGHT_CUBES: tl.constexpr, AHEAD: tl.constexpr,
+    GROUP: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
 ):  # fmt: skip
     """Add the products with a part's weights, in their order: slices, chunks, taps; then the residual's chunks.
 
     DEPTH and RESIDUAL count padded channels; RAGGED: there are fewer. ``top`` and ``left`` are where the first tap
     reads, relative to a pixel. ``frame`` is what the last slice reads, of three ``before`` and ``middle`` what those
-    before it do. CUBES: pixels are loaded as [STEP / COPY, pixels, COPY], so that threads of a warp read pixels side by
-    side; WEIGHT_CUBES: and so are rows of the weights.
+    before it do. Pixels are loaded as [STEP / COPY, pixels, COPY], so that threads of a warp read pixels side by side;
+    WEIGHT_CUBES: rows of the weights, too.
     """
     EVERY: tl.constexpr = SLICES * SIDE * SIDE * DEPTH + RESIDUAL
     STEPS: tl.constexpr = (EVERY + STEP - 1) // STEP
     area = height * columns
     seen = _seen(pixel, height, columns, top, left, SIDE)
-    if AHEAD:
-        following = _pixels(
-            0, x, groups, before, middle, frame, residual, residual_groups, residual_frame, pixel, seen, area, columns,
-            top, left, SLICES, SIDE, DEPTH, RESIDUAL, GROUP, STEP, RAGGED, COPY, CUBES,
-        )  # fmt: skip
     for i in range(0, STEPS):
         left_side = _pixels(
-            tl.minimum(i + 1, STEPS - 1) if AHEAD else i, x, groups, before, middle, frame, residual, residual_groups,
-            residual_frame, pixel, seen, area, columns, top, left,
-            SLICES, SIDE, DEPTH, RESIDUAL, GROUP, STEP, RAGGED, COPY, CUBES,
+            i, x, groups, before, middle, frame, residual, residual_groups, residual_frame, pixel, seen, area, columns,
+            top, left, SLICES, SIDE, DEPTH, RESIDUAL, GROUP, STEP, RAGGED,
         )  # fmt: skip
-        if AHEAD:
-            now = following
-            following = left_side
-        else:
-            now = left_side
         first = i * (STEP // GROUP)
-        right_side = _weights(weight, first, row, row_live, width, GROUP, STEP, EVERY, WEIGHT_CUBES, SMALL)
-        total = _product(now, tl.trans(right_side), total, WIDE)
+        right_side = _weights(weight, first, row, row_live, width, GROUP, STEP, EVERY, WEIGHT_CUBES)
+        total = _product(left_side, tl.trans(right_side), total, WIDE)
         if REST:
-            right_side = _weights(weight, first, rest_row, rest_live, width, GROUP, STEP, EVERY, WEIGHT_CUBES, SMALL)
-            rest = _product(now, tl.trans(right_side), rest, WIDE)
+            right_side = _weights(weight, first, rest_row, rest_live, width, GROUP, STEP, EVERY, WEIGHT_CUBES)
+            rest = _product(left_side, tl.trans(right_side), rest, WIDE)
     return total, rest
 
 
@@ -283,9 +251,8 @@ def _kernel(
     SLICES: tl.constexpr, SIDE: tl.constexpr, RESULTS: tl.constexpr, PERMUTED: tl.constexpr, GROUP: tl.constexpr,
     DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr,
     INT8: tl.constexpr, MOST: tl.constexpr, ROUNDED: tl.constexpr, FULL: tl.constexpr, PIXELS: tl.constexpr,
-    FIRST: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr,
-    WIDE: tl.constexpr, COPY: tl.constexpr, CUBES: tl.constexpr, WEIGHT_CUBES: tl.constexpr, AHEAD: tl.constexpr,
-    QUICK: tl.constexpr,
+    FIRST: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr,
+    WIDE: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
 ):  # fmt: skip
     # In this order programs that run side by side read the same input: spans of channels, then time, then space.
     spans = (width + span - 1) // span
@@ -321,7 +288,7 @@ def _kernel(
     total, rest = accumulate(
         total, rest, x, groups, before, middle, last, residual, residual_groups, residual_frame,
         weight, packed, rest_packed, row_live, rest_live, width, pixel, height, columns, top, left,
-        SLICES, SIDE, DEPTH, RESIDUAL, REST, GROUP, STEP, RAGGED, SMALL, WIDE, COPY, CUBES, WEIGHT_CUBES, AHEAD,
+        SLICES, SIDE, DEPTH, RESIDUAL, REST, GROUP, STEP, RAGGED, WIDE, WEIGHT_CUBES,
     )  # fmt: skip
 
     channel, rest_channel = part % parts * width + row, part % parts * width + rest_row
@@ -356,13 +323,13 @@ def _kernel(
         to = tl.load(act_frames + out_frame)
         gains = tl.load(gain + channel, mask=row_live, other=0.0)
         _store_act(
-            total, factor, gains, act, to, size, channel, pixel, area, mask, saturated, inverse, INT8, MOST, QUICK
+            total, factor, gains, act, to, size, channel, pixel, area, mask, saturated, inverse, INT8, MOST
         )
         if REST:
             gains = tl.load(gain + rest_channel, mask=rest_live, other=0.0)
             _store_act(
                 rest, factor, gains, act, to, size, rest_channel, pixel, area, rest_mask, saturated, inverse,
-                INT8, MOST, QUICK,
+                INT8, MOST,
             )  # fmt: skip
 
 
@@ -374,34 +341,32 @@ class Tile(NamedTuple):
     FIRST: int
     REST: int
     STEP: int
+    WEIGHT_CUBES: bool
     num_warps: int
     num_stages: int
-    COPY: int  # channels of a pixel that are copied at once
-    CUBES: bool
-    WEIGHT_CUBES: bool
-    SMALL: bool  # tiles side by side may find their weights in the first-level cache
-    AHEAD: bool = False
-    QUICK: bool = False
 
     @classmethod
-    def of(cls, width: int, size: int, shared: int) -> Tile:
-        """For parts of ``width`` channels whose values have ``size`` bytes; ``shared`` bytes of memory are a CTA's."""
+    def of(cls, width: int, size: int, normed: bool, shared: int) -> Tile:
+        """For parts of ``width`` channels whose values have ``size`` bytes; ``shared`` bytes of memory are a CTA's.
+
+        ``normed``: all channels are in one part, and its norm may be an output.
+        """
         narrow = size < 4
         most = _PART if narrow else 64
         span = width if width <= most else most if narrow and width % most == 0 else 64
         first = max(16, 1 << (span.bit_length() - 1))
         rest = 0 if span <= first else max(16, triton.next_power_of_2(span - first))
+        hopper = shared > 200 * 1024  # or Blackwell's tensor memory; else operands and sums share the registers
         pixels = 128 if narrow else 32
+        if hopper and narrow and not (size == 1 and normed and span > 96):  # where the epilogue has the registers
+            pixels = 256
         # More shared memory than this leaves no first-level cache, where most taps find what others have read. Two
         # small tiles run side by side: the epilogue of one overlaps the products of the other.
-        large = narrow and span > 96
+        large = pixels == 256 or narrow and span > 96
         space = min(shared, 160 * 1024) // (1 if large else 2)
         step = 64 if size == 1 else 32
-        hopper = shared > 200 * 1024  # or Blackwell's tensor memory; else operands and sums share the registers
         fitting = space // ((pixels + first + rest) * size * step) + (not hopper)  # registers hold one of the stages
-        return cls(
-            span, pixels, first, rest, step, 8 if large else 4, min(4, fitting), 16 // size, True, not hopper, not large
-        )
+        return cls(span, pixels, first, rest, step, not hopper, 8 if large else 4, min(4, fitting))
 
 
 def static(kind: int, x: Tensor, tile: Tile, residual: Tensor | None = None) -> dict[str, object]:
@@ -418,12 +383,8 @@ def static(kind: int, x: Tensor, tile: Tile, residual: Tensor | None = None) -> 
         "REST": tile.REST,
         "STEP": tile.STEP,
         "RAGGED": any(_padded(t) != t.shape[1] * t.shape[-1] for t in read),
-        "SMALL": tile.SMALL,
         "WIDE": INTERPRETED or x.element_size() == 4,
-        "COPY": tile.COPY,
-        "CUBES": tile.CUBES,
         "WEIGHT_CUBES": tile.WEIGHT_CUBES,
-        "AHEAD": tile.AHEAD,
     }
 
 
@@ -435,7 +396,6 @@ def _static(
     multiplied = x.element_size() > 1
     return static(kind, x, tile, residual if multiplied else None) | {
         "RESULTS": _RESULTS[kind],
-        "QUICK": tile.QUICK and not INTERPRETED,
         "PERMUTED": width % _RUN == 0,
         "ADDED": residual is not None and not multiplied,
         "RAW": raw,
@@ -506,7 +466,7 @@ def launch(
     channels = len(bias) // doubled
     width = _width(channels)
     count, (height, columns) = len(frames) - _history(kind), x.shape[2:4]
-    tile = Tile.of(width, x.element_size(), shared_memory(x.device))
+    tile = Tile.of(width, x.element_size(), act is not None and width == channels, shared_memory(x.device))
     fused = act is not None and tile.span == channels  # else no program has all channels, which the norm needs
     if act is not None and not fused and raw is None:
         shape = doubled * count, channels // GROUP, larger * height, larger * columns, GROUP

@@ -69,8 +69,7 @@ if triton:
         x, frames, weight, bias, out, height, columns, count, groups,
         SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
         PIXELS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr,
-        SMALL: tl.constexpr, WIDE: tl.constexpr, COPY: tl.constexpr, CUBES: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
-        AHEAD: tl.constexpr,
+        WIDE: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
     ):  # fmt: skip
         t, tile = tl.program_id(0) % count, tl.program_id(0) // count
         pixel, channel = tile * PIXELS + tl.arange(0, PIXELS), tl.arange(0, FIRST)
@@ -79,7 +78,7 @@ if triton:
         y, _ = accumulate(
             tl.zeros((PIXELS, FIRST), tl.float32), 0.0, x, groups, before, middle, last, x, 0, last,
             weight, channel, channel, live, live, FIRST, pixel, height, columns, -1, -1,
-            SLICES, SIDE, DEPTH, RESIDUAL, REST, GROUP, STEP, RAGGED, SMALL, WIDE, COPY, CUBES, WEIGHT_CUBES, AHEAD,
+            SLICES, SIDE, DEPTH, RESIDUAL, REST, GROUP, STEP, RAGGED, WIDE, WEIGHT_CUBES,
         )  # fmt: skip
         y = (y + tl.load(bias + channel)[None]).to(x.dtype.element_ty)
         area = height * columns
@@ -95,7 +94,7 @@ if triton:
     def _triton(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
         _check(x, frames, weight, bias, out)
         height, columns = x.shape[2:4]
-        tile = Tile.of(PIXEL, x.element_size(), shared_memory(x.device))
+        tile = Tile.of(PIXEL, x.element_size(), False, shared_memory(x.device))
         programs = len(out) * triton.cdiv(height * columns, tile.PIXELS)
         if programs == 0:
             return
