@@ -33,6 +33,8 @@ from .checks import on_gpu
 from .int8_linear import packed_row
 from .triton_import import INTERPRETED, tl, triton
 
+_NONE = tl.constexpr(16)  # of a pixel's bits: clear, as there are at most nine taps
+
 
 @triton.jit
 def _whole_steps_of(y, live, saturated, inverse, MOST: tl.constexpr):
@@ -42,8 +44,8 @@ def _whole_steps_of(y, live, saturated, inverse, MOST: tl.constexpr):
     count = tl.sum((over & live).to(tl.int32)).to(tl.int64)
     if count != 0:
         tl.atomic_add(saturated, count)
-    whole = tl.where(over, MOST, steps) + 12582912.0 - 12582912.0  # which leaves a float32 no bits below 1
-    return whole.to(tl.int8)
+    # 1.5 2^23 leaves a float32 no bits below 1: its last eight are the rounded number.
+    return (tl.where(over, MOST, steps) + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
@@ -68,8 +70,9 @@ def _store_act(
         tl.store(_tile_at(act, frame, size, channel, pixel, area, 8), z.to(act.dtype.element_ty), mask=live)
 
 
-# Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
-@triton.jit(do_not_specialize=["pixels"])
+# Not specialised: what varies with the picture, or with where a list begins, must not wait for a compiler in the middle
+# of a stream.
+@triton.jit(do_not_specialize=["pixels"], do_not_specialize_on_alignment=["x_frames", "act_frames", "saturated"])
 def _norm_kernel(
     x, x_frames, gain, act, act_frames, saturated, pixels, groups, inverse, eps,
     LISTED: tl.constexpr, INT8: tl.constexpr, MOST: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
@@ -119,24 +122,24 @@ def _flat(cube):
 
 
 @triton.jit
-def _weights(
-    stream, first, row, live, width, GROUP: tl.constexpr, STEP: tl.constexpr, EVERY: tl.constexpr,
-    CUBES: tl.constexpr,
-):  # fmt: skip
-    """STEP values of rows of the weights, from the ``first`` group on: [rows, STEP]."""
+def _places(row, live, apart, width, GROUP: tl.constexpr, STEP: tl.constexpr, CUBES: tl.constexpr):
+    """Where rows of the weights of a step lie, [rows, STEP], and whether they do."""
     if CUBES:
         group, value = tl.arange(0, STEP // GROUP)[:, None, None], tl.arange(0, GROUP)[None, None, :]
         row, live = row[None, :, None], live[None, :, None]
     else:
         k = tl.arange(0, STEP)
         group, value, row, live = (k // GROUP)[None], (k % GROUP)[None], row[:, None], live[:, None]
-    if EVERY % STEP:
-        live &= first + group < EVERY // GROUP
-    at = (group * width + row) * GROUP + value
+    lane = group * GROUP // 32
+    at = ((lane * apart * (32 // GROUP) + group % (32 // GROUP)) * width + row) * GROUP + value
     if CUBES:
         at = tl.max_contiguous(at, [1, 2, GROUP])
-    at += first * (width * GROUP)
-    found = tl.load(stream + at, mask=live & (value >= 0), other=0, cache_modifier=".cg")
+    return at, live & (value >= 0)
+
+
+@triton.jit
+def _weights(stream, at, live, CUBES: tl.constexpr):
+    found = tl.load(stream + at, mask=live, other=0, cache_modifier=".cg")
     return _flat(found) if CUBES else found
 
 
@@ -154,75 +157,84 @@ def _seen(pixel, height, columns, top, left, SIDE: tl.constexpr):
 
 @triton.jit
 def _pixels(
-    i, x, groups, before, middle, frame, residual, residual_groups, residual_frame, pixel, seen, area, columns, top,
-    left, SLICES: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, GROUP: tl.constexpr,
-    STEP: tl.constexpr, RAGGED: tl.constexpr,
+    i, steps, products, chunks, origins, absent, groups, at, seen, area, columns,
+    SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """What the i-th step multiplies, [pixels, STEP]: of one or several taps, chunks of 32 channels."""
+    """What the i-th step multiplies, [pixels, STEP]."""
     TAPS: tl.constexpr = SIDE * SIDE
-    CHUNKS: tl.constexpr = DEPTH // 32
-    PRODUCTS: tl.constexpr = SLICES * CHUNKS * TAPS
-    COPY: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
-    copy, value = tl.arange(0, STEP // COPY)[:, None, None], tl.arange(0, COPY)[None, None, :]
-    pixel, seen = pixel[None, :, None], seen[None, :, None]
-    group_of = copy * COPY % 32 // GROUP
-    at = group_of * (area * GROUP) + pixel * GROUP + (copy % (GROUP // COPY) * COPY + value)
-    # A warp takes copies along the axis that seems to have the next longest run: that of pixels, not of groups.
-    at = tl.max_contiguous(at, [1, 2, COPY])
-    product = i
-    if STEP > 32:
-        product = i * (STEP // 32) + copy * COPY // 32
-    tap, chunk, here, of, wide = product % TAPS, product // TAPS, frame, x, groups
+    COPY: tl.constexpr = 128 // origins[0].dtype.element_ty.primitive_bitwidth
+    copy = tl.arange(0, STEP // COPY)[:, None, None]
+    half = copy * COPY // 32
+    product = tl.zeros((1, 1, 1), tl.int32) + i
+    if not EVEN:
+        product += half * (products - steps)
+    # Quotients of unsigned numbers take fewer instructions.
+    chunk = product.to(tl.uint32) // TAPS
+    tap = product.to(tl.uint32) - chunk * TAPS
+    down, tap, chunk = (tap // SIDE).to(tl.int32), tap.to(tl.int32), chunk.to(tl.int32)
+    if EVEN:
+        chunk += half * (SLICES * chunks // 2)
+    origin, bit, first = origins[0], absent[0], 0
     if SLICES == 3:
-        source, chunk = chunk // CHUNKS, chunk % CHUNKS
-        here = tl.where(source == 0, before, tl.where(source == 1, middle, frame))
-    if RESIDUAL:
-        added = product >= PRODUCTS
-        tap, chunk = tl.where(added, TAPS // 2, tap), tl.where(added, product - PRODUCTS, chunk)
-        here, of = tl.where(added, residual_frame, here), tl.where(added, residual, x)
-        wide = tl.where(added, residual_groups, groups)
-    group = chunk * (32 // GROUP)
-    there = here >= 0
+        late, later = chunk >= chunks, chunk >= 2 * chunks
+        origin = tl.where(later, origins[2], tl.where(late, origins[1], origins[0]))
+        bit = tl.where(later, absent[2], tl.where(late, absent[1], absent[0]))
+        if RAGGED:
+            first = tl.where(later, 2 * chunks, tl.where(late, chunks, 0))
+    bit |= tap
+    if not EVEN:  # one product is in both halves, but zero in the second
+        bit = tl.where(half * (2 * steps - products) > i, _NONE, bit)
+    inside = ((seen >> bit) & 1) != 0
     if RAGGED:
-        there &= group + group_of < wide
-    if (PRODUCTS * 32 + RESIDUAL) % STEP:
-        there &= product < PRODUCTS + RESIDUAL // 32
-    origin = (here.to(tl.int64) * wide + group) * (area * GROUP)
-    origin += ((top + tap // SIDE) * columns + left + tap % SIDE) * GROUP
-    inside = (seen >> tl.where(there, tap, 31)) & 1
-    found = tl.load(of + origin + at, mask=(inside != 0) & (value >= 0), other=0, cache_modifier=".ca")
-    return _flat(found)
+        inside &= (chunk - first) * (32 // GROUP) + copy * COPY % 32 // GROUP < groups
+    origin += (chunk * (32 // GROUP) * area + down * (columns - SIDE) + tap) * GROUP
+    mask = inside & (tl.arange(0, COPY)[None, None, :] >= 0)
+    return _flat(tl.load(origin + at, mask=mask, other=0, cache_modifier=".ca"))
 
 
 @triton.jit
 def accumulate(
-    total, rest, x, groups, before, middle, frame, residual, residual_groups, residual_frame,
-    weight, row, rest_row, row_live, rest_live, width, pixel, height, columns, top, left,
-    SLICES: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, REST: tl.constexpr,
-    GROUP: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
+    total, rest, x, groups, before, middle, frame, weight, row, rest_row, row_live, rest_live, width, pixel, height,
+    columns, top, left, SLICES: tl.constexpr, SIDE: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
 ):  # fmt: skip
-    """Add the products with a part's weights, in their order: slices, chunks, taps; then the residual's chunks.
+    """Add the products with a part's weights, each of 32 channels of a tap, in their order: slices, chunks, taps.
 
-    DEPTH and RESIDUAL count padded channels; RAGGED: there are fewer. ``top`` and ``left`` are where the first tap
-    reads, relative to a pixel. ``frame`` is what the last slice reads, of three ``before`` and ``middle`` what those
-    before it do. Pixels are loaded as [STEP / COPY, pixels, COPY], so that threads of a warp read pixels side by side;
-    WEIGHT_CUBES: rows of the weights, too.
+    A step of 64 takes one of each half of that order; EVEN: both of the same tap, as where a step is of 32. RAGGED: the
+    last chunk is not whole. ``top`` and ``left`` are
+    where the first tap reads, relative to a pixel. ``frame`` is what the last slice reads, of three ``before`` and
+    ``middle`` what those before it do. Pixels are loaded as [STEP / COPY, pixels, COPY], so that threads of a warp read
+    pixels side by side; WEIGHT_CUBES: rows of the weights, too.
     """
-    EVERY: tl.constexpr = SLICES * SIDE * SIDE * DEPTH + RESIDUAL
-    STEPS: tl.constexpr = (EVERY + STEP - 1) // STEP
-    area = height * columns
-    seen = _seen(pixel, height, columns, top, left, SIDE)
-    for i in range(0, STEPS):
+    chunks, area = tl.cdiv(groups, 32 // GROUP), height * columns
+    products = SLICES * SIDE * SIDE * chunks
+    steps = tl.cdiv(products, STEP // 32)
+    size = groups.to(tl.int64) * (area * GROUP)
+    origins, absent = (x + frame * size,), (tl.where(frame < 0, _NONE, 0),)
+    if SLICES == 3:  # a slice's channels begin where those of the one before it end
+        skipped = chunks * 32 * area
+        origins = x + before * size, x + middle * size - skipped, x + frame * size - 2 * skipped
+        absent = tl.where(before < 0, _NONE, 0), tl.where(middle < 0, _NONE, 0), tl.where(frame < 0, _NONE, 0)
+    seen = _seen(pixel, height, columns, top, left, SIDE)[None, :, None]
+    COPY: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+    copy, value = tl.arange(0, STEP // COPY)[:, None, None], tl.arange(0, COPY)[None, None, :]
+    place = (copy * COPY % 32 // GROUP * area + pixel[None, :, None] + (top * columns + left)) * GROUP
+    # A warp takes copies along the axis that seems to have the next longest run: that of pixels, not of groups.
+    at = tl.max_contiguous(place + copy % (GROUP // COPY) * COPY + value, [1, 2, COPY])
+    stream, live = _places(row, row_live, products - steps, width, GROUP, STEP, WEIGHT_CUBES)
+    rest_stream, every = _places(rest_row, rest_live, products - steps, width, GROUP, STEP, WEIGHT_CUBES)
+    for i in range(0, steps):
         left_side = _pixels(
-            i, x, groups, before, middle, frame, residual, residual_groups, residual_frame, pixel, seen, area, columns,
-            top, left, SLICES, SIDE, DEPTH, RESIDUAL, GROUP, STEP, RAGGED,
+            i, steps, products, chunks, origins, absent, groups, at, seen, area, columns,
+            SLICES, SIDE, GROUP, STEP, EVEN, RAGGED,
         )  # fmt: skip
-        first = i * (STEP // GROUP)
-        right_side = _weights(weight, first, row, row_live, width, GROUP, STEP, EVERY, WEIGHT_CUBES)
+        right_side = _weights(weight, stream, live, WEIGHT_CUBES)
         total = _product(left_side, tl.trans(right_side), total, WIDE)
         if REST:
-            right_side = _weights(weight, first, rest_row, rest_live, width, GROUP, STEP, EVERY, WEIGHT_CUBES)
+            right_side = _weights(weight, rest_stream, every, WEIGHT_CUBES)
             rest = _product(left_side, tl.trans(right_side), rest, WIDE)
+        weight += 32 * width
     return total, rest
 
 
@@ -243,16 +255,19 @@ def _y_of(
     return y.to(ROUNDED)
 
 
-# Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
-@triton.jit(do_not_specialize=["height", "columns", "count"])
+_LISTS = ["frames", "residual_frames", "raw_frames", "act_frames", "saturated"]
+
+
+# Not specialised: as above.
+@triton.jit(do_not_specialize=["height", "columns", "count"], do_not_specialize_on_alignment=_LISTS)
 def _kernel(
     x, frames, weight, scale, bias, residual, residual_frames, raw, raw_frames, act, act_frames, gain, saturated,
     height, columns, count, groups, residual_groups, channels, width, span, part_size, inverse, eps,
     SLICES: tl.constexpr, SIDE: tl.constexpr, RESULTS: tl.constexpr, PERMUTED: tl.constexpr, GROUP: tl.constexpr,
-    DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr,
-    INT8: tl.constexpr, MOST: tl.constexpr, ROUNDED: tl.constexpr, FULL: tl.constexpr, PIXELS: tl.constexpr,
-    FIRST: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr,
-    WIDE: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
+    MULTIPLIED: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr, INT8: tl.constexpr,
+    MOST: tl.constexpr, ROUNDED: tl.constexpr, FULL: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr,
+    REST: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr,
+    WEIGHT_CUBES: tl.constexpr,
 ):  # fmt: skip
     # In this order programs that run side by side read the same input: spans of channels, then time, then space.
     spans = (width + span - 1) // span
@@ -282,14 +297,19 @@ def _kernel(
     if SIDE == 2:  # UP: the pixel above and to the left, or this one
         top, left = result // 2 - 1, result % 2 - 1
     weight += part.to(tl.int64) * part_size
-    residual_frame = last
-    if RESIDUAL or ADDED:
-        residual_frame = tl.load(residual_frames + t)
     total, rest = accumulate(
-        total, rest, x, groups, before, middle, last, residual, residual_groups, residual_frame,
-        weight, packed, rest_packed, row_live, rest_live, width, pixel, height, columns, top, left,
-        SLICES, SIDE, DEPTH, RESIDUAL, REST, GROUP, STEP, RAGGED, WIDE, WEIGHT_CUBES,
+        total, rest, x, groups, before, middle, last, weight, packed, rest_packed, row_live, rest_live, width, pixel,
+        height, columns, top, left, SLICES, SIDE, REST, GROUP, STEP, EVEN, RAGGED, WIDE, WEIGHT_CUBES,
     )  # fmt: skip
+    residual_frame = last
+    if MULTIPLIED or ADDED:
+        residual_frame = tl.load(residual_frames + t)
+    if MULTIPLIED:
+        weight += SLICES * SIDE * SIDE * tl.cdiv(groups, 32 // GROUP) * 32 * width
+        total, rest = accumulate(
+            total, rest, residual, residual_groups, last, last, residual_frame, weight, packed, rest_packed, row_live,
+            rest_live, width, pixel, height, columns, 0, 0, 1, 1, REST, GROUP, STEP, EVEN, RAGGED, WIDE, WEIGHT_CUBES,
+        )  # fmt: skip
 
     channel, rest_channel = part % parts * width + row, part % parts * width + rest_row
     area, out_frame = height * columns, t
@@ -322,9 +342,7 @@ def _kernel(
         factor = tl.rsqrt(squares / channels + eps)
         to = tl.load(act_frames + out_frame)
         gains = tl.load(gain + channel, mask=row_live, other=0.0)
-        _store_act(
-            total, factor, gains, act, to, size, channel, pixel, area, mask, saturated, inverse, INT8, MOST
-        )
+        _store_act(total, factor, gains, act, to, size, channel, pixel, area, mask, saturated, inverse, INT8, MOST)
         if REST:
             gains = tl.load(gain + rest_channel, mask=rest_live, other=0.0)
             _store_act(
@@ -362,7 +380,7 @@ class Tile(NamedTuple):
             pixels = 256
         # More shared memory than this leaves no first-level cache, where most taps find what others have read. Two
         # small tiles run side by side: the epilogue of one overlaps the products of the other.
-        large = pixels == 256 or narrow and span > 96
+        large = pixels == 256 or (narrow and span > 96)
         space = min(shared, 160 * 1024) // (1 if large else 2)
         step = 64 if size == 1 else 32
         fitting = space // ((pixels + first + rest) * size * step) + (not hopper)  # registers hold one of the stages
@@ -376,12 +394,11 @@ def static(kind: int, x: Tensor, tile: Tile, residual: Tensor | None = None) -> 
         "SLICES": _SLICES[kind],
         "SIDE": math.isqrt(_TAPS[kind]),
         "GROUP": x.shape[-1],
-        "DEPTH": _padded(x),
-        "RESIDUAL": 0 if residual is None else _padded(residual),
         "PIXELS": tile.PIXELS,
         "FIRST": tile.FIRST,
         "REST": tile.REST,
         "STEP": tile.STEP,
+        "EVEN": tile.STEP == 32 or _SLICES[kind] * _padded(x) % 64 == 0,
         "RAGGED": any(_padded(t) != t.shape[1] * t.shape[-1] for t in read),
         "WIDE": INTERPRETED or x.element_size() == 4,
         "WEIGHT_CUBES": tile.WEIGHT_CUBES,
@@ -397,6 +414,7 @@ def _static(
     return static(kind, x, tile, residual if multiplied else None) | {
         "RESULTS": _RESULTS[kind],
         "PERMUTED": width % _RUN == 0,
+        "MULTIPLIED": residual is not None and multiplied,
         "ADDED": residual is not None and not multiplied,
         "RAW": raw,
         "ACT": act,
@@ -442,7 +460,7 @@ def launch_norm(
 
 def counts_in_int32(channels: int, x: Tensor) -> bool:
     """Whether a program's numbers within a frame fit; UP's results are four times as large."""
-    return 4 * channels * x.shape[2:4].numel() < 2**31
+    return max(4 * channels, 3 * x.shape[1] * x.shape[4]) * x.shape[2:4].numel() < 2**31
 
 
 def launch(
@@ -476,7 +494,7 @@ def launch(
     programs = triton.cdiv(width, tile.span) * len(weight) * count * triton.cdiv(height * columns, tile.PIXELS)
     if programs == 0:
         return
-    unused = frames
+    unused = weight  # always as aligned
     with torch.cuda.device_of(x):
         _kernel[(programs,)](
             x, frames, weight, unused if scale is None else scale, bias, x if residual is None else residual,

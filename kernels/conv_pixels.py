@@ -63,22 +63,23 @@ def _cuda(x, frames, weight, bias, out) -> None:
 if triton:
     from .causal_conv_triton import Tile, accumulate, counts_in_int32, shared_memory, static
 
-    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
-    @triton.jit(do_not_specialize=["height", "columns", "count"])
+    # Not specialised: what varies with the picture, or with where the list begins, must not wait for a compiler in the
+    # middle of a stream.
+    @triton.jit(do_not_specialize=["height", "columns", "count"], do_not_specialize_on_alignment=["frames"])
     def _kernel(
         x, frames, weight, bias, out, height, columns, count, groups,
-        SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
-        PIXELS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr,
-        WIDE: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
+        SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr,
+        REST: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr,
+        WEIGHT_CUBES: tl.constexpr,
     ):  # fmt: skip
         t, tile = tl.program_id(0) % count, tl.program_id(0) // count
         pixel, channel = tile * PIXELS + tl.arange(0, PIXELS), tl.arange(0, FIRST)
         before, middle, last = tl.load(frames + t), tl.load(frames + t + 1), tl.load(frames + t + 2)
         live = channel < FIRST
         y, _ = accumulate(
-            tl.zeros((PIXELS, FIRST), tl.float32), 0.0, x, groups, before, middle, last, x, 0, last,
-            weight, channel, channel, live, live, FIRST, pixel, height, columns, -1, -1,
-            SLICES, SIDE, DEPTH, RESIDUAL, REST, GROUP, STEP, RAGGED, WIDE, WEIGHT_CUBES,
+            tl.zeros((PIXELS, FIRST), tl.float32), 0.0, x, groups, before, middle, last, weight, channel, channel, live,
+            live, FIRST, pixel, height, columns, -1, -1,
+            SLICES, SIDE, REST, GROUP, STEP, EVEN, RAGGED, WIDE, WEIGHT_CUBES,
         )  # fmt: skip
         y = (y + tl.load(bias + channel)[None]).to(x.dtype.element_ty)
         area = height * columns

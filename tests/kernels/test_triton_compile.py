@@ -121,8 +121,8 @@ for capability, shared in SHARED.items():
         for build in builds(lambda: operator.impls["triton"][0](*args), capability):
             case = operator.name, [t.shape if isinstance(t, torch.Tensor) else t for t in args], build[:-1], capability
             assert build.shared <= shared, case
-            # On sm_90 the large tile is faster than one of which all fits.
-            assert build.registers <= 255 and build.local <= (256 if capability == 90 else 32), case
+            # What a few addresses and the epilogue's values take. On sm_90 a tile of 256 pixels is faster all the same.
+            assert build.registers <= 255 and build.local <= (416 if capability == 90 else 192), case
             if "norm" in build.kernel:
                 continue
             assert "cp.async.c" in build.ptx or args[0].shape[1] == 3, case  # but where a single step is all
