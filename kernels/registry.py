@@ -48,11 +48,14 @@ class Op:
         """Name the backend that will run this call.
 
         A forced backend is used by every operator that has it; NotImplementedError if it does not take this call.
+        Meta tensors are for the reference, whatever is forced: it tells their shapes, and nothing runs.
         """
         wanted = forced()
         for backend_name in (wanted,) if wanted in self.impls else ORDER:
             if backend_name in self.impls and self.impls[backend_name][1](*args, **kwargs):
                 return backend_name
+        if any(isinstance(x, torch.Tensor) and x.is_meta for x in (*args, *kwargs.values())):
+            return "reference"
         raise NotImplementedError(
             f"{self.name}: backend {wanted!r}, as LONGLIVE_BACKEND or force() says, does not take these arguments"
         )

@@ -28,12 +28,12 @@ from ..weights.user_lora import UserLora
 from . import block
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
+from .loading import Loading, Progress
 from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
 from .request import BlockRequest, check_seed
 from .stream import Networks, Stream
 from .timing import BlockTimes
 
-Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class LongLiveEngine:
     model_path: a folder of LongLive's or scope's layout, or ``"tiny"`` for the built-in model.
     config: an OptimizationConfig; its StreamSettings are those of streams that are opened without others.
     device: None takes CUDA where there is one.
-    progress: called as (what, done, total) while weights load.
+    progress: called as (what, done, total) while weights load, some beside each other: by one thread at a time.
     loras: UserLoras to merge into the weights, beside LongLive's own.
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
@@ -80,15 +80,16 @@ class LongLiveEngine:
         if self.device.type == "cuda":
             self._follow_plan()
 
-        def load(what: str, loader: Callable, device: torch.device):
-            return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
+        def loader(load: Callable, device: torch.device, **keywords):
+            return functools.partial(load, self.files, device, self.dtype, **keywords)
 
-        with self.devices.own_modes():
-            generator = functools.partial(load_generator, loras=loras, int8_only=bool(self.config.low_memory))
-            self.model = load("generator", generator, self.devices.model)
-            self.vae = load("VAE", load_vae, self.devices.vae)
-            encoder = functools.partial(load_text_encoder, **self._text_keywords())
-            self.text = load("text encoder", encoder, self.device)  # where embeddings are wanted
+        with self.devices.own_modes(), Loading(self.devices, progress) as loading:
+            # The text encoder's embeddings are wanted on the transformer's device.
+            text = loading.beside("text encoder", loader(load_text_encoder, self.device, **self._text_keywords()))
+            generator = {"loras": loras, "int8_only": bool(self.config.low_memory)}
+            self.model = loading.here("generator", loader(load_generator, self.devices.model, **generator))
+            self.vae = loading.here("VAE", loader(load_vae, self.devices.vae))
+            self.text = text.result()
             in_8_bits = self.config.precision != "bf16"
             # One for all streams: it packs weights once.
             in_parts = self._plan is not None and self._plan.choices.vae_in_parts
@@ -96,6 +97,7 @@ class LongLiveEngine:
             self.codec = codec_for(self.vae, *how)
             if self.codec.copies:
                 self.vae.cpu()
+        self.devices.release()  # what weights passed through on their way
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._mixed = False  # weights of other LoRA scales beside each other

@@ -117,11 +117,11 @@ def test_storages_count_once():
     assert storage_bytes([None, "text", 7, object()], CPU) == 0
 
 
-# docs/measurements/memory-2026-11-30-1.json and vae-2026-11-29-1.json, at 480x832 on an H200: GiB by modes.
+# docs/measurements/memory-2026-11-30-2.json, at 480x832 on an H200: GiB by modes.
 MEASURED_GIB = {
-    "balanced": {"transformer": 2.6431, "ring": 3.6157, "passes": 0.0985, "VAE's stream": 3.3474},
-    "speed": {"transformer": 2.6431, "transformer in int8": 1.1668, "ring": 2.8692, "VAE's stream": 3.3474},
-    "low": {"transformer": 0.314, "transformer in int8": 1.1668, "ring": 2.8692, "VAE's stream": 3.026},
+    "balanced": {"transformer": 2.6431, "ring": 3.6157, "passes": 0.0985, "VAE's stream": 3.3473},
+    "speed": {"transformer": 2.6431, "transformer in int8": 1.1668, "ring": 2.4409, "VAE's stream": 2.589},
+    "low": {"transformer": 0.314, "transformer in int8": 1.1668, "ring": 2.4409, "VAE's stream": 2.2676},
 }
 
 
@@ -138,18 +138,14 @@ def full_size(monkeypatch):
 def test_parts_at_full_size_are_those_that_were_measured(mode, full_size):
     preset = "balanced" if mode == "balanced" else "speed"
     low = mode == "low"
-    config = OptimizationConfig.preset(preset, vae_precision="bf16", low_memory=low).sized((480, 832))
-    plan = plan_for(locate("tiny"), config, CUDA)
+    plan = plan_for(locate("tiny"), OptimizationConfig.preset(preset, low_memory=low).sized((480, 832)), CUDA)
     parts = dict(plan.parts)
     parts["VAE's stream"] += parts["VAE"]  # measured together
-    # In 8 bits the ring was measured with values in bfloat16, which need not be what it holds now.
-    newer = 0 if mode == "balanced" else parts.pop("ring") / GIB - MEASURED_GIB[mode]["ring"]
-    assert newer < 1e-3
     for name in parts.keys() & MEASURED_GIB[mode].keys():
         assert parts[name] / GIB == pytest.approx(MEASURED_GIB[mode][name], rel=1e-3), name
-    allocated, reserved = {"balanced": (10.0, 11.254), "speed": (10.646, 11.588), "low": (8.096, 9.082)}[mode]
-    assert 1 <= (plan.allocated / GIB - newer) / allocated < 1.07
-    assert 1 <= ((plan.peak - plan.context) / GIB - newer) / reserved < 1.05
+    allocated, reserved = {"balanced": (9.998, 11.285), "speed": (9.458, 10.811), "low": (6.919, 8.047)}[mode]
+    assert 1 <= plan.allocated / GIB / allocated < 1.07
+    assert 1 <= (plan.peak - plan.context) / GIB / reserved < 1.08  # with a warm-up, which takes less than is planned
 
 
 def test_the_published_vae_takes_what_was_measured():
@@ -168,6 +164,7 @@ def gpu_of(monkeypatch):
 
     def there(gib: float) -> None:
         monkeypatch.setattr(planning, "available_on", lambda device, limit: int(min(gib, limit or gib) * GIB))
+        monkeypatch.setattr(native, "missing", lambda device: "no Hopper GPU")
 
     return there
 

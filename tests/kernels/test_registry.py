@@ -10,6 +10,7 @@ from longlive_optimized.kernels import native, registry
 from longlive_optimized.kernels.linear_gelu import linear_gelu
 from longlive_optimized.kernels.modulate_norm import modulate_norm
 from longlive_optimized.kernels.registry import ORDER, backend, force
+from longlive_optimized.kernels.rms_norm import rms_norm
 
 
 @pytest.fixture
@@ -74,6 +75,13 @@ def test_what_the_library_lacks(monkeypatch, where, capability, built, lacks):
 def test_a_forced_backend_that_cannot_run_is_an_error(args):
     with backend("cuda"), pytest.raises(NotImplementedError, match=r"modulate_norm.*cuda.*LONGLIVE_BACKEND"):
         modulate_norm(*args)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_shapes_are_told_whatever_is_forced(name):
+    x = torch.empty(4, 64, device="meta")
+    with backend(name):
+        assert rms_norm(x, x[0], 1e-6).shape == x.shape
 
 
 def test_forcing_passes_over_operators_that_lack_the_backend():

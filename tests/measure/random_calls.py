@@ -26,6 +26,8 @@ import test_quantize  # noqa: E402
 import test_ring_attention_fp8 as attention_fp8  # noqa: E402
 import test_ring_attention_int8 as attention  # noqa: E402
 
+from longlive_optimized.kernels import native  # noqa: E402
+
 
 def check_attention(rng: random.Random, run: Callable, backend: str, device: str) -> None:
     args = attention.draw(rng, device)
@@ -51,6 +53,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.backend == "cuda" and not native.load():
+        parser.error("--backend cuda: the CUDA library is not built here")
     for name in arguments.operators or list(CHECKS)[:3]:
         operator, check = CHECKS[name]
         run = operator.impls[arguments.backend][0]

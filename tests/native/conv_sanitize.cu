@@ -307,7 +307,8 @@ struct Test {
     return good;
   }
 
-  // Tolerances: one rounding of the result, and of y for the norm; SiLU in half precision where it is int8.
+  // Tolerances: one rounding of the result, and of y for the norm; where it is int8, SiLU(z) = z/2 (1 + tanh(z/2)) in
+  // half precision, whose tanh is off by up to 2^-11: far below zero that is more than what is left.
   bool agrees(int frame, int result, int y, int x) {
     const std::vector<double> want = in.result(frame, result, y, x);
     if (c.is_picture()) return pixel_agrees((size_t(frame) * c.height + y) * c.width + x, want);
@@ -319,16 +320,17 @@ struct Test {
     bool good = true;
     for (int channel = 0; channel < c.channels; ++channel) {
       const double sum = want[channel];
-      const double silu = silu_of(sum / std::sqrt(square + kEps / c.channels) * in.gain.host[channel]);
+      const double z = sum / std::sqrt(square + kEps / c.channels) * in.gain.host[channel], silu = silu_of(z);
       if (c.raw) good &= std::abs(stored.get(frame, channel, y, x) - sum) <= std::abs(sum) / 256 + 1e-4;
       if (c.act == Act::kBf16) good &= std::abs(act.get(frame, channel, y, x) - silu) <= std::abs(silu) / 128 + 8e-3;
-      if (c.int8_act()) good &= int8_agrees(act_int8.get(frame, channel, y, x), silu / c.act_scale());
+      if (c.int8_act()) good &= int8_agrees(act_int8.get(frame, channel, y, x), silu, z);
     }
     return good;
   }
-  bool int8_agrees(double got, double steps) {
+  bool int8_agrees(double got, double silu, double z) {
+    const double steps = silu / c.act_scale(), off = (std::abs(silu) / 128 + std::abs(z) / 2048) / c.act_scale();
     cut += steps >= 127.5;
-    return std::abs(got - std::min(steps, 127.)) <= 0.53 + std::abs(steps) / 128;
+    return std::abs(got - std::min(steps, 127.)) <= 0.53 + off;
   }
 
   bool pixel_agrees(size_t pixel, const std::vector<double>& want) const {

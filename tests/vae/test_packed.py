@@ -364,14 +364,19 @@ class TestOnHopper:
             torch.cuda.set_sync_debug_mode("default")
         assert same(got, expected)
 
-    def test_fewer_frames_at_a_time_and_weights_on_the_host_change_no_bit(self, full, side):
+    def test_fewer_frames_at_a_time_and_weights_on_the_host_give_the_same(self, full, side):
         vae = full(torch.bfloat16)
         codecs = codec_for(vae), codec_for(vae, low_memory=True), codec_for(vae, in_parts=True)
         blocks = draw(side, [3, 1, 3], (12, 20))
         expected = side.play(side.stream(codecs[0]), blocks)
         vae.cpu()
         for codec in codecs[1:]:
-            assert same(side.play(side.stream(codec, new_graphs=graph_cache), blocks), expected)
+            got = side.play(side.stream(codec, new_graphs=graph_cache), blocks)
+            if side is DECODE:
+                assert same(got, expected)
+            else:  # the encoder's strided convolutions are torch's: another count of frames, another order of sums
+                worst = max(((a - b).norm() / b.norm()).item() for a, b in zip(got, expected, strict=True))
+                assert worst <= 0.01
         assert vae.device.type == "cpu"
 
     @pytest.mark.parametrize(("chosen", "most"), [(DECODE, 4.5e9), (ENCODE, 4.5e9)], ids=["decode", "encode"])
