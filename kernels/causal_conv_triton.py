@@ -130,8 +130,8 @@ def _places(row, live, apart, width, GROUP: tl.constexpr, STEP: tl.constexpr, CU
     else:
         k = tl.arange(0, STEP)
         group, value, row, live = (k // GROUP)[None], (k % GROUP)[None], row[:, None], live[:, None]
-    lane = group * GROUP // 32
-    at = ((lane * apart * (32 // GROUP) + group % (32 // GROUP)) * width + row) * GROUP + value
+    half = group * GROUP // 32
+    at = ((half * apart * (32 // GROUP) + group % (32 // GROUP)) * width + row) * GROUP + value
     if CUBES:
         at = tl.max_contiguous(at, [1, 2, GROUP])
     return at, live & (value >= 0)
@@ -202,10 +202,9 @@ def accumulate(
     """Add the products with a part's weights, each of 32 channels of a tap, in their order: slices, chunks, taps.
 
     A step of 64 takes one of each half of that order; EVEN: both of the same tap, as where a step is of 32. RAGGED: the
-    last chunk is not whole. ``top`` and ``left`` are
-    where the first tap reads, relative to a pixel. ``frame`` is what the last slice reads, of three ``before`` and
-    ``middle`` what those before it do. Pixels are loaded as [STEP / COPY, pixels, COPY], so that threads of a warp read
-    pixels side by side; WEIGHT_CUBES: rows of the weights, too.
+    last chunk is not whole. ``top`` and ``left`` are where the first tap reads, relative to a pixel. ``frame`` is what
+    the last slice reads, of three ``before`` and ``middle`` what those before it do. Pixels are loaded as [STEP / COPY,
+    pixels, COPY], so that threads of a warp read pixels side by side; WEIGHT_CUBES: rows of the weights, too.
     """
     chunks, area = tl.cdiv(groups, 32 // GROUP), height * columns
     products = SLICES * SIDE * SIDE * chunks
@@ -255,11 +254,12 @@ def _y_of(
     return y.to(ROUNDED)
 
 
+_NUMBERS = ["height", "columns", "count", "groups", "residual_groups"]
 _LISTS = ["frames", "residual_frames", "raw_frames", "act_frames", "saturated"]
 
 
 # Not specialised: as above.
-@triton.jit(do_not_specialize=["height", "columns", "count"], do_not_specialize_on_alignment=_LISTS)
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_LISTS)
 def _kernel(
     x, frames, weight, scale, bias, residual, residual_frames, raw, raw_frames, act, act_frames, gain, saturated,
     height, columns, count, groups, residual_groups, channels, width, span, part_size, inverse, eps,
@@ -460,7 +460,7 @@ def launch_norm(
 
 def counts_in_int32(channels: int, x: Tensor) -> bool:
     """Whether a program's numbers within a frame fit; UP's results are four times as large."""
-    return max(4 * channels, 3 * x.shape[1] * x.shape[4]) * x.shape[2:4].numel() < 2**31
+    return max(4 * channels, 3 * _padded(x)) * x.shape[2:4].numel() < 2**31
 
 
 def launch(

@@ -63,9 +63,11 @@ def _cuda(x, frames, weight, bias, out) -> None:
 if triton:
     from .causal_conv_triton import Tile, accumulate, counts_in_int32, shared_memory, static
 
+    _NUMBERS = ["height", "columns", "count", "groups"]
+
     # Not specialised: what varies with the picture, or with where the list begins, must not wait for a compiler in the
     # middle of a stream.
-    @triton.jit(do_not_specialize=["height", "columns", "count"], do_not_specialize_on_alignment=["frames"])
+    @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["frames"])
     def _kernel(
         x, frames, weight, bias, out, height, columns, count, groups,
         SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr,
