@@ -162,7 +162,7 @@ RUN: dict[str, Run] = {
     **dict.fromkeys(
         [
             f"python tests/measure/triton_kernels.py {what}"
-            for what in ("attention", "products", "convolutions", "convolutions --sweep")
+            for what in ("attention", "products", "convolutions --sweep")
         ],
         Run("python tests/measure/triton_kernels.py --help", (r"--sweep",), where="checkout", partly="needs a GPU"),
     ),
@@ -312,7 +312,12 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
-    NotRun("docs/performance.md", "*", "python tests/measure/(overlap|compare_builds|memory|memory_plan|presets).py .*", _GPU),
+    NotRun(
+        "docs/performance.md",
+        "*",
+        "python tests/measure/(overlap|compare_builds|memory|memory_plan|presets).py .*",
+        _GPU,
+    ),
     NotRun(
         "docs/CONTRIBUTING.md", "Versions", "tests/measure/versions.sh.*", _NET + "; .ci/run runs its part of video"
     ),
@@ -321,6 +326,13 @@ NOT_RUN: tuple[NotRun, ...] = (
         "Tinyworld",
         "python -m longlive_optimized.tinyworld.train",
         "trains for minutes on a GPU",
+    ),
+    NotRun("docs/tinyworld.md", "Control", "python -m longlive_optimized.tinyworld.control FOLDER", "trains on a GPU"),
+    NotRun(
+        "docs/tinyworld.md",
+        "Control",
+        "python -m longlive_optimized.tinyworld.evaluate control --model FOLDER",
+        "wants what that has trained; tests/tinyworld tries the measure",
     ),
     NotRun("docs/CONTRIBUTING.md", "Test", "python tests/docs/run_commands.py", "this very script"),
     NotRun("docs/CONTRIBUTING.md", "*", r"\.ci/run", "lint and the suite, minutes: it runs before each merge"),
