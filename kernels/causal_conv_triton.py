@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .causal_conv import (
-    _CHUNK,
     _EPS,
     _PART,
     _RESULTS,
@@ -21,7 +20,6 @@ from .causal_conv import (
     _SLICES,
     _TAPS,
     GROUP,
-    GROUP_INT8,
     LARGEST,
     Kind,
     _check,
@@ -35,6 +33,8 @@ from .checks import on_gpu
 from .int8_linear import packed_row
 from .triton_import import INTERPRETED, tl, triton
 
+_NONE = tl.constexpr(16)  # of a pixel's bits: clear, as there are at most nine taps
+
 
 @triton.jit
 def _whole_steps_of(y, live, saturated, inverse, MOST: tl.constexpr):
@@ -44,8 +44,8 @@ def _whole_steps_of(y, live, saturated, inverse, MOST: tl.constexpr):
     count = tl.sum((over & live).to(tl.int32)).to(tl.int64)
     if count != 0:
         tl.atomic_add(saturated, count)
-    whole = tl.where(over, MOST, steps) + 12582912.0 - 12582912.0  # which leaves a float32 no bits below 1
-    return whole.to(tl.int8)
+    # 1.5 2^23 leaves a float32 no bits below 1: its last eight are the rounded number.
+    return (tl.where(over, MOST, steps) + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
@@ -70,8 +70,9 @@ def _store_act(
         tl.store(_tile_at(act, frame, size, channel, pixel, area, 8), z.to(act.dtype.element_ty), mask=live)
 
 
-# Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
-@triton.jit(do_not_specialize=["pixels"])
+# Not specialised: what varies with the picture, or with where a list begins, must not wait for a compiler in the middle
+# of a stream.
+@triton.jit(do_not_specialize=["pixels"], do_not_specialize_on_alignment=["x_frames", "act_frames", "saturated"])
 def _norm_kernel(
     x, x_frames, gain, act, act_frames, saturated, pixels, groups, inverse, eps,
     LISTED: tl.constexpr, INT8: tl.constexpr, MOST: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
@@ -115,70 +116,124 @@ def _no_sums(x, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def accumulate(
-    total, rest, x, groups, before, middle, frame, residual, residual_groups, residual_frame,
-    weight, row, rest_row, row_live, rest_live, width, pixel, height, columns, top, left,
-    SLICES: tl.constexpr, SIDE: tl.constexpr, RESIDUAL: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr,
-    STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Add the products with a part's weights, in their order: slices, chunks, taps; then the residual's chunks.
+def _flat(cube):
+    """[groups, pixels, values] as [pixels, groups * values]."""
+    return tl.reshape(tl.permute(cube, (1, 0, 2)), (cube.shape[1], cube.shape[0] * cube.shape[2]))
 
-    ``top`` and ``left`` are where the first tap reads, relative to a pixel. ``frame`` is what the last slice reads,
-    of three ``before`` and ``middle`` what those before it do. RAGGED: the last step of a slice has fewer channels.
-    """
-    TAPS: tl.constexpr = SIDE * SIDE
-    TOGETHER: tl.constexpr = STEP // 32  # chunks
-    k = tl.arange(0, STEP)
-    area = height * columns
-    at = pixel[:, None] * GROUP + (k // GROUP * (area * GROUP) + k % GROUP)[None]
-    part = (k // GROUP * (width * GROUP) + k % GROUP)[None]
+
+@triton.jit
+def _places(row, live, apart, width, GROUP: tl.constexpr, STEP: tl.constexpr, CUBES: tl.constexpr):
+    """Where rows of the weights of a step lie, [rows, STEP], and whether they do."""
+    if CUBES:
+        group, value = tl.arange(0, STEP // GROUP)[:, None, None], tl.arange(0, GROUP)[None, None, :]
+        row, live = row[None, :, None], live[None, :, None]
+    else:
+        k = tl.arange(0, STEP)
+        group, value, row, live = (k // GROUP)[None], (k % GROUP)[None], row[:, None], live[:, None]
+    half = group * GROUP // 32
+    at = ((half * apart * (32 // GROUP) + group % (32 // GROUP)) * width + row) * GROUP + value
+    if CUBES:
+        at = tl.max_contiguous(at, [1, 2, GROUP])
+    return at, live & (value >= 0)
+
+
+@triton.jit
+def _weights(stream, at, live, CUBES: tl.constexpr):
+    found = tl.load(stream + at, mask=live, other=0, cache_modifier=".cg")
+    return _flat(found) if CUBES else found
+
+
+@triton.jit
+def _seen(pixel, height, columns, top, left, SIDE: tl.constexpr):
+    """A bit for each tap: whether it reads a pixel of the frame."""
     y, column = pixel // columns, pixel % columns
-    steps = (groups * GROUP + STEP - 1) // STEP
-    products = SLICES * steps * TAPS
-    every = products
-    if RESIDUAL:
-        every += (residual_groups * GROUP + STEP - 1) // STEP
-    for i in range(0, every):
-        tap, step, here = i - i // TAPS * TAPS, i // TAPS % steps, frame
-        source = i // TAPS // steps
-        if SLICES == 3:
-            here = tl.where(source == 0, before, tl.where(source == 1, middle, frame))
-        down, right = top + tap // SIDE, left + tap % SIDE
-        chunk = i // TAPS * TOGETHER * TAPS + tap
+    bits = tl.zeros_like(pixel)
+    for tap in tl.static_range(SIDE * SIDE):
+        down, right = y + (top + tap // SIDE), column + (left + tap % SIDE)
+        inside = (down >= 0) & (down < height) & (right >= 0) & (right < columns) & (y < height)
+        bits |= inside.to(tl.int32) << tap
+    return bits
+
+
+@triton.jit
+def _pixels(
+    i, steps, products, chunks, origins, absent, groups, at, seen, area, columns,
+    SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
+    RAGGED: tl.constexpr,
+):  # fmt: skip
+    """What the i-th step multiplies, [pixels, STEP]."""
+    TAPS: tl.constexpr = SIDE * SIDE
+    COPY: tl.constexpr = 128 // origins[0].dtype.element_ty.primitive_bitwidth
+    copy = tl.arange(0, STEP // COPY)[:, None, None]
+    half = copy * COPY // 32
+    product = tl.zeros((1, 1, 1), tl.int32) + i
+    if not EVEN:
+        product += half * (products - steps)
+    # Quotients of unsigned numbers take fewer instructions.
+    chunk = product.to(tl.uint32) // TAPS
+    tap = product.to(tl.uint32) - chunk * TAPS
+    down, tap, chunk = (tap // SIDE).to(tl.int32), tap.to(tl.int32), chunk.to(tl.int32)
+    if EVEN:
+        chunk += half * (SLICES * chunks // 2)
+    origin, bit, first = origins[0], absent[0], 0
+    if SLICES == 3:
+        late, later = chunk >= chunks, chunk >= 2 * chunks
+        origin = tl.where(later, origins[2], tl.where(late, origins[1], origins[0]))
+        bit = tl.where(later, absent[2], tl.where(late, absent[1], absent[0]))
         if RAGGED:
-            chunk = (source * ((groups * GROUP + 31) // 32) + step * TOGETHER) * TAPS + tap
-        apart, of, wide = TAPS - 1, x, groups
-        if RESIDUAL:
-            added = i >= products
-            step, here = tl.where(added, i - products, step), tl.where(added, residual_frame, here)
-            down, right = tl.where(added, 0, down), tl.where(added, 0, right)
-            chunk = tl.where(added, i * TOGETHER, chunk)
-            apart, wide = tl.where(added, 0, TAPS - 1), tl.where(added, residual_groups, groups)
-            of = tl.where(added, residual, x)
-        inside = pixel < tl.where(here >= 0, area, 0)
-        if SIDE > 1:
-            inside &= (y + down >= 0) & (y + down < height) & (column + right >= 0) & (column + right < columns)
-        held = (k // GROUP < wide - step * (STEP // GROUP))[None]
-        origin = of + (here.to(tl.int64) * wide + step * (STEP // GROUP)) * (area * GROUP)
-        origin += (down * columns + right) * GROUP
-        left_side = tl.load(origin + at, mask=inside[:, None] & held, other=0, cache_modifier=".ca")
-        stream = weight + chunk * (32 * width)
-        within = part
-        if TOGETHER > 1:  # a tap's weights of the next chunk lie behind all taps of this one
-            within += (k // 32 * (apart * 32 * width))[None]
-        live = row_live[:, None]
-        if RAGGED:
-            live &= held
-        at_row = stream + ((row * GROUP)[:, None] + within)
-        right_side = tl.load(at_row, mask=live, other=0, cache_modifier=".ca" if SMALL else ".cg")
+            first = tl.where(later, 2 * chunks, tl.where(late, chunks, 0))
+    bit |= tap
+    if not EVEN:  # one product is in both halves, but zero in the second
+        bit = tl.where(half * (2 * steps - products) > i, _NONE, bit)
+    inside = ((seen >> bit) & 1) != 0
+    if RAGGED:
+        inside &= (chunk - first) * (32 // GROUP) + copy * COPY % 32 // GROUP < groups
+    origin += (chunk * (32 // GROUP) * area + down * (columns - SIDE) + tap) * GROUP
+    mask = inside & (tl.arange(0, COPY)[None, None, :] >= 0)
+    return _flat(tl.load(origin + at, mask=mask, other=0, cache_modifier=".ca"))
+
+
+@triton.jit
+def accumulate(
+    total, rest, x, groups, before, middle, frame, weight, row, rest_row, row_live, rest_live, width, pixel, height,
+    columns, top, left, SLICES: tl.constexpr, SIDE: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr,
+    STEP: tl.constexpr, EVEN: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr, WEIGHT_CUBES: tl.constexpr,
+):  # fmt: skip
+    """Add the products with a part's weights, each of 32 channels of a tap, in their order: slices, chunks, taps.
+
+    A step of 64 takes one of each half of that order; EVEN: both of the same tap, as where a step is of 32. RAGGED: the
+    last chunk is not whole. ``top`` and ``left`` are where the first tap reads, relative to a pixel. ``frame`` is what
+    the last slice reads, of three ``before`` and ``middle`` what those before it do. Pixels are loaded as [STEP / COPY,
+    pixels, COPY], so that threads of a warp read pixels side by side; WEIGHT_CUBES: rows of the weights, too.
+    """
+    chunks, area = tl.cdiv(groups, 32 // GROUP), height * columns
+    products = SLICES * SIDE * SIDE * chunks
+    steps = tl.cdiv(products, STEP // 32)
+    size = groups.to(tl.int64) * (area * GROUP)
+    origins, absent = (x + frame * size,), (tl.where(frame < 0, _NONE, 0),)
+    if SLICES == 3:  # a slice's channels begin where those of the one before it end
+        skipped = chunks * 32 * area
+        origins = x + before * size, x + middle * size - skipped, x + frame * size - 2 * skipped
+        absent = tl.where(before < 0, _NONE, 0), tl.where(middle < 0, _NONE, 0), tl.where(frame < 0, _NONE, 0)
+    seen = _seen(pixel, height, columns, top, left, SIDE)[None, :, None]
+    COPY: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+    copy, value = tl.arange(0, STEP // COPY)[:, None, None], tl.arange(0, COPY)[None, None, :]
+    place = (copy * COPY % 32 // GROUP * area + pixel[None, :, None] + (top * columns + left)) * GROUP
+    # A warp takes copies along the axis that seems to have the next longest run: that of pixels, not of groups.
+    at = tl.max_contiguous(place + copy % (GROUP // COPY) * COPY + value, [1, 2, COPY])
+    stream, live = _places(row, row_live, products - steps, width, GROUP, STEP, WEIGHT_CUBES)
+    rest_stream, every = _places(rest_row, rest_live, products - steps, width, GROUP, STEP, WEIGHT_CUBES)
+    for i in range(0, steps):
+        left_side = _pixels(
+            i, steps, products, chunks, origins, absent, groups, at, seen, area, columns,
+            SLICES, SIDE, GROUP, STEP, EVEN, RAGGED,
+        )  # fmt: skip
+        right_side = _weights(weight, stream, live, WEIGHT_CUBES)
         total = _product(left_side, tl.trans(right_side), total, WIDE)
         if REST:
-            live = rest_live[:, None]
-            if RAGGED:
-                live &= held
-            at_row = stream + ((rest_row * GROUP)[:, None] + within)
-            right_side = tl.load(at_row, mask=live, other=0, cache_modifier=".ca" if SMALL else ".cg")
+            right_side = _weights(weight, rest_stream, every, WEIGHT_CUBES)
             rest = _product(left_side, tl.trans(right_side), rest, WIDE)
+        weight += 32 * width
     return total, rest
 
 
@@ -199,15 +254,20 @@ def _y_of(
     return y.to(ROUNDED)
 
 
-# Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
-@triton.jit(do_not_specialize=["height", "columns", "count"])
+_NUMBERS = ["height", "columns", "count", "groups", "residual_groups"]
+_LISTS = ["frames", "residual_frames", "raw_frames", "act_frames", "saturated"]
+
+
+# Not specialised: as above.
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_LISTS)
 def _kernel(
     x, frames, weight, scale, bias, residual, residual_frames, raw, raw_frames, act, act_frames, gain, saturated,
     height, columns, count, groups, residual_groups, channels, width, span, part_size, inverse, eps,
     SLICES: tl.constexpr, SIDE: tl.constexpr, RESULTS: tl.constexpr, PERMUTED: tl.constexpr, GROUP: tl.constexpr,
-    RESIDUAL: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr, INT8: tl.constexpr,
+    MULTIPLIED: tl.constexpr, ADDED: tl.constexpr, RAW: tl.constexpr, ACT: tl.constexpr, INT8: tl.constexpr,
     MOST: tl.constexpr, ROUNDED: tl.constexpr, FULL: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr,
-    REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
+    REST: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr,
+    WEIGHT_CUBES: tl.constexpr,
 ):  # fmt: skip
     # In this order programs that run side by side read the same input: spans of channels, then time, then space.
     spans = (width + span - 1) // span
@@ -237,14 +297,19 @@ def _kernel(
     if SIDE == 2:  # UP: the pixel above and to the left, or this one
         top, left = result // 2 - 1, result % 2 - 1
     weight += part.to(tl.int64) * part_size
-    residual_frame = last
-    if RESIDUAL or ADDED:
-        residual_frame = tl.load(residual_frames + t)
     total, rest = accumulate(
-        total, rest, x, groups, before, middle, last, residual, residual_groups, residual_frame,
-        weight, packed, rest_packed, row_live, rest_live, width, pixel, height, columns, top, left,
-        SLICES, SIDE, RESIDUAL, REST, GROUP, STEP, RAGGED, SMALL, WIDE,
+        total, rest, x, groups, before, middle, last, weight, packed, rest_packed, row_live, rest_live, width, pixel,
+        height, columns, top, left, SLICES, SIDE, REST, GROUP, STEP, EVEN, RAGGED, WIDE, WEIGHT_CUBES,
     )  # fmt: skip
+    residual_frame = last
+    if MULTIPLIED or ADDED:
+        residual_frame = tl.load(residual_frames + t)
+    if MULTIPLIED:
+        weight += SLICES * SIDE * SIDE * tl.cdiv(groups, 32 // GROUP) * 32 * width
+        total, rest = accumulate(
+            total, rest, residual, residual_groups, last, last, residual_frame, weight, packed, rest_packed, row_live,
+            rest_live, width, pixel, height, columns, 0, 0, 1, 1, REST, GROUP, STEP, EVEN, RAGGED, WIDE, WEIGHT_CUBES,
+        )  # fmt: skip
 
     channel, rest_channel = part % parts * width + row, part % parts * width + rest_row
     area, out_frame = height * columns, t
@@ -294,65 +359,63 @@ class Tile(NamedTuple):
     FIRST: int
     REST: int
     STEP: int
+    WEIGHT_CUBES: bool
     num_warps: int
     num_stages: int
 
     @classmethod
-    def of(cls, width: int, depth: int, residual: int, size: int, shared: int) -> Tile:
-        """For parts of ``width`` channels, ``depth`` and ``residual`` padded ones read, of ``size`` bytes each; with
-        ``shared`` bytes of memory a CTA."""
+    def of(cls, width: int, size: int, normed: bool, shared: int) -> Tile:
+        """For parts of ``width`` channels whose values have ``size`` bytes; ``shared`` bytes of memory are a CTA's.
+
+        ``normed``: all channels are in one part, and its norm may be an output.
+        """
         narrow = size < 4
         most = _PART if narrow else 64
         span = width if width <= most else most if narrow and width % most == 0 else 64
         first = max(16, 1 << (span.bit_length() - 1))
         rest = 0 if span <= first else max(16, triton.next_power_of_2(span - first))
+        hopper = shared > 200 * 1024  # or Blackwell's tensor memory; else operands and sums share the registers
         pixels = 128 if narrow else 32
+        if hopper and narrow and not (size == 1 and normed and span > 96):  # where the epilogue has the registers
+            pixels = 256
         # More shared memory than this leaves no first-level cache, where most taps find what others have read. Two
         # small tiles run side by side: the epilogue of one overlaps the products of the other.
-        large = narrow and span > 96
+        large = pixels == 256 or (narrow and span > 96)
         space = min(shared, 160 * 1024) // (1 if large else 2)
-        row = (pixels + first + rest) * size
-        hopper = shared > 200 * 1024  # or Blackwell's tensor memory; else operands and sums share the registers
-        step = _step(depth, residual, row, size, space, hopper)
-        fitting = space // (row * step) + (not hopper)  # where registers hold one of the stages
-        return cls(span, pixels, first, rest, step, 8 if large else 4, min(4, fitting))
+        step = 64 if size == 1 else 32
+        fitting = space // ((pixels + first + rest) * size * step) + (not hopper)  # registers hold one of the stages
+        return cls(span, pixels, first, rest, step, not hopper, 8 if large else 4, min(4, fitting))
 
 
-def _step(depth: int, residual: int, row: int, size: int, space: int, hopper: bool) -> int:
-    """Channels that are multiplied together: on Hopper 64 bytes of a pixel, or 128 where four stages of them fit."""
-    if not hopper or depth <= _CHUNK:
-        return _CHUNK
-    least = max(_CHUNK, 64 // size)  # of int8 the last of them may be filled up: that costs less than more steps
-    fits = 4 * row * 2 * least <= space and depth % (2 * least) == residual % (2 * least) == 0
-    return 2 * least if fits else least
-
-
-def static(kind: int, depth: int, tile: Tile, size: int) -> dict[str, object]:
-    """What the kernel's loop is compiled for; ``size``: bytes of a value of x."""
+def static(kind: int, x: Tensor, tile: Tile, residual: Tensor | None = None) -> dict[str, object]:
+    """What the kernel's loop is compiled for; ``residual``: what is multiplied."""
+    read = [x] if residual is None else [x, residual]
     return {
         "SLICES": _SLICES[kind],
         "SIDE": math.isqrt(_TAPS[kind]),
-        "GROUP": GROUP_INT8 if size == 1 else GROUP,
+        "GROUP": x.shape[-1],
         "PIXELS": tile.PIXELS,
         "FIRST": tile.FIRST,
         "REST": tile.REST,
         "STEP": tile.STEP,
-        "RAGGED": depth % tile.STEP != 0,
-        "SMALL": tile.num_warps < 8,  # tiles side by side may find their weights in the first-level cache
-        "WIDE": INTERPRETED or size == 4,
+        "EVEN": tile.STEP == 32 or _SLICES[kind] * _padded(x) % 64 == 0,
+        "RAGGED": any(_padded(t) != t.shape[1] * t.shape[-1] for t in read),
+        "WIDE": INTERPRETED or x.element_size() == 4,
+        "WEIGHT_CUBES": tile.WEIGHT_CUBES,
     }
 
 
 def _static(
-    kind: int, width: int, depth: int, tile: Tile, size: int, rounded: torch.dtype, residual: bool, raw: bool,
-    act: bool, in_int8: bool,
+    kind: int, x: Tensor, width: int, tile: Tile, rounded: torch.dtype, residual: Tensor | None, raw: bool, act: bool,
+    in_int8: bool,
 ) -> dict[str, object]:  # fmt: skip
     """What the kernel is compiled for; see ``launch``."""
-    return static(kind, depth, tile, size) | {
+    multiplied = x.element_size() > 1
+    return static(kind, x, tile, residual if multiplied else None) | {
         "RESULTS": _RESULTS[kind],
         "PERMUTED": width % _RUN == 0,
-        "RESIDUAL": residual and size > 1,
-        "ADDED": residual and size == 1,
+        "MULTIPLIED": residual is not None and multiplied,
+        "ADDED": residual is not None and not multiplied,
         "RAW": raw,
         "ACT": act,
         "INT8": in_int8,
@@ -397,7 +460,7 @@ def launch_norm(
 
 def counts_in_int32(channels: int, x: Tensor) -> bool:
     """Whether a program's numbers within a frame fit; UP's results are four times as large."""
-    return 4 * channels * x.shape[2:4].numel() < 2**31
+    return max(4 * channels, 3 * _padded(x)) * x.shape[2:4].numel() < 2**31
 
 
 def launch(
@@ -421,9 +484,7 @@ def launch(
     channels = len(bias) // doubled
     width = _width(channels)
     count, (height, columns) = len(frames) - _history(kind), x.shape[2:4]
-    size, depth = x.element_size(), _padded(x)
-    multiplied = 0 if residual is None or scale is not None else _padded(residual)
-    tile = Tile.of(width, depth, multiplied, size, shared_memory(x.device))
+    tile = Tile.of(width, x.element_size(), act is not None and width == channels, shared_memory(x.device))
     fused = act is not None and tile.span == channels  # else no program has all channels, which the norm needs
     if act is not None and not fused and raw is None:
         shape = doubled * count, channels // GROUP, larger * height, larger * columns, GROUP
@@ -433,7 +494,7 @@ def launch(
     programs = triton.cdiv(width, tile.span) * len(weight) * count * triton.cdiv(height * columns, tile.PIXELS)
     if programs == 0:
         return
-    unused = frames
+    unused = weight  # always as aligned
     with torch.cuda.device_of(x):
         _kernel[(programs,)](
             x, frames, weight, unused if scale is None else scale, bias, x if residual is None else residual,
@@ -442,7 +503,7 @@ def launch(
             gain if fused else unused, saturated if in_int8 else unused,
             height, columns, count, x.shape[1], 0 if residual is None else residual.shape[1], channels, width,
             tile.span, weight.shape[1], 1 / act_scale if in_int8 else 0.0, _EPS / channels,
-            **_static(kind, width, depth, tile, size, dtype, residual is not None, raw is not None, fused, in_int8),
+            **_static(kind, x, width, tile, dtype, residual, raw is not None, fused, in_int8),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     if not (fused or raw is None or act is None or act_frames is None or gain is None):

@@ -63,21 +63,25 @@ def _cuda(x, frames, weight, bias, out) -> None:
 if triton:
     from .causal_conv_triton import Tile, accumulate, counts_in_int32, shared_memory, static
 
-    # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
-    @triton.jit(do_not_specialize=["height", "columns", "count"])
+    _NUMBERS = ["height", "columns", "count", "groups"]
+
+    # Not specialised: what varies with the picture, or with where the list begins, must not wait for a compiler in the
+    # middle of a stream.
+    @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["frames"])
     def _kernel(
         x, frames, weight, bias, out, height, columns, count, groups,
         SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, PIXELS: tl.constexpr, FIRST: tl.constexpr,
-        REST: tl.constexpr, STEP: tl.constexpr, RAGGED: tl.constexpr, SMALL: tl.constexpr, WIDE: tl.constexpr,
+        REST: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr, RAGGED: tl.constexpr, WIDE: tl.constexpr,
+        WEIGHT_CUBES: tl.constexpr,
     ):  # fmt: skip
         t, tile = tl.program_id(0) % count, tl.program_id(0) // count
         pixel, channel = tile * PIXELS + tl.arange(0, PIXELS), tl.arange(0, FIRST)
         before, middle, last = tl.load(frames + t), tl.load(frames + t + 1), tl.load(frames + t + 2)
         live = channel < FIRST
         y, _ = accumulate(
-            tl.zeros((PIXELS, FIRST), tl.float32), 0.0, x, groups, before, middle, last, x, 0, last,
-            weight, channel, channel, live, live, FIRST, pixel, height, columns, -1, -1,
-            SLICES, SIDE, False, REST, GROUP, STEP, RAGGED, SMALL, WIDE,
+            tl.zeros((PIXELS, FIRST), tl.float32), 0.0, x, groups, before, middle, last, weight, channel, channel, live,
+            live, FIRST, pixel, height, columns, -1, -1,
+            SLICES, SIDE, REST, GROUP, STEP, EVEN, RAGGED, WIDE, WEIGHT_CUBES,
         )  # fmt: skip
         y = (y + tl.load(bias + channel)[None]).to(x.dtype.element_ty)
         area = height * columns
@@ -93,13 +97,13 @@ if triton:
     def _triton(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
         _check(x, frames, weight, bias, out)
         height, columns = x.shape[2:4]
-        tile = Tile.of(PIXEL, _padded(x), 0, x.element_size(), shared_memory(x.device))
+        tile = Tile.of(PIXEL, x.element_size(), False, shared_memory(x.device))
         programs = len(out) * triton.cdiv(height * columns, tile.PIXELS)
         if programs == 0:
             return
         with torch.cuda.device_of(x):
             _kernel[(programs,)](
                 x, frames, weight, bias, out, height, columns, len(out), x.shape[1],
-                **static(Kind.CAUSAL, _padded(x), tile, x.element_size()),
+                **static(Kind.CAUSAL, x, tile),
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip

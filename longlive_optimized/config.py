@@ -173,7 +173,7 @@ class OptimizationConfig(StreamSettings):
     vae_type: ``wan`` is the model's own; ``lightvae``, ``tae`` and ``lighttae`` are smaller, faster, and lossy.
     vae_precision: of the convolutions in the VAE's residual blocks, all streams': ``bf16`` is the model's own dtype,
         ``int8`` 8 bits, with ``wan`` alone. ``auto`` is int8 where this config's precision is and there are kernels for
-        it: with ``wan`` of full width in bfloat16 on Hopper.
+        it: with ``wan`` of full width in bfloat16 on NVIDIA GPUs from Ampere on.
     text_precision: of the text encoder's weights, all streams': ``bf16`` is that of its file, ``int8`` has a scale for
         32 columns of a row and is made from such a file while it is read, ``fp8`` is that of a float8 file. ``auto`` is
         the file's own, whichever that is; what the file cannot give is refused.

@@ -160,7 +160,10 @@ RUN: dict[str, Run] = {
         "pytest -m gpu tests/kernels/test_ring_attention_fp8.py"
     ),
     **dict.fromkeys(
-        ("python tests/measure/triton_kernels.py attention", "python tests/measure/triton_kernels.py products"),
+        [
+            f"python tests/measure/triton_kernels.py {what}"
+            for what in ("attention", "products", "convolutions --sweep")
+        ],
         Run("python tests/measure/triton_kernels.py --help", (r"--sweep",), where="checkout", partly="needs a GPU"),
     ),
     **dict.fromkeys(

@@ -226,6 +226,7 @@ def test_cards_of_users_are_served(preset, size, gib, full_size, big_text):
 
 def test_what_scope_is_told_is_the_plans(full_size, big_text, monkeypatch):
     monkeypatch.setattr(native, "missing", lambda device: "no Hopper GPU")
+    monkeypatch.setattr("longlive_optimized.vae.packed.codec._takes_triton", lambda device: False)
     footprint = planning.text_footprint
 
     def in_float8(files, device, dtype, precision, residence):

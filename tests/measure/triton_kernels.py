@@ -1,9 +1,11 @@
-"""Triton's kernels in 8 bits beside what else there is, turn by turn: ``python tests/measure/triton_kernels.py``.
+"""Triton's kernels beside what else there is, turn by turn: ``python tests/measure/triton_kernels.py``.
 
     triton_kernels.py attention            times, and errors against float64
     triton_kernels.py products
+    triton_kernels.py convolutions
     triton_kernels.py attention --sweep    times of Triton's kernels by tile, warps and stages
     triton_kernels.py products --sweep
+    triton_kernels.py convolutions --sweep
 
 A row for each shape and kernel, as a table and with ``--json FILE`` as lines of JSON. All kernels of a shape are
 captured first; then they run in turn, a graph of about a millisecond each, so that the card's clocks are the same for
@@ -24,11 +26,13 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from longlive_optimized.engine.timing import percentile
+from longlive_optimized.kernels import causal_conv_triton as convolutions
 from longlive_optimized.kernels import int8_linear as products
 from longlive_optimized.kernels import ring_attention as attention_kernels
 from longlive_optimized.kernels.attention import attention
@@ -239,8 +243,12 @@ def sweep_attention(rounds: int, only: str) -> Iterator[dict]:
 
 
 def measure_products(rounds: int, only: str) -> Iterator[dict]:
+    return measure_operators(("int8_linear", "int8_linear_gelu"), rounds, only)
+
+
+def measure_operators(names: tuple[str, ...], rounds: int, only: str) -> Iterator[dict]:
     """Of the benchmarks' sizes, beside what these compare them with."""
-    for name in ("int8_linear", "int8_linear_gelu"):
+    for name in names:
         bench = bench_of(name)
         for case in bench.real:
             args = case.make("cuda")
@@ -249,10 +257,10 @@ def measure_products(rounds: int, only: str) -> Iterator[dict]:
             runners |= bench.peers()
             functions = {runner: functools.partial(function, *args) for runner, function in runners.items()}
             for row in in_turn(chosen(functions, only), rounds):
-                yield product_row(name, case, row)
+                yield operator_row(name, case, row)
 
 
-def product_row(name: str, case: Case, row: dict) -> dict:
+def operator_row(name: str, case: Case, row: dict) -> dict:
     found = {"op": name, "shape": case.shape} | row
     if "us" in row:
         found["tflop_s"] = round(case.flops / row["us"] / 1e6, 1)
@@ -290,7 +298,50 @@ def sweep_products(rounds: int, only: str) -> Iterator[dict]:
             tiles = [t for t in product_tiles(*args[:2]) if name == "int8_linear" or t[1].BLOCK == products.GELU_GROUP]
             functions = {size: functools.partial(launch, tile, *args) for size, tile in tiles}
             for row in in_turn(chosen(functions, only), rounds):
-                yield product_row(name, case, row)
+                yield operator_row(name, case, row)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Convolutions of the video autoencoder
+
+CONVOLUTIONS = "causal_conv_int8", "causal_conv", "conv_pixels"
+
+
+def measure_convolutions(rounds: int, only: str) -> Iterator[dict]:
+    return measure_operators(CONVOLUTIONS, rounds, only)
+
+
+# Channels, PIXELS, FIRST, REST, warps, stages.
+CONVOLUTION_TILES = (
+    (96, 128, 64, 32, 4, 3), (96, 128, 64, 32, 4, 4), (96, 128, 64, 32, 4, 5), (96, 256, 64, 32, 8, 3),
+    (96, 256, 64, 32, 8, 4), (96, 256, 64, 32, 8, 5), (192, 128, 128, 64, 8, 4), (192, 128, 128, 64, 8, 6),
+    (192, 128, 128, 64, 4, 4), (192, 256, 128, 64, 8, 3), (192, 256, 128, 64, 8, 4),
+    (16, 128, 16, 0, 4, 4), (16, 256, 16, 0, 8, 4), (16, 512, 16, 0, 8, 4),
+)  # fmt: skip
+
+
+def sweep_convolutions(rounds: int, only: str) -> Iterator[dict]:
+    """Tiles of as many channels as the one that is in force."""
+    for name in CONVOLUTIONS:
+        launch, _ = OPS[name].impls["triton"]
+        for case in bench_of(name).real:
+            args = case.make("cuda")
+            with patch.object(convolutions.Tile, "of", wraps=convolutions.Tile.of) as of:
+                launch(*args)
+            usual = convolutions.Tile.of(*of.call_args.args)
+            functions: Functions = {}
+            for span, pixels, first, rest, warps, stages in CONVOLUTION_TILES:
+                if span == usual.span:
+                    tile = usual._replace(PIXELS=pixels, FIRST=first, REST=rest, num_warps=warps, num_stages=stages)
+                    kernel = f"{pixels} x {first}+{rest}, {warps} warps, {stages} stages"
+                    functions[kernel] = functools.partial(launch_with, tile, launch, *args)
+            for row in in_turn(chosen(functions, only), rounds):
+                yield operator_row(name, case, row)
+
+
+def launch_with(tile: convolutions.Tile, launch: Callable, *args: object) -> None:
+    with patch.object(convolutions.Tile, "of", lambda *given: tile):
+        launch(*args)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -308,6 +359,8 @@ WHAT = {
     ("attention", True): sweep_attention,
     ("products", False): measure_products,
     ("products", True): sweep_products,
+    ("convolutions", False): measure_convolutions,
+    ("convolutions", True): sweep_convolutions,
 }
 
 

@@ -233,21 +233,18 @@ def test_is_taken_where_it_is_fast(monkeypatch, make_vae):
 
 
 @pytest.mark.parametrize(
-    ("switch", "capability", "forced", "taken"),
+    ("capability", "forced", "taken"),
     [
-        (True, (8, 9), None, True),
-        (True, (12, 0), "triton", True),
-        (True, (9, 0), "library", True),
-        (True, (8, 0), "reference", False),
-        (True, (7, 5), None, False),
-        (False, (8, 9), None, False),
-        (False, (12, 0), "triton", False),
+        ((8, 9), None, True),
+        ((12, 0), "triton", True),
+        ((9, 0), "library", True),
+        ((8, 0), "reference", False),
+        ((7, 5), None, False),
     ],
 )
-def test_is_taken_on_triton(monkeypatch, switch, capability, forced, taken):
-    """By the switch, where the operators run on Triton and its products of bfloat16 are there."""
+def test_is_taken_on_triton(monkeypatch, capability, forced, taken):
+    """Where the operators run on Triton and its products of bfloat16 are there."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(f"{PACKED}.codec.TRITON_IS_FAST", switch)
     monkeypatch.setattr(native, "capability", lambda index: capability)
     monkeypatch.setattr(native, "load", lambda: False)
     with backend(forced) if forced else contextlib.nullcontext():

@@ -22,9 +22,6 @@ from .encode import PackedEncoder
 from .int8 import Saturated, Scales
 from .weights import DecoderWeights, EncoderWeights
 
-# Whether Triton's convolutions are taken on GPUs where the CUDA library's do not run. False: cuDNN's, by ModulesCodec.
-TRITON_IS_FAST = False
-
 
 class PackedCodec:
     """A ``Codec`` over packed copies of a Wan VAE's weights; its streams hold all memory that they need.
@@ -59,7 +56,7 @@ class PackedCodec:
         """What keeps a Wan VAE of this kind from fast kernels there; None if nothing does."""
         if config.widths != (96, 192, 384, 384):
             return "the kernels are for the full width"
-        if (lacks := native.missing(device)) and not (TRITON_IS_FAST and _takes_triton(device)):
+        if (lacks := native.missing(device)) and not _takes_triton(device):
             return lacks
         return None if dtype == torch.bfloat16 else "the kernels are for bfloat16"
 
