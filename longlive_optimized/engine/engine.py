@@ -21,9 +21,18 @@ from ..plain import flag, whole
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
 from ..video_time import blocks_of
-from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
+from ..weights.load import (
+    check,
+    check_loras,
+    keep_unmerged,
+    load_generator,
+    load_text_encoder,
+    load_vae,
+    refill_generator,
+)
 from ..weights.locate import locate, native_size
 from ..weights.text import check_text
+from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
 from .devices import Devices, default_dtype
@@ -100,6 +109,7 @@ class LongLiveEngine:
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._mixed = False  # weights of other LoRA scales beside each other
+        self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         possible = not self.config.use_torch_compile  # which makes graphs of its own, or none
@@ -232,15 +242,17 @@ class LongLiveEngine:
     def set_loras(self, loras: Sequence[UserLora]) -> None:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
 
-        Their weights are written anew from the files, so that nothing drifts. ``loras`` must name all that are merged,
-        at scale 0 if they are to go. Raises as ``weights.load.refill_generator``; after a RuntimeError no block is made
-        until this has worked.
+        Their weights are written anew from the files, or from what ``keep_loras`` has kept, so that nothing drifts.
+        ``loras`` must name all that are merged, at scale 0 if they are to go. Raises as
+        ``weights.load.refill_generator``; after a RuntimeError no block is made until this has worked.
         """
         _check_loras(loras)
         with self.devices.turn():
             self.synchronize()
+            if self._unmerged is not None and not self._unmerged.covers(loras):
+                self.keep_loras(loras)
             try:
-                refill_generator(self.model, self.files, loras)
+                refill_generator(self.model, self.files, loras, unmerged=self._unmerged)
                 for stream in self._streams:
                     stream.weights_changed()
             except (ValueError, OSError):  # before anything was written
@@ -249,6 +261,20 @@ class LongLiveEngine:
                 self._mixed = True
                 raise
             self._mixed = False
+
+    def keep_loras(self, loras: Sequence[UserLora]) -> int:
+        """Copy into memory what any scales of ``loras`` are merged from: from here on ``set_loras`` reads no file, as
+        long as these stay as they are, and takes less than a block's time at full size.
+
+        Returns the copies' bytes: up to 3.5 GiB for LoRAs of all layers of the published model, and the LoRAs
+        themselves. They lie on a GPU that has 16 GiB to spare besides, until memory runs out there, otherwise in host
+        memory. No ``loras`` give the memory back. Raises as ``set_loras``, before anything changes.
+        """
+        _check_loras(loras)
+        with self.devices.turn():
+            unmerged = keep_unmerged(self.model, self.files, loras) if loras else None
+            self._unmerged = unmerged
+            return unmerged.nbytes if unmerged else 0
 
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
@@ -277,11 +303,19 @@ class LongLiveEngine:
         try:
             return work()
         except torch.OutOfMemoryError:
-            if self.memory_fallback or not self._take_leaner():
+            if not self._drop_unmerged() and (self.memory_fallback or not self._take_leaner()):
                 raise
         # Here the error is gone, and with it what its frames held.
         self.devices.release()
         return work()
+
+    def _drop_unmerged(self) -> bool:
+        """Give back what is kept on the GPU for other scales of LoRAs; False if nothing is."""
+        if self._unmerged is None or self._unmerged.device.type != "cuda":
+            return False
+        self._unmerged = None
+        log.warning("memory has run out; from here on other scales of LoRAs are merged from the files")
+        return True
 
     def _take_leaner(self) -> bool:
         """Go over to the next leaner plan that can still be reached; False if there is none."""

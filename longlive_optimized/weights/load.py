@@ -24,12 +24,14 @@ from .locate import ModelFiles
 from .lora import open_adapter
 from .terms import Adapter, Term, merge
 from .text import BytesDone, load_text_encoder, open_text
+from .unmerged import Unmerged
 from .user_lora import UserLora, open_user_loras
 
 __all__ = [
     "BytesDone",
     "check",
     "check_loras",
+    "keep_unmerged",
     "load_generator",
     "load_text_encoder",
     "load_vae",
@@ -93,13 +95,31 @@ def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.d
     return weights
 
 
+def keep_unmerged(model: Transformer, files: ModelFiles, loras: Sequence[UserLora]) -> Unmerged:
+    """Copy into memory what refill_generator wants for any scales of ``loras``; raises what load_generator raises."""
+    reading = _reading(files, loras)
+    tensors, own, _ = _open_generator(files, model.config)
+    paths = {lora.path: UserLora(lora.path) for lora in loras}
+    users = dict(zip(paths, open_user_loras(paths.values(), generator_shapes(model.config)), strict=True))
+    keys = model.adapted.union(*users.values())
+    kept = {key: tensor for key, tensor in tensors.items() if key in keys}
+    unmerged = Unmerged(kept, {key: own[key] for key in keys if key in own}, users, model.device)
+    reading.check()
+    return unmerged
+
+
 def refill_generator(
-    model: Transformer, files: ModelFiles, loras: Sequence[UserLora], progress: BytesDone | None = None
+    model: Transformer,
+    files: ModelFiles,
+    loras: Sequence[UserLora],
+    progress: BytesDone | None = None,
+    unmerged: Unmerged | None = None,
 ) -> None:
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
-    Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``: addresses stay, and
-    nothing drifts. What is held in 8 bits follows, beside them or alone.
+    Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``, or from what
+    ``unmerged`` has kept of them: addresses stay, and nothing drifts. What is held in 8 bits follows, beside them or
+    alone.
     ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
     may be under way; the caller computes anew what the old weights gave (keys and values).
 
@@ -107,10 +127,13 @@ def refill_generator(
     RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
     again, or load anew.
     """
-    config, reading = model_config(files.config), _reading(files, loras)
-    if config != model.config:
-        raise ValueError(f"files: the model was not made from {files.config}")
-    tensors, own, users = _open_generator(files, config, loras)
+    if unmerged is not None and unmerged.covers(loras):
+        reading, tensors, own, users = Reading(()), unmerged.tensors, unmerged.own, _joined(unmerged.users(loras))
+    else:
+        config, reading = model_config(files.config), _reading(files, loras)
+        if config != model.config:
+            raise ValueError(f"files: the model was not made from {files.config}")
+        tensors, own, users = _open_generator(files, config, loras)
     model.adapted |= users.keys()
     slots = {key: slot for key, slot in model.checkpoint_slots().items() if key in model.adapted}
     if not slots:
@@ -212,7 +235,7 @@ def _fill(
     total, done, sums = sum(slot.nbytes for slot in slots.values()), 0, []
     for key, slot in slots.items():
         reading.check()
-        weight = tensors[key].to(slot.device)
+        weight = tensors[key].to(slot.device, non_blocking=True)
         for adapter in adapters:
             if key in adapter:
                 weight = merge(weight, adapter[key])

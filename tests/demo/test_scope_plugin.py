@@ -569,6 +569,50 @@ def test_loras_are_merged_at_load_and_rescaled_while_streaming(installed, pipeli
     session.stop(), bystander.stop()
 
 
+def test_a_slider_of_a_lora_loses_no_value_and_reads_no_file(installed, pipeline_class, lora_file, monkeypatch):
+    """40 values, three of them while a block is made: blocks take the newest, the last one is exact."""
+    assert installed.manager.load(pipeline_class, LOAD | {"loras": [{"path": lora_file}]}), installed.manager.error
+    session, engine = installed.manager.open({"prompts": FOX, "manage_cache": False}), engine_of(installed)
+    for module in ("load", "user_lora"):
+        monkeypatch.setattr(
+            f"longlive_optimized.weights.{module}.tensors_in", lambda *_: pytest.fail("a file was read")
+        )
+    merged, set_loras = [], engine.set_loras
+
+    def noted(loras):
+        merged.append([lora.scale for lora in loras])
+        set_loras(loras)
+
+    monkeypatch.setattr(engine, "set_loras", noted)
+    blocks = len(run(session, 1)[0]) == 9
+    for value in range(40):
+        session.send({"lora_scales": [{"path": lora_file, "scale": value / 16}]})
+        if value % 3 == 2:
+            while not session.step().result:
+                pass
+            blocks += 1
+    while session.processor.updates.qsize():
+        blocks += bool(session.step().result)
+    run(session, 1)
+    assert session.processor.dropped_updates == 0
+    assert len(merged) <= blocks < 20 and merged[-1] == [39 / 16]
+    monkeypatch.undo()
+    fresh = LongLiveEngine("tiny", engine.config, loras=[UserLora(lora_file, 39 / 16)]).model
+    assert all(map(torch.equal, engine.model.state_dict().values(), fresh.state_dict().values()))
+    assert installed.manager.pipeline.loaded_lora_adapters[0]["scale"] == 39 / 16
+    session.stop()
+
+
+def test_a_slider_of_a_lora_does_not_hold_up_a_video(installed, pipeline_class, lora_file):
+    assert installed.manager.load(pipeline_class, LOAD | {"loras": [{"path": lora_file}]}), installed.manager.error
+    session = installed.manager.open({"prompts": FOX, "input_mode": "video", "manage_cache": False})
+    for value in range(3):
+        for _ in range(12):
+            session.put_frame(torch.full((8, 8, 3), 50 * value, dtype=torch.uint8))
+        assert len(run(session, 1, lora_scales=[{"path": lora_file, "scale": value / 3}])[0]) == (12 if value else 13)
+    session.stop()
+
+
 # Sessions, threads, failures
 
 

@@ -15,6 +15,7 @@ from longlive_optimized.engine.passes import BlockInputs
 from longlive_optimized.engine.sampler import make_schedule
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
+from longlive_optimized.weights import load
 from longlive_optimized.weights.user_lora import UserLora
 
 SHAPE = (3, 16, 4, 6)
@@ -638,12 +639,65 @@ def test_a_lora_that_goes_leaves_the_sinks_too(tmp_path, positions, global_sink)
         assert torch.equal(stream.ring.k[:, :3], other.ring.k[:, :3])
 
 
+def test_kept_loras_take_other_scales_without_a_file(tmp_path, monkeypatch):
+    a, b = torch.randn(2, 256), torch.randn(256, 2)
+    path, other = tmp_path / "style.safetensors", tmp_path / "other.safetensors"
+    for file in (path, other):
+        save_file({"blocks.0.cross_attn.k.lora_A.weight": a, "blocks.0.cross_attn.k.lora_B.weight": b}, file)
+    config = OptimizationConfig(height=32, width=48)
+    kept, read = (LongLiveEngine("tiny", config, "cpu", loras=[UserLora(path)]) for _ in range(2))
+    assert kept.keep_loras([UserLora(path)]) > 256 * 256 * 2
+    opened = []
+    tensors_in = load.tensors_in
+    monkeypatch.setattr(load, "tensors_in", lambda *args: opened.append(args[0]) or tensors_in(*args))
+
+    def weights(engine):
+        return [t.clone() for t in engine.model.state_dict().values()]
+
+    for scale in (0.3, 0.0, -2.0):
+        kept.set_loras([UserLora(path, scale)])
+        assert not opened
+        read.set_loras([UserLora(path, scale)])
+        assert opened and all(map(torch.equal, weights(kept), weights(read)))
+        opened.clear()
+    for engine in (kept, read):  # a LoRA that was not kept is read, and kept from then on
+        engine.set_loras([UserLora(path, 0.0), UserLora(other, 0.5)])
+    opened.clear()
+    kept.set_loras([UserLora(path, 0.0), UserLora(other, 0.7)])
+    assert not opened
+    assert kept.keep_loras([]) == 0
+    kept.set_loras([UserLora(path, 0.0), UserLora(other, 0.5)])
+    assert opened and all(map(torch.equal, weights(kept), weights(read)))
+
+
+def test_kept_loras_go_where_a_gpu_runs_out_of_memory(tmp_path):
+    path = tmp_path / "style.safetensors"
+    save_file(
+        {
+            "blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 256),
+            "blocks.0.self_attn.q.lora_B.weight": torch.zeros(256, 2),
+        },
+        path,
+    )
+    engine, calls = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), "cpu", loras=[UserLora(path)]), []
+
+    def work():
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return "made"
+
+    engine.keep_loras([UserLora(path)])
+    engine._unmerged.device = torch.device("cuda")
+    assert engine._or_leaner(work) == "made" and engine._unmerged is None and not engine.memory_fallback
+
+
 def test_no_block_is_made_of_mixed_weights(monkeypatch):
     engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), device="cpu")
     engine.generate_block(BlockRequest("a fox"))
 
     def set_loras(error):
-        def refill(*args):
+        def refill(*args, **kwargs):
             if error:
                 raise error
 

@@ -52,6 +52,9 @@ class LongLiveOptimizedPipeline(Pipeline):
             if self._work:
                 set_loading_stage("Warming up...")
                 self._engine.warmup(stream=self._warm[0])
+        if self._loras:
+            set_loading_stage("Keeping what LoRAs are merged into...")
+            self._engine.keep_loras([*self._loras.values()])  # other scales are then a matter of milliseconds
         self._sessions = Sessions(self._new_session, self._load.max_sessions)
         self.state = _State(self._sessions)
 

@@ -29,6 +29,8 @@ from .prompt_follower import PromptFollower
 log = logging.getLogger(__name__)
 
 VACE_INPUTS = ("vace_input_frames", "vace_input_masks", "vace_ref_images", "first_frame_image", "last_frame_image")
+SLIDING = 3  # calls with LoRA scales, or calls since then without, that tell a slider from single values
+MOST_HELD = 8  # of its values before a block: as many updates wait in scope's queue
 SMALLEST_NOISE = 0.1  # below it scope's first timestep, 1000 s - 100, would be negative
 
 
@@ -63,7 +65,7 @@ class Session:
         self._preset, self._seed = self._load.optimization_preset, config.seed
         self._due = _Due()
         self._overlay: LatencyOverlay | None = None
-        self._delivered = 0
+        self._delivered = self._held = self._sliding = 0
         self._stream.configure(**{name: getattr(config, name) for name in CHANGEABLE})
         self._engine.reset(self._stream, config.seed)
         self._meter.reset()
@@ -82,6 +84,8 @@ class Session:
             self._refuse_vace(keywords)
             self._commands.obey(keywords)
             self._take_over(call)
+            if self._holds_back(call):
+                return {}
             if self._prompts.wanted is None or self._backoff.waiting(time.monotonic()):
                 return {}
             frames = self._make_block(call)
@@ -137,6 +141,16 @@ class Session:
             due.lora_reset |= self._manages_cache(call)
         if self._prompts.follow(call):
             due.new_prompt = True
+
+    def _holds_back(self, call: CallParams) -> bool:
+        """Whether to make no block yet, as a slider moves: scope hands over one value a call, and drops the newest of
+        more than its queue holds. Frames that a call brings would be lost, so it makes its block.
+        """
+        brings = call.lora_scales is not None
+        self._sliding = min(self._sliding + 1, SLIDING) if brings else max(self._sliding - 1, 0)
+        holds = brings and self._sliding == SLIDING and call.video is None and self._held < MOST_HELD
+        self._held = self._held + 1 if holds else 0
+        return holds
 
     def _set_loras(self) -> None:
         due = self._due
