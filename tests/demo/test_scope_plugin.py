@@ -21,7 +21,7 @@ from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
 from support.scope_double import scope_installed
 
-LOAD = {"model_path": "tiny", "height": 32, "width": 48}
+LOAD = {"model_path": "tiny", "height": 32, "width": 48, "show_messages": False}
 FOX, BOAT = [{"text": "a fox", "weight": 1.0}], [{"text": "a boat", "weight": 1.0}]
 
 
@@ -754,6 +754,90 @@ def test_no_room_for_a_session_is_told_and_does_not_spin(scope, monkeypatch):
     second = scope.manager.open({"prompts": FOX})
     assert [second.step().result for _ in range(3)] == [{}] * 3 and not second.processor.ended
     assert len(told(scope, "longlive_error")) == 1 and len(run(first, 1)[0]) == 12
+
+
+# What is said where it is seen
+
+
+def covered(frames: torch.Tensor, plain: torch.Tensor) -> list[int]:
+    """The rows of the first frame that differ."""
+    return (frames[0] != plain[0]).any(-1).any(-1).nonzero().flatten().tolist()
+
+
+def test_a_complaint_is_drawn_into_the_frames_for_a_while(scope, failing):
+    session = scope.manager.open({"prompts": FOX, "show_messages": True})
+    plain = expected(scope, *[BlockRequest("a fox")] * 5)
+    frames = run(session, 1) + run(session, 1, noise_scale="loud")
+    assert same(frames[:1], plain[:1])
+    rows = covered(frames[1], plain[1])
+    assert rows and rows[-1] == 31 and rows[0] > 8
+    failing.pass_time(1)
+    frames += run(session, 1)
+    assert covered(frames[2], plain[2]) == rows
+    failing.pass_time(60)
+    assert same(run(session, 1), plain[3:4])
+    (muted,) = run(session, 1, noise_scale="LOUD", show_messages=False)
+    assert torch.equal(muted, plain[4])
+    assert len(told(scope, "longlive_error")) == 2
+
+
+def test_the_banner_is_where_the_overlay_is_not(scope):
+    session = scope.manager.open({"prompts": FOX, "show_messages": True, "overlay_position": "bottom-left"})
+    plain = expected(scope, BlockRequest("a fox"))
+    changes = {"noise_scale": "loud", "show_latency_overlay": True}
+    rows = covered(run(session, 1, **changes)[0], plain[0])
+    assert rows[0] == 0 and rows[-1] == 31
+
+
+def test_what_the_engine_logs_as_a_warning_is_told(installed, pipeline_class, tmp_path):
+    """Of loading, to each session at its beginning; of blocks, when it happens. To the session whose it is alone."""
+    a, b = torch.zeros(2, TINY.dim), torch.zeros(TINY.dim, 2)
+    name, path = "diffusion_model.blocks.0.self_attn", str(tmp_path / "half.safetensors")
+    save_file({f"{name}.o.lora_A.weight": a, f"{name}.o.lora_B.weight": b, f"{name}.q.lora_A.weight": a.clone()}, path)
+    for _ in range(2):  # of each load
+        installed.notifications.clear()
+        load = LOAD | {"loras": [{"path": path}], "show_messages": True}
+        assert installed.manager.load(pipeline_class, load), installed.manager.error
+        session = installed.manager.open({"prompts": FOX})
+        (frames,) = run(session, 1)
+        assert covered(frames, expected(installed, BlockRequest("a fox"))[0])
+        run(session, 1)
+        [notice] = told(installed, "longlive_notice")
+        assert "half.safetensors" in notice["message"] and "blocks.0.self_attn.q.B" in notice["message"]
+        installed.manager.unload()
+    run(session, 1, prompts=[{"text": "a fox " * 600, "weight": 1.0}])
+    assert ["the last" in notice["message"] for notice in told(installed, "longlive_notice")] == [False, True]
+    session.stop()
+
+
+def test_no_frames_for_seconds_are_told_as_scope_tells_it_where_nobody_has_frames(scope, failing):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    failing(RuntimeError("the device is on fire"))
+    for seconds in (0.3, 0.6, 1.1, 2.1):
+        assert session.step().result == {} and not told(scope, "pipeline_error")
+        failing.pass_time(seconds)
+    for _ in range(2):
+        assert session.step().result == {}
+        failing.pass_time(20)
+    [message] = told(scope, "pipeline_error")
+    assert message == {
+        "type": "pipeline_error",
+        "pipeline_id": "longlive-optimized",
+        "message": "RuntimeError: the device is on fire",
+        "exception_type": "RuntimeError",
+        "recoverable": True,
+        "fatal": False,
+    }
+    failing(None)
+    assert len(run(session, 1)[0]) == 12
+    # Its page would take the picture of every session away.
+    run(scope.manager.open({"prompts": BOAT}), 1)
+    failing(RuntimeError("again"))
+    for _ in range(8):
+        assert session.step().result == {}
+        failing.pass_time(20)
+    assert len(told(scope, "pipeline_error")) == 1
 
 
 def test_prepare_is_cheap_and_takes_anything(scope):

@@ -99,6 +99,7 @@ class CallParams(BaseModel):
     optimization_preset: Preset | None = None
     show_latency_overlay: bool | None = None
     overlay_position: Corner | None = None
+    show_messages: bool | None = None
     sent: dict[str, Any] = {}  # the very objects that ``prompts`` and ``transition`` were read from
 
     @property

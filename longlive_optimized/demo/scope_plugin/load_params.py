@@ -55,6 +55,7 @@ class LoadParams(BaseModel):
     optimization_preset: Preset = "balanced"
     show_latency_overlay: bool = False
     overlay_position: Corner = "top-right"
+    show_messages: bool = True
     step_schedule: Literal["scope", "longlive"] = "scope"
     positions: Literal["base", "relative"] = "base"
     restart_at: Annotated[int | None, BeforeValidator(_nothing_is_none)] = ROTARY_END

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...engine.engine import LongLiveEngine
 from ...video_time import BLOCK_PIXEL_FRAMES
-from ...weights.user_lora import UserLora
+from ...weights.user_lora import UserLora, warn_again
 from .load_params import read_load
-from .notify import set_loading_stage
+from .notify import set_loading_stage, warnings_said
 from .schema import LongLiveOptimizedConfig
 from .session import Session
 from .sessions import Sessions
@@ -39,12 +39,15 @@ class LongLiveOptimizedPipeline(Pipeline):
         self._load = read_load(keywords)
         self._loras = {lora.path: UserLora(Path(lora.path), lora.scale) for lora in self._load.loras}
         self._merged, self._lora_lock = self._loras, threading.Lock()
-        self._engine = LongLiveEngine(
-            self._load.model_path or get_models_dir(),
-            self._load.engine_config(),
-            progress=lambda what, done, total: set_loading_stage(f"Loading {what}..."),
-            loras=[*self._loras.values()],
-        )
+        warn_again()
+        with warnings_said() as said:
+            self._engine = LongLiveEngine(
+                self._load.model_path or get_models_dir(),
+                self._load.engine_config(),
+                progress=lambda what, done, total: set_loading_stage(f"Loading {what}..."),
+                loras=[*self._loras.values()],
+            )
+        self._notices = [*dict.fromkeys(said)]
         # scope copies frames, in and out, on the default stream: work there would hold them up for a whole block.
         self._work = torch.cuda.Stream(self._engine.device) if self._engine.device.type == "cuda" else None
         with torch.cuda.stream(self._work):
@@ -89,7 +92,8 @@ class LongLiveOptimizedPipeline(Pipeline):
 
     def _new_session(self) -> Session:
         stream = self._warm.pop() if self._warm else self._engine.open_stream()
-        return Session(self._engine, stream, self._load, self._set_lora_scales, self._make_room)
+        hooks = self._set_lora_scales, self._make_room, self._sessions.alone
+        return Session(self._engine, stream, self._load, *hooks, notices=self._notices)
 
     def _set_lora_scales(self, scales: Mapping[str, float]) -> None:
         with self._lora_lock:

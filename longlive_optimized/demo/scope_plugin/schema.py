@@ -18,6 +18,7 @@ from scope.core.pipelines.base_schema import (  # pyright: ignore[reportMissingI
 from ... import __version__
 from ...config import PRESETS
 from .load_params import ESTIMATED_VRAM, LoadParams
+from .notify import PIPELINE_ID
 
 _DEFAULTS = LoadParams()
 
@@ -37,7 +38,7 @@ Positions = _choice("Positions", "base", "relative")
 class LongLiveOptimizedConfig(BasePipelineConfig):
     """The same controls as scope's LongLive, less VACE, and our own: presets, overlay, schedule, positions."""
 
-    pipeline_id = "longlive-optimized"
+    pipeline_id = PIPELINE_ID
     pipeline_name = "LongLive Optimized"
     pipeline_description = (
         "LongLive-1.3B in real time: the same checkpoints and the same pictures, sooner. Prompts, presets and the "
@@ -149,6 +150,11 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         default=_DEFAULTS.show_latency_overlay,
         description="Draw latency and frame rate into the frames, for every viewer",
         json_schema_extra=ui_field_config(order=9, label="Latency overlay"),
+    )
+    show_messages: bool = Field(
+        default=_DEFAULTS.show_messages,
+        description="Draw what has gone wrong into the frames, for a few seconds",
+        json_schema_extra=ui_field_config(order=9, label="Messages"),
     )
     step_schedule: StepSchedule = Field(
         default=StepSchedule(_DEFAULTS.step_schedule),

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,13 @@ from ...engine.engine import LongLiveEngine
 from ...engine.latency import LatencyMeter
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
+from ..scope_integration.banner import Banner
 from ..scope_integration.overlay import LatencyOverlay, create_latency_overlay
 from .backoff import Backoff
 from .call_params import CallParams, Transition, read_call
 from .commands import Commands
 from .load_params import DEFAULT_STEPS, LoadParams
-from .notify import notify, notify_error
+from .notify import notify, notify_error, notify_stopped, warnings_said
 from .prompt_follower import PromptFollower
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 VACE_INPUTS = ("vace_input_frames", "vace_input_masks", "vace_ref_images", "first_frame_image", "last_frame_image")
 SLIDING = 3  # calls with LoRA scales, or calls since then without, that tell a slider from single values
 MOST_HELD = 8  # of its values before a block: as many updates wait in scope's queue
+PERSISTENT = 5  # failures in a row, over four seconds: no picture is coming that a message could be drawn into
 SMALLEST_NOISE = 0.1  # below it scope's first timestep, 1000 s - 100, would be negative
 
 
@@ -39,6 +41,8 @@ class Session:
 
     set_lora_scales: called with scales by path; they hold for every session, as the weights do.
     make_room: called after the GPU ran out of memory, to free what nobody needs.
+    alone: whether no other session is served.
+    notices: what the clients should know of how the pipeline was loaded.
     """
 
     def __init__(
@@ -48,9 +52,12 @@ class Session:
         load: LoadParams,
         set_lora_scales: Callable[[Mapping[str, float]], None],
         make_room: Callable[[], None],
+        alone: Callable[[], bool] = lambda: True,
+        notices: Sequence[str] = (),
     ):
         self._engine, self._stream, self._load = engine, stream, load
-        self._set_lora_scales, self._make_room = set_lora_scales, make_room
+        self._set_lora_scales, self._make_room, self._alone = set_lora_scales, make_room, alone
+        self._notices = notices
         self._meter = LatencyMeter(engine, stream)
         self.begin()
 
@@ -65,6 +72,7 @@ class Session:
         self._preset, self._seed = self._load.optimization_preset, config.seed
         self._due = _Due()
         self._overlay: LatencyOverlay | None = None
+        self._banner, self._untold = Banner(), [*self._notices]
         self._delivered = self._held = self._sliding = 0
         self._stream.configure(**{name: getattr(config, name) for name in CHANGEABLE})
         self._engine.reset(self._stream, config.seed)
@@ -80,6 +88,7 @@ class Session:
         call again at once, and tell nobody.
         """
         try:
+            self._tell_notices()
             call = read_call(keywords, self._before, self._complain)
             self._refuse_vace(keywords)
             self._commands.obey(keywords)
@@ -163,14 +172,17 @@ class Session:
         due.lora_scales, due.lora_reset = {}, False
 
     def _make_block(self, call: CallParams) -> Tensor:
-        self._set_loras()
-        self._stream.configure(**self._due.settings)  # a larger window may find no memory: then with the next try
-        frames = self._engine.generate_block(self._request(call), self._stream)
+        with warnings_said() as said:
+            self._set_loras()
+            self._stream.configure(**self._due.settings)  # a larger window may find no memory: then with the next try
+            frames = self._engine.generate_block(self._request(call), self._stream)
         if self._due.new_prompt and self._delivered:
             self._meter.block_was_switch(0.0)
         self._prompts.block_made(self.in_transition)
         self._due = _Due()
         self._delivered += len(frames)
+        for text in said:
+            self._tell(text, "longlive_notice", logged=True)
         frames = self._with_overlay(frames, call)
         if frames.is_cuda:  # scope takes a call's duration for the time that its frames take to make
             done = torch.cuda.Event()
@@ -206,12 +218,15 @@ class Session:
 
     def _with_overlay(self, frames: Tensor, call: CallParams) -> Tensor:
         shown = self._load.show_latency_overlay if call.show_latency_overlay is None else call.show_latency_overlay
-        if not shown:
-            return frames
         position = call.overlay_position or self._load.overlay_position
-        if self._overlay is None or self._overlay.config.position != position:
-            self._overlay = create_latency_overlay(position=position)
-        return self._overlay.apply(frames, self.stats())
+        if shown:
+            if self._overlay is None or self._overlay.config.position != position:
+                self._overlay = create_latency_overlay(position=position)
+            self._overlay.apply(frames, self.stats())
+        told = self._load.show_messages if call.show_messages is None else call.show_messages
+        if told:
+            self._banner.draw(frames, time.monotonic(), at_top=shown and position.startswith("bottom"))
+        return frames
 
     def _refuse_vace(self, keywords: Mapping[str, Any]) -> None:
         for name in VACE_INPUTS:
@@ -224,7 +239,20 @@ class Session:
         text = f"{name}: {why}, got {str(value)[:100]!r}"
         if self._complaints.get(name) != text:
             self._complaints[name] = text
-            notify_error(text)
+            self._tell(text, "longlive_error")
+
+    def _tell(self, text: str, kind: str, logged: bool = False) -> None:
+        """Log a message, send it, and show it in the picture for a while: scope's page shows none that is sent."""
+        if logged:
+            notify(kind, message=text)
+        else:
+            notify_error(text, kind=kind)
+        self._banner.show(text)
+
+    def _tell_notices(self) -> None:
+        untold, self._untold = self._untold, []
+        for text in untold:
+            self._tell(text, "longlive_notice")
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
@@ -236,6 +264,8 @@ class Session:
         if self._backoff.failed(time.monotonic(), what):
             log.error("a block failed:\n%s", "".join(traceback.format_exception(error)))  # text holds no frames alive
             notify_error(f"no frames for now, trying again: {what}")
+        if self._backoff.failures == PERSISTENT and self._alone():
+            notify_stopped(what, type(error).__name__)
 
 
 @dataclass
