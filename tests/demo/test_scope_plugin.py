@@ -101,7 +101,8 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"height": 100}, "height"),
+        ({"height": 0}, "height"),
+        ({"height": float("inf")}, "height"),
         ({"width": "wide"}, "width"),
         ({"denoising_steps": [250, 500]}, "denoising_steps"),
         ({"base_seed": -1}, "base_seed"),
@@ -119,6 +120,26 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
 def test_bad_load_parameters_are_named(installed, pipeline_class, params, message):
     assert not installed.manager.load(pipeline_class, LOAD | params)
     assert message in installed.manager.error
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"), [((100, 683), (96, 688)), ((8, 24), (16, 32)), ((1, 40.4), (16, 48)), ((64, 96), (64, 96))]
+)
+def test_a_size_is_rounded_to_what_the_model_has_and_told(installed, pipeline_class, asked, taken):
+    load = LOAD | {"height": asked[0], "width": asked[1], "show_messages": True, "vae_type": "lighttae"}
+    installed.notifications.clear()
+    assert installed.manager.load(pipeline_class, load), installed.manager.error
+    assert engine_of(installed).config.size == taken
+    if taken[1] < 600:
+        session = installed.manager.open({"prompts": FOX, "height": asked[0], "width": asked[1]})
+        (frames,) = run(session, 1)
+        session.stop()
+        assert frames.shape == (9, *taken, 3)
+        said = [notice["message"] for notice in told(installed, "longlive_notice")]
+        wanted = [f"{a} is no multiple of 16, {b} is taken" for a, b in zip(asked, taken, strict=True)]
+        assert all(text in notice for text, notice in zip(wanted, said, strict=False))
+        assert len(said) == (2 if asked != taken else 0) and not told(installed, "longlive_error")
+        assert bool(covered(frames, expected(installed, BlockRequest("a fox"))[0])) == (asked != taken)
 
 
 def test_raw_json_is_taken_as_it_comes(installed, pipeline_class):
@@ -401,6 +422,85 @@ def test_a_preset_chosen_before_the_start_keeps_its_steps(installed, pipeline_cl
     run(session, 1)
     assert session_of(installed, session).effective()["denoising_steps"] == [1000, 250]
     session.stop()
+
+
+# Load fields in calls, as the graph editor sends them
+
+
+def settings_of(scope, session):
+    return session_of(scope, session)._stream.settings
+
+
+def test_the_graph_editors_step_sliders_act(scope):
+    session = scope.manager.open({"prompts": FOX, "denoising_steps": [1000, 750, 500, 250]})
+    run(session, 1)
+    assert len(run(session, 1)[0]) == 12  # the schema's defaults are no wish
+    assert len(run(session, 1, denoising_steps=[1000, 500])[0]) == 9  # as another denoising_step_list, a cut
+    assert settings_of(scope, session).denoising_steps == (1000, 500)
+    assert len(run(session, 1, denoising_steps=[1000, 400], manage_cache=False)[0]) == 12
+    run(session, 1, denoising_step_list=[900, 300])
+    assert settings_of(scope, session).denoising_steps == (900, 300)
+    run(session, 1, denoising_steps=[250, 500])
+    assert settings_of(scope, session).denoising_steps == (900, 300)
+    assert ["denoising_steps" in message["message"] for message in told(scope, "longlive_error")] == [True]
+
+
+def test_load_fields_that_a_stream_can_change_act_in_calls(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    run(session, 1, step_schedule="longlive", restart_at=9, quantization="fp8_e4m3fn")
+    settings = settings_of(scope, session)
+    assert (settings.step_schedule, settings.restart_at, settings.precision) == ("longlive", 9, "int8")
+    run(session, 1, optimization_preset="realtime")  # quantization holds under every preset
+    assert settings_of(scope, session).precision == "int8"
+    assert len(run(session, 1)[0]) == 9  # at latent frame 9
+    run(session, 1, restart_at=0, quantization="")
+    assert settings_of(scope, session).restart_at is None and settings_of(scope, session).precision == "bf16"
+    assert not told(scope, "longlive_error")
+    session.stop()
+    again = scope.manager.open({"prompts": FOX})
+    run(again, 1)
+    settings = settings_of(scope, again)
+    assert (settings.step_schedule, settings.restart_at, settings.precision) == ("scope", 1021, "bf16")
+
+
+def test_positions_change_at_a_reset(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 2)
+    assert len(run(session, 1, positions="relative")[0]) == 12 and settings_of(scope, session).positions == "base"
+    assert ["next reset" in notice["message"] for notice in told(scope, "longlive_notice")] == [True]
+    frames = run(session, 5, reset_cache=True)
+    assert settings_of(scope, session).positions == "relative"
+    stream = engine_of(scope).open_stream(**{**vars(settings_of(scope, session))})
+    assert same(frames, [engine_of(scope).generate_block(BlockRequest("a fox"), stream) for _ in frames])
+    session.stop()
+    first = scope.manager.open({"prompts": FOX, "positions": "relative"})  # with a session's first call there is one
+    run(first, 1)
+    assert settings_of(scope, first).positions == "relative"
+    first.stop()
+    after = scope.manager.open({"prompts": FOX})
+    assert same(run(after, 2), expected(scope, *[BlockRequest("a fox")] * 2))
+
+
+def test_what_counts_at_load_only_is_told_once_if_it_would_be_another(scope):
+    same_as_loaded = {"height": 32, "width": 44, "vae_type": "wan", "low_memory": False, "max_sessions": 2}
+    session = scope.manager.open({"prompts": FOX, **same_as_loaded, "model_path": "tiny"})
+    run(session, 2)
+    assert not told(scope, "longlive_error")
+    frames = run(session, 2, vae_type="tae", height=512, low_memory=True, max_sessions="many")
+    assert frames[0].shape == (12, 32, 48, 3)
+    said = [message["message"] for message in told(scope, "longlive_error")]
+    assert [text.split(":")[0] for text in said] == ["height", "vae_type", "low_memory", "max_sessions"]
+    assert "stays wan" in said[1]
+
+
+@pytest.mark.parametrize("bad", [{"step_schedule": "fast"}, {"restart_at": 2}, {"restart_at": -1}, {"positions": 3}])
+def test_load_fields_in_calls_that_make_no_sense_change_nothing(scope, bad):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    before = settings_of(scope, session)
+    run(session, 2, **bad)
+    assert settings_of(scope, session) == before and len(told(scope, "longlive_error")) == 1
 
 
 def test_presets_are_a_sessions_own(scope):

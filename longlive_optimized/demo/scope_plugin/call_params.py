@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ...config import preset_name
 from ...engine.request import BlockRequest
 from ...plain import exact
+from ...video_time import BLOCK_FRAMES
 
 Pairs = tuple[tuple[str, float], ...]
 MOST_STEPS = 16  # each length of list keeps buffers and a graph of its own
@@ -52,6 +53,8 @@ def _frames(frames: Any) -> list[Tensor]:
     return [frame[0] for frame in frames]
 
 
+Schedule = Literal["scope", "longlive"]
+Positions = Literal["base", "relative"]
 Prompts = Annotated[Pairs | None, BeforeValidator(_pairs)]
 Steps = Annotated[tuple[int, ...], BeforeValidator(_steps)]
 Preset = Annotated[str, BeforeValidator(_preset)]
@@ -77,6 +80,12 @@ class LoraScale(BaseModel):
     scale: Annotated[float, Field(ge=-10, le=10)]
 
 
+def _restart(latent_frame: int) -> int:
+    if 0 < latent_frame < BLOCK_FRAMES:
+        raise ValueError(f"expected 0, which is never, or at least {BLOCK_FRAMES}")
+    return latent_frame
+
+
 class CallParams(BaseModel):
     """What a call may say. None, or left out, is as if it had never been said."""
 
@@ -89,6 +98,12 @@ class CallParams(BaseModel):
     spatial_interpolation_method: Literal["linear", "slerp"] | None = None
     transition: Transition | None = None
     denoising_step_list: Steps | None = None
+    # Load fields, which scope's graph editor sends only so.
+    denoising_steps: Steps | None = None
+    step_schedule: Schedule | None = None
+    positions: Positions | None = None
+    restart_at: Annotated[Whole, Field(ge=0), AfterValidator(_restart)] | None = None
+    quantization: Literal["fp8_e4m3fn", ""] | None = None
     modulated_steps: Annotated[bool, Field(alias="_modulated_step_list")] = False
     manage_cache: bool | None = None
     base_seed: Annotated[Whole, Field(ge=0, lt=2**62)] | None = None

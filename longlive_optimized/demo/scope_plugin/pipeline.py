@@ -36,7 +36,7 @@ class LongLiveOptimizedPipeline(Pipeline):
         return LongLiveOptimizedConfig
 
     def __init__(self, **keywords: Any):
-        self._load = read_load(keywords)
+        self._load, changed = read_load(keywords)
         self._loras = {lora.path: UserLora(Path(lora.path), lora.scale) for lora in self._load.loras}
         self._merged, self._lora_lock = self._loras, threading.Lock()
         warn_again()
@@ -47,7 +47,7 @@ class LongLiveOptimizedPipeline(Pipeline):
                 progress=lambda what, done, total: set_loading_stage(f"Loading {what}..."),
                 loras=[*self._loras.values()],
             )
-        self._notices = [*dict.fromkeys(said)]
+        self._notices = [*changed, *dict.fromkeys(said)]
         # scope copies frames, in and out, on the default stream: work there would hold them up for a whole block.
         self._work = torch.cuda.Stream(self._engine.device) if self._engine.device.type == "cuda" else None
         with torch.cuda.stream(self._work):

@@ -88,15 +88,13 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
     height: int = Field(
         default=_DEFAULTS.height,
         ge=16,
-        multiple_of=16,
-        description="Output height in pixels, a multiple of 16",
+        description="Output height in pixels, rounded to a multiple of 16",
         json_schema_extra=ui_field_config(order=3, component="resolution", is_load_param=True),
     )
     width: int = Field(
         default=_DEFAULTS.width,
         ge=16,
-        multiple_of=16,
-        description="Output width in pixels, a multiple of 16",
+        description="Output width in pixels, rounded to a multiple of 16",
         json_schema_extra=ui_field_config(order=3, component="resolution", is_load_param=True),
     )
     base_seed: int = Field(

@@ -30,6 +30,7 @@ from .prompt_follower import PromptFollower
 log = logging.getLogger(__name__)
 
 VACE_INPUTS = ("vace_input_frames", "vace_input_masks", "vace_ref_images", "first_frame_image", "last_frame_image")
+AT_LOAD_ONLY = ("height", "width", "vae_type", "low_memory", "max_sessions", "model_path")
 SLIDING = 3  # calls with LoRA scales, or calls since then without, that tell a slider from single values
 MOST_HELD = 8  # of its values before a block: as many updates wait in scope's queue
 PERSISTENT = 5  # failures in a row, over four seconds: no picture is coming that a message could be drawn into
@@ -55,7 +56,7 @@ class Session:
         alone: Callable[[], bool] = lambda: True,
         notices: Sequence[str] = (),
     ):
-        self._engine, self._stream, self._load = engine, stream, load
+        self._engine, self._stream, self._loaded = engine, stream, load
         self._set_lora_scales, self._make_room, self._alone = set_lora_scales, make_room, alone
         self._notices = notices
         self._meter = LatencyMeter(engine, stream)
@@ -63,17 +64,27 @@ class Session:
 
     def begin(self) -> None:
         """Serve a new viewer: nothing of the last one is left but the stream's buffers and graphs."""
-        config = self._load.engine_config()
+        config = self._loaded.engine_config()
         self._prompts, self._backoff = PromptFollower(), Backoff()
         self._commands = Commands(self.set_preset, self.stats)
         # scope's page sends its defaults with the first call: as at load, only others are wishes.
-        self._before = CallParams(denoising_step_list=DEFAULT_STEPS, optimization_preset=self._load.optimization_preset)
+        self._load = load = self._loaded
+        self._before = CallParams(
+            denoising_step_list=DEFAULT_STEPS,
+            denoising_steps=load.denoising_steps,
+            step_schedule=load.step_schedule,
+            positions=load.positions,
+            restart_at=load.restart_at or 0,
+            quantization=load.quantization or "",
+            optimization_preset=load.optimization_preset,
+        )
         self._complaints: dict[str, str] = {}  # the last one about each parameter
-        self._preset, self._seed = self._load.optimization_preset, config.seed
+        self._preset, self._seed = load.optimization_preset, config.seed
         self._due = _Due()
         self._overlay: LatencyOverlay | None = None
         self._banner, self._untold = Banner(), [*self._notices]
         self._delivered = self._held = self._sliding = 0
+        self._stand_at(load.positions)
         self._stream.configure(**{name: getattr(config, name) for name in CHANGEABLE})
         self._engine.reset(self._stream, config.seed)
         self._meter.reset()
@@ -91,6 +102,7 @@ class Session:
             self._tell_notices()
             call = read_call(keywords, self._before, self._complain)
             self._refuse_vace(keywords)
+            self._refuse_load_fields(keywords)
             self._commands.obey(keywords)
             self._take_over(call)
             if self._holds_back(call):
@@ -136,9 +148,14 @@ class Session:
     def _take_over(self, call: CallParams) -> None:
         """Settle what changed since the call before; what the next block must make up for is due until one is made."""
         due, before, self._before = self._due, self._before, call
-        if call.denoising_step_list and call.denoising_step_list != before.denoising_step_list:
-            due.restart |= self._manages_cache(call) and not call.modulated_steps
-            due.settings["denoising_steps"] = call.denoising_step_list
+        for steps, known in (
+            (call.denoising_steps, before.denoising_steps),
+            (call.denoising_step_list, before.denoising_step_list),
+        ):
+            if steps and steps != known:
+                due.restart |= self._manages_cache(call) and not call.modulated_steps
+                due.settings["denoising_steps"] = steps
+        self._take_load_fields(call, before)
         if call.optimization_preset not in (None, before.optimization_preset):
             self.set_preset(call.optimization_preset)
         if call.base_seed is not None:
@@ -150,6 +167,30 @@ class Session:
             due.lora_reset |= self._manages_cache(call)
         if self._prompts.follow(call):
             due.new_prompt = True
+
+    def _take_load_fields(self, call: CallParams, before: CallParams) -> None:
+        """What is a field of load, and can change all the same."""
+        due = self._due
+        if call.step_schedule not in (None, before.step_schedule):
+            due.settings["step_schedule"] = call.step_schedule
+        if call.restart_at not in (None, before.restart_at):
+            due.settings["restart_at"] = call.restart_at or None
+        if call.quantization not in (None, before.quantization):
+            self._load = self._load.model_copy(update={"quantization": call.quantization or None})
+            due.settings["precision"] = self._load.preset_fields(self._preset)["precision"]
+        if call.positions not in (None, self._positions):
+            self._positions = call.positions
+            if self._delivered and not call.init_cache:
+                self._tell(f"positions: {call.positions} from the next reset on", "longlive_notice")
+
+    def _stand_at(self, positions: str) -> None:
+        """Let an empty stream count its positions so: another stream, as those of one never change."""
+        if self._stream.settings.positions != positions:
+            kept = {name: getattr(self._stream.settings, name) for name in CHANGEABLE}
+            rows, columns = self._stream.settings.size
+            self._stream = self._engine.open_stream(rows, columns, self._seed, positions=positions, **kept)
+            self._meter = LatencyMeter(self._engine, self._stream)
+        self._positions = positions
 
     def _holds_back(self, call: CallParams) -> bool:
         """Whether to make no block yet, as a slider moves: scope hands over one value a call, and drops the newest of
@@ -173,6 +214,8 @@ class Session:
 
     def _make_block(self, call: CallParams) -> Tensor:
         with warnings_said() as said:
+            if self._due.reset:
+                self._stand_at(self._positions)
             self._set_loras()
             self._stream.configure(**self._due.settings)  # a larger window may find no memory: then with the next try
             frames = self._engine.generate_block(self._request(call), self._stream)
@@ -233,6 +276,13 @@ class Session:
             value = keywords.get(name)
             if isinstance(value, Tensor) or value:
                 self._complain(name, "...", "VACE is not available in this pipeline, this input is ignored")
+
+    def _refuse_load_fields(self, keywords: Mapping[str, Any]) -> None:
+        for name in AT_LOAD_ONLY:
+            value = keywords.get(name)
+            if value is not None and not self._loaded.in_force(name, value):
+                loaded = getattr(self._loaded, name)
+                self._complain(name, value, f"counts when the pipeline is loaded, and stays {loaded}")
 
     def _complain(self, name: str, value: Any, why: str) -> None:
         """Tell the clients about a parameter, once: scope repeats it with every call."""
