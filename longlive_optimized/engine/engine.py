@@ -25,6 +25,7 @@ from ..weights.load import (
     check,
     check_loras,
     keep_unmerged,
+    load_control,
     load_generator,
     load_text_encoder,
     load_vae,
@@ -35,6 +36,7 @@ from ..weights.text import check_text
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
+from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
@@ -82,9 +84,9 @@ class LongLiveEngine:
         self.devices = Devices(device, self.config.text_residence)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
-        self.files = locate(model_path, self.config.vae_type)
-        check(self.files)
-        check_loras(self.files, loras)
+        self.files = locate(model_path, self.config.vae_type, self.config.control)
+        check(self.files, self.config.control)
+        check_loras(self.files, loras, self.config.control)
         check_text(self.files, self.device, **self._text_keywords())
         if self.device.type == "cuda":
             self._follow_plan()
@@ -93,8 +95,12 @@ class LongLiveEngine:
             return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
 
         with self.devices.own_modes():
-            generator = functools.partial(load_generator, loras=loras, int8_only=bool(self.config.low_memory))
+            merged = {"loras": loras, "int8_only": bool(self.config.low_memory)}
+            generator = functools.partial(load_generator, **merged, control=self.config.control)
             self.model = load("generator", generator, self.devices.model)
+            self.control = None
+            if self.config.control:
+                self.control = load("control", functools.partial(load_control, **merged), self.devices.model)
             self.vae = load("VAE", load_vae, self.devices.vae)
             encoder = functools.partial(load_text_encoder, **self._text_keywords())
             self.text = load("text encoder", encoder, self.device)  # where embeddings are wanted
@@ -108,6 +114,7 @@ class LongLiveEngine:
         self.devices.release()  # what weights passed through on their way
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
+        self._grey = Grey()
         self._mixed = False  # weights of other LoRA scales beside each other
         self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
@@ -158,7 +165,7 @@ class LongLiveEngine:
             total_frames = whole("total_frames", total_frames, 1)
         chosen = dataclasses.replace(StreamSettings.of(self.config), **changes)
         with self.devices.turn():
-            networks = Networks(self.model, self.codec, self.prompts)
+            networks = Networks(self.model, self.codec, self.prompts, self.control, self._grey)
             named = self.config.enable_profiling
             stream = self._or_leaner(
                 lambda: Stream(networks, chosen, self.devices, self._new_switch(), total_frames, named)
@@ -252,7 +259,7 @@ class LongLiveEngine:
             if self._unmerged is not None and not self._unmerged.covers(loras):
                 self.keep_loras(loras)
             try:
-                refill_generator(self.model, self.files, loras, unmerged=self._unmerged)
+                refill_generator(self.model, self.files, loras, branch=self.control, unmerged=self._unmerged)
                 for stream in self._streams:
                     stream.weights_changed()
             except (ValueError, OSError):  # before anything was written
@@ -272,7 +279,8 @@ class LongLiveEngine:
         """
         _check_loras(loras)
         with self.devices.turn():
-            unmerged = keep_unmerged(self.model, self.files, loras) if loras else None
+            control = self.control is not None
+            unmerged = keep_unmerged(self.model, self.files, loras, control) if loras else None
             self._unmerged = unmerged
             return unmerged.nbytes if unmerged else 0
 
@@ -339,8 +347,9 @@ class LongLiveEngine:
             self.text = load_text_encoder(self.files, self.device, self.dtype, **keywords)
             self.devices.move_text(after.text_residence)
         if after.low_memory != before.low_memory:
-            self.model.hold_int8()
-            self.model.hold_int8_only()
+            for network in filter(None, (self.model, self.control)):
+                network.hold_int8()
+                network.hold_int8_only()
             for stream in self._streams:
                 stream.weights_moved()
             self.config = dataclasses.replace(self.config, low_memory=True)
