@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,34 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
         *("config.json", "Wan2.1_VAE.pth", "google", "umt5-xxl-enc-fp8_e4m3fn.safetensors", "lightvaew2_1.pth"),
         *("taew2_1.pth", "lighttaew2_1.pth", "models/longlive_base.pt", "models/lora.pt"),
     }
+
+
+def test_the_overlays_corner_has_a_control(pipeline_class):
+    field = pipeline_class.get_config_class().get_schema_with_metadata()["config_schema"]["properties"][
+        "overlay_position"
+    ]
+    assert field["ui"]["is_load_param"] is False and field["default"] == "top-right"
+    corner = pipeline_class.get_config_class().model_fields["overlay_position"].annotation
+    assert {choice.value for choice in corner} == {"top-left", "top-right", "bottom-left", "bottom-right"}
+
+
+@pytest.mark.parametrize(
+    ("record", "url"),
+    [
+        ('{"url": "https://git.example/team/fast.git", "vcs_info": {"vcs": "git"}}', "https://git.example/team/fast"),
+        ('{"url": "https://me:secret@git.example:8443/fast"}', "https://git.example:8443/fast"),
+        ('{"url": "file:///home/me/fast", "dir_info": {"editable": true}}', None),
+        ('{"url": 7}', None),
+        ("[]", None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_the_documents_are_where_it_was_installed_from(pipeline_class, monkeypatch, record, url):
+    from longlive_optimized.demo.scope_plugin import home
+
+    monkeypatch.setattr(home.metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: record))
+    assert home.docs_url() == url
 
 
 @pytest.mark.parametrize(
@@ -711,6 +740,16 @@ def test_a_slider_of_a_lora_does_not_hold_up_a_video(installed, pipeline_class, 
             session.put_frame(torch.full((8, 8, 3), 50 * value, dtype=torch.uint8))
         assert len(run(session, 1, lora_scales=[{"path": lora_file, "scale": value / 3}])[0]) == (12 if value else 13)
     session.stop()
+
+
+@pytest.mark.parametrize("mode", ["permanent_merge", "runtime_peft", "module_targeted", None])
+def test_a_lora_is_merged_whatever_its_mode(installed, pipeline_class, lora_file, mode):
+    load = LOAD | {"loras": [{"path": lora_file, "scale": 0.5, "merge_mode": mode}], "lora_merge_mode": mode}
+    assert installed.manager.load(pipeline_class, load), installed.manager.error
+    merged = LongLiveEngine("tiny", engine_of(installed).config, loras=[UserLora(lora_file, 0.5)]).model
+    assert all(map(torch.equal, engine_of(installed).model.state_dict().values(), merged.state_dict().values()))
+    [adapter] = installed.manager.pipeline.loaded_lora_adapters
+    assert adapter["merge_mode"] == (mode or "permanent_merge")
 
 
 # Sessions, threads, failures

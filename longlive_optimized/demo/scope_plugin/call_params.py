@@ -108,6 +108,7 @@ class CallParams(BaseModel):
     manage_cache: bool | None = None
     base_seed: Annotated[Whole, Field(ge=0, lt=2**62)] | None = None
     noise_scale: Annotated[float, Field(ge=0, le=1)] | None = None
+    modulated_noise: Annotated[bool, Field(alias="_modulated_noise_scale")] = False
     noise_controller: bool | None = None
     lora_scales: list[LoraScale] | None = None
     video: Annotated[list[Tensor], BeforeValidator(_frames)] | None = None
@@ -124,7 +125,7 @@ class CallParams(BaseModel):
 
 
 _KNOWN = {field.alias or name for name, field in CallParams.model_fields.items()} - {"sent"}
-_KEPT = CallParams.model_fields.keys() - {"init_cache", "lora_scales", "video", "modulated_steps"}
+_KEPT = CallParams.model_fields.keys() - {"init_cache", "lora_scales", "video", "modulated_steps", "modulated_noise"}
 
 
 def read_call(keywords: Mapping[str, Any], before: CallParams, complain: Callable[[str, Any, str], None]) -> CallParams:

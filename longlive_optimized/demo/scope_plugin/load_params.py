@@ -47,7 +47,7 @@ class Lora(LoraScale):
     model_config = ConfigDict(strict=False)  # as all that comes at load, which may be scope's own objects
 
     scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
-    merge_mode: Literal["permanent_merge", "runtime_peft"] | None = None
+    merge_mode: Literal["permanent_merge", "runtime_peft", "module_targeted"] | None = None
 
 
 class LoadParams(BaseModel):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import get_args
 
 from pydantic import Field
 from scope.core.pipelines.artifacts import HuggingfaceRepoArtifact  # pyright: ignore[reportMissingImports]
@@ -17,7 +18,9 @@ from scope.core.pipelines.base_schema import (  # pyright: ignore[reportMissingI
 
 from ... import __version__
 from ...config import PRESETS
+from .call_params import Corner as CORNERS
 from .load_params import ESTIMATED_VRAM, LoadParams
+from .home import docs_url
 from .notify import PIPELINE_ID
 
 _DEFAULTS = LoadParams()
@@ -30,6 +33,7 @@ def _choice(name: str, *values: str) -> type[Enum]:
 
 Preset = _choice("Preset", *PRESETS)
 VaeType = _choice("VaeType", "wan", "lightvae", "tae", "lighttae")
+Corner = _choice("Corner", *get_args(CORNERS))
 Quantization = _choice("Quantization", "fp8_e4m3fn")
 StepSchedule = _choice("StepSchedule", "scope", "longlive")
 Positions = _choice("Positions", "base", "relative")
@@ -45,6 +49,7 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         "latency panel may change while it runs."
     )
     pipeline_version = __version__
+    docs_url = docs_url()
     estimated_vram_gb = ESTIMATED_VRAM
     supports_lora = True
     supports_vace = False
@@ -148,6 +153,11 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         default=_DEFAULTS.show_latency_overlay,
         description="Draw latency and frame rate into the frames, for every viewer",
         json_schema_extra=ui_field_config(order=9, label="Latency overlay"),
+    )
+    overlay_position: Corner = Field(
+        default=Corner(_DEFAULTS.overlay_position),
+        description="Corner of the picture in which the latency overlay stands",
+        json_schema_extra=ui_field_config(order=9, label="Overlay in"),
     )
     show_messages: bool = Field(
         default=_DEFAULTS.show_messages,

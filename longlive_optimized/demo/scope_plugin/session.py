@@ -241,6 +241,7 @@ class Session:
         cut = call.video is not None and due.new_prompt and not smooth and not self.in_transition
         scale = self._load.noise_scale if call.noise_scale is None else call.noise_scale
         control = self._load.noise_controller if call.noise_controller is None else call.noise_controller
+        pulsing = call.video is None and call.modulated_noise and call.noise_scale is not None
         return BlockRequest(
             prompt,
             blend=call.blend if len(prompt) == 2 else "linear",
@@ -253,6 +254,7 @@ class Session:
             video=call.video,
             noise_scale=max(SMALLEST_NOISE, scale),
             noise_from_motion=control,
+            first_step=int(1000 * max(SMALLEST_NOISE, scale)) - 100 if pulsing else None,
             noise_steps="scope" if self._stream.settings.step_schedule == "scope" else "cut",
         )
 
