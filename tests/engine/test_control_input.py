@@ -267,9 +267,9 @@ class OneState:
         for frames in (video, kept, made):
             if frames is None:
                 continue
-            if first:
-                self.encoder.reset()
             alone = mixed and frames is made
+            if first and not alone:
+                self.encoder.reset()
             out.append((EncoderStream(self.codec) if alone else self.encoder).encode(frames))
         return out
 
