@@ -71,12 +71,15 @@ def test_scope_lists_the_plugin_and_serves_its_schema(server):
     [plugin] = [plugin for plugin in answer["plugins"] if plugin["name"] == PLUGIN]
     assert [pipeline["pipeline_id"] for pipeline in plugin["pipelines"]] == [PIPELINE]
     schema = server.get("/api/v1/pipelines/schemas")["pipelines"][PIPELINE]
-    assert "schema_error" not in schema and schema["plugin_name"] == PLUGIN and schema["supports_vace"] is False
+    assert "schema_error" not in schema and schema["plugin_name"] == PLUGIN and schema["supports_vace"] is True
     assert set(schema["supported_modes"]) == {"text", "video"} and schema["default_mode"] == "text"
     fields = schema["config_schema"]["properties"]
     assert {"height", "width", "denoising_steps", "optimization_preset", "show_latency_overlay"} <= fields.keys()
     [node] = [node for node in server.get("/api/v1/nodes/definitions")["nodes"] if node["node_type_id"] == PIPELINE]
-    assert {port["name"]: port["port_type"] for port in node["inputs"]} == {"video": "video", "prompts": "string"}
+    assert {port["name"]: port["port_type"] for port in node["inputs"]} == {
+        **dict.fromkeys(("video", "vace_input_frames", "vace_input_masks"), "video"),
+        "prompts": "string",
+    }
     print(f"plugin listed, schema of {len(fields)} fields served")
 
 

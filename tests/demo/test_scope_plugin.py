@@ -18,6 +18,7 @@ from longlive_optimized.engine import block
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.engine.request import BlockRequest
 from longlive_optimized.model.ring_cache import RingCache
+from longlive_optimized.weights.locate import CONTROL_FILE
 from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
 from support.scope_double import scope_installed
@@ -92,10 +93,10 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
     assert {"vae_type", "height", "width", "base_seed", "manage_cache", "denoising_steps", "quantization"} <= {
         *properties
     }
-    assert not schema["supports_vace"] and schema["supports_lora"] and config.inputs == ["video"]
+    assert schema["supports_lora"] and config.inputs[0] == "video"
     assert {file for artifact in pipeline_class.get_artifacts() for file in artifact.files} == {
         *("config.json", "Wan2.1_VAE.pth", "google", "umt5-xxl-enc-fp8_e4m3fn.safetensors", "lightvaew2_1.pth"),
-        *("taew2_1.pth", "lighttaew2_1.pth", "models/longlive_base.pt", "models/lora.pt"),
+        *("taew2_1.pth", "lighttaew2_1.pth", "models/longlive_base.pt", "models/lora.pt", CONTROL_FILE.name),
     }
 
 
@@ -140,7 +141,7 @@ def test_the_documents_are_where_it_was_installed_from(pipeline_class, monkeypat
         ({"optimization_preset": "fast"}, "quality_stream, balanced"),
         ({"max_sessions": 0}, "max_sessions"),
         ({"low_memory": "perhaps"}, "low_memory"),
-        ({"vace_enabled": True}, "VACE is not available"),
+        ({"vace_enabled": "perhaps"}, "vace_enabled"),
         ({"loras": [{"scale": 1.0}]}, "loras.0.path"),
         ({"loras": [{"path": "/nowhere.safetensors"}]}, "nowhere"),
         ({"model_path": "/no/such/folder"}, "/no/such/folder"),

@@ -53,11 +53,20 @@ def _frames(frames: Any) -> list[Tensor]:
     return [frame[0] for frame in frames]
 
 
+def _paths(paths: Any) -> list[str] | None:
+    """One path, or some; None if there are none."""
+    given = [paths] if isinstance(paths, str) else paths
+    if not isinstance(given, list | tuple) or not all(isinstance(path, str) for path in given):
+        raise ValueError("expected a path, or a list of paths")
+    return [path for path in given if path.strip()] or None
+
+
 Schedule = Literal["scope", "longlive"]
 Positions = Literal["base", "relative"]
 Prompts = Annotated[Pairs | None, BeforeValidator(_pairs)]
 Steps = Annotated[tuple[int, ...], BeforeValidator(_steps)]
 Preset = Annotated[str, BeforeValidator(_preset)]
+Frames = Annotated[list[Tensor], BeforeValidator(_frames)]
 Whole = Annotated[int, BeforeValidator(exact)]
 
 
@@ -111,12 +120,27 @@ class CallParams(BaseModel):
     modulated_noise: Annotated[bool, Field(alias="_modulated_noise_scale")] = False
     noise_controller: bool | None = None
     lora_scales: list[LoraScale] | None = None
-    video: Annotated[list[Tensor], BeforeValidator(_frames)] | None = None
+    video: Frames | None = None
+    vace_input_frames: Frames | None = None
+    vace_input_masks: Frames | None = None
+    vace_ref_images: Annotated[list[str] | None, BeforeValidator(_paths)] = None
+    first_frame_image: str | None = None
+    last_frame_image: str | None = None
+    vace_context_scale: Annotated[float, Field(ge=0, le=2)] | None = None
+    vace_enabled: bool | None = None
+    vace_use_input_video: bool | None = None
+    in_graph: Annotated[bool, Field(alias="graph"), BeforeValidator(bool)] = False
     optimization_preset: Preset | None = None
     show_latency_overlay: bool | None = None
     overlay_position: Corner | None = None
     show_messages: bool | None = None
     sent: dict[str, Any] = {}  # the very objects that ``prompts`` and ``transition`` were read from
+
+    @property
+    def is_steered_by_video(self) -> bool:
+        """Whether ``video`` is what to follow, and not where to start from. In a graph, ports say which is which."""
+        wanted = self.vace_enabled and self.vace_use_input_video is not False
+        return bool(wanted) and not self.in_graph and self.vace_input_frames is None
 
     @property
     def blend(self) -> Literal["linear", "slerp"]:
@@ -125,7 +149,11 @@ class CallParams(BaseModel):
 
 
 _KNOWN = {field.alias or name for name, field in CallParams.model_fields.items()} - {"sent"}
-_KEPT = CallParams.model_fields.keys() - {"init_cache", "lora_scales", "video", "modulated_steps", "modulated_noise"}
+_OF_ONE_CALL = {
+    *("init_cache", "lora_scales", "modulated_steps", "modulated_noise", "in_graph", "video", "vace_input_frames"),
+    *("vace_input_masks", "vace_ref_images", "first_frame_image", "last_frame_image"),
+}
+_KEPT = CallParams.model_fields.keys() - _OF_ONE_CALL
 
 
 def read_call(keywords: Mapping[str, Any], before: CallParams, complain: Callable[[str, Any, str], None]) -> CallParams:

@@ -65,6 +65,7 @@ class LoadParams(BaseModel):
     quantization: Literal["fp8_e4m3fn"] | None = None
     loras: list[Lora] = []
     vace_enabled: bool = False
+    vace_context_scale: Annotated[float, Field(ge=0, le=2)] = 1.0
     optimization_preset: Preset = "balanced"
     show_latency_overlay: bool = False
     overlay_position: Corner = "top-right"
@@ -78,6 +79,7 @@ class LoadParams(BaseModel):
     def engine_config(self) -> OptimizationConfig:
         """The engine's switches. Raises pydantic's ValidationError."""
         asked: dict[str, Any] = {name: getattr(self, name) for name in _SAME} | {"seed": self.base_seed}
+        asked["control"] = self.vace_enabled
         asked["low_memory"] = self.low_memory or None  # a box that is not ticked is no wish
         if self.denoising_steps != DEFAULT_STEPS:  # scope always passes a list: only another one is a wish
             asked["denoising_steps"] = self.denoising_steps
@@ -100,7 +102,7 @@ def read_load(keywords: Mapping[str, Any]) -> tuple[LoadParams, list[str]]:
     """What is ours among ``keywords``, checked, and what of it was changed, in words; what is not ours is named in the
     log.
 
-    Raises ValueError naming the parameters that make no sense, or that ask for VACE.
+    Raises ValueError naming the parameters that make no sense.
     """
     # Defaults come as they stand in the schema: enum members, and pydantic's mark where a field has no plain one.
     given = {name: value.value if isinstance(value, Enum) else value for name, value in keywords.items()}
@@ -118,8 +120,4 @@ def read_load(keywords: Mapping[str, Any]) -> tuple[LoadParams, list[str]]:
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, f['loc']))}: {f['msg']}, got {f['input']!r}" for f in error.errors())
         raise ValueError("; ".join(faults)) from error
-    if load.vace_enabled:
-        raise ValueError(
-            "vace_enabled: VACE is not available in this pipeline; load it without, or scope's own longlive"
-        )
     return load, notices

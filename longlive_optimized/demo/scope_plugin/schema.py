@@ -18,12 +18,14 @@ from scope.core.pipelines.base_schema import (  # pyright: ignore[reportMissingI
 
 from ... import __version__
 from ...config import PRESETS
+from ...weights.locate import CONTROL_FILE
 from .call_params import Corner as CORNERS
-from .load_params import ESTIMATED_VRAM, LoadParams
 from .home import docs_url
+from .load_params import ESTIMATED_VRAM, LoadParams
 from .notify import PIPELINE_ID
 
 _DEFAULTS = LoadParams()
+PORTS = ("video", "vace_input_frames", "vace_input_masks")
 
 
 def _choice(name: str, *values: str) -> type[Enum]:
@@ -40,7 +42,7 @@ Positions = _choice("Positions", "base", "relative")
 
 
 class LongLiveOptimizedConfig(BasePipelineConfig):
-    """The same controls as scope's LongLive, less VACE, and our own: presets, overlay, schedule, positions."""
+    """The same controls as scope's LongLive, and our own: presets, overlay, schedule, positions."""
 
     pipeline_id = PIPELINE_ID
     pipeline_name = "LongLive Optimized"
@@ -52,11 +54,11 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
     docs_url = docs_url()
     estimated_vram_gb = ESTIMATED_VRAM
     supports_lora = True
-    supports_vace = False
+    supports_vace = True
     supports_cache_management = True
     supports_quantization = True
     min_dimension = 16
-    inputs = ["video"]  # noqa: RUF012  (scope's own annotation is a ClassVar)
+    inputs = [*PORTS]  # noqa: RUF012  (scope's own annotation is a ClassVar)
     outputs = ["video"]  # noqa: RUF012
     artifacts = [  # noqa: RUF012
         HuggingfaceRepoArtifact(
@@ -65,6 +67,7 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         HuggingfaceRepoArtifact(
             repo_id="daydreamlive/WanVideo_comfy", files=["config.json", "umt5-xxl-enc-fp8_e4m3fn.safetensors"]
         ),
+        HuggingfaceRepoArtifact(repo_id="daydreamlive/WanVideo_comfy", files=["config.json", CONTROL_FILE.name]),
         HuggingfaceRepoArtifact(
             repo_id="daydreamlive/Autoencoders",
             files=["config.json", "lightvaew2_1.pth", "taew2_1.pth", "lighttaew2_1.pth"],
@@ -80,6 +83,13 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         ),
     }
 
+    vace_context_scale: float = Field(
+        default=_DEFAULTS.vace_context_scale,
+        ge=0.0,
+        le=2.0,
+        description="How strongly control video, masks and pictures act (VACE)",
+        json_schema_extra=ui_field_config(order=1, component="vace", is_load_param=True),
+    )
     lora_merge_strategy: str = Field(
         default="permanent_merge",
         description="LoRAs are merged into the weights; their scales can be changed while streaming all the same",

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +27,10 @@ from .commands import Commands
 from .load_params import DEFAULT_STEPS, LoadParams
 from .notify import notify, notify_error, notify_stopped, warnings_said
 from .prompt_follower import PromptFollower
+from .steering import INPUTS, Steering
 
 log = logging.getLogger(__name__)
 
-VACE_INPUTS = ("vace_input_frames", "vace_input_masks", "vace_ref_images", "first_frame_image", "last_frame_image")
 AT_LOAD_ONLY = ("height", "width", "vae_type", "low_memory", "max_sessions", "model_path")
 SLIDING = 3  # calls with LoRA scales, or calls since then without, that tell a slider from single values
 MOST_HELD = 8  # of its values before a block: as many updates wait in scope's queue
@@ -44,6 +45,7 @@ class Session:
     make_room: called after the GPU ran out of memory, to free what nobody needs.
     alone: whether no other session is served.
     notices: what the clients should know of how the pipeline was loaded.
+    assets: the folder of the server's pictures.
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class Session:
         make_room: Callable[[], None],
         alone: Callable[[], bool] = lambda: True,
         notices: Sequence[str] = (),
+        assets: Path = Path(),
     ):
         self._engine, self._stream, self._loaded = engine, stream, load
         self._set_lora_scales, self._make_room, self._alone = set_lora_scales, make_room, alone
-        self._notices = notices
+        self._notices, self._assets = notices, assets
         self._meter = LatencyMeter(engine, stream)
         self.begin()
 
@@ -80,7 +83,7 @@ class Session:
         )
         self._complaints: dict[str, str] = {}  # the last one about each parameter
         self._preset, self._seed = load.optimization_preset, config.seed
-        self._due = _Due()
+        self._due, self._steering = _Due(), Steering(self._assets, load.vace_context_scale, self._complain)
         self._overlay: LatencyOverlay | None = None
         self._banner, self._untold = Banner(), [*self._notices]
         self._delivered = self._held = self._sliding = 0
@@ -101,7 +104,7 @@ class Session:
         try:
             self._tell_notices()
             call = read_call(keywords, self._before, self._complain)
-            self._refuse_vace(keywords)
+            self._note_control(call)
             self._refuse_load_fields(keywords)
             self._commands.obey(keywords)
             self._take_over(call)
@@ -198,7 +201,8 @@ class Session:
         """
         brings = call.lora_scales is not None
         self._sliding = min(self._sliding + 1, SLIDING) if brings else max(self._sliding - 1, 0)
-        holds = brings and self._sliding == SLIDING and call.video is None and self._held < MOST_HELD
+        pictured = call.video is not None or call.vace_input_frames is not None
+        holds = brings and self._sliding == SLIDING and not pictured and self._held < MOST_HELD
         self._held = self._held + 1 if holds else 0
         return holds
 
@@ -223,6 +227,7 @@ class Session:
             self._meter.block_was_switch(0.0)
         self._prompts.block_made(self.in_transition)
         self._due = _Due()
+        self._steering.block_made()
         self._delivered += len(frames)
         for text in said:
             self._tell(text, "longlive_notice", logged=True)
@@ -237,11 +242,14 @@ class Session:
         prompt, due, transition = self._prompts.wanted, self._due, call.transition or Transition(num_steps=0)
         assert prompt is not None
         smooth = due.new_prompt and transition.num_steps > 1 and self._stream.prompt.embedding is not None
-        # As scope does it: another prompt cuts a video that is made from video, unless it comes by or in a transition.
-        cut = call.video is not None and due.new_prompt and not smooth and not self.in_transition
+        # As scope does it: another prompt cuts a video that is made from video or follows one, unless it comes by or in
+        # a transition.
+        video, followed = self._pictures(call)
+        pictured = video is not None or followed is not None
+        cut = pictured and due.new_prompt and not smooth and not self.in_transition
         scale = self._load.noise_scale if call.noise_scale is None else call.noise_scale
         control = self._load.noise_controller if call.noise_controller is None else call.noise_controller
-        pulsing = call.video is None and call.modulated_noise and call.noise_scale is not None
+        pulsing = video is None and call.modulated_noise and call.noise_scale is not None
         return BlockRequest(
             prompt,
             blend=call.blend if len(prompt) == 2 else "linear",
@@ -251,11 +259,12 @@ class Session:
             reset=due.reset,
             restart=due.restart or (cut and self._manages_cache(call)),
             seed=self._seed,
-            video=call.video,
+            video=video,
             noise_scale=max(SMALLEST_NOISE, scale),
             noise_from_motion=control,
             first_step=int(1000 * max(SMALLEST_NOISE, scale)) - 100 if pulsing else None,
             noise_steps="scope" if self._stream.settings.step_schedule == "scope" else "cut",
+            control=self._steering.control(call, followed) if self._steerable else None,
         )
 
     def _manages_cache(self, call: CallParams) -> bool:
@@ -273,11 +282,26 @@ class Session:
             self._banner.draw(frames, time.monotonic(), at_top=shown and position.startswith("bottom"))
         return frames
 
-    def _refuse_vace(self, keywords: Mapping[str, Any]) -> None:
-        for name in VACE_INPUTS:
-            value = keywords.get(name)
-            if isinstance(value, Tensor) or value:
-                self._complain(name, "...", "VACE is not available in this pipeline, this input is ignored")
+    def _note_control(self, call: CallParams) -> None:
+        if self._steerable:
+            self._steering.note(call)
+            return
+        why = "its file is missing" if self._loaded.vace_enabled else "load the pipeline with vace_enabled"
+        for name in INPUTS:
+            if getattr(call, name) is not None:
+                self._complain(name, "...", f"VACE is not loaded, this input is ignored ({why})")
+
+    @property
+    def _steerable(self) -> bool:
+        return self._engine.control is not None
+
+    def _pictures(self, call: CallParams) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+        """The frames to start from, and those to follow."""
+        if not self._steerable:
+            return call.video, None
+        if call.is_steered_by_video:
+            return None, call.video
+        return call.video, call.vace_input_frames
 
     def _refuse_load_fields(self, keywords: Mapping[str, Any]) -> None:
         for name in AT_LOAD_ONLY:
