@@ -22,7 +22,7 @@ from ...engine.stream import Stream
 from ..scope_integration.banner import Banner
 from ..scope_integration.overlay import LatencyOverlay, create_latency_overlay
 from .backoff import Backoff
-from .call_params import CallParams, Transition, read_call
+from .call_params import CallParams, Positions, Transition, read_call
 from .commands import Commands
 from .load_params import DEFAULT_STEPS, LoadParams
 from .notify import notify, notify_error, notify_stopped, warnings_said
@@ -186,7 +186,7 @@ class Session:
             if self._delivered and not call.init_cache:
                 self._tell(f"positions: {call.positions} from the next reset on", "longlive_notice")
 
-    def _stand_at(self, positions: str) -> None:
+    def _stand_at(self, positions: Positions) -> None:
         """Let an empty stream count its positions so: another stream, as those of one never change."""
         if self._stream.settings.positions != positions:
             kept = {name: getattr(self._stream.settings, name) for name in CHANGEABLE}
