@@ -19,7 +19,9 @@ from ..kernels.registry import forced
 from ..keywords import ConfigFields, StreamFields
 from ..plain import flag, whole
 from ..text.prompt_cache import PromptCache
+from ..vae.autoencoder import Autoencoder
 from ..vae.backends import codec_for
+from ..vae.codec import Codec
 from ..video_time import blocks_of
 from ..weights.load import (
     check,
@@ -107,14 +109,13 @@ class LongLiveEngine:
             in_8_bits = self.config.precision != "bf16"
             # One for all streams: it packs weights once.
             in_parts = self._plan is not None and self._plan.choices.vae_in_parts
-            how = bool(self.config.low_memory), self.config.vae_precision, in_8_bits, in_parts
-            self.codec = codec_for(self.vae, *how)
-            if self.codec.copies:
-                self.vae.cpu()
+            self._codec_how = bool(self.config.low_memory), self.config.vae_precision, in_8_bits, in_parts
+            self.codec = self._codec_for(self.vae)
         self.devices.release()  # what weights passed through on their way
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._grey = Grey()
+        self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
         self._mixed = False  # weights of other LoRA scales beside each other
         self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
@@ -246,6 +247,23 @@ class LongLiveEngine:
         with self.devices.turn():
             self._one(stream).reset(seed)
 
+    def use_vae(self, vae_type: str, stream: Stream | None = None) -> None:
+        """Let a stream's blocks be decoded, and its video encoded, by another VAE (``vae_type`` as in the config), from
+        its next block on: without a cut, but that block has nine frames again.
+
+        It is loaded when it is first asked for, and stays; the memory plan does not count it. Raises ValueError,
+        FileNotFoundError and CheckpointError as an engine's construction, before anything changes.
+        """
+        with self.devices.turn():
+            stream = self._one(stream)
+            if vae_type not in self._vaes:
+                files = locate(self._model_path, vae_type)
+                codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
+                codec.in_parts = self.codec.in_parts
+                self._vaes[vae_type] = codec, Grey()
+                self.devices.release()
+            stream.use_codec(*self._vaes[vae_type])
+
     def set_loras(self, loras: Sequence[UserLora]) -> None:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
 
@@ -303,6 +321,12 @@ class LongLiveEngine:
         kept = self.config.keep_text_int8
         return {"precision": chosen, "residence": self.devices.text_residence, "keep": kept}
 
+    def _codec_for(self, vae: Autoencoder) -> Codec:
+        codec = codec_for(vae, *self._codec_how)
+        if codec.copies:
+            vae.cpu()
+        return codec
+
     def _encode(self, prompts: list[str]) -> Tensor:
         return self.text.encode(prompts)
 
@@ -353,7 +377,8 @@ class LongLiveEngine:
             for stream in self._streams:
                 stream.weights_moved()
             self.config = dataclasses.replace(self.config, low_memory=True)
-        self.codec.in_parts = after.vae_in_parts
+        for codec, _ in self._vaes.values():
+            codec.in_parts = after.vae_in_parts
 
     def _one(self, stream: Stream | None) -> Stream:
         """``stream``, or the default one. Raises TypeError and ValueError for what is no stream of this engine."""

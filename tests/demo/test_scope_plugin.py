@@ -1,5 +1,6 @@
 """The plugin under a double of scope: what a user of scope's LongLive expects of it."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from longlive_optimized.engine import block
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.engine.request import BlockRequest
 from longlive_optimized.model.ring_cache import RingCache
+from longlive_optimized.vae.stream import DecoderStream
 from longlive_optimized.weights.locate import CONTROL_FILE
 from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
@@ -513,15 +515,40 @@ def test_positions_change_at_a_reset(scope):
 
 
 def test_what_counts_at_load_only_is_told_once_if_it_would_be_another(scope):
-    same_as_loaded = {"height": 32, "width": 44, "vae_type": "wan", "low_memory": False, "max_sessions": 2}
+    same_as_loaded = {"height": 32, "width": 44, "low_memory": False, "max_sessions": 2}
     session = scope.manager.open({"prompts": FOX, **same_as_loaded, "model_path": "tiny"})
     run(session, 2)
     assert not told(scope, "longlive_error")
-    frames = run(session, 2, vae_type="tae", height=512, low_memory=True, max_sessions="many")
+    frames = run(session, 2, height=512, low_memory=True, max_sessions="many")
     assert frames[0].shape == (12, 32, 48, 3)
     said = [message["message"] for message in told(scope, "longlive_error")]
-    assert [text.split(":")[0] for text in said] == ["height", "vae_type", "low_memory", "max_sessions"]
-    assert "stays wan" in said[1]
+    assert [text.split(":")[0] for text in said] == ["height", "low_memory", "max_sessions"]
+    assert "stays 32" in said[0]
+
+
+def test_another_vae_decodes_from_the_next_block_on(scope, monkeypatch):
+    session, bystander = (scope.manager.open({"prompts": FOX}) for _ in range(2))
+    frames = run(session, 2) + run(session, 2, vae_type="lighttae")
+    assert [len(block) for block in frames] == [9, 12, 9, 12]
+    engine = engine_of(scope)
+    small = LongLiveEngine("tiny", dataclasses.replace(engine.config, vae_type="lighttae"), device="cpu")
+    stream = engine.open_stream()
+    for _ in range(4):
+        engine.generate_block(BlockRequest("a fox"), stream)
+    decoder = DecoderStream(small.codec)
+    with torch.no_grad():
+        wanted = [decoder.decode_uint8(latents) for latents in stream.history[6:12].split(3)]
+    assert same(frames[2:], wanted)
+    assert same(run(bystander, 2), expected(scope, *[BlockRequest("a fox")] * 2))
+    monkeypatch.setattr(
+        "longlive_optimized.engine.engine.locate", lambda *_: (_ for _ in ()).throw(FileNotFoundError("no tae"))
+    )
+    assert [len(block) for block in run(session, 2, vae_type="tae")] == [12, 12]
+    assert ["no tae" in message["message"] for message in told(scope, "longlive_error")] == [True]
+    assert [len(block) for block in run(session, 1, vae_type="wan")] == [9]
+    session.stop()
+    again = scope.manager.open({"prompts": FOX})
+    assert same(run(again, 2), expected(scope, *[BlockRequest("a fox")] * 2))
 
 
 @pytest.mark.parametrize("bad", [{"step_schedule": "fast"}, {"restart_at": 2}, {"restart_at": -1}, {"positions": 3}])

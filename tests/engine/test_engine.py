@@ -735,6 +735,25 @@ def test_after_a_reset_other_lora_scales_are_as_if_loaded_with(tmp_path):
     assert torch.equal(latents_of(changed, changed.stream, prompts), latents_of(loaded, loaded.stream, prompts))
 
 
+def test_a_stream_takes_another_vae_and_only_it(engine):
+    one, other = engine.open_stream(), engine.open_stream()
+    for stream in (one, other):
+        engine.generate_block(BlockRequest("a fox"), stream)
+    engine.use_vae("wan", one)  # its own: nothing happens
+    assert len(engine.generate_block(BlockRequest("a fox"), one)) == 12
+    engine.use_vae("tae", one)
+    kept = one.networks.codec
+    assert [len(engine.generate_block(BlockRequest("a fox"), one)) for _ in range(2)] == [9, 12]
+    plain = [engine.generate_block(BlockRequest("a fox"), other) for _ in range(3)]
+    assert [len(block) for block in plain] == [12, 12, 12] and torch.equal(one.history, other.history)
+    engine.use_vae("wan", one), engine.use_vae("tae", one)
+    assert one.networks.codec is kept and other.networks.codec is engine.codec
+    with pytest.raises(ValueError, match="vae_type must be one of"):
+        engine.use_vae("vae9", one)
+    video = torch.zeros(12, 32, 48, 3, dtype=torch.uint8)
+    assert len(engine.generate_block(BlockRequest("a fox", video=video), one)) == 9  # it encodes, too
+
+
 @pytest.mark.parametrize("vae_type", ["lightvae", "tae", "lighttae"])
 def test_small_vaes_change_the_picture_and_nothing_else(engine, vae_type):
     small = LongLiveEngine("tiny", replace(engine.config, vae_type=vae_type), device="cpu")

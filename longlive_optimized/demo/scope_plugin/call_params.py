@@ -63,6 +63,7 @@ def _paths(paths: Any) -> list[str] | None:
 
 Schedule = Literal["scope", "longlive"]
 Positions = Literal["base", "relative"]
+VaeType = Literal["wan", "lightvae", "tae", "lighttae"]
 Prompts = Annotated[Pairs | None, BeforeValidator(_pairs)]
 Steps = Annotated[tuple[int, ...], BeforeValidator(_steps)]
 Preset = Annotated[str, BeforeValidator(_preset)]
@@ -113,6 +114,7 @@ class CallParams(BaseModel):
     positions: Positions | None = None
     restart_at: Annotated[Whole, Field(ge=0), AfterValidator(_restart)] | None = None
     quantization: Literal["fp8_e4m3fn", ""] | None = None
+    vae_type: VaeType | None = None
     modulated_steps: Annotated[bool, Field(alias="_modulated_step_list")] = False
     manage_cache: bool | None = None
     base_seed: Annotated[Whole, Field(ge=0, lt=2**62)] | None = None

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticUndefined
 
 from ...config import PIXELS_PER_TOKEN, OptimizationConfig
-from .call_params import Corner, LoraScale, Positions, Preset, Schedule, Steps
+from .call_params import Corner, LoraScale, Positions, Preset, Schedule, Steps, VaeType
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class LoadParams(BaseModel):
     denoising_steps: Steps = DEFAULT_STEPS
     noise_scale: Annotated[float, Field(ge=0, le=1)] = 0.7
     noise_controller: bool = True
-    vae_type: Literal["wan", "lightvae", "tae", "lighttae"] = "wan"
+    vae_type: VaeType = "wan"
     quantization: Literal["fp8_e4m3fn"] | None = None
     loras: list[Lora] = []
     vace_enabled: bool = False

@@ -31,7 +31,7 @@ from .steering import INPUTS, Steering
 
 log = logging.getLogger(__name__)
 
-AT_LOAD_ONLY = ("height", "width", "vae_type", "low_memory", "max_sessions", "model_path")
+AT_LOAD_ONLY = ("height", "width", "low_memory", "max_sessions", "model_path")
 SLIDING = 3  # calls with LoRA scales, or calls since then without, that tell a slider from single values
 MOST_HELD = 8  # of its values before a block: as many updates wait in scope's queue
 PERSISTENT = 5  # failures in a row, over four seconds: no picture is coming that a message could be drawn into
@@ -79,6 +79,7 @@ class Session:
             positions=load.positions,
             restart_at=load.restart_at or 0,
             quantization=load.quantization or "",
+            vae_type=load.vae_type,
             optimization_preset=load.optimization_preset,
         )
         self._complaints: dict[str, str] = {}  # the last one about each parameter
@@ -87,7 +88,9 @@ class Session:
         self._overlay: LatencyOverlay | None = None
         self._banner, self._untold = Banner(), [*self._notices]
         self._delivered = self._held = self._sliding = 0
+        self._vae_type = self._vae_taken = load.vae_type
         self._stand_at(load.positions)
+        self._engine.use_vae(load.vae_type, self._stream)
         self._stream.configure(**{name: getattr(config, name) for name in CHANGEABLE})
         self._engine.reset(self._stream, config.seed)
         self._meter.reset()
@@ -181,6 +184,8 @@ class Session:
         if call.quantization not in (None, before.quantization):
             self._load = self._load.model_copy(update={"quantization": call.quantization or None})
             due.settings["precision"] = self._load.preset_fields(self._preset)["precision"]
+        if call.vae_type not in (None, before.vae_type):
+            self._vae_type = call.vae_type
         if call.positions not in (None, self._positions):
             self._positions = call.positions
             if self._delivered and not call.init_cache:
@@ -192,6 +197,7 @@ class Session:
             kept = {name: getattr(self._stream.settings, name) for name in CHANGEABLE}
             rows, columns = self._stream.settings.size
             self._stream = self._engine.open_stream(rows, columns, self._seed, positions=positions, **kept)
+            self._engine.use_vae(self._vae_taken, self._stream)
             self._meter = LatencyMeter(self._engine, self._stream)
         self._positions = positions
 
@@ -216,11 +222,21 @@ class Session:
             due.reset |= due.lora_reset
         due.lora_scales, due.lora_reset = {}, False
 
+    def _set_vae(self) -> None:
+        if self._vae_type != self._vae_taken:
+            try:
+                self._engine.use_vae(self._vae_type, self._stream)
+            except (ValueError, OSError) as error:  # nothing has changed
+                self._complain("vae_type", self._vae_type, str(error))
+                self._vae_type = self._vae_taken
+            self._vae_taken = self._vae_type
+
     def _make_block(self, call: CallParams) -> Tensor:
         with warnings_said() as said:
             if self._due.reset:
                 self._stand_at(self._positions)
             self._set_loras()
+            self._set_vae()
             self._stream.configure(**self._due.settings)  # a larger window may find no memory: then with the next try
             frames = self._engine.generate_block(self._request(call), self._stream)
         if self._due.new_prompt and self._delivered:

@@ -138,7 +138,7 @@ def _methods(rows: list[list[str]], of: type) -> None:
 
 @lists(API, "The engine: blocks")
 def the_engine(units: list[Unit]):
-    assert len(units) == 10
+    assert len(units) == 11
     _methods([unit.cells for unit in units], LongLiveEngine)
     _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
 
