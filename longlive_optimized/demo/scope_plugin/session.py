@@ -199,7 +199,7 @@ class Session:
             self._stream = self._engine.open_stream(rows, columns, self._seed, positions=positions, **kept)
             self._engine.use_vae(self._vae_taken, self._stream)
             self._meter = LatencyMeter(self._engine, self._stream)
-        self._positions = positions
+        self._positions: Positions = positions
 
     def _holds_back(self, call: CallParams) -> bool:
         """Whether to make no block yet, as a slider moves: scope hands over one value a call, and drops the newest of
