@@ -41,12 +41,12 @@ from . import block
 from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
+from .loading import Loading, Progress
 from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
 from .request import BlockRequest, check_seed
 from .stream import Networks, Stream
 from .timing import BlockTimes
 
-Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class LongLiveEngine:
     model_path: a folder of LongLive's or scope's layout, or ``"tiny"`` for the built-in model.
     config: an OptimizationConfig; its StreamSettings are those of streams that are opened without others.
     device: None takes CUDA where there is one.
-    progress: called as (what, done, total) while weights load.
+    progress: called as (what, done, total) while weights load, some beside each other: by one thread at a time.
     loras: UserLoras to merge into the weights, beside LongLive's own.
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
@@ -93,19 +93,19 @@ class LongLiveEngine:
         if self.device.type == "cuda":
             self._follow_plan()
 
-        def load(what: str, loader: Callable, device: torch.device):
-            return loader(self.files, device, self.dtype, progress=progress and functools.partial(progress, what))
+        def loader(load: Callable, device: torch.device, **keywords):
+            return functools.partial(load, self.files, device, self.dtype, **keywords)
 
-        with self.devices.own_modes():
+        with self.devices.own_modes(), Loading(self.devices, progress) as loading:
+            # The text encoder's embeddings are wanted on the transformer's device.
+            text = loading.beside("text encoder", loader(load_text_encoder, self.device, **self._text_keywords()))
             merged = {"loras": loras, "int8_only": bool(self.config.low_memory)}
-            generator = functools.partial(load_generator, **merged, control=self.config.control)
-            self.model = load("generator", generator, self.devices.model)
-            self.control = None
+            generator = loader(load_generator, self.devices.model, control=self.config.control, **merged)
+            self.model, self.control = loading.here("generator", generator), None
             if self.config.control:
-                self.control = load("control", functools.partial(load_control, **merged), self.devices.model)
-            self.vae = load("VAE", load_vae, self.devices.vae)
-            encoder = functools.partial(load_text_encoder, **self._text_keywords())
-            self.text = load("text encoder", encoder, self.device)  # where embeddings are wanted
+                self.control = loading.here("control", loader(load_control, self.devices.model, **merged))
+            self.vae = loading.here("VAE", loader(load_vae, self.devices.vae))
+            self.text = text.result()
             in_8_bits = self.config.precision != "bf16"
             # One for all streams: it packs weights once.
             in_parts = self._plan is not None and self._plan.choices.vae_in_parts

@@ -41,9 +41,10 @@ def test_compiles(program):
     assert program.is_file()
 
 
-def test_the_handshake_compiles(tmp_path):
-    """It runs by hand, and shows what racecheck does not follow."""
-    compiled("cluster_handshake", tmp_path)
+@pytest.mark.parametrize("name", ["cluster_handshake", "warp_release"])
+def test_what_racecheck_does_not_follow_compiles(tmp_path, name):
+    """They run by hand, and show it."""
+    compiled(name, tmp_path)
 
 
 @pytest.mark.gpu
@@ -60,7 +61,7 @@ def test_the_sanitizer_finds_nothing(program, tool):
     if sanitizer is None:
         pytest.skip("no compute-sanitizer")
     if tool == "racecheck" and program.name == "attention_sanitize":
-        pytest.xfail("reports what one lane releases for its warp: work and scales of keys; not judged yet")
+        pytest.skip("racecheck does not follow what one lane releases for its warp: tests/native/warp_release.cu")
     arguments = PROGRAMS[program.name] if tool == "racecheck" else []
     done = subprocess.run([sanitizer, "--tool", tool, program, *arguments], capture_output=True, text=True)
     assert done.returncode == 0 and re.search(r"SUMMARY: 0 (errors|hazards)", done.stdout), done.stdout[-4000:]

@@ -190,6 +190,9 @@ RUN: dict[str, Run] = {
     "longlive-optimized bench quality --model M --preset speed --seeds 1 --blocks 3": smaller(
         f"longlive-optimized bench quality {SMALL} --preset speed --seeds 1 --blocks 2", r"psnr_median_db"
     ),
+    "longlive-optimized bench quality --model M --seeds 1 --blocks 3": smaller(
+        f"longlive-optimized bench quality {SMALL} --seeds 1 --blocks 1", r"turbo", r"psnr_median_db"
+    ),
     "longlive-optimized bench kernels int8_linear int8_linear_gelu": Run(prints=(r"int8_linear_gelu",)),
     "longlive-optimized bench kernels ring_attention_int8 qk_norm_rope_store_int8 rotate_sinks_int8 quantize_keys"
     " quantize": Run(prints=(r"rotate_sinks_int8", r"quantize_keys")),
@@ -306,7 +309,12 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
-    NotRun("docs/performance.md", "*", "python tests/measure/(overlap|compare_builds|memory|presets).py .*", _GPU),
+    NotRun(
+        "docs/performance.md",
+        "*",
+        "python tests/measure/(overlap|compare_builds|memory|memory_plan|presets).py .*",
+        _GPU,
+    ),
     NotRun(
         "docs/CONTRIBUTING.md", "Versions", "tests/measure/versions.sh.*", _NET + "; .ci/run runs its part of video"
     ),
@@ -315,6 +323,13 @@ NOT_RUN: tuple[NotRun, ...] = (
         "Tinyworld",
         "python -m longlive_optimized.tinyworld.train",
         "trains for minutes on a GPU",
+    ),
+    NotRun("docs/tinyworld.md", "Control", "python -m longlive_optimized.tinyworld.control FOLDER", "trains on a GPU"),
+    NotRun(
+        "docs/tinyworld.md",
+        "Control",
+        "python -m longlive_optimized.tinyworld.evaluate control --model FOLDER",
+        "wants what that has trained; tests/tinyworld tries the measure",
     ),
     NotRun("docs/CONTRIBUTING.md", "Test", "python tests/docs/run_commands.py", "this very script"),
     NotRun("docs/CONTRIBUTING.md", "*", r"\.ci/run", "lint and the suite, minutes: it runs before each merge"),

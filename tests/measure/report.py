@@ -137,6 +137,7 @@ def engine() -> dict[str, str]:
     prompts = by_size(["prompt-switch", "block"], "prompt switch")
     switches = newest(["block", "presets"], lambda row: (row.get("from", "balanced"), row["size"]), "preset switch")
     memory = newest(["memory"], lambda row: (row["mode"], row["size"]))
+    plans = newest(["memory-plan"], lambda row: (row["preset"], row["size"], row["way"]))
     times: dict[str, Column] = {"H×W": "size", "DiT ms": "dit_ms", "VAE ms": "vae_ms", "block ms": "block_ms"}
     day = runs("block")[-1]["date"]
     spread = "; ".join(
@@ -180,6 +181,17 @@ def engine() -> dict[str, str]:
             | {part: lambda row, part=part: show(row["parts_gib"][part], 2) for part in ("ring", "decoder")},
             rows_of(memory),
         ),
+        "plan_source": source(plans),
+        "plan_table": table(
+            {"preset": "preset", "H×W": "size", "memory": "way"}
+            | {"text encoder": lambda row: planned(row, "text_precision", "text_residence")}
+            | {"low_memory": lambda row: "yes" if row["plan"]["low_memory"] else ""}
+            | {"plan GiB": lambda row: show(row["plan"]["peak_gib"], 2), "nvidia-smi GiB": fixed("nvidia_smi_gib", 2)}
+            | {"tensors: plan": fixed("plan_allocated_gib", 2), "tensors": fixed("allocated_gib", 2)}
+            | {"block ms": "block_ms", "new prompt ms": lambda row: row["new_prompt_ms"]["median"]}
+            | {"load and first block s": "start_to_first_block_s"},
+            rows_of(plans),
+        ),
         "shares_source": source(shares),
         "shares_table": table(
             {"H×W": "size"} | named("attention_ms", "gemm_ms", "pointwise_ms", "memset_ms", "gaps_ms", "sum_ms"),
@@ -206,6 +218,11 @@ def engine() -> dict[str, str]:
 def staged(row: dict, stage: str, name: str) -> str:
     """A figure of memory after a stage."""
     return show(row["stages"][stage][name], 2)
+
+
+def planned(row: dict, *choices: str) -> str:
+    """What a plan has chosen, in its words."""
+    return ", ".join(row["plan"][choice] for choice in choices)
 
 
 def weights(row: dict) -> list[float]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
-from ...engine.engine import LongLiveEngine, Progress
+from ...engine.engine import LongLiveEngine
 from ...engine.latency import LatencyMeter
+from ...engine.loading import Progress
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
 from ...keywords import ConfigFields, FrameFields, PresetName, SwitchFields

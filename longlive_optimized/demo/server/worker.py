@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...engine.engine import Progress
+from ...engine.loading import Progress
 from ..scope_integration import OptimizedScopePipeline
 from ..scope_integration.prompt_box import Prompt
 from .pacing import Pace
