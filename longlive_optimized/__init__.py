@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .config import OptimizationConfig
     from .engine.engine import LongLiveEngine
-    from .engine.request import BlockRequest
+    from .engine.request import BlockRequest, Control
 
 __version__ = "0.1.0"
-__all__ = ["BlockRequest", "LongLiveEngine", "OptimizationConfig"]
-_MODULES = {"BlockRequest": "engine.request", "LongLiveEngine": "engine.engine", "OptimizationConfig": "config"}
+__all__ = ["BlockRequest", "Control", "LongLiveEngine", "OptimizationConfig"]
+_MODULES = {
+    "BlockRequest": "engine.request",
+    "Control": "engine.request",
+    "LongLiveEngine": "engine.engine",
+    "OptimizationConfig": "config",
+}
 
 
 def __getattr__(name: str):

@@ -188,6 +188,7 @@ class OptimizationConfig(StreamSettings):
         at a time pass the VAE. None does so with an 8-bit precision where memory is short.
     memory_limit_gib: GiB that the process may take of a GPU, for the choices that ``engine.memory_plan`` makes; None is
         what is free there. Nothing keeps torch from taking more.
+    control: load VACE's module, 1.5 GB, so that requests may have a ``Control``; FileNotFoundError where it is missing.
     use_prompt_cache, prompt_cache_size: keep the embeddings of that many prompts, least recently used out first.
     use_torch_compile, compile_mode: compile the layers with torch.compile instead of capturing CUDA graphs. On an H200
         that is 1 % slower in either mode (docs/performance.md).
@@ -202,6 +203,7 @@ class OptimizationConfig(StreamSettings):
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     low_memory: bool | None = None
     memory_limit_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    control: bool = False
     use_prompt_cache: bool = True
     prompt_cache_size: Annotated[int, Field(ge=1)] = 32
     use_torch_compile: bool = False

@@ -42,6 +42,7 @@ class ConfigFields(StreamFields, total=False):
     model_dtype: Literal["auto", "bfloat16", "float32"]
     low_memory: bool | None
     memory_limit_gib: float | None
+    control: bool
     use_prompt_cache: bool
     prompt_cache_size: int
     use_torch_compile: bool

@@ -30,6 +30,7 @@ def make_checkpoint(
     config: Annotated[Config, typer.Option(help="Size of the network and the VAE.")] = Config.tiny,
     text: Annotated[Text | None, typer.Option(help="Size of the text encoder; full is 11 GB.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    control: Annotated[bool, typer.Option("--control", help="With a control module (VACE); 1.5 GB for 1.3b.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the checkpoint that is there.")] = False,
 ) -> None:
     """Write random weights in the published layout, with a tokenizer."""
@@ -41,7 +42,7 @@ def make_checkpoint(
         task = bar.add_task(str(directory))
         size = text.value if text else None
         try:
-            make(directory, config.value, size, seed, force, partial(_advance, bar, task))
+            make(directory, config.value, size, seed, force, partial(_advance, bar, task), control)
         except OSError as error:
             if not error.strerror:  # it is our own, and says all
                 raise

@@ -131,7 +131,7 @@ def _check_model(directory: str, verify: bool, device: torch.device) -> None:
         raise FileNotFoundError(str(error).replace("model_path", "directory", 1)) from None
     for part, path in dataclasses.asdict(files).items():
         results.print(f"{part}: {path or 'none'}", soft_wrap=True)
-    check(files)
+    check(files, control=files.control is not None)
     if verify:
         for path in files.paths():
             results.print(f"{path}: {weights.verify(path)}", soft_wrap=True)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..config import PIXELS_PER_TOKEN
 from ..model.precision import PLAIN, Policy
 from ..text import blend as blending
-from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
+from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES, blocks_of
 from .recache import Recache, plan_recache
-from .request import BlockRequest
+from .request import BlockRequest, Control
 from .sampler import from_noise_scale, make_schedule
 from .stream import EncodedVideo, Stream
 from .video_input import prepare_video
@@ -46,7 +47,9 @@ def rest_of_block(stream: Stream) -> Tensor:
 
 
 def begin(stream: Stream, request: BlockRequest) -> None:
-    """Take over what a request says about where the stream stands."""
+    """Take over what a request says about where the stream stands. Raises ValueError for control without its branch."""
+    if request.control is not None and stream.networks.control is None:
+        raise ValueError("control wants VACE's module: make the engine with OptimizationConfig(control=True)")
     restart_at = stream.settings.restart_at
     if request.reset:
         stream.reset(request.seed)
@@ -152,8 +155,9 @@ def denoise(stream: Stream, request: BlockRequest, policy: Policy) -> Tensor:
     if video:
         inputs.noise[0].copy_(torch.lerp(video.latents, inputs.noise[0], video.noise_scale))
     inputs.set_schedule(tuple(steps))
+    controlled = _steer(stream, request, frames)
     with stream.timer.stage("denoise"):
-        return stream.passes.denoise(stream.position, inputs, policy)
+        return stream.passes.denoise(stream.position, inputs, policy, controlled)
 
 
 def warm_up(stream: Stream, blocks: int) -> None:
@@ -173,6 +177,18 @@ def warm_up(stream: Stream, blocks: int) -> None:
         last = i == blocks - 1
         make_block(stream, BlockRequest("warm-up!" if last else "warm-up"), first_latent_only=last)
     rest_of_block(stream)
+    if stream.control_input:
+        _warm_up_control(stream)
+
+
+def _warm_up_control(stream: Stream) -> None:
+    """Control from a video's first block on, as far as the sinks are written and behind that, then in its midst."""
+    picture = torch.full((1, PIXELS_PER_TOKEN, PIXELS_PER_TOKEN, 3), 128, dtype=torch.uint8, device="cpu")
+    controlled = BlockRequest("warm-up", control=Control(picture))
+    stream.restart()
+    begun = blocks_of(stream.ring.sink) + 1
+    for request in (*(controlled,) * (begun + 1), BlockRequest("warm-up"), controlled):
+        make_block(stream, request)
 
 
 def _embed(stream: Stream, request: BlockRequest) -> Tensor:
@@ -182,6 +198,19 @@ def _embed(stream: Stream, request: BlockRequest) -> Tensor:
         one, other = embeddings
         return blending.slerp(one, other, blending.normalise(weights)[1])
     return blending.blend(embeddings, weights)
+
+
+def _steer(stream: Stream, request: BlockRequest, frames: int) -> bool:
+    """Let the request's control steer the next passes, of so many latent frames; False if there is none."""
+    control = request.control
+    if control is None or control.scale == 0:
+        return False
+    assert stream.control_input and stream.passes.control
+    with stream.timer.stage("control"):
+        if stream.context is None:
+            stream.context = stream.control_input.context(control, stream.position, frames)
+        stream.passes.control.set_context(stream.context, control.scale, frames)
+    return True
 
 
 def _encoded(stream: Stream, request: BlockRequest) -> EncodedVideo:

@@ -21,11 +21,20 @@ from ..plain import flag, whole
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
 from ..video_time import blocks_of
-from ..weights.load import check, check_loras, load_generator, load_text_encoder, load_vae, refill_generator
+from ..weights.load import (
+    check,
+    check_loras,
+    load_control,
+    load_generator,
+    load_text_encoder,
+    load_vae,
+    refill_generator,
+)
 from ..weights.locate import locate, native_size
 from ..weights.text import check_text
 from ..weights.user_lora import UserLora
 from . import block
+from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .loading import Loading, Progress
@@ -73,9 +82,9 @@ class LongLiveEngine:
         self.devices = Devices(device, self.config.text_residence)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
-        self.files = locate(model_path, self.config.vae_type)
-        check(self.files)
-        check_loras(self.files, loras)
+        self.files = locate(model_path, self.config.vae_type, self.config.control)
+        check(self.files, self.config.control)
+        check_loras(self.files, loras, self.config.control)
         check_text(self.files, self.device, **self._text_keywords())
         if self.device.type == "cuda":
             self._follow_plan()
@@ -86,8 +95,12 @@ class LongLiveEngine:
         with self.devices.own_modes(), Loading(self.devices, progress) as loading:
             # The text encoder's embeddings are wanted on the transformer's device.
             text = loading.beside("text encoder", loader(load_text_encoder, self.device, **self._text_keywords()))
-            generator = {"loras": loras, "int8_only": bool(self.config.low_memory)}
-            self.model = loading.here("generator", loader(load_generator, self.devices.model, **generator))
+            merged = {"loras": loras, "int8_only": bool(self.config.low_memory)}
+            generator = loader(load_generator, self.devices.model, control=self.config.control, **merged)
+            self.model = loading.here("generator", generator)
+            self.control = None
+            if self.config.control:
+                self.control = loading.here("control", loader(load_control, self.devices.model, **merged))
             self.vae = loading.here("VAE", loader(load_vae, self.devices.vae))
             self.text = text.result()
             in_8_bits = self.config.precision != "bf16"
@@ -100,6 +113,7 @@ class LongLiveEngine:
         self.devices.release()  # what weights passed through on their way
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
+        self._grey = Grey()
         self._mixed = False  # weights of other LoRA scales beside each other
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -149,7 +163,7 @@ class LongLiveEngine:
             total_frames = whole("total_frames", total_frames, 1)
         chosen = dataclasses.replace(StreamSettings.of(self.config), **changes)
         with self.devices.turn():
-            networks = Networks(self.model, self.codec, self.prompts)
+            networks = Networks(self.model, self.codec, self.prompts, self.control, self._grey)
             named = self.config.enable_profiling
             stream = self._or_leaner(
                 lambda: Stream(networks, chosen, self.devices, self._new_switch(), total_frames, named)
@@ -241,7 +255,7 @@ class LongLiveEngine:
         with self.devices.turn():
             self.synchronize()
             try:
-                refill_generator(self.model, self.files, loras)
+                refill_generator(self.model, self.files, loras, branch=self.control)
                 for stream in self._streams:
                     stream.weights_changed()
             except (ValueError, OSError):  # before anything was written
@@ -306,8 +320,9 @@ class LongLiveEngine:
             self.text = load_text_encoder(self.files, self.device, self.dtype, **keywords)
             self.devices.move_text(after.text_residence)
         if after.low_memory != before.low_memory:
-            self.model.hold_int8()
-            self.model.hold_int8_only()
+            for network in filter(None, (self.model, self.control)):
+                network.hold_int8()
+                network.hold_int8_only()
             for stream in self._streams:
                 stream.weights_moved()
             self.config = dataclasses.replace(self.config, low_memory=True)

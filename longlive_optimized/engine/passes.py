@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.x0_renoise import x0_renoise
+from ..model.control import PassControl
 from ..model.precision import PLAIN, Policy
 from ..model.ring_cache import RingCache
 from ..model.transformer import CrossCache, Modulation, Transformer
@@ -55,7 +56,15 @@ class Passes:
     A pass's ``policy`` says which of its products run in 8 bits; the ring, whether its attention does.
     """
 
-    def __init__(self, model: Transformer, ring: RingCache, latent: Tensor, graphs: GraphCache):
+    def __init__(
+        self,
+        model: Transformer,
+        ring: RingCache,
+        latent: Tensor,
+        graphs: GraphCache,
+        control: PassControl | None = None,
+    ):
+        self.control = control
         self.model, self.ring, self.graphs, self._latent = model, ring, graphs, latent
         self.cross: CrossCache | None = None
         self._inputs: dict[tuple[int, int], BlockInputs] = {}
@@ -65,6 +74,8 @@ class Passes:
     def set_prompt(self, embedding: Tensor) -> None:
         """Attend to another prompt from here on. If this fails it must be repeated before the next pass."""
         self.cross = self.model.cross_cache(embedding, self.cross)
+        if self.control:
+            self.control.set_prompt(self.model.text(embedding))
 
     def weights_changed(self) -> None:
         """Recompute in place what was computed with the old weights; the prompt is the caller's."""
@@ -79,24 +90,27 @@ class Passes:
             self._inputs[frames, steps] = BlockInputs(self.model, self._latent, frames, steps)
         return self._inputs[frames, steps]
 
-    def denoise(self, start: int, inputs: BlockInputs, policy: Policy = PLAIN) -> Tensor:
-        """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``.
+    def denoise(self, start: int, inputs: BlockInputs, policy: Policy = PLAIN, controlled: bool = False) -> Tensor:
+        """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``; ``controlled`` by the context
+        that ``control`` has.
 
         Their buffer is reused by the next pass of as many frames, a context pass included.
         """
         steps, frames = inputs.noise.shape[:2]
         self.ring.seek_on_host(start, frames)
         out = self.buffer(frames)
+        steered = {"hints": self.control.hints} if self.control and controlled else {}
 
         def work() -> None:
             self.ring.advance()
             x = inputs.noise[0]
             for i in range(steps):
-                flow = self.model(x, inputs.modulation.at(i), self.ring, self.cross, policy)
+                flow = self.model(x, inputs.modulation.at(i), self.ring, self.cross, policy, **steered)
                 x = x0_renoise(x, flow, inputs.noise[i + 1] if i + 1 < steps else None, inputs.sigmas, i)
             out.copy_(x)
 
-        kernels = "denoise", self._latent.shape, frames, self.ring.rotates_sinks, self.ring.keys_read, policy
+        ring = self.ring.rotates_sinks, self.ring.keys_read
+        kernels = "denoise", self._latent.shape, frames, *ring, policy, bool(steered)
         self.graphs.run((*kernels, steps), work, kernels)
         return out
 

@@ -8,16 +8,59 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from ..keywords import Blend
 from ..plain import did_you_mean, exact, flag, plain, whole
 from ..text.blend import normalise
+from .pictures import Picture, Pictures, read_frames, read_masks, read_picture
 from .sampler import VideoSteps
 
-Frames = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
+
+@dataclass(frozen=True)
+class Control:
+    """What steers one block's picture (VACE; docs/model.md 14), checked as a BlockRequest is.
+
+    Pictures are uint8 RGB [H, W, 3] of any sizes, tensors or NumPy arrays; frames and masks are resampled to as many as
+    the block has. At least one of them must be given.
+
+    frames: what to follow, [T, H, W, 3] or a list: a depth, pose, scribble or flow video; or with masks, the video that
+        is to be completed.
+    masks: with frames: where to make something new (white) and where to keep the frames (black); [T, H, W], with 1 or 3
+        channels behind or not, or a list. None is white everywhere.
+    references: pictures of what shall be seen. The first one counts.
+    first_frame, last_frame: pictures that the block is to begin and end with.
+    scale: how strongly all this acts, in [0, 2]; at 0 it is as if there were none.
+    """
+
+    frames: Pictures | None = field(default=None, compare=False)
+    masks: Pictures | None = field(default=None, compare=False)
+    references: Pictures | None = field(default=None, compare=False)
+    first_frame: Picture | None = field(default=None, compare=False)
+    last_frame: Picture | None = field(default=None, compare=False)
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        pictures = self.frames, self.references, self.first_frame, self.last_frame
+        if all(given is None for given in pictures):
+            raise ValueError("control must have frames, references, first_frame or last_frame, got none of them")
+        if self.masks is not None and self.frames is None:
+            raise ValueError("masks must come with frames, of which they say what to keep, got none")
+        read: dict[str, Any] = {"scale": plain(self.scale)}
+        if not _is_number(read["scale"]) or not 0 <= read["scale"] <= 2:
+            raise ValueError(f"scale must lie in [0, 2], got {self.scale!r}")
+        for name, reader in _PICTURES.items():
+            if (given := getattr(self, name)) is not None:
+                read[name] = reader(name, given)
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
+
+
+_PICTURES = {
+    "frames": read_frames,
+    "masks": read_masks,
+    "references": read_frames,
+    "first_frame": read_picture,
+    "last_frame": read_picture,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +86,7 @@ class BlockRequest:
         (docs/model.md 4.6).
     noise_steps: ``cut`` begins the steps at that noise level and leaves out the noisier ones; ``scope`` replaces the
         first step only, as scope does, so that a second step of more noise leaves little of the video.
+    control: what steers this block's picture; None is nothing. Wants an engine made with ``control=True``.
     """
 
     prompt: str | Sequence[tuple[str, float]]
@@ -54,10 +98,11 @@ class BlockRequest:
     reset: bool = False
     restart: bool = False
     seed: int | None = None
-    video: Frames | None = field(default=None, compare=False)
+    video: Pictures | None = field(default=None, compare=False)
     noise_scale: float = 0.7
     noise_from_motion: bool = False
     noise_steps: VideoSteps = "cut"
+    control: Control | None = None
 
     def __post_init__(self) -> None:
         read: dict[str, Any] = {name: flag(name, getattr(self, name)) for name in _FLAGS}
@@ -77,7 +122,9 @@ class BlockRequest:
         if self.denoising_steps is not None:
             read["denoising_steps"] = _steps(self.denoising_steps)
         if self.video is not None:
-            read["video"] = _video(self.video)
+            read["video"] = read_frames("video", self.video)
+        if not isinstance(self.control, Control | None):
+            raise TypeError(f"control must be a Control, got {type(self.control).__name__}")
         for name, value in read.items():
             object.__setattr__(self, name, value)
 
@@ -151,39 +198,3 @@ def _steps(steps: Any) -> tuple[int, ...]:
     if not read or any(a <= b for a, b in itertools.pairwise(read)):
         raise ValueError(f"denoising_steps must be whole numbers that fall within 1000..1, got {steps!r}")
     return read
-
-
-def _video(video: Any) -> Tensor | tuple[Tensor, ...]:
-    """Frames as tensors, where they are: one [T, H, W, 3], or some of [H, W, 3]."""
-    wanted = "video must be uint8 frames [T, H, W, 3], or a list of [H, W, 3], as tensors or NumPy arrays"
-    if isinstance(video, Tensor | np.ndarray):
-        frames: Any = _tensor(video)
-        fits = frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[-1] == 3
-        if not fits or 0 in frames.shape[1:]:
-            raise ValueError(f"{wanted}; got {frames.dtype} {list(frames.shape)}")
-    elif isinstance(video, list | tuple):
-        frames = tuple(_frame(frame, wanted) for frame in video)
-    else:
-        raise TypeError(f"{wanted}; got {type(video).__name__}")
-    if not len(frames):
-        raise ValueError("video must hold at least one frame, got none")
-    return frames
-
-
-def _frame(frame: Any, wanted: str) -> Tensor:
-    if not isinstance(frame, Tensor | np.ndarray):
-        raise TypeError(f"{wanted}; got {type(frame).__name__} for a frame")
-    tensor = _tensor(frame)
-    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[-1] != 3 or not tensor.numel():
-        raise ValueError(f"{wanted}; got {tensor.dtype} {list(tensor.shape)} for a frame")
-    return tensor
-
-
-def _tensor(frame: Tensor | np.ndarray) -> Tensor:
-    """An array as a tensor; copied where torch cannot share it: read-only, or mirrored as with ``[..., ::-1]``."""
-    if isinstance(frame, Tensor):
-        return frame
-    try:
-        return torch.from_numpy(np.require(frame, requirements=("C", "W")))
-    except TypeError:
-        raise ValueError(f"video must be uint8 frames, got an array of {frame.dtype}") from None

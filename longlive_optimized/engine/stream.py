@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..keywords import ConfigFields
+from ..model.control import ControlBranch, PassControl
 from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of, runs_in, values_in_8_bits
 from ..model.ring_cache import RingCache
 from ..model.transformer import Transformer
@@ -18,6 +19,7 @@ from ..text.prompt_cache import PromptCache
 from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..video_time import BLOCK_FRAMES
+from .control_input import ControlInput, Grey
 from .devices import Devices
 from .graphs import GraphCache, GraphSwitch
 from .noise import BlockNoise, VideoNoise
@@ -30,11 +32,13 @@ LATENT_SCALE = 8  # pixels per latent row and column
 
 
 class Networks(NamedTuple):
-    """An engine's networks, shared by its streams."""
+    """An engine's networks, shared by its streams, and what they have computed once for all."""
 
     model: Transformer
     codec: Codec
     prompts: PromptCache
+    control: ControlBranch | None = None
+    grey: Grey | None = None
 
 
 class EncodedVideo(NamedTuple):
@@ -60,6 +64,7 @@ class Stream:
     decoded: latent frames that the decoder has seen; decoder_lost: it has lost them, for want of memory.
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
     encoded: the next block's video; kept until the block is made, for a second try.
+    context: the next block's control context, likewise.
     from_video: whether the last block was made from video; None before the first.
     new_graphs: makes what the calls of a side of the VAE are captured with.
     policy: which products its precision runs in 8 bits; made_with: which those of the last block's denoising did.
@@ -99,6 +104,10 @@ class Stream:
         rows, columns = settings.size
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
+        self.control_input, self._pass_control = None, None
+        if networks.control:
+            self.control_input = ControlInput(networks.codec, self.new_graphs, networks.grey or Grey(), self._like)
+            self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1)
         self.passes = self._new_passes(settings.local_attn_size, self.int8_keys)
         self.undecoded = self.given = 0
         self.reset()
@@ -145,12 +154,15 @@ class Stream:
     def restart_vae(self) -> None:
         """The next frames are the first of a video for the VAE alone."""
         self.encoded: EncodedVideo | None = None
+        self.context: Tensor | None = None
         if self.given:
             self.timer.block_done(self.given)  # the rest of that block will not come
         self.undecoded = self.given = self.decoded = 0
         self.decoder_lost = False
         self.decoder.reset()
         self.encoder.reset()
+        if self.control_input:
+            self.control_input.reset()
 
     def reseed(self, seed: int) -> None:
         """Draw later blocks from another seed. Raises ValueError for a video whose noise was drawn at its start."""
@@ -225,12 +237,14 @@ class Stream:
             self.sinks = history[: self.ring.sink]
         self.position += frames
         self.context_due = True
-        self.encoded = None
+        self.encoded = self.context = None
 
     def _policy_of(self, settings: StreamSettings) -> Policy:
         model = self.networks.model
         if settings.precision != "bf16":
             model.hold_int8()
+            if self.networks.control:
+                self.networks.control.hold_int8()
         return policy_of(settings.precision, len(model.blocks))
 
     def _int8_keys_of(self, settings: StreamSettings) -> bool:
@@ -250,7 +264,7 @@ class Stream:
 
     def _new_passes(self, window: int, int8_keys: bool) -> Passes:
         ring = self._new_ring(window=window, int8=int8_keys)
-        return Passes(self.networks.model, ring, self._like, GraphCache(self._graphs))
+        return Passes(self.networks.model, ring, self._like, GraphCache(self._graphs), self._pass_control)
 
     def _reseed(self, seed: int) -> None:
         if self.total_frames is None:

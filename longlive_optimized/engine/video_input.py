@@ -14,13 +14,18 @@ from ..video_time import BLOCK_FRAMES
 def prepare_video(
     video: Tensor | Sequence[Tensor], count: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """uint8 frames [H, W, 3] of any sizes to [count, 3, height, width] in [-1, 1].
+    """uint8 frames [H, W, 3] of any sizes to [count, 3, height, width] in [-1, 1]; see ``resampled``."""
+    return resampled(video, count, height, width, dtype, device) / 255 * 2 - 1
 
-    Rounded linear indices in time; bilinear in space, in float32.
-    """
+
+def resampled(
+    video: Tensor | Sequence[Tensor], count: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Frames [H, W, C] of any sizes to [count, C, height, width]: rounded linear indices in time; bilinear in space, in
+    float32."""
     picked = torch.linspace(0, len(video) - 1, count, device="cpu").round().long().tolist()
     frames = {i: _fit(video[i].to(device), height, width, dtype) for i in sorted(set(picked))}
-    return torch.stack([frames[i] for i in picked]) / 255 * 2 - 1
+    return torch.stack([frames[i] for i in picked])
 
 
 def _fit(frame: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:

@@ -5,8 +5,9 @@ Batch is one. A pass sees F latent frames of S tokens each: N = F * S tokens of 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attention
-from ..kernels.int8_linear import GELU_GROUP, PACK
+from ..kernels.int8_linear import GELU_GROUP
 from ..kernels.modulate_norm import modulate_norm, modulate_norm_int8
 from ..kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from ..kernels.quantize import quantize
@@ -25,6 +26,7 @@ from ..kernels.ring_attention_fp8 import ring_attention_fp8
 from ..kernels.rms_norm import rms_norm
 from .config import PATCH, ModelConfig
 from .linear import Linear, Quantized
+from .narrow import NarrowNetwork, linears_in_int8
 from .precision import PLAIN, Parts, Policy, parts_at, policy_of
 from .ring_cache import Fp8Values, Int8Keys, RingCache, RingLayer
 from .slot import Slot
@@ -35,10 +37,11 @@ class Modulation(NamedTuple):
 
     layers: Tensor  # [G, layers, 6, D]: shift, scale, gate of self-attention; shift, scale, gate of the FFN
     head: Tensor  # [G, 2, D]: shift, scale
+    time: Tensor  # [G, 6, D]: what ``layers`` has of the timestep alone, for layers beside the network's
 
     def at(self, index: int) -> Modulation:
         """The one group ``index``, kept as a group."""
-        return Modulation(self.layers[index : index + 1], self.head[index : index + 1])
+        return Modulation(*(each[index : index + 1] for each in self))
 
 
 class CrossCache(NamedTuple):
@@ -52,11 +55,22 @@ class CrossCache(NamedTuple):
         return CrossCache(self.k[index], self.v[index])
 
 
+class Hint(NamedTuple):
+    """What control adds to a layer's result: ``scale * tokens`` (docs/model.md 14.2)."""
+
+    tokens: Tensor  # [N, D]
+    scale: Tensor  # float32 [1], on the device: a captured pass reads it anew
+
+
+# A pass's tokens [N, D] before the first layer, its ``Modulation.time`` and its policy to each layer's hint in turn.
+Hints = Callable[[Tensor, Tensor, Policy], Iterator[Hint | None]]
+
+
 def _vector(*shape: int, **where) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, **where), requires_grad=False)
 
 
-def _normed(x: Tensor, shift: Tensor, scale: Tensor, eps: float, int8: bool) -> Tensor | Quantized:
+def normed(x: Tensor, shift: Tensor, scale: Tensor, eps: float, int8: bool) -> Tensor | Quantized:
     """The norm of x [N, D], with shift and scale [G, D]."""
     return Quantized(*modulate_norm_int8(x, shift, scale, eps)) if int8 else modulate_norm(x, shift, scale, eps)
 
@@ -96,7 +110,7 @@ class TransformerBlock(nn.Module):
         def linear(part: str, d_in: int, d_out: int) -> Linear:
             return Linear(d_in, d_out, int8_only=getattr(int8_only, part), **where)
 
-        self.heads = (config.num_heads, config.head_dim)
+        self.heads: tuple[int, int] = (config.num_heads, config.head_dim)
         self.modulation = _vector(6, d, **where)
         self.qkv = linear("qkv", d, 3 * d)
         self.q_gain, self.k_gain = _vector(d, **where), _vector(d, **where)
@@ -137,13 +151,15 @@ class TransformerBlock(nn.Module):
         cross: CrossCache,
         int8: Parts,
         int8_following: bool,
+        hint: Hint | None = None,
     ) -> Tensor | Quantized:
         """One layer on the residual stream x [N, D], which is updated in place.
 
         z [N, D] is x normed for this layer, the result x normed for the next one, whose shift and scale are
         ``following`` [G, 2, D]; m [G, 6, D] serves G equal groups of tokens; ring and cross are this layer's.
         ``int8`` names the products that run in 8 bits, z being quantised if ``qkv`` is among them, and
-        ``int8_following`` says whether the result is to be.
+        ``int8_following`` says whether the result is to be. ``hint`` is added to the layer's result, before that is
+        normed.
         """
         y = _attended(_over_ring(self.store(z, ring), ring), int8.out)
         gain, bias = self.cross_norm_gain[None], self.cross_norm_bias[None]
@@ -152,6 +168,8 @@ class TransformerBlock(nn.Module):
         y = _attended(attention(q, cross.k, cross.v), int8.cross_out)
         z = _added(x, self.cross_out(y), None, m[:, 3], m[:, 4], 1.0, self.eps, int8.ffn_in)
         y = self.ffn_out(self.ffn_in.gelu(z, self._gelu_groups if int8.ffn_out else None))
+        if hint is not None:
+            x.addcmul_(*hint)  # Precision: computed in float32, rounded once
         return _added(x, y, m[:, 5], following[:, 0], following[:, 1], 1.0, self.eps, int8_following)
 
     def cross_kv_of(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +199,17 @@ class TransformerBlock(nn.Module):
         }
 
 
-class Transformer(nn.Module):
+def cross_cache_of(blocks: Sequence[TransformerBlock], text: Tensor, into: CrossCache | None = None) -> CrossCache:
+    """Keys and values of these layers for a prompt ``text`` [text_len, D], written into ``into`` if that is given."""
+    shape = len(blocks), len(text), *blocks[0].heads
+    cross = into or CrossCache(text.new_empty(shape), text.new_empty(shape))
+    for layer, block in enumerate(blocks):
+        k, v = block.cross_kv_of(text)
+        cross.k[layer], cross.v[layer] = k, v
+    return cross
+
+
+class Transformer(NarrowNetwork):
     """The diffusion transformer of LongLive-1.3B (docs/model.md 2), q, k, v fused into one matrix product.
 
     With ``int8_only`` the weights that ``precision.policy_of`` names are held in 8 bits alone; others of them are never
@@ -232,25 +260,28 @@ class Transformer(nn.Module):
         cross: CrossCache,
         policy: Policy = PLAIN,
         *,
+        hints: Hints | None = None,
         store_only: bool = False,
     ) -> Tensor | None:
         """Flow prediction [F, out_dim, h, w] of latents [F, in_dim, h, w].
 
         The pass's place in time is the ring's (``ring.seek``); its keys and values are written there. With
         ``store_only`` (context pass, recache) the network stops after the last layer's keys and values: returns None.
-        ``policy`` says which products run in 8 bits; ``hold_int8`` must come first.
+        ``policy`` says which products run in 8 bits; ``hold_int8`` must come first. ``hints`` gives what is added to
+        the layers' results.
         """
         int8 = [parts_at(policy, layer) for layer in range(len(self.blocks) + 1)]  # the head's are the last
         grid = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
         x = self.patch(patchify(latents))
         norms = [*modulation.layers[:, :, :2].unbind(1), modulation.head]  # shift and scale before each layer, and last
-        z = _normed(x, norms[0][:, 0], norms[0][:, 1], self.config.eps, int8[0].qkv)
+        z = normed(x, norms[0][:, 0], norms[0][:, 1], self.config.eps, int8[0].qkv)
+        of_layers = hints(x, modulation.time, policy) if hints else itertools.repeat(None)
         for layer, block in enumerate(self.blocks):
             if store_only and layer == len(self.blocks) - 1:
                 block.store(z, ring.layer(layer))
                 return None
             of_layer = modulation.layers[:, layer], norms[layer + 1], ring.layer(layer), cross.layer(layer)
-            z = block(x, z, *of_layer, int8[layer], int8[layer + 1].qkv)
+            z = block(x, z, *of_layer, int8[layer], int8[layer + 1].qkv, next(of_layers))
         return unpatchify(self.head(z), grid)
 
     def modulation(self, timesteps: Tensor) -> Modulation:
@@ -262,65 +293,25 @@ class Transformer(nn.Module):
         e = self.time_out(F.silu(self.time_in(features)))
         e0 = self.time_projection(F.silu(e)).unflatten(-1, (6, -1))
         layers = torch.stack([block.modulation for block in self.blocks])
-        return Modulation(layers + e0[:, None], self.head_modulation + e[:, None])
+        return Modulation(layers + e0[:, None], self.head_modulation + e[:, None], e0)
+
+    def text(self, embedding: Tensor) -> Tensor:
+        """A prompt as the layers' cross-attention reads it, [text_len, D]; embedding [L <= text_len, text_dim], missing
+        rows are zeros."""
+        rows = self.config.text_len - embedding.shape[0]
+        padded = F.pad(embedding.to(self.device, self.compute_dtype), (0, 0, 0, rows))
+        # Zero rows become the biases' constant vector and are attended to: there is no mask.
+        return self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
 
     def cross_cache(self, embedding: Tensor, into: CrossCache | None = None) -> CrossCache:
         """Cross-attention keys and values of a prompt, embedding [L <= text_len, text_dim]; missing rows are zeros.
 
         Written layer by layer into ``into``, another prompt's, if that is given.
         """
-        rows = self.config.text_len - embedding.shape[0]
-        padded = F.pad(embedding.to(self.device, self.compute_dtype), (0, 0, 0, rows))
-        # Zero rows become the biases' constant vector and are attended to: there is no mask.
-        context = self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
-        shape = len(self.blocks), self.config.text_len, self.config.num_heads, self.config.head_dim
-        cross = into or CrossCache(context.new_empty(shape), context.new_empty(shape))
-        for layer, block in enumerate(self.blocks):
-            k, v = block.cross_kv_of(context)
-            cross.k[layer], cross.v[layer] = k, v
-        return cross
+        return cross_cache_of(self.blocks, self.text(embedding), into)
 
-    @property
-    def holds_int8(self) -> bool:
-        """Whether there are int8 copies of the weights that ``precision.policy_of`` names."""
-        return all(linear.int8_weight is not None for linear in self._int8_linears())
-
-    def hold_int8(self) -> None:
-        """Make int8 copies of the weights that run in 8 bits. They lie beside the weights, and stay.
-
-        Raises ValueError for a network whose widths int8 products do not take. If that or memory fails, there are none.
-        """
-        if self.holds_int8:
-            return
-        self._check_widths("precision must be bf16")
-        try:
-            for linear in self._int8_linears():
-                linear.quantize_weight()
-        except BaseException:
-            for linear in self._int8_linears():
-                linear.drop_int8()
-            raise
-
-    def hold_int8_only(self) -> None:
-        """Give the weights back of which there are int8 copies, as if made with ``int8_only``. Passes that were
-        captured read what is no longer there."""
-        for linear in self._int8_linears():
-            linear.drop_weight()
-
-    def weights_changed(self) -> None:
-        """The weights are others: quantise them anew, in place, if there are int8 copies of them."""
-        if self.holds_int8:
-            for linear in self._int8_linears():
-                linear.quantize_weight()
-
-    def _check_widths(self, wanted: str) -> None:
-        widths = {"dim": self.config.dim, "ffn_dim": self.config.ffn_dim}
-        if wrong := [f"{name} {width}" for name, width in widths.items() if width % PACK]:
-            raise ValueError(f"{wanted}: int8 wants multiples of {PACK}, the model has {', '.join(wrong)}")
-
-    def _int8_linears(self) -> Iterator[Linear]:
-        for block, parts in zip(self.blocks, policy_of("int8", len(self.blocks)), strict=True):
-            yield from (getattr(block, name) for name, int8 in parts._asdict().items() if int8)
+    def int8_linears(self) -> Iterator[Linear]:
+        return linears_in_int8(self.blocks, policy_of("int8", len(self.blocks)))
 
     def checkpoint_slots(self) -> dict[str, Slot]:
         """The place of every tensor of the published checkpoint (docs/model.md 1.2), by its key there."""

@@ -79,8 +79,8 @@ class Codec(Protocol):
         """For latents of this height and width. ``new_graphs`` makes what calls are captured with, if they can be."""
         ...
 
-    def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> CausalEncoder:
-        """For frames of this height and width; likewise."""
+    def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs, in_parts: bool = False) -> CausalEncoder:
+        """For frames of this height and width; likewise. ``in_parts`` as the codec's, for this one alone."""
         ...
 
 

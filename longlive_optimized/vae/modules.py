@@ -28,8 +28,8 @@ class ModulesCodec:
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesDecoder:
         return ModulesDecoder(self)
 
-    def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesEncoder:
-        return ModulesEncoder(self)
+    def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs, in_parts: bool = False) -> ModulesEncoder:
+        return ModulesEncoder(self, in_parts)
 
 
 class _Modules(CausalState):
@@ -52,11 +52,15 @@ class ModulesDecoder(_Modules):
 class ModulesEncoder(_Modules):
     """See ``CausalEncoder``."""
 
+    def __init__(self, codec: ModulesCodec, in_parts: bool = False):
+        super().__init__(codec)
+        self._in_parts = in_parts
+
     def encode(self, frames: Tensor) -> Tensor:
         count, height, width, _ = frames.shape
         x = (self._vae.pad_first(frames) if count % 4 else frames).contiguous()
         # The largest tensor has a group of full-size frames, up to four more (``split_frames``) and two past ones.
         group = (_MAX_ELEMENTS // (height * width * self._vae.config.full_size_widths[0]) - 6) // 4 * 4
-        group = 4 if self._codec.in_parts else max(4, group)
+        group = 4 if self._in_parts or self._codec.in_parts else max(4, group)
         parts = split_frames(x, group, int(self.fresh and self._vae.first_frame_alone))
         return join([self._vae.encode(part, self) for part in parts])

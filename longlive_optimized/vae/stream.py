@@ -7,6 +7,7 @@ a call that fails in its midst resets it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -102,13 +103,14 @@ class DecoderStream(_Stream[CausalDecoder]):
 class EncoderStream(_Stream[CausalEncoder]):
     """Pixels in, latents out: 4T frames give T latents; a fresh stream takes one frame more for one latent more.
 
-    codec, new_graphs: as a ``DecoderStream``'s.
+    codec, new_graphs: as a ``DecoderStream``'s. in_parts: one latent frame at a time, in about half of the memory.
     """
 
-    def __init__(self, codec: Codec, new_graphs: NewGraphs = None):
+    def __init__(self, codec: Codec, new_graphs: NewGraphs = None, in_parts: bool = False):
         if codec.vae.encoder is None:
             raise ValueError("vae must have its encoder, this one was built with encoder=False")
-        super().__init__(codec, codec.new_encoder, new_graphs)
+        new_side = functools.partial(codec.new_encoder, in_parts=True) if in_parts else codec.new_encoder
+        super().__init__(codec, new_side, new_graphs)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

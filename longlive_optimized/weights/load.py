@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..model.config import ModelConfig
+from ..model.control import ControlBranch, control_shapes
 from ..model.slot import Slot
 from ..model.transformer import Transformer, generator_shapes
 from ..vae.autoencoder import Autoencoder
@@ -30,6 +31,7 @@ __all__ = [
     "BytesDone",
     "check",
     "check_loras",
+    "load_control",
     "load_generator",
     "load_text_encoder",
     "load_vae",
@@ -38,8 +40,8 @@ __all__ = [
 ]
 
 
-def check(files: ModelFiles) -> None:
-    """Check every file of a model, and that they fit together, without loading any.
+def check(files: ModelFiles, control: bool = False) -> None:
+    """Check every file of a model, and that they fit together, without loading any; VACE's module with ``control``.
 
     Raises CheckpointError for the first file that does not fit, FileNotFoundError for one that is gone.
     """
@@ -47,11 +49,14 @@ def check(files: ModelFiles) -> None:
     _open_generator(files, config)
     _open_vae(files, config)
     open_text(files, config)
+    if control:
+        _open_control(files, config)
 
 
-def check_loras(files: ModelFiles, loras: Sequence[UserLora]) -> None:
-    """Check that ``loras`` fit the model of ``files``, without loading either; raises what open_user_loras raises."""
-    open_user_loras(loras, generator_shapes(model_config(files.config)))
+def check_loras(files: ModelFiles, loras: Sequence[UserLora], control: bool = False) -> None:
+    """Check that ``loras`` fit the model of ``files``, with VACE's module or without, and load neither; raises what
+    open_user_loras raises."""
+    open_user_loras(loras, _adaptable(model_config(files.config), control))
 
 
 def outline(files: ModelFiles) -> tuple[ModelConfig, Autoencoder]:
@@ -67,18 +72,37 @@ def load_generator(
     progress: BytesDone | None = None,
     loras: Sequence[UserLora] = (),
     int8_only: bool = False,
+    control: bool = False,
 ) -> Transformer:
     """The diffusion transformer with LongLive's LoRA and then ``loras`` folded in (float32, rounded once).
 
-    With ``int8_only`` each weight that may run in 8 bits is quantised as it comes from the file, and held so alone.
+    control: ``loras`` may adapt VACE's module too, alone even; ``load_control`` takes what is for it. With
+    ``int8_only`` each weight that may run in 8 bits is quantised as it comes from the file, and held so alone.
     Raises CheckpointError, what open_user_loras raises, and what Transformer raises with ``int8_only``.
     """
     config, reading = model_config(files.config), _reading(files, loras)
-    tensors, own, users = _open_generator(files, config, loras)
+    tensors, own, users = _open_generator(files, config, loras, control)
     model = Transformer(config, device=device, dtype=dtype, int8_only=int8_only)
     _fill(model.checkpoint_slots(), tensors, reading, progress, (own, users))
     model.adapted = frozenset(users)
     return model
+
+
+def load_control(
+    files: ModelFiles,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    progress: BytesDone | None = None,
+    loras: Sequence[UserLora] = (),
+    int8_only: bool = False,
+) -> ControlBranch:
+    """VACE's module, with what ``loras`` name of it folded in; LongLive's LoRA is not for it. ``int8_only``, and what
+    is raised, as load_generator's."""
+    config, reading = model_config(files.config), _reading(files, loras, control=True)
+    tensors, users = _open_control(files, config), _joined(open_user_loras(loras, _adaptable(config, True)))
+    branch = ControlBranch(config, device=device, dtype=dtype, int8_only=int8_only)
+    _fill(branch.checkpoint_slots(), tensors, reading, progress, (users,))
+    return branch
 
 
 def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -94,12 +118,17 @@ def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.d
 
 
 def refill_generator(
-    model: Transformer, files: ModelFiles, loras: Sequence[UserLora], progress: BytesDone | None = None
+    model: Transformer,
+    files: ModelFiles,
+    loras: Sequence[UserLora],
+    progress: BytesDone | None = None,
+    branch: ControlBranch | None = None,
 ) -> None:
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
     Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``: addresses stay, and
     nothing drifts. What is held in 8 bits follows, beside them or alone.
+    branch: VACE's module, which they may adapt too, as ``load_control`` gave it; it follows.
     ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
     may be under way; the caller computes anew what the old weights gave (keys and values).
 
@@ -107,17 +136,23 @@ def refill_generator(
     RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
     again, or load anew.
     """
-    config, reading = model_config(files.config), _reading(files, loras)
+    config, reading = model_config(files.config), _reading(files, loras, control=branch is not None)
     if config != model.config:
         raise ValueError(f"files: the model was not made from {files.config}")
-    tensors, own, users = _open_generator(files, config, loras)
+    tensors, own, users = _open_generator(files, config, loras, control=branch is not None)
+    networks: list[Transformer | ControlBranch] = [model]
+    if branch:
+        networks.append(branch)
+        tensors |= _open_control(files, config)
     model.adapted |= users.keys()
-    slots = {key: slot for key, slot in model.checkpoint_slots().items() if key in model.adapted}
+    every = {key: slot for network in networks for key, slot in network.checkpoint_slots().items()}
+    slots = {key: slot for key, slot in every.items() if key in model.adapted}
     if not slots:
         return
     try:
         _fill(slots, tensors, reading, progress, (own, users))
-        model.weights_changed()
+        for network in networks:
+            network.weights_changed()
     except Exception as error:
         kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else RuntimeError
         raise kind(f"the generator is partly rewritten: refill it again, or load it anew ({error})") from error
@@ -142,7 +177,7 @@ def load_vae(
 
 
 def _open_generator(
-    files: ModelFiles, config: ModelConfig, loras: Sequence[UserLora] = ()
+    files: ModelFiles, config: ModelConfig, loras: Sequence[UserLora] = (), control: bool = False
 ) -> tuple[dict[str, Tensor], Adapter, Adapter]:
     """The generator's tensors, what LongLive's LoRA adds to them, and what ``loras`` then add."""
     stored = tensors_in(files.generator, ("generator", "generator_ema", "model"))
@@ -152,11 +187,28 @@ def _open_generator(
     shapes = generator_shapes(config)
     check_tensors(files.generator, tensors, shapes, files.config)
     own = open_adapter(files.lora, shapes) if files.lora else {}
-    return tensors, own, _joined(open_user_loras(loras, shapes))
+    return tensors, own, _joined(open_user_loras(loras, _adaptable(config, control)))
 
 
-def _reading(files: ModelFiles, loras: Sequence[UserLora] = ()) -> Reading:
-    paths = [files.generator, files.lora, *(lora.path for lora in loras if isinstance(lora, UserLora))]
+def _open_control(files: ModelFiles, config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of VACE's module, out of a whole checkpoint if need be."""
+    assert files.control is not None
+    stored = {key.removeprefix("model."): tensor for key, tensor in tensors_in(files.control).items()}
+    tensors = {key: tensor for key, tensor in stored.items() if key.startswith("vace_")}
+    if not tensors:
+        raise CheckpointError(f"{files.control} has no tensors vace_...: it is no VACE; it holds {some(stored)}")
+    check_tensors(files.control, tensors, control_shapes(config), files.config)
+    return tensors
+
+
+def _adaptable(config: ModelConfig, control: bool) -> dict[str, torch.Size]:
+    """Shapes of what a user's LoRA may adapt."""
+    return generator_shapes(config) | (control_shapes(config) if control else {})
+
+
+def _reading(files: ModelFiles, loras: Sequence[UserLora] = (), control: bool = False) -> Reading:
+    own = files.generator, files.lora, files.control if control else None
+    paths = [*own, *(lora.path for lora in loras if isinstance(lora, UserLora))]
     return Reading(path for path in paths if path)
 
 

@@ -1,4 +1,4 @@
-"""One ``model_path`` to the six things a model is made of."""
+"""One ``model_path`` to the things a model is made of."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ VAE_FILES = {
     "tae": "taew2_1.pth",
     "lighttae": "lighttaew2_1.pth",
 }
+CONTROL_FILE = Path("WanVideo_comfy", "Wan2_1-VACE_module_1_3B_bf16.safetensors")
+_OPTIONAL = "lora", "control"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the parts of a model lie. ``tokenizer`` is a folder; without ``lora`` the generator is used as it is."""
+    """Where the parts of a model lie. ``tokenizer`` is a folder; without ``lora`` the generator is used as it is;
+    ``control`` is VACE's module, or a whole VACE checkpoint."""
 
     config: Path
     generator: Path
@@ -32,11 +35,15 @@ class ModelFiles:
     text: Path
     tokenizer: Path
     lora: Path | None = None
+    control: Path | None = None
     vae_type: str = "wan"  # what ``vae`` holds; a TAE and a LightTAE cannot be told apart by their tensors
 
     def paths(self) -> list[Path]:
         """Every file of the model."""
-        parts = self.config, self.generator, self.lora, self.vae, self.text, self.tokenizer / "tokenizer.json"
+        parts = (
+            *(self.config, self.generator, self.lora, self.control, self.vae, self.text),
+            self.tokenizer / "tokenizer.json",
+        )
         return [path for path in parts if path is not None]
 
 
@@ -45,13 +52,15 @@ def native_size(model_path: str | os.PathLike[str]) -> tuple[int, int]:
     return TINY_SIZE if model_path == TINY else (HEIGHT, WIDTH)
 
 
-def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFiles:
+def locate(model_path: str | os.PathLike[str], vae_type: str = "wan", control: bool = False) -> ModelFiles:
     """Find a model's files in LongLive's own layout or in scope's.
 
     ``model_path`` is a folder that holds ``longlive_models`` and ``wan_models``, the ``longlive_models`` folder itself
     (``wan_models`` in it or beside it), scope's models folder, the ``LongLive-1.3B`` folder in it, or ``"tiny"``, the
     built-in model. Where there are two text encoders, the bf16 one is taken. ``vae_type``: ``wan``, the model's own, or
     ``lightvae``, ``tae`` or ``lighttae`` from the ``Autoencoders`` folder beside it, which trade quality for speed.
+    control: VACE's module must be there, in scope's ``WanVideo_comfy``, or else a ``Wan2.1-VACE-1.3B`` folder; it is
+    named where it is there in any case.
 
     Raises FileNotFoundError listing what is missing and where it was looked for; TypeError, ValueError.
     """
@@ -64,10 +73,17 @@ def locate(model_path: str | os.PathLike[str], vae_type: str = "wan") -> ModelFi
         raise FileNotFoundError(f"model_path: {root} is not a folder" if root.exists() else f"model_path: no {root}")
     # Not resolved: beside a linked folder means beside the link.
     candidates = _candidates(Path(os.path.abspath(root)), vae_type)
+    if not control:  # what nobody asked for is no reason to stop
+        candidates["control"] = [path for path in candidates["control"] if path.is_file()]
     found = {part: path for part, paths in candidates.items() if (path := _first(paths))}
-    if missing := [part for part in candidates if part not in found and part != "lora"]:
+    if missing := [part for part in candidates if part not in found and part not in _OPTIONAL]:
         looked = "\n".join(f"  {part}: " + " or ".join(map(str, candidates[part])) for part in missing)
         raise FileNotFoundError(f"model_path: {root} lacks {', '.join(missing)}; looked for\n{looked}")
+    if control and "control" not in found:
+        looked = " or ".join(map(str, candidates["control"]))
+        shelf, name = CONTROL_FILE.parent, CONTROL_FILE.name
+        get = f"hf download daydreamlive/{shelf} {name} --local-dir {root / shelf}"
+        raise FileNotFoundError(f"model_path: {root} lacks control; looked for {looked}; get it by\n  {get}")
     if "lora" not in found:
         _log.warning("no lora.pt beside %s: the base weights are used as they are", found["generator"])
     return ModelFiles(**found | {"tokenizer": found["tokenizer"].parent}, vae_type=vae_type)
@@ -94,6 +110,10 @@ def _candidates(root: Path, vae_type: str) -> dict[str, list[Path]]:
         "config": [folder / "config.json" for folder in wan],
         "generator": [folder / "longlive_base.pt" for folder in models],
         "lora": [home / "lora.pt"],
+        "control": [
+            *(shelf / CONTROL_FILE for shelf in shelves),
+            *(folder.with_name("Wan2.1-VACE-1.3B") / "diffusion_pytorch_model.safetensors" for folder in wan),
+        ],
         "vae": [folder / VAE_FILES[vae_type] for folder in (wan if vae_type == "wan" else small_vaes)],
         "text": [
             *(folder / "models_t5_umt5-xxl-enc-bf16.pth" for folder in wan),

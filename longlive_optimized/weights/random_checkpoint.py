@@ -6,6 +6,7 @@ deviation 3 to 5), modulation and gains away from 0 and 1, flow of about unit si
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 import os
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor
 
 from ..model.config import ModelConfig
+from ..model.control import control_shapes
 from ..model.transformer import generator_shapes
 from ..vae.config import TaeConfig, VaeConfig
 from ..vae.tae import Tae
 from ..vae.wan.model import WanVae
 from .load import BytesDone
-from .locate import VAE_FILES
+from .locate import CONTROL_FILE, VAE_FILES
 from .lora import adapter_shapes
 from .random_tokenizer import write_tokenizer
 
@@ -71,12 +73,14 @@ def make_checkpoint(
     seed: int = 0,
     force: bool = False,
     progress: BytesDone | None = None,
+    control: bool = False,
 ) -> Path:
     """Write a random checkpoint that ``locate`` finds and that is the same for the same seed; returns its folder.
 
     ``config``: ``tiny`` (two layers, a VAE of width 8) or ``1.3b`` (LongLive's own). ``text``: ``tiny`` (also for
     None), a small encoder with embeddings of the right width, or ``full``, umT5-XXL's dimensions, 11.4 GB, for 1.3b.
-    ``progress(done, total)`` counts bytes. No file appears under its name before all of them are written.
+    ``control``: with a VACE module whose hints change the picture, 1.5 GB for 1.3b. ``progress(done, total)`` counts
+    bytes. No file appears under its name before all of them are written.
 
     Raises FileExistsError where ``directory`` holds something, unless ``force`` (then files of the same name are
     replaced), ValueError, and OSError where the disk is too small.
@@ -96,7 +100,7 @@ def make_checkpoint(
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root if present else root.parent, prefix=".make-checkpoint-") as scratch:
         made = Path(scratch) / root.name
-        _write_all(made, config, text == "full", seed, progress)
+        _write_all(made, config, text == "full", control, seed, progress)
         if present:
             _move_files(made, root)
         else:
@@ -112,10 +116,12 @@ def write_small_vaes(root: Path) -> None:
             pass
 
 
-def _write_all(root: Path, name: str, full_text: bool, seed: int, progress: BytesDone | None) -> None:
+def _write_all(root: Path, name: str, full_text: bool, control: bool, seed: int, progress: BytesDone | None) -> None:
     vocabulary = write_tokenizer(root / _WAN / "google" / "umt5-xxl")
     _CONFIGS[name][0].to_json(root / _WAN / "config.json")
     files = _checkpoint_files(name, vocabulary, full_text)
+    if control:
+        files.append(_File(CONTROL_FILE, control_shapes(_CONFIGS[name][0]), _control_rule, torch.bfloat16))
     total, done = sum(file.bytes for file in files), 0
     if shutil.disk_usage(root).free < total:
         raise OSError(f"directory: the disk has too little room, {total / 1e9:.2g} GB are needed")
@@ -163,6 +169,19 @@ def _move_files(made: Path, root: Path) -> None:
 def _write(path: Path, file: _File, seed: int) -> Iterator[int]:
     """Write a checkpoint by filling its mapped file, so that memory holds none of it; yields each tensor's bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = _mapped_safetensors(path, file) if path.suffix == ".safetensors" else _mapped_torch(path, file)
+
+    def fill(key: str) -> int:
+        tensor = content[file.prefix + key]
+        _fill(tensor, file.rule(key, tensor.shape), seed, key)
+        return tensor.nbytes
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(fill, file.shapes)
+
+
+def _mapped_torch(path: Path, file: _File) -> dict[str, Tensor]:
+    """The tensors of a torch file that is written but for its numbers."""
     tensors = {file.prefix + key: torch.empty(shape, dtype=file.dtype) for key, shape in file.shapes.items()}
     with torch.serialization.skip_data():
         torch.save({file.container: tensors} if file.container else tensors, path)
@@ -171,15 +190,24 @@ def _write(path: Path, file: _File, seed: int) -> Iterator[int]:
         os.posix_fallocate(opened.fileno(), 0, path.stat().st_size)
     with _MMAP_OPTIONS, torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         content = torch.load(path, mmap=True, weights_only=True)
-    tensors = content[file.container] if file.container else content
+    return content[file.container] if file.container else content
 
-    def fill(key: str) -> int:
-        tensor = tensors[file.prefix + key]
-        _fill(tensor, file.rule(key, tensor.shape), seed, key)
-        return tensor.nbytes
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(fill, file.shapes)
+def _mapped_safetensors(path: Path, file: _File) -> dict[str, Tensor]:
+    """Likewise of a safetensors file of bfloat16: the length of a header in JSON, the header, the numbers."""
+    header, end = {}, 0
+    for key, shape in file.shapes.items():
+        begin, end = end, end + math.prod(shape) * file.dtype.itemsize
+        header[key] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        opened.flush()
+        os.posix_fallocate(opened.fileno(), 8 + len(text), end)
+    numbers = torch.from_file(str(path), shared=True, size=8 + len(text) + end, dtype=torch.uint8)[8 + len(text) :]
+    places = {key: (entry["shape"], slice(*entry["data_offsets"])) for key, entry in header.items()}
+    return {key: numbers[place].view(file.dtype).view(shape) for key, (shape, place) in places.items()}
 
 
 def _fill(tensor: Tensor, normal: Normal, seed: int, key: str) -> None:
@@ -230,6 +258,11 @@ def _generator_rule(key: str, shape: Sequence[int]) -> Normal:
     if key == "text_embedding.2.weight" or key.endswith("ffn.2.weight"):
         return _linear(shape, _AFTER_GELU)
     return _linear(shape)
+
+
+def _control_rule(key: str, shape: Sequence[int]) -> Normal:
+    """Hints of about the size of what they are added to."""
+    return _linear(shape, 0.5) if key.endswith("after_proj.weight") else _generator_rule(key, shape)
 
 
 def _adapter_rule(key: str, shape: Sequence[int]) -> Normal:

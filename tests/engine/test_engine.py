@@ -643,7 +643,7 @@ def test_no_block_is_made_of_mixed_weights(monkeypatch):
     engine.generate_block(BlockRequest("a fox"))
 
     def set_loras(error):
-        def refill(*args):
+        def refill(*args, branch):
             if error:
                 raise error
 

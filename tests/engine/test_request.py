@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from longlive_optimized import config as config_module
 from longlive_optimized.config import ALIASES, PRESETS, OptimizationConfig
-from longlive_optimized.engine.request import BlockRequest
+from longlive_optimized.engine.request import BlockRequest, Control
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,56 @@ def test_presets_follow_the_table():
 def test_unknown_preset_lists_the_names():
     with pytest.raises(ValueError, match="quality_stream, balanced, speed, realtime, turbo, ultra, quality"):
         OptimizationConfig.preset("fast")
+
+
+PICTURES = torch.zeros(3, 16, 24, 3, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("wish", "error", "message"),
+    [
+        ({}, ValueError, "frames, references, first_frame or last_frame"),
+        ({"scale": 0.5}, ValueError, "frames, references, first_frame or last_frame"),
+        ({"masks": PICTURES}, ValueError, "frames, references, first_frame or last_frame"),
+        ({"masks": PICTURES, "references": PICTURES}, ValueError, "masks must come with frames"),
+        ({"frames": PICTURES, "scale": 2.1}, ValueError, r"scale must lie in \[0, 2\], got 2.1"),
+        ({"frames": PICTURES, "scale": -0.1}, ValueError, "scale must lie"),
+        ({"frames": PICTURES, "scale": math.nan}, ValueError, "scale must lie"),
+        ({"frames": PICTURES, "scale": True}, ValueError, "scale must lie"),
+        ({"frames": PICTURES, "scale": "1"}, ValueError, "scale must lie"),
+        ({"frames": PICTURES.float()}, ValueError, "frames must be uint8"),
+        ({"frames": PICTURES[0]}, ValueError, "frames must be uint8"),
+        ({"frames": []}, ValueError, "frames must hold at least one frame"),
+        ({"frames": "a.mp4"}, TypeError, "frames must be uint8 frames .*; got str"),
+        ({"frames": ["a.png"]}, TypeError, "frames must be uint8 frames .*; got str for a frame"),
+        ({"frames": PICTURES, "masks": PICTURES[..., :2]}, ValueError, "masks must be uint8"),
+        ({"frames": PICTURES, "masks": PICTURES.bool()}, ValueError, "masks must be uint8"),
+        ({"frames": PICTURES, "masks": [PICTURES]}, ValueError, "masks must be uint8 .* for a frame"),
+        ({"frames": PICTURES, "masks": []}, ValueError, "masks must hold at least one frame"),
+        ({"references": PICTURES[0]}, ValueError, "references must be uint8"),
+        ({"references": [PICTURES[0, ..., :1]]}, ValueError, "references must be uint8"),
+        ({"first_frame": PICTURES}, ValueError, r"first_frame must be a uint8 picture \[H, W, 3\]"),
+        ({"last_frame": PICTURES[0, :0]}, ValueError, "last_frame must be a uint8 picture"),
+        ({"last_frame": "a.png"}, TypeError, "last_frame must be a uint8 picture .*; got str"),
+    ],
+)
+def test_bad_controls(wish, error, message):
+    with pytest.raises(error, match=message):
+        Control(**wish)
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_masks_have_one_channel_or_three_or_none(channels, as_list):
+    masks = torch.full((3, 16, 24, *channels), 255, dtype=torch.uint8)
+    control = Control(frames=PICTURES.numpy(), masks=[*masks.numpy()] if as_list else masks, scale=np.float32(0.5))
+    assert all(mask.shape == masks.shape[1:] for mask in control.masks)
+    assert control.scale == 0.5 and type(control.scale) is float and isinstance(control.frames, torch.Tensor)
+
+
+def test_a_request_takes_a_control_alone():
+    control = Control(first_frame=PICTURES[0], last_frame=PICTURES[1].numpy())
+    assert BlockRequest("a fox", control=control).control is control
+    assert hash(BlockRequest("a fox", control=control)) == hash(BlockRequest("a fox", control=Control(PICTURES)))
+    with pytest.raises(TypeError, match="control must be a Control, got Tensor"):
+        BlockRequest("a fox", control=PICTURES)

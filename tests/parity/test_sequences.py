@@ -34,12 +34,12 @@ class RecordingNetwork:
         self.events: list[dict] = []
 
     def modulation(self, timesteps):
-        return Modulation(timesteps.view(-1, 1, 1, 1).clone(), timesteps.view(-1, 1, 1).clone())
+        return Modulation(timesteps.view(-1, 1, 1, 1).clone(), *(timesteps.view(-1, 1, 1).clone() for _ in range(2)))
 
     def cross_cache(self, embedding, into=None):
         return CrossCache(embedding.clone(), embedding.clone())
 
-    def __call__(self, x, modulation, ring, cross, policy=(), *, store_only=False):
+    def __call__(self, x, modulation, ring, cross, policy=(), *, hints=None, store_only=False):
         event = {
             "event": "clean" if store_only else "denoise",
             "t": [modulation.head.item()],

@@ -80,8 +80,8 @@ class PackedCodec:
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedDecoder:
         return PackedDecoder(self.decoder_weights, size, new_graphs, self._low_memory, self.in_parts)
 
-    def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedEncoder:
-        return PackedEncoder(self.encoder_weights, size, new_graphs, self._low_memory, self.in_parts)
+    def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs, in_parts: bool = False) -> PackedEncoder:
+        return PackedEncoder(self.encoder_weights, size, new_graphs, self._low_memory, in_parts or self.in_parts)
 
     def _vae_here(self) -> WanVae:
         """The VAE where the codec computes."""
