@@ -20,6 +20,7 @@ from ..text.clean import clean
 from ..video_time import TRAINED_FPS
 from ..weights.locate import native_size
 from .files import Force, check_file, same_file, say_written, write_json
+from .inputs import InputOptions, Inputs
 from .loading import (
     Height,
     KeepTextInt8,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ..engine.engine import LongLiveEngine
     from ..engine.timing import BlockTimes
 
+USUAL_SECONDS = 5
 LONGEST_SIDE = 16128  # pixels, of square H.264 pictures by x264 and FFmpeg
 _MINUTES, _SECONDS = r"(?:(?:(\d+):)?(\d+):(?=[0-5]\d[.:]))?", r"(\d+(?:\.\d*)?|\.\d+)"
 _SWITCH = re.compile(rf"\A{_MINUTES}{_SECONDS}:(?!\d+(?:\.\d*)?:)(.*)\Z", re.DOTALL)
@@ -68,7 +70,43 @@ def generate(
     switch: Annotated[
         list[str] | None, typer.Option(metavar="SECONDS:TEXT", help="Also M:SS:TEXT; as often as wanted.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help=f"Length of the video at {TRAINED_FPS} frames a second.")] = 5.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Length of the video at {TRAINED_FPS} frames a second; 5, or that of --video or --control.",
+            show_default=False,
+        ),
+    ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A video to start from. Taken at 16 frames a second, cut to fit."),
+    ] = None,
+    noise_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Noise over --video, 0.1 to 1: little keeps it, much makes it anew; 0.7.", show_default=False
+        ),
+    ] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A video to follow: depth, pose, scribble, flow. If too short it repeats."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Video or picture: where --control is made anew (white) or kept (black)."),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture of what shall be seen; the first one counts.")
+    ] = None,
+    first_frame: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture that the video begins with.")
+    ] = None,
+    last_frame: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One that it ends with, after a whole block.")
+    ] = None,
+    control_scale: Annotated[
+        float | None, typer.Option(help="How strongly these act, 0 to 2; 1.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video on one device.")] = 42,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     height: Height = None,
@@ -86,9 +124,20 @@ def generate(
 ) -> None:
     """Make a video."""
     switches = sorted(map(parse_switch, switch or ()))
-    if not 0 < seconds < float("inf"):
+    if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
     clean(prompt)  # raises where there is nothing to show
+    options = InputOptions(
+        video=video,
+        noise_scale=noise_scale,
+        control=control,
+        mask=mask,
+        reference=tuple(reference or ()),
+        first_frame=first_frame,
+        last_frame=last_frame,
+        control_scale=control_scale,
+    )
+    options.check()
     config = OptimizationConfig.preset(
         preset_name(preset),
         height=height,
@@ -99,42 +148,54 @@ def generate(
         text_precision=text_precision,
         text_residence=text_residence,
         keep_text_int8=keep_text_int8,
+        control=options.steer,
     )
     height, width = config.sized(native_size(model)).size
     if enlarge * max(height, width) > LONGEST_SIDE:
         if enlarge == 1:
             raise ValueError(f"--height, --width: at most {LONGEST_SIDE} pixels fit into a video, got {height}x{width}")
         raise ValueError(f"--enlarge must leave pictures of at most {LONGEST_SIDE} pixels a side, got {enlarge}")
+    for option, path in options.files():
+        if same_file(path, out):
+            raise ValueError(f"--out must be another file than {option}, got {str(out)!r} for both")
     check_file("--out", out, force, ".mp4")
     if json_path and same_file(json_path, out):
         raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
     check_file("--json", json_path, force)
+    inputs = Inputs(options, height, width)
     engine = load_engine(model, config, device)
     warmup = _warm_up(engine)
     started = time.perf_counter()
-    frames, stopped = round(seconds * TRAINED_FPS) or 1, False
-    video = Mp4Writer(out, height, width, enlarge)
+    frames, stopped = inputs.whole_blocks(_length(seconds, inputs)), False
+    written = Mp4Writer(out, height, width, enlarge)
     try:
-        with video:
+        with written:
             try:
-                _write(engine, prompt, switches, frames, video, overlay)
+                _write(engine, prompt, switches, inputs, frames, written, overlay)
             except KeyboardInterrupt:
                 stopped = True
     except OSError as error:  # a file that was not finished cannot be played
-        video.frames = 0
+        written.frames = 0
         raise OSError(f"--out: {out} cannot be written: {error.strerror or error}") from error
     finally:
-        if not video.frames:
+        if not written.frames:
             Path(os.path.realpath(out)).unlink(missing_ok=True)
     wall = time.perf_counter() - started
-    if video.frames:
-        report = _report(engine, preset, warmup, wall)
+    if written.frames:
+        report = _report(engine, preset, warmup, wall) | {"inputs": options.given()}
         _print(report, out)
-        shown = f"{video.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
+        shown = f"{written.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
         say_written(out, f", {shown}, {'stopped' if stopped else 'made'} after {wall:.1f} s")
         write_json(json_path, report)
     if stopped:
         raise typer.Exit(130)
+
+
+def _length(seconds: float | None, inputs: Inputs) -> int:
+    """Pictures of the video: what is asked for, or as many as come in, or those of five seconds."""
+    if seconds is None:
+        return inputs.length or round(USUAL_SECONDS * TRAINED_FPS)
+    return round(seconds * TRAINED_FPS) or 1
 
 
 def _warm_up(engine: LongLiveEngine) -> float | None:
@@ -153,6 +214,7 @@ def _write(
     engine: LongLiveEngine,
     prompt: str,
     switches: Sequence[Switch],
+    inputs: Inputs,
     frames: int,
     video: Mp4Writer,
     overlay: bool,
@@ -170,7 +232,7 @@ def _write(
         while video.frames < frames:
             while pending and pending[0].second * TRAINED_FPS <= video.frames:
                 prompt = pending.pop(0).text
-            block = engine.generate_block(BlockRequest(prompt))
+            block = engine.generate_block(BlockRequest(prompt, **inputs.of_block(video.frames, frames)))
             if panel:
                 panel.apply(block, meter.stats(frame_count=video.frames))
             video.write(block[: frames - video.frames].cpu().numpy())
