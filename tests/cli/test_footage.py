@@ -11,7 +11,7 @@ av = pytest.importorskip("av")
 
 from longlive_optimized.footage import Footage, cover, decode_picture, read_picture  # noqa: E402
 from longlive_optimized.video_time import TRAINED_FPS  # noqa: E402
-from support.footage import lossless, numbers, ramp, random_picture  # noqa: E402
+from support.footage import encoded, lossless, numbers, ramp, random_picture  # noqa: E402
 
 
 @pytest.mark.parametrize("rate", [1, 8, 10, 16, 24, 30, 50, Fraction(30000, 1001)])
@@ -91,15 +91,6 @@ def test_a_phones_videos_stand_upright(tmp_path, clockwise):
     height, width = upright.shape[:2]
     shown = Footage(path, height, width).frames(0, 1)[0]
     assert shown.shape == upright.shape and np.abs(shown.astype(int) - upright).mean() < 8
-
-
-def encoded(picture, codec, pix_fmt):
-    frame = av.VideoFrame.from_ndarray(picture, format="rgba" if picture.shape[2] == 4 else "rgb24")
-    encoder = av.CodecContext.create(codec, "w")
-    encoder.height, encoder.width, encoder.pix_fmt = *picture.shape[:2], pix_fmt
-    encoder.time_base = Fraction(1, 1)
-    packets = [*encoder.encode(frame.reformat(format=pix_fmt)), *encoder.encode(None)]
-    return b"".join(bytes(packet) for packet in packets)
 
 
 def test_pictures_from_bytes(tmp_path):

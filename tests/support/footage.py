@@ -38,3 +38,13 @@ def random_picture(height, width, seed=0):
     """Patches of 8 pixels."""
     some = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     return some.repeat(8, 0).repeat(8, 1)
+
+
+def encoded(picture, codec, pix_fmt):
+    """The bytes of a picture file of RGB or RGBA pixels [H, W, C]."""
+    frame = av.VideoFrame.from_ndarray(picture, format="rgba" if picture.shape[2] == 4 else "rgb24")
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.height, encoder.width, encoder.pix_fmt = *picture.shape[:2], pix_fmt
+    encoder.time_base = Fraction(1, 1)
+    packets = [*encoder.encode(frame.reformat(format=pix_fmt)), *encoder.encode(None)]
+    return b"".join(bytes(packet) for packet in packets)
