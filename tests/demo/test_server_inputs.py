@@ -244,6 +244,16 @@ async def test_a_peers_video_is_what_blocks_are_made_from(room, http):
     await viewer.leave()
 
 
+@in_room(painted(0.05), codec="h264")
+async def test_input_comes_in_the_codec_that_goes_out(room, http):
+    viewer = await Viewer(http, sends=Sent(fps=25)).join()
+    await viewer.ask("set_input", use="video")
+    await until(lambda: len(videos(room)) >= 5)
+    came = [number for block in videos(room) for number in block]
+    assert came == sorted(came) and len(set(came)) >= 20
+    await viewer.leave()
+
+
 @in_room(painted(0.05))
 async def test_the_last_wish_holds_and_a_sender_who_leaves_ends_it(room, http):
     one, other = [await Viewer(http, sends=Sent(lambda i, n=n: numbered(n, 64, 128, 90))).join() for n in (1, 2)]

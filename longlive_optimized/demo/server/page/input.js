@@ -201,10 +201,11 @@ function picks(id, take) {
 
 // Sends where it stands, a few times a second, the last position always.
 function slider(id, send) {
-  let timer = null;
+  let timer = null, wanted;
   at(id).addEventListener("input", ({ target }) => {
-    at(`${id}-value`).textContent = Number(target.value).toFixed(2);
-    timer ??= setTimeout(() => { timer = null; send(Number(target.value)); }, STEADY);
+    wanted = Number(target.value); // what the server says meanwhile may move it
+    at(`${id}-value`).textContent = wanted.toFixed(2);
+    timer ??= setTimeout(() => { timer = null; send(wanted); }, STEADY);
   });
 }
 
