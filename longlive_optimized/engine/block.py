@@ -157,7 +157,7 @@ def denoise(stream: Stream, request: BlockRequest, policy: Policy) -> Tensor:
     inputs.set_schedule(tuple(steps))
     controlled = _steer(stream, request, frames)
     with stream.timer.stage("denoise"):
-        return stream.passes.denoise(stream.position, inputs, policy, controlled)
+        return stream.passes.denoise(stream.position, inputs, policy, controlled=controlled)
 
 
 def warm_up(stream: Stream, blocks: int) -> None:

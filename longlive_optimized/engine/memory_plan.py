@@ -18,13 +18,15 @@ from torch import Tensor
 
 from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig, StreamSettings
 from ..kernels.int8_linear import PACK
+from ..model.control import ControlBranch
 from ..model.transformer import Transformer
 from ..text.footprint import Footprint
 from ..text.parked import residence_on
 from ..text.prompt_cache import PromptCache
 from ..vae.backends import codec_for
-from ..vae.codec import Codec
+from ..vae.codec import CausalEncoder, Codec
 from ..vae.packed.decode import PackedDecoder
+from ..vae.packed.encode import PackedEncoder
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES
 from ..weights.load import outline
 from ..weights.locate import ModelFiles, locate, native_size
@@ -94,7 +96,8 @@ class MemoryPlan:
     device: the engine's. parts: what stays there, by name. host: what lies in host memory beside a GPU. working: what
     comes and goes there, at most at a time. reserved: pools of CUDA graphs, and what torch keeps between tensors.
     context: what CUDA takes for itself. available: what there is for all of this, None where nobody counts (a CPU).
-    video_input: what is added once video is given; it is not in the other figures.
+    video_input: what is added once video is given; it is not in the other figures. With ``control`` they have what a
+    control video takes; where its masks keep something, about "control's encoder" comes on top.
     choices, costs: what was chosen, and what each choice that was not the fastest costs, in words.
     """
 
@@ -162,7 +165,7 @@ def memory_plan(
     if not isinstance(config, OptimizationConfig | None):
         raise TypeError(f"config must be of the class OptimizationConfig, got {type(config).__name__}")
     config = config or OptimizationConfig()
-    files = locate(model_path, config.vae_type)
+    files = locate(model_path, config.vae_type, config.control)
     return plan_for(files, config.sized(native_size(model_path)), Devices(device, config.text_residence).model)
 
 
@@ -293,6 +296,7 @@ class Outline:
             **transformer,
             "VAE": video.weights,
             "VAE's stream": video.stream,
+            **({"control's encoder": video.control} if config.control else {}),
             "text encoder": text.gpu if on_gpu else text.host,
             **self._small(),
         }
@@ -346,7 +350,8 @@ class Outline:
         devices.model = self._device  # the stream may ask where it will run
         with _on_meta():
             model = Transformer(sizes, META, self._dtype, low_memory)
-            networks = Networks(model, self._codec(low_memory, False), PromptCache(_no_text, 0))
+            control = ControlBranch(sizes, META, self._dtype, low_memory) if config.control else None
+            networks = Networks(model, self._codec(low_memory, False), PromptCache(_no_text, 0), control)
             stream = Stream(networks, StreamSettings.of(config), devices, GraphSwitch(META))
             stream.passes.set_prompt(torch.empty(sizes.text_len, sizes.text_dim, dtype=self._dtype, device=META))
             stream.passes.inputs(BLOCK_FRAMES, len(config.denoising_steps))
@@ -356,6 +361,8 @@ class Outline:
         owners = {
             "transformer": [*model.parameters()],
             "transformer in int8": [*model.buffers()],
+            "control": [*control.parameters()] if control else [],
+            "control in int8": [*control.buffers()] if control else [],
             "ring": [stream.ring],
             "passes": [stream.passes],
         }
@@ -379,11 +386,21 @@ class Outline:
                 passing = passing_bytes(lambda: decoder.decode(z, torch.uint8))
                 encoder.encode(torch.empty(BLOCK_FRAMES + 2, height, width, 3, dtype=self._dtype, device=META))
                 weights = []
+            steered = [codec, self._control_encoder(codec)] if self._config.control else []
             unpacked = storage_bytes([self._vae], META, seen)
-            packed, stream, both = (storage_bytes([each], META, seen) for each in (weights, decoder, [codec, encoder]))
+            each = (storage_bytes([owner], META, seen) for owner in (weights, decoder, steered, [codec, encoder]))
+            packed, stream, control, both = each
         stream += 2 * self._dimensions.in_dim * self._dtype.itemsize  # the latents' means and deviations
         on_host = unpacked if codec.copies else 0
-        return _Video(unpacked + packed - on_host, on_host, stream, passing, both)
+        return _Video(unpacked + packed - on_host, on_host, stream, passing, both, control)
+
+    def _control_encoder(self, codec: Codec) -> CausalEncoder:
+        """As for control video of which nothing is kept."""
+        height, width = self._config.size
+        encoder = codec.new_encoder((height, width), None, in_parts=True)
+        if not isinstance(encoder, PackedEncoder):
+            encoder.encode(torch.empty(BLOCK_FRAMES + 2, height, width, 3, dtype=self._dtype, device=META))
+        return encoder
 
     def _text(self, precision: str, residence: str) -> Footprint:
         return text_footprint(self._files, self._device, self._dtype, precision, residence)
@@ -397,13 +414,14 @@ class Outline:
 
 class _Video(NamedTuple):
     """Bytes of a VAE: weights on the device and in host memory; a stream's decoder; what comes and goes while a block
-    is decoded; and a stream's encoder with its weights."""
+    is decoded; a stream's encoder with its weights; and that of its control, likewise."""
 
     weights: int
     on_host: int
     stream: int
     passing: int
     encoder: int
+    control: int
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class Passes:
             self._inputs[frames, steps] = BlockInputs(self.model, self._latent, frames, steps)
         return self._inputs[frames, steps]
 
-    def denoise(self, start: int, inputs: BlockInputs, policy: Policy = PLAIN, controlled: bool = False) -> Tensor:
+    def denoise(self, start: int, inputs: BlockInputs, policy: Policy = PLAIN, *, controlled: bool = False) -> Tensor:
         """Clean latents [F, C, h, w] of the block that starts at latent frame ``start``; ``controlled`` by the context
         that ``control`` has.
 

@@ -142,7 +142,8 @@ def test_loading_says_how_far_it_is(folder):
 
 def test_the_scale_changes_with_the_block(engine):
     def with_scales(*scales):
-        return made(engine, engine.open_stream(seed=1), [dataclasses.replace(CONTROLS["masks"], scale=s) for s in scales])
+        controls = [dataclasses.replace(CONTROLS["masks"], scale=scale) for scale in scales]
+        return made(engine, engine.open_stream(seed=1), controls)
 
     blocks = with_scales(1, 1, 1), with_scales(1, 0.5, 1), with_scales(1, 2, 1)
     assert same(*blocks[:2]) == same(*blocks[::2]) == same(*blocks[1:]) == [True, False, False]

@@ -152,7 +152,7 @@ def test_a_block_that_is_not_finite_is_made_again_with_the_same_weights():
     blocks(broken, None, FOX)
     broken.stream.policy, make = broken.stream.policy, broken.stream.passes.denoise
 
-    def denoise(start, inputs, policy):
+    def denoise(start, inputs, policy, *, controlled):
         latents = make(start, inputs, policy)
         return latents if policy == PLAIN else latents.fill_(float("nan"))
 

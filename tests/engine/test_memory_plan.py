@@ -1,5 +1,6 @@
 """The plan against what an engine really holds, what it chooses where memory is short, and what it says."""
 
+import dataclasses
 import gc
 import itertools
 import logging
@@ -543,3 +544,15 @@ def test_a_gpu_video_goes_on_where_memory_runs_out(monkeypatch, caplog):
         blocks(engine, FOX)
     assert engine.memory_fallback and [len(block) for block in blocks(engine, BOAT, FOX)] == [12, 12]
     assert engine.stream.cuda_graphs_active and engine.stream.position == 15
+
+
+@pytest.mark.parametrize(("preset", "more"), [("balanced", 3.8), ("speed", 3.5)])
+def test_control_at_full_size(preset, more, full_size):
+    """VACE's module has 1.37 GiB in bfloat16, an encoder of one latent frame at a time about 1.9 beside its weights."""
+    config = OptimizationConfig.preset(preset, low_memory=False).sized((480, 832))
+    without, plan = (plan_for(locate("tiny"), dataclasses.replace(config, control=on), CUDA) for on in (False, True))
+    assert plan.parts["control"] / GIB == pytest.approx(2 * 734_975_232 / GIB)
+    assert plan.parts["passes"] - without.parts["passes"] < 0.1 * GIB
+    assert plan.parts["control's encoder"] / GIB == pytest.approx({"balanced": 1.98, "speed": 1.39}[preset], rel=0.05)
+    assert plan.working == without.working and plan.reserved == without.reserved
+    assert 3.2 < (plan.peak - without.peak) / GIB < more

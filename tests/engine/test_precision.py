@@ -51,10 +51,10 @@ def record_passes(monkeypatch, stream: Stream) -> list[tuple[str, int, bool]]:
     def watch(kind):
         before = getattr(stream.passes, kind)
 
-        def run(*args):
+        def run(*args, **control):
             frames = len(args[0]) if kind == "context" else args[1].noise.shape[1]
             seen.append((kind, frames, bool(args[-1])))
-            return before(*args)
+            return before(*args, **control)
 
         monkeypatch.setattr(stream.passes, kind, run)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+from longlive_optimized import BlockRequest, Control, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import CHANGEABLE, MAX_WINDOW, StreamSettings
 from longlive_optimized.demo.scope_integration import (
     LatencyStats,
@@ -179,6 +179,31 @@ def sizes_where_none_are_given():
 def a_request(units: list[Unit]):
     listed = names(units[0].text)[1:]
     assert listed == [field.name for field in dataclasses.fields(BlockRequest)]
+
+
+@lists(API, "Control")
+def a_control(units: list[Unit]):
+    """The table of Control's fields."""
+    fields = [name for cells in body(units, "field of `Control`") for name in names(cells[0])]
+    assert fields == [field.name for field in dataclasses.fields(Control)]
+    picture = torch.zeros(16, 16, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"OptimizationConfig\(control=True\)"):
+        LongLiveEngine("tiny", device="cpu").generate_block(BlockRequest(PROMPT, control=Control(first_frame=picture)))
+
+
+@says(API, "The encoder for control video takes 1.9 GiB of a GPU at 480×832 (1.3 with the VAE in int8)")
+def an_encoder_for_control():
+    from longlive_optimized.engine.live_bytes import storage_bytes
+    from longlive_optimized.vae.packed.codec import PackedCodec
+    from longlive_optimized.vae.wan.model import WanVae
+
+    meta = torch.device("meta")
+    for int8, gib in ((False, 1.9), (True, 1.3)):
+        codec = PackedCodec(WanVae(device="meta").bfloat16(), int8=int8)
+        encoder = codec.new_encoder((480, 832), None, in_parts=True)
+        seen: set[int] = set()
+        storage_bytes([encoder.weights, codec], meta, seen)
+        assert abs(storage_bytes([encoder], meta, seen) / 2**30 - gib) < 0.05
 
 
 @says(API, "`noise_scale`, 0.1 to 1, is the share of noise")

@@ -11,6 +11,7 @@ import torch
 
 from longlive_optimized.engine.sampler import make_schedule, schedule_table, sigma_at
 from longlive_optimized.model.config import ModelConfig
+from longlive_optimized.model.control import control_shapes
 from longlive_optimized.model.transformer import generator_shapes
 from longlive_optimized.vae.config import LATENT_MEAN, LATENT_STD, TaeConfig, VaeConfig
 from longlive_optimized.vae.tae import Tae
@@ -293,3 +294,24 @@ def frames_of_latents():
 def vectors(place):
     files = "model/test_conformance text/test_encoder vae/test_conformance engine/test_sampler"
     place.passes(" ".join(f"tests/{name}.py" for name in files.split()))
+
+
+@says(MODEL, "734,975,232 parameters, 1.47 GB")
+def the_control_module():
+    shapes = control_shapes(ModelConfig())
+    assert count(shapes) == 734_975_232 and round(2 * count(shapes) / 1e9, 2) == 1.47
+    suffixes = {key.removeprefix("blocks.0.") for key in generator() if key.startswith("blocks.0.")}
+    layers = {key.partition("vace_blocks.")[2] for key in shapes} - {""}
+    own = {"before_proj.weight", "before_proj.bias", "after_proj.weight", "after_proj.bias"}
+    for n in range(15):
+        of_layer = {key.partition(".")[2] for key in layers if key.startswith(f"{n}.")}
+        assert of_layer - own == suffixes and len(of_layer & own) == (4 if n == 0 else 2)
+
+
+@says(MODEL, "6.2 TFLOP in linears, 2.0 in self-attention, 0.2 in cross-attention")
+def what_hints_cost():
+    c, tokens = ModelConfig(), 3 * SIZES["480×832"]
+    linears = 15 * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim + c.dim**2) + 96 * 4 * c.dim + c.dim**2
+    assert round(2 * tokens * linears / 1e12, 1) == 6.2
+    assert round(15 * 4 * tokens**2 * c.dim / 1e12, 1) == 2.0
+    assert round(15 * 4 * tokens * c.text_len * c.dim / 1e12, 1) == 0.2
