@@ -23,6 +23,7 @@ from ..engine.request import BlockRequest
 from ..engine.stream import Stream
 from ..video_time import TRAINED_FPS
 from .adherence import look, spread, tally
+from .control import measure as follows
 from .pictures import contact_sheet, write_png
 from .render import NATIVE
 from .score import Score, score
@@ -141,7 +142,7 @@ def _row(name: str, table: dict[str, float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the measurements named and print their tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    measures = "adherence", "switches", "no-recache", "long", "presets", "precision", "sheet"
+    measures = "adherence", "switches", "no-recache", "long", "presets", "precision", "control", "sheet"
     parser.add_argument("measures", nargs="+", choices=measures)
     parser.add_argument("--model", default="tiny", help="folder, or 'tiny'")
     parser.add_argument("--prompts", type=int, default=8, help="or streams, or switches")
@@ -170,6 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
                 found = own.long(n, options.minutes, **settings)
             case "presets":
                 found = own.presets(n, seconds)
+            case "control":
+                steered = Evaluation.of(options.model, options.device, options.seed, control=True).engine
+                found = {f"scale {s:g}": follows(steered, n, seed=options.seed, scale=s) for s in (0, 1)}
             case "precision":
                 found = precisions(options.model, n, seconds, options.device, options.seed)
         results[measure] = found

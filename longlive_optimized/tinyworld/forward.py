@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..model import rope
 from ..model.config import PATCH
+from ..model.control import EVERY, ControlBranch
 from ..model.transformer import Modulation, Transformer, TransformerBlock, patchify, unpatchify
 from .script import Pass, Script
 
@@ -44,6 +45,41 @@ class Result(NamedTuple):
     memory: Memory
 
 
+class Control(NamedTuple):
+    """A control branch and the contexts [B, blocks, F, 96, h, w] of the script's noisy passes, in their order."""
+
+    branch: ControlBranch
+    contexts: Tensor
+
+    def hints(self, x: Tensor, time: Tensor, text: Tensor, script: Script, grid: tuple[int, int]) -> dict[int, Tensor]:
+        """For each layer that has one, its hint [B, R, S, D]: zeros but for the noisy rows. x [B, R, S, D], time
+        [B, R, 6, D] and text [B, P, text_len, D] are the network's (docs/model.md 14.2)."""
+        branch, first = self.branch, len(script.memory)
+        steps = [[row - first for row in step.rows] for step in script.passes]
+        steps = [rows for rows in steps if script.rows[rows[0]].noisy]
+        rows = _index(tuple(row for rows in steps for row in rows), x.device)
+        prompts = _index(tuple(script.rows[rows[0]].prompt for rows in steps), x.device)
+        frames = len(steps[0])
+
+        def alone(each: Tensor) -> Tensor:
+            """[B, R, ...] to [B * passes, F, ...]."""
+            return each[:, rows].unflatten(1, (len(steps), frames)).flatten(0, 1)
+
+        tokens = branch.patch(patchify(self.contexts.flatten(0, 2).to(x.dtype))).view(-1, frames, *x.shape[2:])
+        c, e = branch.before(tokens) + alone(x), alone(time)
+        one = (Pass(tuple(range(frames)), tuple((row, row) for row in range(frames))),)
+        plan = _plan(one, 0, (0,) * frames, x.device)
+        turns = _turns(plan.positions, grid, branch.config.head_dim, rope.table_dtype(x.dtype))
+        text = text[:, prompts].flatten(0, 1)[:, None]
+        hints = {}
+        for n, (block, after) in enumerate(zip(branch.blocks, branch.after, strict=True)):
+            m = (block.modulation + e)[:, :, :, None]
+            c, _, _ = _layer(block, c, m, text, plan, turns, x.new_empty(0), x.new_empty(0))
+            own = after(c).unflatten(0, (len(x), len(steps))).flatten(1, 2)
+            hints[EVERY * n] = torch.zeros_like(x).index_copy(1, rows, own)
+        return hints
+
+
 def forward(
     model: Transformer,
     latents: Tensor,
@@ -51,11 +87,13 @@ def forward(
     prompts: Tensor,
     script: Script,
     memory: Memory | None = None,
+    control: Control | None = None,
 ) -> Result:
     """All passes of ``script`` for a batch of B streams.
 
     latents [B, R, C, h, w], one for each of the script's rows; timesteps [B, R]; prompts [B, P, text_len, text_dim],
-    by the rows' prompt numbers; memory: keys and values of the script's memory. All is computed in the weights' dtype.
+    by the rows' prompt numbers; memory: keys and values of the script's memory; control: adds hints to layers' results.
+    All is computed in the weights' dtype.
     """
     batch, count, _, h, w = latents.shape
     grid = h // PATCH, w // PATCH
@@ -64,11 +102,14 @@ def forward(
     modulation = _modulation(model, timesteps)
     x = model.patch(patchify(latents.to(model.compute_dtype).flatten(0, 1))).view(batch, count, grid[0] * grid[1], -1)
     context = model.text_out(F.gelu(model.text_in(prompts.to(model.compute_dtype)), approximate="tanh"))
+    hints = control.hints(x, modulation.time, context, script, grid) if control else {}
     keys, values = [], []
     for layer, block in enumerate(model.blocks):
         past = (memory.k[layer], memory.v[layer]) if memory else (x.new_empty(0), x.new_empty(0))
         m = modulation.layers[:, :, layer, :, None]  # [B, R, 6, 1, D]
         x, k, v = _layer(block, x, m, context, plan, turns, *past)
+        if layer in hints:
+            x = x + hints[layer]
         keys.append(k)
         values.append(v)
     shift, scale = modulation.head[:, :, :, None].unbind(2)

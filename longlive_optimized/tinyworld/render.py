@@ -14,6 +14,7 @@ from .world import COLOURS, FORMS, GROUNDS, MAX_SHAPES, MOTIONS, Scene
 
 NATIVE = TINY_SIZE
 GRID = 8  # shapes start on whole latent cells, and there cross one in four frames: few cases for a narrow VAE
+SILHOUETTE = 190.0  # of 255
 _SHADE = 0.06  # the ground is so much lighter at the top and darker at the bottom
 
 
@@ -78,11 +79,13 @@ def render(
     width: int,
     cut: int | None = None,
     device: torch.device | str = "cpu",
+    silhouettes: bool = False,
 ) -> Tensor:
     """uint8 frames [B, T, H, W, 3] of B clips, whose shapes leave on one side and come back on the other.
 
     scenes: one for each clip, or two, of which the second begins at frame ``cut``; shapes keep their places, shape by
     shape in the scenes' order. centres [B, MAX_SHAPES, 2]: where they stand in frame 0, see ``layouts``.
+    silhouettes: all shapes grey, on black.
     """
     radius, speed, _ = scale_of(height, width)
     time = torch.arange(frames, device=device)
@@ -92,6 +95,8 @@ def render(
     moved = (velocity.cumsum(1) - velocity[:, :1]) * speed  # [B, T, 2]: the step into a frame is its own scene's
     y = torch.arange(height, device=device, dtype=torch.float32)[:, None]
     x = torch.arange(width, device=device, dtype=torch.float32)
+    if silhouettes:
+        ground, colour = torch.zeros_like(ground), torch.full_like(colour, SILHOUETTE)
     shade = 1 + _SHADE * (1 - 2 * y / (height - 1))
     picture = ground[:, :, :, None, None] * shade.expand(height, width)  # [B, T, 3, H, W]
     centres = send(centres, device)

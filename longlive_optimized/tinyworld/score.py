@@ -89,6 +89,14 @@ def score(frames: Tensor, scene: Scene) -> Score:
     )
 
 
+@torch.no_grad()
+def shown(frames: Tensor) -> Tensor:
+    """Where uint8 frames [T, H, W, 3] show shapes: bool [T, H, W]."""
+    raw = frames.cpu().float()
+    ground = raw.flatten(1, 2).median(1).values
+    return _distance(_smooth(raw), ground[:, None, None]) > _EDGE
+
+
 def _mostly(held: list[bool]) -> bool:
     return sum(held) >= _HOLDS * len(held)
 
@@ -135,7 +143,7 @@ def _shapes(picture: Tensor, ground: Tensor, labels: Tensor) -> list[Seen]:
 
 def _identify(picture: Tensor, ground: Tensor, mask: Tensor, radius: float) -> Seen:
     """Colour and form of the shape under ``mask``."""
-    mask, picture = _around(_centre(mask.float()), radius, mask, picture)
+    mask, picture = _around(centre_of(mask.float()), radius, mask, picture)
     pixels = picture[mask]
     far = _distance(pixels, ground)
     colour = pixels[far >= far.median()].median(0).values  # the inner half: edges are mixed with the ground
@@ -145,8 +153,8 @@ def _identify(picture: Tensor, ground: Tensor, mask: Tensor, radius: float) -> S
     return Seen(_nearest(colour, COLOURS), _form(_centred(cover)))
 
 
-def _centre(cover: Tensor) -> tuple[float, float]:
-    """Centre of mass on the torus: the mean angle along each axis."""
+def centre_of(cover: Tensor) -> tuple[float, float]:
+    """Centre of mass, row and column, of a picture [H, W] on the torus: the mean angle along each axis."""
     centre = []
     for weights in (cover.sum(1), cover.sum(0)):
         angle = torch.arange(len(weights)) * (2 * torch.pi / len(weights))

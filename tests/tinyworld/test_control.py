@@ -1,0 +1,105 @@
+"""A control branch in training: the engine's hints, and clips whose shapes are where the silhouettes are."""
+
+import pytest
+import torch
+from tinyworld.test_forward import CONFIG, LATENT, random
+
+from longlive_optimized.model.control import ControlBranch, PassControl, context_channels
+from longlive_optimized.model.ring_cache import RingCache
+from longlive_optimized.model.transformer import Transformer
+from longlive_optimized.tinyworld import forward as training
+from longlive_optimized.tinyworld.control import measure, new_branch, opening, outlines, stream
+from longlive_optimized.tinyworld.render import NATIVE, layouts, render
+from longlive_optimized.tinyworld.score import centre_of, shown
+from longlive_optimized.tinyworld.world import Scene, Shape
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    made = [kind(CONFIG, dtype=torch.float64) for kind in (Transformer, ControlBranch)]
+    for network in made:
+        for weight in network.parameters():
+            weight.data.normal_(0, 0.15)
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("script", [opening(), stream()], ids=["opening", "stream"])
+def test_hints_are_the_engines(networks, script):
+    """In denoising passes alone, block by block, whatever came before; each stream of the batch by itself."""
+    model, branch = networks
+    rows, blocks = len(script.rows), sum(script.rows[step.rows[0]].noisy for step in script.passes)
+    latents, prompts = random(2, rows, *LATENT), random(2, 1, 6, 20, seed=2)
+    contexts = random(2, blocks, 3, context_channels(CONFIG), *LATENT[1:], seed=3)
+    times = torch.zeros(2, rows, dtype=torch.float64)
+    for step in script.passes:
+        times[:, step.rows] = 700.0 * script.rows[step.rows[0]].noisy
+    flow = training.forward(model, latents, times, prompts, script, control=training.Control(branch, contexts)).flow
+    grid = LATENT[1] // 2, LATENT[2] // 2
+    for b in range(2):
+        ring = RingCache(CONFIG, grid, window=12, sink=3, relative=True, dtype=torch.float64, device="cpu")
+        control, cross, block = PassControl(branch, grid, 3), model.cross_cache(prompts[b, 0]), 0
+        control.set_prompt(model.text(prompts[b, 0]))
+        for step in script.passes:
+            first = script.rows[step.rows[0]]
+            ring.seek(first.frame, 3)
+            hints = None
+            if first.noisy:
+                control.set_context(contexts[b, block], 1.0, 3)
+                hints, block = control.hints, block + 1
+            wanted = model(
+                latents[b, list(step.rows)], model.modulation(times[b, step.rows[0]][None]), ring, cross, hints=hints
+            )
+            torch.testing.assert_close(flow[b, list(step.rows)], wanted, rtol=0, atol=1e-9)
+
+
+def test_a_new_branch_changes_nothing(networks):
+    model = networks[0].float()
+    branch = new_branch(model)
+    latents, prompts = random(2, 3, *LATENT).float(), random(2, 1, 6, 20).float()
+    contexts, times = random(2, 1, 3, context_channels(CONFIG), *LATENT[1:]).float(), torch.full((2, 3), 500.0)
+    flows = [
+        training.forward(model, latents, times, prompts, opening(), control=control).flow
+        for control in (None, training.Control(branch, contexts))
+    ]
+    assert torch.equal(*flows)
+    flows[1].square().mean().backward()
+    assert all(linear.weight.grad.abs().max() > 0 for linear in branch.after)
+    networks[0].double()
+
+
+def test_a_silhouette_is_where_the_shapes_are():
+    scene = Scene((Shape("red", "square"),), "blue", "right")
+    centres = layouts(1, *NATIVE, torch.Generator().manual_seed(0))
+    video = render([(scene,)], centres, 21, *NATIVE)[0]
+    outline = outlines(scene, centres, 2)
+    assert [len(frames) for frames in outline] == [9, 12]
+    grey = torch.cat(outline)
+    assert grey.unique().min() == 0 and (grey[..., 0] == grey[..., 2]).all()
+    wanted, got = grey[..., 0] > 95, shown(video)
+    assert ((wanted & got).sum() / (wanted | got).sum()).item() > 0.8
+    for a, b in zip(wanted, got, strict=True):
+        assert sum(abs(p - q) for p, q in zip(centre_of(a.float()), centre_of(b.float()), strict=True)) < 1
+
+
+class Obedient:
+    """An engine that shows the scene where the silhouette is, or ``off`` pixels beside it."""
+
+    def __init__(self, off):
+        self.off = off
+
+    def open_stream(self, seed):
+        return None
+
+    def generate_block(self, request, stream):
+        assert request.control.scale == 1
+        shape = request.control.frames.roll(self.off, 2)[..., :1] > 95
+        return torch.where(shape, torch.tensor([40, 200, 70]), torch.tensor([25, 60, 120])).to(torch.uint8)
+
+
+def test_following_is_measured():
+    exact, off = (measure(Obedient(pixels), 6, blocks=2) for pixels in (0, 5))
+    assert exact["overlap"] > 0.8 and exact["pixels"] < 0.7
+    assert off["overlap"] < 0.7 and abs(off["pixels"] - 5) < 0.7
+    assert {"overlap", "pixels"} < exact.keys()
