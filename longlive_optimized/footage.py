@@ -7,6 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
 from os import PathLike
+from typing import cast
 
 import av
 import numpy as np
@@ -50,7 +51,7 @@ def decode_picture(data: bytes, most_pixels: int) -> av.VideoFrame:
     codec = next((codec for codec, marks in _MARKS.items() if all(data[at:].startswith(m) for at, m in marks)), None)
     if codec is None:
         raise ValueError("a picture must be a PNG, JPEG or WebP file")
-    decoder = av.CodecContext.create(codec, "r")
+    decoder = cast(av.VideoCodecContext, av.CodecContext.create(codec, "r"))
     decoder.options = {"max_pixels": str(most_pixels)}
     try:
         frames = [*decoder.decode(av.Packet(data)), *decoder.decode(None)]
@@ -58,7 +59,7 @@ def decode_picture(data: bytes, most_pixels: int) -> av.VideoFrame:
         frames = []
     if not frames:
         raise ValueError(f"the picture cannot be read: it is damaged, or has more than {most_pixels} pixels")
-    return _on_white(frames[0])  # pyright: ignore[reportArgumentType]
+    return _on_white(frames[0])
 
 
 _MARKS = {

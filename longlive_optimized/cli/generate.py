@@ -102,7 +102,7 @@ def generate(
         Path | None, typer.Option(metavar="FILE", help="A picture that the video begins with.")
     ] = None,
     last_frame: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One that it ends with, after a whole block.")
+        Path | None, typer.Option(metavar="FILE", help="A picture that it ends with, at the end of a block.")
     ] = None,
     control_scale: Annotated[
         float | None, typer.Option(help="How strongly these act, 0 to 2; 1.", show_default=False)

@@ -103,8 +103,9 @@ class Inputs:
         }
         steer = {name: given for name, given in steer.items() if given is not None}
         if steer:
-            scale = self._options.control_scale
-            asked["control"] = Control(**steer, **({} if scale is None else {"scale": scale}))
+            if self._options.control_scale is not None:
+                steer["scale"] = self._options.control_scale
+            asked["control"] = Control(**steer)
         return asked
 
 

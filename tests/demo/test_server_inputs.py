@@ -262,6 +262,8 @@ async def test_the_last_wish_holds_and_a_sender_who_leaves_ends_it(room, http):
     await other.ask("set_input", use="video")
     await until(lambda: [2] in [sorted(set(block)) for block in videos(room)])
     assert (await one.wait_for(lambda m: m["type"] == "state" and m["by"] == other.hello["you"]))["input"]["use"]
+    sending = {peer.name: peer.intake._receiver._enabled for peer in room._peers}
+    assert sending == {one.hello["you"]: False, other.hello["you"]: True}  # nothing else is decoded
     blocks = videos(room)
     turn = blocks.index(next(block for block in blocks if 2 in block))
     assert all(set(block) == {1} for block in blocks[:turn]) and all(set(block) == {2} for block in blocks[turn:])

@@ -133,7 +133,7 @@ def create_app(room: Room) -> FastAPI:
 
     @app.post("/picture", dependencies=guarded)
     async def picture(request: Request, seat: str, role: Role) -> dict:
-        await room.set_picture(seat, role, await _read_body(request, "a picture", MAX_PICTURE_BYTES))
+        await room.set_picture(seat, role, lambda: _read_body(request, "a picture", MAX_PICTURE_BYTES))
         return {"type": "done"}
 
     @get("/recording.mp4", dependencies=guarded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from ...engine.request import Control
 from ...footage import cover
 from ...video_time import BLOCK_PIXEL_FRAMES
 from .metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 Use = Literal["video", "control"]
 Role = Literal["reference", "first_frame"]
@@ -34,7 +37,7 @@ class Inputs:
     """
 
     def __init__(self, metrics: Metrics):
-        self.size = (0, 0)  # height and width, before the first frame or picture
+        self.size: tuple[int, int] = (0, 0)  # height and width, before the first frame or picture
         self.use: Use | None = None
         self.by: str | None = None
         self.noise_scale, self.control_scale = 0.5, 1.0
@@ -122,6 +125,8 @@ class Inputs:
             picture = cover(frame, *self.size)
         except ValueError:  # a strip
             self._dropped.labels("input too large").inc()
+        except Exception:  # the next one may be a good one
+            log.exception("a frame that came in could not be read")
         finally:
             with self._lock:
                 self._unscaled -= 1

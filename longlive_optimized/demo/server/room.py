@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import av
@@ -153,10 +153,9 @@ class Room:
             raise Refused(404, "nothing has been shown yet: someone must watch first", "empty")
         return data
 
-    async def set_picture(self, seat: str, role: Role, data: bytes) -> None:
-        """Use a picture that a viewer sends, a PNG, JPEG or WebP file; a first frame begins the video anew.
-
-        Raises Refused.
+    async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
+        """Use a picture that a viewer sends, a PNG, JPEG or WebP file, which is read if it is wanted; a first frame
+        begins the video anew. Raises Refused.
         """
         peer = next(
             (peer for peer in self._peers if secrets.compare_digest(peer.seat.encode(), seat.encode(errors="replace"))),
@@ -169,7 +168,7 @@ class Room:
         if not self._uploads.take():
             raise Refused(429, "too many pictures: try again in a moment", "busy")
         try:
-            picture = await self._loop.run_in_executor(None, self._read_picture, data)
+            picture = await self._loop.run_in_executor(None, self._decode, await read())
         except ValueError as error:
             raise Refused(422, str(error), "bad picture") from None
         self.inputs.set_picture(role, picture)
@@ -177,7 +176,7 @@ class Room:
             self._begin_anew()
         self._tell_state(changed="set_picture", by=peer.name)
 
-    def _read_picture(self, data: bytes) -> np.ndarray:
+    def _decode(self, data: bytes) -> np.ndarray:
         return cover(decode_picture(data, MOST_PICTURE_PIXELS), *self.inputs.size)
 
     @property

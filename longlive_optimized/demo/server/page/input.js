@@ -12,7 +12,7 @@ const STEADY = 100; // ms between two positions of a slider that are sent
 const at = (id) => document.getElementById(id);
 
 export class Input {
-  #connection; #ask; #toast; #hello = null; #input = null; #use = "video"; #source = "none"; #sending = false; #role = "reference";
+  #connection; #ask; #toast; #hello = null; #input = null; #use = "video"; #source = "none"; #sending = false; #turn = 0; #role = "reference";
 
   // connection: sends track and pictures. ask: sends a command. toast: shows a line.
   constructor(connection, ask, toast) {
@@ -81,15 +81,21 @@ export class Input {
 
   async #start(source, file) {
     this.#end();
-    const preview = at("preview");
+    const preview = at("preview"), turn = this.#turn;
+    this.#source = source;
+    this.#mark();
     try {
-      const stream = source === "webcam" ? await camera(preview, this.#hello) : await played(preview, file);
-      this.#source = source;
-      this.#mark();
+      const stream = source === "webcam" ? await camera(this.#hello) : await played(preview, file);
+      const [track] = stream.getVideoTracks();
+      if (turn !== this.#turn) { track.stop(); return; } // another choice was made meanwhile
+      if (source === "webcam") await shown(preview, stream);
+      track.addEventListener("ended", () => { if (turn === this.#turn) this.#choose("none"); }); // it was unplugged
       await this.#connection.ask({ type: "set_input", use: this.#use });
+      if (turn !== this.#turn) return;
       this.#sending = true;
-      await this.#connection.send(stream.getVideoTracks()[0], this.#limits(preview));
+      await this.#connection.send(track, this.#limits(preview));
     } catch (error) {
+      if (turn !== this.#turn) return;
       this.#end();
       this.#toast(`No input: ${error.message}`);
     }
@@ -108,9 +114,10 @@ export class Input {
     preview.srcObject = null;
     preview.removeAttribute("src");
     preview.load();
+    this.#turn++;
     this.#sending = false;
     this.#source = "none";
-    this.#connection.send(null);
+    this.#connection.send(null).catch(() => { /* there is no connection any more */ });
     this.#mark();
   }
 
@@ -160,13 +167,15 @@ function note(input, mine) {
   return input.receiving ? `${what}.` : `${what}, once it arrives.`;
 }
 
-async function camera(preview, { width, height }) {
+function camera({ width, height }) {
   if (!navigator.mediaDevices) throw new Error("browsers give a webcam only to pages over https, and on localhost");
   const large = Math.max(1, USUAL_WIDTH / width), size = { width: { ideal: width * large }, height: { ideal: height * large } };
-  const stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, frameRate: { ideal: FPS } } });
+  return navigator.mediaDevices.getUserMedia({ video: { ...size, frameRate: { ideal: FPS } } });
+}
+
+async function shown(preview, stream) {
   preview.srcObject = stream;
   await preview.play().catch(() => {});
-  return stream;
 }
 
 async function played(preview, file) {
