@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import re
 from collections.abc import Callable
 
 import av
@@ -12,7 +13,8 @@ from aiortc import MediaStreamTrack, RTCRtpTransceiver
 from aiortc.mediastreams import MediaStreamError
 
 MOST_UNDECODED = 30  # frames that may wait for the decoder; more are dropped, up to the next key frame
-LOOK_SECONDS = 0.2  # between two looks at that
+LOOK_SECONDS = 0.2  # between two requests for a key frame
+_IDR = re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]")  # a start code, then a unit of the kind that needs no other
 
 
 class Intake:
@@ -23,14 +25,21 @@ class Intake:
 
     def __init__(self, transceiver: RTCRtpTransceiver, take: Callable[[av.VideoFrame], None]):
         self._transceiver, self._receiver, self._take = transceiver, transceiver.receiver, take
+        self._gate = Gate()
+        # aiortc has no public name for it: encoded frames go through it to the decoder's thread.
+        vars(self._receiver)["_RTCRtpReceiver__decoder_queue"] = self._gate
         self._draining: asyncio.Future | None = None
         self._asking: asyncio.Future | None = None
-        self.want(False)
 
     @property
     def possible(self) -> bool:
         """Whether the viewer's connection may send video."""
         return self._transceiver.currentDirection == "sendrecv"
+
+    @property
+    def wanted(self) -> bool:
+        """Whether what comes is decoded."""
+        return self._gate.wanted
 
     def follow(self, track: MediaStreamTrack) -> None:
         """Take the track's frames. They are taken off it whether wanted or not, or its queue would grow."""
@@ -38,16 +47,14 @@ class Intake:
 
     def want(self, wanted: bool) -> None:
         """Decode what comes from now on, or no longer."""
-        self._wanted, self._came = wanted, False
-        # Packets are dropped before they are decoded. aiortc has no public name for it.
-        self._receiver._enabled = wanted
+        self._gate.wanted = wanted
         if not wanted:
-            self._drop_undecoded()
+            self._gate.drop()
             if self._asking:
                 self._asking.cancel()
                 self._asking = None
         elif self._asking is None:
-            self._asking = asyncio.ensure_future(self._look_after())
+            self._asking = asyncio.ensure_future(self._ask_for_key_frames())
 
     def close(self) -> None:
         """Take nothing any more: closing the connection waits for what is still to be decoded."""
@@ -59,25 +66,48 @@ class Intake:
         with contextlib.suppress(MediaStreamError):
             while True:
                 frame = await track.recv()
-                if self._wanted and isinstance(frame, av.VideoFrame):
-                    self._came = True
+                if self.wanted and isinstance(frame, av.VideoFrame):
                     self._take(frame)
 
-    async def _look_after(self) -> None:
-        """Ask for a key frame until one has come: a decoder that joins late has not seen the last one."""
+    async def _ask_for_key_frames(self) -> None:
+        """While frames are left out because they refer to such as were left out."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._undecoded().qsize() > MOST_UNDECODED:
-                self._drop_undecoded()
-                self._came = False
-            if not self._came:
+            if not self._gate.whole:
                 for source in self._receiver.getSynchronizationSources():
                     await self._receiver._send_rtcp_pli(source.source)
 
-    def _drop_undecoded(self) -> None:
+
+class Gate(queue.Queue):
+    """The way to a decoder: of (codec, encoded frame) what is wanted, at most so many at a time; after a gap from a key
+    frame on. None ends the decoder.
+
+    whole: whether nothing is missing between the last frame that came and a key frame.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = self.whole = False
+
+    def put(self, item: tuple | None, block: bool = True, timeout: float | None = None) -> None:
+        if item is not None:
+            room = self.wanted and self.qsize() < MOST_UNDECODED
+            self.whole = room and (self.whole or _is_key(*item))
+            if not self.whole:
+                return
+        super().put(item, block, timeout)
+
+    def drop(self) -> None:
+        """Leave out what waits, but not the decoder's end."""
+        self.whole, ended = False, False
         with contextlib.suppress(queue.Empty):
             while True:
-                self._undecoded().get_nowait()
+                ended |= self.get_nowait() is None
+        if ended:
+            super().put(None)
 
-    def _undecoded(self) -> queue.Queue:
-        return vars(self._receiver).get("_RTCRtpReceiver__decoder_queue") or queue.Queue()
+
+def _is_key(codec, frame) -> bool:
+    if codec.name.upper() == "VP8":
+        return bool(frame.data) and not frame.data[0] & 1
+    return _IDR.search(frame.data) is not None
