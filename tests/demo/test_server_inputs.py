@@ -1,6 +1,7 @@
 """What viewers send: frames over WebRTC and pictures, up to the blocks that are made of them."""
 
 import asyncio
+import itertools
 import queue
 import types
 
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
+from aiortc.jitterbuffer import JitterBuffer
 from demo.test_server_room import in_room, numbers, value
 
 from longlive_optimized import Control
@@ -198,7 +200,7 @@ def test_key_frames_are_asked_for_and_frames_taken_while_wanted(monkeypatch):
     async def send_pli(source):
         asked.append(source)
 
-    sources = [types.SimpleNamespace(source=7)]
+    sources = [types.SimpleNamespace(source=7, timestamp=0)]
     receiver = types.SimpleNamespace(getSynchronizationSources=lambda: sources, _send_rtcp_pli=send_pli)
 
     async def scene():
@@ -228,6 +230,44 @@ def test_key_frames_are_asked_for_and_frames_taken_while_wanted(monkeypatch):
     asyncio.run(scene())
 
 
+def test_a_lost_packet_does_not_hold_up_the_rest(monkeypatch):
+    """Packets come and no frame: aiortc waits for one that will not come."""
+    monkeypatch.setattr(intake, "LOOK_SECONDS", 0.02)
+    asked, now = [], itertools.count()
+
+    async def send_pli(source):
+        asked.append(source)
+
+    def sources():
+        return [types.SimpleNamespace(source=7, timestamp=next(now) if arriving else 0)]
+
+    receiver = types.SimpleNamespace(getSynchronizationSources=sources, _send_rtcp_pli=send_pli)
+
+    def buffer():
+        return vars(receiver)["_RTCRtpReceiver__jitter_buffer"]
+
+    async def scene():
+        nonlocal arriving
+        one = intake.Intake(types.SimpleNamespace(receiver=receiver), lambda frame: None)
+        gate = vars(receiver)["_RTCRtpReceiver__decoder_queue"]
+        stale = vars(receiver)["_RTCRtpReceiver__jitter_buffer"] = object()
+        one.want(True)
+        for _ in range(10):  # frames come
+            gate.put(whole())
+            await asyncio.sleep(0.03)
+        arriving = False
+        await asyncio.sleep(0.3)  # nothing comes
+        assert buffer() is stale and gate.whole and not asked
+        arriving = True
+        await asyncio.sleep(0.3)
+        assert isinstance(buffer(), JitterBuffer) and not gate.whole and asked
+        one.close()
+        await asyncio.sleep(0)
+
+    arriving = True
+    asyncio.run(scene())
+
+
 def test_aiortc_decodes_through_the_gate():
     """Of the installed version: the name that is no public one."""
     from aiortc import RTCPeerConnection
@@ -236,6 +276,7 @@ def test_aiortc_decodes_through_the_gate():
         connection = RTCPeerConnection()
         receiver = connection.addTransceiver("video").receiver
         assert isinstance(vars(receiver)["_RTCRtpReceiver__decoder_queue"], queue.Queue)
+        assert isinstance(vars(receiver)["_RTCRtpReceiver__jitter_buffer"], JitterBuffer)
         await connection.close()
 
     asyncio.run(scene())

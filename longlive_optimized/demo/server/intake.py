@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import av
 from aiortc import MediaStreamTrack, RTCRtpTransceiver
+from aiortc.jitterbuffer import JitterBuffer
 from aiortc.mediastreams import MediaStreamError
 
 MOST_UNDECODED = 30  # frames that may wait for the decoder; more are dropped, up to the next key frame
-LOOK_SECONDS = 0.2  # between two requests for a key frame
+LOOK_SECONDS = 0.2  # between two looks at what comes
+STUCK = 5  # looks at which packets came and no frame
 _IDR = re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]")  # a start code, then a unit of the kind that needs no other
 
 
@@ -54,7 +56,7 @@ class Intake:
                 self._asking.cancel()
                 self._asking = None
         elif self._asking is None:
-            self._asking = asyncio.ensure_future(self._ask_for_key_frames())
+            self._asking = asyncio.ensure_future(self._look_after())
 
     def close(self) -> None:
         """Take nothing any more: closing the connection waits for what is still to be decoded."""
@@ -69,28 +71,42 @@ class Intake:
                 if self.wanted and isinstance(frame, av.VideoFrame):
                     self._take(frame)
 
-    async def _ask_for_key_frames(self) -> None:
-        """While frames are left out because they refer to such as were left out."""
+    async def _look_after(self) -> None:
+        """Ask for key frames while frames are left out; and where a lost packet holds up all later ones, forget it.
+
+        aiortc waits for such a packet until 512 others have come: many seconds of a small picture.
+        """
+        heard, frames, stuck = {}, self._gate.frames, 0
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            before, heard = heard, {one.source: one.timestamp for one in self._receiver.getSynchronizationSources()}
+            if frames != self._gate.frames:
+                frames, stuck = self._gate.frames, 0
+            elif heard != before:
+                stuck += 1
+            if stuck >= STUCK:
+                vars(self._receiver)["_RTCRtpReceiver__jitter_buffer"] = JitterBuffer(capacity=512, is_video=True)
+                self._gate.whole, stuck = False, 0
             if not self._gate.whole:
-                for source in self._receiver.getSynchronizationSources():
-                    await self._receiver._send_rtcp_pli(source.source)
+                for source in heard:
+                    await self._receiver._send_rtcp_pli(source)
 
 
 class Gate(queue.Queue):
     """The way to a decoder: of (codec, encoded frame) what is wanted, at most so many at a time; after a gap from a key
     frame on. None ends the decoder.
 
-    whole: whether nothing is missing between the last frame that came and a key frame.
+    whole: whether nothing is missing between the last frame that came and a key frame. frames: how many came.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.wanted = self.whole = False
+        self.frames = 0
 
     def put(self, item: tuple | None, block: bool = True, timeout: float | None = None) -> None:
         if item is not None:
+            self.frames += 1
             room = self.wanted and self.qsize() < MOST_UNDECODED
             self.whole = room and (self.whole or _is_key(*item))
             if not self.whole:
