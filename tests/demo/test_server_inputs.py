@@ -13,6 +13,7 @@ pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
 from aiortc.jitterbuffer import JitterBuffer
+from aiortc.rtp import RtcpByePacket
 from demo.test_server_room import in_room, numbers, value
 
 from longlive_optimized import Control
@@ -374,6 +375,19 @@ async def test_input_goes_off_and_on_again_and_again(room, http):
         await until(lambda: not room.worker.pipeline.sources[-1])
     came = [number for block in videos(room) for number in block]
     assert came == sorted(came)
+    await viewer.leave()
+
+
+@in_room(painted(0.05))
+async def test_a_goodbye_is_not_the_end(room, http):
+    """Browsers send RTCP BYE when they set up their encoder anew."""
+    viewer = await Viewer(http, sends=Sent(fps=25)).join()
+    await viewer.ask("set_input", use="video")
+    await until(lambda: videos(room))
+    sender = viewer.connection.getSenders()[0]
+    await sender._send_rtcp([RtcpByePacket(sources=[sender._ssrc])])
+    last = videos(room)[-1][-1]
+    await until(lambda: videos(room)[-1][-1] >= last + 50)
     await viewer.leave()
 
 

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable
 
 import av
-from aiortc import MediaStreamTrack, RTCRtpTransceiver
+from aiortc import MediaStreamTrack, RTCRtpReceiver, RTCRtpTransceiver
 from aiortc.jitterbuffer import JitterBuffer
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtp import RtcpByePacket
 
 MOST_UNDECODED = 30  # frames that may wait for the decoder; more are dropped, up to the next key frame
 LOOK_SECONDS = 0.2  # between two looks at what comes
@@ -30,6 +31,7 @@ class Intake:
         self._gate = Gate()
         # aiortc has no public name for it: encoded frames go through it to the decoder's thread.
         vars(self._receiver)["_RTCRtpReceiver__decoder_queue"] = self._gate
+        _outlive_goodbyes(self._receiver)
         self._draining: asyncio.Future | None = None
         self._asking: asyncio.Future | None = None
 
@@ -121,6 +123,17 @@ class Gate(queue.Queue):
                 ended |= self.get_nowait() is None
         if ended:
             super().put(None)
+
+
+def _outlive_goodbyes(receiver: RTCRtpReceiver) -> None:
+    """Let no RTCP BYE end a receiver's track: browsers send one whenever they set up their encoder anew, and go on."""
+    handle = getattr(receiver, "_handle_rtcp_packet", None)
+
+    async def handle_others(packet: object) -> None:
+        if handle and not isinstance(packet, RtcpByePacket):
+            await handle(packet)
+
+    vars(receiver)["_handle_rtcp_packet"] = handle_others
 
 
 def _is_key(codec, frame) -> bool:
