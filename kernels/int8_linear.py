@@ -13,11 +13,12 @@ from . import native
 from .checks import expect, is_cuda
 from .quantize import expect_groups, quantize_groups
 from .registry import op
-from .triton_import import generation, tl, triton
+from .triton_import import INTERPRETED, generation, tl, triton
 
 PACK = 32  # rows of a weight that are permuted among themselves
 _DEEPEST = (2**31 - 1) // 128**2  # columns whose products sum to an int32, whatever the values
 _EXACT = 2**24 // 128**2  # columns whose products sum to a float32 without rounding
+_BITS_EXACT = 2**22 // 128**2  # columns whose products sum to at most 2^22 in magnitude
 STEP = 128  # columns that the CUDA kernel takes at a time: a group is a multiple
 GELU_GROUP = 256  # channels that share a scale of GELU's result: a work tile's in CUDA, at most a program's in Triton
 
@@ -176,7 +177,12 @@ def _cuda_gelu(
 
 
 if triton:
+    from triton.language.extra import libdevice
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     from .quantize import inverse_of, largest, rounded
+
+    _INTERPRETED = tl.constexpr(INTERPRETED)  # which knows no libdevice
 
     @triton.jit
     def packed_row(channel):
@@ -192,22 +198,41 @@ if triton:
         num_warps: int
         num_stages: int
         registers: int | None = None  # of a thread, at most
+        bits: bool = False  # sums of a group become floats by their bits
+        copied: bool = False  # the copy engine (TMA) brings x and weight
 
         @classmethod
-        def of(cls, capability: tuple[int, int], channels: int, groups: int, width: int | None) -> _Tile:
-            """For x of so many groups; programs of ``width`` channels, or, with None, of as many as is fast."""
-            # L2 binds: large tiles read less. Elsewhere products of integers take longer, or registers hold operands.
+        def of(
+            cls, capability: tuple[int, int], channels: int, groups: int, depth: int, width: int | None, aligned: bool
+        ) -> _Tile:
+            """For x of so many groups of ``depth`` columns; programs of ``width`` channels, or, with None, of as many
+            as is fast. ``aligned``: rows of x and weight begin at multiples of 16 bytes."""
+            # Two programs a multiprocessor: one's products fill the other's waits. GELU's group takes a whole one.
             hopper = capability[0] == 9
+            if hopper and aligned and (tile := cls._copied(channels, groups, depth, width)):
+                return tile
             step, stages = (128, 3) if hopper else (64, 4)
+            bits = capability == (8, 0)  # where the conversion takes four times an addition
             if width is None:
-                if hopper and groups == 1 and channels >= 4096:  # enough programs for all multiprocessors
-                    return cls(128, 256, step, 8, stages)
-                two = hopper and groups == 1  # programs share a multiprocessor
-                return cls(128, 128, step, 8, stages, registers=128 if two else None)
+                two = hopper and groups == 1  # sums of a group in integers, and in floats: one
+                return cls(128, 128, step, 8, stages, registers=128 if two else None, bits=bits)
             block = max(16, triton.next_power_of_2(width))
             if groups > 1 and block > 128:  # sums of integers and of floats
-                return cls(64, block, 64, 8, 4)
-            return cls(128, block, step, 8, 3)
+                return cls(64, block, 64, 8, 4, bits=bits)
+            return cls(128, block, step, 8, 3, bits=bits)
+
+        @classmethod
+        def _copied(cls, channels: int, groups: int, depth: int, width: int | None) -> _Tile | None:
+            """The same with TMA: of whole tiles of channels, and steps that are a group or a part of the only one."""
+            if groups > 1:
+                whole = width is None and depth in (128, 256) and channels % 128 == 0
+                return cls(128, 128, depth, 8, 3, copied=True) if whole else None
+            if depth % 128:
+                return None
+            if width == 256:
+                return cls(128, 256, 128, 8, 4, copied=True)
+            whole = width is None and channels % 128 == 0
+            return cls(128, 128, 128, 8, 3, registers=128, copied=True) if whole else None
 
     @triton.jit
     def _operands(a, b, start, step, depth, EVEN: tl.constexpr):
@@ -217,24 +242,57 @@ if triton:
         inside = start + step < depth
         return tl.load(a + start + step, mask=inside, other=0), tl.load(b + start + step, mask=inside, other=0)
 
+    @triton.jit
+    def _as_float(sums, BITS: tl.constexpr):
+        return sums.to(tl.float32, bitcast=True) - 12582912.0 if BITS else sums.to(tl.float32)
+
+    @triton.jit
+    def _gelu(x):
+        """``x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))``, with an exponential to the base of two."""
+        z = x * (-2.302208198144325 - 0.10294324007853835 * (x * x))
+        return x / (1 + tl.exp2(z)) if _INTERPRETED else libdevice.fast_dividef(x, 1 + libdevice.exp2(z))
+
+    @triton.jit
+    def _place(rows_of_tiles, parts):
+        """A program's tile of rows, and of channels. Those that run at once share few of both: these stay in L2."""
+        first = tl.program_id(0)
+        return tl.swizzle2d(first // parts, first % parts, rows_of_tiles, parts, 8)
+
+    @triton.jit
+    def _finish(
+        total, weight_scale, bias, out, out_scale, rows, channels, row, channel, live, part, GELU: tl.constexpr,
+    ):  # fmt: skip
+        """The product's scales and bias, GELU, and the store; ``live``: which channels."""
+        here = row < rows
+        total *= tl.load(weight_scale + channel, mask=live, other=0.0)
+        total += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
+        at, mask = row.to(tl.int64)[:, None] * channels + channel, here[:, None] & live
+        if GELU:
+            total = _gelu(total)
+            amax = largest(tl.where(live[None], total, 0.0), 1)
+            tl.store(out + at, rounded(total * inverse_of(amax)[:, None]), mask=mask)
+            tl.store(out_scale + part * rows + row, tl.div_rn(amax, 127.0), mask=here)
+        else:
+            tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
+
     # Not specialised: what varies with the picture must not wait for a compiler in the middle of a stream.
     @triton.jit(do_not_specialize=["rows"])
     def _kernel(
         x, x_scale, weight, weight_scale, bias, out, out_scale, rows, groups, depth, channels, width,
         GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, GROUPED: tl.constexpr,
-        EVEN: tl.constexpr,
+        EVEN: tl.constexpr, BITS: tl.constexpr,
     ):  # fmt: skip
-        # Programs that run at once share few rows and few channels: what they read stays in L2.
         parts = tl.cdiv(channels, width)
-        first = tl.program_id(0)
-        tile, part = tl.swizzle2d(first // parts, first % parts, tl.num_programs(0) // parts, parts, 8)
+        tile, part = _place(tl.num_programs(0) // parts, parts)
         row, column, step = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK), tl.arange(0, STEP)[None]
         channel = part * width + column
         here, live = row < rows, (column < width) & (channel < channels)
         # What is beyond the last row or channel is computed from that one, and not stored.
         a = x + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (groups * depth)
         b = weight + packed_row(tl.minimum(channel, channels - 1)).to(tl.int64)[:, None] * (groups * depth)
-        sums = tl.zeros((ROWS, BLOCK), tl.int32)
+        # A sum of at most 2^22, added to the bits of 1.5 * 2^23, leaves those of 1.5 * 2^23 plus the sum.
+        NONE: tl.constexpr = 0x4B400000 if BITS else 0
+        sums = tl.full((ROWS, BLOCK), NONE, tl.int32)
         if GROUPED:
             total = tl.zeros((ROWS, BLOCK), tl.float32)
             steps = tl.cdiv(depth, STEP)
@@ -244,28 +302,53 @@ if triton:
                 sums = tl.dot(left, tl.trans(right), sums, out_dtype=tl.int32)
                 if start + STEP >= depth:
                     scale = tl.load(x_scale + group * rows + row, mask=here, other=0.0)
-                    total += scale[:, None] * sums.to(tl.float32)
-                    sums = tl.zeros((ROWS, BLOCK), tl.int32)
+                    total += scale[:, None] * _as_float(sums, BITS)
+                    sums = tl.full((ROWS, BLOCK), NONE, tl.int32)
         else:
             for start in range(0, depth, STEP):
                 left, right = _operands(a, b, start, step, depth, EVEN)
                 sums = tl.dot(left, tl.trans(right), sums, out_dtype=tl.int32)
             total = tl.load(x_scale + row, mask=here, other=0.0)[:, None] * sums.to(tl.float32)
-        total *= tl.load(weight_scale + channel, mask=live, other=0.0)
-        total += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
-        at, mask = row.to(tl.int64)[:, None] * channels + channel, here[:, None] & live
-        if GELU:
-            total = total * tl.sigmoid(1.5957691216057308 * total * (1 + 0.044715 * total * total))
-            amax = largest(tl.where(mask, total, 0.0), 1)
-            tl.store(out + at, rounded(total * inverse_of(amax)[:, None]), mask=mask)
-            tl.store(out_scale + part * rows + row, tl.div_rn(amax, 127.0), mask=here)
+        _finish(total, weight_scale, bias, out, out_scale, rows, channels, row, channel, live, part, GELU)
+
+    @triton.jit(do_not_specialize=["rows"])
+    def _copied_kernel(
+        x, x_scale, weight, weight_scale, bias, out, out_scale, rows, groups, depth, channels,
+        GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, GROUPED: tl.constexpr,
+    ):  # fmt: skip
+        """The same of x and weight as descriptors, for the copy engine (TMA). A group is a step, or the only one."""
+        parts = channels // BLOCK
+        tile, part = _place(tl.num_programs(0) // parts, parts)
+        first_row, first_channel = tile * ROWS, part * BLOCK
+        row, channel = first_row + tl.arange(0, ROWS), first_channel + tl.arange(0, BLOCK)
+        here = row < rows
+        if GROUPED:
+            total = tl.zeros((ROWS, BLOCK), tl.float32)
+            for group in range(0, groups):
+                scale = tl.load(x_scale + group * rows + row, mask=here, other=0.0)
+                left, right = x.load([first_row, group * STEP]), weight.load([first_channel, group * STEP])
+                sums = tl.dot(left, tl.trans(right), out_dtype=tl.int32)
+                total += scale[:, None] * sums.to(tl.float32)
         else:
-            tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
+            sums = tl.zeros((ROWS, BLOCK), tl.int32)
+            for start in range(0, depth, STEP):
+                left, right = x.load([first_row, start]), weight.load([first_channel, start])
+                sums = tl.dot(left, tl.trans(right), sums, out_dtype=tl.int32)
+            total = tl.load(x_scale + row, mask=here, other=0.0)[:, None] * sums.to(tl.float32)
+        # Channels are still as ``pack`` has left them.
+        total = tl.permute(tl.reshape(total, (ROWS, BLOCK // 32, 4, 4, 2)), (0, 1, 3, 2, 4))
+        total = tl.reshape(total, (ROWS, BLOCK))
+        every = tl.full((BLOCK,), True, tl.int1)
+        _finish(total, weight_scale, bias, out, out_scale, rows, channels, row, channel, every, part, GELU)
+
+    def _tile_for(x: Tensor, weight: Tensor, groups: int, width: int | None) -> _Tile:
+        aligned = all(n % 16 == 0 for n in (x.data_ptr(), weight.data_ptr(), x.shape[1]))
+        return _Tile.of(generation(x.device), len(weight), groups, x.shape[1] // groups, width, aligned)
 
     @int8_linear.impl("triton", when=is_cuda)
     def _triton(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
         _check(x, x_scale, weight, weight_scale, bias)
-        tile = _Tile.of(generation(x.device), len(weight), len(x_scale), None)
+        tile = _tile_for(x, weight, len(x_scale), None)
         return _launch(tile, x, x_scale, weight, weight_scale, bias)
 
     def _launch(tile: _Tile, x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -281,7 +364,7 @@ if triton:
         x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, groups: int
     ) -> tuple[Tensor, Tensor]:
         _check_gelu(x, x_scale, weight, weight_scale, bias, groups)
-        tile = _Tile.of(generation(x.device), len(weight), len(x_scale), len(weight) // groups)
+        tile = _tile_for(x, weight, len(x_scale), len(weight) // groups)
         return _launch_gelu(tile, x, x_scale, weight, weight_scale, bias, groups)
 
     def _launch_gelu(
@@ -299,11 +382,20 @@ if triton:
             return
         depth = x.shape[1] // groups
         gelu = out_scale is not None
+        shape = {"GELU": gelu, "ROWS": tile.ROWS, "BLOCK": tile.BLOCK, "STEP": tile.STEP, "GROUPED": groups > 1}
+        options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "maxnreg": tile.registers}
+        grid = (triton.cdiv(rows, tile.ROWS) * triton.cdiv(channels, width),)
         with torch.cuda.device_of(x):
-            _kernel[(triton.cdiv(rows, tile.ROWS) * triton.cdiv(channels, width),)](
-                x, x_scale, weight, weight_scale, bias, out, out_scale if gelu else out,
-                rows, groups, depth, channels, width,
-                GELU=gelu, ROWS=tile.ROWS, BLOCK=tile.BLOCK, STEP=tile.STEP, GROUPED=groups > 1,
-                EVEN=depth % tile.STEP == 0,
-                num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers, enable_fp_fusion=True,
-            )  # fmt: skip
+            if tile.copied:
+                a = TensorDescriptor.from_tensor(x, [tile.ROWS, tile.STEP])
+                b = TensorDescriptor.from_tensor(weight, [tile.BLOCK, tile.STEP])
+                _copied_kernel[grid](
+                    a, x_scale, b, weight_scale, bias, out, out_scale if gelu else out, rows, groups, depth, channels,
+                    **shape, **options, enable_fp_fusion=True,
+                )  # fmt: skip
+            else:
+                _kernel[grid](
+                    x, x_scale, weight, weight_scale, bias, out, out_scale if gelu else out,
+                    rows, groups, depth, channels, width, **shape, EVEN=depth % tile.STEP == 0,
+                    BITS=tile.bits and groups > 1 and depth <= _BITS_EXACT, **options, enable_fp_fusion=True,
+                )  # fmt: skip

@@ -1,5 +1,7 @@
 """qk_norm_rope_store: from the QKV product to rotated queries and the ring's keys and values, in one pass."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -172,8 +174,10 @@ def _cuda_int8(
 
 
 if triton:
-    from .quantize_keys import store_head
+    from .quantize_keys import store_heads
     from .rotate_sinks import load_rotation, rotated
+
+    HEADS_AT_ONCE = 4  # of tokens in int8: a multiple of what a model has, or as many of it as are a power of two
 
     @triton.jit
     def _normed(z, gain, channel, live, size, eps):
@@ -210,34 +214,39 @@ if triton:
     @triton.jit
     def _store_int8(
         z, gain, cos, sin, offset, sink, kept, out, scale, scale_of_head, size, eps,
-        RUN: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
+        RUN: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
     ):  # fmt: skip
-        """Queries of RUN tokens at z, or keys, ``kept`` before, normed, rotated, and stored head by head as int8."""
-        z += tl.arange(0, RUN)[:, None] * 3 * size
+        """Queries of RUN tokens at z, or keys, ``kept`` before, normed, rotated, and stored as int8, HEADS at a time.
+
+        cos and sin are those of HEADS * RUN rows: head after head.
+        """
         channel = tl.arange(0, BLOCK)
-        row = tl.load(z + channel, mask=channel < size, other=0.0).to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(row * row, axis=1, keep_dims=True) / size + eps)
-        in_token = tl.arange(0, RUN)[:, None] * size
-        channel = tl.arange(0, DIM)
-        for _ in range(0, size, DIM):
+        whole = z + tl.arange(0, RUN)[:, None] * 3 * size + channel
+        whole = tl.load(whole, mask=channel < size, other=0.0).to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(whole * whole, axis=1) / size + eps)
+        inverse = tl.reshape(tl.broadcast_to(inverse[None], (HEADS, RUN)), (HEADS * RUN, 1))
+        row, channel = tl.arange(0, HEADS * RUN)[:, None], tl.arange(0, DIM)
+        head, token = row // RUN * DIM, row % RUN * size
+        z += head + row % RUN * 3 * size + channel
+        for first in range(0, size, HEADS * DIM):
             # Precision: float32 from the norm to the integers.
-            normed = tl.load(z + channel).to(tl.float32) * inverse * tl.load(gain + channel).to(tl.float32)
+            of_heads = first + head + channel
+            normed = tl.load(z + first).to(tl.float32) * inverse * tl.load(gain + of_heads).to(tl.float32)
             if KEYS:
                 if kept:
-                    tl.store(sink + in_token + channel, normed)
+                    tl.store(sink + token + of_heads, normed)
             x = rotated(normed, cos, sin)
             if KEYS:
-                x -= tl.load(offset + channel)
-            store_head(x, out, size, scale, RUN, DIM, SHARED=KEYS)
-            channel += DIM
-            out += DIM
-            scale += scale_of_head
+                x -= tl.load(offset + of_heads)
+            scales = scale + first // DIM * scale_of_head
+            store_heads(x, out + first, size, scales, scale_of_head, RUN, HEADS, DIM, SHARED=KEYS)
 
     # Not specialised: a stream whose window grows must not wait for a compiler.
     @triton.jit(do_not_specialize=["scales"])
     def _kernel_int8(
         qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink, slots,
-        runs, scales, sinks, size, time_pairs, eps, RUN: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+        runs, scales, sinks, size, time_pairs, eps,
+        RUN: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         run, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
         frame, in_frame = run // runs, run % runs
@@ -253,16 +262,17 @@ if triton:
                 v = tl.load(qkv + token * 3 * size + channel, mask=live)
                 tl.store(v_ring + in_ring + token * size + channel, v, mask=live)
         else:
-            cos, sin = load_rotation(rope_time, rope_space, frame, in_frame * RUN + token, time_pairs, PAIRS, 2 * PAIRS)
+            of_row = in_frame * RUN + tl.arange(0, HEADS * RUN)[:, None] % RUN
+            cos, sin = load_rotation(rope_time, rope_space, frame, of_row, time_pairs, PAIRS, 2 * PAIRS)
             if part == 0:
                 _store_int8(
                     qkv, q_gain, cos, sin, k_offset, k_sink, False, q + run * RUN * size,
-                    q_scale + run * RUN, tl.num_programs(0) * RUN, size, eps, RUN, 2 * PAIRS, BLOCK, KEYS=False,
+                    q_scale + run * RUN, tl.num_programs(0) * RUN, size, eps, RUN, HEADS, 2 * PAIRS, BLOCK, KEYS=False,
                 )  # fmt: skip
             else:
                 _store_int8(
                     qkv, k_gain, cos, sin, k_offset, k_sink + in_ring, slot < sinks, k_ring + in_ring,
-                    k_scale + home, scales, size, eps, RUN, 2 * PAIRS, BLOCK, KEYS=True,
+                    k_scale + home, scales, size, eps, RUN, HEADS, 2 * PAIRS, BLOCK, KEYS=True,
                 )  # fmt: skip
 
     @qk_norm_rope_store.impl("triton", when=on_gpu)
@@ -298,7 +308,8 @@ if triton:
             # Not fused: the product is rounded before it is rounded to an integer.
             _kernel_int8[(qkv.shape[0] // KEY_RUN, 2 if v_ring is None else 3)](
                 qkv, q_gain, k_gain, rope_time, rope_space, k_offset, q, q_scale, k_ring, k_scale, v_ring, k_sink,
-                slots, runs, k_scale.shape[1], k_sink.shape[0], size, rope_time.shape[1], eps, RUN=KEY_RUN,
-                PAIRS=head_dim // 2, BLOCK=triton.next_power_of_2(size), enable_fp_fusion=False,
+                slots, runs, k_scale.shape[1], k_sink.shape[0], size, rope_time.shape[1], eps,
+                RUN=KEY_RUN, HEADS=math.gcd(heads, HEADS_AT_ONCE), PAIRS=head_dim // 2,
+                BLOCK=triton.next_power_of_2(size), enable_fp_fusion=False,
             )  # fmt: skip
         return q, q_scale

@@ -87,8 +87,8 @@ if triton:
 
     @triton.jit
     def rounded(scaled):
-        """To int8, halves to even: 1.5 * 2^23 leaves a float32 no bits below 1."""
-        return (scaled + 12582912.0 - 12582912.0).to(tl.int8)
+        """To int8, halves to even: 1.5 * 2^23 leaves a float32 no bits below 1; its last eight are the result."""
+        return (scaled + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
     @triton.jit
     def store_row(result, out, scale, row, column, size, live, INT8: tl.constexpr):

@@ -142,26 +142,30 @@ if triton:
     from .quantize import inverse_of, largest, rounded
 
     @triton.jit
-    def store_head(x, out, size, scale, RUN: tl.constexpr, DIM: tl.constexpr, SHARED: tl.constexpr):
-        """x [RUN, DIM], a head of tokens in a row, mixed, as int8 at ``out``, where tokens are ``size`` apart.
+    def store_heads(
+        x, out, size, scale, scale_of_head, RUN: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+        SHARED: tl.constexpr,
+    ):  # fmt: skip
+        """x [HEADS * RUN, DIM], heads of tokens in a row, mixed, as int8 at ``out``, where tokens are ``size`` apart.
 
-        Their scales in a row at ``scale``, or the one that they share.
+        A head's scales in a row at ``scale``, or the one that they share; those of the next ``scale_of_head`` further.
         """
         for _ in tl.static_range(DIM.bit_length() - 1):  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
             # One bit of a channel's number, the lowest, whose place the next one takes: after all they are in order.
-            a, b = tl.split(tl.reshape(x, (RUN, DIM // 2, 2)))
-            x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (RUN, DIM))
+            a, b = tl.split(tl.reshape(x, (HEADS * RUN, DIM // 2, 2)))
+            x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (HEADS * RUN, DIM))
         x *= DIM**-0.5
-        token, channel = tl.arange(0, RUN), tl.arange(0, DIM)
+        row, channel = tl.arange(0, HEADS * RUN), tl.arange(0, DIM)
+        head, token = row // RUN, row % RUN
         amax = largest(x, 1)
         if SHARED:
-            amax = largest(amax, 0)
-            inverse = inverse_of(amax)
-            tl.store(scale, tl.div_rn(amax, 127.0))
+            shared = largest(tl.reshape(amax, (HEADS, RUN)), 1)
+            tl.store(scale + tl.arange(0, HEADS) * scale_of_head, tl.div_rn(shared, 127.0))
+            amax = tl.reshape(tl.broadcast_to(shared[:, None], (HEADS, RUN)), (HEADS * RUN,))
         else:
-            inverse = inverse_of(amax)[:, None]
-            tl.store(scale + token, tl.div_rn(amax, 127.0))
-        tl.store(out + token[:, None] * size + channel, rounded(x * inverse))
+            tl.store(scale + head * scale_of_head + token, tl.div_rn(amax, 127.0))
+        here = token[:, None] * size + head[:, None] * DIM + channel
+        tl.store(out + here, rounded(x * inverse_of(amax)[:, None]))
 
     # Not specialised: a stream whose window grows must not wait for a compiler.
     @triton.jit(do_not_specialize=["scales"])
@@ -171,7 +175,7 @@ if triton:
         token, channel = tl.arange(0, RUN)[:, None], head * DIM + tl.arange(0, DIM)
         key = tl.load(k + (run * RUN + token) * size + channel).to(tl.float32) - tl.load(k_offset + channel)
         out, scale = k_ring + home * RUN * size + head * DIM, k_scale + head.to(tl.int64) * scales + home
-        store_head(key, out, size, scale, RUN, DIM, SHARED=True)
+        store_heads(key, out, size, scale, 0, RUN, 1, DIM, SHARED=True)
 
     def fits_triton(k: Tensor, *rest) -> bool:
         """Whether ``store_head`` takes the heads of k [.., hd], an operator's first argument."""

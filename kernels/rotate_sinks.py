@@ -94,7 +94,7 @@ def _cuda_int8(k_sink, rope_time, rope_space, k_offset, k_ring, k_scale) -> None
 
 
 if triton:
-    from .quantize_keys import fits_triton, store_head
+    from .quantize_keys import fits_triton, store_heads
 
     @triton.jit
     def load_rotation(rope_time, rope_space, frame, in_frame, time_pairs, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
@@ -145,7 +145,7 @@ if triton:
         key = rotated(z, cos, sin) - tl.load(k_offset + layer * size + channel)
         out = k_ring + (layer * ring_runs + in_layer) * RUN * size + head * DIM
         scale = k_scale + (layer * (size // DIM) + head) * scales + in_layer
-        store_head(key, out, size, scale, RUN, DIM, SHARED=True)
+        store_heads(key, out, size, scale, 0, RUN, 1, DIM, SHARED=True)
 
     @rotate_sinks.impl("triton", when=on_gpu)
     def _triton(k_sink: Tensor, rope_time: Tensor, rope_space: Tensor, k_ring: Tensor) -> None:

@@ -97,8 +97,7 @@ class LongLiveEngine:
             text = loading.beside("text encoder", loader(load_text_encoder, self.device, **self._text_keywords()))
             merged = {"loras": loras, "int8_only": bool(self.config.low_memory)}
             generator = loader(load_generator, self.devices.model, control=self.config.control, **merged)
-            self.model = loading.here("generator", generator)
-            self.control = None
+            self.model, self.control = loading.here("generator", generator), None
             if self.config.control:
                 self.control = loading.here("control", loader(load_control, self.devices.model, **merged))
             self.vae = loading.here("VAE", loader(load_vae, self.devices.vae))

@@ -200,6 +200,9 @@ RUN: dict[str, Run] = {
     "longlive-optimized bench quality --model M --preset speed --seeds 1 --blocks 3": smaller(
         f"longlive-optimized bench quality {SMALL} --preset speed --seeds 1 --blocks 2", r"psnr_median_db"
     ),
+    "longlive-optimized bench quality --model M --seeds 1 --blocks 3": smaller(
+        f"longlive-optimized bench quality {SMALL} --seeds 1 --blocks 1", r"turbo", r"psnr_median_db"
+    ),
     "longlive-optimized bench kernels int8_linear int8_linear_gelu": Run(prints=(r"int8_linear_gelu",)),
     "longlive-optimized bench kernels ring_attention_int8 qk_norm_rope_store_int8 rotate_sinks_int8 quantize_keys"
     " quantize": Run(prints=(r"rotate_sinks_int8", r"quantize_keys")),
@@ -331,6 +334,13 @@ NOT_RUN: tuple[NotRun, ...] = (
         "python -m longlive_optimized.tinyworld.train",
         "trains for minutes on a GPU",
     ),
+    NotRun("docs/tinyworld.md", "Control", "python -m longlive_optimized.tinyworld.control FOLDER", "trains on a GPU"),
+    NotRun(
+        "docs/tinyworld.md",
+        "Control",
+        "python -m longlive_optimized.tinyworld.evaluate control --model FOLDER",
+        "wants what that has trained; tests/tinyworld tries the measure",
+    ),
     NotRun("docs/CONTRIBUTING.md", "Test", "python tests/docs/run_commands.py", "this very script"),
     NotRun("docs/CONTRIBUTING.md", "*", r"\.ci/run", "lint and the suite, minutes: it runs before each merge"),
     # Passages
@@ -340,7 +350,12 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("README.md", "Use it in scope", ".", _SCOPE),
     NotRun("README.md", "Limits", "- (Batch of one|Attention over|What the warm-up|The pipeline makes)", _GPU),
     NotRun("README.md", "Limits", "- The built-in model", "a remark on pictures; bench quality scores what it knows"),
-    NotRun("README.md", "*", "(Frame by frame|On the command line|For pictures of the real world|To change)", _PROSE),
+    NotRun(
+        "README.md",
+        "*",
+        "(Frame by frame|On the command line|For pictures of the real world|The last is VACE|To change)",
+        _PROSE,
+    ),
     NotRun("README.md", "*", r"\[docs/architecture|Apache-2\.0", _PROSE),
     NotRun("docs/CONTRIBUTING.md", "*", "Read |No GPU is needed", _PROSE),
     NotRun("docs/CONTRIBUTING.md", "Write", ".", _RULE),

@@ -32,6 +32,9 @@ CASES = {
     "tiny-model-down": (60, 448, 256, 7),
     "two-tiles": (129, 96, 160, 1),
     "groups-of-128": (33, 384, 64, 3),
+    "whole-tiles": (129, 256, 128, 1),
+    "whole-tiles-groups-of-128": (33, 384, 128, 3),
+    "whole-tiles-groups-of-256": (70, 512, 256, 2),
 }
 REAL = {
     "qkv": (4680, 1536, 4608, 1),
@@ -102,7 +105,9 @@ def test_matches_float64(run, close, device, shape, dtype):
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)
-@pytest.mark.parametrize("shape", [(129, 96, 160, 1), (7, 39, 32, 3), (33, 384, 64, 3), (20, 64, 4128, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(129, 96, 160, 1), (7, 39, 32, 3), (33, 384, 64, 3), (20, 64, 4128, 1), (20, 128, 4352, 1)], ids=str
+)
 def test_triton_as_on_other_gpus(monkeypatch, device, capability, shape):
     """The tiles of each generation, at ragged edges, and with so many channels that tiles are wide."""
     pytest.importorskip("triton")

@@ -18,14 +18,17 @@ from longlive_optimized.kernels import int8_linear, ring_attention
 
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a CTA may have
 TYPES = dict.fromkeys(("q_scale", "k_scale", "x_scale", "weight_scale", "out_scale"), "*fp32")
-TYPES |= {"valid": "*i32", "scale_log2": "fp32", "x": "*i8", "weight": "*i8"}
-INTEGERS = "rows", "tokens", "scales", "q_stride", "heads", "groups", "depth", "channels", "width"
+TYPES |= {"valid": "*i32", "pieces": "*i32", "sums": "*fp32", "scale_log2": "fp32", "x": "*i8", "weight": "*i8"}
+INTEGERS = "rows", "tokens", "scales", "q_stride", "heads", "whole", "parts", "groups", "depth", "channels", "width"
 TYPES |= dict.fromkeys(INTEGERS, "i32")
 MULTIPLES = "q_stride", "depth", "channels", "width"
 
 
 def check(case, kernel, tile, special, spilled=0):
     types = dict.fromkeys(kernel.arg_names, "*bf16") | {n: t for n, t in TYPES.items() if n in kernel.arg_names}
+    copied = getattr(tile, "copied", False)
+    if copied:
+        types |= {n: f"tensordesc<i8[{r}, {tile.STEP}]>" for n, r in (("x", tile.ROWS), ("weight", tile.BLOCK))}
     types |= {n: t for n, t in special.items() if isinstance(t, str)}
     constants = {n: value for n, value in special.items() if not isinstance(value, str)}
     constants |= {n: value for n, value in tile._asdict().items() if n in kernel.arg_names}
@@ -37,8 +40,11 @@ def check(case, kernel, tile, special, spilled=0):
     options |= {"enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", case[0], 32), options=options)
     assert compiled.metadata.shared <= SHARED[case[0]] * 1024, (case, compiled.metadata.shared)
-    waits = [int(n) for n in re.findall(r"async_wait .*?num = (\\d+)", compiled.asm["ttgir"])]
-    assert max(waits) > 0, (case, waits)  # copies of later steps are under way while one is computed
+    if copied:  # copies of later steps are under way while one is computed
+        assert f"memdesc<{tile.num_stages}x{tile.ROWS}x{tile.STEP}xi8" in compiled.asm["ttgir"], case
+    else:
+        waits = [int(n) for n in re.findall(r"async_wait .*?num = (\\d+)", compiled.asm["ttgir"])]
+        assert max(waits) > 0, (case, waits)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -55,18 +61,21 @@ for in_int8 in (True, False):
     special = {"DIM": 128, "WIDE": False}
     if in_int8:
         special |= {"RUN": 8, "BITS": tile.bits, "ALIGNED": True, "q": "*i8", "k_ring": "*i8"}
+        special |= {"SPLIT": tile.balanced, "AWAITED": tile.awaited}
         special |= {"v_ring": "*fp16"} if tile.half else {}
     kernel = ring_attention._kernel_int8 if in_int8 else ring_attention._kernel
     # Two programs of 128 registers on a multiprocessor gain more than what they keep in local memory costs.
     check((capability, "attention", in_int8), kernel, tile, special, spilled=256 if tile.registers else 16)
 PRODUCTS = ("qkv", 4608, 1, None), ("out", 1536, 1, None), ("down", 1536, 35, None), ("up", 8960, 1, 256)
 for name, channels, groups, width in PRODUCTS:
-    tile = int8_linear._Tile.of(version, channels, groups, width)
-    special = {"GELU": width is not None, "GROUPED": groups > 1, "EVEN": True}
+    tile = int8_linear._Tile.of(version, channels, groups, 1536 if groups == 1 else 256, width, aligned=True)
+    special = {"GELU": width is not None, "GROUPED": groups > 1}
+    special |= {} if tile.copied else {"EVEN": True, "BITS": tile.bits and groups > 1}
     special |= {"out": "*i8"} if width else {}
     special |= {"groups": 1} if groups == 1 else {}
-    # GELU of a tile of 256 channels keeps a few words in local memory, outside the loop.
-    check((capability, name), int8_linear._kernel, tile, special, spilled=128 if width else 0)
+    # GELU of a tile of 256 channels keeps words in local memory, outside the loop.
+    kernel = int8_linear._copied_kernel if tile.copied else int8_linear._kernel
+    check((capability, name), kernel, tile, special, spilled=256 if width else 0)
 """
 
 

@@ -267,18 +267,30 @@ PRODUCT_TILES = (
 )  # fmt: skip
 
 
+# The same for those that copy by TMA, of Hopper's generation and later; a group is a step, or the only one.
+COPIED_TILES = (
+    (128, 128, 128, 8, 3, 128), (128, 128, 128, 8, 3), (128, 128, 256, 8, 3), (128, 256, 128, 8, 3),
+    (128, 256, 128, 8, 4), (64, 128, 256, 4, 2), (64, 256, 64, 4, 4), (256, 128, 128, 8, 4),
+)  # fmt: skip
+
+
+def product_tiles(x: Tensor, x_scale: Tensor) -> Iterator[tuple[str, products._Tile]]:
+    for size in PRODUCT_TILES:
+        yield str(size), products._Tile(*size)
+    for size in COPIED_TILES if torch.cuda.get_device_capability(x.device)[0] >= 9 else ():
+        tile = products._Tile(*size, copied=True)
+        if len(x_scale) == 1 or tile.STEP * len(x_scale) == x.shape[1]:
+            yield f"{size}, copied", tile
+
+
 def sweep_products(rounds: int, only: str) -> Iterator[dict]:
-    for case in bench_of("int8_linear").real:
-        args = case.make("cuda")
-        functions = {str(s): functools.partial(products._launch, products._Tile(*s), *args) for s in PRODUCT_TILES}
-        for row in in_turn(chosen(functions, only), rounds):
-            yield product_row("int8_linear", case, row)
-    for case in bench_of("int8_linear_gelu").real:
-        args = case.make("cuda")
-        wide = [size for size in PRODUCT_TILES if size[1] == products.GELU_GROUP]
-        functions = {str(s): functools.partial(products._launch_gelu, products._Tile(*s), *args) for s in wide}
-        for row in in_turn(chosen(functions, only), rounds):
-            yield product_row("int8_linear_gelu", case, row)
+    for name, launch in (("int8_linear", products._launch), ("int8_linear_gelu", products._launch_gelu)):
+        for case in bench_of(name).real:
+            args = case.make("cuda")
+            tiles = [t for t in product_tiles(*args[:2]) if name == "int8_linear" or t[1].BLOCK == products.GELU_GROUP]
+            functions = {size: functools.partial(launch, tile, *args) for size, tile in tiles}
+            for row in in_turn(chosen(functions, only), rounds):
+                yield product_row(name, case, row)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
