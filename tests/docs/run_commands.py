@@ -95,7 +95,8 @@ RUN: dict[str, Run] = {
         (r"wrote fox\.mp4: .*, 8 s of 96x64", r"prompt switch"),
         ("fox.mp4",),
     ),
-    'longlive-optimized generate --model DIR --prompt "a fox" --control depth.mp4 --reference fox.png --out fox.mp4': Run(
+    'longlive-optimized generate --model DIR --prompt "a fox" --control depth.mp4 --reference fox.png '
+    "--out fox.mp4": Run(
         "longlive-optimized generate --prompt 'a fox' --seconds 1 --out depth.mp4 && "
         "longlive-optimized make-checkpoint steered --control && "
         "python -c \"import av; next(av.open('depth.mp4').decode(video=0)).save('fox.png')\" && "
