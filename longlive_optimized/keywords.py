@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 PresetName = Literal["quality_stream", "balanced", "speed", "realtime", "turbo", "ultra", "quality"]
 Precision = Literal["bf16", "int8", "fp8"]
@@ -77,6 +77,15 @@ class SwitchFields(TypedDict, total=False):
 
     blend: Blend
     transition_blocks: int | None
+
+
+class SourceFields(TypedDict, total=False):
+    """What a block is made from beside its prompt; the fields are BlockRequest's."""
+
+    video: Any  # pictures
+    noise_scale: float
+    noise_from_motion: bool
+    control: Any  # a Control
 
 
 class FrameFields(SwitchFields, total=False):

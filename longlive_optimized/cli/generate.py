@@ -25,6 +25,7 @@ from .inputs import (
     ControlScale,
     ControlVideo,
     FirstFrame,
+    InputOptions,
     Inputs,
     LastFrame,
     Mask,
@@ -94,13 +95,13 @@ def generate(
     height: Height = None,
     width: Width = None,
     video: Video = None,
-    noise_scale: NoiseScale = 0.7,
+    noise_scale: NoiseScale = None,
     control: ControlVideo = None,
     mask: Mask = None,
     reference: Reference = None,
     first_frame: FirstFrame = None,
     last_frame: LastFrame = None,
-    control_scale: ControlScale = 1.0,
+    control_scale: ControlScale = None,
     low_memory: LowMemory = None,
     memory_limit: MemoryLimit = None,
     text_precision: TextPrecision = "auto",
@@ -117,7 +118,16 @@ def generate(
     if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
     clean(prompt)  # raises where there is nothing to show
-    given = open_inputs(video, control, mask, reference, first_frame, last_frame, noise_scale, control_scale)
+    options = InputOptions(
+        video=video,
+        noise_scale=noise_scale,
+        control=control,
+        mask=mask,
+        reference=tuple(reference or ()),
+        first_frame=first_frame,
+        last_frame=last_frame,
+        control_scale=control_scale,
+    )
     config = OptimizationConfig.preset(
         preset_name(preset),
         height=height,
@@ -128,13 +138,18 @@ def generate(
         text_precision=text_precision,
         text_residence=text_residence,
         keep_text_int8=keep_text_int8,
-        control=given.steers,
+        control=options.steers,
     )
     height, width = config.sized(native_size(model)).size
     if enlarge * max(height, width) > LONGEST_SIDE:
         if enlarge == 1:
             raise ValueError(f"--height, --width: at most {LONGEST_SIDE} pixels fit into a video, got {height}x{width}")
         raise ValueError(f"--enlarge must leave pictures of at most {LONGEST_SIDE} pixels a side, got {enlarge}")
+    for option, path in options.files:
+        for name, target in (("--out", out), ("--json", json_path)):
+            if target and same_file(path, target):
+                raise ValueError(f"{name} must be another file than {option}, got {str(target)!r} for both")
+    given = open_inputs(options, (height, width))
     check_file("--out", out, force, ".mp4")
     if json_path and same_file(json_path, out):
         raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
@@ -158,7 +173,7 @@ def generate(
             Path(os.path.realpath(out)).unlink(missing_ok=True)
     wall = time.perf_counter() - started
     if written.frames:
-        report = _report(engine, preset, warmup, wall)
+        report = _report(engine, preset, warmup, wall) | {"inputs": options.as_json()}
         _print(report, out)
         shown = f"{written.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
         say_written(out, f", {shown}, {'stopped' if stopped else 'made'} after {wall:.1f} s")

@@ -39,6 +39,9 @@ def serve(
     text_precision: TextPrecision = "auto",
     text_residence: TextResidence = "auto",
     keep_text_int8: KeepTextInt8 = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Load VACE's module, 1.5 GB: viewers may send control video and pictures.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
     codec: Annotated[
         Literal["vp8", "h264"], typer.Option(help="vp8, or h264, which takes twice the processor time.")
@@ -78,6 +81,7 @@ def serve(
         text_precision=text_precision,
         text_residence=text_residence,
         keep_text_int8=keep_text_int8,
+        control=control,
     )
     settings = ServerSettings(
         host=host,

@@ -553,3 +553,32 @@ def test_pipelines_may_share_an_engine(pipeline):
     assert other.stream.settings.denoising_steps != one.stream.settings.denoising_steps
     with pytest.raises(ValueError, match="config must have the engine's vae_type"):
         OptimizedScopePipeline.on(engine, dataclasses.replace(config, vae_type="tae"))
+
+
+def test_a_block_from_video_is_the_engines(pipeline):
+    from longlive_optimized import BlockRequest
+
+    video = torch.randint(0, 256, (12, 32, 48, 3), dtype=torch.uint8)
+    direct = [
+        pipeline.engine.generate_block(BlockRequest(FOX, video=video, noise_scale=0.3)),
+        pipeline.engine.generate_block(BlockRequest(FOX)),
+    ]
+    pipeline.reset()
+    made = [pipeline.next_block(video=video, noise_scale=0.3), pipeline.next_block()]
+    assert all(map(torch.equal, made, direct)) and len(made[0]) == 13 and len(made[1]) == 9
+    assert pipeline.get_latency_stats()["frame_count"] == 22
+
+
+def test_what_a_block_cannot_be_made_from_changes_nothing(pipeline):
+    pipeline.next_block()
+    pipeline.switch_prompt(BOAT)
+    for source, error, words in [
+        ({"video": [1]}, TypeError, "video must be uint8 frames"),
+        ({"noise_scale": 2}, ValueError, "noise_scale must lie in"),
+        ({"control": 1}, TypeError, "control must be a Control"),
+        ({"seed": 1}, TypeError, "unexpected argument 'seed'"),
+    ]:
+        with pytest.raises(error, match=words):
+            pipeline.next_block(**source)
+    pipeline.next_block()
+    assert torch.equal(pipeline.stream.prompt.embedding, embedding(pipeline, BOAT))  # the wish was kept

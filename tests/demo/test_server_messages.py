@@ -19,6 +19,11 @@ GOOD = [
     {"type": "set_transition", "blocks": 8, "blend": "slerp"},
     {"type": "set_overlay", "enabled": True},
     {"type": "set_paused", "paused": False},
+    {"type": "set_input", "use": "video"},
+    {"type": "set_input", "use": None, "id": 1},
+    {"type": "set_strength", "noise_scale": 0.1, "control_scale": 2},
+    {"type": "set_strength", "control_scale": 0},
+    {"type": "remove_picture", "role": "first_frame"},
     {"type": "reset"},
 ]
 
@@ -54,6 +59,13 @@ def test_good_messages(message):
         ('{"type": "set_paused", "paused": 1}', "paused"),
         ('{"type": "set_transition", "blocks": 2.5}', "blocks"),
         ('{"type": "set_transition", "blocks": 2, "blend": "cubic"}', "blend"),
+        ('{"type": "set_input"}', "use: Field required"),
+        ('{"type": "set_input", "use": "audio"}', "use"),
+        ('{"type": "set_strength", "noise_scale": 0.05}', "noise_scale"),
+        ('{"type": "set_strength", "noise_scale": NaN}', "noise_scale"),
+        ('{"type": "set_strength", "control_scale": 2.5}', "control_scale"),
+        ('{"type": "set_strength", "control_scale": "1"}', "control_scale"),
+        ('{"type": "remove_picture", "role": "last_frame"}', "role"),
         ('{"type": "reset", "id": {}}', "id"),
         ('{"type": "reset", "id": "%s"}' % ("x" * 65), "id"),
         (" " * 16_385, "at most 16384 bytes"),
@@ -80,7 +92,19 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-FIELDS = ("prompt", "preset", "blocks", "blend", "enabled", "paused", "id", "transition_blocks")
+FIELDS = (
+    "prompt",
+    "preset",
+    "blocks",
+    "blend",
+    "enabled",
+    "paused",
+    "id",
+    "transition_blocks",
+    "use",
+    "role",
+    "noise_scale",
+)
 TYPES = tuple({message["type"] for message in GOOD})
 NEARLY = st.builds(
     lambda type, fields: {"type": type, **fields},

@@ -15,11 +15,15 @@ import sys
 import threading
 
 import av
+import numpy as np
 import pytest
 
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+from longlive_optimized.weights.random_checkpoint import make_checkpoint  # noqa: E402
+
+sync_api.expect.set_options(timeout=20_000)  # for busy machines
 TOKEN = "correct-horse-battery"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
@@ -27,7 +31,8 @@ if CHROMIUM is None:
 
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required"
+    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required "
+    "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream"  # a webcam that shows a green screen
 )
 # The page keeps its connections to itself; this remembers them, to be asked what they decoded.
 REMEMBER = """
@@ -296,3 +301,200 @@ def test_a_page_elsewhere_watches_with_whatever_it_offers(browser):
         failed = page.evaluate("(server) => fetch(server + 'status').catch((error) => String(error))", server)
         assert "Failed to fetch" in failed
         page.close()
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory):
+    """The address of a server whose model has a control module."""
+    model = make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", "tiny", control=True)
+    with serving("--model", str(model), "--control", "--preset", "ultra") as (_, address):
+        yield address
+
+
+def comes_in(page, words: str) -> None:
+    note = page.locator("#input-note")
+    sync_api.expect(note).to_have_text(re.compile(rf"Your video is {words}\.$"), timeout=20_000)
+
+
+def source(page, name: str):
+    return page.get_by_role("radio", name=name)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A file of video that Chromium plays."""
+    with av.open(str(tmp_path / "clip.webm"), "w") as container:
+        stream = container.add_stream("libvpx", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for i in range(25):
+            picture = np.full((96, 128, 3), 10 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return tmp_path / "clip.webm"
+
+
+def status(page) -> dict:
+    return page.evaluate("fetch('status').then((answer) => answer.json())")["input"]
+
+
+def becomes(page, **wanted) -> None:
+    """The server says so, soon."""
+    for _ in range(200):
+        found = status(page)
+        if all(found[name] == value for name, value in wanted.items()):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(found)
+
+
+def test_a_webcam_and_a_file_go_in(page, steered, clip):
+    expect = sync_api.expect
+    page.goto(steered)
+    is_live(page)
+    assert status(page)["use"] is None
+    source(page, "Webcam").click()
+    comes_in(page, "what the picture starts from")
+    expect(source(page, "Webcam")).to_have_attribute("aria-checked", "true")
+    assert page.evaluate("document.getElementById('preview').srcObject.active")
+    expect(page.locator("#noise-row")).to_be_visible()
+    expect(page.locator("#scale-row")).to_be_hidden()
+    plays(page, frames=30)  # what is made goes on coming
+    becomes(page, use="video", receiving=True)
+    assert status(page)["by"].startswith("viewer")
+    page.locator("#noise").fill("0.3")
+    source(page, "Follow it").click()
+    comes_in(page, "followed")
+    expect(page.locator("#scale-row")).to_be_visible()
+    becomes(page, use="control", noise_scale=0.3)
+
+    page.set_input_files("#video-file", clip)
+    expect(source(page, "File…")).to_have_attribute("aria-checked", "true")
+    comes_in(page, "followed")
+    page.wait_for_timeout(3500)  # it begins again, and again, and the server waits for frames no longer than this
+    comes_in(page, "followed")
+    plays(page, frames=30)
+
+    source(page, "None").click()
+    expect(page.locator("#input-note")).to_have_text("")
+    expect(page.locator("#preview")).to_be_hidden()
+    becomes(page, use=None)
+    source(page, "Webcam").click()  # and again, over the same connection
+    comes_in(page, "followed")
+    camera = page.evaluate_handle("document.getElementById('preview').srcObject.getTracks()[0]")
+    page.evaluate("peers.at(-1).close()")  # what was sent over a connection ends with it
+    expect(page.locator("#preview")).to_be_hidden(timeout=30_000)
+    assert camera.evaluate("(track) => track.readyState") == "ended"
+
+
+def test_another_viewer_takes_over(page, browser, steered):
+    expect = sync_api.expect
+    page.goto(steered)
+    is_live(page)
+    source(page, "Webcam").click()
+    comes_in(page, ".*")
+    other = browser.new_page()
+    other.goto(steered)
+    is_live(other)
+    expect(other.locator("#input-note")).to_have_text(re.compile("viewer \\d+'s video is"))
+    source(other, "Webcam").click()
+    comes_in(other, ".*")
+    expect(page.locator("#preview")).to_be_hidden()
+    expect(page.locator("#toast")).to_contain_text("changed the input")
+    assert page.evaluate("document.getElementById('preview').srcObject") is None
+    other.close()
+    expect(page.locator("#input-note")).to_have_text("", timeout=30_000)
+
+
+DROP = """
+([type, place, width]) => new Promise(async (resolve) => {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height: 80 });
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "rgb(200, 30, 60)";
+  pen.fillRect(0, 0, width, 80);
+  const data = new DataTransfer(), blob = await new Promise((done) => canvas.toBlob(done));
+  data.items.add(new File([type.startsWith("image/") ? blob : "text"], "dropped", { type }));
+  const event = (name) => new DragEvent(name, { dataTransfer: data, bubbles: true, cancelable: true });
+  const target = document.querySelector(place);
+  target.dispatchEvent(event("dragover"));
+  resolve([document.body.classList.contains("dragging"), target.dispatchEvent(event("drop"))]);
+})
+"""
+
+
+def test_pictures_are_dropped_shown_and_removed(page, browser, steered):
+    expect = sync_api.expect
+    page.goto(steered)
+    is_live(page)
+    reference, first = (page.locator(f"#pictures li[data-role={role}]") for role in ("reference", "first_frame"))
+    assert page.evaluate(DROP, ["image/png", "body", 300]) == [True, False]  # anywhere
+    expect(reference).to_have_class(re.compile("given"))
+    assert status(page)["pictures"] == ["reference"]
+    size, colour = page.evaluate(
+        "(() => { const c = document.querySelector('#pictures canvas');"
+        "return [[c.width, c.height], [...c.getContext('2d').getImageData(3, 3, 1, 1).data]]; })()"
+    )
+    assert size == [48, 32] and colour == [200, 30, 60, 255]  # the model's size, covered
+    page.evaluate(DROP, ["image/png", "#pictures li[data-role=first_frame]", 100])
+    expect(first).to_have_class(re.compile("given"))
+    expect(page.locator("#scale-row")).to_be_visible()
+    other = browser.new_page()
+    other.goto(steered)
+    is_live(other)
+    expect(other.locator("#pictures .given")).to_have_count(2)
+    expect(other.locator("#pictures .given canvas").first).to_be_hidden()  # it has not seen the picture
+    other.close()
+    plays(page, frames=30)
+    for role in (reference, first):
+        role.locator(".remove").click()
+        expect(role).not_to_have_class(re.compile("given"))
+    becomes(page, pictures=[])
+    page.evaluate(DROP, ["text/plain", "body", 10])
+    expect(page.locator("#toast")).to_contain_text("Only a picture or a video")
+
+
+def test_what_the_model_cannot_do_is_not_offered(page, address):
+    page.goto(address)
+    is_live(page)
+    for there, name in [(True, "#sources"), (False, "#uses"), (False, "#pictures")]:
+        sync_api.expect(page.locator(name)).to_be_visible(visible=there)
+    page.evaluate(DROP, ["image/png", "body", 100])
+    sync_api.expect(page.locator("#toast")).to_contain_text("takes no pictures")
+    source(page, "Webcam").click()  # video to start from is always taken
+    comes_in(page, "what the picture starts from")
+
+
+def test_no_webcam_is_said(page, address):
+    page.add_init_script("navigator.mediaDevices.getUserMedia = async () => { throw new Error('it is busy'); }")
+    page.goto(address)
+    is_live(page)
+    source(page, "Webcam").click()
+    sync_api.expect(page.locator("#toast")).to_contain_text("No input: it is busy")
+    sync_api.expect(source(page, "None")).to_have_attribute("aria-checked", "true")
+    page.set_input_files("#video-file", {"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"none"})
+    sync_api.expect(page.locator("#toast")).to_contain_text("a.mp4 is no video that this browser plays")
+
+
+def test_the_last_choice_counts_and_a_webcam_may_go(page, steered):
+    page.add_init_script("""
+      const original = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      navigator.mediaDevices.getUserMedia = async (wanted) => {
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        return (window.camera = await original(wanted));
+      };
+    """)
+    page.goto(steered)
+    is_live(page)
+    source(page, "Webcam").click()
+    source(page, "None").click()  # before it is there
+    for _ in range(100):
+        if page.evaluate("window.camera?.getTracks()[0].readyState") == "ended":
+            break
+        page.wait_for_timeout(50)
+    assert page.evaluate("window.camera.getTracks()[0].readyState") == "ended"
+    becomes(page, use=None)
+    assert page.locator("#preview").is_hidden()
+    source(page, "Webcam").click()
+    comes_in(page, ".*")
+    page.evaluate("window.camera.getTracks()[0].dispatchEvent(new Event('ended'))")
+    sync_api.expect(page.locator("#input-note")).to_have_text("")
+    becomes(page, use=None)

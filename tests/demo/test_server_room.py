@@ -491,7 +491,9 @@ async def test_standard_offers_are_answered(room, http, how):
     assert answer.status_code == 200, answer.text
     sdp = answer.json()["sdp"]
     sections = re.findall(r"^m=\w+", offered, re.MULTILINE)
-    assert re.findall(r"^m=\w+", sdp, re.MULTILINE) == sections and "a=sendonly" in sdp
+    assert re.findall(r"^m=\w+", sdp, re.MULTILINE) == sections
+    # A viewer who may send is heard out, should they want to.
+    assert f"a={'sendrecv' if how in ('sends, too', 'no direction') else 'sendonly'}\r\n" in sdp
     forms = r"^m=\w+ \d+ (\S+)"
     assert re.findall(forms, sdp, re.MULTILINE) == re.findall(forms, offered, re.MULTILINE)
     assert ("a=group:BUNDLE" in sdp) == (how != "no bundle")
@@ -643,7 +645,7 @@ async def test_what_needs_a_token(room, http):
 
 @in_room()
 async def test_an_offer_that_never_ends_is_not_waited_for(room, http, monkeypatch):
-    monkeypatch.setattr(app, "OFFER_SECONDS", 0.1)
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
 
     async def slowly():
         yield b'{"type": "offer",'

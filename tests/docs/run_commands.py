@@ -95,6 +95,17 @@ RUN: dict[str, Run] = {
         (r"wrote fox\.mp4: .*, 8 s of 96x64", r"prompt switch"),
         ("fox.mp4",),
     ),
+    'longlive-optimized generate --model DIR --prompt "a fox" --control depth.mp4 --reference fox.png '
+    "--out fox.mp4": Run(
+        "longlive-optimized generate --prompt 'a fox' --seconds 1 --out depth.mp4 && "
+        "longlive-optimized make-checkpoint steered --control && "
+        "python -c \"import av; next(av.open('depth.mp4').decode(video=0)).save('fox.png')\" && "
+        'longlive-optimized generate --model steered --height 64 --width 96 --prompt "a fox" --control depth.mp4 '
+        "--reference fox.png --out fox.mp4 --force && longlive-optimized generate --prompt fox --video depth.mp4 "
+        "--out in.mp4",
+        (r"wrote fox\.mp4: .*, 1 s of 96x64", r"wrote in\.mp4: .*, 1 s of 96x64"),
+        ("fox.mp4", "in.mp4"),
+    ),
     "longlive-optimized make-checkpoint DIR --config 1.3b --text tiny": Run(
         "longlive-optimized make-checkpoint full --config 1.3b --text tiny && longlive-optimized doctor full; "
         "rm -r full",

@@ -21,25 +21,29 @@ class PaintedPipeline:
     ``block_seconds``.
 
     calls: what was called, the first prompt left out. painted: when each frame was made (time.monotonic).
-    blocks: when each block began, and its first frame's number. fail: called before each block, and may raise.
+    blocks: when each block began, and its first frame's number. sources: what each was to be made from. fail:
+    called before each block, and may raise. control: whether it has VACE's module.
     """
 
     fallback_blocks = 0
 
-    def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0):
+    def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0, control: bool = False):
         self.config, self.block_seconds = config, block_seconds
         plan = types.SimpleNamespace(as_json=lambda: {"peak_gib": 0.5, "available_gib": None, "costs": []})
-        self.engine = types.SimpleNamespace(device=torch.device("cpu"), memory_plan=plan)
+        control = object() if control else None
+        self.engine = types.SimpleNamespace(device=torch.device("cpu"), memory_plan=plan, control=control)
         self.overlay = create_latency_overlay()
         self.preset, self.prompt = "balanced", None
         self.calls: list[str] = []
         self.painted: list[float] = []
         self.blocks: list[tuple[float, int]] = []
+        self.sources: list[dict] = []
         self.fail: Callable[[], None] = lambda: None
 
-    def next_block(self) -> torch.Tensor:
+    def next_block(self, **source) -> torch.Tensor:
         prompt = self.prompt
         self.blocks.append((time.monotonic(), len(self.painted)))
+        self.sources.append(source)
         self.fail()
         time.sleep(self.block_seconds)
         count = 9 if not self.painted else 12
@@ -65,11 +69,16 @@ class PaintedPipeline:
         return vars(LatencyStats(block_ms=self.block_seconds * 1e3, preset=self.preset, **counts))
 
     def _paint(self, number: int, prompt: str) -> torch.Tensor:
-        picture = torch.full((self.config.height, self.config.width, 3), level(prompt), dtype=torch.uint8)
-        for bit in range(BITS):
-            row, column = divmod(bit, 8)
-            picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = 255 * (number >> bit & 1)
-        return picture
+        return torch.from_numpy(numbered(number, *self.config.size, level(prompt)))
+
+
+def numbered(number: int, height: int, width: int, grey: int) -> np.ndarray:
+    """A picture [H, W, 3] that says its number, on grey."""
+    picture = np.full((height, width, 3), grey, np.uint8)
+    for bit in range(BITS):
+        row, column = divmod(bit, 8)
+        picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = 255 * (number >> bit & 1)
+    return picture
 
 
 def level(prompt: str) -> int:
@@ -92,7 +101,7 @@ def read_level(picture: np.ndarray) -> int:
     return round((picture[2 * CELL + 4 :].mean() - 40) / 24) * 24 + 40
 
 
-def painted(block_seconds: float = 0.0, **fields) -> Callable:
+def painted(block_seconds: float = 0.0, control: bool = False, **fields) -> Callable:
     """A maker of a PaintedPipeline of a small picture."""
     config = ScopeOptimizationConfig.preset_balanced(**{"height": 64, "width": 128, **fields})
-    return lambda progress: PaintedPipeline(config, block_seconds)
+    return lambda progress: PaintedPipeline(config, block_seconds, control)

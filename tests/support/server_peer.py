@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import httpx
 import numpy as np
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from longlive_optimized.demo.server.app import create_app
 from longlive_optimized.demo.server.room import Room
@@ -19,14 +19,22 @@ from longlive_optimized.demo.server.settings import ServerSettings
 class Viewer:
     """A connection to a room: ``frame`` and ``ask`` wait, ``heard`` collects what was said.
 
-    label: of the data channel; None opens none. kinds: of the sections that are offered.
+    label: of the data channel; None opens none. kinds: of the sections that are offered. sends: a track that goes over
+    the first of them.
     """
 
-    def __init__(self, http: httpx.AsyncClient, label: str | None = "control", kinds: Sequence[str] = ("video",)):
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        label: str | None = "control",
+        kinds: Sequence[str] = ("video",),
+        sends: MediaStreamTrack | None = None,
+    ):
         self._http = http
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        for kind in kinds:
-            self.connection.addTransceiver(kind, direction="recvonly")
+        for i, kind in enumerate(kinds):
+            sent = sends if i == 0 else None
+            self.connection.addTransceiver(sent or kind, direction="sendrecv" if sent else "recvonly")
         self.channel = None if label is None else self.connection.createDataChannel(label)
         self.heard: list[dict] = []
         self._news, self._ids, self._notes = asyncio.Condition(), 0, set()
@@ -40,7 +48,7 @@ class Viewer:
         """Connect, with an offer that may be rewritten. Raises httpx.HTTPStatusError where that is refused."""
         await self.watch(rewrite)
         await asyncio.wait_for(self._open.wait(), 20)
-        await self.wait_for(lambda message: message["type"] == "hello")
+        self.hello = await self.wait_for(lambda message: message["type"] == "hello")
         return self
 
     async def watch(self, rewrite: Callable[[str], str] = str) -> None:

@@ -19,7 +19,7 @@ from ...engine.latency import LatencyMeter
 from ...engine.loading import Progress
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
-from ...keywords import ConfigFields, FrameFields, PresetName, SwitchFields
+from ...keywords import ConfigFields, FrameFields, PresetName, SourceFields, SwitchFields
 from ...plain import did_you_mean, whole
 from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
@@ -133,14 +133,18 @@ class OptimizedScopePipeline:
         self._ask(*wishes)
         return self.next_block()
 
-    def next_block(self) -> Tensor:
+    def next_block(self, **source: Unpack[SourceFields]) -> Tensor:
         """The next block with the prompt in force, as ``generate_block`` gives it. RuntimeError before any prompt, and
         while frames of a block wait.
+
+        source: what this block alone is made from: ``video``, ``noise_scale``, ``noise_from_motion`` and ``control`` of
+        BlockRequest, whose errors it raises.
         """
+        _only(dict(source), "video", "noise_scale", "noise_from_motion", "control")
         with self._lock:
             self._refuse_while_frames_wait()
             self._get_ready()
-            block = self._make_block()
+            block = self._make_block(**source)
             self._delivered += len(block)
             return block
 
@@ -216,14 +220,14 @@ class OptimizedScopePipeline:
         if waiting := len(self._queue) + LATENT_PIXEL_FRAMES * self.stream.undecoded:
             raise RuntimeError(f"{waiting} frames wait: take them with generate_frame, or reset, first")
 
-    def _make_block(self, first_latent_first: bool = False) -> Tensor:
+    def _make_block(self, first_latent_first: bool = False, **source: Unpack[SourceFields]) -> Tensor:
         """The next block; where the prompt is new, with ``first_latent_first`` what can be shown soonest of it."""
         now = time.monotonic()
         prompt, wish = self._prompts.take(now, self._debounce)
         blocks = prompt.transition_blocks or self._smooth_blocks()
-        request = BlockRequest(prompt.prompt, prompt.blend, blocks)
         switched = wish if self._delivered else None
         try:
+            request = BlockRequest(prompt.prompt, prompt.blend, blocks, **source)
             block = self.engine.generate_block(request, self.stream, bool(switched) and first_latent_first)
         except BaseException:
             if wish:

@@ -17,23 +17,27 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from .access import Access, Refused
+from .inputs import Role
 from .room import Room
 from .rtc import local_addresses
 
 MAX_OFFER_BYTES = 65_536
-OFFER_SECONDS = 10.0  # within which it must be there
+MAX_PICTURE_BYTES = 8 * 2**20
+BODY_SECONDS = 10.0  # within which an offer or a picture must be there
 PAGE = {  # what there is to be served; no path of a request is ever looked up in a file system
     "/": ("index.html", "text/html; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/connection.js": ("connection.js", "text/javascript; charset=utf-8"),
+    "/input.js": ("input.js", "text/javascript; charset=utf-8"),
     "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
     "/prompts.js": ("prompts.js", "text/javascript; charset=utf-8"),
     "/settings.js": ("settings.js", "text/javascript; charset=utf-8"),
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -127,6 +131,11 @@ def create_app(room: Room) -> FastAPI:
     async def offer(request: Request) -> dict:
         return {"type": "answer", "sdp": await room.admit((await _read_offer(request)).sdp)}
 
+    @app.post("/picture", dependencies=guarded)
+    async def picture(request: Request, seat: str, role: Role) -> dict:
+        await room.set_picture(seat, role, lambda: _read_body(request, "a picture", MAX_PICTURE_BYTES))
+        return {"type": "done"}
+
     @get("/recording.mp4", dependencies=guarded)
     async def recording(seconds: Annotated[float, Query(gt=0, le=600)] = 30) -> Response:
         name = {"Content-Disposition": 'attachment; filename="longlive.mp4"'}
@@ -145,20 +154,25 @@ def _page(name: str, kind: str):
 
 
 async def _read_offer(request: Request) -> Offer:
-    body = bytearray()
+    body = await _read_body(request, "an offer", MAX_OFFER_BYTES)
     try:
-        async with asyncio.timeout(OFFER_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > MAX_OFFER_BYTES:
-                    raise Refused(413, f"an offer may have at most {MAX_OFFER_BYTES} bytes", "too long")
-    except TimeoutError:
-        raise Refused(408, f"the offer was not there after {OFFER_SECONDS:g} seconds", "too slow") from None
-    except ClientDisconnect:
-        raise Refused(400, "the offer was cut off", "bad offer") from None
-    try:
-        return Offer.model_validate_json(bytes(body))
+        return Offer.model_validate_json(body)
     except ValidationError as error:
         raise Refused(
             422, f"an offer is {{type: 'offer', sdp: text}}: {error.errors()[0]['msg']}", "bad offer"
         ) from None
+
+
+async def _read_body(request: Request, what: str, most: int) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise Refused(413, f"{what} may have at most {most} bytes", "too long")
+    except TimeoutError:
+        raise Refused(408, f"{what} was not there after {BODY_SECONDS:g} seconds", "too slow") from None
+    except ClientDisconnect:
+        raise Refused(400, f"{what} was cut off", "cut off") from None
+    return bytes(body)

@@ -77,13 +77,46 @@ class SetPaused(_Message):
     paused: bool
 
 
+class SetInput(_Message):
+    """Use the video that this viewer sends: to start from, or to follow; None ends it, whoever sends."""
+
+    type: Literal["set_input"]
+    use: Literal["video", "control"] | None
+
+
+class SetStrength(_Message):
+    """How much noise lies over input video, and how strongly control and pictures act; None leaves it as it is."""
+
+    type: Literal["set_strength"]
+    noise_scale: Annotated[float, Field(ge=0.1, le=1)] | None = None
+    control_scale: Annotated[float, Field(ge=0, le=2)] | None = None
+
+
+class RemovePicture(_Message):
+    """Use a picture no longer."""
+
+    type: Literal["remove_picture"]
+    role: Literal["reference", "first_frame"]
+
+
 class Reset(_Message):
     """Start the video anew with the prompt in force."""
 
     type: Literal["reset"]
 
 
-Command = SwitchPrompt | SetOptimizationPreset | GetLatencyStats | SetTransition | SetOverlay | SetPaused | Reset
+Command = (
+    SwitchPrompt
+    | SetOptimizationPreset
+    | GetLatencyStats
+    | SetTransition
+    | SetOverlay
+    | SetPaused
+    | SetInput
+    | SetStrength
+    | RemovePicture
+    | Reset
+)
 _COMMAND = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 
 

@@ -14,7 +14,10 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.generated = Counter("longlive_frames_generated", "Frames made", registry=registry)
         self.sent = Counter("longlive_frames_sent", "Frames handed to viewers' encoders", registry=registry)
-        self.dropped = Counter("longlive_frames_dropped", "Frames not shown, by reason", ["reason"], registry=registry)
+        self.dropped = Counter(
+            "longlive_frames_dropped", "Frames not shown or not used, by reason", ["reason"], registry=registry
+        )
+        self.came = Counter("longlive_input_frames", "Frames that a viewer sent as input", registry=registry)
         self.block_ms = Histogram(
             "longlive_block_ms", "Milliseconds of a block on the device", buckets=MILLISECONDS, registry=registry
         )

@@ -7,15 +7,21 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable
+import secrets
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
+import av
+import numpy as np
+
 from ...config import PRESETS
+from ...media import cover, decode_picture
 from ..scope_integration import OptimizedScopePipeline
 from ..scope_integration.prompt_box import Prompt, as_prompt
 from . import messages
 from .access import Refused, TokenBucket
 from .broadcast import Broadcast, ViewerTrack
+from .inputs import Inputs, Role, Use
 from .metrics import Metrics
 from .offer import BadOffer
 from .recording import Recorder
@@ -27,9 +33,14 @@ log = logging.getLogger(__name__)
 
 OFFERS = 2.0, 10  # a second, and at once
 DOWNLOADS = 0.5, 3
+UPLOADS = 1.0, 5
+MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
 CLOSE_SECONDS = 1.0  # that viewers, and beside them the worker, may take at the end
 HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
+
+
+NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
 
 
 class Room:
@@ -47,25 +58,29 @@ class Room:
         on_status: Callable[[Status], None] = lambda status: None,
     ):
         self.settings, self.metrics, self.on_status = settings, Metrics(), on_status
+        self.inputs = Inputs(self.metrics)
         self.worker = Worker(
             make_pipeline,
             as_prompt(prompt, transition_blocks=1),
             self._from_thread(self._take_status),
             self._from_thread(self._take_block),
+            self.inputs.of_block,
         )
         self.recorder = Recorder(settings.record_seconds) if settings.record_seconds else None
         self._peers: set[Peer] = set()
         self._names = itertools.count(1)
         self._transition, self._preset = 1, None
         self._blend: Literal["linear", "slerp"] = "linear"
-        self._stats, self._effective = {}, {}
+        self._stats, self._effective, self._input = {}, {}, {}
+        self._sender: Peer | None = None
         self._change, self._telling = (None, None), None
 
     async def open(self) -> None:
         """Begin to load the model."""
         self._loop = asyncio.get_running_loop()
-        limits = OFFERS, DOWNLOADS, STATES
-        self._offers, self._downloads, self._states = (TokenBucket(*limit, self._loop.time) for limit in limits)
+        self._offers, self._downloads, self._uploads, self._states = (
+            TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS, UPLOADS, STATES)
+        )
         self._broadcast = Broadcast(self.worker, self.recorder.add if self.recorder else None)
         self._clock = asyncio.create_task(self._broadcast.run(), name="frame clock")
         self.metrics.viewers.set_function(lambda: len(self._peers))
@@ -86,6 +101,7 @@ class Room:
             await asyncio.wait(closing, timeout=CLOSE_SECONDS)
         if not await stopped:
             log.warning("a block is under way and not waited for")
+        self.inputs.close()
         if self.recorder:
             self.recorder.close()
 
@@ -101,6 +117,7 @@ class Room:
             "viewers": len(self._peers),
             "max_viewers": self.settings.max_viewers,
             "memory": self.worker.memory,
+            "input": self.inputs.state(),
             "ice_servers": [dataclasses.asdict(server) for server in self.settings.ice_servers],
         }
 
@@ -116,7 +133,7 @@ class Room:
                 503, f"no seat is free, of {self.settings.max_viewers}: try again when someone has left", "busy"
             )
         track = ViewerTrack(self.worker.pipeline.config.max_queue_depth, self.metrics)
-        on = self._watch, self._greet, self._hear, self._forget
+        on = self._watch, self._greet, self._hear, self._take_frame, self._forget
         peer = Peer(f"viewer {next(self._names)}", track, self.settings, *on)
         self._peers.add(peer)
         try:
@@ -136,6 +153,37 @@ class Room:
             raise Refused(404, "nothing has been shown yet: someone must watch first", "empty")
         return data
 
+    async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
+        """Use a picture that a viewer sends, a PNG, JPEG or WebP file, which is read if it is wanted; a first frame
+        begins the video anew. Raises Refused.
+        """
+        peer = next(
+            (peer for peer in self._peers if secrets.compare_digest(peer.seat.encode(), seat.encode(errors="replace"))),
+            None,
+        )
+        if peer is None:
+            raise Refused(403, "pictures are for viewers to send: 'hello' tells each of them their seat", "seat")
+        if not self._steerable:
+            raise Refused(409, NO_CONTROL, "off")
+        if not self._uploads.take():
+            raise Refused(429, "too many pictures: try again in a moment", "busy")
+        try:
+            picture = await self._loop.run_in_executor(None, self._decode, await read())
+        except ValueError as error:
+            raise Refused(422, str(error), "bad picture") from None
+        self.inputs.set_picture(role, picture)
+        if role == "first_frame":
+            self._begin_anew()
+        self._tell_state(changed="set_picture", by=peer.name)
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        return cover(decode_picture(data, MOST_PICTURE_PIXELS), *self.inputs.size)
+
+    @property
+    def _steerable(self) -> bool:
+        """Whether the model takes control video and pictures."""
+        return self.worker.pipeline.engine.control is not None
+
     def _watch(self, peer: Peer) -> None:
         self._broadcast.join(peer.track)
 
@@ -149,6 +197,9 @@ class Room:
                 "width": config.width,
                 "height": config.height,
                 "record_seconds": self.settings.record_seconds,
+                "seat": peer.seat,
+                "inputs": ["video", "control"] if self._steerable else ["video"],
+                "pictures": ["reference", "first_frame"] if self._steerable else [],
             }
         )
         self._tell_state()
@@ -161,7 +212,7 @@ class Room:
             self._count("obeyed")
         except messages.BadMessage as error:
             self._count("bad")
-            peer.send({"type": "error", "error": str(error), "id": error.id})
+            peer.send({"type": "error", "error": str(error), "id": command.id if command else error.id})
         except Exception:  # or it would end the connection's own task
             log.exception("a message could not be obeyed")
             self._count("failed")
@@ -183,13 +234,44 @@ class Room:
             case messages.SetPaused(paused=paused):
                 self.worker.set_paused(paused)
                 self._broadcast.wake()
+            case messages.SetInput(use=use):
+                self._set_input(peer, use)
+            case messages.SetStrength(noise_scale=noise, control_scale=control):
+                self.inputs.noise_scale = self.inputs.noise_scale if noise is None else noise
+                self.inputs.control_scale = self.inputs.control_scale if control is None else control
+            case messages.RemovePicture(role=role):
+                self.inputs.set_picture(role, None)
             case messages.Reset():
-                self.metrics.dropped.labels("reset").inc(self.worker.reset())
+                self._begin_anew()
         self._tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
 
+    def _begin_anew(self) -> None:
+        self.metrics.dropped.labels("reset").inc(self.worker.reset())
+
+    def _set_input(self, peer: Peer, use: Use | None) -> None:
+        """Raises BadMessage where it cannot be."""
+        if use == "control" and not self._steerable:
+            raise messages.BadMessage(NO_CONTROL)
+        if use and not peer.intake.possible:
+            raise messages.BadMessage("this connection sends no video: offer its video section as sendrecv")
+        if self._sender and self._sender is not peer:
+            self._sender.intake.want(False)
+        self._sender = peer if use else None
+        if use:
+            self.inputs.start(use, peer.name)
+        else:
+            self.inputs.stop()
+        peer.intake.want(bool(use))
+
+    def _take_frame(self, peer: Peer, frame: av.VideoFrame) -> None:
+        if peer is self._sender:
+            self.inputs.offer(frame)
+
     def _forget(self, peer: Peer) -> None:
         self._peers.discard(peer)
+        if peer is self._sender:
+            self._set_input(peer, None)
         self._broadcast.leave(peer.track)
         self._tell_state()
 
@@ -217,6 +299,7 @@ class Room:
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset,
                 "effective": self._effective,
+                "input": self.inputs.state(),
                 "overlay": self.worker.overlay,
                 "paused": self.worker.paused,
                 "viewers": len(self._peers),
@@ -229,6 +312,7 @@ class Room:
             self._preset, self._stats = self.worker.pipeline.preset, self.worker.stats
             allow_bitrate(self.settings.bitrate or fit_bitrate(*config.size, HIGHEST_FPS))
             self._effective = self._in_force()
+            self.inputs.size = config.size
         if status.phase == "trouble":
             self.metrics.troubles.inc()
         self.on_status(status)
@@ -243,9 +327,9 @@ class Room:
         if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
             self.metrics.switch_ms.observe(block.stats["prompt_switch_ms"])
         self._stats = block.stats
-        in_force = self._in_force()
-        if in_force != self._effective:
-            self._effective = in_force
+        in_force, inputs = self._in_force(), self.inputs.state()
+        if (in_force, inputs) != (self._effective, self._input):
+            self._effective, self._input = in_force, inputs
             self._tell_state()
         self._tell(
             {

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 
 import aioice.ice
+import av
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.codecs import h264, vpx
 from aiortc.exceptions import OperationError
 
 from .broadcast import ViewerTrack
+from .intake import Intake
 from .offer import BadOffer, Offer
 from .settings import ServerSettings
 
@@ -29,8 +33,10 @@ BITS_PER_PIXEL = 0.25
 class Peer:
     """One viewer.
 
-    on_connect, on_open, on_message, on_close: called with the peer (and the message) in the event loop: when the
-    connection stands, when the viewer's data channel is there, for each message, and once at the end.
+    seat: known to the viewer alone; who sends it, sends for them. intake: the video that they send.
+    on_connect, on_open, on_message, on_frame, on_close: called with the peer (and the message, or the frame) in the
+    event loop: when the connection stands, when the viewer's data channel is there, for each message, for each frame
+    that is wanted of the viewer, and once at the end.
     """
 
     def __init__(
@@ -41,15 +47,20 @@ class Peer:
         on_connect: Callable[[Peer], None],
         on_open: Callable[[Peer], None],
         on_message: Callable[[Peer, str | bytes], None],
+        on_frame: Callable[[Peer, av.VideoFrame], None],
         on_close: Callable[[Peer], None],
     ):
-        self.name, self.track = name, track
+        self.name, self.track, self.seat = name, track, secrets.token_urlsafe(16)
         self._settings = settings
         self._on_connect, self._on_open, self._on_message, self._on_close = on_connect, on_open, on_message, on_close
         servers = [RTCIceServer(s.urls, s.username, s.credential) for s in settings.ice_servers]
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._connection.on("connectionstatechange", self._follow_state)
         self._connection.on("datachannel", self._take_channel)
+        # The track comes first: codecs are chosen while the offer is read.
+        self._transceiver = self._connection.addTransceiver(track, direction="sendrecv")
+        self.intake = Intake(self._transceiver, functools.partial(on_frame, self))
+        self._connection.on("track", self.intake.follow)
         self._channel, self._closing, self._watching = None, None, None
         self._deadline = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._give_up)
         track.on("ended", self.close_soon)
@@ -58,9 +69,7 @@ class Peer:
         """The answer to a viewer's offer. Raises BadOffer."""
         offer = Offer(sdp)
         try:
-            # The track comes first: codecs are chosen while the offer is read.
-            transceiver = self._connection.addTransceiver(self.track, direction="sendonly")
-            transceiver.setCodecPreferences(_codecs(self._settings.codec))
+            self._transceiver.setCodecPreferences(_codecs(self._settings.codec))
             taken = offer.taken(local=self._settings.loopback)
             await self._connection.setRemoteDescription(RTCSessionDescription(taken, "offer"))
             await self._connection.setLocalDescription(await self._connection.createAnswer())
@@ -101,6 +110,7 @@ class Peer:
         if self._watching:
             self._watching.cancel()
         self._on_close(self)
+        self.intake.close()
         await self._connection.close()
 
     def _follow_state(self) -> None:

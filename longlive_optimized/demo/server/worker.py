@@ -53,6 +53,8 @@ class Worker:
 
     make_pipeline: called in the thread with a progress callback.
     on_status, on_block: called in the thread; they must not block.
+    of_block: called in the thread before each block, with whether it is a video's first: what the block is made from
+        beside the prompt, as fields of a BlockRequest. It must not wait.
     pipeline, device, memory, stats: there when the status is ``ready``: the pipeline, its device's name, its memory
     plan, its figures of late.
 
@@ -67,8 +69,10 @@ class Worker:
         prompt: Prompt,
         on_status: Callable[[Status], None],
         on_block: Callable[[BlockMade], None],
+        of_block: Callable[[bool], dict] = lambda begins: {},
     ):
         self._make_pipeline, self._on_status, self._on_block = make_pipeline, on_status, on_block
+        self._of_block = of_block
         self.device, self.memory, self.stats = "", {}, {}
         self.status, self.error = Status("loading"), None
         self.overlay = False
@@ -76,6 +80,7 @@ class Worker:
         self._frames: deque[np.ndarray] = deque()
         self._watched = self._paused = self._stopping = False
         self._video = self._video_shown = 0  # counts resets: those asked for, and those done
+        self._begun = -1  # the last video that has a block
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
 
@@ -212,7 +217,8 @@ class Worker:
         if video != self._video_shown:
             self.pipeline.reset()
             self._video_shown = video
-        block = self.pipeline.next_block()
+        block = self.pipeline.next_block(**self._of_block(video != self._begun))
+        self._begun = video
         if self.overlay and self.pipeline.overlay:
             self.pipeline.overlay.apply(block, self.pipeline.get_latency_stats())
         pictures, gpu_bytes = to_host(block), _allocated(block)

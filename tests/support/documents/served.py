@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import httpx
 
-from longlive_optimized.demo.server import app, messages, offer, room, rtc
+from longlive_optimized.demo.server import app, inputs, intake, messages, offer, room, rtc
 from longlive_optimized.demo.server.settings import SHORTEST_TOKEN, ServerSettings
 
 from ..server_peer import Viewer
@@ -85,7 +85,16 @@ def pages_are_served(place: Place):
     with serving(place) as (address, _):
         page = ask(address)
         assert page.status == 200 and b"<video" in page.body and b"prompt" in page.body
-        for path in ["style.css", "app.js", "connection.js", "chart.js", "prompts.js", "settings.js", "favicon.svg"]:
+        for path in [
+            "style.css",
+            "app.js",
+            "connection.js",
+            "chart.js",
+            "prompts.js",
+            "settings.js",
+            "input.js",
+            "favicon.svg",
+        ]:
             assert ask(address + path).status == 200, path
         asyncio.run(_watch(address))
         for path in ("status", "metrics", "healthz", "readyz", "recording.mp4?seconds=30"):
@@ -126,6 +135,9 @@ _MESSAGES = {
     "set_transition": {"blocks": 2, "blend": "linear"},
     "set_overlay": {"enabled": True},
     "get_latency_stats": {},
+    "set_strength": {"noise_scale": 0.5, "control_scale": 1.0},
+    "set_input": {"use": None},
+    "remove_picture": {"role": "reference"},
     "reset": {},
     "set_paused": {"paused": True},
 }
@@ -170,8 +182,13 @@ def messages_and_limits(units: list[Unit]):
     assert limits["left unread by the viewer"] == [rtc.MOST_UNREAD / 1024]
     assert limits["`state`"] == [*reversed(room.STATES)]
     rate, burst = room.OFFERS
-    seconds = app.OFFER_SECONDS
+    seconds = app.BODY_SECONDS
     assert limits["offers"] == [burst, rate, app.MAX_OFFER_BYTES / 1024, seconds, offer.MOST_CANDIDATES]
+    rate, burst = room.UPLOADS
+    pixels = room.MOST_PICTURE_PIXELS / 2**20
+    assert limits["pictures"] == [burst, rate, app.MAX_PICTURE_BYTES / 2**20, app.BODY_SECONDS, pixels]
+    wide, high, waiting, undecoded = limits["input frames"]
+    assert (wide * high, waiting) == (inputs.MOST_PIXELS, inputs.MOST_WAITING) and undecoded == intake.MOST_UNDECODED
     rate, burst = room.DOWNLOADS
     assert limits["downloads"][:2] == [burst, 1] and limits["downloads"][2] == 1 / rate
     assert limits["downloads"][3] == 600
@@ -207,3 +224,19 @@ def offers():
 @says(API, "The others are answered by `done`, or by `error` with a text")
 def answers(place: Place):
     place.passes("tests/demo/test_server_messages.py tests/demo/test_server_room.py tests/demo/test_server_access.py")
+
+
+@says(API, "A viewer whose offer's video section is `sendrecv` may send video")
+@says(API, "A block takes the frames that came since the one before", "the last one stands for 2 seconds")
+@says(API, "`POST /picture?seat=S&role=reference` (or `first_frame`)")
+@says(API, "`hello` says what the model can take: `inputs`")
+@says("README.md", "A webcam or a file of video may be what the picture starts from")
+def input_comes_in(place: Place):
+    assert inputs.HOLD == 2.0
+    place.passes("tests/demo/test_server_inputs.py")
+
+
+@says(API, "On the command line `generate` takes what a request takes, from files that FFmpeg reads")
+@says(API, "Videos are taken at 16 frames a second: at each instant the frame that is shown then")
+def input_from_files(place: Place):
+    place.passes("tests/cli/test_media.py tests/cli/test_inputs.py")

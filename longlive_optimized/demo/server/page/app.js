@@ -2,6 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { Connection } from "./connection.js";
+import { Input } from "./input.js";
 import { Prompts } from "./prompts.js";
 import { Settings } from "./settings.js";
 
@@ -10,6 +11,7 @@ const chart = new Chart(at("chart"));
 const connection = new Connection(new URLSearchParams(location.hash.slice(1)).get("token"));
 const prompts = new Prompts((prompt) => ask({ type: "switch_prompt", prompt }));
 const settings = new Settings(ask);
+const input = new Input(connection, ask, toast);
 let you = "", state = null, recordSeconds = 0, pictures = 0, fps = 0;
 
 function ask(command) {
@@ -32,8 +34,8 @@ let link = { phase: "connecting" };
 connection.addEventListener("state", ({ detail }) => {
   link = detail;
   const away = detail.phase !== "live";
-  if (away) { pictures = 0; at("people").textContent = ""; }
-  for (const id of ["pause", "overlay", "reset", "save", "send", "transition", "preset"]) at(id).disabled = away;
+  if (away) { pictures = 0; at("people").textContent = ""; input.away(); }
+  for (const id of ["pause", "overlay", "reset", "save", "send", "transition", "preset", "input"]) at(id).disabled = away;
   showVeil();
 });
 
@@ -51,11 +53,13 @@ function greet(hello) {
   at("save").textContent = `Save last ${recordSeconds} s`;
   at("screen").style.setProperty("--ratio", `${hello.width} / ${hello.height}`);
   settings.offer(hello.presets);
+  input.greet(hello);
 }
 
 const CHANGES = {
   switch_prompt: "changed the prompt", set_optimization_preset: "changed the preset", set_transition: "changed the transition",
   set_overlay: "switched the overlay", set_paused: "pressed pause", reset: "started over",
+  set_input: "changed the input", set_strength: "changed a strength", set_picture: "gave a picture", remove_picture: "removed a picture",
 };
 
 function showState(news) {
@@ -66,6 +70,7 @@ function showState(news) {
   at("shown-prompt").textContent = news.prompt;
   at("people").textContent = news.viewers > 1 ? `${news.viewers} watching · you are ${you}` : "";
   settings.show(news);
+  input.show(news);
   const trouble = news.status.phase === "trouble";
   at("notice").hidden = !trouble;
   if (trouble) at("notice").textContent = `A block failed: ${news.status.detail}. The next try is in ${news.status.retry_in} s.`;

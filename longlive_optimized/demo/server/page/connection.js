@@ -8,7 +8,7 @@ const PATIENCE = 5_000; // ms that a disturbed one may take to recover
 const SLOWEST = 5_000; // ms between attempts
 
 export class Connection extends EventTarget {
-  #token; #peer = null; #channel = null; #wake = null; #ids = 0; #waiting = new Map();
+  #token; #peer = null; #video = null; #channel = null; #wake = null; #ids = 0; #waiting = new Map();
 
   constructor(token) {
     super();
@@ -39,6 +39,17 @@ export class Connection extends EventTarget {
     return new Promise((resolve, reject) => this.#waiting.set(id, { resolve, reject }));
   }
 
+  // Send a track's video to the server, or none; limits: of RTCRtpEncodingParameters.
+  async send(track, limits = {}) {
+    const sender = this.#video?.sender;
+    if (!sender || sender.transport?.state === "closed") return;
+    await sender.replaceTrack(track);
+    const parameters = sender.getParameters();
+    if (!track || !parameters.encodings?.length) return;
+    Object.assign(parameters.encodings[0], limits);
+    await sender.setParameters(parameters);
+  }
+
   fetch(path, options = {}) {
     const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
     return fetch(path, { ...options, headers: { ...headers, ...options.headers } });
@@ -59,7 +70,7 @@ export class Connection extends EventTarget {
       return refusal ?? (await end);
     } finally {
       peer.close();
-      this.#channel = null;
+      this.#channel = this.#video = null;
       for (const { reject } of this.#waiting.values()) reject(new Error("the connection was lost"));
       this.#waiting.clear();
     }
@@ -85,7 +96,7 @@ export class Connection extends EventTarget {
 
   // Resolves with what to say when the connection has ended.
   #follow(peer) {
-    peer.addTransceiver("video", { direction: "recvonly" });
+    this.#video = peer.addTransceiver("video", { direction: "sendrecv" }); // nothing is sent before there is a track
     peer.addEventListener("track", (event) => this.#tell("stream", event.streams[0] ?? new MediaStream([event.track])));
     const channel = (this.#channel = peer.createDataChannel("control"));
     return new Promise((resolve) => {

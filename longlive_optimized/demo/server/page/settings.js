@@ -85,7 +85,7 @@ function memory({ peak_gib, available_gib, costs }) {
 }
 
 // A row of buttons of which one is chosen; arrow keys go from one to the next.
-function segments(id, values, choose) {
+export function segments(id, values, choose) {
   const row = document.getElementById(id);
   row.replaceChildren(...values.map((value) => {
     const button = document.createElement("button");
