@@ -378,10 +378,16 @@ def test_a_webcam_and_a_file_go_in(page, steered, clip):
     expect(page.locator("#input-note")).to_have_text("")
     expect(page.locator("#preview")).to_be_hidden()
     becomes(page, use=None)
-    source(page, "Webcam").click()  # and again, over the same connection
-    comes_in(page, "followed")
+
+
+def test_a_webcam_ends_with_its_connection(page, steered):
+    expect = sync_api.expect
+    page.goto(steered)
+    is_live(page)
+    source(page, "Webcam").click()
+    comes_in(page, ".*")
     camera = page.evaluate_handle("document.getElementById('preview').srcObject.getTracks()[0]")
-    page.evaluate("peers.at(-1).close()")  # what was sent over a connection ends with it
+    page.evaluate("peers.at(-1).close()")
     expect(page.locator("#preview")).to_be_hidden(timeout=30_000)
     assert camera.evaluate("(track) => track.readyState") == "ended"
 
