@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import statistics
@@ -17,9 +18,21 @@ from rich.table import Table
 
 from ..config import PRESETS, OptimizationConfig, preset_name
 from ..text.clean import clean
-from ..video_time import TRAINED_FPS
+from ..video_time import BLOCK_PIXEL_FRAMES, TRAINED_FPS
 from ..weights.locate import native_size
 from .files import Force, check_file, same_file, say_written, write_json
+from .inputs import (
+    ControlScale,
+    ControlVideo,
+    FirstFrame,
+    Inputs,
+    LastFrame,
+    Mask,
+    NoiseScale,
+    Reference,
+    Video,
+    open_inputs,
+)
 from .loading import (
     Height,
     KeepTextInt8,
@@ -38,6 +51,7 @@ if TYPE_CHECKING:
     from ..engine.engine import LongLiveEngine
     from ..engine.timing import BlockTimes
 
+LENGTH = 5.0  # seconds, where nothing says another
 LONGEST_SIDE = 16128  # pixels, of square H.264 pictures by x264 and FFmpeg
 _MINUTES, _SECONDS = r"(?:(?:(\d+):)?(\d+):(?=[0-5]\d[.:]))?", r"(\d+(?:\.\d*)?|\.\d+)"
 _SWITCH = re.compile(rf"\A{_MINUTES}{_SECONDS}:(?!\d+(?:\.\d*)?:)(.*)\Z", re.DOTALL)
@@ -68,11 +82,25 @@ def generate(
     switch: Annotated[
         list[str] | None, typer.Option(metavar="SECONDS:TEXT", help="Also M:SS:TEXT; as often as wanted.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help=f"Length of the video at {TRAINED_FPS} frames a second.")] = 5.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Length of the video at {TRAINED_FPS} frames a second; that of --video, --control, or {LENGTH:g}.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video on one device.")] = 42,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     height: Height = None,
     width: Width = None,
+    video: Video = None,
+    noise_scale: NoiseScale = 0.7,
+    control: ControlVideo = None,
+    mask: Mask = None,
+    reference: Reference = None,
+    first_frame: FirstFrame = None,
+    last_frame: LastFrame = None,
+    control_scale: ControlScale = 1.0,
     low_memory: LowMemory = None,
     memory_limit: MemoryLimit = None,
     text_precision: TextPrecision = "auto",
@@ -86,9 +114,10 @@ def generate(
 ) -> None:
     """Make a video."""
     switches = sorted(map(parse_switch, switch or ()))
-    if not 0 < seconds < float("inf"):
+    if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
     clean(prompt)  # raises where there is nothing to show
+    given = open_inputs(video, control, mask, reference, first_frame, last_frame, noise_scale, control_scale)
     config = OptimizationConfig.preset(
         preset_name(preset),
         height=height,
@@ -99,6 +128,7 @@ def generate(
         text_precision=text_precision,
         text_residence=text_residence,
         keep_text_int8=keep_text_int8,
+        control=given.steers,
     )
     height, width = config.sized(native_size(model)).size
     if enlarge * max(height, width) > LONGEST_SIDE:
@@ -112,29 +142,39 @@ def generate(
     engine = load_engine(model, config, device)
     warmup = _warm_up(engine)
     started = time.perf_counter()
-    frames, stopped = round(seconds * TRAINED_FPS) or 1, False
-    video = Mp4Writer(out, height, width, enlarge)
+    frames, stopped = _frames(seconds or given.length or LENGTH, given), False
+    written = Mp4Writer(out, height, width, enlarge)
     try:
-        with video:
+        with written:
             try:
-                _write(engine, prompt, switches, frames, video, overlay)
+                _write(engine, prompt, switches, frames, written, overlay, given)
             except KeyboardInterrupt:
                 stopped = True
     except OSError as error:  # a file that was not finished cannot be played
-        video.frames = 0
+        written.frames = 0
         raise OSError(f"--out: {out} cannot be written: {error.strerror or error}") from error
     finally:
-        if not video.frames:
+        if not written.frames:
             Path(os.path.realpath(out)).unlink(missing_ok=True)
     wall = time.perf_counter() - started
-    if video.frames:
+    if written.frames:
         report = _report(engine, preset, warmup, wall)
         _print(report, out)
-        shown = f"{video.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
+        shown = f"{written.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
         say_written(out, f", {shown}, {'stopped' if stopped else 'made'} after {wall:.1f} s")
         write_json(json_path, report)
     if stopped:
         raise typer.Exit(130)
+
+
+def _frames(seconds: float, given: Inputs) -> int:
+    """How many to make; whole blocks where the last one ends with a picture."""
+    frames = round(seconds * TRAINED_FPS) or 1
+    if given.last is None:
+        return frames
+    return (
+        given.first_frames + max(0, math.ceil((frames - given.first_frames) / BLOCK_PIXEL_FRAMES)) * BLOCK_PIXEL_FRAMES
+    )
 
 
 def _warm_up(engine: LongLiveEngine) -> float | None:
@@ -156,6 +196,7 @@ def _write(
     frames: int,
     video: Mp4Writer,
     overlay: bool,
+    given: Inputs,
 ) -> None:
     from ..demo.scope_integration.overlay import create_latency_overlay
     from ..engine.latency import LatencyMeter
@@ -170,7 +211,9 @@ def _write(
         while video.frames < frames:
             while pending and pending[0].second * TRAINED_FPS <= video.frames:
                 prompt = pending.pop(0).text
-            block = engine.generate_block(BlockRequest(prompt))
+            coming = BLOCK_PIXEL_FRAMES if video.frames else given.first_frames
+            fields = given.fields(video.frames, is_last=video.frames + coming >= frames)
+            block = engine.generate_block(BlockRequest(prompt, **fields))
             if panel:
                 panel.apply(block, meter.stats(frame_count=video.frames))
             video.write(block[: frames - video.frames].cpu().numpy())

@@ -19,7 +19,7 @@ from ..text import blend as blending
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES, blocks_of
 from .recache import Recache, plan_recache
 from .request import BlockRequest, Control
-from .sampler import from_noise_scale, make_schedule
+from .sampler import from_noise_scale, make_schedule, step_at
 from .stream import EncodedVideo, Stream
 from .video_input import prepare_video
 
@@ -150,6 +150,8 @@ def denoise(stream: Stream, request: BlockRequest, policy: Policy) -> Tensor:
     steps = make_schedule(request.denoising_steps or settings.denoising_steps, settings.step_schedule)
     if video:
         steps = from_noise_scale(steps, video.noise_scale, request.noise_steps)
+    elif request.first_step is not None:
+        steps = [step_at(request.first_step), *steps[1:]]
     inputs = stream.passes.inputs(frames, len(steps))
     inputs.draw(stream.noise.block(stream.position, frames))
     if video:

@@ -31,6 +31,30 @@ class Steered(NamedTuple):
     keeps: bool
 
 
+class Reference(NamedTuple):
+    """A picture that has been encoded, its ``_version`` on a GPU, and its latent [1, 16, h, w]."""
+
+    picture: Tensor
+    version: int
+    latent: Tensor
+
+    @classmethod
+    def of(cls, picture: Tensor, latent: Tensor) -> Reference:
+        """Of a picture that its owner may write over: on a CPU a copy is kept."""
+        return cls(picture, _version(picture), latent) if picture.is_cuda else cls(picture.clone(), 0, latent)
+
+    def shows(self, picture: Tensor) -> bool:
+        """Whether this is it. One on a GPU is not compared, for which the device would be waited for."""
+        if picture.is_cuda:
+            return picture is self.picture and self.version == _version(picture) >= 0
+        return not self.picture.is_cuda and torch.equal(self.picture, picture)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it has been written to; -1 where torch does not count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 class Grey:
     """Latents of frames of mid-grey, by size and number of the first call's frames: one list for all of an engine's
     streams. An encoder that sees nothing else gives the same again and again, once it has forgotten its start."""
@@ -72,7 +96,7 @@ class ControlInput:
         self._codec, self._new_graphs, self._grey, self._like = codec, new_graphs, grey, like
         self._inactive: EncoderStream | None = None
         self._reactive: EncoderStream | None = None
-        self._reference: tuple[Tensor, int, Tensor] | None = None  # a picture, its version, and its latent
+        self._reference: Reference | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -139,15 +163,10 @@ class ControlInput:
 
     def _reference_latent(self, picture: Tensor) -> Tensor:
         """The one latent of a picture by itself, [1, 16, h, w]: kept while the picture is the same."""
-        if self._reference is not None:
-            seen, version, latent = self._reference
-            # A picture on a GPU is not compared, for which the device would be waited for.
-            same = seen is picture if picture.is_cuda else torch.equal(seen, picture)
-            if same and (version == picture._version or not picture.is_cuda):
-                return latent
+        if self._reference is not None and self._reference.shows(picture):
+            return self._reference.latent
         latent = self._alone(cover(picture, self._like)[None])
-        seen = picture if picture.is_cuda else picture.clone()
-        self._reference = seen, picture._version, latent
+        self._reference = Reference.of(picture, latent)
         return latent
 
     def _alone(self, frames: Tensor) -> Tensor:
@@ -181,7 +200,10 @@ def steer(control: Control, position: int, like: Tensor) -> Steered | None:
     extended = any(picture is not None for picture, _ in ends)
     if control.frames is None and not extended:
         return None
-    frames, masks = like.new_zeros(count, 3, *size), torch.ones(count, 1, *size, device=like.device)  # mid-grey, white
+    frames, masks = (
+        like.new_zeros(count, 3, *size),
+        torch.ones(count, 1, *size, dtype=torch.float32, device=like.device),
+    )  # mid-grey, white
     given = cast("Tensor | Sequence[Tensor] | None", control.masks)  # tensors, since the control was made
     if control.frames is not None:
         frames = prepare_video(cast(Tensor, control.frames), count, *size, like.dtype, like.device)
@@ -224,7 +246,7 @@ def mask_channels(masks: Tensor, frames: int) -> Tensor:
     """Masks [T, 1, H, W] of so many latent frames, [frames, 64, H / 8, W / 8]: a channel for each of 8x8 pixels, of
     the pixel frame in the middle of each latent frame's share of them."""
     middle = [(2 * t + 1) * len(masks) // (2 * frames) for t in range(frames)]
-    return F.pixel_unshuffle(masks[middle], LATENT_SCALE)
+    return F.pixel_unshuffle(torch.stack([masks[i] for i in middle]), LATENT_SCALE)  # no index waits for the device
 
 
 def cover(picture: Tensor, like: Tensor) -> Tensor:

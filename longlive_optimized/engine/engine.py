@@ -19,11 +19,14 @@ from ..kernels.registry import forced
 from ..keywords import ConfigFields, StreamFields
 from ..plain import flag, whole
 from ..text.prompt_cache import PromptCache
+from ..vae.autoencoder import Autoencoder
 from ..vae.backends import codec_for
+from ..vae.codec import Codec
 from ..video_time import blocks_of
 from ..weights.load import (
     check,
     check_loras,
+    keep_unmerged,
     load_control,
     load_generator,
     load_text_encoder,
@@ -32,6 +35,7 @@ from ..weights.load import (
 )
 from ..weights.locate import locate, native_size
 from ..weights.text import check_text
+from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
 from .control_input import Grey
@@ -105,15 +109,15 @@ class LongLiveEngine:
             in_8_bits = self.config.precision != "bf16"
             # One for all streams: it packs weights once.
             in_parts = self._plan is not None and self._plan.choices.vae_in_parts
-            how = bool(self.config.low_memory), self.config.vae_precision, in_8_bits, in_parts
-            self.codec = codec_for(self.vae, *how)
-            if self.codec.copies:
-                self.vae.cpu()
+            self._codec_how = bool(self.config.low_memory), self.config.vae_precision, in_8_bits, in_parts
+            self.codec = self._codec_for(self.vae)
         self.devices.release()  # what weights passed through on their way
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._grey = Grey()
+        self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
         self._mixed = False  # weights of other LoRA scales beside each other
+        self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         possible = not self.config.use_torch_compile  # which makes graphs of its own, or none
@@ -243,18 +247,37 @@ class LongLiveEngine:
         with self.devices.turn():
             self._one(stream).reset(seed)
 
+    def use_vae(self, vae_type: str, stream: Stream | None = None) -> None:
+        """Let a stream's blocks be decoded, and its video encoded, by another VAE (``vae_type`` as in the config), from
+        its next block on: without a cut, but that block has nine frames again.
+
+        It is loaded when it is first asked for, and stays; the memory plan does not count it. Raises ValueError,
+        FileNotFoundError and CheckpointError as an engine's construction, before anything changes.
+        """
+        with self.devices.turn():
+            stream = self._one(stream)
+            if vae_type not in self._vaes:
+                files = locate(self._model_path, vae_type)
+                codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
+                codec.in_parts = self.codec.in_parts
+                self._vaes[vae_type] = codec, Grey()
+                self.devices.release()
+            stream.use_codec(*self._vaes[vae_type])
+
     def set_loras(self, loras: Sequence[UserLora]) -> None:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
 
-        Their weights are written anew from the files, so that nothing drifts. ``loras`` must name all that are merged,
-        at scale 0 if they are to go. Raises as ``weights.load.refill_generator``; after a RuntimeError no block is made
-        until this has worked.
+        Their weights are written anew from the files, or from what ``keep_loras`` has kept, so that nothing drifts.
+        ``loras`` must name all that are merged, at scale 0 if they are to go. Raises as
+        ``weights.load.refill_generator``; after a RuntimeError no block is made until this has worked.
         """
         _check_loras(loras)
         with self.devices.turn():
             self.synchronize()
+            if self._unmerged is not None and not self._unmerged.covers(loras):
+                self.keep_loras(loras)
             try:
-                refill_generator(self.model, self.files, loras, branch=self.control)
+                refill_generator(self.model, self.files, loras, branch=self.control, unmerged=self._unmerged)
                 for stream in self._streams:
                     stream.weights_changed()
             except (ValueError, OSError):  # before anything was written
@@ -263,6 +286,21 @@ class LongLiveEngine:
                 self._mixed = True
                 raise
             self._mixed = False
+
+    def keep_loras(self, loras: Sequence[UserLora]) -> int:
+        """Copy into memory what any scales of ``loras`` are merged from: from here on ``set_loras`` reads no file, as
+        long as these stay as they are, and takes less than a block's time at full size.
+
+        Returns the copies' bytes: up to 3.5 GiB for LoRAs of all layers of the published model, and the LoRAs
+        themselves. They lie on a GPU that has 16 GiB to spare besides, until memory runs out there, otherwise in host
+        memory. No ``loras`` give the memory back. Raises as ``set_loras``, before anything changes.
+        """
+        _check_loras(loras)
+        with self.devices.turn():
+            control = self.control is not None
+            unmerged = keep_unmerged(self.model, self.files, loras, control) if loras else None
+            self._unmerged = unmerged
+            return unmerged.nbytes if unmerged else 0
 
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
@@ -283,6 +321,12 @@ class LongLiveEngine:
         kept = self.config.keep_text_int8
         return {"precision": chosen, "residence": self.devices.text_residence, "keep": kept}
 
+    def _codec_for(self, vae: Autoencoder) -> Codec:
+        codec = codec_for(vae, *self._codec_how)
+        if codec.copies:
+            vae.cpu()
+        return codec
+
     def _encode(self, prompts: list[str]) -> Tensor:
         return self.text.encode(prompts)
 
@@ -291,11 +335,19 @@ class LongLiveEngine:
         try:
             return work()
         except torch.OutOfMemoryError:
-            if self.memory_fallback or not self._take_leaner():
+            if not self._drop_unmerged() and (self.memory_fallback or not self._take_leaner()):
                 raise
         # Here the error is gone, and with it what its frames held.
         self.devices.release()
         return work()
+
+    def _drop_unmerged(self) -> bool:
+        """Give back what is kept on the GPU for other scales of LoRAs; False if nothing is."""
+        if self._unmerged is None or self._unmerged.device.type != "cuda":
+            return False
+        self._unmerged = None
+        log.warning("memory has run out; from here on other scales of LoRAs are merged from the files")
+        return True
 
     def _take_leaner(self) -> bool:
         """Go over to the next leaner plan that can still be reached; False if there is none."""
@@ -325,7 +377,8 @@ class LongLiveEngine:
             for stream in self._streams:
                 stream.weights_moved()
             self.config = dataclasses.replace(self.config, low_memory=True)
-        self.codec.in_parts = after.vae_in_parts
+        for codec, _ in self._vaes.values():
+            codec.in_parts = after.vae_in_parts
 
     def _one(self, stream: Stream | None) -> Stream:
         """``stream``, or the default one. Raises TypeError and ValueError for what is no stream of this engine."""

@@ -123,7 +123,7 @@ class LatencyMeter:
 
     def stats(self, **others) -> LatencyStats:
         """All that is known; ``others`` are fields that the engine does not know."""
-        engine = self._engine
+        engine, codec = self._engine, self._stream.networks.codec
         return LatencyStats(
             **self._figures()
             | {
@@ -134,8 +134,8 @@ class LatencyMeter:
                 "torch_compile_active": engine.config.use_torch_compile,
                 "precision": self._stream.precision,
                 "fallback_blocks": self._stream.fallback_blocks,
-                "vae_precision": engine.codec.precision,
-                "vae_saturated": engine.codec.saturated,
+                "vae_precision": codec.precision,
+                "vae_saturated": codec.saturated,
                 "text_precision": engine.text.precision,
                 "text_residence": engine.text.residence,
                 "memory_fallback": engine.memory_fallback,

@@ -86,6 +86,8 @@ class BlockRequest:
         (docs/model.md 4.6).
     noise_steps: ``cut`` begins the steps at that noise level and leaves out the noisier ones; ``scope`` replaces the
         first step only, as scope does, so that a second step of more noise leaves little of the video.
+    first_step: timestep that takes the place of the first one, in 0..1000 and as it stands in either schedule, also
+        below the second; in text mode alone. scope does so where the beat changes ``noise_scale``.
     control: what steers this block's picture; None is nothing. Wants an engine made with ``control=True``.
     """
 
@@ -102,6 +104,7 @@ class BlockRequest:
     noise_scale: float = 0.7
     noise_from_motion: bool = False
     noise_steps: VideoSteps = "cut"
+    first_step: int | None = None
     control: Control | None = None
 
     def __post_init__(self) -> None:
@@ -119,6 +122,8 @@ class BlockRequest:
             raise ValueError(f"noise_scale must lie in [0.1, 1], got {self.noise_scale!r}")
         if not isinstance(self.noise_steps, str) or self.noise_steps not in ("cut", "scope"):
             raise ValueError(f"noise_steps must be 'cut' or 'scope', got {self.noise_steps!r}")
+        if self.first_step is not None:
+            read["first_step"] = whole("first_step", self.first_step, 0, 1000)
         if self.denoising_steps is not None:
             read["denoising_steps"] = _steps(self.denoising_steps)
         if self.video is not None:

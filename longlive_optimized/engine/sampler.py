@@ -58,5 +58,9 @@ def from_noise_scale(steps: Sequence[Step], scale: float, how: VideoSteps) -> li
     """
     if how == "cut":
         return [Step(1000 * scale, scale), *(step for step in steps[1:] if step.sigma < scale)]
-    first = float(int(1000 * scale) - 100)
-    return [Step(first, sigma_at(first)), *steps[1:]]
+    return [step_at(int(1000 * scale) - 100), *steps[1:]]
+
+
+def step_at(timestep: int) -> Step:
+    """The step at a timestep as it stands."""
+    return Step(float(timestep), sigma_at(float(timestep)))

@@ -98,15 +98,13 @@ class Stream:
             values8=values_in_8_bits(model.kv_dtype, devices.model, model.config.head_dim, len(model.blocks)),
         )
         self.new_graphs = functools.partial(GraphCache, graphs)
-        self.decoder = DecoderStream(networks.codec, self.new_graphs)
-        self.encoder = EncoderStream(networks.codec, self.new_graphs)
         self.timer = BlockTimer(devices.model, named=named)
         rows, columns = settings.size
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
-        self.control_input, self._pass_control = None, None
+        self._pass_control = None
+        self._new_coders()
         if networks.control:
-            self.control_input = ControlInput(networks.codec, self.new_graphs, networks.grey or Grey(), self._like)
             self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1)
         self.passes = self._new_passes(settings.local_attn_size, self.int8_keys)
         self.undecoded = self.given = 0
@@ -163,6 +161,13 @@ class Stream:
         self.encoder.reset()
         if self.control_input:
             self.control_input.reset()
+
+    def use_codec(self, codec: Codec, grey: Grey) -> None:
+        """Decode and encode by another VAE from the next block on."""
+        if codec is not self.networks.codec:
+            self.networks = self.networks._replace(codec=codec, grey=grey)
+            self._new_coders()
+            self.restart_vae()
 
     def reseed(self, seed: int) -> None:
         """Draw later blocks from another seed. Raises ValueError for a video whose noise was drawn at its start."""
@@ -238,6 +243,14 @@ class Stream:
         self.position += frames
         self.context_due = True
         self.encoded = self.context = None
+
+    def _new_coders(self) -> None:
+        networks = self.networks
+        self.decoder = DecoderStream(networks.codec, self.new_graphs)
+        self.encoder = EncoderStream(networks.codec, self.new_graphs)
+        self.control_input = None
+        if networks.control:
+            self.control_input = ControlInput(networks.codec, self.new_graphs, networks.grey or Grey(), self._like)
 
     def _policy_of(self, settings: StreamSettings) -> Policy:
         model = self.networks.model

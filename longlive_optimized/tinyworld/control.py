@@ -14,7 +14,7 @@ import time
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from safetensors.torch import save_file
@@ -24,6 +24,8 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest, Control
 from ..engine.sampler import TIMESTEP_SHIFT, make_schedule
 from ..model.control import ControlBranch
+from ..model.transformer import Transformer
+from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES, FIRST_PIXEL_FRAMES
 from ..weights.load import load_generator, load_text_encoder, load_vae
 from ..weights.locate import CONTROL_FILE, locate
@@ -74,7 +76,8 @@ class Training:
     def __init__(self, model: str | Path, clips: int, seed: int, device: torch.device):
         files, where = locate(model), (device, torch.float32)
         self.model = load_generator(files, *where)
-        self._vae = load_vae(files, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        narrow = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._vae = cast(WanVae, load_vae(files, device, narrow))
         self._text, self.device = load_text_encoder(files, *where), device
         torch.manual_seed(seed)
         self.branch = new_branch(self.model)
@@ -153,17 +156,18 @@ class Training:
         return normalise(encode(self._vae, frames)[0].float())
 
 
-def new_branch(model: nn.Module) -> ControlBranch:
+def new_branch(model: Transformer) -> ControlBranch:
     """A branch for ``model`` whose layers begin as those beside them, and whose hints begin at 0."""
     branch = ControlBranch(model.config, model.device)
     for n, block in enumerate(branch.blocks):
         block.load_state_dict(model.blocks[2 * n].state_dict())
-    for linear in (branch.patch, branch.before):
-        nn.init.xavier_uniform_(linear.weight)
-    for linear in branch.after:
-        nn.init.zeros_(linear.weight)
     for linear in (branch.patch, branch.before, *branch.after):
+        assert linear.weight is not None
+        nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
+    for linear in (branch.patch, branch.before):
+        assert linear.weight is not None
+        nn.init.xavier_uniform_(linear.weight)
     return branch.requires_grad_(True)
 
 
@@ -188,7 +192,8 @@ def train(work: Training, seconds: float, batch: int, rate: float, steps: int | 
             print(f"step {step}: loss {torch.stack(seen).mean().item():.4f}", flush=True)
             logged, seen = time.monotonic(), []
     with torch.no_grad():
-        torch._foreach_copy_(weights, average)
+        for weight, mean in zip(weights, average, strict=True):
+            weight.copy_(mean)
     return {key: slot.read().to(torch.bfloat16).cpu() for key, slot in work.branch.checkpoint_slots().items()}
 
 

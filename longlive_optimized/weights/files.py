@@ -77,9 +77,14 @@ class Reading:
     def __init__(self, paths: Iterable[Path]):
         self._seen = {path: _state(path) for path in paths}
 
+    @property
+    def changed(self) -> list[Path]:
+        """Those that are no longer as they were."""
+        return [path for path, state in self._seen.items() if _state(path) != state]
+
     def check(self) -> None:
         """Raise CheckpointError, naming the file, if one has changed."""
-        if changed := [path for path, state in self._seen.items() if _state(path) != state]:
+        if changed := self.changed:
             raise CheckpointError(f"{changed[0]} has changed while it was read: load again when it is there")
 
     def __str__(self) -> str:

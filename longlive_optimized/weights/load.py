@@ -25,12 +25,14 @@ from .locate import ModelFiles
 from .lora import open_adapter
 from .terms import Adapter, Term, merge
 from .text import BytesDone, load_text_encoder, open_text
+from .unmerged import Unmerged
 from .user_lora import UserLora, open_user_loras
 
 __all__ = [
     "BytesDone",
     "check",
     "check_loras",
+    "keep_unmerged",
     "load_control",
     "load_generator",
     "load_text_encoder",
@@ -117,17 +119,34 @@ def read_generator(files: ModelFiles, device: torch.device | str, dtype: torch.d
     return weights
 
 
+def keep_unmerged(model: Transformer, files: ModelFiles, loras: Sequence[UserLora], control: bool = False) -> Unmerged:
+    """Copy into memory what refill_generator wants for any scales of ``loras``, with ``control`` in VACE's module too;
+    raises what load_generator raises."""
+    reading = _reading(files, loras, control)
+    tensors, own, _ = _open_generator(files, model.config)
+    tensors |= _open_control(files, model.config) if control else {}
+    paths = {lora.path: UserLora(lora.path) for lora in loras}
+    users = dict(zip(paths, open_user_loras(paths.values(), _adaptable(model.config, control)), strict=True))
+    keys = model.adapted.union(*users.values())
+    kept = {key: tensor for key, tensor in tensors.items() if key in keys}
+    unmerged = Unmerged(kept, {key: own[key] for key in keys if key in own}, users, model.device)
+    reading.check()
+    return unmerged
+
+
 def refill_generator(
     model: Transformer,
     files: ModelFiles,
     loras: Sequence[UserLora],
     progress: BytesDone | None = None,
     branch: ControlBranch | None = None,
+    unmerged: Unmerged | None = None,
 ) -> None:
     """Give ``loras`` other scales in a loaded model: their weights become, bit for bit, what load_generator makes them.
 
-    Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``: addresses stay, and
-    nothing drifts. What is held in 8 bits follows, beside them or alone.
+    Only the weights that ``loras`` adapt, or did before, are written, in place, from ``files``, or from what
+    ``unmerged`` has kept of them: addresses stay, and nothing drifts. What is held in 8 bits follows, beside them or
+    alone.
     branch: VACE's module, which they may adapt too, as ``load_control`` gave it; it follows.
     ``loras`` must name all LoRAs that the model holds, at scale 0 those that are to go, and may name new ones. No pass
     may be under way; the caller computes anew what the old weights gave (keys and values).
@@ -136,14 +155,16 @@ def refill_generator(
     RuntimeError (OutOfMemoryError if memory ran out) if writing itself fails. The weights are then partly new: refill
     again, or load anew.
     """
-    config, reading = model_config(files.config), _reading(files, loras, control=branch is not None)
-    if config != model.config:
-        raise ValueError(f"files: the model was not made from {files.config}")
-    tensors, own, users = _open_generator(files, config, loras, control=branch is not None)
-    networks: list[Transformer | ControlBranch] = [model]
-    if branch:
-        networks.append(branch)
-        tensors |= _open_control(files, config)
+    control = branch is not None
+    if unmerged is not None and unmerged.covers(loras):
+        reading, tensors, own, users = Reading(()), unmerged.tensors, unmerged.own, _joined(unmerged.users(loras))
+    else:
+        config, reading = model_config(files.config), _reading(files, loras, control)
+        if config != model.config:
+            raise ValueError(f"files: the model was not made from {files.config}")
+        tensors, own, users = _open_generator(files, config, loras, control)
+        tensors |= _open_control(files, config) if control else {}
+    networks: list[Transformer | ControlBranch] = [model] if branch is None else [model, branch]
     model.adapted |= users.keys()
     every = {key: slot for network in networks for key, slot in network.checkpoint_slots().items()}
     slots = {key: slot for key, slot in every.items() if key in model.adapted}
@@ -264,7 +285,7 @@ def _fill(
     total, done, sums = sum(slot.nbytes for slot in slots.values()), 0, []
     for key, slot in slots.items():
         reading.check()
-        weight = tensors[key].to(slot.device)
+        weight = tensors[key].to(slot.device, non_blocking=True)
         for adapter in adapters:
             if key in adapter:
                 weight = merge(weight, adapter[key])

@@ -5,9 +5,12 @@ Every term counts from the weight as it was before any of them, so that several 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,12 +33,23 @@ class Term(Protocol):
         """No element of the change is larger; NaN or infinity where a tensor of the term has one."""
         ...
 
+    def scaled(self, by: float) -> Term:
+        """This term ``by`` times as strong; it shares the tensors, and what ``bound`` has read of them."""
+        ...
+
+
+class _Scaled:
+    def scaled(self, by: float):
+        other = copy.copy(self)
+        object.__setattr__(other, "scale", by * self.scale)  # pyright: ignore[reportAttributeAccessIssue]
+        return other
+
 
 Adapter = Mapping[str, Sequence[Term]]  # by the checkpoint's key of the weight
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank:
+class LowRank(_Scaled):
     """``scale B A``: A [rank, columns], B [rows, rank]. A weight of more dimensions is taken as [rows, the rest]."""
 
     a: Tensor
@@ -47,11 +61,15 @@ class LowRank:
         return torch.addmm(rows, _like(self.b, weight), _like(self.a, weight), alpha=self.scale).view_as(weight)
 
     def bound(self) -> float:
-        return abs(self.scale) * len(self.a) * _largest(self.a) * _largest(self.b)
+        return abs(self.scale) * self._largest
+
+    @functools.cached_property
+    def _largest(self) -> float:
+        return len(self.a) * _largest(self.a) * _largest(self.b)
 
 
 @dataclass(frozen=True, eq=False)
-class Difference:
+class Difference(_Scaled):
     """``scale D``, D of the weight's shape."""
 
     difference: Tensor
@@ -61,14 +79,18 @@ class Difference:
         return weight.add(_like(self.difference, weight), alpha=self.scale)
 
     def bound(self) -> float:
-        return abs(self.scale) * _largest(self.difference)
+        return abs(self.scale) * self._largest
+
+    @functools.cached_property
+    def _largest(self) -> float:
+        return _largest(self.difference)
 
 
 Factor = Tensor | tuple[Tensor, Tensor]  # a matrix, or two whose product it is
 
 
 @dataclass(frozen=True, eq=False)
-class _Product:
+class _Product(_Scaled):
     """``scale`` times a product of two matrices, no element of which is larger than the product of their largest."""
 
     one: Factor
@@ -80,7 +102,11 @@ class _Product:
         return weight.add(change.view_as(weight), alpha=self.scale)
 
     def bound(self) -> float:
-        return abs(self.scale) * _bound(self.one) * _bound(self.two)
+        return abs(self.scale) * self._largest
+
+    @functools.cached_property
+    def _largest(self) -> float:
+        return _bound(self.one) * _bound(self.two)
 
     def _product(self, one: Tensor, two: Tensor) -> Tensor:
         raise NotImplementedError
@@ -124,7 +150,16 @@ class Dora:
 
     def bound(self) -> float:
         change = self.change.bound()
-        return _largest(self.magnitude) + (change if not change > _NORMABLE else torch.inf)
+        return self._largest + (change if not change > _NORMABLE else torch.inf)
+
+    def scaled(self, by: float) -> Dora:
+        other = copy.copy(self)
+        object.__setattr__(other, "change", self.change.scaled(by))
+        return other
+
+    @functools.cached_property
+    def _largest(self) -> float:
+        return _largest(self.magnitude)
 
 
 def merge(weight: Tensor, terms: Iterable[Term]) -> Tensor:
@@ -139,8 +174,20 @@ def merge(weight: Tensor, terms: Iterable[Term]) -> Tensor:
     return merged
 
 
+def placed(term: Any, place: Callable[[Tensor], Tensor]) -> Any:
+    """``term`` with each of its tensors where ``place`` puts it."""
+    if isinstance(term, Tensor):
+        return place(term)
+    if isinstance(term, tuple):
+        return tuple(placed(each, place) for each in term)
+    if not dataclasses.is_dataclass(term):
+        return term
+    fields = {field.name: placed(getattr(term, field.name), place) for field in dataclasses.fields(term)}
+    return type(term)(**fields)
+
+
 def _like(tensor: Tensor, weight: Tensor) -> Tensor:
-    return tensor.to(device=weight.device, dtype=weight.dtype)
+    return tensor.to(weight.device, non_blocking=True).to(weight.dtype)
 
 
 def _matrix(factor: Factor, weight: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _LIMIT = 1e30
 _UNREADABLE = (torch.float4_e2m1fn_x2, torch.complex32, torch.complex64, torch.complex128)
 
+_OF_A_PAIR = ("A", "B", "core", "B bias", "magnitude")
+
 Shapes = Mapping[str, Sequence[int]]
 _log = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ class _Module:
 def open_user_loras(loras: Iterable[UserLora], generator: Shapes) -> list[Adapter]:
     """What each of ``loras`` adds to the generator with these shapes: mapped, and read once for NaN and infinity.
 
-    Modules that the model lacks are passed over, as scope does; the log says which, once. Raises CheckpointError,
+    Modules that the model lacks are passed over, as scope does, and those of which A or B is missing; the log says
+    which, once. Raises CheckpointError,
     naming the file, for one that has nothing for this model, that fits another model's shapes, that is damaged, or
     of a kind that is not supported, which the message names; FileNotFoundError; TypeError.
     """
@@ -89,15 +92,44 @@ def _open(lora: UserLora, shapes: Shapes, names: Names) -> Adapter:
         raise TypeError(f"loras must hold UserLora objects, got {type(lora).__name__}")
     tensors = tensors_in(lora.path, ("generator_lora",))
     modules, ignored = sort(lora.path, tensors, names)
+    modules, halves = _without_halves(modules)
     if not modules:
         wanted = "modules (blocks.0.self_attn.q, or diffusers' blocks.0.attn1.to_q)"
-        raise CheckpointError(f"{lora.path} holds no LoRA of this model's {wanted}: it holds {some(tensors)}")
+        found = f"lacks {some(halves)}" if halves else f"holds {some(tensors)}"
+        raise CheckpointError(f"{lora.path} holds no LoRA of this model's {wanted}: it {found}")
     adapter = adapt(lora.path, modules, shapes, read_training(lora.path, tensors), lora.scale)
-    if bad := [key for key, terms in adapter.items() if not sum(abs(t.scale) + t.bound() for t in terms) < _LIMIT]:
-        raise CheckpointError(f"{lora.path} at scale {lora.scale:g} adds NaN, infinity or about that to {some(bad)}")
+    check_sizes(lora, adapter)
     if ignored:
         _warn_once(f"{lora.path}: {len(ignored)} tensors are for no module of this model, and ignored: {some(ignored)}")
+    if halves:
+        missing = f"one half of the LoRA of {len(halves)} modules is missing, and the other ignored"
+        _warn_once(f"{lora.path}: {missing}: {some(halves)}")
     return adapter
+
+
+def check_sizes(lora: UserLora, adapter: Adapter) -> None:
+    """Raise CheckpointError, naming the file, for a change that a float32 weight could not bear."""
+    if bad := [key for key, terms in adapter.items() if not sum(abs(t.scale) + t.bound() for t in terms) < _LIMIT]:
+        raise CheckpointError(f"{lora.path} at scale {lora.scale:g} adds NaN, infinity or about that to {some(bad)}")
+
+
+def warn_again() -> None:
+    """Say once more what the log was told of a file."""
+    _warn_once.cache_clear()
+
+
+def _without_halves(modules: Sequence[_Module]) -> tuple[list[_Module], list[str]]:
+    """``modules`` without LoRAs of which A or B is missing, and the missing tensors' names."""
+    whole, missing = [], []
+    for module in modules:
+        if ("A" in module.parts) == ("B" in module.parts):
+            whole.append(module)
+            continue
+        missing.append(f"{module.name}.{'B' if 'A' in module.parts else 'A'}")
+        rest = {part: tensor for part, tensor in module.parts.items() if part not in _OF_A_PAIR}
+        if rest.keys() - {"alpha", "rank"}:
+            whole.append(_Module(module.name, module.spelling, rest))
+    return whole, missing
 
 
 def sort(path: Path, tensors: Mapping[str, Tensor], names: Names) -> tuple[list[_Module], list[str]]:

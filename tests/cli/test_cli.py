@@ -1,23 +1,19 @@
 """The command line as a user meets it."""
 
-import contextlib
 import errno
-import io
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import pytest
 import torch
 
 import longlive_optimized.cli
-from longlive_optimized.cli import generate, main
+from longlive_optimized.cli import generate
 from longlive_optimized.cli.generate import parse_switch
 from longlive_optimized.cli.mistakes import told
 from longlive_optimized.config import OptimizationConfig
@@ -26,24 +22,6 @@ from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.engine.memory_plan import MemoryShort
 from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.random_tokenizer import write_tokenizer
-
-
-@pytest.fixture
-def run(monkeypatch):
-    """The command in this process, which has loaded torch."""
-    monkeypatch.setattr(logging, "basicConfig", lambda **options: None)
-    monkeypatch.setattr(longlive_optimized.cli, "share_the_machine", lambda: None)
-
-    def call(*args, check=True) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["longlive-optimized", *map(str, args)])
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-            main()
-        done = SimpleNamespace(returncode=end.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    return call
 
 
 def test_in_a_process_of_its_own():

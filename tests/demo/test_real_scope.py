@@ -18,13 +18,20 @@ import pytest
 
 pytest.importorskip("aiortc")
 
+import torch
+from safetensors.torch import save_file
+
 from longlive_optimized.demo.scope_integration import LatencyStats
+from longlive_optimized.model.config import ModelConfig
+from longlive_optimized.weights.locate import locate
+from longlive_optimized.weights.random_checkpoint import make_checkpoint
 from support.scope_real import ScopeServer, Viewer, refused
 
 PLUGIN = PIPELINE = "longlive-optimized"
-HEIGHT, WIDTH = 32, 48
+HEIGHT, WIDTH = 64, 96
 TINY = {"model_path": "tiny", "height": HEIGHT, "width": WIDTH}
-FOX, BOAT = ([{"text": text, "weight": 1.0}] for text in ("a fox", "a boat"))
+MOVING = "a red circle moves left over a green field", "a blue square moves right over a grey floor"
+FOX, BOAT = ([{"text": text, "weight": 1.0}] for text in MOVING)
 TEXT = {"pipeline_ids": [PIPELINE], "input_mode": "text", "prompts": FOX}
 
 
@@ -71,12 +78,15 @@ def test_scope_lists_the_plugin_and_serves_its_schema(server):
     [plugin] = [plugin for plugin in answer["plugins"] if plugin["name"] == PLUGIN]
     assert [pipeline["pipeline_id"] for pipeline in plugin["pipelines"]] == [PIPELINE]
     schema = server.get("/api/v1/pipelines/schemas")["pipelines"][PIPELINE]
-    assert "schema_error" not in schema and schema["plugin_name"] == PLUGIN and schema["supports_vace"] is False
+    assert "schema_error" not in schema and schema["plugin_name"] == PLUGIN and schema["supports_vace"] is True
     assert set(schema["supported_modes"]) == {"text", "video"} and schema["default_mode"] == "text"
     fields = schema["config_schema"]["properties"]
     assert {"height", "width", "denoising_steps", "optimization_preset", "show_latency_overlay"} <= fields.keys()
     [node] = [node for node in server.get("/api/v1/nodes/definitions")["nodes"] if node["node_type_id"] == PIPELINE]
-    assert {port["name"]: port["port_type"] for port in node["inputs"]} == {"video": "video", "prompts": "string"}
+    assert {port["name"]: port["port_type"] for port in node["inputs"]} == {
+        **dict.fromkeys(("video", "vace_input_frames", "vace_input_masks"), "video"),
+        "prompts": "string",
+    }
     print(f"plugin listed, schema of {len(fields)} fields served")
 
 
@@ -158,7 +168,7 @@ def test_video_comes_back_in_blocks_of_twelve(loaded):
         return calls.all(), pictures
 
     calls, pictures = asyncio.run(watch())
-    assert {call["frames_in"] for call in calls} == {12} and differ(pictures)
+    assert {call["frames_in"] for call in calls} == {12} and len({picture.tobytes() for picture in pictures}) > 2
     assert [call["shape"] for call in calls] == [[n, HEIGHT, WIDTH, 3] for n in [13] + [12] * (len(calls) - 1)]
     print(f"video: {len(calls)} calls of 12 frames, {len(pictures)} frames received")
 
@@ -203,11 +213,75 @@ def test_a_headless_session_shows_a_picture(loaded):
 
 
 def test_a_size_that_cannot_be_is_refused_at_load(server):
-    assert server.load(PIPELINE, TINY | {"height": HEIGHT + 1}) == "error"
+    assert server.load(PIPELINE, TINY | {"height": -16}) == "error"
     assert server.get("/api/v1/pipeline/status")["status"] == "not_loaded"
     assert "height" in server.trace("init")[-1]["error"]
     assert refused(server.post, "/api/v1/webrtc/offer", {"sdp": "", "type": "offer"}) == 400
     print("bad size: refused at load")
+
+
+def test_a_size_that_the_page_does_not_round_is_rounded_told_and_delivered(server):
+    assert server.load(PIPELINE, TINY | {"height": HEIGHT + 3, "width": WIDTH - 5}) == "loaded"
+
+    async def watch():
+        calls = Calls(server)
+        async with Viewer(server, TEXT) as viewer:
+            pictures = await viewer.more(12)
+            notices = [message for message in viewer.messages if message["type"] == "longlive_notice"]
+        return calls.all(), pictures, notices
+
+    calls, pictures, notices = asyncio.run(watch())
+    assert {tuple(call["shape"][1:]) for call in calls} == {(HEIGHT, WIDTH, 3)}
+    assert pictures[-1].shape == (HEIGHT, WIDTH, 3)
+    assert [f"{HEIGHT + 3} is no multiple" in notices[0]["message"], len(notices)] == [True, 2]
+    print(f"odd size: {len(pictures)} frames of {HEIGHT}x{WIDTH} received, told in {len(notices)} notices")
+
+
+def test_a_starter_workflow_runs_with_this_pipeline_in_it(server, tmp_path):
+    """Source to VACE frames, two LoRAs, steps 1000 750, no cache management, another node after it."""
+    model, loras = make_checkpoint(tmp_path / "models", "tiny", control=True), []
+    for name in ("slime", "dissolve"):
+        module, width = "diffusion_model.blocks.0.self_attn.q", ModelConfig.from_json(locate(model).config).dim
+        halves = {"lora_A": torch.randn(2, width), "lora_B": torch.randn(width, 2) / 50}
+        save_file({f"{module}.{half}.weight": t for half, t in halves.items()}, tmp_path / f"{name}.safetensors")
+        loras.append({"path": str(tmp_path / f"{name}.safetensors"), "scale": 1.5, "merge_mode": "permanent_merge"})
+    load = {"model_path": str(model), "height": HEIGHT, "width": WIDTH, "quantization": None, "vace_enabled": True}
+    load |= {"vace_context_scale": 0.4, "loras": loras, "lora_merge_mode": "permanent_merge"}
+    assert server.load(PIPELINE, load) == "loaded", server.log()[-3000:]
+    graph = {
+        "nodes": [
+            {"id": "source", "type": "source"},
+            {"id": PIPELINE, "type": "pipeline", "pipeline_id": PIPELINE},
+            {"id": "output", "type": "sink"},
+        ],
+        "edges": [
+            {"from": a, "from_port": "video", "to_node": b, "to_port": port, "kind": "stream"}
+            for a, b, port in (("source", PIPELINE, "vace_input_frames"), (PIPELINE, "output", "video"))
+        ],
+    }
+    sent = {"pipeline_ids": [PIPELINE], "graph": graph, "input_mode": "video", "prompts": FOX, "manage_cache": False}
+    sent |= {"noise_scale": 0.7, "noise_controller": True, "denoising_step_list": [1000, 750]}
+    sent |= {"kv_cache_attention_bias": 0.3, "vace_enabled": True, "vace_use_input_video": False}
+
+    async def watch():
+        calls = Calls(server)
+        async with Viewer(server, sent | {"vace_context_scale": 0.4}) as viewer:
+            await viewer.more(24)
+            for scale in (0.5, 0.7, 0.9, 1.1):
+                viewer.send({"lora_scales": [{"path": loras[0]["path"], "scale": scale}]})
+            viewer.send({"prompts": BOAT, "vace_context_scale": 1.2})
+            await calls.until(lambda said: said["prompts"] == BOAT)
+            await viewer.more(24)
+            return calls.all(), viewer.pictures, viewer.messages
+
+    calls, pictures, messages = asyncio.run(watch())
+    assert all(call["shape"] == [9 if i == 0 else 12, HEIGHT, WIDTH, 3] for i, call in enumerate(calls))
+    assert "vace_input_frames" in calls[0]["kwargs"] and "video" not in calls[0]["kwargs"]
+    assert not [message for message in messages if message["type"].startswith(("longlive", "pipeline"))], messages
+    assert server.get("/api/v1/pipeline/status")["loaded_lora_adapters"][0]["scale"] == 1.1
+    errors = [line for line in server.log().splitlines() if " ERROR " in line and "longlive" in line]
+    assert not errors, errors
+    print(f"starter workflow: {len(calls)} calls, {len(pictures)} frames received, nothing logged as an error")
 
 
 def test_another_load_releases_the_first_and_streams(server):

@@ -1,9 +1,11 @@
 """The plugin under a double of scope: what a user of scope's LongLive expects of it."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,11 +19,13 @@ from longlive_optimized.engine import block
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.engine.request import BlockRequest
 from longlive_optimized.model.ring_cache import RingCache
+from longlive_optimized.vae.stream import DecoderStream
+from longlive_optimized.weights.locate import CONTROL_FILE
 from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
 from support.scope_double import scope_installed
 
-LOAD = {"model_path": "tiny", "height": 32, "width": 48}
+LOAD = {"model_path": "tiny", "height": 32, "width": 48, "show_messages": False}
 FOX, BOAT = [{"text": "a fox", "weight": 1.0}], [{"text": "a boat", "weight": 1.0}]
 
 
@@ -91,17 +95,46 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
     assert {"vae_type", "height", "width", "base_seed", "manage_cache", "denoising_steps", "quantization"} <= {
         *properties
     }
-    assert not schema["supports_vace"] and schema["supports_lora"] and config.inputs == ["video"]
+    assert schema["supports_lora"] and config.inputs[0] == "video"
     assert {file for artifact in pipeline_class.get_artifacts() for file in artifact.files} == {
         *("config.json", "Wan2.1_VAE.pth", "google", "umt5-xxl-enc-fp8_e4m3fn.safetensors", "lightvaew2_1.pth"),
-        *("taew2_1.pth", "lighttaew2_1.pth", "models/longlive_base.pt", "models/lora.pt"),
+        *("taew2_1.pth", "lighttaew2_1.pth", "models/longlive_base.pt", "models/lora.pt", CONTROL_FILE.name),
     }
+
+
+def test_the_overlays_corner_has_a_control(pipeline_class):
+    field = pipeline_class.get_config_class().get_schema_with_metadata()["config_schema"]["properties"][
+        "overlay_position"
+    ]
+    assert field["ui"]["is_load_param"] is False and field["default"] == "top-right"
+    corner = pipeline_class.get_config_class().model_fields["overlay_position"].annotation
+    assert {choice.value for choice in corner} == {"top-left", "top-right", "bottom-left", "bottom-right"}
+
+
+@pytest.mark.parametrize(
+    ("record", "url"),
+    [
+        ('{"url": "https://git.example/team/fast.git", "vcs_info": {"vcs": "git"}}', "https://git.example/team/fast"),
+        ('{"url": "https://me:secret@git.example:8443/fast"}', "https://git.example:8443/fast"),
+        ('{"url": "file:///home/me/fast", "dir_info": {"editable": true}}', None),
+        ('{"url": 7}', None),
+        ("[]", None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_the_documents_are_where_it_was_installed_from(pipeline_class, monkeypatch, record, url):
+    from longlive_optimized.demo.scope_plugin import home
+
+    monkeypatch.setattr(home.metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: record))
+    assert home.docs_url() == url
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"height": 100}, "height"),
+        ({"height": 0}, "height"),
+        ({"height": float("inf")}, "height"),
         ({"width": "wide"}, "width"),
         ({"denoising_steps": [250, 500]}, "denoising_steps"),
         ({"base_seed": -1}, "base_seed"),
@@ -110,7 +143,7 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
         ({"optimization_preset": "fast"}, "quality_stream, balanced"),
         ({"max_sessions": 0}, "max_sessions"),
         ({"low_memory": "perhaps"}, "low_memory"),
-        ({"vace_enabled": True}, "VACE is not available"),
+        ({"vace_enabled": "perhaps"}, "vace_enabled"),
         ({"loras": [{"scale": 1.0}]}, "loras.0.path"),
         ({"loras": [{"path": "/nowhere.safetensors"}]}, "nowhere"),
         ({"model_path": "/no/such/folder"}, "/no/such/folder"),
@@ -119,6 +152,26 @@ def test_the_schema_has_scopes_controls_and_ours(pipeline_class):
 def test_bad_load_parameters_are_named(installed, pipeline_class, params, message):
     assert not installed.manager.load(pipeline_class, LOAD | params)
     assert message in installed.manager.error
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"), [((100, 683), (96, 688)), ((8, 24), (16, 32)), ((1, 40.4), (16, 48)), ((64, 96), (64, 96))]
+)
+def test_a_size_is_rounded_to_what_the_model_has_and_told(installed, pipeline_class, asked, taken):
+    load = LOAD | {"height": asked[0], "width": asked[1], "show_messages": True, "vae_type": "lighttae"}
+    installed.notifications.clear()
+    assert installed.manager.load(pipeline_class, load), installed.manager.error
+    assert engine_of(installed).config.size == taken
+    if taken[1] < 600:
+        session = installed.manager.open({"prompts": FOX, "height": asked[0], "width": asked[1]})
+        (frames,) = run(session, 1)
+        session.stop()
+        assert frames.shape == (9, *taken, 3)
+        said = [notice["message"] for notice in told(installed, "longlive_notice")]
+        wanted = [f"{a} is no multiple of 16, {b} is taken" for a, b in zip(asked, taken, strict=True)]
+        assert all(text in notice for text, notice in zip(wanted, said, strict=False))
+        assert len(said) == (2 if asked != taken else 0) and not told(installed, "longlive_error")
+        assert bool(covered(frames, expected(installed, BlockRequest("a fox"))[0])) == (asked != taken)
 
 
 def test_raw_json_is_taken_as_it_comes(installed, pipeline_class):
@@ -403,6 +456,110 @@ def test_a_preset_chosen_before_the_start_keeps_its_steps(installed, pipeline_cl
     session.stop()
 
 
+# Load fields in calls, as the graph editor sends them
+
+
+def settings_of(scope, session):
+    return session_of(scope, session)._stream.settings
+
+
+def test_the_graph_editors_step_sliders_act(scope):
+    session = scope.manager.open({"prompts": FOX, "denoising_steps": [1000, 750, 500, 250]})
+    run(session, 1)
+    assert len(run(session, 1)[0]) == 12  # the schema's defaults are no wish
+    assert len(run(session, 1, denoising_steps=[1000, 500])[0]) == 9  # as another denoising_step_list, a cut
+    assert settings_of(scope, session).denoising_steps == (1000, 500)
+    assert len(run(session, 1, denoising_steps=[1000, 400], manage_cache=False)[0]) == 12
+    run(session, 1, denoising_step_list=[900, 300])
+    assert settings_of(scope, session).denoising_steps == (900, 300)
+    run(session, 1, denoising_steps=[250, 500])
+    assert settings_of(scope, session).denoising_steps == (900, 300)
+    assert ["denoising_steps" in message["message"] for message in told(scope, "longlive_error")] == [True]
+
+
+def test_load_fields_that_a_stream_can_change_act_in_calls(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    run(session, 1, step_schedule="longlive", restart_at=9, quantization="fp8_e4m3fn")
+    settings = settings_of(scope, session)
+    assert (settings.step_schedule, settings.restart_at, settings.precision) == ("longlive", 9, "int8")
+    run(session, 1, optimization_preset="realtime")  # quantization holds under every preset
+    assert settings_of(scope, session).precision == "int8"
+    assert len(run(session, 1)[0]) == 9  # at latent frame 9
+    run(session, 1, restart_at=0, quantization="")
+    assert settings_of(scope, session).restart_at is None and settings_of(scope, session).precision == "bf16"
+    assert not told(scope, "longlive_error")
+    session.stop()
+    again = scope.manager.open({"prompts": FOX})
+    run(again, 1)
+    settings = settings_of(scope, again)
+    assert (settings.step_schedule, settings.restart_at, settings.precision) == ("scope", 1021, "bf16")
+
+
+def test_positions_change_at_a_reset(scope):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 2)
+    assert len(run(session, 1, positions="relative")[0]) == 12 and settings_of(scope, session).positions == "base"
+    assert ["next reset" in notice["message"] for notice in told(scope, "longlive_notice")] == [True]
+    frames = run(session, 5, reset_cache=True)
+    assert settings_of(scope, session).positions == "relative"
+    stream = engine_of(scope).open_stream(**{**vars(settings_of(scope, session))})
+    assert same(frames, [engine_of(scope).generate_block(BlockRequest("a fox"), stream) for _ in frames])
+    session.stop()
+    first = scope.manager.open({"prompts": FOX, "positions": "relative"})  # with a session's first call there is one
+    run(first, 1)
+    assert settings_of(scope, first).positions == "relative"
+    first.stop()
+    after = scope.manager.open({"prompts": FOX})
+    assert same(run(after, 2), expected(scope, *[BlockRequest("a fox")] * 2))
+
+
+def test_what_counts_at_load_only_is_told_once_if_it_would_be_another(scope):
+    same_as_loaded = {"height": 32, "width": 44, "low_memory": False, "max_sessions": 2}
+    session = scope.manager.open({"prompts": FOX, **same_as_loaded, "model_path": "tiny"})
+    run(session, 2)
+    assert not told(scope, "longlive_error")
+    frames = run(session, 2, height=512, low_memory=True, max_sessions="many")
+    assert frames[0].shape == (12, 32, 48, 3)
+    said = [message["message"] for message in told(scope, "longlive_error")]
+    assert [text.split(":")[0] for text in said] == ["height", "low_memory", "max_sessions"]
+    assert "stays 32" in said[0]
+
+
+def test_another_vae_decodes_from_the_next_block_on(scope, monkeypatch):
+    session, bystander = (scope.manager.open({"prompts": FOX}) for _ in range(2))
+    frames = run(session, 2) + run(session, 2, vae_type="lighttae")
+    assert [len(block) for block in frames] == [9, 12, 9, 12]
+    engine = engine_of(scope)
+    small = LongLiveEngine("tiny", dataclasses.replace(engine.config, vae_type="lighttae"), device="cpu")
+    stream = engine.open_stream()
+    for _ in range(4):
+        engine.generate_block(BlockRequest("a fox"), stream)
+    decoder = DecoderStream(small.codec)
+    with torch.no_grad():
+        wanted = [decoder.decode_uint8(latents) for latents in stream.history[6:12].split(3)]
+    assert same(frames[2:], wanted)
+    assert same(run(bystander, 2), expected(scope, *[BlockRequest("a fox")] * 2))
+    monkeypatch.setattr(
+        "longlive_optimized.engine.engine.locate", lambda *_: (_ for _ in ()).throw(FileNotFoundError("no tae"))
+    )
+    assert [len(block) for block in run(session, 2, vae_type="tae")] == [12, 12]
+    assert ["no tae" in message["message"] for message in told(scope, "longlive_error")] == [True]
+    assert [len(block) for block in run(session, 1, vae_type="wan")] == [9]
+    session.stop()
+    again = scope.manager.open({"prompts": FOX})
+    assert same(run(again, 2), expected(scope, *[BlockRequest("a fox")] * 2))
+
+
+@pytest.mark.parametrize("bad", [{"step_schedule": "fast"}, {"restart_at": 2}, {"restart_at": -1}, {"positions": 3}])
+def test_load_fields_in_calls_that_make_no_sense_change_nothing(scope, bad):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    before = settings_of(scope, session)
+    run(session, 2, **bad)
+    assert settings_of(scope, session) == before and len(told(scope, "longlive_error")) == 1
+
+
 def test_presets_are_a_sessions_own(scope):
     one, other = (scope.manager.open({"prompts": FOX}) for _ in range(2))
     run(one, 1), run(other, 1)
@@ -569,6 +726,60 @@ def test_loras_are_merged_at_load_and_rescaled_while_streaming(installed, pipeli
     session.stop(), bystander.stop()
 
 
+def test_a_slider_of_a_lora_loses_no_value_and_reads_no_file(installed, pipeline_class, lora_file, monkeypatch):
+    """40 values, three of them while a block is made: blocks take the newest, the last one is exact."""
+    assert installed.manager.load(pipeline_class, LOAD | {"loras": [{"path": lora_file}]}), installed.manager.error
+    session, engine = installed.manager.open({"prompts": FOX, "manage_cache": False}), engine_of(installed)
+    for module in ("load", "user_lora"):
+        monkeypatch.setattr(
+            f"longlive_optimized.weights.{module}.tensors_in", lambda *_: pytest.fail("a file was read")
+        )
+    merged, set_loras = [], engine.set_loras
+
+    def noted(loras):
+        merged.append([lora.scale for lora in loras])
+        set_loras(loras)
+
+    monkeypatch.setattr(engine, "set_loras", noted)
+    blocks = len(run(session, 1)[0]) == 9
+    for value in range(40):
+        session.send({"lora_scales": [{"path": lora_file, "scale": value / 16}]})
+        if value % 3 == 2:
+            while not session.step().result:
+                pass
+            blocks += 1
+    while session.processor.updates.qsize():
+        blocks += bool(session.step().result)
+    run(session, 1)
+    assert session.processor.dropped_updates == 0
+    assert len(merged) <= blocks < 20 and merged[-1] == [39 / 16]
+    monkeypatch.undo()
+    fresh = LongLiveEngine("tiny", engine.config, loras=[UserLora(lora_file, 39 / 16)]).model
+    assert all(map(torch.equal, engine.model.state_dict().values(), fresh.state_dict().values()))
+    assert installed.manager.pipeline.loaded_lora_adapters[0]["scale"] == 39 / 16
+    session.stop()
+
+
+def test_a_slider_of_a_lora_does_not_hold_up_a_video(installed, pipeline_class, lora_file):
+    assert installed.manager.load(pipeline_class, LOAD | {"loras": [{"path": lora_file}]}), installed.manager.error
+    session = installed.manager.open({"prompts": FOX, "input_mode": "video", "manage_cache": False})
+    for value in range(3):
+        for _ in range(12):
+            session.put_frame(torch.full((8, 8, 3), 50 * value, dtype=torch.uint8))
+        assert len(run(session, 1, lora_scales=[{"path": lora_file, "scale": value / 3}])[0]) == (12 if value else 13)
+    session.stop()
+
+
+@pytest.mark.parametrize("mode", ["permanent_merge", "runtime_peft", "module_targeted", None])
+def test_a_lora_is_merged_whatever_its_mode(installed, pipeline_class, lora_file, mode):
+    load = LOAD | {"loras": [{"path": lora_file, "scale": 0.5, "merge_mode": mode}], "lora_merge_mode": mode}
+    assert installed.manager.load(pipeline_class, load), installed.manager.error
+    merged = LongLiveEngine("tiny", engine_of(installed).config, loras=[UserLora(lora_file, 0.5)]).model
+    assert all(map(torch.equal, engine_of(installed).model.state_dict().values(), merged.state_dict().values()))
+    [adapter] = installed.manager.pipeline.loaded_lora_adapters
+    assert adapter["merge_mode"] == (mode or "permanent_merge")
+
+
 # Sessions, threads, failures
 
 
@@ -710,6 +921,90 @@ def test_no_room_for_a_session_is_told_and_does_not_spin(scope, monkeypatch):
     second = scope.manager.open({"prompts": FOX})
     assert [second.step().result for _ in range(3)] == [{}] * 3 and not second.processor.ended
     assert len(told(scope, "longlive_error")) == 1 and len(run(first, 1)[0]) == 12
+
+
+# What is said where it is seen
+
+
+def covered(frames: torch.Tensor, plain: torch.Tensor) -> list[int]:
+    """The rows of the first frame that differ."""
+    return (frames[0] != plain[0]).any(-1).any(-1).nonzero().flatten().tolist()
+
+
+def test_a_complaint_is_drawn_into_the_frames_for_a_while(scope, failing):
+    session = scope.manager.open({"prompts": FOX, "show_messages": True})
+    plain = expected(scope, *[BlockRequest("a fox")] * 5)
+    frames = run(session, 1) + run(session, 1, noise_scale="loud")
+    assert same(frames[:1], plain[:1])
+    rows = covered(frames[1], plain[1])
+    assert rows and rows[-1] == 31 and rows[0] > 8
+    failing.pass_time(1)
+    frames += run(session, 1)
+    assert covered(frames[2], plain[2]) == rows
+    failing.pass_time(60)
+    assert same(run(session, 1), plain[3:4])
+    (muted,) = run(session, 1, noise_scale="LOUD", show_messages=False)
+    assert torch.equal(muted, plain[4])
+    assert len(told(scope, "longlive_error")) == 2
+
+
+def test_the_banner_is_where_the_overlay_is_not(scope):
+    session = scope.manager.open({"prompts": FOX, "show_messages": True, "overlay_position": "bottom-left"})
+    plain = expected(scope, BlockRequest("a fox"))
+    changes = {"noise_scale": "loud", "show_latency_overlay": True}
+    rows = covered(run(session, 1, **changes)[0], plain[0])
+    assert rows[0] == 0 and rows[-1] == 31
+
+
+def test_what_the_engine_logs_as_a_warning_is_told(installed, pipeline_class, tmp_path):
+    """Of loading, to each session at its beginning; of blocks, when it happens. To the session whose it is alone."""
+    a, b = torch.zeros(2, TINY.dim), torch.zeros(TINY.dim, 2)
+    name, path = "diffusion_model.blocks.0.self_attn", str(tmp_path / "half.safetensors")
+    save_file({f"{name}.o.lora_A.weight": a, f"{name}.o.lora_B.weight": b, f"{name}.q.lora_A.weight": a.clone()}, path)
+    for _ in range(2):  # of each load
+        installed.notifications.clear()
+        load = LOAD | {"loras": [{"path": path}], "show_messages": True}
+        assert installed.manager.load(pipeline_class, load), installed.manager.error
+        session = installed.manager.open({"prompts": FOX})
+        (frames,) = run(session, 1)
+        assert covered(frames, expected(installed, BlockRequest("a fox"))[0])
+        run(session, 1)
+        [notice] = told(installed, "longlive_notice")
+        assert "half.safetensors" in notice["message"] and "blocks.0.self_attn.q.B" in notice["message"]
+        installed.manager.unload()
+    run(session, 1, prompts=[{"text": "a fox " * 600, "weight": 1.0}])
+    assert ["the last" in notice["message"] for notice in told(installed, "longlive_notice")] == [False, True]
+    session.stop()
+
+
+def test_no_frames_for_seconds_are_told_as_scope_tells_it_where_nobody_has_frames(scope, failing):
+    session = scope.manager.open({"prompts": FOX})
+    run(session, 1)
+    failing(RuntimeError("the device is on fire"))
+    for seconds in (0.3, 0.6, 1.1, 2.1):
+        assert session.step().result == {} and not told(scope, "pipeline_error")
+        failing.pass_time(seconds)
+    for _ in range(2):
+        assert session.step().result == {}
+        failing.pass_time(20)
+    [message] = told(scope, "pipeline_error")
+    assert message == {
+        "type": "pipeline_error",
+        "pipeline_id": "longlive-optimized",
+        "message": "RuntimeError: the device is on fire",
+        "exception_type": "RuntimeError",
+        "recoverable": True,
+        "fatal": False,
+    }
+    failing(None)
+    assert len(run(session, 1)[0]) == 12
+    # Its page would take the picture of every session away.
+    run(scope.manager.open({"prompts": BOAT}), 1)
+    failing(RuntimeError("again"))
+    for _ in range(8):
+        assert session.step().result == {}
+        failing.pass_time(20)
+    assert len(told(scope, "pipeline_error")) == 1
 
 
 def test_prepare_is_cheap_and_takes_anything(scope):

@@ -343,7 +343,12 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("README.md", "Use it in scope", ".", _SCOPE),
     NotRun("README.md", "Limits", "- (Batch of one|Attention over|What the warm-up|The pipeline makes)", _GPU),
     NotRun("README.md", "Limits", "- The built-in model", "a remark on pictures; bench quality scores what it knows"),
-    NotRun("README.md", "*", "(Frame by frame|On the command line|For pictures of the real world|To change)", _PROSE),
+    NotRun(
+        "README.md",
+        "*",
+        "(Frame by frame|On the command line|For pictures of the real world|The last is VACE|To change)",
+        _PROSE,
+    ),
     NotRun("README.md", "*", r"\[docs/architecture|Apache-2\.0", _PROSE),
     NotRun("docs/CONTRIBUTING.md", "*", "Read |No GPU is needed", _PROSE),
     NotRun("docs/CONTRIBUTING.md", "Write", ".", _RULE),

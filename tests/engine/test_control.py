@@ -5,6 +5,7 @@ import gc
 
 import pytest
 import torch
+from engine.test_host_modes import MODES
 from safetensors.torch import load_file
 
 from longlive_optimized import BlockRequest, Control, LongLiveEngine, OptimizationConfig
@@ -304,3 +305,14 @@ def test_torch_compile_takes_hints(folder):
     engine = LongLiveEngine(folder, OptimizationConfig(control=True, use_torch_compile=True, **SIZE), device="cpu")
     got = made(engine, engine.open_stream(seed=1), [CONTROLS["frames"], None])
     assert all((a.float() - b.float()).abs().mean() < 1 for a, b in zip(wanted, got, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_modes_of_a_host_change_nothing(folder, mode):
+    engine = LongLiveEngine(folder, OptimizationConfig(control=True, **SIZE), device="cpu")
+    controls = [CONTROLS["masks"], CONTROLS["ends"], CONTROLS["all"]]
+    wanted = made(engine, engine.open_stream(seed=1), controls)
+    with MODES[mode]():
+        other = LongLiveEngine(folder, OptimizationConfig(control=True, **SIZE), device="cpu")
+        got = made(other, other.open_stream(seed=1), controls)
+    assert all(same(wanted, got))

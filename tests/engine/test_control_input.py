@@ -247,6 +247,13 @@ def test_a_reference_is_encoded_while_it_changes(codec, monkeypatch):
     assert not torch.equal(first, mine.context(Control(references=[picture]), 6, 3)) and encoded == [1, 1]
 
 
+def test_a_reference_made_in_inference_mode(codec):
+    with torch.inference_mode():
+        picture = torch.from_numpy(PICTURE).clone()
+    contexts = [given(codec).context(Control(references=[each]), 0, 3) for each in (picture, PICTURE)]
+    assert torch.equal(*contexts)
+
+
 def test_a_reference_does_not_disturb_the_frames(codec):
     """Nor does it matter that an encoder is under way."""
     restated, mine = Restated(codec), given(codec)

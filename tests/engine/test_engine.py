@@ -15,6 +15,7 @@ from longlive_optimized.engine.passes import BlockInputs
 from longlive_optimized.engine.sampler import make_schedule
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.vae.stream import DecoderStream, EncoderStream
+from longlive_optimized.weights import load
 from longlive_optimized.weights.user_lora import UserLora
 
 SHAPE = (3, 16, 4, 6)
@@ -638,12 +639,65 @@ def test_a_lora_that_goes_leaves_the_sinks_too(tmp_path, positions, global_sink)
         assert torch.equal(stream.ring.k[:, :3], other.ring.k[:, :3])
 
 
+def test_kept_loras_take_other_scales_without_a_file(tmp_path, monkeypatch):
+    a, b = torch.randn(2, 256), torch.randn(256, 2)
+    path, other = tmp_path / "style.safetensors", tmp_path / "other.safetensors"
+    for file in (path, other):
+        save_file({"blocks.0.cross_attn.k.lora_A.weight": a, "blocks.0.cross_attn.k.lora_B.weight": b}, file)
+    config = OptimizationConfig(height=32, width=48)
+    kept, read = (LongLiveEngine("tiny", config, "cpu", loras=[UserLora(path)]) for _ in range(2))
+    assert kept.keep_loras([UserLora(path)]) > 256 * 256 * 2
+    opened = []
+    tensors_in = load.tensors_in
+    monkeypatch.setattr(load, "tensors_in", lambda *args: opened.append(args[0]) or tensors_in(*args))
+
+    def weights(engine):
+        return [t.clone() for t in engine.model.state_dict().values()]
+
+    for scale in (0.3, 0.0, -2.0):
+        kept.set_loras([UserLora(path, scale)])
+        assert not opened
+        read.set_loras([UserLora(path, scale)])
+        assert opened and all(map(torch.equal, weights(kept), weights(read)))
+        opened.clear()
+    for engine in (kept, read):  # a LoRA that was not kept is read, and kept from then on
+        engine.set_loras([UserLora(path, 0.0), UserLora(other, 0.5)])
+    opened.clear()
+    kept.set_loras([UserLora(path, 0.0), UserLora(other, 0.7)])
+    assert not opened
+    assert kept.keep_loras([]) == 0
+    kept.set_loras([UserLora(path, 0.0), UserLora(other, 0.5)])
+    assert opened and all(map(torch.equal, weights(kept), weights(read)))
+
+
+def test_kept_loras_go_where_a_gpu_runs_out_of_memory(tmp_path):
+    path = tmp_path / "style.safetensors"
+    save_file(
+        {
+            "blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 256),
+            "blocks.0.self_attn.q.lora_B.weight": torch.zeros(256, 2),
+        },
+        path,
+    )
+    engine, calls = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), "cpu", loras=[UserLora(path)]), []
+
+    def work():
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return "made"
+
+    engine.keep_loras([UserLora(path)])
+    engine._unmerged.device = torch.device("cuda")
+    assert engine._or_leaner(work) == "made" and engine._unmerged is None and not engine.memory_fallback
+
+
 def test_no_block_is_made_of_mixed_weights(monkeypatch):
     engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), device="cpu")
     engine.generate_block(BlockRequest("a fox"))
 
     def set_loras(error):
-        def refill(*args, branch):
+        def refill(*args, **kwargs):
             if error:
                 raise error
 
@@ -679,6 +733,25 @@ def test_after_a_reset_other_lora_scales_are_as_if_loaded_with(tmp_path):
     changed.reset()
     prompts = ["a fox"] * 3
     assert torch.equal(latents_of(changed, changed.stream, prompts), latents_of(loaded, loaded.stream, prompts))
+
+
+def test_a_stream_takes_another_vae_and_only_it(engine):
+    one, other = engine.open_stream(), engine.open_stream()
+    for stream in (one, other):
+        engine.generate_block(BlockRequest("a fox"), stream)
+    engine.use_vae("wan", one)  # its own: nothing happens
+    assert len(engine.generate_block(BlockRequest("a fox"), one)) == 12
+    engine.use_vae("tae", one)
+    kept = one.networks.codec
+    assert [len(engine.generate_block(BlockRequest("a fox"), one)) for _ in range(2)] == [9, 12]
+    plain = [engine.generate_block(BlockRequest("a fox"), other) for _ in range(3)]
+    assert [len(block) for block in plain] == [12, 12, 12] and torch.equal(one.history, other.history)
+    engine.use_vae("wan", one), engine.use_vae("tae", one)
+    assert one.networks.codec is kept and other.networks.codec is engine.codec
+    with pytest.raises(ValueError, match="vae_type must be one of"):
+        engine.use_vae("vae9", one)
+    video = torch.zeros(12, 32, 48, 3, dtype=torch.uint8)
+    assert len(engine.generate_block(BlockRequest("a fox", video=video), one)) == 9  # it encodes, too
 
 
 @pytest.mark.parametrize("vae_type", ["lightvae", "tae", "lighttae"])

@@ -29,6 +29,8 @@ from longlive_optimized.engine.request import BlockRequest, Control
         ({"prompt": "a", "noise_scale": 0.05}, "noise_scale must lie"),
         ({"prompt": "a", "noise_scale": math.nan}, "noise_scale must lie"),
         ({"prompt": "a", "noise_steps": "half"}, "noise_steps must be"),
+        ({"prompt": "a", "first_step": 1001}, "first_step must be"),
+        ({"prompt": "a", "first_step": 0.5}, "first_step must be"),
         ({"prompt": "a", "denoising_steps": ()}, "denoising_steps must be"),
         ({"prompt": "a", "denoising_steps": (500, 750)}, "denoising_steps must be"),
         ({"prompt": "a", "denoising_steps": (1001,)}, "denoising_steps must be"),

@@ -136,10 +136,10 @@ def recording_vae(log: Log) -> nn.Module:
             log.add("clear_vae")
             super().clear_cache()
 
-        def encode_to_latent(self, pixel: Tensor) -> Tensor:
+        def encode_to_latent(self, pixel: Tensor, **how: Any) -> Tensor:
             levels = [round(v) for v in ((pixel.mean(dim=(0, 1, 3, 4)) + 1) * 127.5).tolist()]
             fresh = self.model.first_batch
-            self.encoded = super().encode_to_latent(pixel)
+            self.encoded = super().encode_to_latent(pixel, **how)
             latents = self.encoded.shape[1]
             log.add("encode_video", frames=pixel.shape[2], latents=latents, fresh=fresh, levels=levels)
             return self.encoded

@@ -107,9 +107,6 @@ DIFFERENT = {
     ("modulated steps, then a change by hand", 6): [(CLEAN, 0, 0), (DENOISE, 1000, 3)],
     ("modulated steps, then a change by hand", 7): [(DENOISE, 1000, 0)],
     ("modulated steps, then a change by hand", 8): [(CLEAN, 0, 0), (DENOISE, 1000, 3)],
-    # Text mode starts from noise alone, and tells the network so.
-    ("modulated noise scale in text mode", 2): [(CLEAN, 0, 3), (DENOISE, 1000, 6)],
-    ("modulated noise scale in text mode", 3): [(CLEAN, 0, 6), (DENOISE, 1000, 9)],
     # Other steps do not make the input video a new one: its motion is measured on.
     ("video with controller, in and out", 6): [(DENOISE, 589, 0)],
     # A prompt that is almost the present one is gone over to all the same; scope stays, even when asked again.

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from longlive_optimized.weights import CheckpointError, load, user_lora
-from longlive_optimized.weights.load import check_loras, load_generator, refill_generator
+from longlive_optimized.weights.load import check_loras, keep_unmerged, load_generator, refill_generator
 from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
 from support.loras import (
     FFN,
     LINEARS,
+    SHAPES,
     Q,
     check_merge,
     diffusers,
@@ -243,14 +244,7 @@ def wider(tensors):
             lambda t: t | {f"{Q}.lora_A.weight": torch.zeros(0, 256), f"{Q}.lora_B.weight": torch.zeros(256, 0)},
             r"self_attn\.q\.A is \[0, 256\], expected \[1, 256\]",
         ),
-        (
-            lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_B.weight"},
-            r"1 missing \(blocks\.0\.self_attn\.q\.B\)",
-        ),
-        (
-            lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_A.weight"},
-            r"1 missing \(blocks\.0\.self_attn\.q\.A\)",
-        ),
+        (lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, r"lacks blocks\.0\.self_attn\.q\.B, blocks\.1"),
         (lambda t: t | {f"{Q}.lora_A.weight": torch.ones(1, 256, dtype=torch.int8)}, "1 not floating point .*int8"),
         (lambda t: t | {f"{Q}.alpha": torch.ones(2)}, r"self_attn\.q\.alpha is \[2\], expected \[\]"),
         (
@@ -288,12 +282,15 @@ def wider(tensors):
             lambda t: {f"{Q}.hada_w1_a": torch.zeros(256, 1), f"{Q}.alpha": torch.tensor(1.0)},
             r"3 missing \(blocks\.0\.self_attn\.q\.hada_w1_b",
         ),
-        (lambda t: {"patch_embedding.lora_A.weight": torch.zeros(1, 64)}, r"1 missing \(patch_embedding\.B\)"),
+        (lambda t: {"patch_embedding.lora_A.weight": torch.zeros(1, 64)}, r"lacks patch_embedding\.B$"),
         (lambda t: {f"{Q}.bias.lora_A.weight": torch.zeros(1, 64)}, "holds tensors that are of an unknown kind"),
-        (lambda t: {"blocks.0.norm3.lora_A.weight": torch.zeros(1, 256)}, r"1 unexpected \(blocks\.0\.norm3\.A\)"),
         (
-            lambda t: {"blocks.0.modulation.lora_A.weight": torch.zeros(1, 256)},
-            r"1 unexpected \(blocks\.0\.modulation\.A",
+            lambda t: {f"blocks.0.norm3.lora_{half}.weight": torch.zeros(1, 256) for half in "AB"},
+            r"2 unexpected \(blocks\.0\.norm3\.A, blocks\.0\.norm3\.B\)",
+        ),
+        (
+            lambda t: {f"blocks.0.modulation.lora_{half}.weight": torch.zeros(1, 256) for half in "AB"},
+            r"2 unexpected \(blocks\.0\.modulation\.A",
         ),
         (lambda t: t | {f"{Q}.diff": torch.zeros(256)}, r"self_attn\.q\.difference is \[256\], expected \[256, 256\]"),
         (
@@ -391,6 +388,26 @@ def test_what_is_ignored_is_said_once(model_files, plain, path, caplog):
     text = record.getMessage()
     assert str(path) in text and "4 tensors" in text
     assert all(name in text for name in others if not name.endswith("ffn.0.alpha"))
+
+
+@pytest.mark.parametrize("gone", ["lora_A.weight", "lora_B.weight"])
+def test_a_lora_of_which_one_half_is_missing_is_left_out_and_named(model_files, plain, path, caplog, gone):
+    """The others act, and what else the file holds of that module."""
+    pairs, change = halves([Q, FFN, "blocks.0.cross_attn.q"]), torch.randn(SHAPES[f"{Q}.bias"])
+    tensors = {key: t for key, t in tensors_of(pairs).items() if key not in (f"{Q}.{gone}", f"{FFN}.{gone}")}
+    write(path, tensors | {f"{Q}.diff_b": change, f"{Q}.alpha": torch.tensor(3.0)})
+    with caplog.at_level(logging.WARNING):
+        found = merged(model_files, UserLora(path))
+    [record] = caplog.records
+    half = "B" if gone == "lora_B.weight" else "A"
+    assert str(path) in record.getMessage() and f"2 modules is missing, and the other ignored: {Q}.{half}" in (
+        record.getMessage()
+    )
+    assert torch.equal(found[f"{Q}.weight"], plain[f"{Q}.weight"]) and torch.equal(
+        found[f"{FFN}.weight"], plain[f"{FFN}.weight"]
+    )
+    assert torch.equal(found[f"{Q}.bias"], plain[f"{Q}.bias"] + change)
+    assert not torch.equal(found["blocks.0.cross_attn.q.weight"], plain["blocks.0.cross_attn.q.weight"])
 
 
 def test_nothing_is_said_of_a_whole_lora(model_files, path, caplog):
@@ -524,6 +541,89 @@ def test_refill_from_files_spoilt_since_says_so(files, two, edit):
     edit(files.generator, lambda content: content["generator"][f"model.{Q}.weight"].fill_(torch.nan) is None or None)
     with pytest.raises(RuntimeError, match=r"partly rewritten.*NaN or infinity in blocks\.0\.self_attn\.q\.weight"):
         refill_generator(model, files, two)
+
+
+@pytest.fixture
+def every_kind(tmp_path):
+    """A LoRA, a DoRA, a LoHa, a LoKr, plain differences and a half, in one file."""
+    tensors = tensors_of(halves([Q, FFN], 3), alpha=torch.tensor(0.7))
+    k, v, o = (f"blocks.1.cross_attn.{leaf}" for leaf in "kvo")
+    tensors |= {f"{Q}.dora_scale": torch.rand(256, 1), f"{FFN}.diff_b": torch.randn(SHAPES[f"{FFN}.bias"])}
+    tensors |= {
+        f"{k}.hada_w{i}_{half}": torch.randn(2, 256).T if half == "a" else torch.randn(2, 256)
+        for i in (1, 2)
+        for half in "ab"
+    }
+    tensors |= {
+        f"{v}.lokr_w1": torch.randn(4, 4),
+        f"{v}.lokr_w2_a": torch.randn(64, 2),
+        f"{v}.lokr_w2_b": torch.randn(2, 64),
+    }
+    tensors |= {"blocks.0.diff_m": torch.randn(1, 6, 256), f"{o}.lora_A.weight": torch.randn(2, 256)}
+    return UserLora(write(tmp_path / "every.safetensors", {key: t.contiguous() for key, t in tensors.items()}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_gives_the_weights_of_a_fresh_load_without_a_file(
+    model_files, two, every_kind, monkeypatch, dtype
+):
+    loras = [*two, every_kind]
+    model = load_generator(model_files, "cpu", dtype, loras=loras)
+    kept = keep_unmerged(model, model_files, loras)
+    every = [(0.3, 0.7, -1.0), (0.0, 0.0, 0.0), (-2.0, 1e-3, 3.7), (1 / 3, 1.0, 0.1)]
+    wanted = [bits(load_generator(model_files, "cpu", dtype, loras=scaled(loras, *scales))) for scales in every]
+    monkeypatch.setattr(load, "tensors_in", lambda *_: pytest.fail("a file was read"))
+    monkeypatch.setattr("longlive_optimized.weights.user_lora.tensors_in", lambda *_: pytest.fail("a file was read"))
+    for scales, want in zip(every, wanted, strict=True):
+        refill_generator(model, model_files, scaled(loras, *scales), unmerged=kept)
+        assert same(bits(model), want)
+    refill_generator(model, model_files, [dataclasses.replace(loras[1], scale=1.0)], unmerged=kept)
+    monkeypatch.undo()
+    assert same(
+        bits(model), bits(load_generator(model_files, "cpu", dtype, loras=[dataclasses.replace(two[1], scale=1.0)]))
+    )
+
+
+def test_what_is_kept_is_no_wider_than_its_files(model_files, two):
+    model = load_generator(model_files, "cpu", torch.float32, loras=two)
+    kept = keep_unmerged(model, model_files, two)
+    assert kept.tensors.keys() == model.adapted and kept.device.type == "cpu"
+    assert kept.nbytes < 1.1 * sum(2 * SHAPES[key].numel() for key in kept.tensors) + (1 << 17)
+
+
+def test_what_is_kept_does_not_count_for_other_files(model_files, two, path):
+    model = load_generator(model_files, "cpu", torch.bfloat16, loras=two)
+    kept = keep_unmerged(model, model_files, two[:1])
+    assert kept.covers(scaled(two[:1], 7.0)) and not kept.covers(two)
+    refill_generator(model, model_files, two, unmerged=kept)
+    assert same(bits(model), bits(load_generator(model_files, "cpu", torch.bfloat16, loras=two)))
+    write(two[0].path, tensors_of(halves([Q], 9)))
+    assert not kept.covers(two[:1])
+    refill_generator(model, model_files, two[:1], unmerged=kept)
+    assert same(bits(model), bits(load_generator(model_files, "cpu", torch.bfloat16, loras=two[:1])))
+
+
+def test_a_scale_too_large_for_what_is_kept_changes_nothing(model_files, two):
+    model = load_generator(model_files, "cpu", torch.bfloat16, loras=two)
+    kept, before = keep_unmerged(model, model_files, two), bits(model)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors at scale 9.9e\+29 adds NaN, infinity or about that"):
+        refill_generator(model, model_files, scaled(two, 9.9e29, 1), unmerged=kept)
+    assert same(bits(model), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("spare", [0, 1 << 50], ids=["on the GPU", "in pinned memory"])
+def test_what_is_kept_gives_the_same_weights_on_a_gpu(model_files, two, every_kind, monkeypatch, spare):
+    monkeypatch.setattr("longlive_optimized.weights.unmerged._SPARE", spare)
+    loras = [*two, every_kind]
+    model = load_generator(model_files, "cuda", torch.bfloat16, loras=loras)
+    kept = keep_unmerged(model, model_files, loras)
+    assert kept.device.type == ("cpu" if spare else "cuda")
+    for scales in [(0.3, 0.7, -1.0), (0.0, 0.0, 0.0), (1 / 3, 1.0, 0.1)]:
+        refill_generator(model, model_files, scaled(loras, *scales), unmerged=kept)
+        fresh = load_generator(model_files, "cuda", torch.bfloat16, loras=scaled(loras, *scales))
+        assert same(bits(model), bits(fresh))
 
 
 @pytest.mark.gpu

@@ -110,7 +110,7 @@ class LatencyOverlay:
         is not a finite number is shown as "-". A panel larger than the frame is cropped.
         Raises ValueError or TypeError naming ``frame`` or ``stats``; nothing has been drawn or counted then.
         """
-        frames, stats = _canonical(frame), _as_stats(stats)
+        frames, stats = frames_of(frame), _as_stats(stats)
         count, height, width, _ = frames.shape
         latency = _finite(stats.current_ms)
         if latency is not None and latency > 0:
@@ -162,8 +162,7 @@ class LatencyOverlay:
         key = shown.size, shown.optimizations, shown.precision
         if self._layout is None or self._layout[0] != key:
             height, width = shown.size
-            em = round(self.config.scale * (3.6 + 0.0205 * min(height, 0.75 * width)))
-            for size in range(min(max(em, SMALLEST), LARGEST), SMALLEST - 1, -1):
+            for size in range(min(text_size(height, width, self.config.scale), LARGEST), SMALLEST - 1, -1):
                 panel = Panel(size, LABELS, shown.optimizations, shown.precision, self.config.show_latency_graph)
                 if panel.height <= height and panel.width <= width:
                     break
@@ -177,12 +176,7 @@ class LatencyOverlay:
             rgba = self._panel(shown).draw(shown.figures, shown.bars)
             rgba = np.ascontiguousarray(rgba[: shown.size[0], : shown.size[1]])
             rgba[..., 3] = np.rint(np.arange(256) * self.config.opacity).astype(np.uint8)[rgba[..., 3]]
-            panel = torch.from_numpy(rgba)
-            if device.type == "cuda":
-                # torch hands pinned memory out again only when the copies that read it are done, and device memory in
-                # the order of the stream: no buffer is overwritten while it is in use, and nobody waits.
-                panel = panel.pin_memory()
-            self._sent = key, panel.to(device, non_blocking=True)
+            self._sent = key, to_device(rgba, device)
         return self._sent[1]
 
     def _corner(self, rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
@@ -197,8 +191,23 @@ def create_latency_overlay(position: Position = "top-right", **fields: Unpack[Ov
     return LatencyOverlay(OverlayConfig(position=position, **fields))
 
 
-def _canonical(frame: Tensor) -> Tensor:
-    """``frame`` as [T, H, W, 3], a view of it."""
+def text_size(height: int, width: int, scale: float = 1.0) -> int:
+    """Pixels of text for a picture of that size."""
+    return max(SMALLEST, round(scale * (3.6 + 0.0205 * min(height, 0.75 * width))))
+
+
+def to_device(rgba: np.ndarray, device: torch.device) -> Tensor:
+    """A drawn picture on ``device``, ready for use on its current stream; nobody waits."""
+    panel = torch.from_numpy(rgba)
+    if device.type == "cuda":
+        # torch hands pinned memory out again only when the copies that read it are done, and device memory in the order
+        # of the stream: no buffer is overwritten while it is in use.
+        panel = panel.pin_memory()
+    return panel.to(device, non_blocking=True)
+
+
+def frames_of(frame: Tensor) -> Tensor:
+    """``frame`` as [T, H, W, 3], a view of it. Raises TypeError or ValueError naming it."""
     if not isinstance(frame, Tensor):
         raise TypeError(f"frame must be a torch.Tensor, got {type(frame).__name__}")
     if frame.dtype not in DTYPES:

@@ -6,7 +6,10 @@ FIRST, LONGEST = 0.25, 8.0  # seconds
 
 
 class Backoff:
-    """Times are seconds of one clock, given by the caller."""
+    """Times are seconds of one clock, given by the caller.
+
+    failures: those since all was well.
+    """
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -15,7 +18,7 @@ class Backoff:
     def clear(self) -> bool:
         """All is well; whether it was not before."""
         recovered, self._told = bool(self._told), set()
-        self._delay, self._until = FIRST, float("-inf")
+        self._delay, self._until, self.failures = FIRST, float("-inf"), 0
         return recovered
 
     def waiting(self, now: float) -> bool:
@@ -25,6 +28,7 @@ class Backoff:
     def failed(self, now: float, what: str) -> bool:
         """Note a failure; True if this error has not been reported since the last success."""
         self._until, self._delay = now + self._delay, min(2 * self._delay, LONGEST)
+        self.failures += 1
         news = what not in self._told
         self._told.add(what)
         return news

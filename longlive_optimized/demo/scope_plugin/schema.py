@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import get_args
 
 from pydantic import Field
 from scope.core.pipelines.artifacts import HuggingfaceRepoArtifact  # pyright: ignore[reportMissingImports]
@@ -17,9 +18,14 @@ from scope.core.pipelines.base_schema import (  # pyright: ignore[reportMissingI
 
 from ... import __version__
 from ...config import PRESETS
+from ...weights.locate import CONTROL_FILE
+from .call_params import Corner as CORNERS
+from .home import docs_url
 from .load_params import ESTIMATED_VRAM, LoadParams
+from .notify import PIPELINE_ID
 
 _DEFAULTS = LoadParams()
+PORTS = ("video", "vace_input_frames", "vace_input_masks")
 
 
 def _choice(name: str, *values: str) -> type[Enum]:
@@ -29,28 +35,30 @@ def _choice(name: str, *values: str) -> type[Enum]:
 
 Preset = _choice("Preset", *PRESETS)
 VaeType = _choice("VaeType", "wan", "lightvae", "tae", "lighttae")
+Corner = _choice("Corner", *get_args(CORNERS))
 Quantization = _choice("Quantization", "fp8_e4m3fn")
 StepSchedule = _choice("StepSchedule", "scope", "longlive")
 Positions = _choice("Positions", "base", "relative")
 
 
 class LongLiveOptimizedConfig(BasePipelineConfig):
-    """The same controls as scope's LongLive, less VACE, and our own: presets, overlay, schedule, positions."""
+    """The same controls as scope's LongLive, and our own: presets, overlay, schedule, positions."""
 
-    pipeline_id = "longlive-optimized"
+    pipeline_id = PIPELINE_ID
     pipeline_name = "LongLive Optimized"
     pipeline_description = (
         "LongLive-1.3B in real time: the same checkpoints and the same pictures, sooner. Prompts, presets and the "
         "latency panel may change while it runs."
     )
     pipeline_version = __version__
+    docs_url = docs_url()
     estimated_vram_gb = ESTIMATED_VRAM
     supports_lora = True
-    supports_vace = False
+    supports_vace = True
     supports_cache_management = True
     supports_quantization = True
     min_dimension = 16
-    inputs = ["video"]  # noqa: RUF012  (scope's own annotation is a ClassVar)
+    inputs = [*PORTS]  # noqa: RUF012  (scope's own annotation is a ClassVar)
     outputs = ["video"]  # noqa: RUF012
     artifacts = [  # noqa: RUF012
         HuggingfaceRepoArtifact(
@@ -59,6 +67,7 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         HuggingfaceRepoArtifact(
             repo_id="daydreamlive/WanVideo_comfy", files=["config.json", "umt5-xxl-enc-fp8_e4m3fn.safetensors"]
         ),
+        HuggingfaceRepoArtifact(repo_id="daydreamlive/WanVideo_comfy", files=["config.json", CONTROL_FILE.name]),
         HuggingfaceRepoArtifact(
             repo_id="daydreamlive/Autoencoders",
             files=["config.json", "lightvaew2_1.pth", "taew2_1.pth", "lighttaew2_1.pth"],
@@ -74,6 +83,13 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         ),
     }
 
+    vace_context_scale: float = Field(
+        default=_DEFAULTS.vace_context_scale,
+        ge=0.0,
+        le=2.0,
+        description="How strongly control video, masks and pictures act (VACE)",
+        json_schema_extra=ui_field_config(order=1, component="vace", is_load_param=True),
+    )
     lora_merge_strategy: str = Field(
         default="permanent_merge",
         description="LoRAs are merged into the weights; their scales can be changed while streaming all the same",
@@ -87,15 +103,13 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
     height: int = Field(
         default=_DEFAULTS.height,
         ge=16,
-        multiple_of=16,
-        description="Output height in pixels, a multiple of 16",
+        description="Output height in pixels, rounded to a multiple of 16",
         json_schema_extra=ui_field_config(order=3, component="resolution", is_load_param=True),
     )
     width: int = Field(
         default=_DEFAULTS.width,
         ge=16,
-        multiple_of=16,
-        description="Output width in pixels, a multiple of 16",
+        description="Output width in pixels, rounded to a multiple of 16",
         json_schema_extra=ui_field_config(order=3, component="resolution", is_load_param=True),
     )
     base_seed: int = Field(
@@ -149,6 +163,16 @@ class LongLiveOptimizedConfig(BasePipelineConfig):
         default=_DEFAULTS.show_latency_overlay,
         description="Draw latency and frame rate into the frames, for every viewer",
         json_schema_extra=ui_field_config(order=9, label="Latency overlay"),
+    )
+    overlay_position: Corner = Field(
+        default=Corner(_DEFAULTS.overlay_position),
+        description="Corner of the picture in which the latency overlay stands",
+        json_schema_extra=ui_field_config(order=9, label="Overlay in"),
+    )
+    show_messages: bool = Field(
+        default=_DEFAULTS.show_messages,
+        description="Draw what has gone wrong into the frames, for a few seconds",
+        json_schema_extra=ui_field_config(order=9, label="Messages"),
     )
     step_schedule: StepSchedule = Field(
         default=StepSchedule(_DEFAULTS.step_schedule),

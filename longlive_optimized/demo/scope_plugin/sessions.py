@@ -30,6 +30,11 @@ class Sessions:
         """The session that the calling thread has, if any."""
         return self._busy.get(threading.current_thread())
 
+    def alone(self) -> bool:
+        """Whether at most one session is being served."""
+        with self._lock:
+            return sum(thread.is_alive() for thread in self._busy) <= 1
+
     def enter(self) -> Session | None:
         """The calling thread's session, given to it if need be; None, told to the clients once, if there is no room."""
         if (session := self.current()) is not None:

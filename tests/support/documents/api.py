@@ -138,7 +138,7 @@ def _methods(rows: list[list[str]], of: type) -> None:
 
 @lists(API, "The engine: blocks")
 def the_engine(units: list[Unit]):
-    assert len(units) == 9
+    assert len(units) == 11
     _methods([unit.cells for unit in units], LongLiveEngine)
     _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
 
@@ -366,7 +366,10 @@ for _ in range(2):
 
 
 @lists(API, "LoRAs")
-@says(API, "Modules that this model lacks are passed over, and named in the log.")
+@says(API, "Modules that this model lacks are passed over, as are those of which `lora_A` or `lora_B` is missing")
+@says(
+    API, "From then on `set_loras` opens no file, and the weights are bit for bit those of an engine loaded with these"
+)
 def kinds_of_loras(place: Place):
     place.passes("tests/weights -k lora")
 

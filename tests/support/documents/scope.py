@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from longlive_optimized.demo.scope_plugin import backoff, session
 from longlive_optimized.demo.scope_plugin.load_params import ROTARY_END, LoadParams, read_load
 
@@ -45,10 +43,9 @@ def load_parameters(units: list[Unit]):
     read_load({"nobody_knows_this": 1})  # "unknown ones are ignored"
 
 
-@says(SCOPE, "`vace_enabled` at load is refused")
-def no_vace():
-    with pytest.raises(ValueError, match="VACE"):
-        read_load({"vace_enabled": True})
+@says(SCOPE, "`vace_enabled` without the module's file")
+def vace_where_it_is(place: Place):
+    place.passes("tests/demo/test_scope_vace.py")
 
 
 @says(SCOPE, "tried again after 0.25 to 8 seconds")

@@ -4,7 +4,7 @@ import gc
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,9 +60,9 @@ class Manager:
             raise LookupError("no pipeline is loaded")
         return self._instance
 
-    def open(self, parameters: dict | None = None) -> Session:
+    def open(self, parameters: dict | None = None, wired: Sequence[str] = ("video",)) -> Session:
         """A client's session on the loaded pipeline; it keeps this instance to its end, whatever is loaded later."""
-        session = Session(self.pipeline, parameters)
+        session = Session(self.pipeline, parameters, wired)
         self._sessions.append(session)
         return session
 

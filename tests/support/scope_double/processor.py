@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,15 +34,23 @@ class Processor:
     """One pipeline in one session, without the thread.
 
     ``errors`` are the texts of the exceptions scope would log; ``ended`` is set when the worker is gone for good;
-    ``beat``, if set, changes every call's keywords as the beat clock and its modulation would.
+    ``wired`` names the video ports at which an edge of the graph ends; ``beat``, if set, changes every call's keywords
+    as the beat clock and its modulation would.
     """
 
-    def __init__(self, pipeline: Any, parameters: dict, notify: Callable[[dict], None] = lambda values: None):
+    def __init__(
+        self,
+        pipeline: Any,
+        parameters: dict,
+        notify: Callable[[dict], None] = lambda values: None,
+        wired: Sequence[str] = ("video",),
+    ):
         self.pipeline, self.parameters, self.notify = pipeline, dict(parameters), notify
         self.beat: Callable[[dict], dict] | None = None
         self.updates: queue.Queue = queue.Queue(UPDATES)
         self.outputs: queue.Queue = queue.Queue(FRAMES)
-        self.inputs: dict[str, queue.Queue] = {"video": queue.Queue(self._input_places())}
+        places = self._input_places()
+        self.inputs: dict[str, queue.Queue] = {port: queue.Queue(places) for port in wired}
         ports = pipeline.get_definition().inputs
         self.values: dict[str, queue.Queue] = {p.name: queue.Queue() for p in ports if p.port_type != "video"}
         self.stopping = threading.Event()

@@ -3,7 +3,7 @@
 import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -25,11 +25,11 @@ class Session:
     thread. ``notifications`` are the messages to this client alone.
     """
 
-    def __init__(self, pipeline: Any, parameters: dict | None = None):
+    def __init__(self, pipeline: Any, parameters: dict | None = None, wired: Sequence[str] = ("video",)):
         self.node_id = pipeline.get_definition().node_type_id
         self.notifications: list[dict] = []
         offered = {"input_mode": "text", "pipeline_ids": [self.node_id], **OFFERED, **(parameters or {})}
-        self.processor = Processor(pipeline, json.loads(json.dumps(offered)), self._tell)
+        self.processor = Processor(pipeline, json.loads(json.dumps(offered)), self._tell, wired)
         self._free = False
         self._orders: queue.SimpleQueue[tuple[Callable, Future] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -55,12 +55,12 @@ class Session:
         """The same over REST, where scope adds two keys nobody asked for."""
         self.send(OFFERED | parameters)
 
-    def put_frame(self, frame: torch.Tensor) -> None:
+    def put_frame(self, frame: torch.Tensor, port: str = "video") -> None:
         """An input frame, uint8 [H,W,3]; lost when the queue is full, whatever the input mode."""
         if frame.dtype != torch.uint8 or frame.dim() != 3 or frame.shape[2] != 3:
             raise ValueError(f"frame must be uint8 [H,W,3], got {frame.dtype} {[*frame.shape]}")
         try:
-            self.processor.inputs["video"].put_nowait(frame[None])
+            self.processor.inputs[port].put_nowait(frame[None])
         except queue.Full:
             pass
 
@@ -96,7 +96,8 @@ class Session:
             self._orders.put(None)
             self._thread.join(timeout)
         self._free = False
-        _drain(self.processor.inputs["video"])
+        for queued in self.processor.inputs.values():
+            _drain(queued)
         _drain(self.processor.outputs)
         self.processor.pipeline = None
         return not self._thread.is_alive()
