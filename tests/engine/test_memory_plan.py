@@ -299,7 +299,7 @@ def test_an_engine_follows_its_plan(full_size, big_text, caplog):
     """As far as it goes without a GPU: what is chosen reaches the config, the devices and what loads the weights."""
     caplog.set_level(logging.INFO)
     engine = LongLiveEngine.__new__(LongLiveEngine)
-    engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=9.5).sized((480, 832))
+    engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=11).sized((480, 832))
     engine.files, engine.config, engine.devices = locate("tiny"), engine._asked, Devices(CPU)
     engine.devices.model, engine.devices.release = CUDA, lambda: None
     engine._follow_plan()
