@@ -10,10 +10,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-import numpy as np
-
 if TYPE_CHECKING:
     import av
+    import numpy as np
     from av.container import InputContainer
 
 MOST_PIXELS = 1 << 26  # of a picture: a file of a few bytes may claim any size
@@ -98,6 +97,8 @@ _MARKS = {
 def cover(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """A frame as it is meant to be seen, uint8 [height, width, 3]: upright, what is transparent white, scaled to cover
     that size, what protrudes cut off on both sides alike. Raises ValueError for a strip."""
+    import numpy as np
+
     if max(frame.height, frame.width) > MOST_ELONGATED * min(frame.height, frame.width):
         raise ValueError(f"a picture's sides must be in proportions of 1 to 8, got {frame.width}x{frame.height}")
     turns = _quarter_turns(frame)
@@ -143,6 +144,8 @@ def _opened(path: str | PathLike[str]) -> Iterator[InputContainer]:
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
+    import numpy as np
+
     picture = _rgb(_on_white(frame), frame.height, frame.width, "BICUBIC")
     return np.ascontiguousarray(np.rot90(picture, _quarter_turns(frame)))
 
@@ -151,6 +154,7 @@ def _on_white(frame: av.VideoFrame) -> av.VideoFrame:
     if not (frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)):
         return frame
     import av
+    import numpy as np
 
     rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
     opacity = rgba[..., 3:]
