@@ -157,13 +157,13 @@ def _seen(pixel, height, columns, top, left, SIDE: tl.constexpr):
 
 @triton.jit
 def _pixels(
-    i, steps, products, chunks, origins, absent, groups, at, seen, area, columns,
+    i, steps, products, chunks, x, origins, absent, groups, at, seen, area, columns,
     SLICES: tl.constexpr, SIDE: tl.constexpr, GROUP: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):  # fmt: skip
     """What the i-th step multiplies, [pixels, STEP]."""
     TAPS: tl.constexpr = SIDE * SIDE
-    COPY: tl.constexpr = 128 // origins[0].dtype.element_ty.primitive_bitwidth
+    COPY: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
     copy = tl.arange(0, STEP // COPY)[:, None, None]
     half = copy * COPY // 32
     product = tl.zeros((1, 1, 1), tl.int32) + i
@@ -189,8 +189,9 @@ def _pixels(
     if RAGGED:
         inside &= (chunk - first) * (32 // GROUP) + copy * COPY % 32 // GROUP < groups
     origin += (chunk * (32 // GROUP) * area + down * (columns - SIDE) + tap) * GROUP
+    origin = tl.multiple_of(origin, [GROUP, GROUP, GROUP])  # Triton 3.9 does not see it
     mask = inside & (tl.arange(0, COPY)[None, None, :] >= 0)
-    return _flat(tl.load(origin + at, mask=mask, other=0, cache_modifier=".ca"))
+    return _flat(tl.load(x + origin + at, mask=mask, other=0, cache_modifier=".ca"))
 
 
 @triton.jit
@@ -210,10 +211,10 @@ def accumulate(
     products = SLICES * SIDE * SIDE * chunks
     steps = tl.cdiv(products, STEP // 32)
     size = groups.to(tl.int64) * (area * GROUP)
-    origins, absent = (x + frame * size,), (tl.where(frame < 0, _NONE, 0),)
+    origins, absent = (frame * size,), (tl.where(frame < 0, _NONE, 0),)
     if SLICES == 3:  # a slice's channels begin where those of the one before it end
         skipped = chunks * 32 * area
-        origins = x + before * size, x + middle * size - skipped, x + frame * size - 2 * skipped
+        origins = before * size, middle * size - skipped, frame * size - 2 * skipped
         absent = tl.where(before < 0, _NONE, 0), tl.where(middle < 0, _NONE, 0), tl.where(frame < 0, _NONE, 0)
     seen = _seen(pixel, height, columns, top, left, SIDE)[None, :, None]
     COPY: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
@@ -225,7 +226,7 @@ def accumulate(
     rest_stream, every = _places(rest_row, rest_live, products - steps, width, GROUP, STEP, WEIGHT_CUBES)
     for i in range(0, steps):
         left_side = _pixels(
-            i, steps, products, chunks, origins, absent, groups, at, seen, area, columns,
+            i, steps, products, chunks, x, origins, absent, groups, at, seen, area, columns,
             SLICES, SIDE, GROUP, STEP, EVEN, RAGGED,
         )  # fmt: skip
         right_side = _weights(weight, stream, live, WEIGHT_CUBES)

@@ -68,6 +68,11 @@ def source(found: Found | Sequence[Run]) -> str:
     return "  \n".join(lines)
 
 
+def sources_said(of: Found) -> str:
+    """``source`` of what was measured by no command alone."""
+    return "  \n".join(dict.fromkeys(f"{stamp(run)}, {run['device']}; {run['command']}" for _, run in of.values()))
+
+
 def goals(topic: str) -> str:
     """What was to be reached, as the newest run that says so has it."""
     return next(run["goals"] for run in reversed(runs(topic)) if "goals" in run)
@@ -137,6 +142,7 @@ def engine() -> dict[str, str]:
     prompts = by_size(["prompt-switch", "block"], "prompt switch")
     switches = newest(["block", "presets"], lambda row: (row.get("from", "balanced"), row["size"]), "preset switch")
     memory = newest(["memory"], lambda row: (row["mode"], row["size"]))
+    triton = newest(["triton-block"], lambda row: (row["preset"], row["size"]))
     plans = newest(["memory-plan"], lambda row: (row["preset"], row["size"], row["way"]))
     times: dict[str, Column] = {"H×W": "size", "DiT ms": "dit_ms", "VAE ms": "vae_ms", "block ms": "block_ms"}
     day = runs("block")[-1]["date"]
@@ -191,6 +197,17 @@ def engine() -> dict[str, str]:
             | {"block ms": "block_ms", "new prompt ms": lambda row: row["new_prompt_ms"]["median"]}
             | {"load and first block s": "start_to_first_block_s"},
             rows_of(plans),
+        ),
+        "triton_source": sources_said(triton),
+        "triton_table": table(
+            {
+                "preset": lambda row: f"`{row['preset']}`",
+                "H×W": "size",
+                "precision": "precision",
+                "VAE": "vae_precision",
+            }
+            | named("denoise_ms", "context_ms", "decode_ms", "block_ms", "attention_ms", "products_ms"),
+            rows_of(triton),
         ),
         "shares_source": source(shares),
         "shares_table": table(

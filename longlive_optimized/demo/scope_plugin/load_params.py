@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # GiB that one session takes with these defaults, nothing given up for want of memory (``engine.memory_plan``), scope's
 # text encoder in float8, and no kernels of ours for the VAE. With less, the plan chooses what fits.
-ESTIMATED_VRAM = 15.0
+ESTIMATED_VRAM = 16.0
 DEFAULT_STEPS = (1000, 750, 500, 250)
 # Fields that OptimizationConfig has by the same names.
 _SAME = ("height", "width", "vae_type", "step_schedule", "positions", "restart_at", "low_memory")
