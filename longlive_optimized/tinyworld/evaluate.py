@@ -25,7 +25,7 @@ from ..video_time import TRAINED_FPS
 from .adherence import look, spread, tally
 from .control import measure as follows
 from .pictures import contact_sheet, write_png
-from .render import NATIVE
+from .render import GRID, NATIVE
 from .score import Score, score
 from .world import Scene, caption, sample_scene
 
@@ -174,6 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
             case "control":
                 steered = Evaluation.of(options.model, options.device, options.seed, control=True).engine
                 found = {f"scale {s:g}": follows(steered, n, seed=options.seed, scale=s) for s in (0, 1)}
+                found[f"scale 1, {GRID // 2} pixels off"] = follows(steered, n, seed=options.seed, off=GRID // 2)
             case "precision":
                 found = precisions(options.model, n, seconds, options.device, options.seed)
         results[measure] = found

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from longlive_optimized import BlockRequest, Control, LongLiveEngine
+from longlive_optimized.tinyworld.render import render
+from longlive_optimized.tinyworld.score import shown
+from longlive_optimized.tinyworld.world import Scene, Shape
 from longlive_optimized.weights.locate import CONTROL_FILE
 from longlive_optimized.weights.random_checkpoint import make_checkpoint
 from support.scope_double import scope_installed
@@ -133,6 +136,23 @@ def test_the_module_is_loaded_only_if_wanted(installed, pipeline_class, load):
     for wanted in (True, False):
         assert installed.manager.load(pipeline_class, load | {"vace_enabled": wanted}), installed.manager.error
         assert (engine_of(installed).control is not None) == wanted
+
+
+def test_the_built_in_model_follows_a_silhouette(installed, pipeline_class, load):
+    """Its noise would have the shape elsewhere."""
+    installed.notifications.clear()
+    tiny = load | {"model_path": "tiny", "height": 64, "width": 96, "denoising_steps": [1000, 750, 500, 250]}
+    assert installed.manager.load(pipeline_class, tiny), installed.manager.error
+    prompts = [{"text": "a red circle stays in place on a green field", "weight": 1.0}]
+    scene, centres = Scene((Shape("red", "circle"),), "green", "still"), torch.tensor([[[24.0, 72.0]] * 3])
+    silhouette, overlaps = render([(scene,)], centres, 12, 64, 96, silhouettes=True)[0], []
+    for scale in (1.0, 0.0):
+        session = wired(installed, FRAMES, prompts=prompts, vace_context_scale=scale)
+        seen = shown(torch.cat(run(session, 2, {FRAMES: silhouette})))
+        wanted = silhouette[:1, :, :, 0] > 95
+        overlaps.append(((wanted & seen).sum() / (wanted | seen).sum()).item())
+        session.stop()
+    assert not told(installed, "longlive_error") and overlaps[0] > 0.7 > 0.3 > overlaps[1], overlaps
 
 
 def test_without_the_file_it_loads_and_says_so(installed, pipeline_class, load, tmp_path):

@@ -262,6 +262,20 @@ RUN: dict[str, Run] = {
         (r"alike True",),  # "draws this"
         ("sheet.png",),
     ),
+    "python -m longlive_optimized.tinyworld.evaluate control": smaller(
+        "python -m longlive_optimized.tinyworld.evaluate control --prompts 2",
+        r"scale 0 +overlap 0\.[0-2]",
+        r"scale 1 +overlap 0\.[6-9]",
+    ),
+    'longlive-optimized generate --model tiny --control disc.mp4 --prompt "a yellow circle moves right over a blue '
+    'sea" --seconds 3 --out x.mp4': Run(
+        'longlive-optimized generate --prompt "a white circle moves right over a black night" --out disc.mp4 && '
+        'longlive-optimized generate --model tiny --control disc.mp4 --prompt "a yellow circle moves right over a blue '
+        'sea" --seconds 3 --out x.mp4',
+        (r"wrote x\.mp4: .*, 3 s of 96x64",),
+        ("x.mp4",),
+        partly="the control is a video of the built-in model",
+    ),
     # docs/examples
     "python docs/examples/frame_loop.py --frames 90": Run(
         prints=(r"out/frame_loop\.mp4: 90 frames, [\d.]+ ms a frame, preset ultra",),
@@ -340,10 +354,10 @@ NOT_RUN: tuple[NotRun, ...] = (
     ),
     NotRun("docs/tinyworld.md", "Control", "python -m longlive_optimized.tinyworld.control FOLDER", "trains on a GPU"),
     NotRun(
-        "docs/tinyworld.md",
-        "Control",
+        "docs/performance.md",
+        "Tinyworld",
         "python -m longlive_optimized.tinyworld.evaluate control --model FOLDER",
-        "wants what that has trained; tests/tinyworld tries the measure",
+        "wants what a GPU has trained; that of the built-in model is measured alike",
     ),
     NotRun("docs/CONTRIBUTING.md", "Test", "python tests/docs/run_commands.py", "this very script"),
     NotRun("docs/CONTRIBUTING.md", "*", r"\.ci/run", "lint and the suite, minutes: it runs before each merge"),

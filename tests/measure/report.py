@@ -356,6 +356,7 @@ def others() -> dict[str, str]:
     builds, compiled = runs("builds")[-1], runs("compile")[-1]
     training, shown, demo = runs("tinyworld-training")[-1], runs("tinyworld")[-1], runs("demo")
     attributes = ("ground", "count", "motion", "colour", "form", "all")
+    steered = runs("tinyworld-control")
     seen, frames, made = (run["rows"][0] for run in (server, soak, blocks))
     return {
         "plugin_source": source(plugin),
@@ -405,6 +406,11 @@ def others() -> dict[str, str]:
         ),
         "shown_source": source([shown]),
         "shown_table": table({"what": "what"} | {name: fixed(name, 3) for name in attributes}, shown["rows"]),
+        "control_source": source(steered),
+        "control_table": table(
+            {"on": "device", "what": "what"} | {name: fixed(name, 3) for name in ("overlap", "pixels", *attributes)},
+            [{"device": run["device"]} | row for run in steered for row in run["rows"]],
+        ),
         "demo_source": source(demo),
         "demo_table": table(
             {"block ms": "block_ms", "of which decoding": "decode_ms", "frames/s": "fps"},

@@ -103,3 +103,20 @@ def test_following_is_measured():
     assert exact["overlap"] > 0.8 and exact["pixels"] < 0.7
     assert off["overlap"] < 0.7 and abs(off["pixels"] - 5) < 0.7
     assert {"overlap", "pixels"} < exact.keys()
+
+
+def test_silhouettes_stand_off_the_grid_if_asked():
+    """Down and to the right, by so many pixels; it is those that are measured against."""
+    seen = [], []
+    for off, frames in zip((0, 4), seen, strict=True):
+        watched = Obedient(0)
+        make = watched.generate_block
+
+        def noted(request, stream, make=make, frames=frames):
+            frames.append(request.control.frames)
+            return make(request, stream)
+
+        watched.generate_block = noted
+        assert measure(watched, 2, blocks=2, off=off)["overlap"] > 0.8
+    for at, moved in zip(*seen, strict=True):
+        assert torch.equal(at.roll((4, 4), (1, 2)), moved)
