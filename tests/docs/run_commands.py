@@ -364,7 +364,6 @@ NOT_RUN: tuple[NotRun, ...] = (
     # Passages
     NotRun("README.md", "longlive_optimized", "A real-time engine|At 480×832", _MEASURED),
     NotRun("README.md", "Measured", ".", _MEASURED),
-    NotRun("README.md", "Use", r"\\\* With the VAE still", _MEASURED),
     NotRun("README.md", "Use it in scope", ".", _SCOPE),
     NotRun("README.md", "Limits", "- (Batch of one|Attention over|What the warm-up|The pipeline makes)", _GPU),
     NotRun("README.md", "Limits", "- The built-in model", "a remark on pictures; bench quality scores what it knows"),
