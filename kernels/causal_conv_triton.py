@@ -148,7 +148,7 @@ def _seen(pixel, height, columns, top, left, SIDE: tl.constexpr):
     """A bit for each tap: whether it reads a pixel of the frame."""
     y, column = pixel // columns, pixel % columns
     bits = tl.zeros_like(pixel)
-    for tap in tl.static_range(SIDE * SIDE):
+    for tap in tl.static_range(SIDE * SIDE):  # pyright: ignore[reportGeneralTypeIssues]
         down, right = y + (top + tap // SIDE), column + (left + tap % SIDE)
         inside = (down >= 0) & (down < height) & (right >= 0) & (right < columns) & (y < height)
         bits |= inside.to(tl.int32) << tap

@@ -250,7 +250,10 @@ if triton:
     def _gelu(x):
         """``x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))``, with an exponential to the base of two."""
         z = x * (-2.302208198144325 - 0.10294324007853835 * (x * x))
-        return x / (1 + tl.exp2(z)) if _INTERPRETED else libdevice.fast_dividef(x, 1 + libdevice.exp2(z))
+        if _INTERPRETED:
+            return x / (1 + tl.exp2(z))
+        else:
+            return libdevice.fast_dividef(x, 1 + libdevice.exp2(z))  # pyright: ignore[reportOperatorIssue]
 
     @triton.jit
     def _place(rows_of_tiles, parts):
@@ -291,7 +294,7 @@ if triton:
         a = x + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * (groups * depth)
         b = weight + packed_row(tl.minimum(channel, channels - 1)).to(tl.int64)[:, None] * (groups * depth)
         # A sum of at most 2^22, added to the bits of 1.5 * 2^23, leaves those of 1.5 * 2^23 plus the sum.
-        NONE: tl.constexpr = 0x4B400000 if BITS else 0
+        NONE: tl.constexpr = 0x4B400000 if BITS else 0  # pyright: ignore[reportAssignmentType]
         sums = tl.full((ROWS, BLOCK), NONE, tl.int32)
         if GROUPED:
             total = tl.zeros((ROWS, BLOCK), tl.float32)
