@@ -17,6 +17,7 @@ from .plain import did_you_mean, exact
 from .video_time import BLOCK_FRAMES
 
 PIXELS_PER_TOKEN = 16
+LATENT_SCALE = 8  # pixels per latent row and column
 MAX_WINDOW = 64
 
 Size = Annotated[int, Field(ge=PIXELS_PER_TOKEN, multiple_of=PIXELS_PER_TOKEN)]

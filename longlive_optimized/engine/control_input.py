@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import LATENT_SCALE
 from ..model.control import MASK_CHANNELS
 from ..vae.codec import Codec, NewGraphs
 from ..vae.stream import EncoderStream
@@ -16,7 +17,6 @@ from ..video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .request import Control
 from .video_input import prepare_video, resampled
 
-LATENT_SCALE = 8  # pixels per latent row and column
 _HALF = 128  # of a mask's 255: from here on, 0.5 is exceeded
 _MOST_CONSTANT = 16  # calls after which an encoder that sees one colour has long forgotten that there was another
 _SHOWN = 2  # calls of grey that an encoder is shown which comes late: what is older fades
@@ -200,10 +200,8 @@ def steer(control: Control, position: int, like: Tensor) -> Steered | None:
     extended = any(picture is not None for picture, _ in ends)
     if control.frames is None and not extended:
         return None
-    frames, masks = (
-        like.new_zeros(count, 3, *size),
-        torch.ones(count, 1, *size, dtype=torch.float32, device=like.device),
-    )  # mid-grey, white
+    frames = like.new_zeros(count, 3, *size)  # mid-grey
+    masks = torch.ones(count, 1, *size, dtype=torch.float32, device=like.device)  # white
     given = cast("Tensor | Sequence[Tensor] | None", control.masks)  # tensors, since the control was made
     if control.frames is not None:
         frames = prepare_video(cast(Tensor, control.frames), count, *size, like.dtype, like.device)

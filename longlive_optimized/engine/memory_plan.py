@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig, StreamSettings
+from ..config import LATENT_SCALE, MAX_WINDOW, PIXELS_PER_TOKEN, OptimizationConfig, StreamSettings
 from ..kernels.int8_linear import PACK
 from ..model.control import ControlBranch
 from ..model.transformer import Transformer
@@ -34,7 +34,7 @@ from ..weights.text import text_footprint
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .live_bytes import AsKernels, passing_bytes, storage_bytes
-from .stream import LATENT_SCALE, Networks, Stream
+from .stream import Networks, Stream
 
 GIB = 2**30
 META = torch.device("meta")

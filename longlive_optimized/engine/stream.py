@@ -9,7 +9,7 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from ..config import MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
+from ..config import LATENT_SCALE, MAX_WINDOW, PIXELS_PER_TOKEN, StreamSettings
 from ..keywords import ConfigFields
 from ..model.control import ControlBranch, PassControl
 from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of, runs_in, values_in_8_bits
@@ -27,8 +27,6 @@ from .passes import Passes
 from .prompt_track import PromptTrack
 from .timing import BlockTimer
 from .video_input import MotionMeter
-
-LATENT_SCALE = 8  # pixels per latent row and column
 
 
 class Networks(NamedTuple):

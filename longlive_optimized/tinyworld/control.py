@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest, Control
 from ..engine.sampler import TIMESTEP_SHIFT, make_schedule
-from ..model.control import ControlBranch
+from ..model.control import EVERY, ControlBranch
 from ..model.transformer import Transformer
 from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES, FIRST_PIXEL_FRAMES
@@ -160,7 +160,7 @@ def new_branch(model: Transformer) -> ControlBranch:
     """A branch for ``model`` whose layers begin as those beside them, and whose hints begin at 0."""
     branch = ControlBranch(model.config, model.device)
     for n, block in enumerate(branch.blocks):
-        block.load_state_dict(model.blocks[2 * n].state_dict())
+        block.load_state_dict(model.blocks[EVERY * n].state_dict())
     for linear in (branch.patch, branch.before, *branch.after):
         assert linear.weight is not None
         nn.init.zeros_(linear.weight)
