@@ -3,7 +3,7 @@
 MODEL: a folder of full-size weights, random ones too (``make-checkpoint DIR --config 1.3b --text full``). A row for
 each model, preset, size and way: as the plan chooses with all the memory there is, in 23, 15.5 and 11.5 GiB (a limit of
 torch's, and a tensor as ballast beside it, leave no more), and with each residence of the text encoder. GiB of the plan
-beside those that were allocated, reserved, and taken of the device, at most over blocks and prompt switches, first
+beside those that were allocated and reserved, at most over blocks and prompt switches, first
 without a warm-up, then with one; the plan without the prompts that are not in the cache yet:
 ``allocated_by_plan`` and ``nvidia_smi_by_plan`` are to be at most 1 and, but for what is seldom needed, at least 0.95.
 Beside it the blocks' times, those of prompts that are not cached, and the most of the device's used memory by
@@ -74,7 +74,7 @@ def measure(
         "way": name,
     }
     torch.cuda.reset_peak_memory_stats()
-    before, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
+    before = torch.cuda.memory_allocated()
     started, most_used = time.perf_counter(), MostUsed()
     try:
         config = OptimizationConfig.preset(preset, height=size[0], width=size[1], **fixed)  # pyright: ignore[reportArgumentType]
@@ -96,7 +96,6 @@ def measure(
         "allocated": torch.cuda.max_memory_allocated() - before,
         "reserved": torch.cuda.max_memory_reserved() - beside,
         "nvidia_smi": most_used.by_smi() - before_us - beside,
-        "device": free - torch.cuda.mem_get_info()[0] + plan.context,
     }
     return (
         row
@@ -107,7 +106,6 @@ def measure(
         | {
             "allocated_by_plan": round(taken["allocated"] / (plan.allocated - to_come), 3),
             "nvidia_smi_by_plan": round(taken["nvidia_smi"] / (plan.peak - to_come), 3),
-            "device_by_plan": round(taken["device"] / (plan.peak - to_come), 3),
             "in_the_end_gib": {
                 "allocated": round(torch.cuda.memory_allocated() / GIB, 3),
                 "reserved": round(torch.cuda.memory_reserved() / GIB, 3),

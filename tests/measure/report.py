@@ -61,16 +61,11 @@ def rows_of(found: Found) -> list[dict]:
     return [row for row, _ in found.values()]
 
 
-def source(found: Found | Sequence[Run]) -> str:
-    """Date, commit, device and command of runs: a line for each."""
+def source(found: Found | Sequence[Run], quote: str = "`") -> str:
+    """Date, commit, device and command of runs: a line for each. ``quote`` is empty where no command alone did it."""
     of = [run for _, run in found.values()] if isinstance(found, dict) else found
-    lines = dict.fromkeys(f"{stamp(run)}, {run['device']}: `{run['command']}`" for run in of)
+    lines = dict.fromkeys(f"{stamp(run)}, {run['device']}: {quote}{run['command']}{quote}" for run in of)
     return "  \n".join(lines)
-
-
-def sources_said(of: Found) -> str:
-    """``source`` of what was measured by no command alone."""
-    return "  \n".join(dict.fromkeys(f"{stamp(run)}, {run['device']}; {run['command']}" for _, run in of.values()))
 
 
 def goals(topic: str) -> str:
@@ -198,7 +193,7 @@ def engine() -> dict[str, str]:
             | {"load and first block s": "start_to_first_block_s"},
             rows_of(plans),
         ),
-        "triton_source": sources_said(triton),
+        "triton_source": source(triton, quote=""),
         "triton_table": table(
             {
                 "preset": lambda row: f"`{row['preset']}`",
