@@ -23,24 +23,11 @@ from longlive_optimized.vae.stream import DecoderStream
 from longlive_optimized.weights.locate import CONTROL_FILE
 from longlive_optimized.weights.random_checkpoint import TINY
 from longlive_optimized.weights.user_lora import UserLora
-from support.scope_double import scope_installed
+from support.results import same
+from support.scope_double.streams import engine_of, expected
 
 LOAD = {"model_path": "tiny", "height": 32, "width": 48, "show_messages": False}
 FOX, BOAT = [{"text": "a fox", "weight": 1.0}], [{"text": "a boat", "weight": 1.0}]
-
-
-@pytest.fixture(scope="module")
-def installed():
-    with scope_installed() as scope:
-        yield scope
-    for name in [*sys.modules]:  # they hold the double's classes
-        if name.startswith("longlive_optimized.demo.scope_plugin"):
-            del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def pipeline_class(installed):
-    return installed.discover("longlive-optimized")["longlive-optimized"]
 
 
 @pytest.fixture
@@ -58,20 +45,6 @@ def run(session, calls: int, **changes) -> list[torch.Tensor]:
     if changes:
         session.send(changes)
     return [session.step().result["video"] for _ in range(calls)]
-
-
-def engine_of(scope) -> LongLiveEngine:
-    return scope.manager.pipeline._engine
-
-
-def expected(scope, *requests: BlockRequest) -> list[torch.Tensor]:
-    """What the engine makes of the requests in a stream of its own."""
-    stream = engine_of(scope).open_stream()
-    return [engine_of(scope).generate_block(request, stream) for request in requests]
-
-
-def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def told(scope, kind: str) -> list[dict]:

@@ -1,37 +1,22 @@
 """VACE through the plugin: scope's inputs, ports and rules as the engine's control, with a module of random weights."""
 
-import sys
-
 import av
 import numpy as np
 import pytest
 import torch
 
-from longlive_optimized import BlockRequest, Control, LongLiveEngine
+from longlive_optimized import BlockRequest, Control
 from longlive_optimized.tinyworld.render import render
 from longlive_optimized.tinyworld.score import shown
 from longlive_optimized.tinyworld.world import Scene, Shape
 from longlive_optimized.weights.locate import CONTROL_FILE
 from longlive_optimized.weights.random_checkpoint import make_checkpoint
-from support.scope_double import scope_installed
+from support.results import same
+from support.scope_double.streams import engine_of, expected
 
 FOX, BOAT = [{"text": "a fox", "weight": 1.0}], [{"text": "a boat", "weight": 1.0}]
 FRAMES, MASKS, VIDEO = "vace_input_frames", "vace_input_masks", "video"
 GRAPH = {"graph": {"nodes": [], "edges": []}}
-
-
-@pytest.fixture(scope="module")
-def installed():
-    with scope_installed() as scope:
-        yield scope
-    for name in [*sys.modules]:  # they hold the double's classes
-        if name.startswith("longlive_optimized.demo.scope_plugin"):
-            del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def pipeline_class(installed):
-    return installed.discover("longlive-optimized")["longlive-optimized"]
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +81,6 @@ def run(session, calls: int = 1, put: dict[str, torch.Tensor] | None = None, **c
                 session.put_frame(frame, port)
         made.append(session.step().result["video"])
     return made
-
-
-def engine_of(scope) -> LongLiveEngine:
-    return scope.manager.pipeline._engine
-
-
-def expected(scope, *requests: BlockRequest) -> list[torch.Tensor]:
-    stream = engine_of(scope).open_stream()
-    return [engine_of(scope).generate_block(request, stream) for request in requests]
-
-
-def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def told(scope, kind: str) -> list[str]:

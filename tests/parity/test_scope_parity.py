@@ -52,20 +52,20 @@ TOKENS = GRID[0] * GRID[1]
 SEED = 42
 TOLERANCE = 1e-5  # relative L2 in float32; another order of summation makes some 1e-6
 FOX, BOAT = "a red fox walks  through fresh snow", "a boat on a lake – in the evening"
+AS_SCOPE = OptimizationConfig(
+    height=HEIGHT,
+    width=WIDTH,
+    seed=SEED,
+    step_schedule="scope",
+    positions="base",
+    restart_at=1021,
+    model_dtype="float32",
+)
 
 
 @pytest.fixture(scope="module")
 def engine() -> LongLiveEngine:
-    config = OptimizationConfig(
-        height=HEIGHT,
-        width=WIDTH,
-        seed=SEED,
-        step_schedule="scope",
-        positions="base",
-        restart_at=1021,
-        model_dtype="float32",
-    )
-    return LongLiveEngine("tiny", config, device="cpu")
+    return LongLiveEngine("tiny", AS_SCOPE, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity import test_scope_parity as parity
-from parity.test_scope_parity import FOX, HEIGHT, SEED, TOLERANCE, WIDTH, Scope, noise_video, roll_out
+from parity.test_scope_parity import AS_SCOPE, FOX, HEIGHT, TOLERANCE, WIDTH, Scope, noise_video, roll_out
 
-from longlive_optimized import Control, LongLiveEngine, OptimizationConfig
+from longlive_optimized import Control, LongLiveEngine
 from longlive_optimized.model.control import PassControl
 from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.weights import random_checkpoint
@@ -82,16 +82,7 @@ def engine(folder, without_lora, scope):
     halves = [weight for key, weight in scope.pipeline.components.generator.named_parameters() if "lora_B" in key]
     assert len(halves) == 10 * LAYERS
     loaded = any(weight.any() for weight in halves)
-    config = OptimizationConfig(
-        height=HEIGHT,
-        width=WIDTH,
-        seed=SEED,
-        step_schedule="scope",
-        positions="base",
-        restart_at=1021,
-        model_dtype="float32",
-        control=True,
-    )
+    config = dataclasses.replace(AS_SCOPE, control=True)
     engine = LongLiveEngine(folder if loaded else without_lora, config, device="cpu")
     stream = engine.stream
     stream.passes.control = WithZeroKeys(engine.control, parity.GRID, most=6)
