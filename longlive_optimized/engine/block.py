@@ -210,7 +210,8 @@ def _steer(stream: Stream, request: BlockRequest, frames: int) -> bool:
     assert stream.control_input and stream.passes.control
     with stream.timer.stage("control"):
         if stream.context is None:
-            stream.context = stream.control_input.context(control, stream.position, frames)
+            context = stream.control_input.context(control, stream.position, frames)
+            stream.context = stream.shard.of_first(context)
         stream.passes.control.set_context(stream.context, control.scale, frames)
     return True
 
@@ -230,9 +231,9 @@ def _encode(stream: Stream, request: BlockRequest) -> EncodedVideo:
     video = prepare_video(frames, count, *settings.size, latents.dtype, latents.device)  # pyright: ignore[reportArgumentType]
     scale = request.noise_scale
     if request.noise_from_motion:
-        scale = stream.motion.noise_scale(video, scale)
+        scale = stream.shard.number_of_first(stream.motion.noise_scale(video, scale), video.device)
     with _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)):  # then its state alone is gone
-        return EncodedVideo(stream.encoder.encode(video), scale)
+        return EncodedVideo(stream.shard.of_first(stream.encoder.encode(video)), scale)
 
 
 def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:

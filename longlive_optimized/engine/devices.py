@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from ..text.parked import residence_on
+from .ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +22,13 @@ class Devices:
         for an AMD GPU, which torch calls ``cuda`` too.
     text_residence: where the text encoder's weights are asked to lie; the attribute says where they do. Raises
         ValueError for ``gpu`` and ``parked`` on a CPU.
+    ranks: those among which a stream's tokens are divided.
     """
 
-    def __init__(self, device: str | torch.device | None = None, text_residence: str = "auto"):
+    def __init__(
+        self, device: str | torch.device | None = None, text_residence: str = "auto", ranks: Ranks | None = None
+    ):
+        self.ranks = ranks or Ranks()
         self.model = self.vae = _checked(device)
         self.move_text(text_residence)
         self._lock = threading.RLock()

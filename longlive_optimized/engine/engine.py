@@ -42,7 +42,8 @@ from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .loading import Loading, Progress
-from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
+from .memory_plan import MemoryPlan, available_on, check_fits, leaner_plans, plan_for
+from .ranks import Ranks, made_on_all_ranks, on_all_ranks
 from .request import BlockRequest, check_seed
 from .stream import Networks, Stream
 from .timing import BlockTimes
@@ -59,6 +60,8 @@ class LongLiveEngine:
     device: None takes CUDA where there is one.
     progress: called as (what, done, total) while weights load, some beside each other: by one thread at a time.
     loras: UserLoras to merge into the weights, beside LongLive's own.
+    ranks: the processes among which each stream's tokens are divided, and this one's place; every one makes such an
+        engine. None is this process alone. Raises ValueError beside use_torch_compile.
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
@@ -66,6 +69,7 @@ class LongLiveEngine:
     several threads take turns on the device.
     """
 
+    @made_on_all_ranks
     def __init__(
         self,
         model_path: str | PathLike,
@@ -73,9 +77,13 @@ class LongLiveEngine:
         device: str | torch.device | None = None,
         progress: Progress | None = None,
         loras: Sequence[UserLora] = (),
+        *,
+        ranks: Ranks | None = None,
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
         _expect("config", config, OptimizationConfig)
+        _expect("ranks", ranks, Ranks)
+        ranks = ranks or Ranks()
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be a function of (what, done, total), got {type(progress).__name__}")
         _check_loras(loras)
@@ -83,7 +91,9 @@ class LongLiveEngine:
         self.config = dataclasses.replace(self._asked, low_memory=bool(self._asked.low_memory))
         self._plan: MemoryPlan | None = None
         self.memory_fallback = ""
-        self.devices = Devices(device, self.config.text_residence)
+        if ranks.count > 1 and self.config.use_torch_compile:
+            raise ValueError(f"use_torch_compile must be false on {ranks.count} ranks, got true")
+        self.devices = Devices(ranks.device if device is None else device, self.config.text_residence, ranks)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
         self.files = locate(model_path, self.config.vae_type, self.config.control)
@@ -120,7 +130,8 @@ class LongLiveEngine:
         self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        possible = not self.config.use_torch_compile  # which makes graphs of its own, or none
+        # torch.compile makes graphs of its own, or none.
+        possible = ranks.capturable and not self.config.use_torch_compile
         self._new_switch = functools.partial(GraphSwitch, self.device, set(), possible)
         if self.config.use_torch_compile:
             for layer in self.model.blocks:
@@ -143,9 +154,15 @@ class LongLiveEngine:
         """The stream of requests that name none, with the config's settings."""
         with self.devices.turn():
             if self._stream is None:
-                self._stream = self.open_stream()
+                self._open_default()
+            assert self._stream
             return self._stream
 
+    @on_all_ranks
+    def _open_default(self) -> None:
+        self._stream = self.open_stream()
+
+    @on_all_ranks
     def open_stream(
         self,
         height: int | None = None,
@@ -172,8 +189,10 @@ class LongLiveEngine:
                 lambda: Stream(networks, chosen, self.devices, self._new_switch(), total_frames, named)
             )
             self._streams.add(stream)
+            self.devices.ranks.enroll(stream)
             return stream
 
+    @on_all_ranks
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """``Stream.configure`` of the default stream; streams that are opened later begin with these settings too."""
         with self.devices.turn():
@@ -182,6 +201,7 @@ class LongLiveEngine:
             self.stream.configure(**cast(ConfigFields, own))
             self.config = config
 
+    @on_all_ranks
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
         """Fill a stream's window, switch its prompt at every length of its history, then reset it; returns seconds.
 
@@ -210,6 +230,7 @@ class LongLiveEngine:
                 stream.timer.clear()
         return time.perf_counter() - started
 
+    @on_all_ranks
     def generate_block(
         self, request: BlockRequest, stream: Stream | None = None, first_latent_only: bool = False
     ) -> Tensor:
@@ -234,12 +255,14 @@ class LongLiveEngine:
             stream = self._one(stream)
             return self._or_leaner(lambda: block.make_block(stream, request, first_latent_only))
 
+    @on_all_ranks
     def rest_of_block(self, stream: Stream | None = None) -> Tensor:
         """The frames that ``generate_block`` left out, uint8 [T, H, W, 3]. Raises RuntimeError if there are none."""
         with self.devices.turn():
             stream = self._one(stream)
             return self._or_leaner(lambda: block.rest_of_block(stream))
 
+    @on_all_ranks
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
         """Forget a stream's frames; weights, prompt cache and settings stay."""
         if seed is not None:
@@ -247,6 +270,7 @@ class LongLiveEngine:
         with self.devices.turn():
             self._one(stream).reset(seed)
 
+    @on_all_ranks
     def use_vae(self, vae_type: str, stream: Stream | None = None) -> None:
         """Let a stream's blocks be decoded, and its video encoded, by another VAE (``vae_type`` as in the config), from
         its next block on: without a cut, but that block has nine frames again.
@@ -264,6 +288,7 @@ class LongLiveEngine:
                 self.devices.release()
             stream.use_codec(*self._vaes[vae_type])
 
+    @on_all_ranks
     def set_loras(self, loras: Sequence[UserLora]) -> None:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
 
@@ -287,6 +312,7 @@ class LongLiveEngine:
                 raise
             self._mixed = False
 
+    @on_all_ranks
     def keep_loras(self, loras: Sequence[UserLora]) -> int:
         """Copy into memory what any scales of ``loras`` are merged from: from here on ``set_loras`` reads no file, as
         long as these stay as they are, and takes less than a block's time at full size.
@@ -302,6 +328,13 @@ class LongLiveEngine:
             self._unmerged = unmerged
             return unmerged.nbytes if unmerged else 0
 
+    def follow(self) -> None:
+        """On ranks that rank 0 leads: make its calls, until it closes its ranks.
+
+        Raises RankError where the ranks are no longer alike; RuntimeError on rank 0, and where that does not lead.
+        """
+        self.devices.ranks.follow(self)
+
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
         stream = self._stream if stream is None else self._one(stream)
@@ -310,7 +343,10 @@ class LongLiveEngine:
     def _follow_plan(self) -> None:
         """Choose what fits a GPU. Raises MemoryShort."""
         self.devices.release()
-        self._plan = plan = plan_for(self.files, self._asked, self.device)
+        ranks, room = self.devices.ranks, available_on(self.device, self._asked.memory_limit_gib)
+        if ranks.count > 1 and room is not None:
+            room = ranks.least(room)  # so that all choose alike
+        self._plan = plan = plan_for(self.files, self._asked, self.device, room, ranks.count)
         check_fits(plan, self.files, self._asked)
         log.info("memory: %s", plan)
         self.devices.move_text(plan.choices.text_residence)
@@ -331,7 +367,10 @@ class LongLiveEngine:
         return self.text.encode(prompts)
 
     def _or_leaner(self, work: Callable[[], T]) -> T:
-        """``work``; where memory runs out, once in an engine's life, again with a leaner plan."""
+        """``work``; where memory runs out, once in an engine's life, again with a leaner plan. Not on several ranks, of
+        which it may run out on one alone."""
+        if self.devices.ranks.count > 1:
+            return work()
         try:
             return work()
         except torch.OutOfMemoryError:

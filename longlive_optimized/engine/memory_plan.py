@@ -173,18 +173,24 @@ def memory_plan(
     return plan_for(files, config.sized(native_size(model_path)), Devices(device, config.text_residence).model)
 
 
-def plan_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> MemoryPlan:
-    """The first plan from fast to lean that fits; else the leanest."""
-    for plan in plans_for(files, config, device):
+def plan_for(
+    files: ModelFiles, config: OptimizationConfig, device: torch.device, room: int | None = None, ranks: int = 1
+) -> MemoryPlan:
+    """The first plan from fast to lean that fits; else the leanest. room: bytes that may be taken, where that is not
+    ``available_on`` alone; ranks: so many share a stream's tokens."""
+    for plan in plans_for(files, config, device, room, ranks):
         if plan.fits:
             break
     return plan
 
 
-def plans_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> Iterator[MemoryPlan]:
+def plans_for(
+    files: ModelFiles, config: OptimizationConfig, device: torch.device, room: int | None = None, ranks: int = 1
+) -> Iterator[MemoryPlan]:
     """Plans from fast to lean, each leaner than the one before; what the config fixes is the same in all."""
-    outlined = Outline(files, config, device)
-    plan = outlined.plan(outlined.first(), available_on(device, config.memory_limit_gib))
+    outlined = Outline(files, config, device, ranks)
+    room = available_on(device, config.memory_limit_gib) if room is None else room
+    plan = outlined.plan(outlined.first(), room)
     yield plan
     for step in STEPS:
         if leaner := outlined.leaner(plan, step):
@@ -256,8 +262,8 @@ def available_on(device: torch.device, limit_gib: float | None = None) -> int | 
 class Outline:
     """An engine's networks and stream as shapes, for any choices."""
 
-    def __init__(self, files: ModelFiles, config: OptimizationConfig, device: torch.device):
-        self._files, self._config, self._device = files, config, device
+    def __init__(self, files: ModelFiles, config: OptimizationConfig, device: torch.device, ranks: int = 1):
+        self._files, self._config, self._device, self._ranks = files, config, device, ranks
         self._dtype = default_dtype(config.model_dtype, device)
         self._dimensions, vae = outline(files)
         self._vae = vae.to(self._dtype)
@@ -337,12 +343,15 @@ class Outline:
         """What comes and goes in the longest pass, a recache of a whole window.
 
         In the midst of a layer's FFN: the residual stream, two norms, queries, attention's and the product's results,
-        and the FFN's inside.
+        and the FFN's inside; of several ranks a share. Or as the ring is written: all ranks' queries, keys and values,
+        and queries, beside a share of that.
         """
         config, sizes = self._config, self._dimensions
         height, width = config.size
         tokens = config.local_attn_size * (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
-        return tokens * (6 * sizes.dim + sizes.ffn_dim) * self._dtype.itemsize
+        in_ffn, shares = 6 * sizes.dim + sizes.ffn_dim, self._ranks
+        widest = in_ffn if shares == 1 else max(in_ffn // shares, 4 * sizes.dim + 5 * sizes.dim // shares)
+        return tokens * widest * self._dtype.itemsize
 
     def _codec(self, low_memory: bool, in_parts: bool) -> Codec:
         in_8_bits = self._config.precision != "bf16"

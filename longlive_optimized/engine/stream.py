@@ -25,6 +25,7 @@ from .graphs import GraphCache, GraphSwitch
 from .noise import BlockNoise, VideoNoise
 from .passes import Passes
 from .prompt_track import PromptTrack
+from .ranks import on_all_ranks
 from .timing import BlockTimer
 from .video_input import MotionMeter
 
@@ -64,6 +65,7 @@ class Stream:
     encoded: the next block's video; kept until the block is made, for a second try.
     context: the next block's control context, likewise.
     from_video: whether the last block was made from video; None before the first.
+    shard: the ranks that its tokens are divided among.
     new_graphs: makes what the calls of a side of the VAE are captured with.
     policy: which products its precision runs in 8 bits; made_with: which those of the last block's denoising did.
     int8_keys: whether its precision runs attention over the ring in 8 bits.
@@ -81,7 +83,9 @@ class Stream:
         named: bool = False,
     ):
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
-        self._devices, self._graphs = devices, graphs
+        self.devices, self._graphs, self.shard = devices, graphs, devices.ranks.shard
+        rows, columns = _grid(settings)
+        self.shard.check(rows * columns, settings.size)
         graphs.turn(settings.use_cuda_graphs)
         model = networks.model
         self.policy, self.int8_keys = self._policy_of(settings), self._int8_keys_of(settings)
@@ -94,6 +98,7 @@ class Stream:
             dtype=model.kv_dtype,
             device=model.device,
             values8=values_in_8_bits(model.kv_dtype, devices.model, model.config.head_dim, len(model.blocks)),
+            shard=self.shard,
         )
         self.new_graphs = functools.partial(GraphCache, graphs)
         self.timer = BlockTimer(devices.model, named=named)
@@ -103,11 +108,12 @@ class Stream:
         self._pass_control = None
         self._new_coders()
         if networks.control:
-            self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1)
+            self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1, self.shard)
         self.passes = self._new_passes(settings.local_attn_size, self.int8_keys)
         self.undecoded = self.given = 0
         self.reset()
 
+    @on_all_ranks
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change settings (those in ``config.CHANGEABLE``) from the next block on; weights and picture stay.
 
@@ -117,7 +123,7 @@ class Stream:
         comes after. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
         ValueError for other fields and bad values; nothing has changed then, nor where memory is short.
         """
-        with self._devices.turn():
+        with self.devices.turn():
             before, after = self.settings, self.settings.changed(**changes)
             policy, int8_keys = self._policy_of(after), self._int8_keys_of(after)
             if after.local_attn_size != before.local_attn_size:
