@@ -343,9 +343,9 @@ class LongLiveEngine:
     def _follow_plan(self) -> None:
         """Choose what fits a GPU. Raises MemoryShort."""
         self.devices.release()
-        ranks, room = self.devices.ranks, available_on(self.device, self._asked.memory_limit_gib)
-        if ranks.count > 1 and room is not None:
-            room = ranks.least(room)  # so that all choose alike
+        ranks, room = self.devices.ranks, None
+        if ranks.count > 1:  # all must choose alike
+            room = ranks.least(available_on(self.device, self._asked.memory_limit_gib) or 0)
         self._plan = plan = plan_for(self.files, self._asked, self.device, room, ranks.count)
         check_fits(plan, self.files, self._asked)
         log.info("memory: %s", plan)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _POLL = 5e-5  # seconds between two looks at a collective on a CPU
+_HEARD = 5.0  # seconds within which it is known which rank has ended
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name up to torch 2.12
 
 
@@ -84,8 +85,11 @@ class Shard:
             time.sleep(_POLL)
         try:
             work.wait()
-        except RuntimeError:
-            self._watch()  # whose words are clearer
+        except RuntimeError:  # a connection has closed: ``watch`` will hear of it, and knows whose
+            until = time.monotonic() + _HEARD
+            while time.monotonic() < until:
+                self._watch()
+                time.sleep(_POLL)
             raise
 
 

@@ -34,7 +34,15 @@ def start_ranks(folder: Path, count: int, work: Callable, *args) -> list:
 def on_ranks(folder: Path, count: int, work: Callable, *args) -> list:
     """What ``work(*args)`` returns on each of ``count`` ranks."""
     ranks = start_ranks(folder, count, work, *args)
-    return [result_of(folder, rank, process) for rank, process in enumerate(ranks)]
+    results, errors = [], []
+    for rank, process in enumerate(ranks):
+        try:
+            results.append(result_of(folder, rank, process))
+        except (RuntimeError, TimeoutError) as error:
+            errors.append(str(error))
+    if errors:
+        raise RuntimeError("\n".join(errors))
+    return results
 
 
 def result_of(folder: Path, rank: int, process, longest: float = LONGEST):
