@@ -131,7 +131,8 @@ class Ranks:
         self.capturable, self._timeout = backend == "nccl", timeout
         self.shard = Shard(rank, count, dist.group.WORLD, self._watch)
         self._changed = threading.Condition()
-        self._calls, self._inside, self._reported = 0, False, 0  # calls begun; in one; the last whose outcome is told
+        self._calls, self._inside = 0, False  # calls begun; in one
+        self._reported = self._erred = 0  # the last call whose outcome is told; the last that failed here
         self._failed: dict[int, tuple[int, str]] = {}  # by call: who failed first, and how
         self._verdicts: set[int] = set()  # calls that failed on all ranks alike
         self._outcomes: dict[int, _Outcomes] = {}  # rank 0's
@@ -286,6 +287,7 @@ class Ranks:
         """Tell rank 0 how this call ended here."""
         with self._changed:
             call = self._reported = self._calls
+            self._erred = call if text is not None else self._erred
             if self.rank == 0:
                 self._note(0, call, text)
             elif self._link:
@@ -329,7 +331,7 @@ class Ranks:
     def _fail(self, call: int, rank: int, text: str) -> None:
         """A rank has failed in a call. What waits for its collectives on a device does not see that: it is stopped."""
         self._failed[call] = rank, text
-        if call <= self._reported and rank != self.rank:
+        if call <= self._reported and call != self._erred:
             self._break_here(_reason(rank, text))
         elif self.capturable:
             threading.Thread(target=self._stop_waiting, args=(call,), daemon=True).start()

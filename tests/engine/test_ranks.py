@@ -1,5 +1,6 @@
 """One video on several ranks: what it shows, and what becomes of it when one of them fails."""
 
+import gc
 import os
 import signal
 import time
@@ -38,11 +39,18 @@ def shown(engine, stream, *requests):
     return made
 
 
-def everything(lora, ranks=None):
+def engine_with(lora, ranks=None):
+    config = OptimizationConfig(control=True, local_attn_size=9, denoising_steps=(1000, 750, 500), **SIZE)
+    return LongLiveEngine("tiny", config, "cpu", loras=[UserLora(lora)], ranks=ranks)
+
+
+def small_engine(ranks):
+    return LongLiveEngine("tiny", OptimizationConfig(denoising_steps=(1000, 500), **SIZE), "cpu", ranks=ranks)
+
+
+def everything(engine, lora):
     """What one engine makes on its way through all that may change a stream."""
     scales = [UserLora(lora, scale) for scale in (1.0, -0.5)]
-    config = OptimizationConfig(control=True, local_attn_size=9, denoising_steps=(1000, 750, 500), **SIZE)
-    engine = LongLiveEngine("tiny", config, "cpu", loras=scales[:1], ranks=ranks)
     stream, made = engine.open_stream(), {}
     made["window full, prompt switch"] = shown(engine, stream, *[FOXES] * 4, BOATS, BOATS)
     stream.configure(local_attn_size=6, denoising_steps=(1000, 500))
@@ -63,13 +71,39 @@ def everything(lora, ranks=None):
     made["first latent"] = [(first, engine.rest_of_block(stream))]
     other = engine.open_stream(height=32, width=32, total_frames=6)
     made["another stream of a fixed length"] = shown(engine, other, FOXES, FOXES)
-    return made
+    return made | {"stream": other}
 
 
 def on_one_of(lora):
     with Ranks.from_environment() as ranks:
         assert ranks.count > 1
-        return everything(lora, ranks)
+        made = everything(engine_with(lora, ranks), lora)
+        del made["stream"]
+        return made
+
+
+def led(lora):
+    """The same, where rank 0 alone knows what is asked; of the other, the latents of its streams."""
+    with Ranks.from_environment(leads=True) as ranks:
+        engine = engine_with(lora, ranks)
+        if ranks.rank:
+            with pytest.raises(RuntimeError, match=r"rank 1 follows rank 0: let it call engine.follow\(\)"):
+                engine.open_stream()
+            engine.follow()
+            return {number: stream.history for number, stream in ranks._streams.items()}
+        made = everything(engine, lora)
+        with pytest.raises(TypeError, match="request must be a BlockRequest"):
+            engine.generate_block("a fox")
+        with pytest.raises(TypeError, match="an argument must be one that other ranks can be sent, got object"):
+            engine.reset(seed=object())
+        with pytest.raises(ValueError, match="has none left"):
+            engine.generate_block(FOXES, made.pop("stream"))
+        streams = [engine.open_stream() for _ in range(2)]
+        shown(engine, streams[1], BOATS)
+        del streams[0]
+        gc.collect()
+        engine.generate_block(FOXES)
+        return made, {1: engine.stream.history, 4: streams[0].history}
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +114,33 @@ def lora(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(lora):
-    return everything(lora)
+    made = everything(engine_with(lora), lora)
+    del made["stream"]
+    return made
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_ranks_show_what_one_shows(tmp_path, lora, alone, count):
     for made in on_ranks(tmp_path, count, on_one_of, lora):
-        assert list(made) == list(alone)
-        for what, blocks in alone.items():
-            for one, other in zip(blocks, made[what], strict=True):
-                for mine, theirs in zip(one, other, strict=True):
-                    # Most are equal bit for bit; BLAS may sum otherwise where a rank has a few rows alone.
-                    tolerance = 1e-5 if mine.is_floating_point() else 1
-                    assert (mine.double() - theirs.double()).abs().max() <= tolerance, what
+        check_alike(made, alone)
+
+
+def check_alike(made, alone):
+    assert list(made) == list(alone)
+    for what, blocks in alone.items():
+        for one, other in zip(blocks, made[what], strict=True):
+            for mine, theirs in zip(one, other, strict=True):
+                # Most are equal bit for bit; BLAS may sum otherwise where a rank has a few rows alone.
+                tolerance = 1e-5 if mine.is_floating_point() else 1
+                assert (mine.double() - theirs.double()).abs().max() <= tolerance, what
+
+
+def test_rank_0_leads(tmp_path, lora, alone):
+    """Every kind of call reaches those that follow; streams that rank 0 forgets are forgotten there."""
+    (made, kept), streams = on_ranks(tmp_path, 2, led, lora)
+    check_alike(made, alone)
+    assert streams.keys() >= kept.keys() and 3 not in streams
+    assert all(torch.equal(streams[number], history) for number, history in kept.items())
 
 
 def what_is_refused():
@@ -100,7 +148,7 @@ def what_is_refused():
     with Ranks.from_environment() as ranks:
         with pytest.raises(ValueError, match="use_torch_compile must be false on 2 ranks"):
             LongLiveEngine("tiny", OptimizationConfig(use_torch_compile=True), "cpu", ranks=ranks)
-        engine = LongLiveEngine("tiny", OptimizationConfig(denoising_steps=(1000, 500), **SIZE), "cpu", ranks=ranks)
+        engine = small_engine(ranks)
         stream = engine.open_stream()
         before = engine.generate_block(FOXES, stream).clone()
         with pytest.raises(ValueError, match=r"height, width .* multiple of 2 tokens.* 2 ranks, got 48x48: 9 tokens"):
@@ -125,7 +173,7 @@ def what_is_refused():
 def one_fails():
     """An error of one rank in the midst of a pass is raised on all: on that one, and on those that wait for it."""
     with Ranks.from_environment() as ranks:
-        engine = LongLiveEngine("tiny", OptimizationConfig(denoising_steps=(1000, 500), **SIZE), "cpu", ranks=ranks)
+        engine = small_engine(ranks)
         engine.generate_block(FOXES)
         if ranks.rank == 1:
             engine.model.blocks[2].ffn_out.forward = out_of_memory
@@ -140,7 +188,7 @@ def one_fails():
 def one_fails_alone():
     """An error of one rank outside of passes, while the others have gone on, is raised on them in their next call."""
     with Ranks.from_environment() as ranks:
-        engine = LongLiveEngine("tiny", OptimizationConfig(denoising_steps=(1000, 500), **SIZE), "cpu", ranks=ranks)
+        engine = small_engine(ranks)
         engine.generate_block(FOXES)
         if ranks.rank == 0:
             engine.stream.decoder.decode_uint8 = out_of_memory
@@ -156,11 +204,14 @@ def out_of_memory(*args):
     raise torch.OutOfMemoryError("none left")
 
 
-def forever(folder):
-    """Blocks until a rank is killed; seconds from then to the error, and the error."""
-    ranks = Ranks.from_environment()
-    engine = LongLiveEngine("tiny", OptimizationConfig(denoising_steps=(1000, 500), **SIZE), "cpu", ranks=ranks)
+def forever(folder, leads):
+    """Blocks until a rank is killed; when the error came, and the error."""
+    ranks = Ranks.from_environment(leads=leads)
+    engine = small_engine(ranks)
     try:
+        if leads and ranks.rank:
+            (folder / f"{ranks.rank}.block").touch()
+            engine.follow()
         for i in range(10_000):
             engine.generate_block(FOXES)
             (folder / f"{ranks.rank}.block").write_text(str(i))
@@ -176,9 +227,9 @@ def test_errors(tmp_path, work):
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.parametrize(("count", "victim"), [(2, 1), (2, 0), (4, 2)])
-def test_a_killed_rank_is_an_error_of_the_others(tmp_path, count, victim):
-    ranks = start_ranks(tmp_path, count, forever, tmp_path)
+@pytest.mark.parametrize(("count", "victim", "leads"), [(2, 1, False), (2, 0, True), (2, 1, True), (4, 2, False)])
+def test_a_killed_rank_is_an_error_of_the_others(tmp_path, count, victim, leads):
+    ranks = start_ranks(tmp_path, count, forever, tmp_path, leads)
     while not all((tmp_path / f"{rank}.block").exists() for rank in range(count)):
         time.sleep(0.1)
         assert all(process.is_alive() for process in ranks)
