@@ -46,7 +46,8 @@ from .loading import (
     load_engine,
     results,
 )
-from .video import Mp4Writer
+from .ranks import Gpus, join_ranks, read_gpus
+from .video import Mp4Writer, Unwritten
 
 if TYPE_CHECKING:
     from ..engine.engine import LongLiveEngine
@@ -110,10 +111,12 @@ def generate(
     enlarge: Annotated[int, typer.Option(help="Write pictures so many times as large.", min=1)] = 1,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the latency panel into the video.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
+    gpus: Gpus = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write statistics here.")] = None,
     force: Force = False,
 ) -> None:
     """Make a video."""
+    numbers = read_gpus(gpus, device)
     switches = sorted(map(parse_switch, switch or ()))
     if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
@@ -154,25 +157,29 @@ def generate(
     if json_path and same_file(json_path, out):
         raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
     check_file("--json", json_path, force)
-    engine = load_engine(model, config, device)
+    ranks = join_ranks(numbers, device)
+    engine = load_engine(model, config, device, ranks)
     warmup = _warm_up(engine)
     started = time.perf_counter()
     frames, stopped = _frames(seconds or given.length or LENGTH, given), False
-    written = Mp4Writer(out, height, width, enlarge)
+    first = ranks.rank == 0
+    written = Mp4Writer(out, height, width, enlarge) if first else Unwritten()
     try:
-        with written:
+        with written, ranks:
             try:
                 _write(engine, prompt, switches, frames, written, overlay, given)
             except KeyboardInterrupt:
                 stopped = True
+    except ConnectionError:  # of ranks
+        raise
     except OSError as error:  # a file that was not finished cannot be played
         written.frames = 0
         raise OSError(f"--out: {out} cannot be written: {error.strerror or error}") from error
     finally:
-        if not written.frames:
+        if first and not written.frames:
             Path(os.path.realpath(out)).unlink(missing_ok=True)
     wall = time.perf_counter() - started
-    if written.frames:
+    if first and written.frames:
         report = _report(engine, preset, warmup, wall) | {"inputs": options.as_json()}
         _print(report, out)
         shown = f"{written.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
@@ -209,7 +216,7 @@ def _write(
     prompt: str,
     switches: Sequence[Switch],
     frames: int,
-    video: Mp4Writer,
+    video: Mp4Writer | Unwritten,
     overlay: bool,
     given: Inputs,
 ) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 if TYPE_CHECKING:
     from ..config import OptimizationConfig
     from ..engine.engine import LongLiveEngine
+    from ..engine.ranks import Ranks
 
 # Texts are the user's: square brackets and colons in them mean nothing.
 console = Console(stderr=True, markup=False, highlight=False, emoji=False)  # progress and remarks
@@ -49,7 +50,9 @@ KeepTextInt8 = Annotated[
 ]
 
 
-def load_engine(model: str, config: OptimizationConfig, device: str | None) -> LongLiveEngine:
+def load_engine(
+    model: str, config: OptimizationConfig, device: str | None, ranks: Ranks | None = None
+) -> LongLiveEngine:
     """Load ``model`` and show how far it is."""
     from ..engine.engine import LongLiveEngine
 
@@ -62,7 +65,8 @@ def load_engine(model: str, config: OptimizationConfig, device: str | None) -> L
                 tasks[what] = bar.add_task(what)
             bar.update(tasks[what], completed=done, total=total)
 
-        engine = LongLiveEngine(model, config, device, progress=advance)
-    where = f"{engine.device} as {str(engine.dtype).removeprefix('torch.')}"
+        engine = LongLiveEngine(model, config, device, progress=advance, ranks=ranks)
+    others = f" on each of {ranks.count} ranks" if ranks and ranks.count > 1 else ""
+    where = f"{engine.device}{others} as {str(engine.dtype).removeprefix('torch.')}"
     console.print(f"loaded {model} on {where} in {engine.load_seconds:.1f} s", soft_wrap=True)
     return engine

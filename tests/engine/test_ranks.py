@@ -163,7 +163,7 @@ def what_is_refused():
             engine.rest_of_block(stream)
         with pytest.raises(RuntimeError, match="follow is for ranks but the first"):
             engine.follow()
-        with pytest.raises(ValueError, match="before torch.distributed is initialised"):
+        with pytest.raises(ValueError, match=r"before torch\.distributed is initialised"):
             Ranks.from_environment()
         engine.reset(stream)
         assert torch.equal(before, engine.generate_block(FOXES, stream)) and ranks.broken is None
@@ -178,7 +178,7 @@ def one_fails():
         if ranks.rank == 1:
             engine.model.blocks[2].ffn_out.forward = out_of_memory
         started = time.monotonic()
-        with pytest.raises(RankError, match="rank 1 has failed: OutOfMemoryError: none left; .* start all"):
+        with pytest.raises(RankError, match=r"rank 1 has failed: OutOfMemoryError: none left; .* start all"):
             engine.generate_block(FOXES)
         with pytest.raises(RankError, match="rank 1 has failed"):
             engine.reset()

@@ -20,7 +20,7 @@ def _free_port() -> int:
 
 
 def start_ranks(folder: Path, count: int, work: Callable, *args) -> list:
-    """``work(*args)`` in so many new processes, with what torchrun would have set; ``result_of`` has what it returns."""
+    """``work(*args)`` in so many new processes, with what torchrun would set; ``result_of`` has what it returns."""
     context, port = multiprocessing.get_context("spawn"), str(_free_port())
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = []

@@ -17,6 +17,7 @@ from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
 from ...engine.engine import LongLiveEngine
 from ...engine.latency import LatencyMeter
 from ...engine.loading import Progress
+from ...engine.ranks import Ranks
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
 from ...keywords import ConfigFields, FrameFields, PresetName, SourceFields, SwitchFields
@@ -37,6 +38,7 @@ class OptimizedScopePipeline:
     config: ScopeOptimizationConfig; the default is the preset ``balanced``.
     device: None takes CUDA where there is one, else the CPU.
     progress: called as (what, done, total) while weights load.
+    ranks: LongLiveEngine's; made with ``leads=True``, where rank 0 alone has a pipeline and the others follow.
 
     Raises as LongLiveEngine does. A call to generate_frame makes a block of 9 or 12 frames when none is waiting, so a
     new prompt is seen after the frames that wait, in the first block that begins after it.
@@ -48,9 +50,11 @@ class OptimizedScopePipeline:
         config: ScopeOptimizationConfig | None = None,
         device: str | torch.device | None = None,
         progress: Progress | None = None,
+        *,
+        ranks: Ranks | None = None,
     ):
         config = _checked(config) or ScopeOptimizationConfig.preset_balanced()
-        engine = LongLiveEngine(model_path, OptimizationConfig.of(config), device, progress)
+        engine = LongLiveEngine(model_path, OptimizationConfig.of(config), device, progress, ranks=ranks)
         self._show(engine, engine.stream, config.sized(engine.config.size))
 
     @classmethod

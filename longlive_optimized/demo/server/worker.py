@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...engine.loading import Progress
+from ...engine.ranks import RankError
 from ..scope_integration import OptimizedScopePipeline
 from ..scope_integration.prompt_box import Prompt
 from .pacing import Pace
@@ -163,13 +164,15 @@ class Worker:
             self._load()
         except Exception as error:
             log.error("cannot load: %s", error)
-            self.error = error
-            self._say(Status("failed", _first_line(error)))
+            self._fail(error)
             return
         failures = 0
         while self._wait_for_turn():
             try:
                 self._make_block()
+            except RankError as error:  # only a new start helps
+                self._fail(error)
+                return
             except Exception as error:  # whatever it is, viewers are told, and the next try may succeed
                 failures += 1
                 self._stumble(error, failures)
@@ -231,6 +234,10 @@ class Worker:
             waiting = len(self._frames)
         self._note_figures()
         self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes))
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self._say(Status("failed", _first_line(error)))
 
     def _stumble(self, error: Exception, failures: int) -> None:
         delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY)
