@@ -256,6 +256,7 @@ def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: flo
     return {
         "device": torch.cuda.get_device_name(engine.device) if cuda else "cpu",
         "torch": torch.__version__,
+        "ranks": engine.devices.ranks.count,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "precision": engine.stream.precision,
         "fallback_blocks": engine.stream.fallback_blocks,

@@ -109,7 +109,7 @@ def serve(
         room = Room(
             lambda progress: OptimizedScopePipeline(model, config, device, progress, ranks=ranks), prompt, settings
         )
-        room.worker.overlay = overlay
+        room.worker.overlay, ranks.on_broken = overlay, room.worker.give_up
         _run(room, listener, _address(settings, listener))
     if room.worker.error:
         raise room.worker.error

@@ -63,7 +63,7 @@ class Ranks:
 
     rank, count: of ``count`` ranks. device: of this one, None where the engine chooses. shard: what a pass's tokens are
     divided by. leads: whether rank 0 sends its calls to the others, which ``follow``. broken: why no call can be made
-    any more; None as long as all is well.
+    any more; None as long as all is well. on_broken: called with that error, in a thread of its own.
 
     Made by ``from_environment``. ``close`` it, or use it as a context, when its last call is made: a rank that ends is
     an error for those that go on.
@@ -72,6 +72,7 @@ class Ranks:
     def __init__(self) -> None:
         self.rank, self.count, self.device, self.leads = 0, 1, None, False
         self.shard, self.broken = Shard(), None
+        self.on_broken: Callable[[RankError], None] = lambda error: None
         self.capturable = True  # its collectives, in CUDA graphs
         self._link: Link | None = None
 
@@ -351,6 +352,7 @@ class Ranks:
         with self._changed:
             if self.broken is None:
                 self.broken = reason
+                threading.Thread(target=self.on_broken, args=(RankError(reason),), daemon=True).start()
             self._changed.notify_all()
         self._abort()
 

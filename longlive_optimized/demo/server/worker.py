@@ -80,6 +80,7 @@ class Worker:
         self._prompt, self._pace = prompt, Pace()
         self._frames: deque[np.ndarray] = deque()
         self._watched = self._paused = self._stopping = False
+        self._lost: RankError | None = None
         self._video = self._video_shown = 0  # counts resets: those asked for, and those done
         self._begun = -1  # the last video that has a block
         self._changed = threading.Condition()
@@ -96,6 +97,12 @@ class Worker:
             self._changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def give_up(self, error: RankError) -> None:
+        """Fail: there is nothing left to make blocks with."""
+        with self._changed:
+            self._lost = error
+            self._changed.notify()
 
     @property
     def alive(self) -> bool:
@@ -210,12 +217,14 @@ class Worker:
             return not self._stopping
 
     def _is_time(self) -> bool:
-        if self._stopping:
+        if self._stopping or self._lost:
             return True
         waiting, fps = len(self._frames), self.pipeline.config.target_fps
         return self._watched and not self._paused and self._pace.is_time(waiting, fps)
 
     def _make_block(self) -> None:
+        if self._lost:
+            raise self._lost
         started, video = time.perf_counter(), self._video
         if video != self._video_shown:
             self.pipeline.reset()
