@@ -39,11 +39,13 @@ def read_gpus(gpus: str | None, device: str | None) -> list[int]:
 
 def join_ranks(gpus: list[int], device: str | None, leads: bool = False) -> Ranks:
     """This process's ranks. With several GPUs, and without torchrun, it is the first, and the others are started: they
-    run the same command, and end when it does."""
+    run the same command, and end when it does. Raises ValueError for GPUs that are not here."""
     import torch
 
     from ..engine.ranks import Ranks
 
+    if gpus and max(gpus) >= (there := torch.cuda.device_count()):
+        raise ValueError(f"--gpus must name some of the {there} GPUs that are here, got {','.join(map(str, gpus))}")
     if len(gpus) == 1 and "RANK" not in os.environ:
         ranks = Ranks()
         ranks.device = torch.device("cuda", gpus[0])

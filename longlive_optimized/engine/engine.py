@@ -93,7 +93,7 @@ class LongLiveEngine:
         self.memory_fallback = ""
         if ranks.count > 1 and self.config.use_torch_compile:
             raise ValueError(f"use_torch_compile must be false on {ranks.count} ranks, got true")
-        self.devices = Devices(ranks.device if device is None else device, self.config.text_residence, ranks)
+        self.devices = Devices(ranks.device_for(device), self.config.text_residence, ranks)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
         self.files = locate(model_path, self.config.vae_type, self.config.control)

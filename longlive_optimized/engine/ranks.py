@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,9 +31,10 @@ from .rank_link import Link, Message
 if TYPE_CHECKING:
     from .stream import Stream
 
-P, T, S = ParamSpec("P"), TypeVar("T"), TypeVar("S")
+M = TypeVar("M", bound=Callable)
 
 TIMEOUT = 600.0  # seconds that a rank waits for one that lives
+_JOIN = 120.0  # at most, until all are there
 _GRACE = 5.0  # seconds that a rank whose device waits for one that has failed may take to fail itself
 
 
@@ -70,7 +71,8 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self.rank, self.count, self.device, self.leads = 0, 1, None, False
+        self.rank, self.count, self.leads = 0, 1, False
+        self.device: torch.device | None = None
         self.shard, self.broken = Shard(), None
         self.on_broken: Callable[[RankError], None] = lambda error: None
         self.capturable = True  # its collectives, in CUDA graphs
@@ -87,9 +89,11 @@ class Ranks:
     ) -> Ranks:
         """As torchrun has set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; alone where it has not.
 
-        device: None takes the GPU LOCAL_RANK where there is CUDA, else the CPU. backend: torch.distributed's; None
-        takes ``nccl`` on GPUs and ``gloo`` on CPUs. gloo serves GPUs too, slowly, without CUDA graphs, and even several
-        ranks on one. timeout: seconds that one rank waits for another that lives.
+        device: None, or ``cuda`` without a number, takes the GPU LOCAL_RANK; None the CPU where there is no CUDA.
+        backend: torch.distributed's; None takes ``nccl`` on GPUs and ``gloo`` on CPUs. gloo serves GPUs too, slowly,
+            without CUDA graphs, and even several ranks on one.
+        leads: rank 0 sends its calls to the others, which ``follow``.
+        timeout: seconds that one rank waits for another that lives.
 
         Waits for all ranks. Raises ValueError for what the environment says wrongly, for ranks on several hosts, and
         beside a torch.distributed that is initialised; ConnectionError where a rank does not come.
@@ -117,12 +121,12 @@ class Ranks:
         backend = backend or ("nccl" if device.type == "cuda" else "gloo")
         from torch.distributed.rendezvous import rendezvous  # which not every build of torch has
 
-        wait = datetime.timedelta(seconds=timeout)
+        wait, join = datetime.timedelta(seconds=timeout), min(timeout, _JOIN)
         try:
-            store, _, _ = next(iter(rendezvous("env://", timeout=wait)))
+            store, _, _ = next(iter(rendezvous("env://", timeout=datetime.timedelta(seconds=join))))
         except (ValueError, dist.DistError) as error:
             raise ConnectionError(f"rank {rank} of {count} does not find the others: {error}") from error
-        self._link = Link.meet(dist.PrefixStore("longlive", store), rank, count, timeout)
+        self._link = Link.meet(dist.PrefixStore("longlive", store), rank, count, join)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         bound = {"device_id": device} if backend == "nccl" else {}
@@ -235,6 +239,14 @@ class Ranks:
         """A stream's; None for what is none."""
         return self._numbers.get(stream)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
+    def device_for(self, device: str | torch.device | None) -> str | torch.device | None:
+        """The device of an engine that is asked to be on ``device``. Raises ValueError for another than this rank's."""
+        if device is None or self.count == 1:
+            return self.device if device is None else device
+        if (asked := torch.device(device)) != self.device and (asked.type, asked.index) != (self.device.type, None):
+            raise ValueError(f"device must be {self.device}, with which rank {self.rank} was made, got {str(device)!r}")
+        return self.device
+
     def least(self, value: int) -> int:
         """The smallest of all ranks' values."""
         return int(self.shard.gather(torch.tensor([value], dtype=torch.int64, device=self.device)).min())
@@ -248,6 +260,8 @@ class Ranks:
                 self._break_here(_reason(*late))
             if left := [rank for rank, calls in self._done.items() if calls <= self._calls]:
                 self._break_here(f"rank {left[0]} has left after {self._calls} calls, rank {self.rank} makes another")
+            if self._closed:
+                raise RankError(f"rank {self.rank} has closed its ranks")
             if self.broken is not None:
                 raise RankError(self.broken)
             self._calls, self._inside = self._calls + 1, True
@@ -398,9 +412,8 @@ def _reason(rank: int, text: str) -> str:
 
 
 def _abort_group() -> None:
-    with contextlib.suppress(Exception):
-        group = dist.group.WORLD
-        if group is not None:
+    with contextlib.suppress(Exception):  # what is broken may say so
+        if (group := dist.group.WORLD) is not None:
             group.abort()
 
 
@@ -414,43 +427,48 @@ def _number(name: str, default: int | None = None) -> int:
 
 def _device_of(device: str | torch.device | None) -> torch.device:
     """The device of this rank."""
-    if device is None and torch.cuda.is_available():
-        device = f"cuda:{_number('LOCAL_RANK', _number('RANK'))}"
-    return torch.device(device or "cpu")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type != "cuda":
+        return device
+    number, there = device.index, torch.cuda.device_count()
+    number = _number("LOCAL_RANK", _number("RANK")) if number is None else number
+    if number >= there:
+        raise ValueError(f"device must be one of the {there} GPUs that are here, got cuda:{number}")
+    return torch.device("cuda", number)
 
 
 _LED: dict[str, Callable] = {}  # by qualified name: what rank 0 may ask for
 
 
-def on_all_ranks(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+def on_all_ranks(method: M) -> M:
     """A method of an engine or a stream that all ranks call alike: where rank 0 leads, the others are sent its call."""
 
     @functools.wraps(method)
-    def called(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        ranks: Ranks = self.devices.ranks  # pyright: ignore[reportAttributeAccessIssue]
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ranks: Ranks = self.devices.ranks
         if ranks.count == 1:
             return method(self, *args, **kwargs)
 
         def request() -> Call:
             return Call(method.__name__, ranks.number_of(self), list(args), kwargs)
 
-        with self.devices.turn(), ranks.call(request):  # pyright: ignore[reportAttributeAccessIssue]
+        with self.devices.turn(), ranks.call(request):
             return method(self, *args, **kwargs)
 
     _LED[method.__qualname__] = called
-    return called
+    return cast(M, called)
 
 
-def made_on_all_ranks(init: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
+def made_on_all_ranks(init: M) -> M:
     """An engine's ``__init__``, with ``ranks`` among its keywords."""
 
     @functools.wraps(init)
-    def called(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def called(self: Any, *args: Any, **kwargs: Any) -> None:
         ranks = kwargs.get("ranks")
         with ranks.call() if isinstance(ranks, Ranks) else contextlib.nullcontext():
             init(self, *args, **kwargs)
 
-    return called
+    return cast(M, called)
 
 
 def _led(target: object, name: str) -> Callable:

@@ -12,6 +12,7 @@ import sys
 
 import av
 import pytest
+import torch
 
 from longlive_optimized.cli import ranks as starting
 from longlive_optimized.cli.ranks import join_ranks, read_gpus
@@ -115,6 +116,7 @@ def test_gpus_beside_torchrun_are_those_of_its_processes(monkeypatch):
 
 def test_gpus_start_the_same_command_for_the_others(monkeypatch):
     started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(starting.subprocess, "Popen", lambda command, **how: started.append((command, how)))
     monkeypatch.setattr(starting.atexit, "register", lambda *args: None)
     monkeypatch.setattr("longlive_optimized.engine.ranks.Ranks.from_environment", lambda device, **how: (device, how))
@@ -134,5 +136,8 @@ def test_gpus_start_the_same_command_for_the_others(monkeypatch):
 
 def test_one_gpu_is_a_device(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     ranks = join_ranks([1], None)
     assert (ranks.count, str(ranks.device)) == (1, "cuda:1")
+    with pytest.raises(ValueError, match="--gpus must name some of the 2 GPUs that are here, got 1,2"):
+        join_ranks([1, 2], None)

@@ -153,6 +153,10 @@ def what_is_refused():
         before = engine.generate_block(FOXES, stream).clone()
         with pytest.raises(ValueError, match=r"height, width .* multiple of 2 tokens.* 2 ranks, got 48x48: 9 tokens"):
             engine.open_stream(height=48, width=48)
+        with pytest.raises(ValueError, match=r"device must be cpu, with which rank \d was made, got 'cuda:0'"):
+            LongLiveEngine("tiny", device="cuda:0", ranks=ranks)
+        with pytest.raises(TypeError, match="ranks must be of the class Ranks, got int"):
+            LongLiveEngine("tiny", device="cpu", ranks=2)
         with pytest.raises(ValueError, match="control wants VACE"):
             engine.generate_block(CONTROL, stream)
         with pytest.raises(TypeError, match="request must be a BlockRequest"):
@@ -167,7 +171,10 @@ def what_is_refused():
             Ranks.from_environment()
         engine.reset(stream)
         assert torch.equal(before, engine.generate_block(FOXES, stream)) and ranks.broken is None
-        return ranks.least(7 - ranks.rank)
+        least = ranks.least(7 - ranks.rank)
+    with pytest.raises(RankError, match="has closed its ranks"):
+        engine.reset()
+    return least
 
 
 def one_fails():
