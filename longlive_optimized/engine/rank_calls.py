@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CLASSES = {cls.__name__: cls for cls in (BlockRequest, Control, UserLora)}
 
 
-def packed(value: Any, tensors: list[Tensor], numbers: Mapping[Stream, int]) -> Any:
+def packed(value: Any, tensors: list[Tensor], numbers: Mapping[Any, int]) -> Any:
     """``value`` as JSON can say it; its tensors are appended to ``tensors``, its streams become their numbers.
 
     Raises TypeError for what cannot travel.
@@ -44,8 +44,8 @@ def packed(value: Any, tensors: list[Tensor], numbers: Mapping[Stream, int]) -> 
         return value
     if isinstance(number := exact(value), int | float):  # NumPy's, torch's
         return number
-    if value in numbers:
-        return {"stream": numbers[value]}
+    if (number := numbers.get(value)) is not None:
+        return {"stream": number}
     raise TypeError(f"an argument must be one that other ranks can be sent, got {type(value).__name__}")
 
 

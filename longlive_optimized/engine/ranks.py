@@ -129,7 +129,7 @@ class Ranks:
         self._link = Link.meet(dist.PrefixStore("longlive", store), rank, count, join)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        bound = {"device_id": device} if backend == "nccl" else {}
+        bound: dict[str, Any] = {"device_id": device} if backend == "nccl" else {}
         store = dist.PrefixStore("longlive/group", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait, **bound)
         self.rank, self.count, self.device, self.leads = rank, count, device, leads
@@ -243,7 +243,8 @@ class Ranks:
         """The device of an engine that is asked to be on ``device``. Raises ValueError for another than this rank's."""
         if device is None or self.count == 1:
             return self.device if device is None else device
-        if (asked := torch.device(device)) != self.device and (asked.type, asked.index) != (self.device.type, None):
+        mine, asked = str(self.device), str(torch.device(device))
+        if asked not in (mine, mine.partition(":")[0]):
             raise ValueError(f"device must be {self.device}, with which rank {self.rank} was made, got {str(device)!r}")
         return self.device
 

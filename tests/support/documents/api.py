@@ -35,7 +35,7 @@ API = "docs/api.md"
 PROMPT = "a red circle moves left over a green field"
 
 
-@says(API, "`LongLiveEngine(model_path, config=None, device=None, progress=None, loras=())`")
+@says(API, "`LongLiveEngine(model_path, config=None, device=None, progress=None, loras=(), ranks=None)`")
 def the_engine_is_made(units: list[Unit]):
     same_signature(names(units[0].text)[0], LongLiveEngine.__init__)
 
@@ -138,7 +138,7 @@ def _methods(rows: list[list[str]], of: type) -> None:
 
 @lists(API, "The engine: blocks")
 def the_engine(units: list[Unit]):
-    assert len(units) == 11
+    assert len(units) == 12
     _methods([unit.cells for unit in units], LongLiveEngine)
     _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
 
