@@ -44,8 +44,8 @@ def packed(value: Any, tensors: list[Tensor], numbers: Mapping[Any, int]) -> Any
         return value
     if isinstance(number := exact(value), int | float):  # NumPy's, torch's
         return number
-    if (number := numbers.get(value)) is not None:
-        return {"stream": number}
+    if value in numbers:
+        return {"stream": numbers[value]}
     raise TypeError(f"an argument must be one that other ranks can be sent, got {type(value).__name__}")
 
 

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import datetime
 import functools
+import logging
 import os
 import threading
 import time
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .stream import Stream
 
 M = TypeVar("M", bound=Callable)
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 600.0  # seconds that a rank waits for one that lives
 _JOIN = 120.0  # at most, until all are there
@@ -141,7 +144,8 @@ class Ranks:
         self._failed: dict[int, tuple[int, str]] = {}  # by call: who failed first, and how
         self._verdicts: set[int] = set()  # calls that failed on all ranks alike
         self._outcomes: dict[int, _Outcomes] = {}  # rank 0's
-        self._aborted = self._closed = False
+        self._aborting: threading.Thread | None = None
+        self._closed = False
         self._requests: deque[tuple[Message, Sequence[Tensor]]] = deque()  # of one that follows
         self._streams: dict[int, Stream] = {}
         self._numbers: weakref.WeakKeyDictionary[Stream, int] = weakref.WeakKeyDictionary()
@@ -149,7 +153,7 @@ class Ranks:
         self._following, self._opened = False, 0
         self._done: dict[int, int] = {}  # ranks that make no more calls, and how many they have made
         self._link.start(self._heard, self._ended)
-        atexit.register(self.close, 0.0)
+        atexit.register(self._end)
 
     def __enter__(self) -> Ranks:
         return self
@@ -174,6 +178,16 @@ class Ranks:
         if self.broken is None and not self.capturable:  # NCCL's would wait for graphs that hold its collectives
             dist.destroy_process_group()
 
+    def _end(self) -> None:
+        """As Python ends. An abort that does not come to its end would keep it from that."""
+        self.close(0.0)
+        if self._aborting:
+            self._aborting.join(_GRACE)
+            if self._aborting.is_alive():
+                log.error("rank %d ends at once: %s", self.rank, self.broken)
+                logging.shutdown()
+                os._exit(1)
+
     @contextlib.contextmanager
     def call(self, request: Callable[[], Call] | None = None) -> Iterator[None]:
         """One call that all ranks make; inside another, a part of that. ``request``: what rank 0 sends, if it leads.
@@ -189,8 +203,7 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            text = _ALIKE if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
-            if (reason := self._judged(text)) is not None:
+            if (reason := self._judged(self._told(error))) is not None:
                 raise RankError(reason) from error
             raise
         except BaseException as error:  # the user's wish, which comes when it comes
@@ -245,7 +258,7 @@ class Ranks:
             return self.device if device is None else device
         mine, asked = str(self.device), str(torch.device(device))
         if asked not in (mine, mine.partition(":")[0]):
-            raise ValueError(f"device must be {self.device}, with which rank {self.rank} was made, got {str(device)!r}")
+            raise ValueError(f"device must be {self.device}, that of its ranks, got {str(device)!r}")
         return self.device
 
     def least(self, value: int) -> int:
@@ -297,6 +310,13 @@ class Ranks:
         if failed := self._failed.get(self._calls):
             raise RankError(_reason(*failed))
 
+    def _told(self, error: Exception) -> str:
+        """An error's text. Memory never runs out on two ranks alike: not at the same point."""
+        if isinstance(error, RankError):
+            return _WAITED
+        where = f" (rank {self.rank})" if isinstance(error, torch.OutOfMemoryError) else ""
+        return f"{type(error).__name__}: {error}{where}"
+
     # What follows runs in the thread that listens, or under ``_changed``.
 
     def _report(self, text: str | None) -> None:
@@ -329,7 +349,7 @@ class Ranks:
         outcomes = self._outcomes.setdefault(call, _Outcomes())
         outcomes.by_rank[rank] = text
         known = outcomes.by_rank
-        if text is not None and text != _ALIKE and call not in self._failed:
+        if text is not None and text != _WAITED and call not in self._failed:
             self._fail(call, rank, text)
             self._link.send({"kind": "failed", "call": call, "rank": rank, "error": text})
         if call in self._failed and not outcomes.judged:
@@ -373,10 +393,10 @@ class Ranks:
 
     def _abort(self) -> None:
         """End what waits in collectives, on the device too; there will be no others."""
-        if not self._aborted and not self._closed:
-            self._aborted = True
+        if self._aborting is None and not self._closed:
             # NCCL lets its kernels go at once, and then may wait for graphs that hold its collectives.
-            threading.Thread(target=_abort_group, daemon=True).start()
+            self._aborting = threading.Thread(target=_abort_group, daemon=True)
+            self._aborting.start()
 
     def _heard(self, rank: int, message: Message, tensors: Sequence[Tensor]) -> None:
         with self._changed:
@@ -405,7 +425,7 @@ class Ranks:
                 self._break(f"rank {rank} has ended: start all {self.count} anew")
 
 
-_ALIKE = "it waited for a rank that had failed"
+_WAITED = "it waited for a rank that had failed"
 
 
 def _reason(rank: int, text: str) -> str:
