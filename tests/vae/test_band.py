@@ -317,6 +317,8 @@ class TestOnGpu:
             for _ in range(2):
                 results += [stream.decode_uint8(part) for part in parts]
                 stream.reset()
+            graphs = stream._side.graphs
+            assert graphs.captured == 3 and not graphs.failed
             return results
 
         with backend("triton" if path == "triton" else None):
