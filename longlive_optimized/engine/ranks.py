@@ -103,6 +103,8 @@ class Ranks:
         """
         if "RANK" not in os.environ:
             return cls()
+        if not isinstance(timeout, int | float) or not 0 < timeout < 1e9:
+            raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
         rank, count = _number("RANK"), _number("WORLD_SIZE")
         if count == 1:
             return cls()
@@ -110,18 +112,18 @@ class Ranks:
             raise ValueError(f"all {count} ranks must run on one host, got {os.environ['LOCAL_WORLD_SIZE']} here")
         if dist.is_initialized():
             raise ValueError("ranks must be made before torch.distributed is initialised")
-        ranks = cls()
-        ranks._join(rank, count, _device_of(device), backend, leads, timeout)
+        ranks, where = cls(), _device_of(device)
+        backends = ("nccl", "gloo") if where.type == "cuda" else ("gloo",)
+        if backend not in (None, *backends):
+            raise ValueError(f"backend must be {' or '.join(backends)} on {where}, got {backend!r}")
+        ranks._join(rank, count, where, backend or backends[0], leads, timeout)
         return ranks
 
-    def _join(
-        self, rank: int, count: int, device: torch.device, backend: str | None, leads: bool, timeout: float
-    ) -> None:
+    def _join(self, rank: int, count: int, device: torch.device, backend: str, leads: bool, timeout: float) -> None:
         os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink: many containers may not
         os.environ.setdefault("NCCL_RUNTIME_CONNECT", "0")  # all connections now, none while a graph is captured
         # The link sees a rank end; NCCL's own watchdog would end this process.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        backend = backend or ("nccl" if device.type == "cuda" else "gloo")
         from torch.distributed.rendezvous import rendezvous  # which not every build of torch has
 
         wait, join = datetime.timedelta(seconds=timeout), min(timeout, _JOIN)
@@ -272,13 +274,13 @@ class Ranks:
         with self._changed:
             if late := next((each for call, each in self._failed.items() if call <= self._calls), None):
                 self._break_here(_reason(*late))
-            if left := [rank for rank, calls in self._done.items() if calls <= self._calls]:
-                self._break_here(f"rank {left[0]} has left after {self._calls} calls, rank {self.rank} makes another")
             if self._closed:
                 raise RankError(f"rank {self.rank} has closed its ranks")
-            if self.broken is not None:
-                raise RankError(self.broken)
             self._calls, self._inside = self._calls + 1, True
+            self._miss_those_who_left()
+            if self.broken is not None:
+                self._inside = False
+                raise RankError(self.broken)
         if send:
             send()
 
@@ -415,9 +417,16 @@ class Ranks:
                 self._break_here(message["reason"])
             elif kind == "done":
                 self._done.update(message["calls"])
+                self._miss_those_who_left()
                 if self.rank == 0 and self._link:
                     self._link.send({"kind": "done", "calls": [*self._done.items()]})
             self._changed.notify_all()
+
+    def _miss_those_who_left(self) -> None:
+        """A call is under way that a rank will not make: it has made its last."""
+        if left := [rank for rank, calls in self._done.items() if calls < self._calls]:
+            if self._inside and not self._closed:
+                self._break(f"rank {left[0]} has left, rank {self.rank} makes another call")
 
     def _ended(self, rank: int) -> None:
         with self._changed:

@@ -186,7 +186,7 @@ def one_fails():
         if ranks.rank == 1:
             engine.model.blocks[2].ffn_out.forward = out_of_memory
         started = time.monotonic()
-        with pytest.raises(RankError, match=r"rank 1 has failed: OutOfMemoryError: none left; .* start all"):
+        with pytest.raises(RankError, match=r"rank 1 has failed: OutOfMemoryError: none left \(rank 1\); .* start all"):
             engine.generate_block(FOXES)
         with pytest.raises(RankError, match="rank 1 has failed"):
             engine.reset()
@@ -205,6 +205,16 @@ def one_fails_alone():
         else:
             engine.generate_block(FOXES)
             with pytest.raises(RankError, match="rank 0 has failed: OutOfMemoryError"):
+                engine.generate_block(FOXES)
+
+
+def one_leaves():
+    """A rank that makes fewer calls than the others is missed in the first that it does not make."""
+    with Ranks.from_environment() as ranks:
+        engine = small_engine(ranks)
+        engine.generate_block(FOXES)
+        if ranks.rank == 0:
+            with pytest.raises(RankError, match="rank 1 has left, rank 0 makes another call"):
                 engine.generate_block(FOXES)
 
 
@@ -227,7 +237,7 @@ def forever(folder, leads):
         return time.time(), str(error)
 
 
-@pytest.mark.parametrize("work", [what_is_refused, one_fails, one_fails_alone])
+@pytest.mark.parametrize("work", [what_is_refused, one_fails, one_fails_alone, one_leaves])
 def test_errors(tmp_path, work):
     started = time.monotonic()
     results = on_ranks(tmp_path, 2, work)
@@ -261,16 +271,20 @@ def test_one_rank_is_no_rank():
 @pytest.mark.parametrize(
     ("environment", "wanted"),
     [
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "how": {"backend": "nccl"}}, "backend must be gloo on cpu, got 'nccl'"),
+        ({"WORLD_SIZE": "2", "how": {"timeout": 0}}, "timeout must be a positive number of seconds, got 0"),
+        ({"WORLD_SIZE": "2", "how": {"timeout": "1"}}, "timeout must be a positive number of seconds, got '1'"),
         ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a whole number"),
-        ({"RANK": "0"}, "WORLD_SIZE must be a whole number"),
-        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "all 4 ranks must run on one host"),
+        ({}, "WORLD_SIZE must be a whole number"),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "all 4 ranks must run on one host"),
     ],
 )
 def test_a_wrong_environment_is_refused(monkeypatch, environment, wanted):
-    for name, value in environment.items():
+    how = environment.pop("how", {})
+    for name, value in ({"RANK": "0"} | environment).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=wanted):
-        Ranks.from_environment()
+        Ranks.from_environment("cpu", **how)
 
 
 def test_passes_of_several_groups_are_refused(monkeypatch):
