@@ -42,7 +42,7 @@ from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .loading import Loading, Progress
-from .memory_plan import MemoryPlan, available_on, check_fits, leaner_plans, plan_for
+from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
 from .ranks import Ranks, made_on_all_ranks, on_all_ranks
 from .request import BlockRequest, check_seed
 from .stream import Networks, Stream
@@ -343,10 +343,7 @@ class LongLiveEngine:
     def _follow_plan(self) -> None:
         """Choose what fits a GPU. Raises MemoryShort."""
         self.devices.release()
-        ranks, room = self.devices.ranks, None
-        if ranks.count > 1:  # all must choose alike
-            room = ranks.least(available_on(self.device, self._asked.memory_limit_gib) or 0)
-        self._plan = plan = plan_for(self.files, self._asked, self.device, room, ranks.count)
+        self._plan = plan = plan_for(self.files, self._asked, self.device, self.devices.ranks)
         check_fits(plan, self.files, self._asked)
         log.info("memory: %s", plan)
         self.devices.move_text(plan.choices.text_residence)

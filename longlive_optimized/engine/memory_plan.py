@@ -34,6 +34,7 @@ from ..weights.text import text_footprint
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .live_bytes import AsKernels, passing_bytes, storage_bytes
+from .ranks import Ranks
 from .stream import Networks, Stream
 
 GIB = 2**30
@@ -174,22 +175,24 @@ def memory_plan(
 
 
 def plan_for(
-    files: ModelFiles, config: OptimizationConfig, device: torch.device, room: int | None = None, ranks: int = 1
+    files: ModelFiles, config: OptimizationConfig, device: torch.device, ranks: Ranks | None = None
 ) -> MemoryPlan:
-    """The first plan from fast to lean that fits; else the leanest. room: bytes that may be taken, where that is not
-    ``available_on`` alone; ranks: so many share a stream's tokens."""
-    for plan in plans_for(files, config, device, room, ranks):
+    """The first plan from fast to lean that fits; else the leanest. ``ranks`` share a stream's tokens, and choose as
+    the one must that has the least room."""
+    for plan in plans_for(files, config, device, ranks):
         if plan.fits:
             break
     return plan
 
 
 def plans_for(
-    files: ModelFiles, config: OptimizationConfig, device: torch.device, room: int | None = None, ranks: int = 1
+    files: ModelFiles, config: OptimizationConfig, device: torch.device, ranks: Ranks | None = None
 ) -> Iterator[MemoryPlan]:
     """Plans from fast to lean, each leaner than the one before; what the config fixes is the same in all."""
-    outlined = Outline(files, config, device, ranks)
-    room = available_on(device, config.memory_limit_gib) if room is None else room
+    ranks = ranks or Ranks()
+    outlined, room = Outline(files, config, device, ranks.count), available_on(device, config.memory_limit_gib)
+    if room is not None and ranks.count > 1:
+        room = ranks.least(room)
     plan = outlined.plan(outlined.first(), room)
     yield plan
     for step in STEPS:

@@ -168,10 +168,10 @@ class Ranks:
         that follow return from ``follow``."""
         if self._link is None or self._closed:
             return
+        if self.broken is None and self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # or until a rank ends
         self._closed = True
         if self.broken is None:
-            if self.device is not None and self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
             with self._changed:
                 self._done[self.rank] = self._calls
                 self._link.send({"kind": "done", "calls": [*self._done.items()]})
@@ -195,8 +195,8 @@ class Ranks:
         """One call that all ranks make; inside another, a part of that. ``request``: what rank 0 sends, if it leads.
 
         An error that all ranks raise alike is raised as it is. One that only some raise becomes RankError on all: on
-        those that have gone on, in their next call. Raises RankError where the ranks are no longer alike, RuntimeError
-        where this one follows.
+        those that have finished the call, in their next. Raises RankError where the ranks are no longer alike, and
+        RuntimeError where this one follows.
         """
         if self.count == 1 or self._inside:
             yield
@@ -213,6 +213,8 @@ class Ranks:
             raise
         else:
             self._report(None)
+            if self.broken is not None:  # what was made may be worthless
+                raise RankError(self.broken)
         finally:
             self._inside = False
 

@@ -194,7 +194,7 @@ def one_fails():
 
 
 def one_fails_alone():
-    """An error of one rank outside of passes, while the others have gone on, is raised on them in their next call."""
+    """An error of one rank outside of passes is raised on the others as their call ends, or in the next."""
     with Ranks.from_environment() as ranks:
         engine = small_engine(ranks)
         engine.generate_block(FOXES)
@@ -203,9 +203,9 @@ def one_fails_alone():
             with pytest.raises(RankError, match="rank 0 has failed: OutOfMemoryError"):
                 engine.generate_block(FOXES)
         else:
-            engine.generate_block(FOXES)
             with pytest.raises(RankError, match="rank 0 has failed: OutOfMemoryError"):
-                engine.generate_block(FOXES)
+                for _ in range(2):
+                    engine.generate_block(FOXES)
 
 
 def one_leaves():
@@ -280,11 +280,18 @@ def test_one_rank_is_no_rank():
     ],
 )
 def test_a_wrong_environment_is_refused(monkeypatch, environment, wanted):
-    how = environment.pop("how", {})
     for name, value in ({"RANK": "0"} | environment).items():
-        monkeypatch.setenv(name, value)
+        if name != "how":
+            monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=wanted):
-        Ranks.from_environment("cpu", **how)
+        Ranks.from_environment("cpu", **environment.get("how", {}))
+
+
+def test_a_rank_that_does_not_come_is_an_error(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConnectionError, match=r"rank 0 of 2 does not find the others|rank 0 waited 1 s"):
+        Ranks.from_environment("cpu", timeout=1)
 
 
 def test_passes_of_several_groups_are_refused(monkeypatch):
