@@ -240,7 +240,7 @@ def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:
     with stream.timer.stage(stage), _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)):
         stream.restore_decoder()
         stream.decoder_lost = True  # until this has worked
-        frames = stream.decoder.decode_uint8(latents)
+        frames = stream.decode(latents)
         stream.decoder_lost = False
         stream.decoded += len(latents)
         return frames

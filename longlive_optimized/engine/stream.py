@@ -14,8 +14,10 @@ from ..keywords import ConfigFields
 from ..model.control import ControlBranch, PassControl
 from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of, runs_in, values_in_8_bits
 from ..model.ring_cache import RingCache
+from ..model.shard import Shard
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
+from ..vae.band import Band
 from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..video_time import BLOCK_FRAMES
@@ -86,6 +88,7 @@ class Stream:
         self.devices, self._graphs, self.shard = devices, graphs, devices.ranks.shard
         rows, columns = _grid(settings)
         self.shard.check(rows * columns, settings.size)
+        self._bands = _bands(self.shard, settings)
         graphs.turn(settings.use_cuda_graphs)
         model = networks.model
         self.policy, self.int8_keys = self._policy_of(settings), self._int8_keys_of(settings)
@@ -191,6 +194,12 @@ class Stream:
                 self.decoder.decode_uint8(latents)
         self.decoder_lost = False
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixel frames, uint8 [T, H, W, 3]; of several ranks each decodes a band of rows."""
+        frames, rows = self.decoder.decode_uint8(latents), latents.shape[2]
+        sizes = [LATENT_SCALE * len(band.rows(rows)) for band in self._bands]
+        return self.shard.join(frames, sizes, 1)
+
     def weights_moved(self) -> None:
         """The network's weights lie elsewhere: what was captured reads where they were."""
         self._graphs.drop()
@@ -250,7 +259,8 @@ class Stream:
 
     def _new_coders(self) -> None:
         networks = self.networks
-        self.decoder = DecoderStream(networks.codec, self.new_graphs)
+        band = self._bands[self.shard.rank] if self.shard.count > 1 else None
+        self.decoder = DecoderStream(networks.codec, self.new_graphs, band)
         self.encoder = EncoderStream(networks.codec, self.new_graphs)
         self.control_input = None
         if networks.control:
@@ -289,6 +299,14 @@ class Stream:
         else:
             self.noise = VideoNoise(seed, self._like, self.total_frames)
         self.settings = dataclasses.replace(self.settings, seed=seed)
+
+
+def _bands(shard: Shard, settings: StreamSettings) -> list[Band]:
+    """Each rank's rows of the pictures. Raises ValueError where there are more ranks than rows of latents."""
+    if settings.size[0] < shard.count * LATENT_SCALE:
+        least = shard.count * LATENT_SCALE
+        raise ValueError(f"height must be at least {least} on {shard.count} ranks, got {settings.size[0]}")
+    return [Band(rank, shard.count) for rank in range(shard.count)]
 
 
 def _grid(settings: StreamSettings) -> tuple[int, int]:

@@ -6,7 +6,7 @@ The only file that calls a collective inside a pass.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -59,6 +59,17 @@ class Shard:
         whole = x.new_empty(self.count * len(x), *x.shape[1:])
         self._meet(_all_gather, whole, x.contiguous())
         return whole
+
+    def join(self, x: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
+        """A tensor of which each rank has a part along ``dim``, of these sizes; x is this rank's."""
+        if self.count == 1:
+            return x
+        longest = list(x.shape)
+        longest[dim] = max(sizes)
+        own = x.new_empty(longest)
+        own.narrow(dim, 0, x.shape[dim]).copy_(x)
+        parts = self.gather(own).chunk(self.count)
+        return torch.cat([part.narrow(dim, 0, size) for part, size in zip(parts, sizes, strict=True)], dim)
 
     def of_first(self, x: Tensor) -> Tensor:
         """Rank 0's x, bit for bit: for what each rank computes whole, and all must have alike."""

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from longlive_optimized import BlockRequest, Control, LongLiveEngine, OptimizationConfig
+from longlive_optimized.config import StreamSettings
 from longlive_optimized.engine.ranks import RankError, Ranks
+from longlive_optimized.engine.stream import _bands
 from longlive_optimized.model.shard import Shard
 from longlive_optimized.weights.user_lora import UserLora
 from support import loras
@@ -55,7 +57,8 @@ def everything(engine, lora, brief=False):
     made["window full, prompt switch"] = shown(engine, stream, *[FOXES] * 4, BOATS, BOATS)
     engine.configure(denoising_steps=(1000, 500))
     made["video"] = shown(engine, engine.stream, VIDEO, VIDEO)
-    made["control"] = shown(engine, engine.stream, CONTROL)
+    # Ten rows of latents: of four ranks some decode three, some two.
+    made["control"] = shown(engine, engine.open_stream(height=80, denoising_steps=(1000, 500)), CONTROL)
     stream.configure(local_attn_size=6, denoising_steps=(1000, 500))
     made["preset change"] = shown(engine, stream, BOATS)
     engine.reset(stream, seed=7)
@@ -104,7 +107,7 @@ def led(lora):
         del streams[0]
         gc.collect()
         engine.generate_block(FOXES)
-        return made, {1: engine.stream.history, 4: streams[0].history}
+        return made, {1: engine.stream.history, 5: streams[0].history}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def test_rank_0_leads(tmp_path, lora, alone):
     """Every kind of call reaches those that follow; streams that rank 0 forgets are forgotten there."""
     (made, kept), streams = on_ranks(tmp_path, 2, led, lora)
     check_alike(made, alone)
-    assert streams.keys() >= kept.keys() and 3 not in streams
+    assert streams.keys() >= kept.keys() and 4 not in streams
     assert all(torch.equal(streams[number], history) for number, history in kept.items())
 
 
@@ -199,7 +202,7 @@ def one_fails_alone():
         engine = small_engine(ranks)
         engine.generate_block(FOXES)
         if ranks.rank == 0:
-            engine.stream.decoder.decode_uint8 = out_of_memory
+            engine.stream.timer.block_done = out_of_memory
             with pytest.raises(RankError, match="rank 0 has failed: OutOfMemoryError"):
                 engine.generate_block(FOXES)
         else:
@@ -256,6 +259,11 @@ def test_a_killed_rank_is_an_error_of_the_others(tmp_path, count, victim, leads)
     for rank in set(range(count)) - {victim}:
         noticed, error = result_of(tmp_path, rank, ranks[rank], 30)
         assert noticed - killed < 10 and f"rank {victim} has ended" in error
+
+
+def test_each_rank_has_rows_to_decode():
+    with pytest.raises(ValueError, match="height must be at least 32 on 4 ranks, got 16"):
+        _bands(Shard(0, 4), StreamSettings(height=16, width=64))
 
 
 def test_one_rank_is_no_rank():
