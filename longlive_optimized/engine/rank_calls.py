@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,11 @@ def packed(value: Any, tensors: list[Tensor], numbers: Mapping[Any, int]) -> Any
         return value
     if isinstance(number := exact(value), int | float):  # NumPy's, torch's
         return number
-    if isinstance(value, Hashable) and value in numbers:
+    try:
         return {"stream": numbers[value]}
-    raise TypeError(f"an argument must be one that other ranks can be sent, got {type(value).__name__}")
+    except (KeyError, TypeError):
+        wanted = "an argument must be one that other ranks can be sent"
+        raise TypeError(f"{wanted}, got {type(value).__name__}") from None
 
 
 def unpacked(value: Any, tensors: Sequence[Tensor], streams: Mapping[int, Stream]) -> Any:

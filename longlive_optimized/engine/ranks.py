@@ -213,10 +213,14 @@ class Ranks:
             raise
         else:
             self._report(None)
-            if self.broken is not None:  # what was made may be worthless
-                raise RankError(self.broken)
+            self.check()  # what was made may be worthless
         finally:
             self._inside = False
+
+    def check(self) -> None:
+        """Raises RankError where no call can be made any more."""
+        if self.broken is not None:
+            raise RankError(self.broken)
 
     def follow(self, engine: Any) -> None:
         """Make rank 0's calls until it closes its ranks. ``engine`` and rank 0's are of the same model and config.
@@ -303,14 +307,12 @@ class Ranks:
             self._changed.wait_for(lambda: self._requests or self.broken or 0 in self._done)
             if self._requests:
                 return self._requests.popleft()
-            if self.broken is not None:
-                raise RankError(self.broken)
+            self.check()
             return None
 
     def _watch(self) -> None:
         """Raises RankError where the call under way cannot end well."""
-        if self.broken is not None:
-            raise RankError(self.broken)
+        self.check()
         if failed := self._failed.get(self._calls):
             raise RankError(_reason(*failed))
 
@@ -480,6 +482,8 @@ def on_all_ranks(method: M) -> M:
         ranks: Ranks = self.devices.ranks
         if ranks.count == 1:
             return method(self, *args, **kwargs)
+
+        ranks.check()  # first: the device may be lost with a rank
 
         def request() -> Call:
             return Call(method.__name__, ranks.number_of(self), list(args), kwargs)
