@@ -301,7 +301,8 @@ def test_an_engine_follows_its_plan(full_size, big_text, caplog):
     engine = LongLiveEngine.__new__(LongLiveEngine)
     engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=11).sized((480, 832))
     engine.files, engine.config, engine.devices = locate("tiny"), engine._asked, Devices(CPU)
-    engine.devices.model, engine.devices.release = CUDA, lambda: None
+    engine.devices.model = engine.devices.vae = CUDA
+    engine.devices.release = lambda: None
     engine._follow_plan()
     assert engine.memory_plan.choices == ("int8", "parked", True, False) and engine.config.low_memory is True
     assert engine._text_keywords() == {"precision": "int8", "residence": "parked", "keep": False}
