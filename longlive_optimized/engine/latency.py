@@ -25,13 +25,14 @@ class LatencyStats:
 
     p99_ms is the nearest-rank percentile. mean, p99, max, min and fps cover the last 1000 frames, frame_count all since
     the last reset. block_ms is the last block's time, prompt_switch_ms the last switch's: from the call to its first
-    new frame. async_vae_active: the VAE and the transformer are on different GPUs. prompt_cache_hits and prompt_cache_misses are the engine's, since it was made, for all its streams.
-    preset is the one in force, ``custom`` where the config is none of them. precision is ``Stream.precision``.
-    fallback_blocks were made again without 8 bits, which had given something that is not finite; of the stream since
-    its last reset. vae_precision is what the VAE's convolutions run in; vae_saturated of its values were too large for
-    int8 and cut off, since the engine was made: a few in a million are expected (docs/int8.md). text_precision is what
-    the text encoder's weights are held in, text_residence where: ``gpu``, ``parked`` or ``cpu``. memory_fallback says
-    what was given up because memory ran out, and what that costs; it is empty if nothing was.
+    new frame. async_vae_active: the VAE and the transformer are on different GPUs. prompt_cache_hits and
+    prompt_cache_misses are the engine's, since it was made, for all its streams. preset is the one in force, ``custom``
+    where the config is none of them. precision is ``Stream.precision``. fallback_blocks were made again without 8 bits,
+    which had given something that is not finite; of the stream since its last reset. vae_precision is what the VAE's
+    convolutions run in; vae_saturated of its values were too large for int8 and cut off, since the engine was made: a
+    few in a million are expected (docs/int8.md). text_precision is what the text encoder's weights are held in,
+    text_residence where: ``gpu``, ``parked`` or ``cpu``. memory_fallback says what was given up because memory ran out,
+    and what that costs; it is empty if nothing was.
     """
 
     current_ms: float = 0.0

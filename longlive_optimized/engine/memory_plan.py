@@ -12,7 +12,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -242,7 +242,7 @@ def plans_for(
     available = {each: available_on(each, config.memory_limit_gib) for each in outlined.devices}
     plan = outlined.plan(outlined.first(), available)
     yield plan
-    for step in STEPS:
+    for step in outlined.steps:
         if leaner := outlined.leaner(plan, step):
             plan = leaner
             yield plan
@@ -254,7 +254,7 @@ def leaner_plans(
     """Plans that a running engine can go over to, one choice leaner each; the text encoder's precision stays, since
     its weights of another would have to find room beside it. short: the GPU that must get something out of it."""
     outlined = Outline(files, config, plan.device, plan.vae_device, plan.text_device)
-    for step in STEPS:
+    for step in outlined.steps:
         if "text_precision" not in step[0] and (leaner := outlined.leaner(plan, step)):
             pairs = zip(leaner.devices, plan.devices, strict=True)
             if any(after.peak < before.peak for after, before in pairs if short in (None, after.device.index)):
@@ -336,7 +336,7 @@ class Outline:
         text_device: torch.device | None = None,
     ):
         self._files, self._config, self._device = files, config, device
-        self._named = {"vae_device": vae_device, "text_device": text_device}
+        self._vae_asked, self._text_asked = vae_device, text_device
         self._vae_device, self._text_device = vae_device or device, text_device or device
         beside = (each for each in (self._vae_device, self._text_device) if each.type == device.type)
         self.devices = tuple(dict.fromkeys((device, *beside)))
@@ -345,6 +345,15 @@ class Outline:
         self._vae = vae.to(self._dtype)
         self._of_transformer = functools.cache(self._transformer)
         self._of_video, self._of_text = functools.cache(self._video), functools.cache(self._text)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """From fast to lean. On a GPU of its own the VAE takes less by itself before the weights do, for which its
+        memory is a little less, too."""
+        if self._vae_device == self._device:
+            return STEPS
+        *before, weights, vae, text = STEPS
+        return *before, vae, weights, text
 
     def first(self) -> Choices:
         """The fastest that the config leaves."""
@@ -358,7 +367,7 @@ class Outline:
         if "text_precision" in change:
             return on_gpu and config.text_precision == "auto" and self._text_can_be_int8(chosen.text_residence)
         if "text_residence" in change:
-            stays = self._named["text_device"] is None or change["text_residence"] != "cpu"
+            stays = self._text_asked is None or change["text_residence"] != "cpu"
             return on_gpu and config.text_residence == "auto" and self._text_device.type == "cuda" and stays
         if "low_memory" in change:
             fits = not any(width % PACK for width in (self._dimensions.dim, self._dimensions.ffn_dim))
@@ -383,14 +392,15 @@ class Outline:
         host = {"VAE": video.on_host, "text encoder": text.host}
         on_gpu = self._device.type == "cuda"
         first, *others = (self._share(device, chosen, available.get(device)) for device in self.devices)
-        own = {field.name: getattr(first, field.name) for field in dataclasses.fields(first)}
+        own: dict[str, Any] = {field.name: getattr(first, field.name) for field in dataclasses.fields(first)}
         return MemoryPlan(
             **own,
             host={name: nbytes for name, nbytes in host.items() if nbytes and on_gpu},
             choices=chosen,
             costs=costs,
             others=tuple(others),
-            **self._named,
+            vae_device=self._vae_asked,
+            text_device=self._text_asked,
         )
 
     def _share(self, device: torch.device, chosen: Choices, available: int | None) -> DeviceMemory:
