@@ -22,10 +22,10 @@ from longlive_optimized.kernels import native
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.vae.wan.model import WanVae
 from longlive_optimized.weights.locate import locate
+from support.wishes import BOAT, FOX, every_kind, noise, play
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FIRST, SECOND, THIRD = (torch.device("cuda", i) for i in range(3))
-FOX, BOAT = "a red square stands still over a green field", "a white cross rests on a black night"
 
 
 @pytest.fixture
@@ -183,40 +183,8 @@ def tiny(**changes) -> LongLiveEngine:
     return LongLiveEngine("tiny", OptimizationConfig(height=32, width=48, **changes), "cpu")
 
 
-@pytest.fixture
-def video():
-    return torch.randint(0, 256, (12, 32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def requests(video, control: bool) -> list:
-    """Blocks of every kind, and what is done between them."""
-    masks = torch.zeros(12, 32, 48, dtype=torch.uint8)
-    masks[:, :16] = 255
-    steered = [Control(video, masks), Control(video, first_frame=video[0]), Control(references=video[:1])]
-    return [
-        *[BlockRequest(FOX)] * 2,
-        BlockRequest(BOAT, transition_blocks=2),
-        BlockRequest(BOAT, video=video, noise_scale=0.5),
-        BlockRequest([(BOAT, 1.0), (FOX, 2.0)], video=[*video], noise_from_motion=True),
-        lambda engine: engine.configure(local_attn_size=9, denoising_steps=(1000, 500)),
-        *(BlockRequest(FOX, control=each) for each in (steered if control else ())),
-        BlockRequest(FOX, reset=True, seed=7),
-        lambda engine: setattr(engine.stream, "decoder_lost", True),
-        BlockRequest(FOX, restart=True),
-        lambda engine: engine.reset(),
-        BlockRequest(BOAT),
-    ]
-
-
-def play(engine: LongLiveEngine, wishes: list) -> list[torch.Tensor]:
-    made = []
-    for wish in wishes:
-        made += [engine.generate_block(wish)] if isinstance(wish, BlockRequest) else [wish(engine) or torch.empty(0)]
-    return made
-
-
 @pytest.mark.parametrize("changes", [{}, {"precision": "int8"}, {"control": True}, {"low_memory": True}], ids=str)
-def test_handed_over_copies_give_the_same_video(changes, video):
+def test_handed_over_copies_give_the_same_video(changes):
     """Nothing passes from place to place but by being handed over, and nothing that is handed over is written to."""
     plain, apart = tiny(**changes), tiny(**changes)
     notes, inside = spread(apart)
@@ -229,7 +197,7 @@ def test_handed_over_copies_give_the_same_video(changes, video):
             return real(*args)
 
         setattr(apart.vae, name, call)
-    wishes = requests(video, "control" in changes)
+    wishes = every_kind(noise(32, 48), "control" in changes)
     assert all(map(torch.equal, play(plain, wishes), play(apart, wishes)))
     assert not inside and {("model", "decoder"), ("encoder", "model"), ("text", "model")} <= {*notes}
     blocks = sum(isinstance(wish, BlockRequest) for wish in wishes)
@@ -251,9 +219,9 @@ def test_the_first_latent_first_is_handed_over_in_two():
 
 
 @pytest.mark.parametrize("control", [False, True])
-def test_nothing_of_the_vae_meets_what_is_elsewhere(control, video):
+def test_nothing_of_the_vae_meets_what_is_elsewhere(control):
     """With the VAE on the meta device, where anything that was not brought there would be refused."""
-    engine = tiny(control=control)
+    engine, video = tiny(control=control), noise(32, 48)
     spread(engine, META)
     engine.codec.vae.to(META)
     engine.codec.device = META
