@@ -34,11 +34,19 @@ def every_kind(video: torch.Tensor, control: bool) -> list[Wish]:
         lambda engine: engine.configure(local_attn_size=9, denoising_steps=(1000, 500)),
         *(BlockRequest(FOX, control=each) for each in (steered if control else ())),
         BlockRequest(FOX, reset=True, seed=7),
-        lambda engine: setattr(engine.stream, "decoder_lost", True),
+        lose_decoder,
+        BlockRequest(FOX),
         BlockRequest(FOX, restart=True),
         lambda engine: engine.reset(),
         BlockRequest(BOAT),
     ]
+
+
+def lose_decoder(engine: LongLiveEngine) -> None:
+    """As where memory runs out while a block is decoded."""
+    with engine.devices.at_decoder.here():
+        engine.stream.decoder.reset()
+    engine.stream.decoder_lost = True
 
 
 def play(engine: LongLiveEngine, wishes: Iterable[Wish]) -> list[torch.Tensor]:
