@@ -19,12 +19,13 @@ class Place:
     """
 
     def __init__(self, device: torch.device, apart: bool = False, urgent: bool = False):
-        self.device, self.apart, self._urgent = device, apart, urgent
+        self.device, self.apart = device, apart
+        self._own = torch.cuda.Stream(device, priority=-1 if urgent else 0) if apart else None
 
     @property
     def stream(self) -> torch.cuda.Stream:
         """The CUDA stream, of a place on a GPU."""
-        return self._own if self.apart else torch.cuda.current_stream(self.device)
+        return self._own or torch.cuda.current_stream(self.device)
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
@@ -69,10 +70,6 @@ class Place:
             current.wait_stream(self.stream)
             x.record_stream(current)
         return x
-
-    @cached_property
-    def _own(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self.device, priority=-1 if self._urgent else 0)
 
     @cached_property
     def _arrivals(self) -> torch.cuda.Stream:

@@ -34,6 +34,7 @@ def gpus(monkeypatch):
     for name, value in {"is_available": True, "device_count": 2, "current_device": 0}.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "Event", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: (device, priority))
 
 
 def test_without_other_devices_all_is_one(gpus):
@@ -49,6 +50,7 @@ def test_each_part_is_where_it_was_asked_for(gpus):
     assert devices.all == (FIRST, SECOND) and devices.async_vae and devices.text_residence == "gpu"
     places = devices.at_decoder, devices.at_encoder, devices.at_text
     assert len({*places}) == 3 and all(place.apart and place.device == SECOND for place in places)
+    assert [place.stream for place in places] == [(SECOND, 0), (SECOND, -1), (SECOND, -1)]
     assert not devices.at_model.apart and devices.at_model.device == FIRST
     devices.move_text("parked")
     assert devices.text == devices.at_text.device == SECOND and devices.text_residence == "parked"

@@ -23,8 +23,8 @@ class Pace:
         self._frame: float | None = None  # seconds per frame, smoothed
 
     def block_took(self, seconds: float, frames: int, every: float | None = None) -> None:
-        """Note a block: all its time, until its frames could be shown; ``every`` is the part of it since the block
-        before could be shown, where the two were made side by side."""
+        """Note a block: all its time, until its frames could be shown; ``every`` is the longer of its two halves, where
+        one is made beside the other of the block before."""
         self._recent.append(seconds)
         frame = (seconds if every is None else every) / frames
         self._frame = frame if self._frame is None else 0.8 * self._frame + 0.2 * frame

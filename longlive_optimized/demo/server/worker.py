@@ -49,6 +49,18 @@ class BlockMade:
     gpu_bytes: int
 
 
+@dataclass
+class _Made:
+    """A block on its way to the host, of the video with this number. Where the VAE is beside it, the transformer was
+    through with it at ``denoised``; else all its time counts as decoding."""
+
+    copy: HostCopy
+    video: int
+    started: float
+    denoised: float
+    coming: int = 0  # frames that another thread waits for
+
+
 class Worker:
     """Makes blocks while someone watches, and keeps their frames until they are taken. Where the VAE has a GPU of its
     own, a block may begin while the one before is decoded, whose frames another thread waits for.
@@ -227,36 +239,39 @@ class Worker:
         self._begun = video
         if self.overlay and self.pipeline.overlay:
             self.pipeline.overlay.apply(block, self.pipeline.get_latency_stats())
-        copy, devices = HostCopy(block), self.pipeline.engine.devices
+        made, devices = _Made(HostCopy(block), video, started, started), self.pipeline.engine.devices
         if not devices.async_vae:
-            self._show(copy, started, video)
+            self._show(made)
             return
+        made.coming = len(block)
         with self._changed:
-            self._coming += len(block)
-        self._decoding.append(self._reader.submit(self._show_decoded, copy, len(block), started, video))
+            self._coming += made.coming
+        self._decoding.append(self._reader.submit(self._show, made))
         _wait_for(devices.model)  # not for the VAE's
+        made.denoised = time.perf_counter()
 
     def _finish_decoding(self, left: int) -> None:
         """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
         while self._decoding and (len(self._decoding) > left or self._decoding[0].done()):
             self._decoding.popleft().result()
 
-    def _show_decoded(self, copy: HostCopy, frames: int, started: float, video: int) -> None:
-        try:
-            copy.frames()
-        finally:
-            with self._changed:
-                self._coming -= frames
-                self._changed.notify()
-        self._show(copy, started, video)
-
-    def _show(self, copy: HostCopy, started: float, video: int) -> None:
+    def _show(self, made: _Made) -> None:
         """Let a block's frames be taken, once they are there; not those of a video that has been given up."""
-        pictures, now = copy.frames(), time.perf_counter()
+        try:
+            pictures = made.copy.frames()
+        except BaseException:
+            with self._changed:
+                self._coming -= made.coming
+                self._changed.notify()
+            raise
+        now = time.perf_counter()
         with self._changed:
-            if video != self._video:
+            self._coming -= made.coming
+            self._changed.notify()
+            if made.video != self._video:
                 return
-            self._pace.block_took(now - started, len(pictures), now - max(started, self._shown_at))
+            halves = made.denoised - made.started, now - max(made.denoised, self._shown_at)
+            self._pace.block_took(sum(halves), len(pictures), max(halves))
             self._shown_at = now
             self._frames.extend(pictures)
             waiting = len(self._frames)
