@@ -244,19 +244,24 @@ def _write(
             fps = 1e3 * last.frames / last.interval
             bar.update(task, completed=video.frames, speed=f"{last.interval:.0f} ms/block, {fps:.1f} fps")
 
-        while made < frames:
-            while pending and pending[0].second * TRAINED_FPS <= made:
-                prompt = pending.pop(0).text
-            coming = BLOCK_PIXEL_FRAMES if made else given.first_frames
-            fields = given.fields(made, is_last=made + coming >= frames)
-            block = engine.generate_block(BlockRequest(prompt, **fields))
-            if panel:
-                panel.apply(block, meter.stats(frame_count=made))
-            block = block[: frames - made]
-            made += len(block)
-            copies.append(HostCopy(block))
-            if len(copies) > 1:  # one block late: this one is made, and decoded, while that one is written
+        try:
+            while made < frames:
+                while pending and pending[0].second * TRAINED_FPS <= made:
+                    prompt = pending.pop(0).text
+                coming = BLOCK_PIXEL_FRAMES if made else given.first_frames
+                fields = given.fields(made, is_last=made + coming >= frames)
+                block = engine.generate_block(BlockRequest(prompt, **fields))
+                if panel:
+                    panel.apply(block, meter.stats(frame_count=made))
+                block = block[: frames - made]
+                made += len(block)
+                copies.append(HostCopy(block))
+                if len(copies) > 1:  # one block late: this one is made, and decoded, while that one is written
+                    write()
+        except KeyboardInterrupt:
+            while copies:
                 write()
+            raise
         write()
     for late in pending:
         console.print(

@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import inspect
+import json
 import re
 import time
 
 import pytest
 import torch
 
-from longlive_optimized import BlockRequest, Control, LongLiveEngine, OptimizationConfig
+from longlive_optimized import BlockRequest, Control, LongLiveEngine, OptimizationConfig, cli
 from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, create_optimized_scope_pipeline
 from longlive_optimized.engine import devices as devices_module
 from longlive_optimized.engine import memory_plan as planning
@@ -117,6 +118,25 @@ def test_a_device_that_is_not_here_is_named_before_anything_is_looked_for(monkey
         for make in (LongLiveEngine, OptimizedScopePipeline, create_optimized_scope_pipeline, planning.memory_plan):
             with pytest.raises(ValueError, match=said):
                 make("tiny", device="cpu", **{name: "cuda:1"})
+
+
+@pytest.mark.parametrize("option", ["--vae-device", "--text-device"])
+def test_on_the_command_line(option, tmp_path, monkeypatch, capsys):
+    """The option is named, before anything is loaded; what is the engine's own device changes nothing."""
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    call = ["longlive-optimized", "generate", "--prompt", FOX, "--height", "32", "--width", "48", "--seconds", "1.2"]
+    call += ["--device", "cpu", "--force", "--out", str(tmp_path / "x.mp4"), "--json", str(tmp_path / "x.json")]
+    for device, status in (("cuda:1", 2), ("cpu", 0)):
+        monkeypatch.setattr("sys.argv", [*call, option, device])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert (ended.value.code or 0) == status, capsys.readouterr()
+        said = " ".join(capsys.readouterr().err.split())
+        assert status == 0 or f"{option} must be one that is here, got 'cuda:1'" in said
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["async_vae_active"] is False and [block["frames"] for block in report["blocks"]] == [9, 12]
+    assert all(block["interval"] == block["total"] for block in report["blocks"])
 
 
 def test_the_same_names_everywhere():
