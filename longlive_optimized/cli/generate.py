@@ -9,7 +9,7 @@ import re
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -54,6 +54,7 @@ from .video import Mp4Writer
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from ..engine.engine import LongLiveEngine
     from ..engine.timing import BlockTimes
@@ -226,15 +227,11 @@ def _write(
     overlay: bool,
     given: Inputs,
 ) -> None:
-    from ..demo.scope_integration.overlay import create_latency_overlay
     from ..engine.host_copy import HostCopy
-    from ..engine.latency import LatencyMeter
-    from ..engine.request import BlockRequest
 
-    meter, panel = LatencyMeter(engine), create_latency_overlay() if overlay else None
     count, speed = TextColumn("{task.completed}/{task.total} frames"), TextColumn("{task.fields[speed]}")
     columns = TextColumn("generating"), BarColumn(), count, TimeRemainingColumn(), speed
-    pending, made, copies = list(switches), 0, deque()
+    pending, copies = list(switches), deque()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=frames, speed="")
 
@@ -245,16 +242,7 @@ def _write(
             bar.update(task, completed=video.frames, speed=f"{last.interval:.0f} ms/block, {fps:.1f} fps")
 
         try:
-            while made < frames:
-                while pending and pending[0].second * TRAINED_FPS <= made:
-                    prompt = pending.pop(0).text
-                coming = BLOCK_PIXEL_FRAMES if made else given.first_frames
-                fields = given.fields(made, is_last=made + coming >= frames)
-                block = engine.generate_block(BlockRequest(prompt, **fields))
-                if panel:
-                    panel.apply(block, meter.stats(frame_count=made))
-                block = block[: frames - made]
-                made += len(block)
+            for block in _blocks(engine, prompt, pending, frames, overlay, given):
                 copies.append(HostCopy(block))
                 if len(copies) > 1:  # one block late: this one is made, and decoded, while that one is written
                     write()
@@ -267,6 +255,28 @@ def _write(
         console.print(
             f"the video ended before the switch at {late.second:g} s to {late.text!r}", style="yellow", soft_wrap=True
         )
+
+
+def _blocks(
+    engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: int, overlay: bool, given: Inputs
+) -> Iterator[Tensor]:
+    """Blocks of so many frames in all, none of which is waited for; takes the switches that it comes to."""
+    from ..demo.scope_integration.overlay import create_latency_overlay
+    from ..engine.latency import LatencyMeter
+    from ..engine.request import BlockRequest
+
+    meter, panel, made = LatencyMeter(engine), create_latency_overlay() if overlay else None, 0
+    while made < frames:
+        while switches and switches[0].second * TRAINED_FPS <= made:
+            prompt = switches.pop(0).text
+        coming = BLOCK_PIXEL_FRAMES if made else given.first_frames
+        fields = given.fields(made, is_last=made + coming >= frames)
+        block = engine.generate_block(BlockRequest(prompt, **fields))
+        if panel:
+            panel.apply(block, meter.stats(frame_count=made))
+        block = block[: frames - made]
+        made += len(block)
+        yield block
 
 
 def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: float) -> dict:

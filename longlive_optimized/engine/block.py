@@ -252,10 +252,11 @@ def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:
     the transformer goes on meanwhile."""
     at = stream.devices.at_decoder
     there = at.bring(latents, stream.devices.at_model)
-    with _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)), at.here(), stream.timer.stage(stage, at):
+    with stream.timer.stage(stage, at), _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)):
         stream.restore_decoder()
         stream.decoder_lost = True  # until this has worked
-        frames = stream.decoder.decode_uint8(there)
+        with at.here():
+            frames = stream.decoder.decode_uint8(there)
         stream.decoder_lost = False
         stream.decoded += len(latents)
     return at.hand_out(frames)

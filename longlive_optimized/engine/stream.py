@@ -178,14 +178,15 @@ class Stream:
         self._reseed(seed)
 
     def restore_decoder(self) -> None:
-        """Let the decoder see again what it has lost: more of it than any of its layers remembers is in ``history``.
-        Called at the decoder's place."""
+        """Let the decoder see again what it has lost: more of it than any of its layers remembers is in ``history``."""
         if not self.decoder_lost:
             return
-        seen = self.history[: len(self.history) - self.undecoded]
+        at, seen = self.devices.at_decoder, self.history[: len(self.history) - self.undecoded]
         for latents in seen[max(0, len(seen) - self.decoded) :].split(BLOCK_FRAMES):
             if len(latents):
-                self.decoder.decode_uint8(self.devices.at_decoder.bring(latents, self.devices.at_model))
+                there = at.bring(latents, self.devices.at_model)
+                with at.here():
+                    self.decoder.decode_uint8(there)
         self.decoder_lost = False
 
     def weights_moved(self) -> None:
