@@ -68,13 +68,11 @@ def low_memory_is_chosen_once(units: list[Unit]):
 
 @says(API, "umT5-XXL takes, in GiB:")
 def what_a_text_encoder_takes():
-    from transformers import UMT5Config
-
-    from longlive_optimized.text.encoder import checkpoint_shapes
+    from longlive_optimized.text.encoder import Dimensions, checkpoint_shapes
     from longlive_optimized.text.footprint import footprint
 
-    config = UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24)
-    shapes, text = checkpoint_shapes(config), (ROOT / API).read_text()
+    xxl = Dimensions(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24)
+    shapes, text = checkpoint_shapes(xxl), (ROOT / API).read_text()
     for precision in ("bf16", "int8", "fp8"):
         gpu, parked, cpu = (footprint(shapes, precision, residence) for residence in ("gpu", "parked", "cpu"))
         held, busy, parked_busy, host = (
