@@ -76,6 +76,7 @@ def load_engine(
             bar.update(tasks[what], completed=done, total=total)
 
         engine = LongLiveEngine(model, config, device, advance, vae_device=vae_device, text_device=text_device)
-    where = f"{', '.join(map(str, engine.devices.all))} as {str(engine.dtype).removeprefix('torch.')}"
-    console.print(f"loaded {model} on {where} in {engine.load_seconds:.1f} s", soft_wrap=True)
+    where = ", ".join(str(device) for device in engine.devices.all if device.type == engine.device.type)
+    dtype = str(engine.dtype).removeprefix("torch.")
+    console.print(f"loaded {model} on {where} as {dtype} in {engine.load_seconds:.1f} s", soft_wrap=True)
     return engine

@@ -218,16 +218,17 @@ class LongLiveEngine:
     def generate_block(
         self, request: BlockRequest, stream: Stream | None = None, first_latent_only: bool = False
     ) -> Tensor:
-        """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
+        """The next pixel frames, uint8 [T, H, W, 3] on the VAE's device: 9 at first (13 from video), then 12.
 
         ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others.
         If the next block is asked for instead, the others are then decoded (the VAE needs them) but not returned.
 
-        Does not wait for the device, unless the noise depends on the video's motion, or the block is made in 8 bits:
-        that it is finite is seen before it is decoded. After an error the same request may be made again: nothing is
-        lost, unless the VAE failed, whose state is then gone; the stream begins anew. Where memory ran out it does not:
-        what the VAE has seen is shown to it again; and the first time in an engine's life the block is tried once more,
-        with the next leaner of its memory plans (``memory_fallback``).
+        Does not wait for a device, unless the noise depends on the video's motion, or the block is made in 8 bits: that
+        it is finite is seen before it is decoded. A VAE on a GPU of its own is not waited for then either. After an
+        error the same request may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the
+        stream begins anew. Where memory ran out it does not: what the VAE has seen is shown to it again; and the first
+        time in an engine's life the block is tried once more, with the next leaner of its memory plans
+        (``memory_fallback``).
         Raises RuntimeError after a ``set_loras`` that failed half-way.
         """
         if not isinstance(request, BlockRequest):
