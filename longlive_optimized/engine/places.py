@@ -23,8 +23,8 @@ class Place:
         self._own = torch.cuda.Stream(device, priority=-1 if urgent else 0) if apart else None
 
     @property
-    def stream(self) -> torch.cuda.Stream:
-        """The CUDA stream, of a place on a GPU."""
+    def cuda_stream(self) -> torch.cuda.Stream:
+        """That of a place on a GPU."""
         return self._own or torch.cuda.current_stream(self.device)
 
     @contextlib.contextmanager
@@ -33,7 +33,7 @@ class Place:
         if self.device.type != "cuda":
             yield
             return
-        with torch.cuda.stream(self.stream):  # makes its device the current one, too
+        with torch.cuda.stream(self.cuda_stream):  # makes its device the current one, too
             yield
 
     def bring(self, x: Tensor, source: Place) -> Tensor:
@@ -46,12 +46,12 @@ class Place:
         if not (self.apart or source.apart):
             return x.to(self.device)
         arrivals = self._arrivals
-        arrivals.wait_stream(source.stream)
+        arrivals.wait_stream(source.cuda_stream)
         with source.here(), torch.cuda.stream(arrivals):
             there = torch.empty_like(x, device=self.device).copy_(x, non_blocking=True)
-        source.stream.wait_stream(arrivals)  # it may write over x next
-        self.stream.wait_stream(arrivals)
-        there.record_stream(self.stream)
+        source.cuda_stream.wait_stream(arrivals)  # it may write over x next
+        self.cuda_stream.wait_stream(arrivals)
+        there.record_stream(self.cuda_stream)
         return there
 
     def receive(self, tensors: Iterable[Tensor]) -> None:
@@ -59,15 +59,15 @@ class Place:
         current stream leaves them."""
         mine = [x for x in tensors if self.apart and x.device == self.device]
         if mine:
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            self.cuda_stream.wait_stream(torch.cuda.current_stream(self.device))
         for x in mine:
-            x.record_stream(self.stream)
+            x.record_stream(self.cuda_stream)
 
     def hand_out(self, x: Tensor) -> Tensor:
         """``x``, made here, for the caller's current stream of its device."""
         if self.apart:
             current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self.stream)
+            current.wait_stream(self.cuda_stream)
             x.record_stream(current)
         return x
 

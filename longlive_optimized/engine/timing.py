@@ -123,5 +123,5 @@ def _mark(place: Place) -> _HostMark | torch.cuda.Event:
     if place.device.type != "cuda":
         return _HostMark()
     event = torch.cuda.Event(enable_timing=True)
-    event.record(place.stream)
+    event.record(place.cuda_stream)
     return event

@@ -51,7 +51,7 @@ def test_each_part_is_where_it_was_asked_for(gpus):
     assert devices.all == (FIRST, SECOND) and devices.async_vae and devices.text_residence == "gpu"
     places = devices.at_decoder, devices.at_encoder, devices.at_text
     assert len({*places}) == 3 and all(place.apart and place.device == SECOND for place in places)
-    assert [place.stream for place in places] == [(SECOND, 0), (SECOND, -1), (SECOND, -1)]
+    assert [place.cuda_stream for place in places] == [(SECOND, 0), (SECOND, -1), (SECOND, -1)]
     assert not devices.at_model.apart and devices.at_model.device == FIRST
     devices.move_text("parked")
     assert devices.text == devices.at_text.device == SECOND and devices.text_residence == "parked"
