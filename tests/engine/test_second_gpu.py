@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
-from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig, cli
+from longlive_optimized.demo.scope_integration import (
+    OptimizedScopePipeline,
+    ScopeOptimizationConfig,
+    create_optimized_scope_pipeline,
+)
 from longlive_optimized.demo.scope_integration.prompt_box import Prompt
 from longlive_optimized.demo.server.worker import Worker
 from longlive_optimized.engine import devices as devices_module
@@ -306,6 +311,35 @@ def test_gpus_take_what_the_plan_says(precision):
     shares = made.memory_plan.devices
     assert [share.device.index for share in shares] == [0, 1]
     assert all(0 < mine <= share.allocated for mine, share in zip(taken, shares, strict=True))
+
+
+@TWO
+def test_a_pipelines_frames_and_its_overlay():
+    fields = {"height": 64, "width": 96, "drop_frames_on_lag": False}
+    plain = create_optimized_scope_pipeline("tiny", "balanced", "cuda:0", **fields)
+    beside = create_optimized_scope_pipeline("tiny", "balanced", "cuda:0", "cuda:1", "cuda:1", **fields)
+    made = []
+    for pipeline in (plain, beside):
+        frames = [pipeline.generate_frame(FOX) for _ in range(10)]
+        pipeline.switch_prompt(BOAT)
+        frames += [pipeline.next_frame() for _ in range(24)]
+        made.append(torch.stack(frames).cpu())
+    assert torch.equal(*made) and frames[0].device == torch.device("cuda", 1)
+    stats = beside.get_latency_stats()
+    drawn = beside.overlay.apply(frames[0].clone(), stats)
+    assert stats["async_vae_active"] and drawn.device == frames[0].device and not torch.equal(drawn, frames[0])
+
+
+@TWO
+def test_generate_says_what_overlapped(tmp_path, monkeypatch):
+    call = ["longlive-optimized", "generate", "--prompt", FOX, "--seconds", "3", "--overlay", "--device", "cuda:0"]
+    call += ["--vae-device", "cuda:1", "--out", str(tmp_path / "x.mp4"), "--json", str(tmp_path / "x.json")]
+    monkeypatch.setattr("sys.argv", call)
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["async_vae_active"] and [block["frames"] for block in report["blocks"]] == [9, 12, 12, 12, 12]
+    assert all(block["interval"] < block["total"] for block in report["blocks"])
 
 
 @TWO
