@@ -315,7 +315,7 @@ def test_gpus_take_what_the_plan_says(precision):
 
 @TWO
 def test_a_pipelines_frames_and_its_overlay():
-    fields = {"height": 64, "width": 96, "drop_frames_on_lag": False}
+    fields = {"height": 64, "width": 96, "drop_frames_on_lag": False, "prompt_debounce_ms": 0}
     plain = create_optimized_scope_pipeline("tiny", "balanced", "cuda:0", **fields)
     beside = create_optimized_scope_pipeline("tiny", "balanced", "cuda:0", "cuda:1", "cuda:1", **fields)
     made = []
