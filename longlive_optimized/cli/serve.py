@@ -15,7 +15,19 @@ from rich.text import Text
 
 from ..config import PRESETS, preset_name
 from ..weights.locate import TINY
-from .loading import Height, KeepTextInt8, LowMemory, MemoryLimit, TextPrecision, TextResidence, Width, console
+from .loading import (
+    Device,
+    Height,
+    KeepTextInt8,
+    LowMemory,
+    MemoryLimit,
+    TextDevice,
+    TextPrecision,
+    TextResidence,
+    VaeDevice,
+    Width,
+    console,
+)
 from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     from ..demo.server.room import Room
     from ..demo.server.settings import IceServer, ServerSettings
     from ..demo.server.worker import Status
+    from ..engine.loading import Progress
     from ..engine.ranks import Ranks
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
@@ -66,7 +79,9 @@ def serve(
     turn: Annotated[str | None, typer.Option(help="turn:HOST[:PORT][?transport=tcp]; none by default.")] = None,
     turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
     turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
+    device: Device = None,
+    vae_device: VaeDevice = None,
+    text_device: TextDevice = None,
     gpus: Gpus = None,
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
@@ -106,9 +121,11 @@ def serve(
         return
     with _listen(host, port) as listener:
         ranks = join_ranks(numbers, device, leads=True)
-        room = Room(
-            lambda progress: OptimizedScopePipeline(model, config, device, progress, ranks=ranks), prompt, settings
-        )
+
+        def make_pipeline(progress: Progress) -> OptimizedScopePipeline:
+            return OptimizedScopePipeline(model, config, device, progress, vae_device, text_device, ranks=ranks)
+
+        room = Room(make_pipeline, prompt, settings)
         room.worker.overlay, ranks.on_broken = overlay, room.worker.give_up
         _run(room, listener, _address(settings, listener))
     if room.worker.error:

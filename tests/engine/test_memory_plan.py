@@ -300,7 +300,8 @@ def test_an_engine_follows_its_plan(full_size, big_text, caplog):
     engine = LongLiveEngine.__new__(LongLiveEngine)
     engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=11).sized((480, 832))
     engine.files, engine.config, engine.devices = locate("tiny"), engine._asked, Devices(CPU)
-    engine.devices.model, engine.devices.release = CUDA, lambda: None
+    engine.devices.model = engine.devices.vae = CUDA
+    engine.devices.release = lambda: None
     engine._follow_plan()
     assert engine.memory_plan.choices == ("int8", "parked", True, False) and engine.config.low_memory is True
     assert engine._text_keywords() == {"precision": "int8", "residence": "parked", "keep": False}
@@ -323,7 +324,7 @@ def ranks_of(count, least=0):
 def test_ranks_share_what_passes_take_and_choose_alike(full_size, big_text):
     """Weights and ring are whole on each rank; what the one with the least room must do, all do."""
     files, config = locate("tiny"), OptimizationConfig.preset("balanced").sized((480, 832))
-    one, two, eight = (plan_for(files, config, CUDA, ranks_of(count)) for count in (1, 2, 8))
+    one, two, eight = (plan_for(files, config, CUDA, ranks=ranks_of(count)) for count in (1, 2, 8))
     assert one.parts == two.parts == eight.parts and one.working > two.working > eight.working > one.working // 8
     assert one.available is two.available is None
     engine = LongLiveEngine.__new__(LongLiveEngine)

@@ -159,6 +159,8 @@ def what_is_refused():
             engine.open_stream(height=48, width=48)
         with pytest.raises(ValueError, match="device must be cpu, that of its ranks, got 'cuda:0'"):
             LongLiveEngine("tiny", device="cuda:0", ranks=ranks)
+        with pytest.raises(ValueError, match="vae_device must be none on 2 ranks, got 'cpu'"):
+            LongLiveEngine("tiny", device="cpu", vae_device="cpu", ranks=ranks)
         with pytest.raises(TypeError, match="ranks must be of the class Ranks, got int"):
             LongLiveEngine("tiny", device="cpu", ranks=2)
         with pytest.raises(ValueError, match="control wants VACE"):
