@@ -174,8 +174,9 @@ def settle(stream: Stream) -> None:
 
 
 def _wrote_sinks(stream: Stream, latents: Tensor) -> None:
-    """The last pass, of these latents, has written the sinks."""
-    stream.keep_sink_pass(latents.clone(), stream.prompt.embedding)
+    """The last pass, of these latents, has written the sinks, if there are any."""
+    if stream.ring.sink:
+        stream.keep_sink_pass(latents.clone(), stream.prompt.embedding)
 
 
 def recache(stream: Stream, plan: Recache, latents: Tensor, policy: Policy) -> None:

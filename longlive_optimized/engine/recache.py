@@ -61,7 +61,7 @@ def plan_rebuild(
     first = last
     if position - last.start > kept:
         whole = window - sink
-        later = min(kept - whole, position - window - first_sink) // BLOCK_FRAMES * BLOCK_FRAMES
+        later = max(0, min(kept - whole, position - window - first_sink)) // BLOCK_FRAMES * BLOCK_FRAMES
         start = position - whole - later
         first = Recache(start, whole, 0 if sink else start)
     blocks, start = [], first.end

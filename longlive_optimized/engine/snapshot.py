@@ -100,7 +100,8 @@ class Snapshot:
 
     It is data, which can be pickled, or kept as bytes that may come back from anywhere: ``to_bytes``, ``from_bytes``.
     At 480x832 in bfloat16 it takes 5.4 MB, and 8 kB for each token of the prompts in use. LoRAs and their scales are
-    the engine's, not the stream's; prompts, pictures and videos to come are the requests'.
+    the engine's, not the stream's; prompts, pictures and videos to come are the requests'. A stream takes the memory
+    that ``settings`` and ``state.total_frames`` ask for: look at these of bytes from strangers.
 
     The first block of the new stream makes keys and values again from latents, and shows these to the decoder: it takes
     longer, and pictures go on without a cut. What is equal to the stream that went on, on the same kind of device and
@@ -164,7 +165,7 @@ class Snapshot:
             raise ValueError("data is a damaged snapshot: it has no state")
         snapshot = cls(_STATES.validate_json(bytes(found.numpy())), tensors)
         snapshot._check()
-        return cls(snapshot.state, {name: _filled(snapshot, name) for name in tensors})
+        return snapshot
 
     def __reduce__(self) -> tuple[Callable, tuple[bytes]]:
         return Snapshot.from_bytes, (self.to_bytes(),)
@@ -190,7 +191,11 @@ class Snapshot:
 
     def _check(self) -> None:
         """Raises ValueError naming what does not fit together."""
-        settings, model = self.settings, ModelConfig(**self.state.model)  # pyright: ignore[reportArgumentType]
+        settings = self.settings
+        try:
+            model = ModelConfig(**self.state.model)  # pyright: ignore[reportArgumentType]
+        except TypeError as error:
+            raise ValueError(f"snapshot must have the dimensions of a model: {error}") from None
         _check_state(self.state, settings)
         rows, columns = settings.size
         latent = model.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE
@@ -235,8 +240,10 @@ def _check_state(state: StreamState, settings: StreamSettings) -> None:
         raise ValueError(f"snapshot must have a last_recache behind the sinks, got {tuple(last)}")
     if (left := (position - last.end) % BLOCK_FRAMES) > (last == NOTHING):
         raise ValueError(f"snapshot must be at the end of a block, got position {position}, {left} latent frames on")
-    if state.first_sink and state.first_sink > position - settings.local_attn_size:
-        raise ValueError(f"snapshot must have its sinks before its window, got first_sink {state.first_sink}")
+    if last.frames > settings.local_attn_size and not state.recache_due:
+        raise ValueError(f"snapshot must have a last_recache of at most its window, got {tuple(last)}")
+    if state.first_sink and state.first_sink + settings.sink_size > position:
+        raise ValueError(f"snapshot must have its sinks before position {position}, got first_sink {state.first_sink}")
     if state.total_frames is not None and position > state.total_frames:
         raise ValueError(f"snapshot must have a position up to total_frames {state.total_frames}, got {position}")
     if state.decoded > position - state.undecoded:
@@ -295,6 +302,8 @@ def resume(stream: Stream, snapshot: Snapshot) -> None:
     if isinstance(stream.noise, VideoNoise):
         stream.noise.generator.set_state(snapshot.tensors["generator"])
     tensors = {name: x.to(like) for name, x in snapshot.tensors.items() if name != "generator"}
+    rows = stream.networks.model.config.text_len
+    tensors |= {name: _filled(x, rows) for name, x in tensors.items() if _is_embedding(name)}
     stream.prompt, sinks_embedding = _track_of(state.prompt, tensors)
     stream.motion.last = tensors.get("motion")
     stream.history, sinks = tensors["latents"], tensors["sinks"]
@@ -376,12 +385,9 @@ def _trimmed(embedding: Tensor) -> Tensor:
     return embedding[: int(rows[-1]) + 1 if len(rows) else 0]
 
 
-def _filled(snapshot: Snapshot, name: str) -> Tensor:
-    """A tensor as it was before it was trimmed."""
-    x, rows = snapshot.tensors[name], snapshot.state.model["text_len"]
-    if not _is_embedding(name):
-        return x
-    return torch.cat((x, x.new_zeros(rows - len(x), x.shape[1])))  # pyright: ignore[reportOperatorIssue]
+def _filled(embedding: Tensor, rows: int) -> Tensor:
+    """As it was before it was trimmed."""
+    return torch.cat((embedding, embedding.new_zeros(rows - len(embedding), embedding.shape[1])))
 
 
 def _json(fields: dict[str, Any]) -> dict[str, JsonValue]:
