@@ -112,9 +112,11 @@ def bring_back(stream: Stream, request: BlockRequest) -> None:
         past = {"last": stream.last_recache, "first_sink": stream.first_sink}
         first, blocks = plan_rebuild(*of_ring, kept=len(stream.history), **past)
     if stream.sink_pass and first.keeps_sinks and not stream.sinks_due:
-        latents = stream.sink_pass.latents[: ring.window]
+        origin, latents = stream.first_sink, stream.sink_pass.latents[: ring.window]
+        if origin and len(latents) < ring.window:  # of another window: these would leave gaps
+            latents = latents[: ring.sink]
         stream.passes.set_prompt(stream.sink_pass.embedding)
-        recache(stream, Recache(stream.first_sink, len(latents), stream.first_sink), latents, PLAIN)
+        recache(stream, Recache(origin, len(latents), origin), latents, PLAIN)
     assert prompt.embedding is not None
     stream.passes.set_prompt(prompt.embedding)
     if not stream.recache_due:
@@ -134,7 +136,7 @@ def follow_prompt(stream: Stream, request: BlockRequest) -> None:
     if stream.prompt.wants(request):
         with stream.timer.stage("text"):
             target = _embed(stream, request)
-    stream.prompt_due |= stream.prompt.follow(request, target)
+    stream.prompt_due |= stream.prompt.follow(request, target) or stream.passes.cross is None
     if stream.prompt_due:
         with stream.timer.stage("text"):
             assert stream.prompt.embedding is not None
