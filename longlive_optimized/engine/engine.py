@@ -44,7 +44,8 @@ from .graphs import GraphSwitch
 from .loading import Loading, Progress
 from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
 from .request import BlockRequest, check_seed
-from .snapshot import Snapshot, resume
+from .resume import resume
+from .snapshot import Snapshot
 from .stream import Networks, Stream
 from .timing import BlockTimes
 

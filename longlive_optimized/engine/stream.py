@@ -26,7 +26,8 @@ from .noise import BlockNoise, VideoNoise
 from .passes import Passes
 from .prompt_track import PromptTrack
 from .recache import NOTHING, Recache
-from .snapshot import Snapshot, take
+from .resume import take
+from .snapshot import Snapshot
 from .timing import BlockTimer
 from .video_input import MotionMeter
 
