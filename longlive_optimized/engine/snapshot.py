@@ -103,8 +103,8 @@ class Snapshot:
       switch, a transition's step, another window or LoRA scale) or to the video's beginning, or where the next block
       recaches. Elsewhere they differ, of the next block by 1e-6 of their norm in the built-in model, and ever less.
       They also differ where the precision has changed since, 8 bits have failed, or there are more than three sinks.
-    - Pictures: bit for bit where latents are, and the decoder has seen no more than are kept. Elsewhere one value of a
-      thousand differs by 1 of 255, with a VAE of random weights; that of the built-in model forgets sooner.
+    - Pictures: bit for bit where latents are, and the decoder has seen no more than are kept. Elsewhere two values
+      of a thousand differ by 1 of 255, with a VAE of random weights; that of the built-in model forgets sooner.
     - Not the latents of video and control input: their encoders have seen nothing before the next block's frames.
 
     state: what is no tensor. tensors: all others, on the host, not to be written to.

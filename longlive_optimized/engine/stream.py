@@ -155,7 +155,8 @@ class Stream:
         It may be taken between any two calls, changes nothing, and does not wait for the device (``Snapshot.ready``).
 
         latents: how many latent frames at most it holds beside the sinks', from ``local_attn_size`` to 64; None is 24,
-            or ``local_attn_size`` if that is more. With more it stays exact for longer (``Snapshot``).
+            or ``local_attn_size`` if that is more. With more it stays exact for longer (``Snapshot``), with fewer
+            the first block after it is there sooner.
 
         Raises ValueError naming ``latents`` if it is out of range.
         """
