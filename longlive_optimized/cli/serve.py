@@ -15,12 +15,28 @@ from rich.text import Text
 
 from ..config import PRESETS, preset_name
 from ..weights.locate import TINY
-from .loading import Height, KeepTextInt8, LowMemory, MemoryLimit, TextPrecision, TextResidence, Width, console
+from .loading import (
+    Device,
+    Height,
+    KeepTextInt8,
+    LowMemory,
+    MemoryLimit,
+    TextDevice,
+    TextPrecision,
+    TextResidence,
+    VaeDevice,
+    Width,
+    console,
+)
+from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
+    from ..demo.scope_integration import ScopeOptimizationConfig
     from ..demo.server.room import Room
     from ..demo.server.settings import IceServer, ServerSettings
     from ..demo.server.worker import Status
+    from ..engine.loading import Progress
+    from ..engine.ranks import Ranks
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
 TINY_PROMPT = "a red circle and a blue square move left over a green field"
@@ -63,9 +79,13 @@ def serve(
     turn: Annotated[str | None, typer.Option(help="turn:HOST[:PORT][?transport=tcp]; none by default.")] = None,
     turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
     turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
+    device: Device = None,
+    vae_device: VaeDevice = None,
+    text_device: TextDevice = None,
+    gpus: Gpus = None,
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
+    numbers = read_gpus(gpus, device)
     with _extra():
         from ..demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
         from ..demo.server.room import Room
@@ -96,15 +116,32 @@ def serve(
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
-    room = Room(lambda progress: OptimizedScopePipeline(model, config, device, progress), prompt, settings)
-    room.worker.overlay = overlay
+    if os.environ.get("RANK", "0") != "0":
+        _follow(model, config, device, join_ranks(numbers, device, leads=True))
+        return
     with _listen(host, port) as listener:
+        ranks = join_ranks(numbers, device, leads=True)
+
+        def make_pipeline(progress: Progress) -> OptimizedScopePipeline:
+            return OptimizedScopePipeline(model, config, device, progress, vae_device, text_device, ranks=ranks)
+
+        room = Room(make_pipeline, prompt, settings)
+        room.worker.overlay, ranks.on_broken = overlay, room.worker.give_up
         _run(room, listener, _address(settings, listener))
     if room.worker.error:
         raise room.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
     atexit._run_exitfuncs()
     os._exit(0)
+
+
+def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ranks: Ranks) -> None:
+    """Do what rank 0 does, as long as it serves."""
+    from ..config import OptimizationConfig
+    from ..engine.engine import LongLiveEngine
+
+    with ranks:
+        LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
 def _run(room: Room, listener: socket.socket, address: str) -> None:

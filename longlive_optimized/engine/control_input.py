@@ -145,7 +145,7 @@ class ControlInput:
         if shared:
             latents = self._shared(kept, made, shared, position)
         else:
-            if self._lost:  # so that no frame of this block waits for the next one, as the first ones of a video do
+            if self._lost:  # no frame of this block is to wait for the next one, as the first ones of a video do
                 self._reactive_encoder().encode(made[:1])
                 self._first, self._calls, self._lost = 1, 1, False
             self._first = self._first or len(made)

@@ -42,7 +42,8 @@ from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .loading import Loading, Progress
-from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
+from .memory_plan import MemoryPlan, check_fits, gpu_of, leaner_plans, plan_for
+from .ranks import Ranks, made_on_all_ranks, on_all_ranks
 from .request import BlockRequest, check_seed
 from .resume import resume
 from .snapshot import Snapshot
@@ -61,6 +62,10 @@ class LongLiveEngine:
     device: None takes CUDA where there is one.
     progress: called as (what, done, total) while weights load, some beside each other: by one thread at a time.
     loras: UserLoras to merge into the weights, beside LongLive's own.
+    vae_device, text_device: other GPUs for the VAE and the text encoder; None is ``device``. A block is then decoded
+        while the next one is made. ``text_device="cpu"`` is ``text_residence="cpu"``.
+    ranks: the processes among which each stream's tokens are divided, and this one's place; every one makes such an
+        engine. None is this process alone. Raises ValueError beside use_torch_compile.
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
@@ -68,6 +73,7 @@ class LongLiveEngine:
     several threads take turns on the device.
     """
 
+    @made_on_all_ranks
     def __init__(
         self,
         model_path: str | PathLike,
@@ -75,9 +81,15 @@ class LongLiveEngine:
         device: str | torch.device | None = None,
         progress: Progress | None = None,
         loras: Sequence[UserLora] = (),
+        vae_device: str | torch.device | None = None,
+        text_device: str | torch.device | None = None,
+        *,
+        ranks: Ranks | None = None,
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
         _expect("config", config, OptimizationConfig)
+        _expect("ranks", ranks, Ranks)
+        ranks = ranks or Ranks()
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be a function of (what, done, total), got {type(progress).__name__}")
         _check_loras(loras)
@@ -85,13 +97,16 @@ class LongLiveEngine:
         self.config = dataclasses.replace(self._asked, low_memory=bool(self._asked.low_memory))
         self._plan: MemoryPlan | None = None
         self.memory_fallback = ""
-        self.devices = Devices(device, self.config.text_residence)
+        if ranks.count > 1 and self.config.use_torch_compile:
+            raise ValueError(f"use_torch_compile must be false on {ranks.count} ranks, got true")
+        device, residence = ranks.device_for(device), self.config.text_residence
+        self.devices = Devices(device, residence, vae_device, text_device, ranks)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
         self.files = locate(model_path, self.config.vae_type, self.config.control)
         check(self.files, self.config.control)
         check_loras(self.files, loras, self.config.control)
-        check_text(self.files, self.device, **self._text_keywords())
+        check_text(self.files, self.devices.embeddings, **self._text_keywords())
         if self.device.type == "cuda":
             self._follow_plan()
 
@@ -99,8 +114,8 @@ class LongLiveEngine:
             return functools.partial(load, self.files, device, self.dtype, **keywords)
 
         with self.devices.own_modes(), Loading(self.devices, progress) as loading:
-            # The text encoder's embeddings are wanted on the transformer's device.
-            text = loading.beside("text encoder", loader(load_text_encoder, self.device, **self._text_keywords()))
+            text_loader = loader(load_text_encoder, self.devices.embeddings, **self._text_keywords())
+            text = loading.beside("text encoder", text_loader)
             merged = {"loras": loras, "int8_only": bool(self.config.low_memory)}
             generator = loader(load_generator, self.devices.model, control=self.config.control, **merged)
             self.model, self.control = loading.here("generator", generator), None
@@ -113,6 +128,7 @@ class LongLiveEngine:
             in_parts = self._plan is not None and self._plan.choices.vae_in_parts
             self._codec_how = bool(self.config.low_memory), self.config.vae_precision, in_8_bits, in_parts
             self.codec = self._codec_for(self.vae)
+        self.synchronize()  # places with an order of their own read what is loaded
         self.devices.release()  # what weights passed through on their way
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
@@ -122,7 +138,8 @@ class LongLiveEngine:
         self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        possible = not self.config.use_torch_compile  # which makes graphs of its own, or none
+        # torch.compile makes graphs of its own, or none.
+        possible = ranks.capturable and not self.config.use_torch_compile
         self._new_switch = functools.partial(GraphSwitch, self.device, set(), possible)
         if self.config.use_torch_compile:
             for layer in self.model.blocks:
@@ -132,12 +149,12 @@ class LongLiveEngine:
     def memory_plan(self) -> MemoryPlan:
         """What the engine and one stream take in memory, and what was chosen so that they fit."""
         if self._plan is None:
-            self._plan = plan_for(self.files, self._asked, self.device)
+            self._plan = self._planned()
         return self._plan
 
     @property
     def device(self) -> torch.device:
-        """The transformer's device, on which latents live."""
+        """The transformer's device, on which latents live; frames live on ``devices.vae``."""
         return self.devices.model
 
     @property
@@ -145,9 +162,15 @@ class LongLiveEngine:
         """The stream of requests that name none, with the config's settings."""
         with self.devices.turn():
             if self._stream is None:
-                self._stream = self.open_stream()
+                self._open_default()
+            assert self._stream
             return self._stream
 
+    @on_all_ranks
+    def _open_default(self) -> None:
+        self._stream = self.open_stream()
+
+    @on_all_ranks
     def open_stream(
         self,
         height: int | None = None,
@@ -197,8 +220,10 @@ class LongLiveEngine:
             lambda: Stream(networks, settings, self.devices, self._new_switch(), total_frames, named)
         )
         self._streams.add(stream)
+        self.devices.ranks.enroll(stream)
         return stream
 
+    @on_all_ranks
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """``Stream.configure`` of the default stream; streams that are opened later begin with these settings too."""
         with self.devices.turn():
@@ -207,6 +232,7 @@ class LongLiveEngine:
             self.stream.configure(**cast(ConfigFields, own))
             self.config = config
 
+    @on_all_ranks
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
         """Fill a stream's window, switch its prompt at every length of its history, then reset it; returns seconds.
 
@@ -235,19 +261,21 @@ class LongLiveEngine:
                 stream.timer.clear()
         return time.perf_counter() - started
 
+    @on_all_ranks
     def generate_block(
         self, request: BlockRequest, stream: Stream | None = None, first_latent_only: bool = False
     ) -> Tensor:
-        """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
+        """The next pixel frames, uint8 [T, H, W, 3] on the VAE's device: 9 at first (13 from video), then 12.
 
         ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others.
         If the next block is asked for instead, the others are then decoded (the VAE needs them) but not returned.
 
-        Does not wait for the device, unless the noise depends on the video's motion, or the block is made in 8 bits:
-        that it is finite is seen before it is decoded. After an error the same request may be made again: nothing is
-        lost, unless the VAE failed, whose state is then gone; the stream begins anew. Where memory ran out it does not:
-        what the VAE has seen is shown to it again; and the first time in an engine's life the block is tried once more,
-        with the next leaner of its memory plans (``memory_fallback``).
+        Does not wait for a device, unless the noise depends on the video's motion, or the block is made in 8 bits: that
+        it is finite is seen before it is decoded. A VAE on a GPU of its own is not waited for then either. After an
+        error the same request may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the
+        stream begins anew. Where memory ran out it does not: what the VAE has seen is shown to it again; and the first
+        time in an engine's life the block is tried once more, with the next leaner of its memory plans
+        (``memory_fallback``).
         Raises RuntimeError after a ``set_loras`` that failed half-way.
         """
         if not isinstance(request, BlockRequest):
@@ -259,12 +287,14 @@ class LongLiveEngine:
             stream = self._one(stream)
             return self._or_leaner(lambda: block.make_block(stream, request, first_latent_only))
 
+    @on_all_ranks
     def rest_of_block(self, stream: Stream | None = None) -> Tensor:
         """The frames that ``generate_block`` left out, uint8 [T, H, W, 3]. Raises RuntimeError if there are none."""
         with self.devices.turn():
             stream = self._one(stream)
             return self._or_leaner(lambda: block.rest_of_block(stream))
 
+    @on_all_ranks
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
         """Forget a stream's frames; weights, prompt cache and settings stay."""
         if seed is not None:
@@ -272,6 +302,7 @@ class LongLiveEngine:
         with self.devices.turn():
             self._one(stream).reset(seed)
 
+    @on_all_ranks
     def use_vae(self, vae_type: str, stream: Stream | None = None) -> None:
         """Let a stream's blocks be decoded, and its video encoded, by another VAE (``vae_type`` as in the config), from
         its next block on: without a cut, but that block has nine frames again.
@@ -290,8 +321,10 @@ class LongLiveEngine:
             codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
             codec.in_parts = self.codec.in_parts
             self._vaes[vae_type] = codec, Grey()
+            self.synchronize()
             self.devices.release()
 
+    @on_all_ranks
     def set_loras(self, loras: Sequence[UserLora]) -> None:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
 
@@ -315,6 +348,7 @@ class LongLiveEngine:
                 raise
             self._mixed = False
 
+    @on_all_ranks
     def keep_loras(self, loras: Sequence[UserLora]) -> int:
         """Copy into memory what any scales of ``loras`` are merged from: from here on ``set_loras`` reads no file, as
         long as these stay as they are, and takes less than a block's time at full size.
@@ -330,6 +364,13 @@ class LongLiveEngine:
             self._unmerged = unmerged
             return unmerged.nbytes if unmerged else 0
 
+    def follow(self) -> None:
+        """On ranks that rank 0 leads: make its calls, until it closes its ranks.
+
+        Raises RankError where the ranks are no longer alike; RuntimeError on rank 0, and where that does not lead.
+        """
+        self.devices.ranks.follow(self)
+
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
         stream = self._stream if stream is None else self._one(stream)
@@ -338,11 +379,16 @@ class LongLiveEngine:
     def _follow_plan(self) -> None:
         """Choose what fits a GPU. Raises MemoryShort."""
         self.devices.release()
-        self._plan = plan = plan_for(self.files, self._asked, self.device)
+        self._plan = plan = self._planned()
         check_fits(plan, self.files, self._asked)
         log.info("memory: %s", plan)
         self.devices.move_text(plan.choices.text_residence)
         self.config = dataclasses.replace(self.config, low_memory=plan.choices.low_memory)
+
+    def _planned(self) -> MemoryPlan:
+        """The plan for what is free now."""
+        devices = self.devices
+        return plan_for(self.files, self._asked, self.device, devices.vae, devices.text_asked, devices.ranks)
 
     def _text_keywords(self) -> dict:
         chosen = self._plan.choices.text_precision if self._plan else self.config.text_precision
@@ -356,31 +402,42 @@ class LongLiveEngine:
         return codec
 
     def _encode(self, prompts: list[str]) -> Tensor:
-        return self.text.encode(prompts)
+        """Embeddings on the transformer's device."""
+        with self.devices.at_text.here():
+            made = self.text.encode(prompts)
+        return self.devices.at_model.bring(made, self.devices.at_text)
 
     def _or_leaner(self, work: Callable[[], T]) -> T:
-        """``work``; where memory runs out, once in an engine's life, again with a leaner plan."""
+        """``work``; where memory runs out, once in an engine's life, again with a leaner plan. Not on several ranks, of
+        which it may run out on one alone."""
+        if self.devices.ranks.count > 1:
+            return work()
         try:
             return work()
-        except torch.OutOfMemoryError:
-            if not self._drop_unmerged() and (self.memory_fallback or not self._take_leaner()):
+        except torch.OutOfMemoryError as error:
+            short = gpu_of(error)
+            if not self._drop_unmerged(short) and (self.memory_fallback or not self._take_leaner(short)):
                 raise
         # Here the error is gone, and with it what its frames held.
         self.devices.release()
         return work()
 
-    def _drop_unmerged(self) -> bool:
-        """Give back what is kept on the GPU for other scales of LoRAs; False if nothing is."""
+    def _drop_unmerged(self, short: int | None) -> bool:
+        """Give back what is kept on the GPU, ``short`` where it is known, for other scales of LoRAs; False if nothing
+        is."""
         if self._unmerged is None or self._unmerged.device.type != "cuda":
+            return False
+        if short not in (None, self.device.index):
             return False
         self._unmerged = None
         log.warning("memory has run out; from here on other scales of LoRAs are merged from the files")
         return True
 
-    def _take_leaner(self) -> bool:
-        """Go over to the next leaner plan that can still be reached; False if there is none."""
+    def _take_leaner(self, short: int | None) -> bool:
+        """Go over to the next leaner plan that can still be reached, and is leaner on the GPU ``short`` if that is
+        known; False if there is none."""
         self.devices.release()
-        for plan in leaner_plans(self.files, self._asked, self.memory_plan):
+        for plan in leaner_plans(self.files, self._asked, self.memory_plan, short):
             try:
                 self._go_over_to(plan)
             except (RuntimeError, OSError) as error:
@@ -396,7 +453,8 @@ class LongLiveEngine:
         before, after = self.memory_plan.choices, plan.choices
         if after.text_residence != before.text_residence:
             keywords = self._text_keywords() | {"residence": after.text_residence, "keep": False}
-            self.text = load_text_encoder(self.files, self.device, self.dtype, **keywords)
+            self.text = load_text_encoder(self.files, self.devices.embeddings, self.dtype, **keywords)
+            self.synchronize()
             self.devices.move_text(after.text_residence)
         if after.low_memory != before.low_memory:
             for network in filter(None, (self.model, self.control)):

@@ -43,7 +43,7 @@ def take(stream: Stream, latents: int | None = None) -> Snapshot:
     found = {"latents": stream.history[-kept:], "sinks": stream.sink_pass.latents if stream.sink_pass else stream.sinks}
     found |= {f"embedding{index}": x for index, x in enumerate(embeddings)}
     if stream.motion.last is not None:
-        found["motion"] = stream.motion.last
+        found["motion"] = stream.devices.at_model.bring(stream.motion.last, stream.devices.at_encoder)
     if isinstance(stream.noise, VideoNoise):
         found["generator"] = stream.noise.state(stream.position)
     state = StreamState(
@@ -76,7 +76,9 @@ def resume(stream: Stream, snapshot: Snapshot) -> None:
     rows = stream.networks.model.config.text_len
     tensors |= {name: _filled(x, rows) for name, x in tensors.items() if is_embedding(name)}
     stream.prompt, sinks_embedding = _track_of(state.prompt, tensors)
-    stream.motion.last = tensors.get("motion")
+    if "motion" in tensors:
+        encoder = stream.devices.at_encoder
+        stream.motion.last = encoder.bring(tensors["motion"], stream.devices.at_model)
     stream.history, sinks = tensors["latents"], tensors["sinks"]
     stream.sinks = sinks[: stream.ring.sink]
     stream.keep_sink_pass(sinks, sinks_embedding)

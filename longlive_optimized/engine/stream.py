@@ -14,8 +14,10 @@ from ..keywords import ConfigFields
 from ..model.control import ControlBranch, PassControl
 from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of, runs_in, values_in_8_bits
 from ..model.ring_cache import RingCache
+from ..model.shard import Shard
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
+from ..vae.band import Band
 from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..video_time import BLOCK_FRAMES
@@ -25,6 +27,7 @@ from .graphs import GraphCache, GraphSwitch
 from .noise import BlockNoise, VideoNoise
 from .passes import Passes
 from .prompt_track import PromptTrack
+from .ranks import on_all_ranks
 from .recache import NOTHING, Recache
 from .resume import take
 from .snapshot import Snapshot
@@ -78,6 +81,7 @@ class Stream:
     encoded: the next block's video; kept until the block is made, for a second try.
     context: the next block's control context, likewise.
     from_video: whether the last block was made from video; None before the first.
+    shard: the ranks that its tokens are divided among.
     new_graphs: makes what the calls of a side of the VAE are captured with.
     policy: which products its precision runs in 8 bits; made_with: which those of the last block's denoising did.
     int8_keys: whether its precision runs attention over the ring in 8 bits.
@@ -95,7 +99,10 @@ class Stream:
         named: bool = False,
     ):
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
-        self._devices, self._graphs = devices, graphs
+        self.devices, self._graphs, self.shard = devices, graphs, devices.ranks.shard
+        rows, columns = _grid(settings)
+        self.shard.check(rows * columns, settings.size)
+        self._bands = _bands(self.shard, settings)
         graphs.turn(settings.use_cuda_graphs)
         model = networks.model
         self.policy, self.int8_keys = self._policy_of(settings), self._int8_keys_of(settings)
@@ -108,20 +115,22 @@ class Stream:
             dtype=model.kv_dtype,
             device=model.device,
             values8=values_in_8_bits(model.kv_dtype, devices.model, model.config.head_dim, len(model.blocks)),
+            shard=self.shard,
         )
-        self.new_graphs = functools.partial(GraphCache, graphs)
-        self.timer = BlockTimer(devices.model, named=named)
+        self.new_graphs = functools.partial(GraphCache, graphs, devices.vae)
+        self.timer = BlockTimer(devices.at_model, named=named)
         rows, columns = settings.size
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
         self._pass_control = None
         self._new_coders()
         if networks.control:
-            self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1)
+            self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1, self.shard)
         self.passes = self._new_passes(settings.local_attn_size, self.int8_keys)
         self.undecoded = self.given = 0
         self.reset()
 
+    @on_all_ranks
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change settings (those in ``config.CHANGEABLE``) from the next block on; weights and picture stay.
 
@@ -131,7 +140,7 @@ class Stream:
         comes after. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
         ValueError for other fields and bad values; nothing has changed then, nor where memory is short.
         """
-        with self._devices.turn():
+        with self.devices.turn():
             before, after = self.settings, self.settings.changed(**changes)
             policy, int8_keys = self._policy_of(after), self._int8_keys_of(after)
             if after.local_attn_size != before.local_attn_size:
@@ -160,7 +169,7 @@ class Stream:
 
         Raises ValueError naming ``latents`` if it is out of range.
         """
-        with self._devices.turn():
+        with self.devices.turn():
             return take(self, latents)
 
     def restart(self, seed: int | None = None) -> None:
@@ -186,10 +195,12 @@ class Stream:
             self.timer.block_done(self.given)  # the rest of that block will not come
         self.undecoded = self.given = self.decoded = 0
         self.decoder_lost = self.encoder_lost = False
-        self.decoder.reset()
-        self.encoder.reset()
-        if self.control_input:
-            self.control_input.reset()
+        with self.devices.at_decoder.here():
+            self.decoder.reset()
+        with self.devices.at_encoder.here():
+            self.encoder.reset()
+            if self.control_input:
+                self.control_input.reset()
 
     def use_codec(self, codec: Codec, grey: Grey, vae_type: str) -> None:
         """Decode and encode by another VAE from the next block on."""
@@ -210,15 +221,23 @@ class Stream:
         """Let the decoder see again what it has lost: more of it than any of its layers remembers is in ``history``."""
         if not self.decoder_lost:
             return
-        seen = self.history[: len(self.history) - self.undecoded]
+        at, seen = self.devices.at_decoder, self.history[: len(self.history) - self.undecoded]
         for latents in seen[max(0, len(seen) - self.decoded) :].split(BLOCK_FRAMES):
             if len(latents):
-                self.decoder.decode_uint8(latents)
+                there = at.bring(latents, self.devices.at_model)
+                with at.here():
+                    self.decoder.decode_uint8(there)
         self.decoder_lost = False
 
     def keep_sink_pass(self, latents: Tensor, embedding: Tensor | None) -> None:
         """A pass over these latents, told this, has written the sinks."""
         self.sink_pass = SinkPass(latents, embedding) if embedding is not None else None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixel frames, uint8 [T, H, W, 3]; of several ranks each decodes a band of rows."""
+        frames, rows = self.decoder.decode_uint8(latents), latents.shape[2]
+        sizes = [LATENT_SCALE * len(band.rows(rows)) for band in self._bands]
+        return self.shard.join(frames, sizes, 1)
 
     def weights_moved(self) -> None:
         """The network's weights lie elsewhere: what was captured reads where they were."""
@@ -284,11 +303,13 @@ class Stream:
 
     def _new_coders(self) -> None:
         networks = self.networks
-        self.decoder = DecoderStream(networks.codec, self.new_graphs)
+        band = self._bands[self.shard.rank] if self.shard.count > 1 else None
+        self.decoder = DecoderStream(networks.codec, self.new_graphs, band)
         self.encoder = EncoderStream(networks.codec, self.new_graphs)
         self.control_input = None
         if networks.control:
-            self.control_input = ControlInput(networks.codec, self.new_graphs, networks.grey or Grey(), self._like)
+            there = torch.empty_like(self._like, device=networks.codec.device)
+            self.control_input = ControlInput(networks.codec, self.new_graphs, networks.grey or Grey(), there)
 
     def _policy_of(self, settings: StreamSettings) -> Policy:
         model = self.networks.model
@@ -323,6 +344,14 @@ class Stream:
         else:
             self.noise = VideoNoise(seed, self._like, self.total_frames)
         self.settings = dataclasses.replace(self.settings, seed=seed)
+
+
+def _bands(shard: Shard, settings: StreamSettings) -> list[Band]:
+    """Each rank's rows of the pictures. Raises ValueError where there are more ranks than rows of latents."""
+    if settings.size[0] < shard.count * LATENT_SCALE:
+        least = shard.count * LATENT_SCALE
+        raise ValueError(f"height must be at least {least} on {shard.count} ranks, got {settings.size[0]}")
+    return [Band(rank, shard.count) for rank in range(shard.count)]
 
 
 def _grid(settings: StreamSettings) -> tuple[int, int]:

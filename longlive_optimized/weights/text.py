@@ -203,7 +203,7 @@ def _nbytes(form: Form) -> int:
 def _allocate(forms: Mapping[str, list[Form]], residence: str, device: torch.device) -> dict[str, Tensor | Blocks]:
     """Memory for all; parked layers share one piece of pinned memory, and the embedding table is not pinned."""
     parked = [form for key, each in forms.items() for form in each if residence == "parked" and _travels(key)]
-    arena = pinned_empty(sum(_aligned(form) for form in parked)) if parked else None
+    arena = pinned_empty(sum(_aligned(form) for form in parked), device) if parked else None
     place, used = device if residence == "gpu" else "cpu", 0
 
     def empty(key: str, form: Form) -> Tensor:

@@ -1,5 +1,7 @@
 """The thread that owns the pipeline, with a pipeline whose frames are numbered."""
 
+import dataclasses
+import itertools
 import threading
 import time
 
@@ -11,6 +13,7 @@ from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, Sc
 from longlive_optimized.demo.scope_integration.prompt_box import Prompt
 from longlive_optimized.demo.server import worker as worker_module
 from longlive_optimized.demo.server.worker import Worker
+from longlive_optimized.engine.ranks import RankError
 from support.painted import level, painted, read_level, read_number
 
 PAINTED = painted()
@@ -168,6 +171,80 @@ def test_loading_says_how_far_it_is():
         watched.take()
 
 
+class Decoded(worker_module.HostCopy):
+    """A copy that is waited for as long as a block takes to decode."""
+
+    seconds = 0.15
+
+    def __init__(self, block):
+        super().__init__(block)
+        self.there_at = time.monotonic() + self.seconds
+
+    def frames(self):
+        time.sleep(max(0.0, self.there_at - time.monotonic()))
+        return super().frames()
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Makes pipelines whose transformer takes so many seconds, and whose VAE, on a device of its own, as many."""
+
+    def make(block_seconds: float = 0.15, fps: float = 25.0):
+        monkeypatch.setattr(worker_module, "HostCopy", Decoded)
+
+        def pipeline(progress):
+            made = painted(block_seconds)(progress)
+            made.engine.devices.async_vae = True
+            made.config = dataclasses.replace(made.config, target_fps=fps)
+            return made
+
+        return pipeline
+
+    return make
+
+
+def test_a_block_begins_while_the_one_before_is_decoded(beside):
+    """Blocks of 0.15 and 0.15 s, shown as fast as they come: nearly as many as if nothing was to be decoded."""
+    with Watched(beside(fps=200.0)) as watched:
+        started = time.monotonic()
+        assert [read_number(watched.take()) for _ in range(9 + 9 * 12)] == [*range(9 + 9 * 12)]
+        assert time.monotonic() - started < 0.8 * 10 * 0.3
+        begun = [at for at, _ in watched.worker.pipeline.blocks]
+        assert min(b - a for a, b in itertools.pairwise(begun)) >= 0.15  # two blocks are never made at once
+
+
+def test_beside_decoding_it_does_not_run_ahead(beside):
+    with Watched(beside(0.02)) as watched:
+        assert settle(watched) <= 24
+        for taken in range(1, 101):
+            watched.take()
+            assert len(watched.worker.pipeline.painted) <= taken + 36
+
+
+def test_a_reset_drops_what_is_being_decoded(beside):
+    with Watched(beside()) as watched:
+        wait_for(lambda: watched.worker.waiting)
+        for _ in range(9):
+            watched.take()
+        wait_for(lambda: len(watched.worker.pipeline.painted) == 21)  # made, and not yet decoded
+        watched.worker.reset()
+        first = read_number(watched.take())
+        assert first == 21 and watched.worker.pipeline.calls == ["reset"]
+
+
+def test_a_decoding_that_fails_is_told_and_outlived(beside, monkeypatch):
+    monkeypatch.setattr(worker_module, "FIRST_DELAY", 0.01)
+    with Watched(beside(0.02)) as watched:
+        with monkeypatch.context() as patch:
+            watched.take()
+            patch.setattr(Decoded, "frames", lambda copy: 1 / 0)
+            while "trouble" not in watched.phases():
+                watched.worker.take()
+        taken = watched.worker.waiting
+        assert [watched.take().shape for _ in range(taken + 13)]
+        assert watched.phases()[-1] == "ready" and watched.worker._coming <= 12
+
+
 def test_stop_does_not_wait_for_ever():
     watched = Watched(painted(1.0))
     wait_for(lambda: bool(watched.worker.pipeline and watched.worker.pipeline.blocks))
@@ -205,3 +282,22 @@ def test_the_overlay_is_drawn_on_request():
         watched.worker.overlay = True
         marked = [watched.take() for _ in range(60)][-1]
         assert (clean[:, 64:] != marked[:, 64:]).sum() > 100
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_rank_that_has_ended_fails_for_good(watched):
+    """Whether a block finds out or nobody watches; there is no second try."""
+    lost = RankError("rank 1 has ended")
+    with Watched(watched=False) as seen:
+        wait_for(lambda: "ready" in seen.phases())
+        if watched:
+
+            def fail():
+                raise lost
+
+            seen.worker.pipeline.fail = fail
+            seen.worker.set_watched(True)
+        else:
+            seen.worker.give_up(lost)
+        wait_for(lambda: "failed" in seen.phases())
+        assert seen.worker.error is lost and seen.statuses[-1].detail == "rank 1 has ended"

@@ -31,7 +31,9 @@ class PaintedPipeline:
         self.config, self.block_seconds = config, block_seconds
         plan = types.SimpleNamespace(as_json=lambda: {"peak_gib": 0.5, "available_gib": None, "costs": []})
         control = object() if control else None
-        self.engine = types.SimpleNamespace(device=torch.device("cpu"), memory_plan=plan, control=control)
+        cpu = torch.device("cpu")
+        devices = types.SimpleNamespace(model=cpu, all=(cpu,), async_vae=False)
+        self.engine = types.SimpleNamespace(device=cpu, devices=devices, memory_plan=plan, control=control)
         self.overlay = create_latency_overlay()
         self.preset, self.prompt = "balanced", None
         self.calls: list[str] = []

@@ -22,21 +22,23 @@ class Pace:
         self._recent: deque[float] = deque(maxlen=8)
         self._frame: float | None = None  # seconds per frame, smoothed
 
-    def block_took(self, seconds: float, frames: int) -> None:
-        """Note a block: all its time, until its frames could be shown."""
+    def block_took(self, seconds: float, frames: int, every: float | None = None) -> None:
+        """Note a block: all its time, until its frames could be shown; ``every`` is the longer of its two halves, where
+        one is made beside the other of the block before."""
         self._recent.append(seconds)
-        frame = seconds / frames
+        frame = (seconds if every is None else every) / frames
         self._frame = frame if self._frame is None else 0.8 * self._frame + 0.2 * frame
 
     def interval(self, fps: float) -> float:
         """Seconds from one shown frame to the next: the target's, or what the engine can keep up."""
         return max(1 / fps, SLACK * (self._frame or 0.0))
 
-    def is_time(self, waiting: int, fps: float) -> bool:
-        """Whether the next block should begin, now that ``waiting`` frames have not been taken to be shown."""
+    def is_time(self, waiting: int, fps: float, coming: int = 0) -> bool:
+        """Whether the next block should begin, now that ``waiting`` frames have not been taken to be shown, and
+        ``coming`` more are being decoded."""
         if waiting > BLOCK_PIXEL_FRAMES or not self._recent:
             return waiting <= BLOCK_PIXEL_FRAMES
-        return waiting * self.interval(fps) <= EARLY * max(self._recent) + MARGIN
+        return (waiting + coming) * self.interval(fps) <= EARLY * max(self._recent) + MARGIN
 
 
 class FrameClock:

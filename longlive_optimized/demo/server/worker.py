@@ -7,14 +7,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ...engine.host_copy import HostCopy
 from ...engine.loading import Progress
+from ...engine.ranks import RankError
 from ..scope_integration import OptimizedScopePipeline
 from ..scope_integration.prompt_box import Prompt
 from .pacing import Pace
@@ -48,11 +50,24 @@ class BlockMade:
     gpu_bytes: int
 
 
+@dataclass
+class _Made:
+    """A block on its way to the host, of the video with this number. Where the VAE is beside it, the transformer was
+    through with it at ``denoised``; else all its time counts as decoding."""
+
+    copy: HostCopy
+    video: int
+    started: float
+    denoised: float
+    coming: int = 0  # frames that another thread waits for
+
+
 class Worker:
-    """Makes blocks while someone watches, and keeps their frames until they are taken.
+    """Makes blocks while someone watches, and keeps their frames until they are taken. Where the VAE has a GPU of its
+    own, a block may begin while the one before is decoded, whose frames another thread waits for.
 
     make_pipeline: called in the thread with a progress callback.
-    on_status, on_block: called in the thread; they must not block.
+    on_status, on_block: called in these threads; they must not block.
     of_block: called in the thread before each block, with whether it is a video's first: what the block is made from
         beside the prompt, as fields of a BlockRequest. It must not wait.
     pipeline, device, memory, stats: there when the status is ``ready``: the pipeline, its device's name, its memory
@@ -78,7 +93,10 @@ class Worker:
         self.overlay = False
         self._prompt, self._pace = prompt, Pace()
         self._frames: deque[np.ndarray] = deque()
+        self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
+        self._coming, self._shown_at = 0, 0.0  # frames of these; when the last block could be shown
         self._watched = self._paused = self._stopping = False
+        self._lost: RankError | None = None
         self._video = self._video_shown = 0  # counts resets: those asked for, and those done
         self._begun = -1  # the last video that has a block
         self._changed = threading.Condition()
@@ -95,6 +113,12 @@ class Worker:
             self._changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def give_up(self, error: RankError) -> None:
+        """Fail: there is nothing left to make blocks with."""
+        with self._changed:
+            self._lost = error
+            self._changed.notify()
 
     @property
     def alive(self) -> bool:
@@ -163,20 +187,23 @@ class Worker:
             self._load()
         except Exception as error:
             log.error("cannot load: %s", error)
-            self.error = error
-            self._say(Status("failed", _first_line(error)))
+            self._fail(error)
             return
         failures = 0
-        while self._wait_for_turn():
-            try:
-                self._make_block()
-            except Exception as error:  # whatever it is, viewers are told, and the next try may succeed
-                failures += 1
-                self._stumble(error, failures)
-            else:
-                if failures:
-                    failures = 0
-                    self._say(Status("ready"))
+        with ThreadPoolExecutor(1, "frames") as self._reader:
+            while self._wait_for_turn():
+                try:
+                    self._make_block()
+                except RankError as error:  # only a new start helps
+                    self._fail(error)
+                    return
+                except Exception as error:  # whatever it is, viewers are told, and the next try may succeed
+                    failures += 1
+                    self._stumble(error, failures)
+                else:
+                    if failures:
+                        failures = 0
+                        self._say(Status("ready"))
         self._say(Status("stopped"))
 
     def _load(self) -> None:
@@ -207,12 +234,15 @@ class Worker:
             return not self._stopping
 
     def _is_time(self) -> bool:
-        if self._stopping:
+        if self._stopping or self._lost:
             return True
         waiting, fps = len(self._frames), self.pipeline.config.target_fps
-        return self._watched and not self._paused and self._pace.is_time(waiting, fps)
+        return self._watched and not self._paused and self._pace.is_time(waiting, fps, self._coming)
 
     def _make_block(self) -> None:
+        if self._lost:
+            raise self._lost
+        self._finish_decoding(1)
         started, video = time.perf_counter(), self._video
         if video != self._video_shown:
             self.pipeline.reset()
@@ -221,16 +251,52 @@ class Worker:
         self._begun = video
         if self.overlay and self.pipeline.overlay:
             self.pipeline.overlay.apply(block, self.pipeline.get_latency_stats())
-        pictures, gpu_bytes = to_host(block), _allocated(block)
-        seconds = time.perf_counter() - started
+        made, devices = _Made(HostCopy(block), video, started, started), self.pipeline.engine.devices
+        if not devices.async_vae:
+            self._show(made)
+            return
+        made.coming = len(block)
         with self._changed:
-            if video != self._video:
+            self._coming += made.coming
+        self._decoding.append(self._reader.submit(self._show, made))
+        _wait_for(devices.model)  # not for the VAE's
+        made.denoised = time.perf_counter()
+
+    def _finish_decoding(self, left: int) -> None:
+        """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
+        while self._decoding and (len(self._decoding) > left or self._decoding[0].done()):
+            self._decoding.popleft().result()
+
+    def _show(self, made: _Made) -> None:
+        """Let a block's frames be taken, once they are there; not those of a video that has been given up."""
+        try:
+            pictures = made.copy.frames()
+        except BaseException:
+            with self._changed:
+                self._coming -= made.coming
+                self._changed.notify()
+            raise
+        now = time.perf_counter()
+        with self._changed:
+            self._coming -= made.coming
+            self._changed.notify()
+            if made.video != self._video:
                 return
-            self._pace.block_took(seconds, len(pictures))
+            halves = made.denoised - made.started, now - max(made.denoised, self._shown_at)
+            self._pace.block_took(sum(halves), len(pictures), max(halves))
+            self._shown_at = now
             self._frames.extend(pictures)
             waiting = len(self._frames)
         self._note_figures()
-        self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes))
+        self._on_block(BlockMade(len(pictures), waiting, self.stats, self._gpu_bytes()))
+
+    def _gpu_bytes(self) -> int:
+        gpus = (device for device in self.pipeline.engine.devices.all if device.type == "cuda")
+        return sum(map(torch.cuda.memory_allocated, gpus))
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self._say(Status("failed", _first_line(error)))
 
     def _stumble(self, error: Exception, failures: int) -> None:
         delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY)
@@ -246,20 +312,13 @@ class Worker:
         self._on_status(status)
 
 
-def to_host(block: Tensor) -> np.ndarray:
-    """A block's frames in memory that the host reads; one copy, and the device has finished when it returns."""
-    if block.device.type != "cuda":
-        return block.numpy()
-    host = torch.empty(block.shape, dtype=block.dtype, device="cpu", pin_memory=True)
-    host.copy_(block, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)  # sleeps: the encoders need the core that waiting would burn
-    copied.record(torch.cuda.current_stream(block.device))
-    copied.synchronize()
-    return host.numpy()
-
-
-def _allocated(block: Tensor) -> int:
-    return torch.cuda.memory_allocated(block.device) if block.device.type == "cuda" else 0
+def _wait_for(device: torch.device) -> None:
+    """Until what this thread has enqueued there is done; without burning the core that the encoders need."""
+    if device.type != "cuda":
+        return
+    done = torch.cuda.Event(blocking=True)
+    done.record(torch.cuda.current_stream(device))
+    done.synchronize()
 
 
 def _first_line(error: Exception) -> str:

@@ -36,7 +36,7 @@ API = "docs/api.md"
 PROMPT = "a red circle moves left over a green field"
 
 
-@says(API, "`LongLiveEngine(model_path, config=None, device=None, progress=None, loras=())`")
+@says(API, "`LongLiveEngine(model_path, config=None, device=None, progress=None, loras=(), vae_device=None")
 def the_engine_is_made(units: list[Unit]):
     same_signature(names(units[0].text)[0], LongLiveEngine.__init__)
 
@@ -108,6 +108,29 @@ def memory_is_planned(units: list[Unit]):
     assert issubclass(MemoryShort, ValueError) and not plan.costs and {*dir(plan)} >= {"parts", "host", "choices"}
 
 
+@says(API, "A VAE on a GPU of its own takes one latent frame at a time before `low_memory` is tried.")
+def a_vae_by_itself_gives_way_first():
+    from longlive_optimized.engine.memory_plan import Outline
+    from longlive_optimized.weights.locate import locate
+
+    gpus = torch.device("cuda", 0), torch.device("cuda", 1)
+    steps = Outline(locate("tiny"), OptimizationConfig(height=32, width=48), *gpus).steps
+    changed = [name for change, _ in steps for name in change]
+    assert changed.index("vae_in_parts") < changed.index("low_memory")
+
+
+@says(
+    API,
+    "- With `vae_device` a block is decoded while the next one is made",
+    "- With `text_device` a prompt is encoded while the block before is made.",
+    "- Both must be GPUs where `device` is one.",
+    "- Stages overlap then.",
+    "- The memory plan adds up each GPU by itself",
+)
+def parts_on_other_gpus(place: Place):
+    place.passes("tests/engine/test_devices.py")
+
+
 @says(API, "If memory runs out all the same while a stream is opened or a block is made, the engine goes over to")
 def a_video_survives():
     engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), "cpu")
@@ -137,7 +160,7 @@ def _methods(rows: list[list[str]], of: type) -> None:
 
 @lists(API, "The engine: blocks")
 def the_engine(units: list[Unit]):
-    assert len(units) == 11
+    assert len(units) == 12
     _methods([unit.cells for unit in units], LongLiveEngine)
     _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
 
