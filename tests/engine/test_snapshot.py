@@ -16,6 +16,7 @@ from safetensors.torch import load, save_file
 
 from longlive_optimized import BlockRequest, Control, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import PRESETS, StreamSettings
+from longlive_optimized.engine.rank_calls import packed, unpacked
 from longlive_optimized.engine.recache import NOTHING, plan_rebuild, plan_recache
 from longlive_optimized.engine.snapshot import Snapshot
 from longlive_optimized.engine.stream import Stream
@@ -223,6 +224,12 @@ def test_bytes_and_pickles_give_it_back(engine, other):
             assert same(new.snapshot(), snapshot)
         engine.generate_block(BlockRequest(request) if isinstance(request, str) else request, stream)
     assert stream.snapshot().tensors.keys() >= {"motion", "embedding0", "embedding1"}
+
+
+def test_it_travels_to_other_ranks(snapshot):
+    tensors = []
+    sent = json.dumps(packed({"snapshot": snapshot}, tensors, {}))
+    assert same(unpacked(json.loads(sent), tensors, {})["snapshot"], snapshot)
 
 
 def test_the_rest_of_a_block_goes_on(engine, other):
