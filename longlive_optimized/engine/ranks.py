@@ -121,6 +121,7 @@ class Ranks:
 
     def _join(self, rank: int, count: int, device: torch.device, backend: str, leads: bool, timeout: float) -> None:
         os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink: many containers may not
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         os.environ.setdefault("NCCL_RUNTIME_CONNECT", "0")  # all connections now, none while a graph is captured
         # The link sees a rank end; NCCL's own watchdog would end this process.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")

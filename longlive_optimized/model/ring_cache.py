@@ -157,6 +157,7 @@ class RingCache:
         if len(values8) not in (0, config.num_layers):
             raise ValueError(f"values8 must have an entry for each of {config.num_layers} layers, got {len(values8)}")
         self.capacity, self.sink, self.relative, self.shard = window, sink, relative, shard
+        shard.reserve(window * grid[0] * grid[1], 3 * config.dim, dtype, torch.device(device))
         self.values8 = values8 or (False,) * config.num_layers
         self._tokens = grid[0] * grid[1]
         frame = (self._tokens, config.num_heads, config.head_dim)

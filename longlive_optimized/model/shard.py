@@ -5,6 +5,7 @@ The only file that calls a collective inside a pass.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,9 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .peer_memory import PeerMemory
+
 _POLL = 5e-5  # seconds between two looks at a collective on a CPU
 _HEARD = 5.0  # seconds within which it is known which rank has ended
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name up to torch 2.12
+_log = logging.getLogger(__name__)
 
 
 class Shard:
@@ -34,7 +38,9 @@ class Shard:
     ):
         self.rank, self.count = rank, count
         self._group, self._watch = group, watch
-        self._polled = group is not None and dist.get_backend(group) == "gloo"
+        backend = None if group is None else dist.get_backend(group)
+        self._polled, self._reaches_peers = backend == "gloo", backend == "nccl"
+        self._peers: list[PeerMemory] = []  # the last one is the largest; graphs may hold others
 
     def check(self, tokens: int, size: tuple[int, int]) -> None:
         """Raises ValueError where a frame of ``size`` pixels, so many tokens, cannot be divided among the ranks."""
@@ -51,6 +57,29 @@ class Shard:
             return x
         share = x.shape[dim] // self.count
         return x.narrow(dim, self.rank * share, share)
+
+    def reserve(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Let ``gather_for_now`` take up to so many rows in all: a collective, not for a capture."""
+        nbytes = rows * columns * dtype.itemsize
+        if not self._reaches_peers or (self._peers and self._peers[-1].nbytes >= nbytes):
+            return
+        assert self._group
+        made = None
+        try:
+            made = PeerMemory(self._group, nbytes, device)
+        except (RuntimeError, ImportError) as error:
+            _log.warning("GPUs do not read each other's memory, NCCL is slower: %s", error)
+        all_have = torch.tensor([made is not None], dtype=torch.int32, device=device)
+        dist.all_reduce(all_have, dist.ReduceOp.MIN, group=self._group)
+        self._reaches_peers = bool(all_have.item())
+        self._peers += [made] if made and self._reaches_peers else []
+
+    def gather_for_now(self, x: Tensor, first: int) -> Tensor:
+        """``gather`` of x [N / count, D], good until the next call; of other ranks' rows only columns from ``first`` on
+        need to be there."""
+        if self._peers and self._reaches_peers and self.count * x.nbytes <= self._peers[-1].nbytes:
+            return self._peers[-1].gather(x, first)
+        return self.gather(x)
 
     def gather(self, x: Tensor) -> Tensor:
         """All rows [N, ...] of this rank's x [N / count, ...]."""

@@ -126,7 +126,8 @@ class TransformerBlock(nn.Module):
         """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim],
         in 8 bits where the keys that they meet are. On several ranks z and the queries are a rank's own tokens', what
         is written is that of all."""
-        shard, qkv, keys, values = ring.shard, ring.shard.gather(self.qkv(z)), ring.keys, ring.values
+        shard, keys, values = ring.shard, ring.keys, ring.values
+        qkv = shard.gather_for_now(self.qkv(z), first=len(self.q_gain))  # nobody needs another rank's queries
         norm = qkv, self.q_gain, self.k_gain, ring.rope_time, ring.rope_space
         rest = ring.k_sink, ring.slots, self.eps
         if isinstance(keys, Int8Keys):

@@ -45,7 +45,7 @@ def apart(request, monkeypatch) -> Callable[..., LongLiveEngine]:
         if request.param == "two GPUs":
             return engine(model, vae_device="cuda:1", text_device="cuda:1", **changes)
         with monkeypatch.context() as patch:
-            patch.setattr(devices_module, "_apart", lambda device, other: True)
+            patch.setattr(devices_module, "_apart", lambda device, other: device.type == "cuda")
             return engine(model, **changes)
 
     return make
@@ -221,20 +221,18 @@ def ready(made: LongLiveEngine) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_the_transformer_does_not_wait_for_the_decoder(way, precision, apart, cycles):
-    """Nor does the host: all is enqueued, and its latents are there, while most is still to be decoded."""
+    """Nor does the host: a block's latents are there while the one before is still to be decoded."""
     beside = apart(precision=precision)
     ready(beside)
     slow(beside, cycles, "decoder")
-    started = time.perf_counter()
+    before = None
     for i in range(BLOCKS):
         beside.generate_block(WAYS[way](i))
-    enqueued = time.perf_counter() - started
-    torch.cuda.current_stream(beside.device).synchronize()
-    denoised = time.perf_counter() - started
+        torch.cuda.current_stream(beside.device).synchronize()
+        assert before is None or not before.query()
+        before = torch.cuda.Event()
+        before.record(beside.devices.at_decoder.cuda_stream)
     beside.synchronize()
-    decoded = time.perf_counter() - started
-    assert decoded >= 0.9 * BLOCKS * SLOW
-    assert enqueued <= denoised < 0.6 * decoded
 
 
 def test_both_work_at_once(apart, cycles):

@@ -76,7 +76,7 @@ def exchange(engine: LongLiveEngine, size: tuple[int, int], steps: int, shard: S
     def gathers() -> None:
         for i in range(steps + 1):
             for _ in range(config.num_layers):
-                shard.gather(qkv)
+                shard.gather_for_now(qkv, first=config.dim)
             if i < steps:
                 shard.gather(flow)
 
