@@ -45,6 +45,8 @@ from .loading import Loading, Progress
 from .memory_plan import MemoryPlan, check_fits, gpu_of, leaner_plans, plan_for
 from .ranks import Ranks, made_on_all_ranks, on_all_ranks
 from .request import BlockRequest, check_seed
+from .resume import resume
+from .snapshot import Snapshot
 from .stream import Networks, Stream
 from .timing import BlockTimes
 
@@ -175,28 +177,51 @@ class LongLiveEngine:
         width: int | None = None,
         seed: int | None = None,
         total_frames: int | None = None,
+        snapshot: Snapshot | None = None,
         **settings: Unpack[StreamFields],
     ) -> Stream:
         """A new video of its own. ``settings`` are fields of StreamSettings; what is not given is the config's.
 
         ``total_frames`` (latent) draws the noise in the published scripts' order, for a video of that length; without
-        it each block has a generator of its own and the stream may go on for ever. Raises ValueError naming what does
-        not fit.
+        it each block has a generator of its own and the stream may go on for ever. ``snapshot`` goes on where another
+        stream was, with its settings (see ``Snapshot``), and allows no other argument. Raises ValueError naming what
+        does not fit, and for a snapshot's VAE what ``use_vae`` raises, before anything changes.
         """
         own = {"height": height, "width": width, "seed": seed}
+        if snapshot is not None:
+            others = {**settings, **{name: value for name, value in own.items() if value is not None}}
+            if total_frames is not None:
+                others["total_frames"] = total_frames
+            return self._resumed(snapshot, sorted(others))
         changes = {**settings, **{name: value for name, value in own.items() if value is not None}}
         if total_frames is not None:
             total_frames = whole("total_frames", total_frames, 1)
         chosen = dataclasses.replace(StreamSettings.of(self.config), **changes)
         with self.devices.turn():
-            networks = Networks(self.model, self.codec, self.prompts, self.control, self._grey)
-            named = self.config.enable_profiling
-            stream = self._or_leaner(
-                lambda: Stream(networks, chosen, self.devices, self._new_switch(), total_frames, named)
-            )
-            self._streams.add(stream)
-            self.devices.ranks.enroll(stream)
+            return self._new_stream(chosen, total_frames, self.config.vae_type)
+
+    def _resumed(self, snapshot: Snapshot, others: list[str]) -> Stream:
+        _expect("snapshot", snapshot, Snapshot)
+        if others:
+            raise ValueError(f"snapshot brings its own settings: {', '.join(others)} must not be given beside it")
+        snapshot.check_fits(self.model.config, self.device)
+        with self.devices.turn():
+            state = snapshot.state
+            self._load_vae(state.vae_type)
+            stream = self._new_stream(snapshot.settings, state.total_frames, state.vae_type)
+            resume(stream, snapshot)
             return stream
+
+    def _new_stream(self, settings: StreamSettings, total_frames: int | None, vae_type: str) -> Stream:
+        codec, grey = self._vaes[vae_type]
+        networks = Networks(self.model, codec, self.prompts, self.control, grey, vae_type)
+        named = self.config.enable_profiling
+        stream = self._or_leaner(
+            lambda: Stream(networks, settings, self.devices, self._new_switch(), total_frames, named)
+        )
+        self._streams.add(stream)
+        self.devices.ranks.enroll(stream)
+        return stream
 
     @on_all_ranks
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
@@ -287,14 +312,17 @@ class LongLiveEngine:
         """
         with self.devices.turn():
             stream = self._one(stream)
-            if vae_type not in self._vaes:
-                files = locate(self._model_path, vae_type)
-                codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
-                codec.in_parts = self.codec.in_parts
-                self._vaes[vae_type] = codec, Grey()
-                self.synchronize()
-                self.devices.release()
-            stream.use_codec(*self._vaes[vae_type])
+            self._load_vae(vae_type)
+            stream.use_codec(*self._vaes[vae_type], vae_type)
+
+    def _load_vae(self, vae_type: str) -> None:
+        if vae_type not in self._vaes:
+            files = locate(self._model_path, vae_type)
+            codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
+            codec.in_parts = self.codec.in_parts
+            self._vaes[vae_type] = codec, Grey()
+            self.synchronize()
+            self.devices.release()
 
     @on_all_ranks
     def set_loras(self, loras: Sequence[UserLora]) -> None:

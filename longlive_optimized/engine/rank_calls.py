@@ -14,6 +14,7 @@ from torch import Tensor
 from ..plain import exact
 from ..weights.user_lora import UserLora
 from .request import BlockRequest, Control
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -31,6 +32,8 @@ def packed(value: Any, tensors: list[Tensor], numbers: Mapping[Any, int]) -> Any
     if isinstance(value, Tensor) and value.ndim:
         tensors.append(value.detach())
         return {"tensor": len(tensors) - 1}
+    if isinstance(value, Snapshot):
+        return {"Snapshot": packed(torch.frombuffer(bytearray(value.to_bytes()), dtype=torch.uint8), tensors, numbers)}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):
@@ -62,5 +65,7 @@ def unpacked(value: Any, tensors: Sequence[Tensor], streams: Mapping[int, Stream
         return tensors[inside]
     if kind == "stream":
         return streams[inside]
+    if kind == "Snapshot":
+        return Snapshot.from_bytes(unpacked(inside, tensors, streams).numpy().tobytes())
     fields = {name: unpacked(each, tensors, streams) for name, each in inside.items()}
     return fields if kind == "dict" else _CLASSES[kind](**fields)

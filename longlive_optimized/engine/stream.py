@@ -28,6 +28,9 @@ from .noise import BlockNoise, VideoNoise
 from .passes import Passes
 from .prompt_track import PromptTrack
 from .ranks import on_all_ranks
+from .recache import NOTHING, Recache
+from .resume import take
+from .snapshot import Snapshot
 from .timing import BlockTimer
 from .video_input import MotionMeter
 
@@ -40,6 +43,7 @@ class Networks(NamedTuple):
     prompts: PromptCache
     control: ControlBranch | None = None
     grey: Grey | None = None
+    vae_type: str = "wan"
 
 
 class EncodedVideo(NamedTuple):
@@ -47,6 +51,13 @@ class EncodedVideo(NamedTuple):
 
     latents: Tensor
     noise_scale: float
+
+
+class SinkPass(NamedTuple):
+    """The pass that wrote the sinks' keys and values: clean latents [F, C, h, w], sinks first, and the prompt."""
+
+    latents: Tensor
+    embedding: Tensor
 
 
 class Stream:
@@ -61,6 +72,9 @@ class Stream:
     context_due: the last block's clean keys and values are not in the ring yet.
     recache_due: the ring's keys and values are of another prompt or weights, or a recache has failed.
     sinks_due: those of the sinks are of other weights.
+    sink_pass: what wrote those of the sinks; None before that. last_recache: the last one, since the first block.
+    lost_window: the window of keys and values that are lost, and are made again from latents; None if they are there.
+    encoder_lost: the encoder has not seen the video before the next block.
     undecoded: latent frames at the end of ``history`` that are generated but not yet decoded.
     decoded: latent frames that the decoder has seen; decoder_lost: it has lost them, for want of memory.
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
@@ -144,6 +158,20 @@ class Stream:
         self.fallback_blocks = 0
         self.restart(seed)
 
+    def snapshot(self, latents: int | None = None) -> Snapshot:
+        """What ``open_stream(snapshot=...)`` of another engine with the same model needs to go on from here.
+
+        It may be taken between any two calls, changes nothing, and does not wait for the device (``Snapshot.ready``).
+
+        latents: how many latent frames at most it holds beside the sinks', from ``local_attn_size`` to 64; None is 24,
+            or ``local_attn_size`` if that is more. With more it stays exact for longer (``Snapshot``), with fewer
+            the first block after it is there sooner.
+
+        Raises ValueError naming ``latents`` if it is out of range.
+        """
+        with self.devices.turn():
+            return take(self, latents)
+
     def restart(self, seed: int | None = None) -> None:
         """Back to frame 0 with the prompt in force, and the transition under way."""
         self._reseed(self.settings.seed if seed is None else seed)
@@ -151,6 +179,9 @@ class Stream:
         self.history = self._like.new_empty(0, *self._like.shape)
         self.sinks, self.first_sink = self.history, 0
         self.context_due = self.recache_due = self.sinks_due = False
+        self.sink_pass: SinkPass | None = None
+        self.last_recache: Recache = NOTHING
+        self.lost_window: int | None = None
         self.from_video: bool | None = None
         self.made_with, self.made_again = PLAIN, False
         self.ring.reset()
@@ -163,7 +194,7 @@ class Stream:
         if self.given:
             self.timer.block_done(self.given)  # the rest of that block will not come
         self.undecoded = self.given = self.decoded = 0
-        self.decoder_lost = False
+        self.decoder_lost = self.encoder_lost = False
         with self.devices.at_decoder.here():
             self.decoder.reset()
         with self.devices.at_encoder.here():
@@ -171,10 +202,10 @@ class Stream:
             if self.control_input:
                 self.control_input.reset()
 
-    def use_codec(self, codec: Codec, grey: Grey) -> None:
+    def use_codec(self, codec: Codec, grey: Grey, vae_type: str) -> None:
         """Decode and encode by another VAE from the next block on."""
         if codec is not self.networks.codec:
-            self.networks = self.networks._replace(codec=codec, grey=grey)
+            self.networks = self.networks._replace(codec=codec, grey=grey, vae_type=vae_type)
             self._new_coders()
             self.restart_vae()
 
@@ -198,6 +229,10 @@ class Stream:
                     self.decoder.decode_uint8(there)
         self.decoder_lost = False
 
+    def keep_sink_pass(self, latents: Tensor, embedding: Tensor | None) -> None:
+        """A pass over these latents, told this, has written the sinks."""
+        self.sink_pass = SinkPass(latents, embedding) if embedding is not None else None
+
     def decode(self, latents: Tensor) -> Tensor:
         """Pixel frames, uint8 [T, H, W, 3]; of several ranks each decodes a band of rows."""
         frames, rows = self.decoder.decode_uint8(latents), latents.shape[2]
@@ -217,6 +252,11 @@ class Stream:
     def ring(self) -> RingCache:
         """Keys and values of the frames in the window."""
         return self.passes.ring
+
+    @property
+    def window_lost(self) -> bool:
+        """Whether the next block wants the window's keys and values anew."""
+        return self.ring.stale if self.lost_window is None else self.lost_window != self.ring.window
 
     @property
     def cuda_graphs_active(self) -> bool:

@@ -73,6 +73,8 @@ def everything(engine, lora, brief=False):
     made["small VAE"] = shown(engine, stream, BOATS, BOATS)
     first = engine.generate_block(FOXES, stream, first_latent_only=True)
     made["first latent"] = [(first, engine.rest_of_block(stream))]
+    resumed = engine.open_stream(snapshot=stream.snapshot())
+    made["snapshot"] = shown(engine, resumed, BOATS, FOXES)
     other = engine.open_stream(height=32, width=32, total_frames=6)
     made["another stream of a fixed length"] = shown(engine, other, FOXES, FOXES)
     return made | {"stream": other}
@@ -107,7 +109,7 @@ def led(lora):
         del streams[0]
         gc.collect()
         engine.generate_block(FOXES)
-        return made, {1: engine.stream.history, 5: streams[0].history}
+        return made, {1: engine.stream.history, 6: streams[0].history}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def test_rank_0_leads(tmp_path, lora, alone):
     """Every kind of call reaches those that follow; streams that rank 0 forgets are forgotten there."""
     (made, kept), streams = on_ranks(tmp_path, 2, led, lora)
     check_alike(made, alone)
-    assert streams.keys() >= kept.keys() and 4 not in streams
+    assert streams.keys() >= kept.keys() and 5 not in streams
     assert all(torch.equal(streams[number], history) for number, history in kept.items())
 
 
