@@ -288,7 +288,9 @@ def test_a_starter_workflow_runs_with_this_pipeline_in_it(server, tmp_path, star
     assert not [message for message in messages if message["type"].startswith(("longlive", "pipeline"))], messages
     assert server.get("/api/v1/pipeline/status")["loaded_lora_adapters"][0]["scale"] == 1.1
     assert not errors_in(server.log())[errors:]
-    print(f"{starter.name}, {after}: {len(made)} calls, {len(pictures)} frames received, nothing logged as an error")
+    took, gave = sum(call["frames_in"] for call in after_it), sum(call["shape"][0] for call in after_it)
+    made_frames = sum(call["shape"][0] for call in made)
+    print(f"{starter.name}: {made_frames} frames made, {after} took {took} and gave {gave}, no error logged")
 
 
 def test_another_load_releases_the_first_and_streams(server):
