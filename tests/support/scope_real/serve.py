@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -173,6 +174,7 @@ class Trace:
 
 def serve(checkout: Path, port: int, trace: Trace) -> None:
     """Until the process ends."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     make_importable(checkout)
     from scope.core import pipelines
     from scope.core.nodes.registry import NodeRegistry
