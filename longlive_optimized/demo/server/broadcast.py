@@ -14,15 +14,17 @@ import av
 import numpy as np
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
+from ...engine.timing import percentile
 from ...video_time import RTP_CLOCK
-from .metrics import Metrics
+from .feed import Feed
+from .metrics import Metrics, StreamMetrics
 from .pacing import FrameClock
-from .worker import Worker
 
 log = logging.getLogger(__name__)
 
 REPEAT = 0.5  # seconds after which the last picture is sent again: for those who join while nothing moves
 RATE_WINDOW = 2.0  # seconds that the shown rate is taken over
+INTERVALS = 1000  # that the percentile is taken over
 
 Listener = Callable[[np.ndarray, float], None]
 
@@ -69,32 +71,34 @@ class ViewerTrack(MediaStreamTrack):
 
 
 class Broadcast:
-    """The frame clock: takes frames from the worker and shows each to every viewer when it is due.
+    """The frame clock: takes frames from a stream and shows each to every viewer when it is due.
 
     Time stamps are due times, so playback stays even though the event loop is not. A late block moves all that follows;
     nothing is skipped here, as at most a block waits. Belongs to one event loop.
     """
 
-    def __init__(self, worker: Worker, listener: Listener | None = None):
-        self._worker, self._listener = worker, listener
+    def __init__(self, feed: Feed, metrics: StreamMetrics, listener: Listener | None = None):
+        self._feed, self._metrics, self._listener = feed, metrics, listener
         self._tracks: set[ViewerTrack] = set()
         self._clock, self._start = FrameClock(), 0.0
         self._news = asyncio.Event()
         self._last: np.ndarray | None = None
         self._shown: deque[float] = deque()
+        self._intervals: deque[float] = deque(maxlen=INTERVALS)
+        self._before: float | None = None  # when the last frame was due; None at the start and after a pause
         # Not the event loop's own threads: those are the encoders', and the clock must not wait for them.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="colours")
 
     def join(self, track: ViewerTrack) -> None:
         """Show the video on one more viewer's track."""
         self._tracks.add(track)
-        self._worker.set_watched(True)
+        self._feed.set_watched(True)
 
     def leave(self, track: ViewerTrack) -> None:
         """Forget a viewer's track."""
         track.stop()
         self._tracks.discard(track)
-        self._worker.set_watched(bool(self._tracks))
+        self._feed.set_watched(bool(self._tracks))
 
     def wake(self) -> None:
         """Frames may have come."""
@@ -105,6 +109,11 @@ class Broadcast:
         """Frames that were shown per second, of late."""
         self._forget(asyncio.get_running_loop().time())
         return len(self._shown) / RATE_WINDOW
+
+    @property
+    def p99_ms(self) -> float:
+        """The 99th percentile of the last intervals between frames; 0 before there are any."""
+        return 1e3 * percentile(self._intervals, 0.99) if self._intervals else 0.0
 
     async def run(self) -> None:
         """Show frames until cancelled."""
@@ -119,22 +128,31 @@ class Broadcast:
 
     async def _next(self) -> None:
         loop = asyncio.get_running_loop()
-        frame = self._worker.take() if self._tracks else None
+        frame = self._feed.take() if self._tracks else None
         if frame is None:
             await self._repeat()
             return
         picture = await loop.run_in_executor(self._thread, to_yuv, frame)
-        interval = self._worker.interval
+        interval = self._feed.interval
         due = self._clock.next(loop.time(), interval)
         await asyncio.sleep(due - loop.time())
         self._last = picture
         self._show(picture, due)
-        self._shown.append(due)
-        self._forget(due)
+        self._count(due)
         if self._listener:
             self._listener(frame, interval)
 
+    def _count(self, due: float) -> None:
+        if self._before is not None:
+            self._intervals.append(due - self._before)
+            self._metrics.frame_shown(due - self._before)
+        self._before = due
+        self._shown.append(due)
+        self._forget(due)
+
     async def _repeat(self) -> None:
+        if self._feed.paused or not self._tracks:
+            self._before = None
         self._news.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), REPEAT)

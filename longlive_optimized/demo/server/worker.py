@@ -1,88 +1,55 @@
-"""The one thread that owns the pipeline, and with it the device."""
+"""The one thread that owns the engine, and with it the device."""
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ...engine.loading import Progress
-from ..scope_integration import OptimizedScopePipeline
-from ..scope_integration.prompt_box import Prompt
-from .pacing import Pace
+from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from .admission import Costs, Kind
+from .feed import Feed, Status, first_line, to_host
+from .pacing import shared_fps
+from .source import Source
 
 log = logging.getLogger(__name__)
 
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds after an error, doubled each time
-
-
-@dataclass(frozen=True)
-class Status:
-    """How the stream is doing. ``trouble`` is passing, and ``retry_in`` says in how many seconds; ``failed`` is not.
-
-    detail: what is loaded, or what went wrong; done, total: progress of that.
-    """
-
-    phase: Literal["loading", "warming up", "ready", "trouble", "failed", "stopped"]
-    detail: str = ""
-    done: int = 0
-    total: int = 0
-    retry_in: float = 0.0
-
-
-@dataclass(frozen=True)
-class BlockMade:
-    """A block that can be shown: how many frames it has and now wait, and the pipeline's figures after it."""
-
-    frames: int
-    waiting: int
-    stats: dict
-    gpu_bytes: int
+MEASURED = 3  # blocks
+ROOM = 1.1  # times the memory that streams of this size took, of which as much must be free for one more
 
 
 class Worker:
-    """Makes blocks while someone watches, and keeps their frames until they are taken.
+    """Makes the blocks of all streams that someone watches: first that of the stream which would be late first.
 
-    make_pipeline: called in the thread with a progress callback.
-    on_status, on_block: called in the thread; they must not block.
-    of_block: called in the thread before each block, with whether it is a video's first: what the block is made from
-        beside the prompt, as fields of a BlockRequest. It must not wait.
-    pipeline, device, memory, stats: there when the status is ``ready``: the pipeline, its device's name, its memory
-    plan, its figures of late.
+    load: called in the thread with a progress callback.
+    on_status: called in the thread when the engine's status changes; it must not block.
+    source, device, memory: there when the status is ``ready``: the loaded model, its device's name, its memory plan.
+    changed: the lock of all that feeds and worker share, notified when there may be something to do.
+    share: frames a second of each stream that the device can keep up, now that so many are watched.
+    costs: what streams take here.
 
-    All other methods may be called from any thread; none waits for the device or for a block, but ``stop``.
+    All methods may be called from any thread; none waits for the device or for a block, but ``stop``.
     """
 
-    pipeline: OptimizedScopePipeline
+    source: Source
 
-    def __init__(
-        self,
-        make_pipeline: Callable[[Progress], OptimizedScopePipeline],
-        prompt: Prompt,
-        on_status: Callable[[Status], None],
-        on_block: Callable[[BlockMade], None],
-        of_block: Callable[[bool], dict] = lambda begins: {},
-    ):
-        self._make_pipeline, self._on_status, self._on_block = make_pipeline, on_status, on_block
-        self._of_block = of_block
-        self.device, self.memory, self.stats = "", {}, {}
+    def __init__(self, load: Callable[[Progress], Source], on_status: Callable[[Status], None] = lambda status: None):
+        self._load, self._on_status = load, on_status
+        self.device, self.memory = "", {}
         self.status, self.error = Status("loading"), None
-        self.overlay = False
-        self._prompt, self._pace = prompt, Pace()
-        self._frames: deque[np.ndarray] = deque()
-        self._watched = self._paused = self._stopping = False
-        self._video = self._video_shown = 0  # counts resets: those asked for, and those done
-        self._begun = -1  # the last video that has a block
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
+        self.changed, self.costs, self.share = threading.Condition(), Costs(), math.inf
+        self._feeds: list[Feed] = []
+        self._leaving: list[Feed] = []
+        self._spare: OptimizedScopePipeline | None = None  # one that is warmed up, and nobody's
+        self._bytes_per_pixel = 0.0  # of the largest stream so far
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Load the model, then wait for someone to watch."""
@@ -90,9 +57,9 @@ class Worker:
 
     def stop(self, timeout: float) -> bool:
         """Stop after the block under way; whether it ended within ``timeout`` seconds."""
-        with self._changed:
+        with self.changed:
             self._stopping = True
-            self._changed.notify()
+            self.changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -101,167 +68,147 @@ class Worker:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    @property
-    def interval(self) -> float:
-        """Seconds between frames when they are shown evenly."""
-        return self._pace.interval(self.pipeline.config.target_fps)
+    def add(self, feed: Feed) -> None:
+        """Open a feed's stream, soon, and make its blocks."""
+        with self.changed:
+            if feed in self._leaving:
+                self._leaving.remove(feed)
+            if feed not in self._feeds:
+                self._feeds.append(feed)
+            self.changed.notify()
 
-    @property
-    def waiting(self) -> int:
-        """Frames that can be taken."""
-        return len(self._frames)
+    def remove(self, feed: Feed) -> None:
+        """Close a feed's stream, soon, and give its memory back."""
+        with self.changed:
+            if feed in self._feeds:
+                self._feeds.remove(feed)
+                self._leaving.append(feed)
+            self.share_out()
+            self.changed.notify()
 
-    @property
-    def prompt(self) -> Prompt:
-        """The prompt that was asked for last."""
-        return self._prompt
+    def has(self, feed: Feed) -> bool:
+        """Whether a feed's stream is open, or soon will be."""
+        with self.changed:
+            return feed in self._feeds
 
-    @property
-    def paused(self) -> bool:
-        return self._paused
+    def share_out(self) -> None:
+        """Note who is watched, and so what each stream's share of the device is; with the lock."""
+        now = time.monotonic()
+        active = [feed for feed in self._feeds if feed.pipeline and feed.is_active(now)]
+        self.share = shared_fps((feed.frame_seconds or 0.0, feed.config_in_force.target_fps) for feed in active)
 
-    def take(self) -> np.ndarray | None:
-        """The next frame, uint8 [H, W, 3]; None if none is ready or the video is paused."""
-        with self._changed:
-            if self._paused or not self._frames:
-                return None
-            self._changed.notify()
-            return self._frames.popleft()
-
-    def switch_prompt(self, prompt: Prompt) -> None:
-        """Go over to ``prompt`` with the next block that begins."""
-        self._prompt = prompt
-        self.pipeline.switch_prompt(prompt.prompt, blend=prompt.blend, transition_blocks=prompt.transition_blocks)
-
-    def set_optimization_preset(self, preset: str) -> None:
-        """Go over to a preset with the next block that begins."""
-        self.pipeline.set_optimization_preset(preset)  # pyright: ignore[reportArgumentType]  # a name by now
-
-    def set_watched(self, watched: bool) -> None:
-        """Blocks are made only while someone watches."""
-        with self._changed:
-            self._watched = watched
-            self._changed.notify()
-
-    def set_paused(self, paused: bool) -> None:
-        """Hold the video where it is: no frame is handed out, and none made."""
-        with self._changed:
-            self._paused = paused
-            self._changed.notify()
-
-    def reset(self) -> int:
-        """Begin the video anew; how many frames that waited are dropped. A block under way is dropped too."""
-        with self._changed:
-            dropped = len(self._frames)
-            self._frames.clear()
-            self._video += 1
-            self._changed.notify()
-            return dropped
+    def has_memory_for(self, config: ScopeOptimizationConfig) -> bool:
+        """Whether one more stream of this size will fit a GPU, going by those that were opened."""
+        device = self.source.engine.device
+        if device.type != "cuda" or self._spare:
+            return True
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free >= ROOM * self._bytes_per_pixel * math.prod(config.size)
 
     def _run(self) -> None:
         try:
-            self._load()
+            self._begin()
         except Exception as error:
             log.error("cannot load: %s", error)
             self.error = error
-            self._say(Status("failed", _first_line(error)))
+            self._say(Status("failed", first_line(error)))
             return
-        failures = 0
-        while self._wait_for_turn():
-            try:
-                self._make_block()
-            except Exception as error:  # whatever it is, viewers are told, and the next try may succeed
-                failures += 1
-                self._stumble(error, failures)
-            else:
-                if failures:
-                    failures = 0
-                    self._say(Status("ready"))
+        while task := self._next_task():
+            task()
         self._say(Status("stopped"))
 
-    def _load(self) -> None:
-        self.pipeline = self._make_pipeline(self._progress)
+    def _begin(self) -> None:
+        self.source = self._load(self._progress)
         if self._stopping:
             return
-        device = self.pipeline.engine.device
+        device = self.source.engine.device
         self.device = device.type
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for all that this thread does beside the engine
             self.device = torch.cuda.get_device_name(device)
             self._say(Status("warming up"))
-            self.pipeline.warmup()
-        self.switch_prompt(self._prompt)
-        self._note_figures()
+        before = self._allocated()
+        self._spare = self.source.open(self.source.config)
+        if device.type == "cuda":
+            self._spare.warmup()
+            self._measure(self._spare)
+        self._weigh(before, self.source.config)
+        self.memory = self.source.engine.memory_plan.as_json()
+        for feed in [*self._feeds]:
+            self._open(feed)
         self._say(Status("ready"))
 
-    def _note_figures(self) -> None:
-        self.stats, self.memory = self.pipeline.get_latency_stats(), self.pipeline.engine.memory_plan.as_json()
+    def _measure(self, pipeline: OptimizedScopePipeline) -> None:
+        """Note what a stream's blocks take here, before anyone asks for a second one."""
+        pipeline.switch_prompt("warm-up")
+        for _ in range(MEASURED):
+            started = time.perf_counter()
+            pictures = to_host(pipeline.next_block())
+            self.costs.note(Kind.of(self.source.config), (time.perf_counter() - started) / len(pictures))
+        pipeline.reset()
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self.status = Status("loading", what, done, total)
 
-    def _wait_for_turn(self) -> bool:
-        """Wait until a block should begin; False when it is time to stop."""
-        with self._changed:
-            self._changed.wait_for(self._is_time)
-            return not self._stopping
+    def _next_task(self) -> Callable[[], None] | None:
+        """Wait until something is to be done; None when it is time to stop."""
+        with self.changed:
+            while not self._stopping:
+                now = time.monotonic()
+                if self._leaving:
+                    return functools.partial(self._close, self._leaving.pop())
+                feed = self._first_to_be_late(now)
+                unopened = next((one for one in self._feeds if not one.pipeline), None)
+                if unopened and (feed is None or unopened.deadline < now):
+                    return functools.partial(self._open, unopened)
+                if feed:
+                    return feed.make_block
+                retries = [feed.retry_at for feed in self._feeds if feed.watched and feed.retry_at > now]
+                self.changed.wait(min(retries) - now if retries else None)
+        return None
 
-    def _is_time(self) -> bool:
-        if self._stopping:
-            return True
-        waiting, fps = len(self._frames), self.pipeline.config.target_fps
-        return self._watched and not self._paused and self._pace.is_time(waiting, fps)
+    def _first_to_be_late(self, now: float) -> Feed | None:
+        """Of the feeds whose next block should begin, the one with the earliest deadline."""
+        active = [feed for feed in self._feeds if feed.pipeline and feed.is_active(now)]
+        blocks = math.fsum(feed.block_seconds for feed in active)
+        due = [feed for feed in active if feed.is_time(now, blocks - feed.block_seconds)]
+        return min(due, key=lambda feed: feed.deadline, default=None)
 
-    def _make_block(self) -> None:
-        started, video = time.perf_counter(), self._video
-        if video != self._video_shown:
-            self.pipeline.reset()
-            self._video_shown = video
-        block = self.pipeline.next_block(**self._of_block(video != self._begun))
-        self._begun = video
-        if self.overlay and self.pipeline.overlay:
-            self.pipeline.overlay.apply(block, self.pipeline.get_latency_stats())
-        pictures, gpu_bytes = to_host(block), _allocated(block)
-        seconds = time.perf_counter() - started
-        with self._changed:
-            if video != self._video:
-                return
-            self._pace.block_took(seconds, len(pictures))
-            self._frames.extend(pictures)
-            waiting = len(self._frames)
-        self._note_figures()
-        self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes))
+    def _open(self, feed: Feed) -> None:
+        try:
+            config, before = feed.config_in_force, self._allocated()
+            if self._spare and config == self.source.config:
+                pipeline, self._spare = self._spare, None
+            else:
+                self._spare = None
+                pipeline = self.source.open(config)
+                self._weigh(before, config)
+        except Exception as error:  # of this stream: the others go on
+            log.error("a stream could not be opened", exc_info=error)
+            with self.changed:
+                if feed in self._feeds:
+                    self._feeds.remove(feed)
+            feed.say(Status("failed", first_line(error)))
+            return
+        feed.open_with(pipeline)
+        with self.changed:
+            self.share_out()
 
-    def _stumble(self, error: Exception, failures: int) -> None:
-        delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY)
-        log.error("a block failed, the next try is in %g s", delay, exc_info=error)
-        self._say(Status("trouble", _first_line(error), retry_in=delay))
-        with self._changed:
-            if failures > 1:
-                self._video += 1  # it was not a passing fault: give up what the stream remembers
-            self._changed.wait_for(lambda: self._stopping, delay)
+    def _close(self, feed: Feed) -> None:
+        feed.close_stream()
+        if self.source.engine.device.type == "cuda":
+            self.source.engine.devices.release()
+
+    def _weigh(self, before: int, config: ScopeOptimizationConfig) -> None:
+        """Note what a stream took; graphs and buffers that come with its first blocks too, where it was warmed up."""
+        taken = (self._allocated() - before) / math.prod(config.size)
+        self._bytes_per_pixel = max(self._bytes_per_pixel, taken)
+
+    def _allocated(self) -> int:
+        device = self.source.engine.device
+        return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
     def _say(self, status: Status) -> None:
         self.status = status
         self._on_status(status)
-
-
-def to_host(block: Tensor) -> np.ndarray:
-    """A block's frames in memory that the host reads; one copy, and the device has finished when it returns."""
-    if block.device.type != "cuda":
-        return block.numpy()
-    host = torch.empty(block.shape, dtype=block.dtype, device="cpu", pin_memory=True)
-    host.copy_(block, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)  # sleeps: the encoders need the core that waiting would burn
-    copied.record(torch.cuda.current_stream(block.device))
-    copied.synchronize()
-    return host.numpy()
-
-
-def _allocated(block: Tensor) -> int:
-    return torch.cuda.memory_allocated(block.device) if block.device.type == "cuda" else 0
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
