@@ -127,13 +127,13 @@ def create_app(sessions: Sessions) -> FastAPI:
     if sessions.settings.private:
 
         @get("/")
-        async def to_a_stream_of_ones_own() -> Response:
-            return _redirect(f"s/{private_name()}/")
+        async def to_a_stream_of_ones_own(request: Request) -> Response:
+            return _redirect(f"s/{private_name()}/", request)
 
     @get("/s/{name}")
-    async def with_a_slash(name: str) -> Response:
+    async def with_a_slash(name: str, request: Request) -> Response:
         check_name(name)
-        return _redirect(f"{name}/")
+        return _redirect(f"{name}/", request)
 
     routes = _stream_routes(sessions, guarded)
     app.include_router(routes)
@@ -175,8 +175,10 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
     return routes
 
 
-def _redirect(address: str) -> Response:
-    return Response(status_code=307, headers={"Location": address})
+def _redirect(address: str, request: Request) -> Response:
+    """To an address below the request's own, with its query; browsers keep what follows the #."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return Response(status_code=307, headers={"Location": address + query})
 
 
 def _page(name: str, kind: str):

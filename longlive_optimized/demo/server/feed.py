@@ -203,6 +203,11 @@ class Feed:
         return self.pace.frame_seconds if self.pace.settled else self._worker.costs.of(self.kind)
 
     @property
+    def demand(self) -> float:
+        """``frame_seconds``, or the best guess that there is."""
+        return self.frame_seconds or self.pace.frame_seconds or 0.0
+
+    @property
     def kind(self) -> Kind:
         """What its costs depend on."""
         return Kind.of(self.config_in_force)

@@ -32,6 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PRIVATE = "p-"  # how names begin that only those know who were told
 OPENINGS = 0.5, 8  # of streams, for each client: a second, and at once
 QUEUE_KEEP = 10.0  # seconds that a stream keeps its place among those that wait, though nobody is there
+FAILED_KEEP = 5.0  # seconds that a stream which could not be opened is there to say why
 TICK = 0.5  # seconds between two looks at whether one that waits can be opened
 CLOSE_SECONDS = 1.0  # that the block under way may take at the end
 HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
@@ -148,6 +149,8 @@ class Sessions:
         new = room is None
         if room is None:
             room = self._open_room(name, wishes, client)
+        elif room.feed.status.phase == "failed":
+            raise Refused(503, f"the stream could not be opened: {room.feed.status.detail}", "failed")
         elif differs := wishes.differ_from(room.config):
             others = " and ".join(differs)
             raise Refused(409, f"this stream is open with another {others}: wish for none, or name a new one", "open")
@@ -164,8 +167,9 @@ class Sessions:
         """Close it a while after the last viewer has left; put it into the queue when one comes and it is closed."""
         if self._rooms.get(room.name) is not room:
             return
-        if room.feed.status.phase == "failed":
-            self._close_room(room)
+        if room.feed.status.phase == "failed":  # those who are about to connect are told, too
+            if room.name not in self._timers:
+                self._timers[room.name] = self._loop.call_later(FAILED_KEEP, self._close_room, room)
             return
         if timer := self._timers.pop(room.name, None):
             timer.cancel()
@@ -231,14 +235,17 @@ class Sessions:
 
     def _open_next(self) -> None:
         """Open those that have waited longest, as far as there are places."""
-        moved = False
         while self._queue and self._make_place_for(self._queue[0].config):
-            room = self._queue.pop(0)
+            room = self._queue[0]
             self.worker.add(room.feed)
             room.tell_state()
-            moved = True
-        for room in self._queue if moved else ():
-            room.tell_state()
+            self._leave_queue(room)
+
+    def _leave_queue(self, room: Room) -> None:
+        if room in self._queue:
+            self._queue.remove(room)
+            for other in self._queue:
+                other.tell_state()
 
     def _make_place_for(self, config: ScopeOptimizationConfig) -> bool:
         """Whether there is a place; one that nobody watches, and that may be closed, is given up for it."""
@@ -269,8 +276,7 @@ class Sessions:
         self._timers.pop(room.name, None)
         if room.name == MAIN and not self.settings.private:
             self._resting.add(MAIN)
-            if room in self._queue:
-                self._queue.remove(room)
+            self._leave_queue(room)
         else:
             self._close_room(room)
         self._open_next()
@@ -279,8 +285,7 @@ class Sessions:
         del self._rooms[room.name]
         if timer := self._timers.pop(room.name, None):
             timer.cancel()
-        if room in self._queue:
-            self._queue.remove(room)
+        self._leave_queue(room)
         self.worker.remove(room.feed)
         task = asyncio.create_task(room.close(), name=f"end of {room.label}")
         self._closing.add(task)

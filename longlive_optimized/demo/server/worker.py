@@ -95,7 +95,7 @@ class Worker:
         """Note who is watched, and so what each stream's share of the device is; with the lock."""
         now = time.monotonic()
         active = [feed for feed in self._feeds if feed.pipeline and feed.is_active(now)]
-        self.share = shared_fps((feed.frame_seconds or 0.0, feed.config_in_force.target_fps) for feed in active)
+        self.share = shared_fps((feed.demand, feed.config_in_force.target_fps) for feed in active)
 
     def has_memory_for(self, config: ScopeOptimizationConfig) -> bool:
         """Whether one more stream of this size will fit a GPU, going by those that were opened."""
@@ -114,8 +114,8 @@ class Worker:
             self.error = error
             self._say(Status("failed", first_line(error)))
             return
-        while task := self._next_task():
-            task()
+        while self._do_next():
+            pass
         self._say(Status("stopped"))
 
     def _begin(self) -> None:
@@ -150,6 +150,13 @@ class Worker:
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self.status = Status("loading", what, done, total)
+
+    def _do_next(self) -> bool:
+        """Wait for a task and do it, and keep nothing of it; False when it is time to stop."""
+        task = self._next_task()
+        if task:
+            task()
+        return task is not None
 
     def _next_task(self) -> Callable[[], None] | None:
         """Wait until something is to be done; None when it is time to stop."""
