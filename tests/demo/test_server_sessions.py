@@ -7,6 +7,7 @@ import inspect
 import re
 import threading
 import time
+import weakref
 
 import httpx
 import numpy as np
@@ -19,8 +20,6 @@ from demo.test_server_room import numbers, value
 
 from longlive_optimized.demo.server import sessions as sessions_module
 from longlive_optimized.demo.server.access import ClientBuckets, Refused, stream_token
-from longlive_optimized.demo.server.broadcast import ViewerTrack
-from longlive_optimized.demo.server.feed import Feed
 from longlive_optimized.demo.server.sessions import PRIVATE, check_name, private_name
 from longlive_optimized.demo.server.settings import ServerSettings
 from longlive_optimized.demo.server.wishes import Wishes
@@ -391,34 +390,30 @@ async def test_people_who_come_and_go_leave_nothing_behind(sessions, http):
     """Streams, tasks, threads and tracks are as many as before."""
     sessions._openings = ClientBuckets(1000.0, 1000, time.monotonic)
 
-    def held() -> tuple:
-        gc.collect()
-        kinds = [type(one) for one in gc.get_objects()]
-        threads = [one for one in threading.enumerate() if not one.name.startswith("asyncio_")]  # a pool that fills up
-        return len(asyncio.all_tasks()), len(threads), kinds.count(Feed), kinds.count(ViewerTrack)
+    made: list[weakref.ref] = []
 
     async def come_and_go(i: int) -> None:
         with contextlib.suppress(httpx.HTTPStatusError):  # the queue may be full
             viewer = await Viewer(http, stream=f"/s/{'abcdefgh'[i % 8]}").join()
+            room = sessions.room(viewer.hello["stream"])
+            made.extend(map(weakref.ref, [room, room.feed, *room._peers, *(peer.track for peer in room._peers)]))
+            del room
             if i % 3:
                 await viewer.wait_for(lambda m: m["type"] == "block")
             await viewer.leave()
 
-    async def quiet() -> tuple:
+    async def quiet() -> tuple[int, int]:
         await until(lambda: list(sessions._rooms) == ["main"] and not sessions._closing)
-        for _ in range(50):
-            await asyncio.sleep(0.2)
-            now = held()
-            if now[2:] == (1, 0):
-                break
-        return now
+        threads = [one for one in threading.enumerate() if not one.name.startswith("asyncio_")]  # a pool that fills up
+        return len(asyncio.all_tasks()), len(threads)
 
     await asyncio.gather(*map(come_and_go, range(8)))
     before = await quiet()
     for turn in range(4):
         await asyncio.gather(*(come_and_go(8 * turn + i) for i in range(8)))
     after = await quiet()
-    assert after[0] <= before[0] and after[1] <= before[1] and after[2:] == before[2:] == (1, 0)
+    assert after[0] <= before[0] and after[1] <= before[1] and len(made) >= 4 * 40
+    await until(lambda: (gc.collect(), not any(one() for one in made))[1])
     assert not sessions._timers and not sessions._queue
 
 
