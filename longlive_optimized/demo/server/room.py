@@ -20,7 +20,8 @@ from ..scope_integration import LatencyStats, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
 from . import messages
 from .access import Refused, TokenBucket
-from .broadcast import Broadcast, ViewerTrack
+from .broadcast import Broadcast
+from .encoding import SharedEncoder, ViewerTrack, fit_bitrate
 from .feed import BlockMade, Feed, Status
 from .inputs import Inputs, Role, Use
 from .metrics import Metrics, StreamMetrics
@@ -37,6 +38,7 @@ DOWNLOADS = 0.5, 3
 UPLOADS = 1.0, 5
 MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
+HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
 CLOSE_SECONDS = 1.0  # that viewers may take at the end
 
 NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
@@ -107,7 +109,9 @@ class Room:
         self._offers, self._downloads, self._uploads, self._states = (
             TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS, UPLOADS, STATES)
         )
-        self._broadcast = Broadcast(self.feed, self.metrics, self.recorder.add if self.recorder else None)
+        self._broadcast = Broadcast(
+            self.feed, self.metrics, self._new_encoder, self.recorder.add if self.recorder else None
+        )
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
         self._closed = False
         self.metrics.follow(
@@ -188,7 +192,7 @@ class Room:
             raise Refused(
                 503, f"no seat is free, of {self.settings.max_viewers}: try again when someone has left", "busy"
             )
-        track = ViewerTrack(self.config.max_queue_depth, self._all)
+        track = ViewerTrack(self._all)
         on = self._watch, self._greet, self._hear, self._take_frame, self._forget
         peer = Peer(f"viewer {next(self._names)}", track, self.settings, *on)
         self._peers.add(peer)
@@ -232,6 +236,11 @@ class Room:
         if role == "first_frame":
             self._begin_anew()
         self.tell_state(changed="set_picture", by=peer.name)
+
+    def _new_encoder(self, codec: str) -> SharedEncoder:
+        config = self.config
+        rate = self.settings.bitrate or fit_bitrate(*config.size, HIGHEST_FPS)
+        return SharedEncoder(codec, config.max_queue_depth, rate, self._all)
 
     def _decode(self, data: bytes) -> np.ndarray:
         return cover(decode_picture(data, MOST_PICTURE_PIXELS), *self.inputs.size)

@@ -10,16 +10,15 @@ import re
 import secrets
 from collections.abc import Callable, Container
 
-from ...config import PRESETS
 from ...engine.loading import Progress
 from ..scope_integration import ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt, as_prompt
 from .access import ClientBuckets, Refused, stream_token
 from .admission import Admission, Kind, load
+from .encoding import allow_bitrate, fit_bitrate
 from .feed import Status
 from .metrics import Metrics
-from .room import Room, ice_servers
-from .rtc import allow_bitrate, fit_bitrate
+from .room import HIGHEST_FPS, Room, ice_servers
 from .settings import ServerSettings
 from .source import Source
 from .wishes import Wishes
@@ -35,7 +34,6 @@ QUEUE_KEEP = 10.0  # seconds that a stream keeps its place among those that wait
 FAILED_KEEP = 5.0  # seconds that a stream which could not be opened is there to say why
 TICK = 0.5  # seconds between two looks at whether one that waits can be opened
 CLOSE_SECONDS = 1.0  # that the block under way may take at the end
-HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
 
 
 class Sessions:
