@@ -36,6 +36,7 @@ from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+TIME_BASE = Fraction(1, RTP_CLOCK)
 BITS_PER_PIXEL = 0.25
 KEY_SECONDS = 0.5  # between two key frames that viewers ask for
 SETTLE_SECONDS = 5.0  # after which a viewer's feedback counts where others watch
@@ -179,7 +180,7 @@ class SharedEncoder:
 
     async def _encode(self, picture: np.ndarray, pts: int) -> None:
         frame = av.VideoFrame.from_numpy_buffer(picture, format="yuv420p")
-        frame.pts, frame.time_base = pts, Fraction(1, RTP_CLOCK)
+        frame.pts, frame.time_base = pts, TIME_BASE  # which the encoder replaces by its own
         now = self._loop.time()
         self._follow_rates(now)
         force = self._key_wanted and now - self._key_at >= KEY_SECONDS
@@ -191,7 +192,7 @@ class SharedEncoder:
         if is_key:
             self._key_wanted, self._key_at = False, now
         packet = av.Packet(data)
-        packet.pts, packet.time_base = pts, frame.time_base
+        packet.pts, packet.time_base = pts, TIME_BASE
         for track in self._tracks:
             track.send(packet, is_key)
 
