@@ -103,6 +103,29 @@ def test_streams_that_fit_are_shown_evenly_whatever_their_number():
         assert percentile(sink.intervals(began), 0.97) < 1.5 / 25
 
 
+def test_a_newcomer_whose_first_block_takes_long_makes_nobody_late():
+    """On a GPU graphs are captured in it."""
+    seconds = 12 / 25 * 0.2
+    source = painted(seconds)(None)
+    with working(source) as worker, contextlib.ExitStack() as stack:
+        sinks = [stack.enter_context(Sink(feed_of(worker))) for _ in range(3)]
+        for sink in sinks:
+            sink.wait(60)
+        opens, began = source.open, time.monotonic()
+
+        def open_slowly(config):
+            pipeline = opens(config)
+            pipeline.fail = lambda: time.sleep(2 * seconds if len(pipeline.blocks) == 1 else 0)
+            return pipeline
+
+        source.open = open_slowly
+        newcomer = stack.enter_context(Sink(feed_of(worker)))
+        newcomer.wait(1, 4)
+        time.sleep(2)
+    for sink in sinks:
+        assert percentile(sink.intervals(began), 0.97) < 1.5 / 25
+
+
 def test_the_time_is_shared_fairly_where_it_is_short():
     """Three streams that want twice what there is get the same, and lose no frame."""
     seconds, seen = 12 / 25 * 2 / 3, [[] for _ in range(3)]

@@ -274,8 +274,8 @@ class Feed:
             if video != self._video:
                 return
             self.pace.block_took(seconds, len(pictures))
-            if self.pace.settled:
-                self._worker.costs.note(self.kind, seconds / len(pictures))
+            if self.pace.settled and (frame := self.pace.frame_seconds):
+                self._worker.costs.note(self.kind, frame)
             self._frames.extend(pictures)
             self._worker.share_out()
             waiting = len(self._frames)

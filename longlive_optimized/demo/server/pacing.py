@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Iterable
 
@@ -11,6 +12,7 @@ from ...video_time import BLOCK_PIXEL_FRAMES
 SLACK = 1.02  # an engine slower than the target is shown a little slower still, so that frames gather against jitter
 EARLY = 1.1  # a block begins this much earlier than the slowest of the last ones would ask for ...
 MARGIN = 0.03  # ... and so many seconds
+RECENT = 8  # blocks that count
 SETTLED = 4  # blocks after which a stream's window is full, so that its blocks take what they will take
 
 
@@ -22,14 +24,15 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=8)
-        self._frame: float | None = None  # seconds per frame, smoothed
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._frames: deque[float] = deque(maxlen=RECENT)  # seconds per frame
         self._blocks = 0
 
     @property
     def frame_seconds(self) -> float | None:
-        """Seconds that a frame takes to make, smoothed; None before the first block."""
-        return self._frame
+        """Seconds that a frame takes to make: the median of the last blocks, so that one that stalls does not count.
+        None before the first."""
+        return statistics.median_low(self._frames) if self._frames else None
 
     @property
     def settled(self) -> bool:
@@ -44,16 +47,15 @@ class Pace:
     def block_took(self, seconds: float, frames: int) -> None:
         """Note a block: all its time, until its frames could be shown."""
         self._recent.append(seconds)
+        self._frames.append(seconds / frames)
         self._blocks += 1
-        frame = seconds / frames
-        self._frame = frame if self._frame is None else 0.8 * self._frame + 0.2 * frame
 
     def interval(self, fps: float, share: float = math.inf) -> float:
         """Seconds from one shown frame to the next: the target's, or what the engine can keep up.
 
         share: the frames a second that it can keep up of each of several streams, as ``shared_fps`` tells.
         """
-        return max(1 / fps, 1 / share, SLACK * (self._frame or 0.0))
+        return max(1 / fps, 1 / share, SLACK * (self.frame_seconds or 0.0))
 
     def is_time(self, waiting: int, fps: float, ahead: float = 0.0, share: float = math.inf) -> bool:
         """Whether the next block should begin, now that ``waiting`` frames have not been taken to be shown.
