@@ -292,6 +292,7 @@ def test_a_page_elsewhere_watches_with_whatever_it_offers(browser):
                 assert found.pop("decoded", 0) >= 3 and found == wanted, (kinds, policy, found)
         trickled = {**offer, "kinds": ["audio", "video"], "bundlePolicy": "balanced", "gathered": False}
         assert page.evaluate(ELSEWHERE, trickled)["decoded"] >= 3
+        assert page.evaluate(ELSEWHERE, {**offer, "server": server + "s/lobby/"})["decoded"] >= 3
         found = page.evaluate(ELSEWHERE, {**offer, "kinds": ["audio"]})
         assert "addTransceiver('video'" in found["error"]
         assert (

@@ -18,6 +18,7 @@ pytest.importorskip("fastapi")
 
 from demo.test_server_room import numbers, value
 
+from longlive_optimized.demo.server import rtc
 from longlive_optimized.demo.server import sessions as sessions_module
 from longlive_optimized.demo.server.access import ClientBuckets, Refused, stream_token
 from longlive_optimized.demo.server.sessions import PRIVATE, check_name, private_name
@@ -256,6 +257,21 @@ async def test_a_stream_without_viewers_keeps_its_place_for_a_while(sessions, ht
     new = await Viewer(http, stream="/s/one").join()
     assert read_level(await new.picture()) == level("a fox")
     await new.leave()
+
+
+@with_streams(sessions=3)
+async def test_who_does_not_come_keeps_no_place(sessions, http):
+    viewer = Viewer(http)
+    await viewer.connection.setLocalDescription(await viewer.connection.createOffer())
+    sdp = viewer.connection.localDescription.sdp
+    await viewer.leave()
+    before, rtc.CONNECT_SECONDS = rtc.CONNECT_SECONDS, 0.2
+    try:
+        assert (await http.post("/s/one/offer", json={"type": "offer", "sdp": sdp})).status_code == 200
+        assert "one" in sessions._rooms
+        await until(lambda: "one" not in sessions._rooms, 5)
+    finally:
+        rtc.CONNECT_SECONDS = before
 
 
 @with_streams(sessions=1)

@@ -90,6 +90,31 @@ def test_streams_on_a_gpu_are_each_what_they_are_alone():
     equal_alone("cuda", count=4, blocks=6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gets_its_memory_back_and_has_shown_what_it_can_do():
+    base = ScopeOptimizationConfig.preset_balanced(height=64, width=96)
+    with working(EngineSource("tiny", base, "cuda")) as worker:
+        assert worker.costs.of(Kind.of(worker.source.config)) > 0  # from the warm-up on
+        assert worker.has_memory_for(base)
+        first = feed_of(worker)
+        with Sink(first) as sink:
+            sink.wait(24)
+            before = torch.cuda.memory_allocated()
+            second = feed_of(worker, *configs(2)[1])
+            with Sink(second) as other:
+                other.wait(60)
+            assert torch.cuda.memory_allocated() > before
+            worker.remove(second)
+            while second.pipeline:
+                time.sleep(0.002)
+            gone = time.monotonic() + 10
+            while torch.cuda.memory_allocated() > 1.1 * before and time.monotonic() < gone:
+                time.sleep(0.01)
+            assert torch.cuda.memory_allocated() <= 1.1 * before
+            sink.wait(len(sink.shown) + 24)
+
+
 def test_streams_that_fit_are_shown_evenly_whatever_their_number():
     """Four streams at 25 frames a second that take 80 % of the time together."""
     seconds = 12 / 25 * 0.2

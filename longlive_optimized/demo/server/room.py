@@ -65,7 +65,8 @@ class Room:
     Belongs to one event loop, in which it is made.
 
     name: of the stream. link: the page's address, below the server's, for those who are to see this stream alone.
-    label: what it is called in figures. opened_by: the client whose stream it counts as.
+    label: what it is called in figures. opened_by: the client whose stream it counts as. was_watched: whether anyone's
+    connection has ever stood.
     config, prompt: what the stream begins with; without a config, with that of the model, which is still to be loaded.
     """
 
@@ -113,7 +114,7 @@ class Room:
             self.feed, self.metrics, self._new_encoder, self.recorder.add if self.recorder else None
         )
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
-        self._closed = False
+        self._closed = self.was_watched = False
         self.metrics.follow(
             viewers=lambda: len(self._peers),
             waiting=lambda: self.feed.waiting,
@@ -256,6 +257,7 @@ class Room:
         return pipeline.preset if pipeline else preset_of(self.config)
 
     def _watch(self, peer: Peer) -> None:
+        self.was_watched = True
         self._broadcast.join(peer.track)
 
     def _greet(self, peer: Peer) -> None:

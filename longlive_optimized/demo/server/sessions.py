@@ -177,7 +177,7 @@ class Sessions:
                 self._queue.append(room)
                 self._open_next()
         elif room.name not in self._resting:
-            seconds = self.settings.keep_seconds
+            seconds = self.settings.keep_seconds if room.was_watched else 0.0
             seconds = min(seconds, QUEUE_KEEP) if room in self._queue else seconds
             self._timers[room.name] = self._loop.call_later(seconds, self._rest, room)
 
@@ -281,6 +281,7 @@ class Sessions:
 
     def _close_room(self, room: Room) -> None:
         del self._rooms[room.name]
+        self._resting.discard(room.name)
         if timer := self._timers.pop(room.name, None):
             timer.cancel()
         self._leave_queue(room)
@@ -293,7 +294,10 @@ class Sessions:
         """What streams cost changes as they are measured, and memory comes free a while after a stream is closed."""
         while True:
             await asyncio.sleep(TICK)
-            self._open_next()
+            try:
+                self._open_next()
+            except Exception:  # or nobody would be taken from the queue any more
+                log.exception("a stream that waits could not be opened")
 
     def _status_of_none(self) -> dict:
         """Of a stream that is not open."""

@@ -104,6 +104,8 @@ class Worker:
             return True
         free, _ = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if limit := config.memory_limit_gib:
+            free = min(free, limit * 2**30 - torch.cuda.memory_allocated(device))
         return free >= ROOM * self._bytes_per_pixel * math.prod(config.size)
 
     def _run(self) -> None:
@@ -154,9 +156,13 @@ class Worker:
     def _do_next(self) -> bool:
         """Wait for a task and do it, and keep nothing of it; False when it is time to stop."""
         task = self._next_task()
-        if task:
+        if task is None:
+            return False
+        try:
             task()
-        return task is not None
+        except Exception:  # of one stream: the others go on
+            log.exception("a stream's task failed")
+        return True
 
     def _next_task(self) -> Callable[[], None] | None:
         """Wait until something is to be done; None when it is time to stop."""
@@ -191,14 +197,15 @@ class Worker:
                 self._spare = None
                 pipeline = self.source.open(config)
                 self._weigh(before, config)
+            feed.open_with(pipeline)
         except Exception as error:  # of this stream: the others go on
             log.error("a stream could not be opened", exc_info=error)
             with self.changed:
                 if feed in self._feeds:
                     self._feeds.remove(feed)
+            feed.close_stream()
             feed.say(Status("failed", first_line(error)))
             return
-        feed.open_with(pipeline)
         with self.changed:
             self.share_out()
 
