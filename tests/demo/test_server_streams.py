@@ -227,6 +227,23 @@ def test_a_stream_that_is_closed_lets_go_of_everything_and_may_come_back():
         assert len(source.opened) == 2 and source.opened[1].prompt == "a boat"
 
 
+def test_a_preset_counts_from_when_it_is_wished_for():
+    """The others make way for what it is known to take, before its first block."""
+    with working(painted(0.05)(None)) as worker, contextlib.ExitStack() as stack:
+        one, two = feed_of(worker), feed_of(worker)
+        for feed in (one, two):
+            stack.enter_context(Sink(feed)).wait(60)
+        usual = worker.costs.of(one.kind)
+        dear = Kind.of(one.config.changed(**one.config.preset_fields("speed")))
+        worker.costs.note(dear, 10 * usual)
+        before = worker.share
+        one.set_optimization_preset("speed")
+        assert one.kind == dear and one.frame_seconds == pytest.approx(10 * usual)
+        assert worker.share < before and 1 / two.interval < 25 * 0.95
+        one.set_optimization_preset("balanced")
+        assert one.frame_seconds == pytest.approx(usual, rel=0.5)
+
+
 def test_nobodys_stream_is_not_made_and_a_paused_one_neither():
     with working(painted()(None)) as worker:
         idle, paused = feed_of(worker), feed_of(worker)

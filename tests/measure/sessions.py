@@ -39,7 +39,7 @@ from support.sink import Sink, fingerprint
 SIZES = {"tiny": ("64x96", "32x48"), "1.3b": ("480x832", "320x576")}
 PROMPT = "a lighthouse above a stormy sea, number {}"
 LIMIT_MS = 120.0  # the longest 99th percentile of intervals at which a session counts as shown
-SETTLE_BLOCKS = 5  # that each session has shown before intervals count; so many are compared
+SETTLE_BLOCKS = 4  # that each session has shown before intervals count; so many are compared
 MOST = 64  # sessions that are tried
 
 
@@ -80,14 +80,14 @@ class Bench:
 
     def rows(self, setting: Setting) -> list[dict]:
         """One session, as many as are let in, and one more."""
-        rows = [self.run(setting, 1)]
+        rows = [self.run(setting, 1, self._seconds / 2)]
         kind = Kind.of(setting.config(self.worker.source.config, 0))
         count = self.most(self.worker.costs.of(kind))
         for sessions in sorted({count, count + 1} - {1}):
-            if self.left < 6 * self._seconds:
+            if self.left < 3 * self._seconds + 3:
                 rows.append(self.row(setting, sessions) | {"left_out": True})
             else:
-                rows.append(self.run(setting, sessions, compare=sessions == count))
+                rows.append(self.run(setting, sessions, self._seconds, compare=sessions == count))
             print(json.dumps(rows[-1]), flush=True)
         return rows
 
@@ -98,7 +98,7 @@ class Bench:
             count += 1
         return count
 
-    def run(self, setting: Setting, sessions: int, compare: bool = True) -> dict:
+    def run(self, setting: Setting, sessions: int, seconds: float, compare: bool = True) -> dict:
         """A row."""
         base = self.worker.source.config
         configs = [setting.config(base, number) for number in range(sessions)]
@@ -109,7 +109,7 @@ class Bench:
             for sink in sinks:
                 sink.wait(frames, 600)
             began = time.monotonic()
-            time.sleep(self._seconds)
+            time.sleep(seconds)
             intervals = [sink.intervals(began) for sink in sinks]
             blocks = [feed.stats["block_ms"] for feed in feeds]
             precision = feeds[0].stats["precision"]
@@ -172,7 +172,7 @@ def measure(
     device: str | None = None,
     sizes: list[str] | None = None,
     presets: list[str] | None = None,
-    seconds: float = 4.0,
+    seconds: float = 3.0,
     budget: float = 100.0,
     engine_preset: PresetName = "balanced",
 ) -> dict:
@@ -182,10 +182,10 @@ def measure(
     bench = Bench(model, device, engine_preset, sizes, budget, seconds)
     try:
         rows = []
-        for size in sizes:
-            for preset in presets or ["balanced", "speed"]:
+        for preset in presets or ["balanced", "speed"]:
+            for size in sizes:
                 setting = Setting(*map(int, size.split("x")), preset)
-                if bench.left < 6 * seconds:
+                if bench.left < 2 * seconds + 3:
                     rows.append(bench.row(setting, 1) | {"left_out": True})
                 else:
                     rows += bench.rows(setting)
@@ -218,7 +218,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", help="cuda or cpu; the default is CUDA where there is one")
     parser.add_argument("--sizes", nargs="+", metavar="HxW")
     parser.add_argument("--presets", nargs="+", choices=[*PRESETS], metavar="PRESET")
-    parser.add_argument("--seconds", type=float, default=4.0, help="that intervals are taken over, of each row")
+    parser.add_argument("--seconds", type=float, default=3.0, help="that intervals are taken over, of each row")
     parser.add_argument("--budget", type=float, default=100.0, help="seconds in all")
     parser.add_argument(
         "--engine-preset", default="balanced", help="speed, turbo and ultra have the VAE in 8 bits, too"

@@ -83,6 +83,7 @@ class Feed:
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
         self._prompt = prompt
+        self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
         self._frames: deque[np.ndarray] = deque()
         self._watched = self._paused = False
         self._video = self._video_shown = 0  # counts resets: those asked for, and those done
@@ -144,11 +145,16 @@ class Feed:
         """Go over to a preset with the next block that begins."""
         name = cast(PresetName, preset)  # a name by now
         with self._changed:
+            before, config = self.kind, self.config_in_force
+            wished = config.changed(**config.preset_fields(name))
             if self.pipeline:
                 self.pipeline.set_optimization_preset(name)
+                self._wished = wished
             else:
-                config = self.config_in_force
-                self.config = config.changed(**config.preset_fields(name))
+                self.config = wished
+            if self.kind != before:  # what its blocks took tells no more what they will take
+                self.pace = Pace()
+                self._worker.share_out()
 
     def set_watched(self, watched: bool) -> None:
         """Blocks are made only while someone watches."""
@@ -209,8 +215,8 @@ class Feed:
 
     @property
     def kind(self) -> Kind:
-        """What its costs depend on."""
-        return Kind.of(self.config_in_force)
+        """What its costs depend on: of the config that was wished for last."""
+        return Kind.of(self._wished or self.config_in_force)
 
     @property
     def block_seconds(self) -> float:
@@ -240,8 +246,9 @@ class Feed:
         """Let go of the pipeline and all frames; what was wished for stays."""
         with self._changed:
             if self.pipeline:
-                self.config = self.pipeline.config
+                self.config = self._wished or self.pipeline.config
             self.pipeline, self.pace, self._shown = None, Pace(), False
+            self._wished = None
             self._frames.clear()
             self._video_shown, self._begun = self._video, self._video - 1
             self._failures, self._retry_at = 0, float("-inf")

@@ -6,8 +6,10 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, IPvAnyAddress, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, IPvAnyAddress, model_validator
 from pydantic.dataclasses import dataclass
+
+from ...plain import plain
 
 SHORTEST_TOKEN = 16
 PORTS = {"http": 80, "https": 443}
@@ -77,8 +79,8 @@ class ServerSettings:
     ice_addresses: tuple[IPvAnyAddress, ...] = ()
     record_seconds: Annotated[int, Field(ge=0, le=600)] = 30
     sessions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    private: bool = False
-    keep_seconds: Annotated[float, Field(ge=0)] = 60
+    private: Annotated[bool, BeforeValidator(plain)] = False
+    keep_seconds: Annotated[float, BeforeValidator(plain), Field(ge=0, allow_inf_nan=False)] = 60.0
     max_queued: Annotated[int, Field(ge=0)] = 16
     sessions_per_client: Annotated[int, Field(ge=1)] = 4
 
