@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from .attention import attend, expect_queries
 from .checks import expect, expect_float, on_gpu
 from .quantize_keys import KEY_RUN, expect_key_scales
 from .registry import op
-from .triton_import import INTERPRETED, generation, tl, triton
+from .triton_import import INTERPRETED, generation, multiprocessors, tl, triton
 
 
 def _fake(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> Tensor:
@@ -168,6 +170,7 @@ if triton:
         registers: int | None = None  # of a thread, at most
         half: bool = False  # int8's p and values, and a tile's sums of them, are float16
         bits: bool = False  # int8's sums become floats by their bits
+        together: int | None = None  # int8's programs that a multiprocessor holds: their last wave is cut into pieces
 
         @classmethod
         def of(cls, capability: tuple[int, int], narrow: bool, in_int8: bool) -> _Tile:
@@ -177,7 +180,7 @@ if triton:
             if not in_int8:
                 return cls(128, 64, 8, 3)
             if capability[0] == 9:  # two programs share a multiprocessor: one's softmax overlaps the other's products
-                return cls(128, 64, 8, 3, registers=128)
+                return cls(128, 32, 8, 4, registers=128, together=2)
             # GeForce adds products to float32 at half the speed, and to float16 at full speed; Ampere's first chip
             # converts integers as slowly as it computes exponentials.
             half = capability in ((8, 6), (8, 9), (12, 0), (12, 1))
@@ -291,31 +294,31 @@ if triton:
         rescale = tl.exp2(before - row_max)[:, None]
         return row_max, row_sum * rescale + tl.sum(p, axis=1), _add_values(p, value, acc * rescale, WIDE)
 
-    @triton.jit(do_not_specialize=["rows", "tokens", "scales"])
-    def _kernel_int8(
-        q, q_scale, k_ring, k_scale, v_ring, valid, out, rows, tokens, scales, heads, scale_log2,
+    @triton.jit
+    def _sums_int8(
+        q, q_scale, k_ring, k_scale, v_ring, rows, size, end, first, last, tile, scale_log2,
         DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
-        BITS: tl.constexpr, ALIGNED: tl.constexpr,
+        BITS: tl.constexpr,
     ):  # fmt: skip
-        if ALIGNED:  # says that it is a multiple of 4: then four scales are one copy
-            scales = scales // 4 * 4
+        """Of a head's keys from step ``first`` to ``last``: the rows' shift, sums of p, and of p v."""
         HALF: tl.constexpr = v_ring.dtype.element_ty == tl.float16
-        head, size = tl.program_id(1).to(tl.int64), heads * DIM
-        row, channel, run = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS // RUN)
+        row, channel, run = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS // RUN)
         live = row < rows
-        factor = tl.load(q_scale + head * rows + row, mask=live, other=0.0) * scale_log2
-        row = row.to(tl.int64)[:, None] * size + head * DIM + channel
-        query = tl.load(q + row, mask=live[:, None], other=0)
-        k_scale += head * scales
-        k_ring += head * DIM
-        v_ring += head * DIM
+        factor = tl.load(q_scale + row, mask=live, other=0.0) * scale_log2
+        query = tl.load(q + row.to(tl.int64)[:, None] * size + channel, mask=live[:, None], other=0)
         at = tl.arange(0, KEYS)[:, None] * size + channel
-        end = tl.maximum(tl.minimum(tl.load(valid), tokens), 0)
-        left = end % KEYS
         row_max = tl.full((ROWS,), -3.0e38, tl.float32)
         row_sum = tl.zeros((ROWS, RUN), tl.float32)
         acc = tl.zeros((ROWS, DIM), tl.float32)
+        if not HALF:
+            # p and its sums are floats, so any shift near a row's largest score serves: that of the first keys stands.
+            scores, _ = _masked_scores(query, factor, k_ring, k_scale, at, end, RUN, BITS)
+            row_max = tl.max(tl.max(scores, axis=1), axis=1) + 32.0
+        skipped = tl.cast(first, tl.int64) * KEYS * size
+        k_ring, v_ring, k_scale = k_ring + skipped, v_ring + skipped, k_scale + first * (KEYS // RUN)
         keys, values, scale_at = k_ring, v_ring, k_scale
+        end = tl.minimum(end, last * KEYS) - first * KEYS
+        left = end % KEYS
 
         if HALF:  # halves have no room for anything but the maximum
             for _ in range(0, end // KEYS):
@@ -334,9 +337,7 @@ if triton:
                     scores, seen, value, row_max, row_sum, acc, WIDE, MASKED=True
                 )
         else:
-            # p and its sums are floats, so any shift near a row's largest score serves: that of the first keys stands.
-            scores, _ = _masked_scores(query, factor, keys, scale_at, at, end, RUN, BITS)
-            shift = tl.reshape(tl.max(tl.max(scores, axis=1), axis=1), (ROWS, 1, 1)) + 32.0
+            shift = tl.reshape(row_max, (ROWS, 1, 1))
             for _ in range(0, end // KEYS):
                 key, scale = tl.load(keys + at), tl.load(scale_at + run)
                 p = tl.exp2(_scores(query, key, factor, scale, RUN, BITS) - shift)
@@ -352,6 +353,7 @@ if triton:
                 acc = _add_values(p, _masked_values(values, at, left), acc, WIDE)
             largest = tl.cast(tl.max(tl.max(row_sum, axis=1), axis=0), tl.float32)
             if largest >= 2.0**64:  # a score far above the first ones: once more
+                row_max = tl.full((ROWS,), -3.0e38, tl.float32)
                 row_sum = tl.zeros((ROWS, RUN), tl.float32)
                 acc = tl.zeros((ROWS, DIM), tl.float32)
                 for start in tl.range(0, end, KEYS, num_stages=1):  # pyright: ignore[reportGeneralTypeIssues]
@@ -363,7 +365,97 @@ if triton:
                     k_ring += KEYS * size
                     v_ring += KEYS * size
                     k_scale += KEYS // RUN
-        _result(acc, tl.sum(row_sum, axis=1), out + row, live[:, None])
+        return row_max, tl.sum(row_sum, axis=1), acc
+
+    @triton.jit
+    def _piece(pieces, place, whole, parts, steps):
+        """A program's tile, and its first and last step of KEYS keys."""
+        shared = place >= whole
+        here = pieces + 4 * (place - whole)
+        tile = tl.where(shared, whole + tl.load(here, mask=shared, other=0), place)
+        first = tl.load(here + 1, mask=shared, other=0) * steps // parts
+        return tile, first, tl.load(here + 2, mask=shared, other=parts) * steps // parts
+
+    @triton.jit(do_not_specialize=["rows", "tokens", "scales", "whole", "parts"])
+    def _kernel_int8(
+        q, q_scale, k_ring, k_scale, v_ring, valid, out, pieces, sums, rows, tokens, scales, heads, whole, parts,
+        scale_log2,
+        DIM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr,
+        BITS: tl.constexpr, ALIGNED: tl.constexpr, SPLIT: tl.constexpr,
+    ):  # fmt: skip
+        """With SPLIT programs from ``whole`` on have pieces of a head's keys, whose sums ``_combine`` adds up."""
+        if ALIGNED:  # says that it is a multiple of 4: then four scales are one copy
+            scales = scales // 4 * 4
+        size, row_tiles = heads * DIM, tl.cdiv(rows, ROWS)
+        end = tl.maximum(tl.minimum(tl.load(valid), tokens), 0)
+        place = tl.program_id(0)
+        tile, first, last = place, 0, tl.cdiv(end, KEYS)
+        if SPLIT:
+            tile, first, last = _piece(pieces, place, whole, parts, last)
+        head = (tile // row_tiles).to(tl.int64)
+        here = head * DIM
+        row_max, row_sum, acc = _sums_int8(
+            q + here, q_scale + head * rows, k_ring + here, k_scale + head * scales, v_ring + here,
+            rows, size, end, first, last, tile % row_tiles, scale_log2, DIM, ROWS, KEYS, WIDE, RUN, BITS,
+        )  # fmt: skip
+        row, channel = tl.arange(0, ROWS), tl.arange(0, DIM)
+        if not SPLIT or place < whole:
+            row += tile % row_tiles * ROWS
+            _result(acc, row_sum, out + here + row.to(tl.int64)[:, None] * size + channel, (row < rows)[:, None])
+        else:
+            sums += tl.load(pieces + 4 * (place - whole) + 3) * (ROWS * (DIM + 2))
+            tl.store(sums + row[:, None] * DIM + channel, acc)
+            tl.store(sums + ROWS * DIM + row, row_sum)
+            tl.store(sums + ROWS * (DIM + 1) + row, row_max)
+
+    @triton.jit(do_not_specialize=["rows", "whole"])
+    def _combine(
+        sums, starts, out, rows, heads, whole, DIM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    ):  # fmt: skip
+        """The pieces' sums of tile ``whole`` + program, BLOCK rows, by each row's largest shift."""
+        row_tiles, size, tile = tl.cdiv(rows, ROWS), heads * DIM, whole + tl.program_id(0)
+        row, channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, DIM)
+        row_max = tl.full((BLOCK,), -3.0e38, tl.float32)
+        row_sum = tl.zeros((BLOCK,), tl.float32)
+        acc = tl.zeros((BLOCK, DIM), tl.float32)
+        first = tl.load(starts + tl.program_id(0))
+        sums += first * (ROWS * (DIM + 2))
+        for _ in range(first, tl.load(starts + tl.program_id(0) + 1)):
+            before, own = row_max, tl.load(sums + ROWS * (DIM + 1) + row)
+            row_max = tl.maximum(before, own)
+            old, new = tl.exp2(before - row_max), tl.exp2(own - row_max)
+            row_sum = row_sum * old + tl.load(sums + ROWS * DIM + row) * new
+            acc = acc * old[:, None] + tl.load(sums + row[:, None] * DIM + channel) * new[:, None]
+            sums += ROWS * (DIM + 2)
+        row += tile % row_tiles * ROWS
+        out += (tile // row_tiles).to(tl.int64) * DIM + row.to(tl.int64)[:, None] * size + channel
+        _result(acc, row_sum, out, (row < rows)[:, None])
+
+    class _Pieces(NamedTuple):
+        """Tiles that are no whole wave of programs, cut into pieces: then all multiprocessors end at the same time."""
+
+        whole: int  # tiles before these, a program each
+        parts: int  # of a tile's keys: the unit of pieces
+        pieces: Tensor  # int32 [pieces, 4], longest first: tile, first and last part, and where its sums go
+        starts: Tensor  # int32 [tiles + 1]: where a tile's sums begin
+
+        @classmethod
+        @functools.cache
+        def of(cls, tiles: int, wave: int, device: torch.device) -> _Pieces | None:
+            """None where that would gain nothing. A piece is one program's share of all, or what a tile has of it."""
+            rest = tiles % wave
+            programs = min(wave, 8 * rest)
+            if rest == 0 or 10 * rest > 9 * programs:
+                return None
+            common = math.gcd(rest, programs)
+            share, parts = rest // common, programs // common
+            ends = sorted({*range(0, rest * parts + 1, share), *range(0, rest * parts + 1, parts)})
+            between = enumerate(itertools.pairwise(ends))
+            found = [(a // parts, a % parts, (b - 1) % parts + 1, i) for i, (a, b) in between]
+            starts = [ends.index(tile * parts) for tile in range(rest + 1)]
+            found.sort(key=lambda piece: piece[1] - piece[2])
+            as_tensor = functools.partial(torch.tensor, dtype=torch.int32, device=device)
+            return cls(tiles - rest, parts, as_tensor(found), as_tensor(starts))
 
     def _fits_triton(q: Tensor, k_ring: Tensor, v_ring: Tensor, valid: Tensor) -> bool:
         return on_gpu(q) and q.shape[-1] in (16, 32, 64, 128)
@@ -408,12 +500,22 @@ if triton:
             return out
         # Precision: values beyond 65504 become infinite.
         values = v_ring.to(torch.float16) if tile.half else v_ring
+        tokens, tiles = k_ring.shape[0] * k_ring.shape[1], triton.cdiv(rows, tile.ROWS) * heads
+        split = _Pieces.of(tiles, tile.together * multiprocessors(q.device), q.device) if tile.together else None
+        whole, pieces = (split.whole, len(split.pieces)) if split else (tiles, 0)
+        sums = q_scale.new_empty(pieces, tile.ROWS, dim + 2)
         with torch.cuda.device_of(q):
-            _kernel_int8[(triton.cdiv(rows, tile.ROWS), heads)](
-                q, q_scale, k_ring, k_scale, values, valid, out,
-                rows, k_ring.shape[0] * k_ring.shape[1], k_scale.shape[1], heads, _LOG2_E / dim**0.5,
+            _kernel_int8[(whole + pieces,)](
+                q, q_scale, k_ring, k_scale, values, valid, out, split.pieces if split else valid, sums,
+                rows, tokens, k_scale.shape[1], heads, whole, split.parts if split else 1, _LOG2_E / dim**0.5,
                 DIM=dim, ROWS=tile.ROWS, KEYS=tile.KEYS, WIDE=INTERPRETED or v_ring.dtype != torch.bfloat16,
                 RUN=KEY_RUN, BITS=tile.bits, ALIGNED=k_scale.shape[1] % 4 == k_scale.data_ptr() % 16 == 0,
+                SPLIT=split is not None,
                 num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.registers, enable_fp_fusion=True,
             )  # fmt: skip
+            if split:
+                _combine[(tiles - whole, tile.ROWS // 16)](
+                    sums, split.starts, out, rows, heads, whole, DIM=dim, ROWS=tile.ROWS, BLOCK=16,
+                    enable_fp_fusion=True,
+                )  # fmt: skip
         return out

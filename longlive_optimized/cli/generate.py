@@ -8,7 +8,8 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -35,12 +36,15 @@ from .inputs import (
     open_inputs,
 )
 from .loading import (
+    Device,
     Height,
     KeepTextInt8,
     LowMemory,
     MemoryLimit,
+    TextDevice,
     TextPrecision,
     TextResidence,
+    VaeDevice,
     Width,
     console,
     load_engine,
@@ -49,6 +53,9 @@ from .loading import (
 from .video import Mp4Writer
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from ..engine.engine import LongLiveEngine
     from ..engine.timing import BlockTimes
 
@@ -109,7 +116,9 @@ def generate(
     keep_text_int8: KeepTextInt8 = False,
     enlarge: Annotated[int, typer.Option(help="Write pictures so many times as large.", min=1)] = 1,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the latency panel into the video.")] = False,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
+    device: Device = None,
+    vae_device: VaeDevice = None,
+    text_device: TextDevice = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write statistics here.")] = None,
     force: Force = False,
 ) -> None:
@@ -154,7 +163,7 @@ def generate(
     if json_path and same_file(json_path, out):
         raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
     check_file("--json", json_path, force)
-    engine = load_engine(model, config, device)
+    engine = load_engine(model, config, device, vae_device, text_device)
     warmup = _warm_up(engine)
     started = time.perf_counter()
     frames, stopped = _frames(seconds or given.length or LENGTH, given), False
@@ -199,9 +208,14 @@ def _warm_up(engine: LongLiveEngine) -> float | None:
     if engine.device.type != "cuda":
         return None
     warmup = engine.warmup()
-    torch.cuda.reset_peak_memory_stats(engine.device)
+    for device in _gpus(engine):
+        torch.cuda.reset_peak_memory_stats(device)
     console.print(f"warmed up in {warmup:.1f} s")
     return warmup
+
+
+def _gpus(engine: LongLiveEngine) -> list[torch.device]:
+    return [device for device in engine.devices.all if device.type == "cuda"]
 
 
 def _write(
@@ -213,32 +227,56 @@ def _write(
     overlay: bool,
     given: Inputs,
 ) -> None:
-    from ..demo.scope_integration.overlay import create_latency_overlay
-    from ..engine.latency import LatencyMeter
-    from ..engine.request import BlockRequest
+    from ..engine.host_copy import HostCopy
 
-    meter, panel = LatencyMeter(engine), create_latency_overlay() if overlay else None
     count, speed = TextColumn("{task.completed}/{task.total} frames"), TextColumn("{task.fields[speed]}")
     columns = TextColumn("generating"), BarColumn(), count, TimeRemainingColumn(), speed
-    pending = list(switches)
+    pending, copies = list(switches), deque()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=frames, speed="")
-        while video.frames < frames:
-            while pending and pending[0].second * TRAINED_FPS <= video.frames:
-                prompt = pending.pop(0).text
-            coming = BLOCK_PIXEL_FRAMES if video.frames else given.first_frames
-            fields = given.fields(video.frames, is_last=video.frames + coming >= frames)
-            block = engine.generate_block(BlockRequest(prompt, **fields))
-            if panel:
-                panel.apply(block, meter.stats(frame_count=video.frames))
-            video.write(block[: frames - video.frames].cpu().numpy())
+
+        def write() -> None:
+            video.write(copies.popleft().frames())
             last = engine.block_times()[-1]
-            fps = 1e3 * last.frames / last.total
-            bar.update(task, completed=video.frames, speed=f"{last.total:.0f} ms/block, {fps:.1f} fps")
+            fps = 1e3 * last.frames / last.interval
+            bar.update(task, completed=video.frames, speed=f"{last.interval:.0f} ms/block, {fps:.1f} fps")
+
+        try:
+            for block in _blocks(engine, prompt, pending, frames, overlay, given):
+                copies.append(HostCopy(block))
+                if len(copies) > 1:  # one block late: this one is made, and decoded, while that one is written
+                    write()
+        except KeyboardInterrupt:
+            while copies:
+                write()
+            raise
+        write()
     for late in pending:
         console.print(
             f"the video ended before the switch at {late.second:g} s to {late.text!r}", style="yellow", soft_wrap=True
         )
+
+
+def _blocks(
+    engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: int, overlay: bool, given: Inputs
+) -> Iterator[Tensor]:
+    """Blocks of so many frames in all, none of which is waited for; takes the switches that it comes to."""
+    from ..demo.scope_integration.overlay import create_latency_overlay
+    from ..engine.latency import LatencyMeter
+    from ..engine.request import BlockRequest
+
+    meter, panel, made = LatencyMeter(engine), create_latency_overlay() if overlay else None, 0
+    while made < frames:
+        while switches and switches[0].second * TRAINED_FPS <= made:
+            prompt = switches.pop(0).text
+        coming = BLOCK_PIXEL_FRAMES if made else given.first_frames
+        fields = given.fields(made, is_last=made + coming >= frames)
+        block = engine.generate_block(BlockRequest(prompt, **fields))
+        if panel:
+            panel.apply(block, meter.stats(frame_count=made))
+        block = block[: frames - made]
+        made += len(block)
+        yield block
 
 
 def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: float) -> dict:
@@ -261,7 +299,8 @@ def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: flo
         "load_seconds": engine.load_seconds,
         "warmup_seconds": warmup,
         "wall_seconds": wall,
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated(engine.device) if cuda else None,
+        "peak_gpu_bytes": sum(map(torch.cuda.max_memory_allocated, _gpus(engine))) if cuda else None,
+        "async_vae_active": engine.devices.async_vae,
         "prompt_cache": {"hits": engine.prompts.hits, "misses": engine.prompts.misses},
         "summary": summarise(blocks),
         "blocks": [dataclasses.asdict(block) for block in blocks],
@@ -271,7 +310,7 @@ def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: flo
 def summarise(blocks: list[BlockTimes]) -> dict:
     """Medians in milliseconds of blocks without a prompt switch; the first block, which is shorter, is left out."""
     steady = [b for b in blocks[1:] if "text" not in b.stages] or blocks
-    block_ms = statistics.median(b.total for b in steady)
+    block_ms = statistics.median(b.interval for b in steady)
     frames = statistics.median(b.frames for b in steady)
     stages = sorted({name for b in steady for name in b.stages})
     return {

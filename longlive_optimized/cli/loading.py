@@ -48,8 +48,21 @@ KeepTextInt8 = Annotated[
     bool, typer.Option("--keep-text-int8", help="Keep what was made int8 in a file beside, for the next time.")
 ]
 
+Device = Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")]
+VaeDevice = Annotated[
+    str | None,
+    typer.Option(help="Another GPU for the VAE, which then decodes beside the next block; by default --device."),
+]
+TextDevice = Annotated[str | None, typer.Option(help="Another GPU for the text encoder, or cpu; by default --device.")]
 
-def load_engine(model: str, config: OptimizationConfig, device: str | None) -> LongLiveEngine:
+
+def load_engine(
+    model: str,
+    config: OptimizationConfig,
+    device: str | None,
+    vae_device: str | None = None,
+    text_device: str | None = None,
+) -> LongLiveEngine:
     """Load ``model`` and show how far it is."""
     from ..engine.engine import LongLiveEngine
 
@@ -62,7 +75,8 @@ def load_engine(model: str, config: OptimizationConfig, device: str | None) -> L
                 tasks[what] = bar.add_task(what)
             bar.update(tasks[what], completed=done, total=total)
 
-        engine = LongLiveEngine(model, config, device, progress=advance)
-    where = f"{engine.device} as {str(engine.dtype).removeprefix('torch.')}"
-    console.print(f"loaded {model} on {where} in {engine.load_seconds:.1f} s", soft_wrap=True)
+        engine = LongLiveEngine(model, config, device, advance, vae_device=vae_device, text_device=text_device)
+    where = ", ".join(str(device) for device in engine.devices.all if device.type == engine.device.type)
+    dtype = str(engine.dtype).removeprefix("torch.")
+    console.print(f"loaded {model} on {where} as {dtype} in {engine.load_seconds:.1f} s", soft_wrap=True)
     return engine

@@ -6,10 +6,8 @@ import re
 import sys
 from collections.abc import Mapping
 
-_SAME = (
-    "bitrate codec device height host keep_text_int8 low_memory port preset prompt record_seconds seed text_precision"
-)
-_SAME += " text_residence token width"
+_SAME = "bitrate codec device height host keep_text_int8 low_memory port preset prompt record_seconds seed text_device"
+_SAME += " text_precision text_residence token vae_device width"
 _OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()} | {
     "directory": "DIRECTORY",
     "memory_limit_gib": "--memory-limit",

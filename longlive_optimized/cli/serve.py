@@ -16,12 +16,25 @@ from rich.text import Text
 from ..config import PRESETS, preset_name
 from ..plain import whole
 from ..weights.locate import TINY
-from .loading import Height, KeepTextInt8, LowMemory, MemoryLimit, TextPrecision, TextResidence, Width, console
+from .loading import (
+    Device,
+    Height,
+    KeepTextInt8,
+    LowMemory,
+    MemoryLimit,
+    TextDevice,
+    TextPrecision,
+    TextResidence,
+    VaeDevice,
+    Width,
+    console,
+)
 
 if TYPE_CHECKING:
     from ..demo.server.feed import Status
     from ..demo.server.sessions import Sessions
     from ..demo.server.settings import IceServer, ServerSettings
+    from ..engine.loading import Progress
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
 TINY_PROMPT = "a red circle and a blue square move left over a green field"
@@ -75,7 +88,9 @@ def serve(
     turn: Annotated[str | None, typer.Option(help="turn:HOST[:PORT][?transport=tcp]; none by default.")] = None,
     turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
     turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; the default is CUDA where there is one.")] = None,
+    device: Device = None,
+    vae_device: VaeDevice = None,
+    text_device: TextDevice = None,
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
     with _extra():
@@ -114,7 +129,11 @@ def serve(
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
-    streams = Sessions(lambda progress: EngineSource(model, config, device, progress), prompt, settings)
+
+    def load(progress: Progress) -> EngineSource:
+        return EngineSource(model, config, device, progress, vae_device, text_device)
+
+    streams = Sessions(load, prompt, settings)
     streams.overlay = overlay
     with _listen(host, port) as listener:
         _run(streams, listener, _address(settings, listener))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..model.precision import PLAIN, Policy
 from ..text import blend as blending
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES, blocks_of
 from .recache import Recache, plan_recache
-from .request import BlockRequest, Control
+from .request import CONTROL_PICTURES, BlockRequest, Control
 from .sampler import from_noise_scale, make_schedule, step_at
 from .stream import EncodedVideo, Stream
 from .video_input import prepare_video
@@ -210,7 +211,11 @@ def _steer(stream: Stream, request: BlockRequest, frames: int) -> bool:
     assert stream.control_input and stream.passes.control
     with stream.timer.stage("control"):
         if stream.context is None:
-            stream.context = stream.control_input.context(control, stream.position, frames)
+            at = stream.devices.at_encoder
+            at.receive(_pictures(*(getattr(control, name) for name in CONTROL_PICTURES)))
+            with at.here():
+                context = stream.control_input.context(control, stream.position, frames)
+            stream.context = stream.devices.at_model.bring(context, at)
         stream.passes.control.set_context(stream.context, control.scale, frames)
     return True
 
@@ -224,25 +229,37 @@ def _encoded(stream: Stream, request: BlockRequest) -> EncodedVideo:
 
 def _encode(stream: Stream, request: BlockRequest) -> EncodedVideo:
     count = BLOCK_PIXEL_FRAMES + (stream.position == 0)  # a fresh stream's become one latent frame more
-    assert request.video is not None
-    latents, settings = stream.history, stream.settings
-    frames = request.video  # tensors, since the request was made
-    video = prepare_video(frames, count, *settings.size, latents.dtype, latents.device)  # pyright: ignore[reportArgumentType]
-    scale = request.noise_scale
-    if request.noise_from_motion:
-        scale = stream.motion.noise_scale(video, scale)
-    with _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)):  # then its state alone is gone
-        return EncodedVideo(stream.encoder.encode(video), scale)
+    frames, at = cast(Tensor, request.video), stream.devices.at_encoder  # tensors, since the request was made
+    at.receive(_pictures(frames))
+    with at.here():
+        video = prepare_video(frames, count, *stream.settings.size, stream.history.dtype, at.device)
+        scale = request.noise_scale
+        if request.noise_from_motion:
+            scale = stream.motion.noise_scale(video, scale)
+    with _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)), at.here():  # then its state alone is gone
+        latents = stream.encoder.encode(video)
+    return EncodedVideo(stream.devices.at_model.bring(latents, at), scale)
+
+
+def _pictures(*given: object) -> list[Tensor]:
+    """Each tensor, by itself or in a list."""
+    listed = (each if isinstance(each, list | tuple) else (each,) for each in given)
+    return [picture for each in listed for picture in each if isinstance(picture, Tensor)]
 
 
 def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:
-    with stream.timer.stage(stage), _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)):
+    """Frames for the caller's order on the VAE's device. A decoder with an order of its own waits for the latents, and
+    the transformer goes on meanwhile."""
+    at = stream.devices.at_decoder
+    there = at.bring(latents, stream.devices.at_model)
+    with stream.timer.stage(stage, at), _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)):
         stream.restore_decoder()
         stream.decoder_lost = True  # until this has worked
-        frames = stream.decoder.decode_uint8(latents)
+        with at.here():
+            frames = stream.decoder.decode_uint8(there)
         stream.decoder_lost = False
         stream.decoded += len(latents)
-        return frames
+    return at.hand_out(frames)
 
 
 def _hand_out(stream: Stream, frames: Tensor, undecoded: int) -> Tensor:

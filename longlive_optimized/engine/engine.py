@@ -42,7 +42,7 @@ from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .loading import Loading, Progress
-from .memory_plan import MemoryPlan, check_fits, leaner_plans, plan_for
+from .memory_plan import MemoryPlan, check_fits, gpu_of, leaner_plans, plan_for
 from .request import BlockRequest, check_seed
 from .stream import Networks, Stream
 from .timing import BlockTimes
@@ -59,6 +59,8 @@ class LongLiveEngine:
     device: None takes CUDA where there is one.
     progress: called as (what, done, total) while weights load, some beside each other: by one thread at a time.
     loras: UserLoras to merge into the weights, beside LongLive's own.
+    vae_device, text_device: other GPUs for the VAE and the text encoder; None is ``device``. A block is then decoded
+        while the next one is made. ``text_device="cpu"`` is ``text_residence="cpu"``.
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
@@ -73,6 +75,8 @@ class LongLiveEngine:
         device: str | torch.device | None = None,
         progress: Progress | None = None,
         loras: Sequence[UserLora] = (),
+        vae_device: str | torch.device | None = None,
+        text_device: str | torch.device | None = None,
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
         _expect("config", config, OptimizationConfig)
@@ -83,13 +87,13 @@ class LongLiveEngine:
         self.config = dataclasses.replace(self._asked, low_memory=bool(self._asked.low_memory))
         self._plan: MemoryPlan | None = None
         self.memory_fallback = ""
-        self.devices = Devices(device, self.config.text_residence)
+        self.devices = Devices(device, self.config.text_residence, vae_device, text_device)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
         self.files = locate(model_path, self.config.vae_type, self.config.control)
         check(self.files, self.config.control)
         check_loras(self.files, loras, self.config.control)
-        check_text(self.files, self.device, **self._text_keywords())
+        check_text(self.files, self.devices.embeddings, **self._text_keywords())
         if self.device.type == "cuda":
             self._follow_plan()
 
@@ -97,8 +101,8 @@ class LongLiveEngine:
             return functools.partial(load, self.files, device, self.dtype, **keywords)
 
         with self.devices.own_modes(), Loading(self.devices, progress) as loading:
-            # The text encoder's embeddings are wanted on the transformer's device.
-            text = loading.beside("text encoder", loader(load_text_encoder, self.device, **self._text_keywords()))
+            text_loader = loader(load_text_encoder, self.devices.embeddings, **self._text_keywords())
+            text = loading.beside("text encoder", text_loader)
             merged = {"loras": loras, "int8_only": bool(self.config.low_memory)}
             generator = loader(load_generator, self.devices.model, control=self.config.control, **merged)
             self.model, self.control = loading.here("generator", generator), None
@@ -111,6 +115,7 @@ class LongLiveEngine:
             in_parts = self._plan is not None and self._plan.choices.vae_in_parts
             self._codec_how = bool(self.config.low_memory), self.config.vae_precision, in_8_bits, in_parts
             self.codec = self._codec_for(self.vae)
+        self.synchronize()  # places with an order of their own read what is loaded
         self.devices.release()  # what weights passed through on their way
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
@@ -130,12 +135,12 @@ class LongLiveEngine:
     def memory_plan(self) -> MemoryPlan:
         """What the engine and one stream take in memory, and what was chosen so that they fit."""
         if self._plan is None:
-            self._plan = plan_for(self.files, self._asked, self.device)
+            self._plan = self._planned()
         return self._plan
 
     @property
     def device(self) -> torch.device:
-        """The transformer's device, on which latents live."""
+        """The transformer's device, on which latents live; frames live on ``devices.vae``."""
         return self.devices.model
 
     @property
@@ -213,16 +218,17 @@ class LongLiveEngine:
     def generate_block(
         self, request: BlockRequest, stream: Stream | None = None, first_latent_only: bool = False
     ) -> Tensor:
-        """The next pixel frames, uint8 [T, H, W, 3] on the device: 9 at first (13 from video), then 12.
+        """The next pixel frames, uint8 [T, H, W, 3] on the VAE's device: 9 at first (13 from video), then 12.
 
         ``first_latent_only`` gives the first of them, 1 or 4, as soon as they can be had; ``rest_of_block`` the others.
         If the next block is asked for instead, the others are then decoded (the VAE needs them) but not returned.
 
-        Does not wait for the device, unless the noise depends on the video's motion, or the block is made in 8 bits:
-        that it is finite is seen before it is decoded. After an error the same request may be made again: nothing is
-        lost, unless the VAE failed, whose state is then gone; the stream begins anew. Where memory ran out it does not:
-        what the VAE has seen is shown to it again; and the first time in an engine's life the block is tried once more,
-        with the next leaner of its memory plans (``memory_fallback``).
+        Does not wait for a device, unless the noise depends on the video's motion, or the block is made in 8 bits: that
+        it is finite is seen before it is decoded. A VAE on a GPU of its own is not waited for then either. After an
+        error the same request may be made again: nothing is lost, unless the VAE failed, whose state is then gone; the
+        stream begins anew. Where memory ran out it does not: what the VAE has seen is shown to it again; and the first
+        time in an engine's life the block is tried once more, with the next leaner of its memory plans
+        (``memory_fallback``).
         Raises RuntimeError after a ``set_loras`` that failed half-way.
         """
         if not isinstance(request, BlockRequest):
@@ -261,6 +267,7 @@ class LongLiveEngine:
                 codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
                 codec.in_parts = self.codec.in_parts
                 self._vaes[vae_type] = codec, Grey()
+                self.synchronize()
                 self.devices.release()
             stream.use_codec(*self._vaes[vae_type])
 
@@ -310,11 +317,15 @@ class LongLiveEngine:
     def _follow_plan(self) -> None:
         """Choose what fits a GPU. Raises MemoryShort."""
         self.devices.release()
-        self._plan = plan = plan_for(self.files, self._asked, self.device)
+        self._plan = plan = self._planned()
         check_fits(plan, self.files, self._asked)
         log.info("memory: %s", plan)
         self.devices.move_text(plan.choices.text_residence)
         self.config = dataclasses.replace(self.config, low_memory=plan.choices.low_memory)
+
+    def _planned(self) -> MemoryPlan:
+        """The plan for what is free now."""
+        return plan_for(self.files, self._asked, self.device, self.devices.vae, self.devices.text_asked)
 
     def _text_keywords(self) -> dict:
         chosen = self._plan.choices.text_precision if self._plan else self.config.text_precision
@@ -328,31 +339,39 @@ class LongLiveEngine:
         return codec
 
     def _encode(self, prompts: list[str]) -> Tensor:
-        return self.text.encode(prompts)
+        """Embeddings on the transformer's device."""
+        with self.devices.at_text.here():
+            made = self.text.encode(prompts)
+        return self.devices.at_model.bring(made, self.devices.at_text)
 
     def _or_leaner(self, work: Callable[[], T]) -> T:
         """``work``; where memory runs out, once in an engine's life, again with a leaner plan."""
         try:
             return work()
-        except torch.OutOfMemoryError:
-            if not self._drop_unmerged() and (self.memory_fallback or not self._take_leaner()):
+        except torch.OutOfMemoryError as error:
+            short = gpu_of(error)
+            if not self._drop_unmerged(short) and (self.memory_fallback or not self._take_leaner(short)):
                 raise
         # Here the error is gone, and with it what its frames held.
         self.devices.release()
         return work()
 
-    def _drop_unmerged(self) -> bool:
-        """Give back what is kept on the GPU for other scales of LoRAs; False if nothing is."""
+    def _drop_unmerged(self, short: int | None) -> bool:
+        """Give back what is kept on the GPU, ``short`` where it is known, for other scales of LoRAs; False if nothing
+        is."""
         if self._unmerged is None or self._unmerged.device.type != "cuda":
+            return False
+        if short not in (None, self.device.index):
             return False
         self._unmerged = None
         log.warning("memory has run out; from here on other scales of LoRAs are merged from the files")
         return True
 
-    def _take_leaner(self) -> bool:
-        """Go over to the next leaner plan that can still be reached; False if there is none."""
+    def _take_leaner(self, short: int | None) -> bool:
+        """Go over to the next leaner plan that can still be reached, and is leaner on the GPU ``short`` if that is
+        known; False if there is none."""
         self.devices.release()
-        for plan in leaner_plans(self.files, self._asked, self.memory_plan):
+        for plan in leaner_plans(self.files, self._asked, self.memory_plan, short):
             try:
                 self._go_over_to(plan)
             except (RuntimeError, OSError) as error:
@@ -368,7 +387,8 @@ class LongLiveEngine:
         before, after = self.memory_plan.choices, plan.choices
         if after.text_residence != before.text_residence:
             keywords = self._text_keywords() | {"residence": after.text_residence, "keep": False}
-            self.text = load_text_encoder(self.files, self.device, self.dtype, **keywords)
+            self.text = load_text_encoder(self.files, self.devices.embeddings, self.dtype, **keywords)
+            self.synchronize()
             self.devices.move_text(after.text_residence)
         if after.low_memory != before.low_memory:
             for network in filter(None, (self.model, self.control)):

@@ -42,10 +42,11 @@ class GraphCache:
 
     Its graphs share one memory pool, so they must not run at once and must leave their results in buffers of the
     caller's. A capture that fails is logged; everything runs eagerly from then on, as where ``switch`` is off.
+    device: where the work runs, as the current device; None is the switch's.
     """
 
-    def __init__(self, switch: GraphSwitch):
-        self._switch = switch
+    def __init__(self, switch: GraphSwitch, device: torch.device | None = None):
+        self._switch, self._device = switch, device or switch.device
         switch.caches.add(self)
         self.drop()
 
@@ -90,10 +91,10 @@ class GraphCache:
 
     @cached_property
     def _stream(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self._switch.device)
+        return torch.cuda.Stream(self._device)
 
     def _capture(self, key: Hashable, work: Callable[[], None]) -> RuntimeError | None:
-        started, before, graph = time.perf_counter(), torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
+        started, before, graph = time.perf_counter(), self._reserved(), torch.cuda.CUDAGraph()
         try:
             self._record(graph, work)
         except RuntimeError as error:
@@ -102,8 +103,11 @@ class GraphCache:
             return error.with_traceback(None)  # which would hold the memory that was short
         self._graphs[key] = graph
         self.capture_seconds += time.perf_counter() - started
-        self.capture_bytes += max(0, torch.cuda.memory_reserved() - before)
+        self.capture_bytes += max(0, self._reserved() - before)
         return None
+
+    def _reserved(self) -> int:
+        return torch.cuda.memory_reserved(self._device)
 
     def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], None]) -> None:
         """Not by ``torch.cuda.graph``, which first waits for the device: this goes on while the device is busy, so

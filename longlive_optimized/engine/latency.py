@@ -20,17 +20,19 @@ WINDOW = 1000  # pixel frames that mean, percentile, extremes and rate are taken
 @dataclass
 class LatencyStats:
     """A snapshot. ``*_ms`` are milliseconds per pixel frame (block time / frames of that block), ``fps`` pixel frames
-    per second; all are zero before the first frame, and warm-up is not counted.
+    per second; all are zero before the first frame, and warm-up is not counted. A block's time is
+    ``BlockTimes.interval``: with the VAE on a GPU of its own, what the busier one takes.
 
     p99_ms is the nearest-rank percentile. mean, p99, max, min and fps cover the last 1000 frames, frame_count all since
     the last reset. block_ms is the last block's time, prompt_switch_ms the last switch's: from the call to its first
-    new frame. prompt_cache_hits and prompt_cache_misses are the engine's, since it was made, for all its streams.
-    preset is the one in force, ``custom`` where the config is none of them. precision is ``Stream.precision``.
-    fallback_blocks were made again without 8 bits, which had given something that is not finite; of the stream since
-    its last reset. vae_precision is what the VAE's convolutions run in; vae_saturated of its values were too large for
-    int8 and cut off, since the engine was made: a few in a million are expected (docs/int8.md). text_precision is what
-    the text encoder's weights are held in, text_residence where: ``gpu``, ``parked`` or ``cpu``. memory_fallback says
-    what was given up because memory ran out, and what that costs; it is empty if nothing was.
+    new frame. async_vae_active: the VAE and the transformer are on different GPUs. prompt_cache_hits and
+    prompt_cache_misses are the engine's, since it was made, for all its streams. preset is the one in force, ``custom``
+    where the config is none of them. precision is ``Stream.precision``. fallback_blocks were made again without 8 bits,
+    which had given something that is not finite; of the stream since its last reset. vae_precision is what the VAE's
+    convolutions run in; vae_saturated of its values were too large for int8 and cut off, since the engine was made: a
+    few in a million are expected (docs/int8.md). text_precision is what the text encoder's weights are held in,
+    text_residence where: ``gpu``, ``parked`` or ``cpu``. memory_fallback says what was given up because memory ran out,
+    and what that costs; it is empty if nothing was.
     """
 
     current_ms: float = 0.0
@@ -129,6 +131,7 @@ class LatencyMeter:
             | {
                 "cuda_graphs_active": self._stream.cuda_graphs_active,
                 "static_kv_active": True,
+                "async_vae_active": engine.devices.async_vae,
                 "prompt_cache_hits": engine.prompts.hits,
                 "prompt_cache_misses": engine.prompts.misses,
                 "torch_compile_active": engine.config.use_torch_compile,
@@ -149,7 +152,7 @@ class LatencyMeter:
             for block in times:
                 if block.index > self._last:
                     self._last = block.index
-                    self._tracker.add_block(block.total, block.frames)
+                    self._tracker.add_block(block.interval, block.frames)
                 if self._switch and block.index == self._switch[0]:
                     to_first_pixel = block.total - block.stages.get("decode_rest", 0)
                     self._tracker.add_switch(self._switch[1] + to_first_pixel)

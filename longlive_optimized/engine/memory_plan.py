@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,27 +95,23 @@ class MemoryShort(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryPlan:
-    """What an engine with one stream takes, in bytes, and what was chosen so that it fits.
+class DeviceMemory:
+    """What an engine with one stream takes of one device, in bytes.
 
-    device: the engine's. parts: what stays there, by name. host: what lies in host memory beside a GPU. working: what
-    comes and goes there, at most at a time. reserved: pools of CUDA graphs, and what torch keeps between tensors.
-    context: what CUDA takes for itself. available: what there is for all of this, None where nobody counts (a CPU).
-    video_input: what is added once video is given; it is not in the other figures. With ``control`` they have what a
-    control video takes; where its masks keep something, about "control's encoder" comes on top.
-    choices, costs: what was chosen, and what each choice that was not the fastest costs, in words.
+    parts: what stays there, by name. working: what comes and goes there, at most at a time. reserved: pools of CUDA
+    graphs, and what torch keeps between tensors. context: what CUDA takes for itself. available: what there is for all
+    of this, None where nobody counts (a CPU). video_input: what is added once video is given; it is not in the other
+    figures. With ``control`` they have what a control video takes; where its masks keep something, about "control's
+    encoder" comes on top.
     """
 
     device: torch.device
     parts: Mapping[str, int]
-    host: Mapping[str, int]
     working: int
     reserved: int
     context: int
     video_input: int
     available: int | None
-    choices: Choices
-    costs: tuple[str, ...] = ()
 
     @property
     def allocated(self) -> int:
@@ -127,30 +124,70 @@ class MemoryPlan:
         return self.allocated + self.reserved + self.context
 
     @property
-    def fits(self) -> bool:
-        return self.available is None or self.peak <= self.available
-
-    def __str__(self) -> str:
-        have = "" if self.available is None else f" of {gib(self.available)} that there are"
-        return f"{gib(self.peak)}{have} on {self.device}" + "".join(f"; {cost}" for cost in self.costs)
-
-    def as_json(self) -> dict:
-        """For statistics: GiB with two digits."""
-        numbers = {
-            "peak_gib": self.peak,
-            "available_gib": self.available,
-            "host_gib": sum(self.host.values()),
-        }
-        return {name: None if n is None else round(n / GIB, 2) for name, n in numbers.items()} | {
-            "parts_gib": {name: round(n / GIB, 2) for name, n in self.rows()},
-            **self.choices._asdict(),
-            "costs": list(self.costs),
-        }
+    def short(self) -> int:
+        """Bytes that are missing; 0 if it fits."""
+        return 0 if self.available is None else max(0, self.peak - self.available)
 
     def rows(self) -> Iterator[tuple[str, int]]:
         """Every part of ``peak`` by name."""
         yield from self.parts.items()
         yield from {"working": self.working, "graphs' pools, gaps": self.reserved, "CUDA": self.context}.items()
+
+    def in_words(self) -> str:
+        have = "" if self.available is None else f" of {gib(self.available)} that there are"
+        return f"{gib(self.peak)}{have} on {self.device}"
+
+    def in_gib(self) -> dict:
+        """For statistics: GiB with two digits."""
+        there = None if self.available is None else _rounded(self.available)
+        parts = {name: _rounded(n) for name, n in self.rows()}
+        return {"peak_gib": _rounded(self.peak), "available_gib": there, "parts_gib": parts}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryPlan(DeviceMemory):
+    """What an engine with one stream takes, in bytes, and what was chosen so that it fits.
+
+    What is a DeviceMemory's is that of the transformer's device. others: the VAE's and the text encoder's, where these
+    are on other GPUs. host: what lies in host memory beside a GPU. choices, costs: what was chosen, and what each
+    choice that was not the fastest costs, in words. vae_device, text_device: as the engine's arguments.
+    """
+
+    host: Mapping[str, int]
+    choices: Choices
+    costs: tuple[str, ...] = ()
+    others: tuple[DeviceMemory, ...] = ()
+    vae_device: torch.device | None = None
+    text_device: torch.device | None = None
+
+    @property
+    def devices(self) -> tuple[DeviceMemory, ...]:
+        """Each device's share, the transformer's first."""
+        return self, *self.others
+
+    @property
+    def fits(self) -> bool:
+        return not any(each.short for each in self.devices)
+
+    def __str__(self) -> str:
+        said = ", ".join(each.in_words() for each in self.devices)
+        return said + "".join(f"; {cost}" for cost in self.costs)
+
+    def as_json(self) -> dict:
+        """For statistics: GiB with two digits."""
+        others = {"others": {str(each.device): each.in_gib() for each in self.others}} if self.others else {}
+        host = {"host_gib": _rounded(sum(self.host.values()))}
+        return self.in_gib() | host | others | self.choices._asdict() | {"costs": list(self.costs)}
+
+    def relieves(self, before: MemoryPlan) -> bool:
+        """Whether a device takes less than in ``before``; of those that are short there, if any are."""
+        short = any(each.short for each in before.devices)
+        pairs = zip(self.devices, before.devices, strict=True)
+        return any(after.peak < each.peak for after, each in pairs if each.short or not short)
+
+
+def _rounded(nbytes: int) -> float:
+    return round(nbytes / GIB, 2)
 
 
 def gib(nbytes: int) -> str:
@@ -159,9 +196,13 @@ def gib(nbytes: int) -> str:
 
 
 def memory_plan(
-    model_path: str | PathLike, config: OptimizationConfig | None = None, device: str | torch.device | None = None
+    model_path: str | PathLike,
+    config: OptimizationConfig | None = None,
+    device: str | torch.device | None = None,
+    vae_device: str | torch.device | None = None,
+    text_device: str | torch.device | None = None,
 ) -> MemoryPlan:
-    """The plan of ``LongLiveEngine(model_path, config, device)``, without loading anything; it may not fit.
+    """The plan of a LongLiveEngine with these arguments, without loading anything; it may not fit.
 
     Raises what the engine raises for arguments, and for the files that it looks into (the headers of the VAE's and the
     text encoder's, config.json); never MemoryShort.
@@ -170,35 +211,60 @@ def memory_plan(
         raise TypeError(f"config must be of the class OptimizationConfig, got {type(config).__name__}")
     config = config or OptimizationConfig()
     files = locate(model_path, config.vae_type, config.control)
-    return plan_for(files, config.sized(native_size(model_path)), Devices(device, config.text_residence).model)
+    devices = Devices(device, config.text_residence, vae_device, text_device)
+    sized = config.sized(native_size(model_path))
+    return plan_for(files, sized, devices.model, devices.vae, devices.text_asked)
 
 
-def plan_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> MemoryPlan:
+def plan_for(
+    files: ModelFiles,
+    config: OptimizationConfig,
+    device: torch.device,
+    vae_device: torch.device | None = None,
+    text_device: torch.device | None = None,
+) -> MemoryPlan:
     """The first plan from fast to lean that fits; else the leanest."""
-    for plan in plans_for(files, config, device):
+    for plan in plans_for(files, config, device, vae_device, text_device):
         if plan.fits:
             break
     return plan
 
 
-def plans_for(files: ModelFiles, config: OptimizationConfig, device: torch.device) -> Iterator[MemoryPlan]:
+def plans_for(
+    files: ModelFiles,
+    config: OptimizationConfig,
+    device: torch.device,
+    vae_device: torch.device | None = None,
+    text_device: torch.device | None = None,
+) -> Iterator[MemoryPlan]:
     """Plans from fast to lean, each leaner than the one before; what the config fixes is the same in all."""
-    outlined = Outline(files, config, device)
-    plan = outlined.plan(outlined.first(), available_on(device, config.memory_limit_gib))
+    outlined = Outline(files, config, device, vae_device, text_device)
+    available = {each: available_on(each, config.memory_limit_gib) for each in outlined.devices}
+    plan = outlined.plan(outlined.first(), available)
     yield plan
-    for step in STEPS:
+    for step in outlined.steps:
         if leaner := outlined.leaner(plan, step):
             plan = leaner
             yield plan
 
 
-def leaner_plans(files: ModelFiles, config: OptimizationConfig, plan: MemoryPlan) -> Iterator[MemoryPlan]:
+def leaner_plans(
+    files: ModelFiles, config: OptimizationConfig, plan: MemoryPlan, short: int | None = None
+) -> Iterator[MemoryPlan]:
     """Plans that a running engine can go over to, one choice leaner each; the text encoder's precision stays, since
-    its weights of another would have to find room beside it."""
-    outlined = Outline(files, config, plan.device)
-    for step in STEPS:
+    its weights of another would have to find room beside it. short: the GPU that must get something out of it."""
+    outlined = Outline(files, config, plan.device, plan.vae_device, plan.text_device)
+    for step in outlined.steps:
         if "text_precision" not in step[0] and (leaner := outlined.leaner(plan, step)):
-            yield leaner
+            pairs = zip(leaner.devices, plan.devices, strict=True)
+            if any(after.peak < before.peak for after, before in pairs if short in (None, after.device.index)):
+                yield leaner
+
+
+def gpu_of(error: torch.OutOfMemoryError) -> int | None:
+    """The GPU whose memory ran out, as torch's message names it; None if it names none."""
+    named = re.search(r"\bGPU (\d+)\b", str(error))
+    return int(named[1]) if named else None
 
 
 def _without(costs: tuple[str, ...], change: Mapping[str, object]) -> tuple[str, ...]:
@@ -211,13 +277,15 @@ def check_fits(plan: MemoryPlan, files: ModelFiles, config: OptimizationConfig) 
     """Raises MemoryShort, with what is missing and what would do."""
     if plan.fits:
         return
-    assert plan.available is not None
     limit = "" if config.memory_limit_gib is None else f" (memory_limit_gib={config.memory_limit_gib:g})"
     height, width = config.size
-    said = f"{height}x{width} takes {gib(plan.peak)} of {plan.device} at least, {gib(plan.available)} are there{limit}"
-    would = [name for name, other in _smaller(config) if plan_for(files, other, plan.device).fits]
+    worst = max(plan.devices, key=lambda each: each.short)
+    assert worst.available is not None
+    taken = f"{gib(worst.peak)} of {worst.device} at least, {gib(worst.available)} are there{limit}"
+    where = plan.device, plan.vae_device, plan.text_device
+    would = [name for name, other in _smaller(config) if plan_for(files, other, *where).fits]
     advice = f"what would do: {', or '.join(would)}" if would else "no smaller setting would do"
-    raise MemoryShort(f"memory is {gib(plan.peak - plan.available)} short: {said}; {advice}")
+    raise MemoryShort(f"memory is {gib(worst.short)} short: {height}x{width} takes {taken}; {advice}")
 
 
 def _smaller(config: OptimizationConfig) -> Iterator[tuple[str, OptimizationConfig]]:
@@ -254,20 +322,43 @@ def available_on(device: torch.device, limit_gib: float | None = None) -> int | 
 
 
 class Outline:
-    """An engine's networks and stream as shapes, for any choices."""
+    """An engine's networks and stream as shapes, for any choices.
 
-    def __init__(self, files: ModelFiles, config: OptimizationConfig, device: torch.device):
+    devices: those that it takes memory of, the transformer's first.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        config: OptimizationConfig,
+        device: torch.device,
+        vae_device: torch.device | None = None,
+        text_device: torch.device | None = None,
+    ):
         self._files, self._config, self._device = files, config, device
+        self._vae_asked, self._text_asked = vae_device, text_device
+        self._vae_device, self._text_device = vae_device or device, text_device or device
+        beside = (each for each in (self._vae_device, self._text_device) if each.type == device.type)
+        self.devices = tuple(dict.fromkeys((device, *beside)))
         self._dtype = default_dtype(config.model_dtype, device)
         self._dimensions, vae = outline(files)
         self._vae = vae.to(self._dtype)
         self._of_transformer = functools.cache(self._transformer)
         self._of_video, self._of_text = functools.cache(self._video), functools.cache(self._text)
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """From fast to lean. On a GPU of its own the VAE takes less by itself before the weights do, for which its
+        memory is a little less, too."""
+        if self._vae_device == self._device:
+            return STEPS
+        *before, weights, vae, text = STEPS
+        return *before, vae, weights, text
+
     def first(self) -> Choices:
         """The fastest that the config leaves."""
         config = self._config
-        residence = residence_on(self._device, config.text_residence)
+        residence = residence_on(self._text_device, config.text_residence)
         return Choices(config.text_precision, residence, bool(config.low_memory), False)
 
     def allows(self, change: Mapping[str, object], chosen: Choices) -> bool:
@@ -276,7 +367,8 @@ class Outline:
         if "text_precision" in change:
             return on_gpu and config.text_precision == "auto" and self._text_can_be_int8(chosen.text_residence)
         if "text_residence" in change:
-            return on_gpu and config.text_residence == "auto"
+            stays = self._text_asked is None or change["text_residence"] != "cpu"
+            return on_gpu and config.text_residence == "auto" and self._text_device.type == "cuda" and stays
         if "low_memory" in change:
             fits = not any(width % PACK for width in (self._dimensions.dim, self._dimensions.ffn_dim))
             return config.low_memory is None and config.precision == "int8" and fits
@@ -287,51 +379,78 @@ class Outline:
         change, cost = step
         if not self.allows(change, plan.choices):
             return None
-        after = self.plan(plan.choices._replace(**change), plan.available, (*_without(plan.costs, change), cost))
-        return after if after.peak < plan.peak else None
+        available = {each.device: each.available for each in plan.devices}
+        after = self.plan(plan.choices._replace(**change), available, (*_without(plan.costs, change), cost))
+        return after if after.relieves(plan) else None
 
-    def plan(self, chosen: Choices, available: int | None, costs: tuple[str, ...] = ()) -> MemoryPlan:
+    def plan(
+        self, chosen: Choices, available: Mapping[torch.device, int | None], costs: tuple[str, ...] = ()
+    ) -> MemoryPlan:
         """What an engine with these choices takes."""
-        config, on_gpu = self._config, self._device.type == "cuda"
-        transformer = self._of_transformer(chosen.low_memory)
         video = self._of_video(chosen.low_memory, chosen.vae_in_parts)
         text = self._of_text(chosen.text_precision, chosen.text_residence)
-        parts = {
-            **transformer,
-            "VAE": video.weights,
-            "VAE's stream": video.stream,
-            **({"control's encoder": video.control} if config.control else {}),
-            "text encoder": text.gpu if on_gpu else text.host,
-            **self._small(),
-        }
         host = {"VAE": video.on_host, "text encoder": text.host}
-        longest = self._pass_bytes()
-        working = max(longest, video.passing, text.gpu_encoding)
-        if not on_gpu:
-            parts["VAE"] += video.on_host
-            return MemoryPlan(self._device, parts, {}, working, 0, 0, video.encoder, None, chosen, costs)
-        in_8_bits = config.precision != "bf16"
-        parts["workspaces"] = MEASURED.workspaces_int8 if in_8_bits else MEASURED.workspaces
-        if chosen.low_memory:
-            parts["workspaces"] = MEASURED.workspaces_low_memory
-        graphs = config.use_cuda_graphs and not config.use_torch_compile
-        pool = int(MEASURED.pool_by_pass * longest) if graphs else 0
-        kept = min(MEASURED.kept_most, int(MEASURED.kept_share * (sum(parts.values()) + working)))
-        host = {name: nbytes for name, nbytes in host.items() if nbytes}
-        context, encoder = MEASURED.context, video.encoder
-        return MemoryPlan(self._device, parts, host, working, pool + kept, context, encoder, available, chosen, costs)
+        on_gpu = self._device.type == "cuda"
+        first, *others = (self._share(device, chosen, available.get(device)) for device in self.devices)
+        own: dict[str, Any] = {field.name: getattr(first, field.name) for field in dataclasses.fields(first)}
+        return MemoryPlan(
+            **own,
+            host={name: nbytes for name, nbytes in host.items() if nbytes and on_gpu},
+            choices=chosen,
+            costs=costs,
+            others=tuple(others),
+            vae_device=self._vae_asked,
+            text_device=self._text_asked,
+        )
 
-    def _small(self) -> dict[str, int]:
+    def _share(self, device: torch.device, chosen: Choices, available: int | None) -> DeviceMemory:
+        """What lies on one of the devices, and what comes and goes there."""
+        on_gpu = device.type == "cuda"
+        parts, working, longest, video_input = {}, [0], 0, 0
+        if device == self._device:
+            longest = self._pass_bytes()
+            parts |= self._of_transformer(chosen.low_memory)
+            working.append(longest)
+        if device == self._vae_device:
+            video = self._of_video(chosen.low_memory, chosen.vae_in_parts)
+            parts["VAE"] = video.weights + (0 if on_gpu else video.on_host)
+            parts["VAE's stream"] = video.stream
+            parts |= {"control's encoder": video.control} if self._config.control else {}
+            working.append(video.passing)
+            video_input = video.encoder
+        text = self._of_text(chosen.text_precision, chosen.text_residence)
+        if device == self._text_device:
+            parts["text encoder"] = text.gpu if on_gpu else text.host
+            working.append(text.gpu_encoding)
+        parts |= self._small(device)
+        # What has an order of its own has memory of its own to work in.
+        at_a_time = max(working) if device == self._device else sum(working)
+        if not on_gpu:
+            return DeviceMemory(device, parts, at_a_time, 0, 0, video_input, None)
+        parts["workspaces"] = self._workspaces(chosen.low_memory)
+        graphs = self._config.use_cuda_graphs and not self._config.use_torch_compile
+        pool = int(MEASURED.pool_by_pass * longest) if graphs else 0
+        kept = min(MEASURED.kept_most, int(MEASURED.kept_share * (sum(parts.values()) + at_a_time)))
+        return DeviceMemory(device, parts, at_a_time, pool + kept, MEASURED.context, video_input, available)
+
+    def _workspaces(self, low_memory: bool) -> int:
+        if low_memory:
+            return MEASURED.workspaces_low_memory
+        return MEASURED.workspaces if self._config.precision == "bf16" else MEASURED.workspaces_int8
+
+    def _small(self, device: torch.device) -> dict[str, int]:
         """What a stream and the engine keep beside networks and their state."""
         config, sizes = self._config, self._dimensions
         (height, width), item = config.size, self._dtype.itemsize
         latent = sizes.in_dim * (height // LATENT_SCALE) * (width // LATENT_SCALE) * item
         prompts = config.prompt_cache_size if config.use_prompt_cache else 1
-        return {
-            "prompts": prompts * sizes.text_len * sizes.text_dim * item,
-            "history": (MAX_WINDOW + config.sink_size) * latent,
-            "pictures": BLOCK_PIXEL_FRAMES * height * width * 3,
-        }
+        small = {}
+        if device == self._device:
+            small["prompts"] = prompts * sizes.text_len * sizes.text_dim * item
+            small["history"] = (MAX_WINDOW + config.sink_size) * latent
+        if device == self._vae_device:
+            small["pictures"] = BLOCK_PIXEL_FRAMES * height * width * 3
+        return small
 
     def _pass_bytes(self) -> int:
         """What comes and goes in the longest pass, a recache of a whole window.
@@ -346,7 +465,7 @@ class Outline:
 
     def _codec(self, low_memory: bool, in_parts: bool) -> Codec:
         in_8_bits = self._config.precision != "bf16"
-        return codec_for(self._vae, low_memory, self._config.vae_precision, in_8_bits, in_parts, self._device)
+        return codec_for(self._vae, low_memory, self._config.vae_precision, in_8_bits, in_parts, self._vae_device)
 
     def _transformer(self, low_memory: bool) -> dict[str, int]:
         """Its weights, and what a stream has for it."""
@@ -408,7 +527,7 @@ class Outline:
         return encoder
 
     def _text(self, precision: str, residence: str) -> Footprint:
-        return text_footprint(self._files, self._device, self._dtype, precision, residence)
+        return text_footprint(self._files, self._text_device, self._dtype, precision, residence)
 
     def _text_can_be_int8(self, residence: str) -> bool:
         try:

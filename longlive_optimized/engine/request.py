@@ -47,14 +47,14 @@ class Control:
         read: dict[str, Any] = {"scale": plain(self.scale)}
         if not _is_number(read["scale"]) or not 0 <= read["scale"] <= 2:
             raise ValueError(f"scale must lie in [0, 2], got {self.scale!r}")
-        for name, reader in _PICTURES.items():
+        for name, reader in CONTROL_PICTURES.items():
             if (given := getattr(self, name)) is not None:
                 read[name] = reader(name, given)
         for name, value in read.items():
             object.__setattr__(self, name, value)
 
 
-_PICTURES = {
+CONTROL_PICTURES = {  # fields of a Control, and what reads them
     "frames": read_frames,
     "masks": read_masks,
     "references": read_frames,

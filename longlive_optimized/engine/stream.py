@@ -81,7 +81,7 @@ class Stream:
         named: bool = False,
     ):
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
-        self._devices, self._graphs = devices, graphs
+        self.devices, self._graphs = devices, graphs
         graphs.turn(settings.use_cuda_graphs)
         model = networks.model
         self.policy, self.int8_keys = self._policy_of(settings), self._int8_keys_of(settings)
@@ -95,8 +95,8 @@ class Stream:
             device=model.device,
             values8=values_in_8_bits(model.kv_dtype, devices.model, model.config.head_dim, len(model.blocks)),
         )
-        self.new_graphs = functools.partial(GraphCache, graphs)
-        self.timer = BlockTimer(devices.model, named=named)
+        self.new_graphs = functools.partial(GraphCache, graphs, devices.vae)
+        self.timer = BlockTimer(devices.at_model, named=named)
         rows, columns = settings.size
         latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
         self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
@@ -117,7 +117,7 @@ class Stream:
         comes after. The first 8-bit precision of an engine's streams makes the weights' int8 copies, which stay. Raises
         ValueError for other fields and bad values; nothing has changed then, nor where memory is short.
         """
-        with self._devices.turn():
+        with self.devices.turn():
             before, after = self.settings, self.settings.changed(**changes)
             policy, int8_keys = self._policy_of(after), self._int8_keys_of(after)
             if after.local_attn_size != before.local_attn_size:
@@ -155,10 +155,12 @@ class Stream:
             self.timer.block_done(self.given)  # the rest of that block will not come
         self.undecoded = self.given = self.decoded = 0
         self.decoder_lost = False
-        self.decoder.reset()
-        self.encoder.reset()
-        if self.control_input:
-            self.control_input.reset()
+        with self.devices.at_decoder.here():
+            self.decoder.reset()
+        with self.devices.at_encoder.here():
+            self.encoder.reset()
+            if self.control_input:
+                self.control_input.reset()
 
     def use_codec(self, codec: Codec, grey: Grey) -> None:
         """Decode and encode by another VAE from the next block on."""
@@ -179,10 +181,12 @@ class Stream:
         """Let the decoder see again what it has lost: more of it than any of its layers remembers is in ``history``."""
         if not self.decoder_lost:
             return
-        seen = self.history[: len(self.history) - self.undecoded]
+        at, seen = self.devices.at_decoder, self.history[: len(self.history) - self.undecoded]
         for latents in seen[max(0, len(seen) - self.decoded) :].split(BLOCK_FRAMES):
             if len(latents):
-                self.decoder.decode_uint8(latents)
+                there = at.bring(latents, self.devices.at_model)
+                with at.here():
+                    self.decoder.decode_uint8(there)
         self.decoder_lost = False
 
     def weights_moved(self) -> None:
@@ -248,7 +252,8 @@ class Stream:
         self.encoder = EncoderStream(networks.codec, self.new_graphs)
         self.control_input = None
         if networks.control:
-            self.control_input = ControlInput(networks.codec, self.new_graphs, networks.grey or Grey(), self._like)
+            there = torch.empty_like(self._like, device=networks.codec.device)
+            self.control_input = ControlInput(networks.codec, self.new_graphs, networks.grey or Grey(), there)
 
     def _policy_of(self, settings: StreamSettings) -> Policy:
         model = self.networks.model

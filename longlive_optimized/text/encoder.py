@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from ..plain import dtype_name
 from .linear import Blocks, linear_of, rows_of
 from .parked import Link, Parked
 from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from transformers import UMT5Config
 
 _BUCKETS, _MOST_LAYERS = 32, 128
 TABLE = "token_embedding.weight"
@@ -44,9 +41,19 @@ def network_keys(layers: int) -> dict[str, str]:
     return keys
 
 
-def config_of(shapes: Mapping[str, Sequence[int]]) -> UMT5Config:
+class Dimensions(NamedTuple):
+    """A umT5 encoder's, as transformers' UMT5Config names them."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    num_layers: int
+
+
+def config_of(shapes: Mapping[str, Sequence[int]]) -> Dimensions:
     """The network's dimensions, read off the checkpoint's shapes; ValueError naming the key that should tell."""
-    from transformers import UMT5Config
 
     def dims(key: str) -> Sequence[int]:
         if len(shape := shapes.get(key, ())) != 2 or 0 in shape:
@@ -63,33 +70,49 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> UMT5Config:
     layers = len({key.split(".")[1] for key in shapes if key.startswith("blocks.")})
     if layers > _MOST_LAYERS:
         raise ValueError(f"blocks. has {layers} layers, at most {_MOST_LAYERS} are accepted")
-    return UMT5Config(
-        vocab_size=vocabulary,
-        d_model=width,
-        d_kv=inner // heads,
-        d_ff=dims("blocks.0.ffn.fc1.weight")[0],
-        num_heads=heads,
-        num_layers=layers,
-        relative_attention_num_buckets=buckets,
+    return Dimensions(vocabulary, width, inner // heads, dims("blocks.0.ffn.fc1.weight")[0], heads, layers)
+
+
+def import_network() -> None:
+    """Import transformers' encoder, which takes seconds: ``build`` need not wait for it if a thread has done it."""
+    from transformers import UMT5EncoderModel  # noqa: F401
+
+
+def build(dimensions: Dimensions) -> torch.nn.Module:
+    """transformers' encoder on the meta device: shapes and no memory."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        **dimensions._asdict(),
+        relative_attention_num_buckets=_BUCKETS,
         relative_attention_max_distance=128,
         feed_forward_proj="gated-gelu",
         # The plain order of roundings: scores, bias, softmax, values, each rounded to the weights' dtype.
         attn_implementation="eager",  # pyright: ignore[reportCallIssue]
     )
-
-
-def build(config: UMT5Config) -> torch.nn.Module:
-    """transformers' encoder on the meta device: shapes and no memory."""
-    from transformers import UMT5EncoderModel
-
     with torch.device("meta"):
         return UMT5EncoderModel(config).encoder.eval().requires_grad_(False)
 
 
-def checkpoint_shapes(config: UMT5Config) -> dict[str, torch.Size]:
-    """Shape of every tensor of a checkpoint with these dimensions."""
-    tensors = build(config).state_dict()
-    return {ours: tensors[theirs].shape for ours, theirs in network_keys(config.num_layers).items()}
+def checkpoint_shapes(dimensions: Dimensions) -> dict[str, torch.Size]:
+    """Shape of every tensor of a checkpoint with these dimensions, without transformers."""
+    vocabulary, d, head_dim, wide, heads, layers = dimensions
+    inner = heads * head_dim
+    of_layer = {
+        "norm1.weight": (d,),
+        "attn.q.weight": (inner, d),
+        "attn.k.weight": (inner, d),
+        "attn.v.weight": (inner, d),
+        "attn.o.weight": (d, inner),
+        "pos_embedding.embedding.weight": (_BUCKETS, heads),
+        "norm2.weight": (d,),
+        "ffn.gate.0.weight": (wide, d),
+        "ffn.fc1.weight": (wide, d),
+        "ffn.fc2.weight": (d, wide),
+    }
+    shapes = {TABLE: (vocabulary, d), "norm.weight": (d,)}
+    shapes |= {f"blocks.{i}.{key}": shape for i in range(layers) for key, shape in of_layer.items()}
+    return {key: torch.Size(shape) for key, shape in shapes.items()}
 
 
 def is_linear(key: str) -> bool:

@@ -48,9 +48,21 @@ class Autoencoder(nn.Module, ABC):
                 weight.data = weight.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
         return result
 
+    @property
+    @abstractmethod
+    def reaches(self) -> tuple[int, ...]:
+        """How many rows above, and below, a row of each level's result depends on in what enters that level.
+
+        A level of the decoder is what lies between two upsamplings in space, coarsest first. The first one begins
+        behind whatever sees whole frames.
+        """
+
     @abstractmethod
     def decode(self, z: Tensor, state: CausalState) -> Tensor:
-        """Latents of the network's own scale [T, h, w, z_dim] to pixels [F, 8h, 8w, 3]; advances ``state`` in place."""
+        """Latents of the network's own scale [T, h, w, z_dim] to pixels [F, 8h, 8w, 3]; advances ``state`` in place.
+
+        Of a band's state (``CausalState.crop``) only that one's rows.
+        """
 
     @abstractmethod
     def encode(self, frames: Tensor, state: CausalState) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import Autoencoder
+from .band import Band
 
 
 class Graphs(Protocol):
@@ -38,6 +39,8 @@ class Causal(Protocol):
 class CausalDecoder(Causal, Protocol):
     def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         """Latents of the network's own scale [T, h, w, z_dim] to [F, 8h, 8w, 3]; F is 4T, or 4T - 3 where fresh.
+
+        A band's decoder takes all rows too, and gives eight for each of its own.
 
         ``dtype`` is that of ``z``, for pixels, or uint8, for pictures.
         """
@@ -72,11 +75,14 @@ class Codec(Protocol):
     @property
     def saturated(self) -> int:
         """How many values were too large for int8 so far, in all streams; 0 where nothing is int8. Does not wait for
-        the device: calls under way are not in it yet."""
+        the device: calls under way are not in it yet. What a band computes beyond its own rows counts too."""
         ...
 
-    def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> CausalDecoder:
-        """For latents of this height and width. ``new_graphs`` makes what calls are captured with, if they can be."""
+    def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs, band: Band | None = None) -> CausalDecoder:
+        """For latents of this height and width. ``new_graphs`` makes what calls are captured with, if they can be.
+
+        band: of the pictures' rows those alone. Raises ValueError naming it if latents of this height have no such.
+        """
         ...
 
     def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs, in_parts: bool = False) -> CausalEncoder:

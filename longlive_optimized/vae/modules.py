@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..plain import dtype_name
 from .autoencoder import Autoencoder, to_uint8
+from .band import Band, BandRows, rows_of
 from .codec import NewGraphs, join, split_frames
 from .state import CausalState
 
@@ -25,25 +26,32 @@ class ModulesCodec:
         self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
         self.precision, self.in_parts = dtype_name(vae.dtype), in_parts
 
-    def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> ModulesDecoder:
-        return ModulesDecoder(self)
+    def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs, band: Band | None = None) -> ModulesDecoder:
+        return ModulesDecoder(self, size, band)
 
     def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs, in_parts: bool = False) -> ModulesEncoder:
         return ModulesEncoder(self, in_parts)
 
 
 class _Modules(CausalState):
-    def __init__(self, codec: ModulesCodec):
-        super().__init__()
+    def __init__(self, codec: ModulesCodec, rows: BandRows | None = None):
+        super().__init__(rows)
         self._codec, self._vae = codec, codec.vae
 
 
 class ModulesDecoder(_Modules):
-    """See ``CausalDecoder``."""
+    """See ``CausalDecoder``; ``size`` is the latents' height and width.
+
+    The library may compute a band by another algorithm than the whole: then they differ by roundings.
+    """
+
+    def __init__(self, codec: ModulesCodec, size: tuple[int, int], band: Band | None = None):
+        super().__init__(codec, rows_of(band, size[0], codec.vae.reaches) if band else None)
 
     def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         # The largest tensor has four full-size frames per latent.
-        per_latent = 4 * 64 * z.shape[1] * z.shape[2] * self._vae.config.full_size_widths[1]
+        height = self.rows.heights[-1] if self.rows else 8 * z.shape[1]
+        per_latent = 4 * height * 8 * z.shape[2] * self._vae.config.full_size_widths[1]
         most = 1 if self._codec.in_parts else max(1, _MAX_ELEMENTS // per_latent)
         parts = (self._vae.decode(part, self) for part in z.split(most))
         return join([to_uint8(frames) if dtype == torch.uint8 else frames for frames in parts])

@@ -2,15 +2,20 @@
 
 from torch import Tensor, nn
 
+from .band import BandRows
+
 
 class CausalState:
     """The last input frames of each layer that looks back: zeros before the first frame, then written in place.
 
     Buffers are made at a layer's first use and keep their address until the state is dropped, so a call can be captured
     in a CUDA graph once every layer has run.
+
+    rows: a decoder's, if it decodes a band.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: BandRows | None = None) -> None:
+        self.rows = rows
         self.fresh = True  # no frame has been seen: up- and downsampling in time treat the very first one apart
         self._frames: dict[nn.Module, Tensor] = {}
 
@@ -19,6 +24,10 @@ class CausalState:
         if layer not in self._frames:
             self._frames[layer] = x.new_zeros(frames, *x.shape[1:])
         return self._frames[layer]
+
+    def crop(self, place: int, x: Tensor) -> Tensor:
+        """The rows of x [T, H, W, C] that stay at a place of ``BandRows``, contiguous; all without a band."""
+        return x if self.rows is None else x[:, self.rows.crops[place]].contiguous()
 
     def reset(self) -> None:
         """Back to before the first frame; the storage stays."""

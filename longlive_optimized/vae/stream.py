@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from .band import Band
 from .codec import Causal, CausalDecoder, CausalEncoder, Codec, NewGraphs
 
 _Side = TypeVar("_Side", bound=Causal)
@@ -72,22 +73,25 @@ class DecoderStream(_Stream[CausalDecoder]):
     """Latents in, pixels out: T latents give 4T frames, and 4T - 3 on a fresh stream.
 
     codec: see ``backends.codec_for``; one serves any number of streams. new_graphs: what calls are captured with, for
-    each size of frames anew, where the codec can be captured.
+    each size of frames anew, where the codec can be captured. band: decode these rows of the pictures alone; latents
+    are whole all the same.
     """
 
-    def __init__(self, codec: Codec, new_graphs: NewGraphs = None):
-        super().__init__(codec, codec.new_decoder, new_graphs)
+    def __init__(self, codec: Codec, new_graphs: NewGraphs = None, band: Band | None = None):
+        new_side = functools.partial(codec.new_decoder, band=band) if band else codec.new_decoder
+        super().__init__(codec, new_side, new_graphs)
+        self._band = band
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [F, 3, 8h, 8w] from normalised ``latents`` [T, z_dim, h, w], both in the VAE's dtype.
 
-        Pixels are channels-last in memory; only a TAE's are clamped to [-1, 1]. Raises ValueError naming ``latents`` if
-        shape, dtype or device do not fit.
+        Pixels are channels-last in memory; only a TAE's are clamped to [-1, 1]. Of a band's height b they are 8b high.
+        Raises ValueError naming ``latents`` if shape, dtype or device do not fit, or ``band`` if they have no such row.
         """
         return self._decode(latents, latents.dtype).permute(0, 3, 1, 2)
 
     def decode_uint8(self, latents: Tensor) -> Tensor:
-        """``decode`` as pictures: uint8 [F, 8h, 8w, 3], see ``autoencoder.to_uint8``."""
+        """``decode`` as pictures: uint8 [F, 8h, 8w, 3], or 8b rows of them, see ``autoencoder.to_uint8``."""
         return self._decode(latents, torch.uint8)
 
     @torch.no_grad()
@@ -95,6 +99,8 @@ class DecoderStream(_Stream[CausalDecoder]):
         """Frames [F, 8h, 8w, 3] of the dtype."""
         vae = self.codec.vae
         self._check("latents", latents, vae.config.z_dim)
+        if self._band:
+            self._band.rows(latents.shape[2])
         side = self._bind(latents)
         z = vae.denormalise(latents.permute(0, 2, 3, 1), self._mean, self._std).contiguous()
         return self._run(side.decode, z, dtype)

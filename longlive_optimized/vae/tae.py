@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
+from .band import reach
 from .config import TaeConfig
 from .convolution import conv2d, pointwise
 from .state import CausalState
@@ -101,14 +102,20 @@ class TaeDecoder(nn.ModuleDict):
             layers[f"{first + 5}"] = Conv3x3(width, widths[level + 1], bias=False)
         super().__init__(layers | {"22": Conv3x3(widths[3], 3)})
 
+    @property
+    def reaches(self) -> tuple[int, ...]:
+        """See ``Autoencoder.reaches``."""
+        levels = (1, 3, 4, 5), (9, 10, 11), (15, 16, 17), (22,)
+        return tuple(reach(self[f"{i}"] for i in level) for level in levels)
+
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         """[T, h, w, z_dim] to [4T, 8h, 8w, 3], about in [0, 1]."""
-        x = self["1"]((x / 3).tanh_().mul_(3)).relu_()
-        for first in (3, 9, 15):
+        x = self["1"]((state.crop(0, x) / 3).tanh_().mul_(3)).relu_()
+        for place, first in enumerate((3, 9, 15), 1):
             for i in range(first, first + 3):
                 x = self[f"{i}"](x, state)
-            x = self[f"{first + 5}"](self[f"{first + 4}"](x))
-        return self["22"](x.relu_())
+            x = self[f"{first + 5}"](self[f"{first + 4}"](state.crop(place, x)))
+        return state.crop(4, self["22"](x.relu_()))
 
 
 class TaeEncoder(nn.ModuleDict):
@@ -149,6 +156,10 @@ class Tae(Autoencoder):
             self.encoder = TaeEncoder(self.config) if encoder else None
             self.decoder = TaeDecoder(self.config)
         self.requires_grad_(False)
+
+    @property
+    def reaches(self) -> tuple[int, ...]:
+        return self.decoder.reaches
 
     def decode(self, z: Tensor, state: CausalState) -> Tensor:
         """Latents [T, h, w, z_dim] to pixels [F, 8h, 8w, 3], clamped to [-1, 1]; ``state`` is advanced in place."""

@@ -220,9 +220,7 @@ def _fill(tensor: Tensor, normal: Normal, seed: int, key: str) -> None:
 
 
 def _text_shapes(config: ModelConfig, vocabulary: int, full: bool) -> dict[str, torch.Size]:
-    from transformers import UMT5Config
-
-    from ..text.encoder import checkpoint_shapes
+    from ..text.encoder import Dimensions, checkpoint_shapes
 
     width = config.text_dim
     size: dict[str, Any]
@@ -232,7 +230,7 @@ def _text_shapes(config: ModelConfig, vocabulary: int, full: bool) -> dict[str, 
         size = {"vocab_size": vocabulary, "d_kv": 16, "d_ff": 2 * width, "num_heads": 4, "num_layers": 2}
     else:
         size = {"vocab_size": vocabulary, "d_kv": 64, "d_ff": 256, "num_heads": 4, "num_layers": 1}
-    return checkpoint_shapes(UMT5Config(d_model=width, **size))
+    return checkpoint_shapes(Dimensions(d_model=width, **size))
 
 
 def _linear(shape: Sequence[int], gain: float = 1.0) -> Normal:

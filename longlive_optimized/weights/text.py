@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from torch import Tensor
 from ..kernels.int8_block_linear import BLOCK, quantize_blocks
 from ..model.config import ModelConfig
 from ..plain import dtype_name
-from ..text.encoder import TABLE, TextEncoder, checkpoint_shapes, config_of, is_linear, may_be_narrow
+from ..text.encoder import (
+    TABLE,
+    TextEncoder,
+    checkpoint_shapes,
+    config_of,
+    import_network,
+    is_linear,
+    may_be_narrow,
+)
 from ..text.footprint import Footprint, footprint
 from ..text.linear import Blocks
 from ..text.parked import CudaLink, residence_on
@@ -62,10 +71,12 @@ def load_text_encoder(
     tensors, tokenizer = open_text(files, model_config(files.config))
     precision, residence = _precision(files.text, tensors, precision), residence_on(device, residence)
     stored = _allocate(_forms(tensors, precision, dtype), residence, device)
-    if precision != "int8" or not _read_kept(files.text, tensors, stored, device, progress):
-        _fill(files.text, tensors, stored, device, progress)
-        if keep:
-            write_kept(files.text, _as_in_the_file(stored, tensors))
+    with ThreadPoolExecutor(1, "longlive-import") as beside:
+        beside.submit(import_network)
+        if precision != "int8" or not _read_kept(files.text, tensors, stored, device, progress):
+            _fill(files.text, tensors, stored, device, progress)
+            if keep:
+                write_kept(files.text, _as_in_the_file(stored, tensors))
     link = CudaLink(device) if residence == "parked" else None
     return TextEncoder(stored, tokenizer, dtype, device, link)
 
@@ -192,7 +203,7 @@ def _nbytes(form: Form) -> int:
 def _allocate(forms: Mapping[str, list[Form]], residence: str, device: torch.device) -> dict[str, Tensor | Blocks]:
     """Memory for all; parked layers share one piece of pinned memory, and the embedding table is not pinned."""
     parked = [form for key, each in forms.items() for form in each if residence == "parked" and _travels(key)]
-    arena = pinned_empty(sum(_aligned(form) for form in parked)) if parked else None
+    arena = pinned_empty(sum(_aligned(form) for form in parked), device) if parked else None
     place, used = device if residence == "gpu" else "cpu", 0
 
     def empty(key: str, form: Form) -> Tensor:

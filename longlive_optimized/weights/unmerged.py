@@ -76,7 +76,7 @@ def _room(nbytes: int, device: torch.device) -> Tensor:
     if torch.cuda.mem_get_info(device)[0] > nbytes + _SPARE:
         return torch.empty(nbytes, dtype=torch.uint8, device=device)
     try:
-        return pinned_empty(nbytes)
+        return pinned_empty(nbytes, device)
     except OSError:  # slower to read from, and no less right
         return torch.empty(nbytes, dtype=torch.uint8)
 

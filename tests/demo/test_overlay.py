@@ -259,14 +259,14 @@ def test_bars_rise_with_latency_and_stay_inside():
 
 
 def test_lists_only_what_is_active():
-    active = ("cuda_graphs_active", "torch_compile_active", "static_kv_active")
+    active = ("cuda_graphs_active", "torch_compile_active", "static_kv_active", "async_vae_active")
     heights = []
-    for count in range(4):
+    for count in range(5):
         frame = drawn(create_latency_overlay("top-left"), {name: i < count for i, name in enumerate(active)})
         heights.append(changed(frame)[2])
     assert all(b - a == heights[1] - heights[0] > 0 for a, b in itertools.pairwise(heights))
     single = [drawn(create_latency_overlay(), {name: True}) for name in active]
-    assert all(not torch.equal(single[i], single[j]) for i in range(3) for j in range(i))
+    assert all(not torch.equal(single[i], single[j]) for i in range(4) for j in range(i))
 
 
 def test_shows_the_precision():

@@ -70,6 +70,43 @@ def test_an_engine_slower_than_the_target_begins_at_once():
     assert begun[-1] == pytest.approx(5.0, abs=0.5)
 
 
+def play_beside(denoise: float, decode: float, fps: float, blocks: int = 40) -> dict:
+    """As ``play``, where a block begins as soon as the transformer is through with the one before, but no more than
+    one is being decoded then."""
+    pace, clock = Pace(), FrameClock()
+    now, waiting, shown, begun, ends, latest = 0.0, 0, [], [], [], 0.0
+    due, free_at = 0.0, 0.0
+    while len(begun) < blocks or ends:
+        coming = BLOCK * len(ends)
+        may_begin = len(begun) < blocks and len(ends) < 2 and pace.is_time(waiting, fps, coming)
+        events = {"begin": max(now, free_at) if may_begin else math.inf, "end": ends[0][1] if ends else math.inf}
+        events["show"] = max(due, now) if waiting else math.inf
+        event = min(events, key=events.get)
+        now = events[event]
+        if event == "begin":
+            begun.append(now)
+            free_at = now + denoise
+            ends.append((now, max(free_at, ends[-1][1] if ends else 0.0) + decode))
+        elif event == "end":
+            started, _ = ends.pop(0)
+            halves = denoise, now - max(started + denoise, latest)
+            pace.block_took(sum(halves), BLOCK, max(halves))
+            latest, waiting = now, waiting + BLOCK
+        else:
+            shown.append(clock.next(now, pace.interval(fps)))
+            waiting, due = waiting - 1, shown[-1] + pace.interval(fps)
+    return {"shown": shown, "gaps": [b - a for a, b in itertools.pairwise(shown)]}
+
+
+@pytest.mark.parametrize(("denoise", "decode"), [(0.235, 0.065), (0.1, 0.1), (0.06, 0.2)])
+def test_blocks_side_by_side_are_shown_as_fast_as_the_slower_half(denoise, decode):
+    video = play_beside(denoise, decode, fps=1000)
+    steady = video["gaps"][20 * BLOCK :]
+    assert max(steady) < 1.2 * SLACK * max(denoise, decode) / BLOCK
+    slow = play_beside(denoise, decode, fps=25)
+    assert max(slow["gaps"][10 * BLOCK :]) < 1.01 / 25
+
+
 def test_a_stall_moves_what_follows_and_a_small_delay_does_not():
     clock = FrameClock()
     assert clock.next(10.0, 0.04) == 10.0

@@ -1,5 +1,7 @@
 """The thread that owns the engine, with one stream whose frames are numbered."""
 
+import dataclasses
+import itertools
 import threading
 import time
 
@@ -170,6 +172,80 @@ def test_loading_says_how_far_it_is():
         assert watched.worker.status.phase == "loading" and watched.worker.status.detail == "generator"
         loaded.set()
         watched.take()
+
+
+class Decoded(feed_module.HostCopy):
+    """A copy that is waited for as long as a block takes to decode."""
+
+    seconds = 0.15
+
+    def __init__(self, block):
+        super().__init__(block)
+        self.there_at = time.monotonic() + self.seconds
+
+    def frames(self):
+        time.sleep(max(0.0, self.there_at - time.monotonic()))
+        return super().frames()
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Makes pipelines whose transformer takes so many seconds, and whose VAE, on a device of its own, as many."""
+
+    def make(block_seconds: float = 0.15, fps: float = 25.0):
+        monkeypatch.setattr(feed_module, "HostCopy", Decoded)
+
+        def load(progress):
+            made = painted(block_seconds)(progress)
+            made.engine.devices.async_vae = True
+            made.config = dataclasses.replace(made.config, target_fps=fps)
+            return made
+
+        return load
+
+    return make
+
+
+def test_a_block_begins_while_the_one_before_is_decoded(beside):
+    """Blocks of 0.15 and 0.15 s, shown as fast as they come: nearly as many as if nothing was to be decoded."""
+    with Watched(beside(fps=200.0)) as watched:
+        started = time.monotonic()
+        assert [read_number(watched.take()) for _ in range(9 + 9 * 12)] == [*range(9 + 9 * 12)]
+        assert time.monotonic() - started < 0.8 * 10 * 0.3
+        begun = [at for at, _ in watched.feed.pipeline.blocks]
+        assert min(b - a for a, b in itertools.pairwise(begun)) >= 0.15  # two blocks are never made at once
+
+
+def test_beside_decoding_it_does_not_run_ahead(beside):
+    with Watched(beside(0.02)) as watched:
+        assert settle(watched) <= 24
+        for taken in range(1, 101):
+            watched.take()
+            assert len(watched.feed.pipeline.painted) <= taken + 36
+
+
+def test_a_reset_drops_what_is_being_decoded(beside):
+    with Watched(beside()) as watched:
+        wait_for(lambda: watched.feed.waiting)
+        for _ in range(9):
+            watched.take()
+        wait_for(lambda: len(watched.feed.pipeline.painted) == 21)  # made, and not yet decoded
+        watched.feed.reset()
+        first = read_number(watched.take())
+        assert first == 21 and watched.feed.pipeline.calls == ["reset"]
+
+
+def test_a_decoding_that_fails_is_told_and_outlived(beside, monkeypatch):
+    monkeypatch.setattr(feed_module, "FIRST_DELAY", 0.01)
+    with Watched(beside(0.02)) as watched:
+        with monkeypatch.context() as patch:
+            watched.take()
+            patch.setattr(Decoded, "frames", lambda copy: 1 / 0)
+            while "trouble" not in watched.phases():
+                watched.feed.take()
+        taken = watched.feed.waiting
+        assert [watched.take().shape for _ in range(taken + 13)]
+        assert watched.phases()[-1] == "ready" and watched.feed._coming <= 12
 
 
 def test_stop_does_not_wait_for_ever():

@@ -207,6 +207,9 @@ RUN: dict[str, Run] = {
     "longlive-optimized bench quality --model M --seeds 1 --blocks 3": smaller(
         f"longlive-optimized bench quality {SMALL} --seeds 1 --blocks 1", r"turbo", r"psnr_median_db"
     ),
+    "longlive-optimized bench quality --model M --height 320 --width 576 --seeds 1 --blocks 3": smaller(
+        f"longlive-optimized bench quality {SMALL} --seeds 1 --blocks 1", r"psnr_median_db"
+    ),
     "longlive-optimized bench kernels int8_linear int8_linear_gelu": Run(prints=(r"int8_linear_gelu",)),
     "longlive-optimized bench kernels ring_attention_int8 qk_norm_rope_store_int8 rotate_sinks_int8 quantize_keys"
     " quantize": Run(prints=(r"rotate_sinks_int8", r"quantize_keys")),
@@ -340,7 +343,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun(
         "docs/performance.md",
         "*",
-        "python tests/measure/(overlap|compare_builds|memory|memory_plan|presets).py .*",
+        "python tests/measure/(overlap|compare_builds|control|memory|memory_plan|presets).py .*",
         _GPU,
     ),
     NotRun(

@@ -193,7 +193,7 @@ def test_a_failed_block_may_be_asked_for_again(engine, monkeypatch):
     got += made(engine, stream, controls[:1])
     with monkeypatch.context() as patch:
         patch.setattr(stream.decoder, "decode_uint8", lambda latents: stream.decoder.reset() or _out_of_memory())
-        patch.setattr(engine, "_take_leaner", lambda: False)
+        patch.setattr(engine, "_take_leaner", lambda short: False)
         with pytest.raises(torch.OutOfMemoryError):
             made(engine, stream, controls[:1])
     got += made(engine, stream, controls[:1])
@@ -209,7 +209,7 @@ def test_where_its_encoder_finds_no_memory_the_video_goes_on(engine, monkeypatch
     got = made(engine, stream, [CONTROLS["masks"]] * 2)
     with monkeypatch.context() as patch:
         patch.setattr(EncoderStream, "encode", _out_of_memory)
-        patch.setattr(engine, "_take_leaner", lambda: False)
+        patch.setattr(engine, "_take_leaner", lambda short: False)
         with pytest.raises(torch.OutOfMemoryError):
             made(engine, stream, [CONTROLS["masks"]])
     assert stream.position == 6

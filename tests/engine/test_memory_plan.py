@@ -193,13 +193,11 @@ def gpu_of(monkeypatch):
 @pytest.fixture
 def big_text(monkeypatch):
     """umT5-XXL's dimensions, told by shapes alone."""
-    from transformers import UMT5Config
-
-    from longlive_optimized.text.encoder import checkpoint_shapes
+    from longlive_optimized.text.encoder import Dimensions, checkpoint_shapes
     from longlive_optimized.text.footprint import footprint
 
     names = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24}
-    shapes = checkpoint_shapes(UMT5Config(**names, feed_forward_proj="gated-gelu"))
+    shapes = checkpoint_shapes(Dimensions(**names))
 
     def of(files, device, dtype, precision, residence):
         return footprint(shapes, "bf16" if precision == "auto" else precision, residence, dtype)
@@ -301,7 +299,8 @@ def test_an_engine_follows_its_plan(full_size, big_text, caplog):
     engine = LongLiveEngine.__new__(LongLiveEngine)
     engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=11).sized((480, 832))
     engine.files, engine.config, engine.devices = locate("tiny"), engine._asked, Devices(CPU)
-    engine.devices.model, engine.devices.release = CUDA, lambda: None
+    engine.devices.model = engine.devices.vae = CUDA
+    engine.devices.release = lambda: None
     engine._follow_plan()
     assert engine.memory_plan.choices == ("int8", "parked", True, False) and engine.config.low_memory is True
     assert engine._text_keywords() == {"precision": "int8", "residence": "parked", "keep": False}

@@ -3,6 +3,8 @@
 Tokens that are not valid hold NaN, always, and so do scales of which no token is valid.
 """
 
+import heapq
+import itertools
 import os
 import random
 
@@ -85,6 +87,56 @@ def on_generation(request, monkeypatch, device):
 def test_generations_match_float64(on_generation, device, name):
     args, _ = case(torch.bfloat16, device, **CASES[name])
     assert error(on_generation(*args), truth(*args)) <= TOLERANCE[torch.bfloat16]
+
+
+@pytest.fixture(params=[True, False], ids=["values in halves", "values as they are"])
+def in_pieces(request, monkeypatch, on_generation):
+    """Triton's, whose last programs have pieces of tiles; three programs are a wave."""
+    tile = module._Tile(128, 64, 8, 3, half=request.param, together=1)
+    monkeypatch.setattr(module._Tile, "of", lambda *args, **kwargs: tile)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 3)
+    return on_generation
+
+
+@pytest.mark.parametrize("on_generation", [(9, 0)], indirect=True)
+@pytest.mark.parametrize(
+    "name",
+    ["ragged", "one key of many", "more than one tile of queries", "a late outlier", "logits beyond any shift"],
+)
+def test_pieces_match_float64(in_pieces, device, name):
+    args, _ = case(torch.bfloat16, device, **{"tokens": 150, "heads": 5} | CASES[name])
+    got = in_pieces(*args)
+    assert error(got, truth(*args)) <= TOLERANCE[torch.bfloat16]
+    assert torch.equal(got, in_pieces(*args))
+
+
+@pytest.mark.parametrize("on_generation", [(9, 0)], indirect=True)
+def test_pieces_without_keys_are_zero(in_pieces, device):
+    args, _ = case(torch.bfloat16, device, tokens=150, valid=0)
+    assert torch.equal(in_pieces(*args), torch.zeros_like(args[0], dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("wave", [1, 7, 108, 128, 132, 170, 264])
+def test_pieces_cover_every_tile_and_end_together(wave):
+    pytest.importorskip("triton")
+    for tiles in (1, 12, 204, 444, 445):
+        split = module._Pieces.of(tiles, wave, torch.device("cpu"))
+        rest = tiles % wave
+        if split is None:
+            assert rest == 0 or rest > 0.9 * min(wave, 8 * rest)
+            continue
+        assert split.whole == tiles - rest and len(split.starts) == rest + 1
+        pieces = sorted(split.pieces.tolist(), key=lambda piece: piece[3])
+        assert [piece[3] for piece in pieces] == list(range(len(pieces)))
+        for tile, (first, last) in enumerate(itertools.pairwise(split.starts.tolist())):
+            ends = [0, *(piece[2] for piece in pieces[first:last])]
+            assert [(tile, a, b) for a, b in itertools.pairwise(ends)] == [tuple(p[:3]) for p in pieces[first:last]]
+            assert ends[-1] == split.parts
+        programs = min(wave, 8 * rest)
+        busy = [0] * programs
+        for _, begin, end, _ in split.pieces.tolist():
+            heapq.heapreplace(busy, busy[0] + end - begin)
+        assert max(busy) == min(busy) == rest * split.parts // programs
 
 
 @pytest.mark.parametrize("on_generation", [(8, 9)], indirect=True)

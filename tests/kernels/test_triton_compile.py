@@ -20,14 +20,15 @@ from longlive_optimized.kernels import ring_attention, rms_norm, rotate_sinks, x
 
 SIZES = {"BLOCK": 2048, "PAIRS": 64, "GATED": True, "RENOISE": True}
 SIZES |= {"DIM": 128, "ROWS": 128, "KEYS": 64, "WIDE": False, "INT8": False, "GROUPS": 1, "RUN": 0, "HEADS": 4}
-SIZES |= {"BITS": False, "ALIGNED": True}
+SIZES |= {"BITS": False, "ALIGNED": True, "SPLIT": True}
 INTEGERS = ("shift_stride", "scale_stride", "group_rows", "size", "tokens", "sinks", "time_pairs")
 INTEGERS += ("sink", "origin", "sink_tokens", "ring_tokens", "gate_stride", "gate_rows", "count", "index")
 INTEGERS += ("frame_stride", "row_stride", "column_stride", "channel_stride", "top", "left", "width", "area")
 INTEGERS += ("rows", "q_stride", "heads", "groups", "runs", "scales", "ring_runs", "sink_runs", "depth", "channels")
+INTEGERS += ("whole", "parts")
 TYPES = {"eps": "fp32", "slots": "*i64", "rope_time": "*fp32", "rope_space": "*fp32", "frames": "*u8", "panel": "*u8"}
 TYPES |= {"offset": "fp32", "sigmas": "*fp64", "start": "*i64", "freqs": "*fp64", "sink_time": "*fp32"}
-TYPES |= {"window": "*i64", "valid": "*i32", "scale_log2": "fp32"}
+TYPES |= {"window": "*i64", "valid": "*i32", "scale_log2": "fp32", "pieces": "*i32", "sums": "*fp32"}
 TYPES |= {"x_scale": "*fp32", "weight_scale": "*fp32", "out_scale": "*fp32", "values": "*i8", "weight": "*i8"}
 TYPES |= dict.fromkeys(SIZES, "constexpr") | dict.fromkeys(INTEGERS, "i32")
 INT8 = {"INT8": True, "out": "*i8"}

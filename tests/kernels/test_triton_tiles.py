@@ -18,8 +18,8 @@ from longlive_optimized.kernels import int8_linear, ring_attention
 
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a CTA may have
 TYPES = dict.fromkeys(("q_scale", "k_scale", "x_scale", "weight_scale", "out_scale"), "*fp32")
-TYPES |= {"valid": "*i32", "scale_log2": "fp32", "x": "*i8", "weight": "*i8"}
-INTEGERS = "rows", "tokens", "scales", "q_stride", "heads", "groups", "depth", "channels", "width"
+TYPES |= {"valid": "*i32", "pieces": "*i32", "sums": "*fp32", "scale_log2": "fp32", "x": "*i8", "weight": "*i8"}
+INTEGERS = "rows", "tokens", "scales", "q_stride", "heads", "whole", "parts", "groups", "depth", "channels", "width"
 TYPES |= dict.fromkeys(INTEGERS, "i32")
 MULTIPLES = "q_stride", "depth", "channels", "width"
 
@@ -61,6 +61,7 @@ for in_int8 in (True, False):
     special = {"DIM": 128, "WIDE": False}
     if in_int8:
         special |= {"RUN": 8, "BITS": tile.bits, "ALIGNED": True, "q": "*i8", "k_ring": "*i8"}
+        special |= {"SPLIT": tile.together is not None}
         special |= {"v_ring": "*fp16"} if tile.half else {}
     kernel = ring_attention._kernel_int8 if in_int8 else ring_attention._kernel
     # Two programs of 128 registers on a multiprocessor gain more than what they keep in local memory costs.

@@ -138,6 +138,7 @@ def engine() -> dict[str, str]:
     switches = newest(["block", "presets"], lambda row: (row.get("from", "balanced"), row["size"]), "preset switch")
     memory = newest(["memory"], lambda row: (row["mode"], row["size"]))
     triton = newest(["triton-block"], lambda row: (row["preset"], row["size"]))
+    triton_speed, control = runs("triton-speed")[-1], [run for run in runs("control")]
     plans = newest(["memory-plan"], lambda row: (row["preset"], row["size"], row["way"]))
     times: dict[str, Column] = {"H×W": "size", "DiT ms": "dit_ms", "VAE ms": "vae_ms", "block ms": "block_ms"}
     day = runs("block")[-1]["date"]
@@ -203,6 +204,21 @@ def engine() -> dict[str, str]:
             }
             | named("denoise_ms", "context_ms", "decode_ms", "block_ms", "attention_ms", "products_ms"),
             rows_of(triton),
+        ),
+        "triton_speed_source": source([triton_speed], quote=""),
+        "triton_speed_table": table(
+            {"attention": "state"}
+            | named("dit_ms", "decode_ms", "block_ms", "switch_first_pixel_ms")
+            | {"warm-up s": "warmup_s", "peak GiB": "peak_gib"},
+            triton_speed["rows"],
+        ),
+        "steering_source": source(control),
+        "steering_table": table(
+            {"control": "control", "H×W": "size", "steps": lambda row: str(len(row["steps"])), "layers": "precision"}
+            | {"block ms": "block_ms", "÷ without": "by_none", "of which encoding": "encode_ms", "frames/s": "fps"}
+            | {"longest while it comes and goes": "longest_while_it_comes_and_goes_ms"}
+            | {"peak GiB": "peak_gib", "without the module": "peak_gib_without_the_module"},
+            [row for run in control for row in run["rows"]],
         ),
         "shares_source": source(shares),
         "shares_table": table(

@@ -108,6 +108,7 @@ class PaintedSource:
 
     def open(self, config: ScopeOptimizationConfig) -> PaintedPipeline:
         pipeline = PaintedPipeline(config, self.block_seconds, self.engine.control is not None)
+        pipeline.engine = self.engine
         self.opened.append(pipeline)
         return pipeline
 
@@ -115,7 +116,10 @@ class PaintedSource:
 def painted_engine(control: bool) -> types.SimpleNamespace:
     """What is asked of an engine."""
     plan = types.SimpleNamespace(as_json=lambda: {"peak_gib": 0.5, "available_gib": None, "costs": []})
-    return types.SimpleNamespace(device=torch.device("cpu"), memory_plan=plan, control=object() if control else None)
+    cpu = torch.device("cpu")
+    devices = types.SimpleNamespace(model=cpu, all=(cpu,), async_vae=False)
+    control = object() if control else None
+    return types.SimpleNamespace(device=cpu, devices=devices, memory_plan=plan, control=control)
 
 
 def painted(block_seconds: float = 0.0, control: bool = False, **fields) -> Callable:

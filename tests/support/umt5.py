@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import UMT5Config
 
 from longlive_optimized.kernels.int8_block_linear import quantize_blocks
-from longlive_optimized.text.encoder import checkpoint_shapes, is_linear, may_be_narrow
+from longlive_optimized.text.encoder import Dimensions, checkpoint_shapes, is_linear, may_be_narrow
 from longlive_optimized.text.linear import Blocks
 
 
@@ -24,10 +23,10 @@ class Ids:
 
 def weights(layers: int = 3, width: int = 64, inner: int = 96, ffn: int = 160) -> dict[str, torch.Tensor]:
     """Random float32 tensors of bfloat16's numbers, such that scores, which nothing scales, have about unit size."""
-    config = UMT5Config(vocab_size=96, d_model=width, d_kv=inner // 4, d_ff=ffn, num_heads=4, num_layers=layers)
+    dimensions = Dimensions(vocab_size=96, d_model=width, d_kv=inner // 4, d_ff=ffn, num_heads=4, num_layers=layers)
     generator = torch.Generator().manual_seed(layers)
     made = {}
-    for key, shape in checkpoint_shapes(config).items():
+    for key, shape in checkpoint_shapes(dimensions).items():
         noise = torch.randn(shape, generator=generator)
         scaled = 1 + 0.1 * noise if "norm" in key else noise / shape[-1] ** 0.5 if is_linear(key) else noise
         scaled *= (inner / 4) ** -0.25 if ".attn.q." in key or ".attn.k." in key else 1

@@ -1,5 +1,8 @@
 """The encoder against the conformance vector and against a float64 network written from docs/model.md 6."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import Linear
@@ -107,6 +110,27 @@ def test_a_full_size_checkpoint_has_242_tensors():
     found = checkpoint_shapes(config_of(wanted))
     assert {key: tuple(shape) for key, shape in found.items()} == wanted
     assert len(found) == 242 and sum(shape.numel() for shape in found.values()) == 5_680_910_336
+
+
+def test_a_checkpoint_has_the_networks_shapes():
+    """Those of transformers' own."""
+    dimensions = config_of(shapes())
+    tensors = build(dimensions).state_dict()
+    names = network_keys(dimensions.num_layers)
+    assert checkpoint_shapes(dimensions) == {ours: tensors[theirs].shape for ours, theirs in names.items()}
+    assert len(names) == len(tensors)
+
+
+def test_a_checkpoint_is_checked_without_transformers(tmp_path):
+    """Importing that takes seconds, which reading the weights can hide."""
+    code = """if True:
+        import sys
+        from longlive_optimized.weights.load import check
+        from longlive_optimized.weights.locate import locate
+        check(locate("tiny"))
+        assert "transformers" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path)
 
 
 def test_keys_are_used_once():

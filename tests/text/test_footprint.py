@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from transformers import UMT5Config
 
-from longlive_optimized.text.encoder import TextEncoder, checkpoint_shapes
+from longlive_optimized.text.encoder import Dimensions, TextEncoder, checkpoint_shapes
 from longlive_optimized.text.footprint import footprint
 from longlive_optimized.text.linear import Blocks
 from support.umt5 import Ids, narrowed, weights
 
-XXL = checkpoint_shapes(UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24))
+XXL = checkpoint_shapes(Dimensions(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24))
 GIB = 2**30
 
 

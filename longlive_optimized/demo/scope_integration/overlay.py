@@ -27,6 +27,7 @@ OPTIMIZATIONS = {
     "cuda_graphs_active": "CUDA graphs",
     "torch_compile_active": "torch.compile",
     "static_kv_active": "Static KV",
+    "async_vae_active": "Async VAE",
 }
 MEASURED = ("current_ms", "mean_ms", "p99_ms", "max_ms", "fps", "frame_count")
 BAR_LEVELS = 64  # heights that a bar may have: an unseen difference makes no new panel

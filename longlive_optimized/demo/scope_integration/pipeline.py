@@ -37,6 +37,9 @@ class OptimizedScopePipeline:
     config: ScopeOptimizationConfig; the default is the preset ``balanced``.
     device: None takes CUDA where there is one, else the CPU.
     progress: called as (what, done, total) while weights load.
+    vae_device, text_device: other GPUs for the VAE and the text encoder, as LongLiveEngine's. Frames are then on
+        ``vae_device``. A block is decoded beside the next one that is made, if that is asked for before the frames of
+        the first are waited for.
 
     Raises as LongLiveEngine does. A call to generate_frame makes a block of 9 or 12 frames when none is waiting, so a
     new prompt is seen after the frames that wait, in the first block that begins after it.
@@ -48,9 +51,12 @@ class OptimizedScopePipeline:
         config: ScopeOptimizationConfig | None = None,
         device: str | torch.device | None = None,
         progress: Progress | None = None,
+        vae_device: str | torch.device | None = None,
+        text_device: str | torch.device | None = None,
     ):
         config = _checked(config) or ScopeOptimizationConfig.preset_balanced()
-        engine = LongLiveEngine(model_path, OptimizationConfig.of(config), device, progress)
+        own = OptimizationConfig.of(config)
+        engine = LongLiveEngine(model_path, own, device, progress, vae_device=vae_device, text_device=text_device)
         self._show(engine, engine.stream, config.sized(engine.config.size))
 
     @classmethod
@@ -297,7 +303,10 @@ def create_optimized_scope_pipeline(
     model_path: str | PathLike,
     preset: PresetName = "balanced",
     device: str | torch.device | None = None,
+    vae_device: str | torch.device | None = None,
+    text_device: str | torch.device | None = None,
     **changes: Unpack[ConfigFields],
 ) -> OptimizedScopePipeline:
     """A pipeline of the named preset, with ``changes`` to its config. Raises ValueError listing the presets."""
-    return OptimizedScopePipeline(model_path, ScopeOptimizationConfig.preset(preset, **changes), device)
+    config = ScopeOptimizationConfig.preset(preset, **changes)
+    return OptimizedScopePipeline(model_path, config, device, vae_device=vae_device, text_device=text_device)

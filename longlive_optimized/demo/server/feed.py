@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ...engine.host_copy import HostCopy
 from ...keywords import PresetName
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
@@ -55,11 +57,24 @@ class BlockMade:
     gpu_bytes: int
 
 
+@dataclass
+class _Made:
+    """A block on its way to the host, of the video with this number. Where the VAE is beside it, the transformer was
+    through with it at ``denoised``; else all its time counts as decoding."""
+
+    copy: HostCopy
+    video: int
+    started: float
+    denoised: float
+    coming: int = 0  # frames that another thread waits for
+
+
 class Feed:
-    """Makes a stream's blocks while someone watches, and keeps their frames until they are taken.
+    """Makes a stream's blocks while someone watches, and keeps their frames until they are taken. Where the VAE has a
+    GPU of its own, a block may begin while the one before is decoded, whose frames the worker's other thread waits for.
 
     config: of its pipeline; None is the source's, once that is loaded. prompt: the first one.
-    on_status, on_block: called in the worker's thread; they must not block.
+    on_status, on_block: called in the worker's threads; they must not block.
     of_block: called in that thread before each block, with whether it is a video's first: what the block is made from
         beside the prompt, as fields of a BlockRequest. It must not wait.
     pipeline, stats: the stream and its figures of late, once it is open; before that None and nothing.
@@ -85,6 +100,8 @@ class Feed:
         self._prompt = prompt
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
         self._frames: deque[np.ndarray] = deque()
+        self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
+        self._coming = 0  # frames of these
         self._watched = self._paused = False
         self._video = self._video_shown = 0  # counts resets: those asked for, and those done
         self._begun = -1  # the last video that has a block
@@ -189,14 +206,16 @@ class Feed:
 
     def is_time(self, now: float, ahead: float) -> bool:
         """Whether its next block should begin; ahead: seconds of others' blocks that may be made before it."""
-        return self.is_active(now) and self.pace.is_time(len(self._frames), self._fps, ahead, self._worker.share)
+        return self.is_active(now) and self.pace.is_time(
+            len(self._frames), self._fps, self._coming, ahead, self._worker.share
+        )
 
     @property
     def deadline(self) -> float:
         """When its next frame is late: those who watch have none left. The first ones are late after a while only."""
         if not self._shown:
             return self._waits_since + PATIENCE
-        return self._taken_at + (len(self._frames) + 1) * self.interval
+        return self._taken_at + (len(self._frames) + self._coming + 1) * self.interval
 
     @property
     def retry_at(self) -> float:
@@ -244,6 +263,8 @@ class Feed:
 
     def close_stream(self) -> None:
         """Let go of the pipeline and all frames; what was wished for stays."""
+        with contextlib.suppress(Exception):  # of a block that nobody will see
+            self._finish_decoding(0)
         with self._changed:
             if self.pipeline:
                 self.config = self._wished or self.pipeline.config
@@ -267,6 +288,7 @@ class Feed:
     def _make_block(self) -> None:
         pipeline = self.pipeline
         assert pipeline
+        self._finish_decoding(1)
         started, video = time.perf_counter(), self._video
         if video != self._video_shown:
             pipeline.reset()
@@ -275,19 +297,52 @@ class Feed:
         self._begun = video
         if self.overlay and pipeline.overlay:
             pipeline.overlay.apply(block, pipeline.get_latency_stats())
-        pictures, gpu_bytes = to_host(block), _allocated(block)
-        seconds = time.perf_counter() - started
+        made, devices = _Made(HostCopy(block), video, started, started), pipeline.engine.devices
+        if not devices.async_vae:
+            self._show(made)
+            return
+        made.coming = len(block)
         with self._changed:
-            if video != self._video:
+            self._coming += made.coming
+        self._decoding.append(self._worker.reader.submit(self._show, made))
+        _wait_for(devices.model)  # not for the VAE's
+        made.denoised = time.perf_counter()
+
+    def _finish_decoding(self, left: int) -> None:
+        """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
+        while self._decoding and (len(self._decoding) > left or self._decoding[0].done()):
+            self._decoding.popleft().result()
+
+    def _show(self, made: _Made) -> None:
+        """Let a block's frames be taken, once they are there; not those of a video that has been given up."""
+        try:
+            pictures = made.copy.frames()
+        except BaseException:
+            with self._changed:
+                self._coming -= made.coming
+                self._changed.notify()
+            raise
+        now, pipeline = time.perf_counter(), self.pipeline
+        assert pipeline
+        with self._changed:
+            self._coming -= made.coming
+            self._changed.notify()
+            if made.video != self._video:
                 return
-            self.pace.block_took(seconds, len(pictures))
-            if self.pace.settled and (frame := self.pace.frame_seconds):
-                self._worker.costs.note(self.kind, frame)
+            self._note_times(made, now, len(pictures))
             self._frames.extend(pictures)
-            self._worker.share_out()
             waiting = len(self._frames)
         self.stats = pipeline.get_latency_stats()
-        self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes))
+        gpus = [device for device in pipeline.engine.devices.all if device.type == "cuda"]
+        self._on_block(BlockMade(len(pictures), waiting, self.stats, sum(map(torch.cuda.memory_allocated, gpus))))
+
+    def _note_times(self, made: _Made, now: float, frames: int) -> None:
+        halves = made.denoised - made.started, now - max(made.denoised, self._worker.decoded_at)
+        self._worker.decoded_at = now
+        self.pace.block_took(sum(halves), frames, max(halves))
+        if self.pace.settled and (seconds := self.pace.frame_seconds):
+            self._worker.costs.note(self.kind, seconds)
+        self._worker.share_out()
 
     def _stumble(self, error: Exception) -> None:
         self._failures += 1
@@ -314,17 +369,10 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0][:300]
 
 
-def to_host(block: Tensor) -> np.ndarray:
-    """A block's frames in memory that the host reads; one copy, and the device has finished when it returns."""
-    if block.device.type != "cuda":
-        return block.numpy()
-    host = torch.empty(block.shape, dtype=block.dtype, device="cpu", pin_memory=True)
-    host.copy_(block, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)  # sleeps: the encoders need the core that waiting would burn
-    copied.record(torch.cuda.current_stream(block.device))
-    copied.synchronize()
-    return host.numpy()
-
-
-def _allocated(block: Tensor) -> int:
-    return torch.cuda.memory_allocated(block.device) if block.device.type == "cuda" else 0
+def _wait_for(device: torch.device) -> None:
+    """Until what this thread has enqueued there is done; without burning the core that the encoders need."""
+    if device.type != "cuda":
+        return
+    done = torch.cuda.Event(blocking=True)
+    done.record(torch.cuda.current_stream(device))
+    done.synchronize()

@@ -44,10 +44,11 @@ class Pace:
         """Seconds of the longest of the last blocks; None before the first."""
         return max(self._recent, default=None)
 
-    def block_took(self, seconds: float, frames: int) -> None:
-        """Note a block: all its time, until its frames could be shown."""
+    def block_took(self, seconds: float, frames: int, every: float | None = None) -> None:
+        """Note a block: all its time, until its frames could be shown; ``every`` is the longer of its two halves, where
+        one is made beside the other of the block before."""
         self._recent.append(seconds)
-        self._frames.append(seconds / frames)
+        self._frames.append((seconds if every is None else every) / frames)
         self._blocks += 1
 
     def interval(self, fps: float, share: float = math.inf) -> float:
@@ -57,14 +58,15 @@ class Pace:
         """
         return max(1 / fps, 1 / share, SLACK * (self.frame_seconds or 0.0))
 
-    def is_time(self, waiting: int, fps: float, ahead: float = 0.0, share: float = math.inf) -> bool:
-        """Whether the next block should begin, now that ``waiting`` frames have not been taken to be shown.
+    def is_time(self, waiting: int, fps: float, coming: int = 0, ahead: float = 0.0, share: float = math.inf) -> bool:
+        """Whether the next block should begin, now that ``waiting`` frames have not been taken to be shown, and
+        ``coming`` more are being decoded.
 
         ahead: seconds of other streams' blocks that may be made before it.
         """
         if waiting > BLOCK_PIXEL_FRAMES or not self._recent:
             return waiting <= BLOCK_PIXEL_FRAMES
-        return waiting * self.interval(fps, share) <= EARLY * (max(self._recent) + ahead) + MARGIN
+        return (waiting + coming) * self.interval(fps, share) <= EARLY * (max(self._recent) + ahead) + MARGIN
 
 
 def shared_fps(streams: Iterable[tuple[float, float]]) -> float:

@@ -33,8 +33,11 @@ class EngineSource:
         config: ScopeOptimizationConfig,
         device: str | torch.device | None = None,
         progress: Progress | None = None,
+        vae_device: str | torch.device | None = None,
+        text_device: str | torch.device | None = None,
     ):
-        self.engine = LongLiveEngine(model_path, OptimizationConfig.of(config), device, progress)
+        own = OptimizationConfig.of(config)
+        self.engine = LongLiveEngine(model_path, own, device, progress, vae_device=vae_device, text_device=text_device)
         self.config = config.sized(self.engine.config.size)
 
     def open(self, config: ScopeOptimizationConfig) -> OptimizedScopePipeline:

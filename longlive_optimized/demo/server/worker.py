@@ -8,13 +8,15 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from ...engine.host_copy import HostCopy
 from ...engine.loading import Progress
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from .admission import Costs, Kind
-from .feed import Feed, Status, first_line, to_host
+from .feed import Feed, Status, first_line
 from .pacing import shared_fps
 from .source import Source
 
@@ -33,11 +35,13 @@ class Worker:
     changed: the lock of all that feeds and worker share, notified when there may be something to do.
     share: frames a second of each stream that the device can keep up, now that so many are watched.
     costs: what streams take here.
+    reader: the thread that waits for frames which another GPU decodes. decoded_at: when the last block could be shown.
 
     All methods may be called from any thread; none waits for the device or for a block, but ``stop``.
     """
 
     source: Source
+    reader: ThreadPoolExecutor
 
     def __init__(self, load: Callable[[Progress], Source], on_status: Callable[[Status], None] = lambda status: None):
         self._load, self._on_status = load, on_status
@@ -48,7 +52,7 @@ class Worker:
         self._leaving: list[Feed] = []
         self._spare: OptimizedScopePipeline | None = None  # one that is warmed up, and nobody's
         self._bytes_per_pixel = 0.0  # of the largest stream so far
-        self._stopping = False
+        self._stopping, self.decoded_at = False, 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -116,8 +120,9 @@ class Worker:
             self.error = error
             self._say(Status("failed", first_line(error)))
             return
-        while self._do_next():
-            pass
+        with ThreadPoolExecutor(1, "frames") as self.reader:
+            while self._do_next():
+                pass
         self._say(Status("stopped"))
 
     def _begin(self) -> None:
@@ -146,7 +151,7 @@ class Worker:
         pipeline.switch_prompt("warm-up")
         for _ in range(MEASURED):
             started = time.perf_counter()
-            pictures = to_host(pipeline.next_block())
+            pictures = HostCopy(pipeline.next_block()).frames()
             self.costs.note(Kind.of(self.source.config), (time.perf_counter() - started) / len(pictures))
         pipeline.reset()
 

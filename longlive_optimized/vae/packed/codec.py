@@ -14,6 +14,7 @@ from ...kernels.registry import forced
 from ...kernels.triton_import import triton
 from ...plain import dtype_name
 from ..autoencoder import Autoencoder
+from ..band import Band
 from ..codec import NewGraphs
 from ..config import VaeConfig
 from ..wan.model import WanVae
@@ -74,8 +75,8 @@ class PackedCodec:
         vae = self._vae_here()
         return EncoderWeights.of(vae, self._saturated and Scales.of_encoder(vae, self._saturated))
 
-    def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs) -> PackedDecoder:
-        return PackedDecoder(self.decoder_weights, size, new_graphs, self._low_memory, self.in_parts)
+    def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs, band: Band | None = None) -> PackedDecoder:
+        return PackedDecoder(self.decoder_weights, size, new_graphs, self._low_memory, self.in_parts, band)
 
     def new_encoder(self, size: tuple[int, int], new_graphs: NewGraphs, in_parts: bool = False) -> PackedEncoder:
         return PackedEncoder(self.encoder_weights, size, new_graphs, self._low_memory, in_parts or self.in_parts)

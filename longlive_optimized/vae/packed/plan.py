@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ...kernels.causal_conv import causal_conv, from_groups, to_groups
@@ -100,6 +101,15 @@ class Plan:
             norm_silu(x, norm.gain, to, indices, norm.scale, norm.saturated)
 
         self.add(step, pool.acts.at(pool.acts.a, count))
+
+    def crop(self, source: Tensor, rows: slice, to: Frames) -> None:
+        """These rows of ``source`` [T, C / 8, H, W, 8] into ``to``."""
+
+        def step(tensor: Tensor, indices: Tensor) -> None:
+            # Eight bytes at a time: a copy by indices takes its time by the element.
+            tensor.view(torch.int64)[indices] = source[:, :, rows].view(torch.int64)
+
+        self.add(step, to)
 
     def _span(self, indices: list[int]) -> slice:
         start = len(self.indices)

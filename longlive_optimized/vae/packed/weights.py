@@ -131,6 +131,7 @@ class DecoderWeights:
     """The decoder's and ``conv2``'s, in order of use. A level is the blocks of one size of frames, coarsest first."""
 
     z_dim: int
+    reaches: tuple[int, ...]  # see ``Autoencoder.reaches``
     conv2: nn.Conv3d
     conv1: Convolution
     before: Block  # before attention; the block after it is the first of level 0
@@ -152,6 +153,7 @@ class DecoderWeights:
         norm, last = decoder.head.layers
         return cls(
             z_dim=vae.config.z_dim,
+            reaches=vae.reaches,
             conv2=copy.deepcopy(vae.conv2),
             conv1=Convolution.of(Kind.CAUSAL, decoder.conv1),
             before=Block.of(before, scales),

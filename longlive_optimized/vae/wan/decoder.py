@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ..band import reach
 from ..config import VaeConfig
 from ..state import CausalState
 from .layers import CausalConv3d, Head, Middle, ResidualBlock, Upsample
@@ -25,9 +26,25 @@ class Decoder(nn.Module):
                 width //= 2
         self.head = Head(width, 3)
 
+    @property
+    def reaches(self) -> tuple[int, ...]:
+        """See ``Autoencoder.reaches``: the first level begins behind attention."""
+        levels: list[list[nn.Module]] = [[self.middle[2]]]
+        for block in self.upsamples:
+            if isinstance(block, Upsample):
+                levels.append([])
+            else:
+                levels[-1].append(block)
+        levels[-1].append(self.head)
+        return tuple(map(reach, levels))
+
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
         """[T, h, w, z_dim] to pixels [4T, 8h, 8w, 3], or [4T - 3, 8h, 8w, 3] on a fresh state; not clamped."""
-        x = self.middle(self.conv1(x, state), state)
+        before, attention, after = self.middle.layers
+        x = state.crop(0, attention(before(self.conv1(x, state), state)))
+        x, place = after(x, state), 1
         for block in self.upsamples:
+            if isinstance(block, Upsample):
+                x, place = state.crop(place, x), place + 1
             x = block(x, state)
-        return self.head(x, state)
+        return state.crop(place, self.head(x, state))

@@ -32,6 +32,10 @@ class WanVae(Autoencoder):
             self.decoder = Decoder(self.config)
         self.requires_grad_(False)
 
+    @property
+    def reaches(self) -> tuple[int, ...]:
+        return self.decoder.reaches
+
     def decode(self, z: Tensor, state: CausalState) -> Tensor:
         """Latents [T, h, w, z_dim] to pixels [F, 8h, 8w, 3], not clamped; ``state`` is advanced in place."""
         frames = self.decoder(pointwise(self.conv2, z), state)

@@ -35,7 +35,7 @@ API = "docs/api.md"
 PROMPT = "a red circle moves left over a green field"
 
 
-@says(API, "`LongLiveEngine(model_path, config=None, device=None, progress=None, loras=())`")
+@says(API, "`LongLiveEngine(model_path, config=None, device=None, progress=None, loras=(), vae_device=None")
 def the_engine_is_made(units: list[Unit]):
     same_signature(names(units[0].text)[0], LongLiveEngine.__init__)
 
@@ -68,13 +68,11 @@ def low_memory_is_chosen_once(units: list[Unit]):
 
 @says(API, "umT5-XXL takes, in GiB:")
 def what_a_text_encoder_takes():
-    from transformers import UMT5Config
-
-    from longlive_optimized.text.encoder import checkpoint_shapes
+    from longlive_optimized.text.encoder import Dimensions, checkpoint_shapes
     from longlive_optimized.text.footprint import footprint
 
-    config = UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24)
-    shapes, text = checkpoint_shapes(config), (ROOT / API).read_text()
+    xxl = Dimensions(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24)
+    shapes, text = checkpoint_shapes(xxl), (ROOT / API).read_text()
     for precision in ("bf16", "int8", "fp8"):
         gpu, parked, cpu = (footprint(shapes, precision, residence) for residence in ("gpu", "parked", "cpu"))
         held, busy, parked_busy, host = (
@@ -107,6 +105,29 @@ def memory_is_planned(units: list[Unit]):
     plan = memory_plan("tiny", OptimizationConfig(height=32, width=48), "cpu")
     assert plan.fits and plan.available is None and plan.peak > 0 and plan.video_input > 0
     assert issubclass(MemoryShort, ValueError) and not plan.costs and {*dir(plan)} >= {"parts", "host", "choices"}
+
+
+@says(API, "A VAE on a GPU of its own takes one latent frame at a time before `low_memory` is tried.")
+def a_vae_by_itself_gives_way_first():
+    from longlive_optimized.engine.memory_plan import Outline
+    from longlive_optimized.weights.locate import locate
+
+    gpus = torch.device("cuda", 0), torch.device("cuda", 1)
+    steps = Outline(locate("tiny"), OptimizationConfig(height=32, width=48), *gpus).steps
+    changed = [name for change, _ in steps for name in change]
+    assert changed.index("vae_in_parts") < changed.index("low_memory")
+
+
+@says(
+    API,
+    "- With `vae_device` a block is decoded while the next one is made",
+    "- With `text_device` a prompt is encoded while the block before is made.",
+    "- Both must be GPUs where `device` is one.",
+    "- Stages overlap then.",
+    "- The memory plan adds up each GPU by itself",
+)
+def parts_on_other_gpus(place: Place):
+    place.passes("tests/engine/test_devices.py")
 
 
 @says(API, "If memory runs out all the same while a stream is opened or a block is made, the engine goes over to")

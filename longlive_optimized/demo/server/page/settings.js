@@ -78,10 +78,15 @@ export class Settings {
   }
 }
 
-// What the plan says: how much, and what was chosen so that it fits.
-function memory({ peak_gib, available_gib, costs }) {
+// What the plan says: how much, other GPUs by their names, and what was chosen so that it fits.
+function memory({ costs, others = {}, ...first }) {
+  const beside = Object.entries(others).map(([name, plan]) => `${gib(plan)} on ${name}`);
+  return [gib(first), ...beside, ...costs].join("; ");
+}
+
+function gib({ peak_gib, available_gib }) {
   const most = available_gib === null ? "" : ` of ${available_gib.toFixed(1)}`;
-  return [`${peak_gib.toFixed(1)}${most} GiB`, ...costs].join("; ");
+  return `${peak_gib.toFixed(1)}${most} GiB`;
 }
 
 // A row of buttons of which one is chosen; arrow keys go from one to the next.
