@@ -107,9 +107,8 @@ class Worker:
         if device.type != "cuda" or self._spare:
             return True
         free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         if limit := config.memory_limit_gib:
-            free = min(free, limit * 2**30 - torch.cuda.memory_allocated(device))
+            free = min(free, limit * 2**30 - torch.cuda.memory_reserved(device))
         return free >= ROOM * self._bytes_per_pixel * math.prod(config.size)
 
     def _run(self) -> None:
@@ -135,13 +134,14 @@ class Worker:
             torch.cuda.set_device(device)  # for all that this thread does beside the engine
             self.device = torch.cuda.get_device_name(device)
             self._say(Status("warming up"))
-        before = self._allocated()
+        before = self._reserved()
         self._spare = self.source.open(self.source.config)
         if device.type == "cuda":
             self._spare.warmup()
-            self._measure(self._spare)
         self._weigh(before, self.source.config)
-        self.memory = self.source.engine.memory_plan.as_json()
+        if device.type == "cuda":
+            self._measure(self._spare)
+        self._note_memory()
         for feed in [*self._feeds]:
             self._open(feed)
         self._say(Status("ready"))
@@ -155,6 +155,9 @@ class Worker:
             self.costs.note(Kind.of(self.source.config), (time.perf_counter() - started) / len(pictures))
         pipeline.reset()
 
+    def _note_memory(self) -> None:
+        self.memory = self.source.engine.memory_plan.as_json()  # another one once memory has run out
+
     def _progress(self, what: str, done: int, total: int) -> None:
         self.status = Status("loading", what, done, total)
 
@@ -167,6 +170,7 @@ class Worker:
             task()
         except Exception:  # of one stream: the others go on
             log.exception("a stream's task failed")
+        self._note_memory()
         return True
 
     def _next_task(self) -> Callable[[], None] | None:
@@ -195,7 +199,7 @@ class Worker:
 
     def _open(self, feed: Feed) -> None:
         try:
-            config, before = feed.config_in_force, self._allocated()
+            config, before = feed.config_in_force, self._reserved()
             if self._spare and config == self.source.config:
                 pipeline, self._spare = self._spare, None
             else:
@@ -221,12 +225,13 @@ class Worker:
 
     def _weigh(self, before: int, config: ScopeOptimizationConfig) -> None:
         """Note what a stream took; graphs and buffers that come with its first blocks too, where it was warmed up."""
-        taken = (self._allocated() - before) / math.prod(config.size)
+        taken = (self._reserved() - before) / math.prod(config.size)
         self._bytes_per_pixel = max(self._bytes_per_pixel, taken)
 
-    def _allocated(self) -> int:
+    def _reserved(self) -> int:
+        """Bytes that the allocator holds, the pools of graphs among them."""
         device = self.source.engine.device
-        return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
     def _say(self, status: Status) -> None:
         self.status = status
