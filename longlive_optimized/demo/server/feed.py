@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
@@ -75,8 +76,8 @@ class Feed:
 
     config: of its pipeline; None is the source's, once that is loaded. prompt: the first one.
     on_status, on_block: called in the worker's threads; they must not block.
-    of_block: called in that thread before each block, with whether it is a video's first: what the block is made from
-        beside the prompt, as fields of a BlockRequest. It must not wait.
+    of_block: called in the worker's thread before each block, with whether it is a video's first: what the block is
+        made from beside the prompt, as fields of a BlockRequest. It must not wait.
     pipeline, stats: the stream and its figures of late, once it is open; before that None and nothing.
 
     ``open_with``, ``make_block`` and ``close_stream`` are the worker's thread's. All else may be called from any
@@ -107,7 +108,7 @@ class Feed:
         self._begun = -1  # the last video that has a block
         self._failures, self._retry_at = 0, float("-inf")
         self._waits_since = self._taken_at = float("-inf")  # for its first frame; when the last one was taken
-        self._shown = False  # whether a frame was taken since it is open
+        self._shown = False  # whether a frame was taken since it is open and watched
 
     # --- what those who watch do
 
@@ -177,7 +178,7 @@ class Feed:
         """Blocks are made only while someone watches."""
         with self._changed:
             if watched and not self._watched:
-                self._waits_since = time.monotonic()
+                self._waits_since, self._shown = time.monotonic(), False
             self._watched = watched
             self._worker.share_out()
             self._changed.notify()
@@ -185,7 +186,7 @@ class Feed:
     def set_paused(self, paused: bool) -> None:
         """Hold the video where it is: no frame is handed out, and none made."""
         with self._changed:
-            self._paused = paused
+            self._paused, self._taken_at = paused, time.monotonic()
             self._worker.share_out()
             self._changed.notify()
 
@@ -204,11 +205,13 @@ class Feed:
         """Whether it wants blocks."""
         return self._watched and not self._paused and now >= self._retry_at
 
-    def is_time(self, now: float, ahead: float) -> bool:
-        """Whether its next block should begin; ahead: seconds of others' blocks that may be made before it."""
-        return self.is_active(now) and self.pace.is_time(
-            len(self._frames), self._fps, self._coming, ahead, self._worker.share
-        )
+    def is_time(self, others: Sequence[Feed]) -> bool:
+        """Whether its next block should begin, before which those of the others may be made. Where one of theirs is a
+        first one, and takes long, two blocks of frames may wait."""
+        ahead = math.fsum(feed.block_seconds for feed in others)
+        begins = any(feed.pace.longest is None for feed in others)
+        most = BLOCK_PIXEL_FRAMES * (2 if begins else 1)
+        return self.pace.is_time(len(self._frames), self._fps, self._coming, ahead, self._worker.share, most)
 
     @property
     def deadline(self) -> float:

@@ -20,7 +20,7 @@ class Pace:
     """Follows how long a stream's blocks take.
 
     A block begins as late as it can and still be ready in time, so that it knows the newest prompt; never while more
-    than a block of frames waits to be shown.
+    than a block of frames waits to be shown, or two where another stream is about to take long.
     """
 
     def __init__(self) -> None:
@@ -58,14 +58,22 @@ class Pace:
         """
         return max(1 / fps, 1 / share, SLACK * (self.frame_seconds or 0.0))
 
-    def is_time(self, waiting: int, fps: float, coming: int = 0, ahead: float = 0.0, share: float = math.inf) -> bool:
+    def is_time(
+        self,
+        waiting: int,
+        fps: float,
+        coming: int = 0,
+        ahead: float = 0.0,
+        share: float = math.inf,
+        most: int = BLOCK_PIXEL_FRAMES,
+    ) -> bool:
         """Whether the next block should begin, now that ``waiting`` frames have not been taken to be shown, and
         ``coming`` more are being decoded.
 
-        ahead: seconds of other streams' blocks that may be made before it.
+        ahead: seconds of other streams' blocks that may be made before it. most: frames that may wait then.
         """
-        if waiting > BLOCK_PIXEL_FRAMES or not self._recent:
-            return waiting <= BLOCK_PIXEL_FRAMES
+        if waiting > most or not self._recent:
+            return waiting <= most
         return (waiting + coming) * self.interval(fps, share) <= EARLY * (max(self._recent) + ahead) + MARGIN
 
 

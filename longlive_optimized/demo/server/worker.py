@@ -193,8 +193,7 @@ class Worker:
     def _first_to_be_late(self, now: float) -> Feed | None:
         """Of the feeds whose next block should begin, the one with the earliest deadline."""
         active = [feed for feed in self._feeds if feed.pipeline and feed.is_active(now)]
-        blocks = math.fsum(feed.block_seconds for feed in active)
-        due = [feed for feed in active if feed.is_time(now, blocks - feed.block_seconds)]
+        due = [feed for feed in active if feed.is_time([other for other in active if other is not feed])]
         return min(due, key=lambda feed: feed.deadline, default=None)
 
     def _open(self, feed: Feed) -> None:
