@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from ..config import PRESETS, preset_name
+from ..plain import whole
 from ..weights.locate import TINY
 from .loading import (
     Device,
@@ -32,9 +33,9 @@ from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
     from ..demo.scope_integration import ScopeOptimizationConfig
-    from ..demo.server.room import Room
+    from ..demo.server.feed import Status
+    from ..demo.server.sessions import Sessions
     from ..demo.server.settings import IceServer, ServerSettings
-    from ..demo.server.worker import Status
     from ..engine.loading import Progress
     from ..engine.ranks import Ranks
 
@@ -64,7 +65,18 @@ def serve(
     ] = "vp8",
     bitrate: Annotated[int | None, typer.Option(help="Most bits per second; the default fits the picture.")] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Begin with the latency panel in the video.")] = False,
-    viewers: Annotated[int, typer.Option(help="How many may watch at a time.")] = 8,
+    viewers: Annotated[int, typer.Option(help="How many may watch a stream at a time.")] = 8,
+    sessions: Annotated[
+        str, typer.Option(help="Streams at a time: a number, or auto: as many as run at 16 frames a second here.")
+    ] = "auto",
+    private: Annotated[
+        bool, typer.Option("--private", help="Give each new visitor a stream of their own, in place of a shared one.")
+    ] = False,
+    keep: Annotated[float, typer.Option(help="Seconds that a stream without viewers stays open.", min=0)] = 60,
+    queue: Annotated[int, typer.Option(help="Streams that may wait for a place.", min=0)] = 16,
+    sessions_per_client: Annotated[
+        int, typer.Option(help="Streams that one address may have open or waiting.", min=1)
+    ] = 4,
     record_seconds: Annotated[int, typer.Option(help="Video kept for download; 0 keeps none.")] = 30,
     token: Annotated[
         str | None, typer.Option(envvar="LONGLIVE_TOKEN", help="What viewers must present, 16 characters or more.")
@@ -87,9 +99,10 @@ def serve(
     """Show live video on a page, and follow what is typed there."""
     numbers = read_gpus(gpus, device)
     with _extra():
-        from ..demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
-        from ..demo.server.room import Room
+        from ..demo.scope_integration import ScopeOptimizationConfig
+        from ..demo.server.sessions import Sessions
         from ..demo.server.settings import ServerSettings
+        from ..demo.server.source import EngineSource
 
     config = ScopeOptimizationConfig.preset(
         preset_name(preset),
@@ -113,6 +126,11 @@ def serve(
         ice_servers=_ice_servers(stun, turn, turn_username, turn_password),
         ice_addresses=tuple(ice_address or ()),  # pyright: ignore[reportArgumentType]
         record_seconds=record_seconds,
+        sessions=_sessions(sessions),
+        private=private,
+        keep_seconds=keep,
+        max_queued=queue,
+        sessions_per_client=sessions_per_client,
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
@@ -122,14 +140,14 @@ def serve(
     with _listen(host, port) as listener:
         ranks = join_ranks(numbers, device, leads=True)
 
-        def make_pipeline(progress: Progress) -> OptimizedScopePipeline:
-            return OptimizedScopePipeline(model, config, device, progress, vae_device, text_device, ranks=ranks)
+        def load(progress: Progress) -> EngineSource:
+            return EngineSource(model, config, device, progress, vae_device, text_device, ranks)
 
-        room = Room(make_pipeline, prompt, settings)
-        room.worker.overlay, ranks.on_broken = overlay, room.worker.give_up
-        _run(room, listener, _address(settings, listener))
-    if room.worker.error:
-        raise room.worker.error
+        streams = Sessions(load, prompt, settings)
+        streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
+        _run(streams, listener, _address(settings, listener))
+    if streams.worker.error:
+        raise streams.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
     atexit._run_exitfuncs()
     os._exit(0)
@@ -144,7 +162,7 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
-def _run(room: Room, listener: socket.socket, address: str) -> None:
+def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
     """Serve until a signal comes or the model turns out not to load."""
     import uvicorn
 
@@ -153,7 +171,7 @@ def _run(room: Room, listener: socket.socket, address: str) -> None:
     started = time.perf_counter()
     quiet = {"log_level": "warning", "access_log": False, "server_header": False}
     server = uvicorn.Server(
-        uvicorn.Config(create_app(room), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
+        uvicorn.Config(create_app(streams), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
     )
 
     def follow(status: Status) -> None:
@@ -161,10 +179,20 @@ def _run(room: Room, listener: socket.socket, address: str) -> None:
             console.print(f"ready after {time.perf_counter() - started:.1f} s")
         server.should_exit |= status.phase == "failed"
 
-    room.on_status = follow
+    streams.on_status = follow
     console.print(Text.assemble("open ", (address, "bold"), "  (Ctrl-C ends)"), soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+
+
+def _sessions(text: str) -> int | Literal["auto"]:
+    """Raises ValueError naming the option."""
+    if text == "auto":
+        return "auto"
+    try:
+        return whole("--sessions", int(text), 1)
+    except ValueError:
+        raise ValueError(f"--sessions must be auto or a number from 1 on, got {text!r}") from None
 
 
 def _ice_servers(stun: str | None, turn: str | None, name: str | None, password: str | None) -> tuple[IceServer, ...]:

@@ -279,7 +279,7 @@ def test_serve_names_its_options(run, args, message):
 
 
 def test_a_missing_extra_is_named_with_its_remedy(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "longlive_optimized.demo.server.room", None)
+    monkeypatch.setitem(sys.modules, "longlive_optimized.demo.server.sessions", None)
     done = run("serve", check=False)
     assert done.returncode == 2 and "pip install 'longlive-optimized[serve]'" in done.stderr
 

@@ -553,6 +553,9 @@ def test_pipelines_may_share_an_engine(pipeline):
     assert other.stream.settings.denoising_steps != one.stream.settings.denoising_steps
     with pytest.raises(ValueError, match="config must have the engine's vae_type"):
         OptimizedScopePipeline.on(engine, dataclasses.replace(config, vae_type="tae"))
+    with pytest.raises(TypeError, match="warm must be true or false"):
+        OptimizedScopePipeline.on(engine, config, warm="yes")
+    assert OptimizedScopePipeline.on(engine, config, warm=True).generate_block("a fox").shape[0] == 9
 
 
 def test_a_block_from_video_is_the_engines(pipeline):

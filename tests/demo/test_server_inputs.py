@@ -17,10 +17,11 @@ from aiortc.rtp import RtcpByePacket
 from demo.test_server_room import in_room, numbers, value
 
 from longlive_optimized import Control
-from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from longlive_optimized.demo.scope_integration import ScopeOptimizationConfig
 from longlive_optimized.demo.server import app, inputs, intake
 from longlive_optimized.demo.server.inputs import MOST_WAITING, Inputs
 from longlive_optimized.demo.server.metrics import Metrics
+from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.weights.random_checkpoint import make_checkpoint
 from support.clips import encoded, random_picture
 from support.painted import numbered, painted, read_number
@@ -293,7 +294,7 @@ async def until(wanted, seconds=20):
 
 def videos(room) -> list[list[int]]:
     """The numbers of the frames that blocks were made from."""
-    return [seen(source["video"]) for source in room.worker.pipeline.sources if "video" in source]
+    return [seen(source["video"]) for source in room.feed.pipeline.sources if "video" in source]
 
 
 @in_room(painted(0.05, control=True))
@@ -301,7 +302,7 @@ async def test_a_peers_video_is_what_blocks_are_made_from(room, http):
     viewer = await Viewer(http, sends=(track := Sent(fps=25))).join()
     assert viewer.hello["inputs"] == ["video", "control"] and viewer.hello["pictures"] == ["reference", "first_frame"]
     before = await numbers(viewer, 30)
-    assert not any(room.worker.pipeline.sources)  # nobody asked for it
+    assert not any(room.feed.pipeline.sources)  # nobody asked for it
     assert (await viewer.ask("set_input", use="video"))["type"] == "done"
     state = await viewer.wait_for(lambda m: m["type"] == "state" and m["input"]["receiving"])
     assert state["input"]["use"] == "video" and state["input"]["by"] == viewer.hello["you"]
@@ -319,12 +320,12 @@ async def test_a_peers_video_is_what_blocks_are_made_from(room, http):
 
     await viewer.ask("set_strength", noise_scale=0.3, control_scale=0.7)
     await viewer.ask("set_input", use="control")
-    source = await until(lambda: next((s for s in room.worker.pipeline.sources if "control" in s), None))
+    source = await until(lambda: next((s for s in room.feed.pipeline.sources if "control" in s), None))
     assert "video" not in source and source["control"].scale == 0.7
     await viewer.ask("set_input", use=None)
-    blocks = len(room.worker.pipeline.sources)
-    await until(lambda: len(room.worker.pipeline.sources) >= blocks + 3)
-    assert not any(room.worker.pipeline.sources[blocks + 1 :])
+    blocks = len(room.feed.pipeline.sources)
+    await until(lambda: len(room.feed.pipeline.sources) >= blocks + 3)
+    assert not any(room.feed.pipeline.sources[blocks + 1 :])
     assert value((await http.get("/metrics")).text, "longlive_input_frames_total") >= 50
     await viewer.leave()
 
@@ -372,7 +373,7 @@ async def test_input_goes_off_and_on_again_and_again(room, http):
         before = len(videos(room))
         await until(lambda before=before: len(videos(room)) >= before + 2, 5)
         await viewer.ask("set_input", use=None)
-        await until(lambda: not room.worker.pipeline.sources[-1])
+        await until(lambda: not room.feed.pipeline.sources[-1])
     came = [number for block in videos(room) for number in block]
     assert came == sorted(came)
     await viewer.leave()
@@ -399,11 +400,11 @@ async def test_frames_that_stop_coming_stall_nothing(room, http):
     track.halted = True
     await numbers(viewer, 25)
     await until(lambda: len(videos(room)[-1]) == 1)  # the last one stands for the next
-    await until(lambda: not room.worker.pipeline.sources[-1], inputs.HOLD + 5)
+    await until(lambda: not room.feed.pipeline.sources[-1], inputs.HOLD + 5)
     first = await numbers(viewer, 30)
     assert first == [*range(first[0], first[0] + 30)]
     track.halted = False
-    await until(lambda: room.worker.pipeline.sources[-1])
+    await until(lambda: room.feed.pipeline.sources[-1])
     await viewer.leave()
 
 
@@ -447,27 +448,27 @@ async def test_pictures_by_http(room, http):
     assert (await give("reference", encoded(picture, "png", "rgb24"))).json() == {"type": "done"}
     state = await viewer.wait_for(lambda m: m["type"] == "state" and m["changed"] == "set_picture")
     assert state["input"]["pictures"] == ["reference"] and state["by"] == viewer.hello["you"]
-    source = (await until(lambda: [*filter(None, room.worker.pipeline.sources)]))[0]
+    source = (await until(lambda: [*filter(None, room.feed.pipeline.sources)]))[0]
     assert np.array_equal(source["control"].references[0], picture) and source["control"].first_frame is None
 
     other = random_picture(128, 128, 1)
-    before = len(room.worker.pipeline.sources)
+    before = len(room.feed.pipeline.sources)
     assert (await give("first_frame", encoded(other, "png", "rgb24"))).status_code == 200
-    await until(lambda: len(room.worker.pipeline.sources) > before + 3)
-    later = [source["control"].first_frame is not None for source in room.worker.pipeline.sources[before:]]
-    assert "reset" in room.worker.pipeline.calls and sum(later) == 1  # the video begins with it
+    await until(lambda: len(room.feed.pipeline.sources) > before + 3)
+    later = [source["control"].first_frame is not None for source in room.feed.pipeline.sources[before:]]
+    assert "reset" in room.feed.pipeline.calls and sum(later) == 1  # the video begins with it
     shown = next(
-        s["control"].first_frame for s in room.worker.pipeline.sources[before:] if s["control"].first_frame is not None
+        s["control"].first_frame for s in room.feed.pipeline.sources[before:] if s["control"].first_frame is not None
     )
     assert np.array_equal(shown, other[32:96])
-    before = len(room.worker.pipeline.sources)
+    before = len(room.feed.pipeline.sources)
     await viewer.ask("reset")  # and again
-    await until(lambda: any(s["control"].first_frame is not None for s in room.worker.pipeline.sources[before:]))
+    await until(lambda: any(s["control"].first_frame is not None for s in room.feed.pipeline.sources[before:]))
     for role in ("first_frame", "reference"):
         await viewer.ask("remove_picture", role=role)
-    before = len(room.worker.pipeline.sources)
-    await until(lambda: len(room.worker.pipeline.sources) > before + 2)
-    assert room.worker.pipeline.sources[-1] == {}
+    before = len(room.feed.pipeline.sources)
+    await until(lambda: len(room.feed.pipeline.sources) > before + 2)
+    assert room.feed.pipeline.sources[-1] == {}
 
     room._uploads._rate = 1e6
     png = encoded(picture, "png", "rgb24")
@@ -495,7 +496,7 @@ async def test_pictures_by_http(room, http):
 def model(folder, **fields):
     def make(progress):
         config = ScopeOptimizationConfig.preset("ultra", height=64, width=96, **fields)
-        return OptimizedScopePipeline(folder, config, device="cpu", progress=progress)
+        return EngineSource(folder, config, "cpu", progress)
 
     return make
 
@@ -518,7 +519,7 @@ async def test_the_built_in_model_follows_a_viewers_video(room, http):
             await viewer.picture()
         await viewer.leave()
     assert levels[1] - levels[0] > 60
-    assert room.worker.status.phase == "ready"
+    assert room.feed.status.phase == "ready"
 
 
 def test_a_model_with_the_module_takes_all_of_it(tmp_path_factory):
@@ -535,8 +536,9 @@ def test_a_model_with_the_module_takes_all_of_it(tmp_path_factory):
             await viewer.ask("set_input", use=use)
             for _ in range(40):
                 await viewer.picture()
-        assert room.worker.status.phase == "ready"
-        stages = {stage for times in room.worker.pipeline.engine.block_times() for stage in times.stages}
+        assert room.feed.status.phase == "ready"
+        pipeline = room.feed.pipeline
+        stages = {stage for times in pipeline.engine.block_times(pipeline.stream) for stage in times.stages}
         assert {"control", "encode"} <= stages
         await viewer.leave()
 

@@ -292,6 +292,7 @@ def test_a_page_elsewhere_watches_with_whatever_it_offers(browser):
                 assert found.pop("decoded", 0) >= 3 and found == wanted, (kinds, policy, found)
         trickled = {**offer, "kinds": ["audio", "video"], "bundlePolicy": "balanced", "gathered": False}
         assert page.evaluate(ELSEWHERE, trickled)["decoded"] >= 3
+        assert page.evaluate(ELSEWHERE, {**offer, "server": server + "s/lobby/"})["decoded"] >= 3
         found = page.evaluate(ELSEWHERE, {**offer, "kinds": ["audio"]})
         assert "addTransceiver('video'" in found["error"]
         assert (
@@ -504,3 +505,35 @@ def test_the_last_choice_counts_and_a_webcam_may_go(page, steered):
     page.evaluate("window.camera.getTracks()[0].dispatchEvent(new Event('ended'))")
     sync_api.expect(page.locator("#input-note")).to_have_text("")
     becomes(page, use=None)
+
+
+def test_a_stream_of_ones_own_a_queue_and_a_link_to_share(browser):
+    expect = sync_api.expect
+    private = ("--private", "--sessions", "1", "--keep", "0.5", "--token", TOKEN)
+    with serving(*private) as (_, address), contextlib.ExitStack() as stack:
+        contexts = [browser.new_context() for _ in range(3)]
+        for context in contexts:
+            stack.callback(context.close)
+        first, second, friend = (context.new_page() for context in contexts)
+        contexts[0].grant_permissions(["clipboard-read", "clipboard-write"])
+        first.goto(address.replace("#", "?preset=ultra&seed=7#"))
+        expect(first).to_have_url(re.compile(r"/s/p-[\w-]{16}/\?preset=ultra&seed=7#token="))
+        is_live(first)
+        expect(first.locator("#presets button[value=ultra]")).to_have_attribute("aria-pressed", "true")
+
+        second.goto(address)
+        expect(second.locator("#veil-title")).to_have_text("You are number 1 in the queue", timeout=60_000)
+        expect(second.locator("#pill")).to_have_text("number 1 in the queue")
+
+        first.locator("#share").click()
+        expect(first.locator("#toast")).to_contain_text("is copied")
+        link = first.evaluate("navigator.clipboard.readText()")
+        assert TOKEN not in link and link.partition("/s/")[2].partition("/")[0] in first.url
+        friend.goto(link)
+        is_live(friend)
+        expect(friend.locator("#people")).to_contain_text("2 watching")
+        assert friend.evaluate("fetch('/status').then((answer) => answer.status)") == 401
+
+        friend.goto("about:blank")
+        first.goto("about:blank")
+        is_live(second)

@@ -19,15 +19,13 @@ pytest.importorskip("fastapi")
 
 import aioice.ice
 from aiortc import RTCSessionDescription
-from aiortc.mediastreams import MediaStreamError
 
-from longlive_optimized.demo.scope_integration import LatencyStats, OptimizedScopePipeline, ScopeOptimizationConfig
+from longlive_optimized.demo.scope_integration import LatencyStats, ScopeOptimizationConfig
 from longlive_optimized.demo.server import app, rtc
-from longlive_optimized.demo.server import worker as worker_module
-from longlive_optimized.demo.server.broadcast import ViewerTrack
-from longlive_optimized.demo.server.metrics import Metrics
+from longlive_optimized.demo.server import feed as feed_module
 from longlive_optimized.demo.server.offer import BadOffer, Offer
 from longlive_optimized.demo.server.settings import ServerSettings
+from longlive_optimized.demo.server.source import EngineSource
 from support.painted import level, painted, read_level, read_number
 from support.server_peer import Viewer, visit
 
@@ -74,7 +72,7 @@ MOVING = "a white circle and a red square move left over a black night"
 
 def tiny(progress):
     config = ScopeOptimizationConfig.preset_balanced(height=64, width=96)
-    return OptimizedScopePipeline("tiny", config, device="cpu", progress=progress)
+    return EngineSource("tiny", config, "cpu", progress)
 
 
 async def numbers(viewer: Viewer, count: int) -> list[int]:
@@ -101,8 +99,8 @@ async def test_a_peer_watches_the_tiny_model_and_controls_it(room, http):
     assert gaps.min() > 0.039 and np.median(gaps) < 0.25  # at the target's pace, or evenly at what this machine can do
     assert time.monotonic() - started > 0.9 * 119 / 25  # not in a rush
     assert pictures[0].shape == (64, 96, 3) and np.std(pictures, axis=0).mean() > 3  # a picture that moves
-    engine = room.worker.pipeline.engine
-    assert np.array_equal(engine.stream.prompt.embedding, engine.prompts.get(MOVING))
+    pipeline = room.feed.pipeline
+    assert np.array_equal(pipeline.stream.prompt.embedding, pipeline.engine.prompts.get(MOVING))
     state = await viewer.wait_for(lambda m: m["type"] == "state" and m["effective"]["preset"] == "realtime")
     assert state["effective"]["denoising_steps"] == [1000, 500, 250] and state["effective"]["precision"] == "float32"
     stats = LatencyStats(**(await viewer.ask("get_latency_stats"))["stats"])
@@ -119,23 +117,6 @@ def value(figures: str, name: str) -> float:
     return float(next(line for line in figures.splitlines() if line.startswith(name + " ")).rpartition(" ")[2])
 
 
-def test_a_viewer_who_lags_gets_the_newest():
-    async def scene():
-        metrics = Metrics()
-        track = ViewerTrack(3, metrics)
-        for i in range(10):
-            track.show(np.full((96, 64), i, np.uint8), pts=i)
-        assert [(await track.recv()).pts for _ in range(3)] == [7, 8, 9]
-        assert value(metrics.text().decode(), 'longlive_frames_dropped_total{reason="viewer lags"}') == 7
-        waiting = asyncio.create_task(track.recv())
-        await asyncio.sleep(0.01)
-        track.stop()
-        with pytest.raises(MediaStreamError):
-            await waiting
-
-    asyncio.run(scene())
-
-
 @in_room(painted(0.1))
 async def test_every_frame_arrives_once_and_in_order(room, http):
     viewer = await Viewer(http).join()
@@ -148,7 +129,7 @@ async def test_every_frame_arrives_once_and_in_order(room, http):
 async def test_a_new_prompt_is_seen_within_three_blocks(room, http):
     viewer = await Viewer(http).join()
     await numbers(viewer, 30)
-    pipeline = room.worker.pipeline
+    pipeline = room.feed.pipeline
     asked = len(pipeline.painted)
     await viewer.ask("switch_prompt", prompt="a boat")
     while read_level(picture := await viewer.picture()) != level("a boat"):
@@ -197,14 +178,14 @@ async def test_a_full_room_says_so_and_a_seat_comes_free(room, http):
 @in_room()
 async def test_bad_messages_are_answered_and_do_nothing(room, http):
     viewer = await Viewer(http).join()
-    before = (await http.get("/status")).json(), room.worker.prompt, room.worker.overlay, room.worker.paused
+    before = room.status(), room.feed.prompt, room.feed.overlay, room.feed.paused
     for message in ("{", b"\x00\x01", "x" * 20_000, '{"type": "set_overlay", "enabled": 1}', '{"type": "exit"}'):
         viewer.say(message)
         answer = await viewer.wait_for(lambda m: m["type"] == "error")
         assert answer["error"] and answer["id"] is None
     assert (await viewer.ask("set_optimization_preset", preset="warp"))["type"] == "error"
-    assert ((await http.get("/status")).json(), room.worker.prompt, room.worker.overlay, room.worker.paused) == before
-    assert room.worker.pipeline.calls == []
+    assert (room.status(), room.feed.prompt, room.feed.overlay, room.feed.paused) == before
+    assert room.feed.pipeline.calls == []
     await numbers(viewer, 5)
     await viewer.leave()
 
@@ -219,8 +200,8 @@ async def test_a_burst_of_wishes(room, http, count):
     for i in range(count):
         viewer.say({"type": "switch_prompt", "prompt": f"wish {i}", "id": i})
     await viewer.wait_for(lambda m: m.get("id") == count - 1)
-    assert room.worker.prompt.prompt == f"wish {count - 1}"
-    asked = len(room.worker.pipeline.painted)
+    assert room.feed.prompt.prompt == f"wish {count - 1}"
+    asked = len(room.feed.pipeline.painted)
     answers = [m["id"] for m in viewer.heard if m["type"] == "done"]
     assert answers == [*range(count - 1)]  # the last one has been taken out
     state = await other.wait_for(lambda m: m["type"] == "state" and m["prompt"] == f"wish {count - 1}")
@@ -273,7 +254,7 @@ async def test_pause_and_start_over(room, http):
     assert number == held[0] + 1
     await viewer.ask("reset")
     await numbers(viewer, 40)
-    assert room.worker.pipeline.calls == ["reset"]
+    assert room.feed.pipeline.calls == ["reset"]
     await viewer.leave()
 
 
@@ -288,7 +269,7 @@ async def test_who_joins_a_paused_video_sees_a_picture(room, http):
 
 
 def test_trouble_is_told_and_passes(monkeypatch):
-    monkeypatch.setattr(worker_module, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(feed_module, "FIRST_DELAY", 0.05)
 
     @in_room()
     async def scene(room, http):
@@ -300,12 +281,12 @@ def test_trouble_is_told_and_passes(monkeypatch):
             for text in failures:
                 raise RuntimeError(text)
 
-        room.worker.pipeline.fail = fail
+        room.feed.pipeline.fail = fail
         told = await viewer.wait_for(lambda m: m["type"] == "state" and m["status"]["phase"] == "trouble")
         assert told["status"]["detail"] == "out of memory" and told["status"]["retry_in"] == 0.05
-        while room.worker.status.phase != "ready":
+        while room.feed.status.phase != "ready":
             await viewer.frame()
-        room.worker.pipeline.fallback_blocks = 3
+        room.feed.pipeline.fallback_blocks = 3
         seen = await numbers(viewer, 40)
         assert seen == sorted(seen)
         figures = (await http.get("/metrics")).text
@@ -336,7 +317,7 @@ def test_a_viewer_who_vanishes_is_forgotten(monkeypatch, talks):
         vanish(one)
         while room._peers:
             await asyncio.sleep(0.05)
-        assert not room.worker._watched
+        assert not room.feed.watched
         await asyncio.gather(one.leave(), two.leave())
 
     scene()
@@ -391,7 +372,7 @@ def test_who_does_not_come_loses_the_seat(monkeypatch):
         assert (await http.post("/offer", json={"type": "offer", "sdp": sdp})).status_code == 200
         while (await http.get("/status")).json()["viewers"]:
             await asyncio.sleep(0.02)
-        assert not room.worker._watched
+        assert not room.feed.watched
 
     scene()
 
@@ -599,7 +580,7 @@ async def test_a_second_channel_is_told_to_use_the_first(room, http):
         assert "first data channel, 'first'" in await asyncio.wait_for(heard.get(), 20)
         channel.send('{"type": "set_overlay", "enabled": true}')
         assert "first data channel, 'first'" in await asyncio.wait_for(heard.get(), 20)
-    assert not room.worker.overlay
+    assert not room.feed.overlay
     await numbers(viewer, 5)  # the video goes on
     await viewer.leave()
 
@@ -793,7 +774,7 @@ def test_the_end_is_told_and_leaves_nothing():
 
 def test_before_the_model_is_there():
     from longlive_optimized.demo.server.app import create_app
-    from longlive_optimized.demo.server.room import Room
+    from longlive_optimized.demo.server.sessions import Sessions
 
     loaded = threading.Event()
 
@@ -803,8 +784,7 @@ def test_before_the_model_is_there():
         return painted()(progress)
 
     async def scene():
-        room = Room(slow, "a fox", ServerSettings())
-        app = create_app(room)
+        app = create_app(Sessions(slow, "a fox", ServerSettings()))
         async with app.router.lifespan_context(app):
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
                 assert (await http.get("/healthz")).status_code == 200

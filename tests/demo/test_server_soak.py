@@ -1,4 +1,4 @@
-"""A few seconds of the soak; ``python tests/measure/server_soak.py`` runs it for longer."""
+"""A few seconds of what ``python tests/measure/server_soak.py`` and ``sessions.py`` run for longer."""
 
 import asyncio
 
@@ -8,8 +8,16 @@ pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
 from measure.server_soak import soak
+from measure.sessions import measure
 
 
 def test_people_come_talk_nonsense_and_go():
     report = asyncio.run(soak(seconds=3, messages=60, kill=False))
     assert report["wrong"] == [] and report["messages"] >= 60 and report["guests"] and report["rude_requests"]
+
+
+def test_sessions_are_measured():
+    report = measure("tiny", "cpu", ["32x48"], ["ultra"], seconds=0.5, budget=30)
+    first, second = report["rows"][0], report["rows"][1]
+    assert first["sessions"] == 1 and first["as_alone"] and first["p99_ms"] >= 60
+    assert second["sessions"] > 1 and (second.get("left_out") or second["fps"][0] > 1)

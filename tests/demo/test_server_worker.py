@@ -1,4 +1,4 @@
-"""The thread that owns the pipeline, with a pipeline whose frames are numbered."""
+"""The thread that owns the engine, with one stream whose frames are numbered."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,9 @@ import torch
 
 from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from longlive_optimized.demo.scope_integration.prompt_box import Prompt
-from longlive_optimized.demo.server import worker as worker_module
+from longlive_optimized.demo.server import feed as feed_module
+from longlive_optimized.demo.server.feed import Feed
+from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.demo.server.worker import Worker
 from longlive_optimized.engine.ranks import RankError
 from support.painted import level, painted, read_level, read_number
@@ -23,12 +25,14 @@ FOX, BOAT = Prompt("a fox", "linear", 1), Prompt("a boat", "linear", 1)
 class Watched:
     """A started worker and what it reported."""
 
-    def __init__(self, make_pipeline=PAINTED, watched=True):
+    def __init__(self, load=PAINTED, watched=True):
         self.statuses, self.blocks = [], []
-        self.worker = Worker(make_pipeline, FOX, self.statuses.append, self.blocks.append)
+        self.worker = Worker(load, lambda status: status.phase == "ready" or self.statuses.append(status))
+        self.feed = Feed(self.worker, None, FOX, self.statuses.append, self.blocks.append)
+        self.worker.add(self.feed)
         self.worker.start()
         if watched:
-            self.worker.set_watched(True)
+            self.feed.set_watched(True)
 
     def __enter__(self):
         return self
@@ -37,7 +41,7 @@ class Watched:
         assert self.worker.stop(20)
 
     def take(self) -> np.ndarray:
-        frame = wait_for(self.worker.take)
+        frame = wait_for(self.feed.take)
         return frame
 
     def phases(self) -> list[str]:
@@ -55,9 +59,9 @@ def wait_for(look, seconds=20):
 
 def settle(watched: Watched) -> int:
     """How many frames wait when nothing moves any more."""
-    wait_for(lambda: watched.worker.waiting)
+    wait_for(lambda: watched.feed.waiting)
     time.sleep(0.2)
-    return watched.worker.waiting
+    return watched.feed.waiting
 
 
 def test_frames_come_in_order_and_none_is_lost():
@@ -69,8 +73,8 @@ def test_nothing_is_made_unless_someone_watches():
     with Watched(watched=False) as watched:
         wait_for(lambda: "ready" in watched.phases())
         time.sleep(0.2)
-        assert watched.worker.waiting == 0 and not watched.worker.pipeline.blocks
-        watched.worker.set_watched(True)
+        assert watched.feed.waiting == 0 and not watched.feed.pipeline.blocks
+        watched.feed.set_watched(True)
         watched.take()
 
 
@@ -78,20 +82,20 @@ def test_nothing_is_made_unless_someone_watches():
 def test_it_does_not_run_ahead(block_seconds):
     with Watched(painted(block_seconds)) as watched:
         assert settle(watched) <= 24
-        made = len(watched.worker.pipeline.painted)
+        made = len(watched.feed.pipeline.painted)
         taken = 0
         for _ in range(100):
             watched.take()
             taken += 1
-            assert len(watched.worker.pipeline.painted) <= taken + 24
+            assert len(watched.feed.pipeline.painted) <= taken + 24
         assert made <= 24
 
 
 def test_a_prompt_shows_in_the_next_block_that_begins():
     with Watched() as watched:
         settle(watched)
-        waiting = watched.worker.waiting
-        watched.worker.switch_prompt(BOAT)
+        waiting = watched.feed.waiting
+        watched.feed.switch_prompt(BOAT)
         shown = [read_level(watched.take()) for _ in range(waiting + 1)]
         assert shown == [level("a fox")] * waiting + [level("a boat")]
 
@@ -99,37 +103,37 @@ def test_a_prompt_shows_in_the_next_block_that_begins():
 def test_a_pause_holds_and_loses_nothing():
     with Watched() as watched:
         before = read_number(watched.take())
-        watched.worker.set_paused(True)
+        watched.feed.set_paused(True)
         time.sleep(0.1)
-        assert watched.worker.take() is None
-        watched.worker.set_paused(False)
+        assert watched.feed.take() is None
+        watched.feed.set_paused(False)
         assert read_number(watched.take()) == before + 1
 
 
 def test_a_reset_drops_what_waits_and_what_is_being_made():
     with Watched(painted(0.3)) as watched:
-        wait_for(lambda: watched.worker.waiting)  # 9 wait
+        wait_for(lambda: watched.feed.waiting)  # 9 wait
         for _ in range(9):
             watched.take()
-        wait_for(lambda: len(watched.worker.pipeline.blocks) == 2)  # the second one has begun
-        assert watched.worker.reset() == 0
+        wait_for(lambda: len(watched.feed.pipeline.blocks) == 2)  # the second one has begun
+        assert watched.feed.reset() == 0
         first = read_number(watched.take())
-        assert first == 21 and watched.worker.pipeline.calls == ["reset"]
+        assert first == 21 and watched.feed.pipeline.calls == ["reset"]
         assert [block.frames for block in watched.blocks] == [9, 12]
 
 
 def test_a_reset_drops_frames_that_wait():
     with Watched() as watched:
         waiting = settle(watched)
-        assert waiting > 0 and watched.worker.reset() == waiting
+        assert waiting > 0 and watched.feed.reset() == waiting
         assert read_number(watched.take()) == waiting
 
 
 def test_errors_are_told_and_outlived(monkeypatch):
-    monkeypatch.setattr(worker_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(feed_module, "FIRST_DELAY", 0.01)
     with Watched() as watched:
         settle(watched)
-        pipeline, failures = watched.worker.pipeline, iter(range(3))
+        pipeline, failures = watched.feed.pipeline, iter(range(3))
 
         def fail():
             for i in failures:
@@ -171,7 +175,7 @@ def test_loading_says_how_far_it_is():
         watched.take()
 
 
-class Decoded(worker_module.HostCopy):
+class Decoded(feed_module.HostCopy):
     """A copy that is waited for as long as a block takes to decode."""
 
     seconds = 0.15
@@ -190,15 +194,15 @@ def beside(monkeypatch):
     """Makes pipelines whose transformer takes so many seconds, and whose VAE, on a device of its own, as many."""
 
     def make(block_seconds: float = 0.15, fps: float = 25.0):
-        monkeypatch.setattr(worker_module, "HostCopy", Decoded)
+        monkeypatch.setattr(feed_module, "HostCopy", Decoded)
 
-        def pipeline(progress):
+        def load(progress):
             made = painted(block_seconds)(progress)
             made.engine.devices.async_vae = True
             made.config = dataclasses.replace(made.config, target_fps=fps)
             return made
 
-        return pipeline
+        return load
 
     return make
 
@@ -209,7 +213,7 @@ def test_a_block_begins_while_the_one_before_is_decoded(beside):
         started = time.monotonic()
         assert [read_number(watched.take()) for _ in range(9 + 9 * 12)] == [*range(9 + 9 * 12)]
         assert time.monotonic() - started < 0.8 * 10 * 0.3
-        begun = [at for at, _ in watched.worker.pipeline.blocks]
+        begun = [at for at, _ in watched.feed.pipeline.blocks]
         assert min(b - a for a, b in itertools.pairwise(begun)) >= 0.15  # two blocks are never made at once
 
 
@@ -218,36 +222,36 @@ def test_beside_decoding_it_does_not_run_ahead(beside):
         assert settle(watched) <= 24
         for taken in range(1, 101):
             watched.take()
-            assert len(watched.worker.pipeline.painted) <= taken + 36
+            assert len(watched.feed.pipeline.painted) <= taken + 36
 
 
 def test_a_reset_drops_what_is_being_decoded(beside):
     with Watched(beside()) as watched:
-        wait_for(lambda: watched.worker.waiting)
+        wait_for(lambda: watched.feed.waiting)
         for _ in range(9):
             watched.take()
-        wait_for(lambda: len(watched.worker.pipeline.painted) == 21)  # made, and not yet decoded
-        watched.worker.reset()
+        wait_for(lambda: len(watched.feed.pipeline.painted) == 21)  # made, and not yet decoded
+        watched.feed.reset()
         first = read_number(watched.take())
-        assert first == 21 and watched.worker.pipeline.calls == ["reset"]
+        assert first == 21 and watched.feed.pipeline.calls == ["reset"]
 
 
 def test_a_decoding_that_fails_is_told_and_outlived(beside, monkeypatch):
-    monkeypatch.setattr(worker_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(feed_module, "FIRST_DELAY", 0.01)
     with Watched(beside(0.02)) as watched:
         with monkeypatch.context() as patch:
             watched.take()
             patch.setattr(Decoded, "frames", lambda copy: 1 / 0)
             while "trouble" not in watched.phases():
-                watched.worker.take()
-        taken = watched.worker.waiting
+                watched.feed.take()
+        taken = watched.feed.waiting
         assert [watched.take().shape for _ in range(taken + 13)]
-        assert watched.phases()[-1] == "ready" and watched.worker._coming <= 12
+        assert watched.phases()[-1] == "ready" and watched.feed._coming <= 12
 
 
 def test_stop_does_not_wait_for_ever():
     watched = Watched(painted(1.0))
-    wait_for(lambda: bool(watched.worker.pipeline and watched.worker.pipeline.blocks))
+    wait_for(lambda: bool(watched.feed.pipeline and watched.feed.pipeline.blocks))
     assert not watched.worker.stop(0.05)
     assert watched.worker.stop(20) and watched.phases()[-1] == "stopped"
 
@@ -257,7 +261,7 @@ def test_frames_are_the_pipelines_own():
     config = ScopeOptimizationConfig.preset_balanced(height=32, width=48)
     direct = OptimizedScopePipeline("tiny", config, device="cpu")
     wanted = np.concatenate([direct.generate_block(FOX.prompt).numpy() for _ in range(3)])
-    with Watched(lambda progress: OptimizedScopePipeline("tiny", config, device="cpu")) as watched:
+    with Watched(lambda progress: EngineSource("tiny", config, "cpu", progress)) as watched:
         taken = [watched.take() for _ in range(33)]
         wait_for(lambda: len(watched.blocks) > 3)
     assert np.array_equal(taken, wanted)
@@ -270,7 +274,7 @@ def test_frames_from_a_gpu_are_the_pipelines_own():
     direct = OptimizedScopePipeline("tiny", config, device="cuda")
     direct.warmup()
     wanted = np.concatenate([direct.generate_block(FOX.prompt).cpu().numpy() for _ in range(4)])
-    with Watched(lambda progress: OptimizedScopePipeline("tiny", config, device="cuda")) as watched:
+    with Watched(lambda progress: EngineSource("tiny", config, "cuda", progress)) as watched:
         assert np.array_equal([watched.take() for _ in range(45)], wanted)
         assert watched.phases() == ["warming up", "ready"]
         assert all(block.gpu_bytes > 0 for block in watched.blocks)
@@ -279,7 +283,7 @@ def test_frames_from_a_gpu_are_the_pipelines_own():
 def test_the_overlay_is_drawn_on_request():
     with Watched() as watched:
         clean = watched.take()
-        watched.worker.overlay = True
+        watched.feed.overlay = True
         marked = [watched.take() for _ in range(60)][-1]
         assert (clean[:, 64:] != marked[:, 64:]).sum() > 100
 
@@ -295,8 +299,8 @@ def test_a_rank_that_has_ended_fails_for_good(watched):
             def fail():
                 raise lost
 
-            seen.worker.pipeline.fail = fail
-            seen.worker.set_watched(True)
+            seen.feed.pipeline.fail = fail
+            seen.feed.set_watched(True)
         else:
             seen.worker.give_up(lost)
         wait_for(lambda: "failed" in seen.phases())

@@ -40,7 +40,7 @@ async def measure(block_seconds: float, height: int, width: int, prompts: int) -
             await viewer.frame()
         for turn in range(prompts):
             prompt = f"prompt {turn}"
-            if level(prompt) == level(room.worker.prompt.prompt):
+            if level(prompt) == level(room.feed.prompt.prompt):
                 continue
             asked = time.monotonic()
             viewer.say({"type": "switch_prompt", "prompt": prompt})
@@ -48,7 +48,7 @@ async def measure(block_seconds: float, height: int, width: int, prompts: int) -
             for _ in range(random.randint(50, 75)):
                 picture = await viewer.picture()
                 now, number = time.monotonic(), read_number(picture)
-                made.append(now - room.worker.pipeline.painted[number])
+                made.append(now - room.feed.pipeline.painted[number])
                 shown.append(now - due.get(number, now))
                 if waiting and read_level(picture) == level(prompt):
                     switched.append(now - asked)

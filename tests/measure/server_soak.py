@@ -1,6 +1,7 @@
 """A server under people: ``python tests/measure/server_soak.py --minutes 30``. Exits with 1 if something is wrong.
 
-One viewer watches all the time. Others come, talk and go, some without a word: they are processes that are killed.
+One viewer watches all the time. Others come, talk and go, also to streams of their own, some without a word: they are
+processes that are killed.
 Random and malformed messages, offers and half-finished requests arrive all along. At the end all that the server holds
 must be what it was when only the watcher was there, and the video must still follow a prompt.
 """
@@ -33,7 +34,14 @@ from support.server_peer import Viewer
 
 CONSENT = 45  # seconds after which someone who vanished is noticed at the latest
 SAMPLE = 5.0
-FIGURES = ("process_resident_memory_bytes", "process_open_fds", "longlive_event_loop_tasks", "longlive_viewers")
+FIGURES = (
+    "process_resident_memory_bytes",
+    "process_open_fds",
+    "longlive_event_loop_tasks",
+    "longlive_viewers",
+    "longlive_sessions_open",
+)
+STREAMS = "", "", "/s/one", "/s/two", "/s/three"  # that guests watch: the shared one, and some of their own
 
 
 class Server:
@@ -42,6 +50,7 @@ class Server:
     def __init__(self) -> None:
         code = "from longlive_optimized.cli import main; main()"
         options = ["serve", "--height", "32", "--width", "48", "--port", "0", "--viewers", "6"]
+        options += ["--sessions", "3", "--sessions-per-client", "9", "--keep", "1"]
         # glibc keeps freed memory in lumps of up to 60 MiB: told to give it back, resident memory is what is in use.
         malloc = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
         environment = {**os.environ, **malloc, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -148,7 +157,7 @@ async def guests(http: httpx.AsyncClient, end: float, dice: random.Random) -> in
     """Come, watch a little, and go with a good-bye; how many there were."""
     count = 0
     while time.monotonic() < end:
-        viewer = Viewer(http)
+        viewer = Viewer(http, stream=dice.choice(STREAMS))
         with contextlib.suppress(httpx.HTTPStatusError, TimeoutError):
             await viewer.join()
             count += 1
@@ -242,7 +251,7 @@ async def _scene(server: Server, http: httpx.AsyncClient, dice: random.Random, s
         rude(server.address, http, end, dice),
         measure(),
     )
-    await asyncio.sleep(CONSENT if kill else 1)
+    await asyncio.sleep(CONSENT if kill else 3)
     left = await server.sample(http)
     assert not watching.done(), watching.exception()
     longest = watcher.longest
@@ -293,6 +302,7 @@ def _wrong(report: dict) -> list[str]:
         what
         for what, is_wrong in {
             "viewers are left": left["longlive_viewers"] != 1,
+            "streams are left": left["longlive_sessions_open"] != 1,
             "tasks are left": left["longlive_event_loop_tasks"] > alone["longlive_event_loop_tasks"] + 1,
             "sockets or files are left": left["process_open_fds"] > alone["process_open_fds"] + 1,
             "memory grew": report["seconds"] >= 600 and floors[3] > 1.02 * floors[1] + 10,

@@ -29,11 +29,7 @@ class PaintedPipeline:
 
     def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0, control: bool = False):
         self.config, self.block_seconds = config, block_seconds
-        plan = types.SimpleNamespace(as_json=lambda: {"peak_gib": 0.5, "available_gib": None, "costs": []})
-        control = object() if control else None
-        cpu = torch.device("cpu")
-        devices = types.SimpleNamespace(model=cpu, all=(cpu,), async_vae=False)
-        self.engine = types.SimpleNamespace(device=cpu, devices=devices, memory_plan=plan, control=control)
+        self.engine = painted_engine(control)
         self.overlay = create_latency_overlay()
         self.preset, self.prompt = "balanced", None
         self.calls: list[str] = []
@@ -103,7 +99,30 @@ def read_level(picture: np.ndarray) -> int:
     return round((picture[2 * CELL + 4 :].mean() - 40) / 24) * 24 + 40
 
 
+class PaintedSource:
+    """Streams that are painted; opened: all that were, in their order."""
+
+    def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0, control: bool = False):
+        self.config, self.block_seconds, self.engine = config, block_seconds, painted_engine(control)
+        self.opened: list[PaintedPipeline] = []
+
+    def open(self, config: ScopeOptimizationConfig) -> PaintedPipeline:
+        pipeline = PaintedPipeline(config, self.block_seconds, self.engine.control is not None)
+        pipeline.engine = self.engine
+        self.opened.append(pipeline)
+        return pipeline
+
+
+def painted_engine(control: bool) -> types.SimpleNamespace:
+    """What is asked of an engine."""
+    plan = types.SimpleNamespace(as_json=lambda: {"peak_gib": 0.5, "available_gib": None, "costs": []})
+    cpu = torch.device("cpu")
+    devices = types.SimpleNamespace(model=cpu, all=(cpu,), async_vae=False)
+    control = object() if control else None
+    return types.SimpleNamespace(device=cpu, devices=devices, memory_plan=plan, control=control)
+
+
 def painted(block_seconds: float = 0.0, control: bool = False, **fields) -> Callable:
-    """A maker of a PaintedPipeline of a small picture."""
+    """A loader of a PaintedSource of a small picture."""
     config = ScopeOptimizationConfig.preset_balanced(**{"height": 64, "width": 128, **fields})
-    return lambda progress: PaintedPipeline(config, block_seconds, control)
+    return lambda progress: PaintedSource(config, block_seconds, control)

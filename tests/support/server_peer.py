@@ -12,15 +12,16 @@ import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from longlive_optimized.demo.server.app import create_app
-from longlive_optimized.demo.server.room import Room
+from longlive_optimized.demo.server.sessions import Sessions
 from longlive_optimized.demo.server.settings import ServerSettings
 
 
 class Viewer:
     """A connection to a room: ``frame`` and ``ask`` wait, ``heard`` collects what was said.
 
-    label: of the data channel; None opens none. kinds: of the sections that are offered. sends: a track that goes over
-    the first of them.
+    label: of the data channel; None opens none. stream: the path of the stream, such as ``/s/lobby``; empty for the
+    shared one. wishes: of a stream that is opened. kinds: of the sections that are offered. sends: a track that goes
+    over the first of them.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Viewer:
         label: str | None = "control",
         kinds: Sequence[str] = ("video",),
         sends: MediaStreamTrack | None = None,
+        stream: str = "",
+        wishes: dict | None = None,
     ):
-        self._http = http
+        self._http, self._stream, self._wishes = http, stream, {"stream": wishes} if wishes else {}
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         for i, kind in enumerate(kinds):
             sent = sends if i == 0 else None
@@ -55,7 +58,7 @@ class Viewer:
         """As ``join``, without waiting for the data channel."""
         await self.connection.setLocalDescription(await self.connection.createOffer())
         sdp = rewrite(self.connection.localDescription.sdp)
-        answer = await self._http.post("/offer", json={"type": "offer", "sdp": sdp})
+        answer = await self._http.post(f"{self._stream}/offer", json={"type": "offer", "sdp": sdp} | self._wishes)
         answer.raise_for_status()
         await self.connection.setRemoteDescription(RTCSessionDescription(**answer.json()))
 
@@ -110,15 +113,23 @@ class Viewer:
 
 
 @contextlib.asynccontextmanager
-async def visit(make_pipeline, settings: ServerSettings | None = None, prompt: str = "a fox") -> AsyncIterator[tuple]:
-    """An open room and an HTTP client of it, which is ready."""
-    room = Room(make_pipeline, prompt, settings or ServerSettings())
-    app = create_app(room)
+async def visit(load, settings: ServerSettings | None = None, prompt: str = "a fox") -> AsyncIterator[tuple]:
+    """The shared stream's room and an HTTP client of its server, which is ready."""
+    async with visit_all(load, settings, prompt) as (sessions, http):
+        yield sessions.main, http
+
+
+@contextlib.asynccontextmanager
+async def visit_all(load, settings: ServerSettings | None = None, prompt: str = "a fox") -> AsyncIterator[tuple]:
+    """An open server's streams, and an HTTP client of it, which is ready."""
+    settings = settings or ServerSettings()
+    sessions = Sessions(load, prompt, settings)
+    app = create_app(sessions)
     async with app.router.lifespan_context(app):
-        headers = {"Authorization": f"Bearer {room.settings.token}"} if room.settings.token else {}
+        headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
             while (await http.get("/readyz")).status_code != 200:
-                assert room.worker.error is None, room.worker.error
+                assert sessions.worker.error is None, sessions.worker.error
                 await asyncio.sleep(0.01)
-            yield room, http
+            yield sessions, http

@@ -21,7 +21,7 @@ from ...engine.ranks import Ranks
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
 from ...keywords import ConfigFields, FrameFields, PresetName, SourceFields, SwitchFields
-from ...plain import did_you_mean, whole
+from ...plain import did_you_mean, flag, whole
 from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
@@ -66,11 +66,14 @@ class OptimizedScopePipeline:
         self._show(engine, engine.stream, config.sized(engine.config.size))
 
     @classmethod
-    def on(cls, engine: LongLiveEngine, config: ScopeOptimizationConfig | None = None) -> OptimizedScopePipeline:
+    def on(
+        cls, engine: LongLiveEngine, config: ScopeOptimizationConfig | None = None, *, warm: bool = False
+    ) -> OptimizedScopePipeline:
         """A pipeline with a stream of its own on an engine that is there: several pipelines may share one.
 
-        ``config`` is the engine's own unless given. Raises ValueError naming the fields in which it is of another
-        engine: vae_type, model_dtype and all else that is no StreamSettings.
+        ``config`` is the engine's own unless given. ``warm`` leaves out the warm-up before the first frame, for which
+        other streams would wait: the first blocks then capture what they need. Raises ValueError naming the fields in
+        which ``config`` is of another engine: vae_type, model_dtype and all else that is no StreamSettings.
         """
         if not isinstance(engine, LongLiveEngine):
             raise TypeError(f"engine must be a LongLiveEngine, got {type(engine).__name__}")
@@ -85,6 +88,7 @@ class OptimizedScopePipeline:
             raise ValueError(f"config must have the engine's {', '.join(wrong)}: they are the same for all its streams")
         pipeline = cls.__new__(cls)
         pipeline._show(engine, engine.open_stream(**settings), config)
+        pipeline._warm |= flag("warm", warm)
         return pipeline
 
     def _show(self, engine: LongLiveEngine, stream: Stream, config: ScopeOptimizationConfig) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hmac
 import secrets
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -26,10 +29,11 @@ class Access:
         self._settings = settings
         self._names = LOCAL_NAMES | {settings.host} | {urlsplit(origin).hostname for origin in settings.origins}
 
-    def check(self, host: str, origin: str | None, authorization: str | None) -> None:
+    def check(self, host: str, origin: str | None, authorization: str | None, stream: str | None = None) -> None:
         """Raise Refused for a foreign page, a foreign name of a local server, or a missing or wrong token.
 
-        host, origin, authorization: the headers of these names.
+        host, origin, authorization: the headers of these names. stream: the name of the one that is asked for, whose
+        own token will do.
         """
         self.check_page(host, origin)
         token = self._settings.token
@@ -38,7 +42,8 @@ class Access:
         how = "open the address that the server printed, or send 'Authorization: Bearer TOKEN'"
         if authorization is None:
             raise Refused(401, f"a token is needed: {how}", "token")
-        if not _presents(token, authorization):
+        tokens = [token] if stream is None else [token, stream_token(token, stream)]
+        if not any([_presents(one, authorization) for one in tokens]):
             raise Refused(401, f"this is not the server's token: {how}", "token")
 
     def check_page(self, host: str, origin: str | None) -> None:
@@ -66,6 +71,12 @@ class Access:
             return {}
         allow = {"Access-Control-Allow-Origin": origin} if origin in self._settings.origins else {}
         return allow | {"Vary": "Origin"}
+
+
+def stream_token(token: str, stream: str) -> str:
+    """The token that lets its holder use one stream and no other; it tells nothing of the server's own."""
+    digest = hmac.digest(token.encode(), b"stream " + stream.encode(), "sha256")
+    return base64.urlsafe_b64encode(digest[:24]).decode()
 
 
 def _presents(token: str, authorization: str) -> bool:
@@ -97,3 +108,19 @@ class TokenBucket:
             return False
         self._left -= 1
         return True
+
+
+class ClientBuckets:
+    """A token bucket for each client; ``most`` of them are kept, those of clients that rest go first."""
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float], most: int = 1000):
+        self._new, self._most = functools.partial(TokenBucket, rate, burst, clock), most
+        self._buckets: dict[str, TokenBucket] = {}
+
+    def take(self, client: str) -> bool:
+        """Whether one more of this client's may pass now."""
+        bucket = self._buckets.pop(client, None) or self._new()
+        self._buckets[client] = bucket  # the newest is last
+        while len(self._buckets) > self._most:
+            del self._buckets[next(iter(self._buckets))]
+        return bucket.take()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Annotated, Literal
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,8 +18,9 @@ from starlette.requests import ClientDisconnect
 
 from .access import Access, Refused
 from .inputs import Role
-from .room import Room
 from .rtc import local_addresses
+from .sessions import MAIN, Sessions, check_name, private_name
+from .wishes import Wishes
 
 MAX_OFFER_BYTES = 65_536
 MAX_PICTURE_BYTES = 8 * 2**20
@@ -51,37 +52,37 @@ PREFLIGHT = {  # what a page elsewhere may do, if it may at all
 
 
 class Offer(BaseModel):
-    """A viewer's session description."""
+    """A viewer's session description; stream: what they wish of one that they open by it."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     type: Literal["offer"]
     sdp: str
+    stream: Wishes = Wishes()
 
 
-def create_app(room: Room) -> FastAPI:
-    """The application of a room, which opens and closes with it."""
+def create_app(sessions: Sessions) -> FastAPI:
+    """The application of a server's streams, which opens and closes with them."""
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        with local_addresses(room.settings):
-            await room.open()
+        with local_addresses(sessions.settings):
+            await sessions.open()
             try:
                 yield
             finally:
-                await room.close()
+                await sessions.close()
 
-    access = Access(room.settings)
+    access = Access(sessions.settings)
 
     def guard(request: Request) -> None:
         headers = request.headers
-        access.check(headers.get("host", ""), headers.get("origin"), headers.get("authorization"))
+        name = request.path_params.get("name")
+        access.check(headers.get("host", ""), headers.get("origin"), headers.get("authorization"), name)
 
     app = FastAPI(lifespan=life, openapi_url=None, title="longlive-optimized")
     guarded = [Depends(guard)]
     get = functools.partial(app.api_route, methods=["GET", "HEAD"])
-    for path, (name, kind) in PAGE.items():
-        get(path)(_page(name, kind))
 
     @app.exception_handler(Refused)
     async def refuse(request: Request, error: Refused) -> Response:
@@ -112,36 +113,72 @@ def create_app(room: Room) -> FastAPI:
 
     @get("/healthz")
     async def healthz() -> Response:
-        alive = room.worker.alive
-        return Response("ok" if alive else "the pipeline's thread has ended", 200 if alive else 503)
+        alive = sessions.worker.alive
+        return Response("ok" if alive else "the engine's thread has ended", 200 if alive else 503)
 
     @get("/readyz")
     async def readyz() -> Response:
-        return Response(room.worker.status.phase, 200 if room.ready else 503)
+        return Response(sessions.worker.status.phase, 200 if sessions.ready else 503)
 
     @get("/metrics", dependencies=guarded)
     async def metrics() -> Response:
-        return Response(room.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(sessions.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    if sessions.settings.private:
+
+        @get("/")
+        async def to_a_stream_of_ones_own(request: Request) -> Response:
+            return _redirect(f"s/{private_name()}/", request)
+
+    @get("/s/{name}")
+    async def with_a_slash(name: str, request: Request) -> Response:
+        check_name(name)
+        return _redirect(f"{name}/", request)
+
+    routes = _stream_routes(sessions, guarded)
+    app.include_router(routes)
+    app.include_router(routes, prefix="/s/{name}")
+    return app
+
+
+def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
+    """What there is of each stream: below ``/s/NAME``, and at the root of the shared one."""
+    routes = APIRouter()
+    get = functools.partial(routes.api_route, methods=["GET", "HEAD"])
+    for path, (name, kind) in PAGE.items():
+        get(path)(_page(name, kind))
 
     @get("/status", dependencies=guarded)
-    async def status() -> dict:
-        return room.status()
+    async def status(request: Request) -> dict:
+        return sessions.status(request.path_params.get("name"))
 
-    @app.post("/offer", dependencies=guarded)
-    async def offer(request: Request) -> dict:
-        return {"type": "answer", "sdp": await room.admit((await _read_offer(request)).sdp)}
+    @routes.post("/offer", dependencies=guarded)
+    async def offer(request: Request, response: Response) -> dict:
+        offered = await _read_offer(request)
+        client = request.client.host if request.client else ""
+        sdp, room = await sessions.admit(offered.sdp, request.path_params.get("name"), offered.stream, client)
+        response.headers["Content-Location"] = f"/s/{room.name}/"
+        return {"type": "answer", "sdp": sdp}
 
-    @app.post("/picture", dependencies=guarded)
+    @routes.post("/picture", dependencies=guarded)
     async def picture(request: Request, seat: str, role: Role) -> dict:
+        room = sessions.room(request.path_params.get("name", MAIN))
         await room.set_picture(seat, role, lambda: _read_body(request, "a picture", MAX_PICTURE_BYTES))
         return {"type": "done"}
 
     @get("/recording.mp4", dependencies=guarded)
-    async def recording(seconds: Annotated[float, Query(gt=0, le=600)] = 30) -> Response:
+    async def recording(request: Request, seconds: Annotated[float, Query(gt=0, le=600)] = 30) -> Response:
+        room = sessions.room(request.path_params.get("name", MAIN))
         name = {"Content-Disposition": 'attachment; filename="longlive.mp4"'}
         return Response(await room.recording(seconds), media_type="video/mp4", headers=name)
 
-    return app
+    return routes
+
+
+def _redirect(address: str, request: Request) -> Response:
+    """To an address below the request's own, with its query; browsers keep what follows the #."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return Response(status_code=307, headers={"Location": address + query})
 
 
 def _page(name: str, kind: str):
@@ -158,9 +195,9 @@ async def _read_offer(request: Request) -> Offer:
     try:
         return Offer.model_validate_json(body)
     except ValidationError as error:
-        raise Refused(
-            422, f"an offer is {{type: 'offer', sdp: text}}: {error.errors()[0]['msg']}", "bad offer"
-        ) from None
+        fault = error.errors()[0]
+        where = "".join(f"{part}: " for part in fault["loc"])
+        raise Refused(422, f"an offer is {{type: 'offer', sdp: text}}: {where}{fault['msg']}", "bad offer") from None
 
 
 async def _read_body(request: Request, what: str, most: int) -> bytes:

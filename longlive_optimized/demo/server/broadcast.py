@@ -8,93 +8,74 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 
 import av
 import numpy as np
-from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
+from ...engine.timing import percentile
 from ...video_time import RTP_CLOCK
-from .metrics import Metrics
+from .encoding import SharedEncoder, ViewerTrack
+from .feed import Feed
+from .metrics import StreamMetrics
 from .pacing import FrameClock
-from .worker import Worker
 
 log = logging.getLogger(__name__)
 
 REPEAT = 0.5  # seconds after which the last picture is sent again: for those who join while nothing moves
 RATE_WINDOW = 2.0  # seconds that the shown rate is taken over
+INTERVALS = 1000  # that the percentile is taken over
 
 Listener = Callable[[np.ndarray, float], None]
 
 
-class ViewerTrack(MediaStreamTrack):
-    """One viewer's video. At most ``depth`` pictures wait for the encoder; then the oldest makes way for the newest."""
-
-    # aiortc's MediaRelay would hand one frame object to all encoders, which write the picture type into it.
-
-    kind = "video"
-
-    def __init__(self, depth: int, metrics: Metrics):
-        super().__init__()
-        self._sent, self._dropped = metrics.sent, metrics.dropped.labels("viewer lags")
-        self._waiting: deque[tuple[np.ndarray, int]] = deque()
-        self._depth, self._some = depth, asyncio.Event()
-
-    def show(self, picture: np.ndarray, pts: int) -> None:
-        """Send a picture, planar YUV [3/2 H, W], which must not change afterwards."""
-        while len(self._waiting) >= self._depth:
-            self._waiting.popleft()
-            self._dropped.inc()
-        self._waiting.append((picture, pts))
-        self._some.set()
-
-    async def recv(self) -> av.VideoFrame:
-        """The next picture for the encoder."""
-        while not self._waiting:
-            if self.readyState != "live":
-                raise MediaStreamError
-            self._some.clear()
-            await self._some.wait()
-        picture, pts = self._waiting.popleft()
-        frame = av.VideoFrame.from_numpy_buffer(picture, format="yuv420p")
-        frame.pts, frame.time_base = pts, Fraction(1, RTP_CLOCK)
-        self._sent.inc()
-        return frame
-
-    def stop(self) -> None:
-        """End the track."""
-        super().stop()
-        self._waiting.clear()
-        self._some.set()
-
-
 class Broadcast:
-    """The frame clock: takes frames from the worker and shows each to every viewer when it is due.
+    """The frame clock: takes frames from a stream and shows each to every viewer when it is due.
 
     Time stamps are due times, so playback stays even though the event loop is not. A late block moves all that follows;
     nothing is skipped here, as at most a block waits. Belongs to one event loop.
+
+    new_encoder: makes that of a codec, by name, for all viewers who take it. listener: called with each frame, RGB, and
+    the seconds that it is shown.
     """
 
-    def __init__(self, worker: Worker, listener: Listener | None = None):
-        self._worker, self._listener = worker, listener
+    def __init__(
+        self,
+        feed: Feed,
+        metrics: StreamMetrics,
+        new_encoder: Callable[[str], SharedEncoder],
+        listener: Listener | None = None,
+    ):
+        self._feed, self._metrics, self._listener = feed, metrics, listener
+        self._new_encoder = new_encoder
+        self._encoders: dict[str, SharedEncoder] = {}
         self._tracks: set[ViewerTrack] = set()
         self._clock, self._start = FrameClock(), 0.0
         self._news = asyncio.Event()
         self._last: np.ndarray | None = None
         self._shown: deque[float] = deque()
+        self._intervals: deque[float] = deque(maxlen=INTERVALS)
+        self._before: float | None = None  # when the last frame was due; None at the start and after a pause
         # Not the event loop's own threads: those are the encoders', and the clock must not wait for them.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="colours")
 
     def join(self, track: ViewerTrack) -> None:
         """Show the video on one more viewer's track."""
         self._tracks.add(track)
-        self._worker.set_watched(True)
+        if track.codec not in self._encoders:
+            self._encoders[track.codec] = self._new_encoder(track.codec)
+        self._encoders[track.codec].join(track)
+        self._feed.set_watched(True)
 
     def leave(self, track: ViewerTrack) -> None:
         """Forget a viewer's track."""
         track.stop()
         self._tracks.discard(track)
-        self._worker.set_watched(bool(self._tracks))
+        if encoder := self._encoders.get(track.codec):
+            encoder.leave(track)
+            if not encoder.is_needed:
+                encoder.close()
+                del self._encoders[track.codec]
+        self._feed.set_watched(bool(self._tracks))
 
     def wake(self) -> None:
         """Frames may have come."""
@@ -105,6 +86,11 @@ class Broadcast:
         """Frames that were shown per second, of late."""
         self._forget(asyncio.get_running_loop().time())
         return len(self._shown) / RATE_WINDOW
+
+    @property
+    def p99_ms(self) -> float:
+        """The 99th percentile of the last intervals between frames; 0 before there are any."""
+        return 1e3 * percentile(self._intervals, 0.99) if self._intervals else 0.0
 
     async def run(self) -> None:
         """Show frames until cancelled."""
@@ -119,22 +105,31 @@ class Broadcast:
 
     async def _next(self) -> None:
         loop = asyncio.get_running_loop()
-        frame = self._worker.take() if self._tracks else None
+        frame = self._feed.take() if self._tracks else None
         if frame is None:
             await self._repeat()
             return
         picture = await loop.run_in_executor(self._thread, to_yuv, frame)
-        interval = self._worker.interval
+        interval = self._feed.interval
         due = self._clock.next(loop.time(), interval)
         await asyncio.sleep(due - loop.time())
         self._last = picture
         self._show(picture, due)
-        self._shown.append(due)
-        self._forget(due)
+        self._count(due)
         if self._listener:
             self._listener(frame, interval)
 
+    def _count(self, due: float) -> None:
+        if self._before is not None:
+            self._intervals.append(due - self._before)
+            self._metrics.frame_shown(due - self._before)
+        self._before = due
+        self._shown.append(due)
+        self._forget(due)
+
     async def _repeat(self) -> None:
+        if self._feed.paused or not self._tracks:
+            self._before = None
         self._news.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), REPEAT)
@@ -143,8 +138,8 @@ class Broadcast:
             self._show(self._last, self._clock.next(asyncio.get_running_loop().time(), 0.0))
 
     def _show(self, picture: np.ndarray, due: float) -> None:
-        for track in self._tracks:
-            track.show(picture, round((due - self._start) * RTP_CLOCK))
+        for encoder in self._encoders.values():
+            encoder.show(picture, round((due - self._start) * RTP_CLOCK))
 
     def _forget(self, now: float) -> None:
         while self._shown and self._shown[0] < now - RATE_WINDOW:

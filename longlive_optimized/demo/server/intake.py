@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import re
 from collections.abc import Callable
 
 import av
@@ -14,10 +13,11 @@ from aiortc.jitterbuffer import JitterBuffer
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtcpByePacket
 
+from .encoding import is_key_frame
+
 MOST_UNDECODED = 30  # frames that may wait for the decoder; more are dropped, up to the next key frame
 LOOK_SECONDS = 0.2  # between two looks at what comes
 STUCK = 5  # looks at which packets came and no frame
-_IDR = re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]")  # a start code, then a unit of the kind that needs no other
 
 
 class Intake:
@@ -110,7 +110,8 @@ class Gate(queue.Queue):
         if item is not None:
             self.frames += 1
             room = self.wanted and self.qsize() < MOST_UNDECODED
-            self.whole = room and (self.whole or _is_key(*item))
+            codec, frame = item
+            self.whole = room and (self.whole or is_key_frame(codec.name, frame.data))
             if not self.whole:
                 return
         super().put(item, block, timeout)
@@ -134,9 +135,3 @@ def _outlive_goodbyes(receiver: RTCRtpReceiver) -> None:
             await handle(packet)
 
     vars(receiver)["_handle_rtcp_packet"] = handle_others
-
-
-def _is_key(codec, frame) -> bool:
-    if codec.name.upper() == "VP8":
-        return bool(frame.data) and not frame.data[0] & 1
-    return _IDR.search(frame.data) is not None

@@ -2,43 +2,95 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import deque
+from collections.abc import Iterable
 
 from ...video_time import BLOCK_PIXEL_FRAMES
 
 SLACK = 1.02  # an engine slower than the target is shown a little slower still, so that frames gather against jitter
 EARLY = 1.1  # a block begins this much earlier than the slowest of the last ones would ask for ...
 MARGIN = 0.03  # ... and so many seconds
+RECENT = 8  # blocks that count
+SETTLED = 4  # blocks after which a stream's window is full, so that its blocks take what they will take
 
 
 class Pace:
-    """Follows how long blocks take.
+    """Follows how long a stream's blocks take.
 
     A block begins as late as it can and still be ready in time, so that it knows the newest prompt; never while more
-    than a block of frames waits to be shown.
+    than a block of frames waits to be shown, or two where another stream is about to take long.
     """
 
     def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=8)
-        self._frame: float | None = None  # seconds per frame, smoothed
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._frames: deque[float] = deque(maxlen=RECENT)  # seconds per frame
+        self._blocks = 0
+
+    @property
+    def frame_seconds(self) -> float | None:
+        """Seconds that a frame takes to make: the median of the last blocks, so that one that stalls does not count.
+        None before the first."""
+        return statistics.median_low(self._frames) if self._frames else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether enough blocks were made to tell what later ones take."""
+        return self._blocks >= SETTLED
+
+    @property
+    def longest(self) -> float | None:
+        """Seconds of the longest of the last blocks; None before the first."""
+        return max(self._recent, default=None)
 
     def block_took(self, seconds: float, frames: int, every: float | None = None) -> None:
         """Note a block: all its time, until its frames could be shown; ``every`` is the longer of its two halves, where
         one is made beside the other of the block before."""
         self._recent.append(seconds)
-        frame = (seconds if every is None else every) / frames
-        self._frame = frame if self._frame is None else 0.8 * self._frame + 0.2 * frame
+        self._frames.append((seconds if every is None else every) / frames)
+        self._blocks += 1
 
-    def interval(self, fps: float) -> float:
-        """Seconds from one shown frame to the next: the target's, or what the engine can keep up."""
-        return max(1 / fps, SLACK * (self._frame or 0.0))
+    def interval(self, fps: float, share: float = math.inf) -> float:
+        """Seconds from one shown frame to the next: the target's, or what the engine can keep up.
 
-    def is_time(self, waiting: int, fps: float, coming: int = 0) -> bool:
+        share: the frames a second that it can keep up of each of several streams, as ``shared_fps`` tells.
+        """
+        return max(1 / fps, 1 / share, SLACK * (self.frame_seconds or 0.0))
+
+    def is_time(
+        self,
+        waiting: int,
+        fps: float,
+        coming: int = 0,
+        ahead: float = 0.0,
+        share: float = math.inf,
+        most: int = BLOCK_PIXEL_FRAMES,
+    ) -> bool:
         """Whether the next block should begin, now that ``waiting`` frames have not been taken to be shown, and
-        ``coming`` more are being decoded."""
-        if waiting > BLOCK_PIXEL_FRAMES or not self._recent:
-            return waiting <= BLOCK_PIXEL_FRAMES
-        return (waiting + coming) * self.interval(fps) <= EARLY * max(self._recent) + MARGIN
+        ``coming`` more are being decoded.
+
+        ahead: seconds of other streams' blocks that may be made before it. most: frames that may wait then.
+        """
+        if waiting > most or not self._recent:
+            return waiting <= most
+        return (waiting + coming) * self.interval(fps, share) <= EARLY * (max(self._recent) + ahead) + MARGIN
+
+
+def shared_fps(streams: Iterable[tuple[float, float]]) -> float:
+    """Frames a second that streams on one engine can have, each no more than its target: the highest rate that it can
+    keep up of all that want as much (max-min fairness).
+
+    streams: of each, the seconds that a frame takes to make, and its target.
+    """
+    wanted = sorted(((seconds, fps) for seconds, fps in streams), key=lambda stream: stream[1])
+    left, seconds_left = 1 / SLACK, math.fsum(seconds for seconds, _ in wanted)
+    for seconds, fps in wanted:
+        if seconds_left * fps >= left:
+            return left / seconds_left
+        left -= seconds * fps
+        seconds_left -= seconds
+    return math.inf
 
 
 class FrameClock:

@@ -9,25 +9,27 @@ import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import av
 import numpy as np
 
 from ...config import PRESETS
 from ...media import cover, decode_picture
-from ..scope_integration import OptimizedScopePipeline
-from ..scope_integration.prompt_box import Prompt, as_prompt
+from ..scope_integration import LatencyStats, ScopeOptimizationConfig
+from ..scope_integration.prompt_box import Prompt
 from . import messages
 from .access import Refused, TokenBucket
-from .broadcast import Broadcast, ViewerTrack
+from .broadcast import Broadcast
+from .encoding import SharedEncoder, ViewerTrack, fit_bitrate
+from .feed import BlockMade, Feed, Status
 from .inputs import Inputs, Role, Use
-from .metrics import Metrics
+from .metrics import Metrics, StreamMetrics
 from .offer import BadOffer
 from .recording import Recorder
-from .rtc import Peer, allow_bitrate, fit_bitrate
+from .rtc import Peer
 from .settings import ServerSettings
-from .worker import BlockMade, Progress, Status, Worker
+from .worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -36,32 +38,61 @@ DOWNLOADS = 0.5, 3
 UPLOADS = 1.0, 5
 MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
-CLOSE_SECONDS = 1.0  # that viewers, and beside them the worker, may take at the end
 HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
-
+CLOSE_SECONDS = 1.0  # that viewers may take at the end
 
 NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
+
+
+class Host(Protocol):
+    """What a room asks of whoever has many of them."""
+
+    def room_changed(self, room: Room) -> None:
+        """Viewers came or went, or its stream is doing differently."""
+
+    def position(self, room: Room) -> int | None:
+        """Its place among those that wait to be opened, from 1 on; None for one that is open."""
+
+    def may_have(self, room: Room, preset: str) -> bool:
+        """Whether the device can make its stream with this preset beside the others."""
+        ...
 
 
 class Room:
     """Lets viewers in, does what they say, and tells all of them.
 
     Everyone may control, and the last word counts; everyone is told what was changed, and by whom.
-    Belongs to one event loop, in which ``on_status`` is called when the stream's status changes.
+    Belongs to one event loop, in which it is made.
+
+    name: of the stream. link: the page's address, below the server's, for those who are to see this stream alone.
+    label: what it is called in figures. opened_by: the client whose stream it counts as. was_watched: whether anyone's
+    connection has ever stood.
+    config, prompt: what the stream begins with; without a config, with that of the model, which is still to be loaded.
     """
 
     def __init__(
         self,
-        make_pipeline: Callable[[Progress], OptimizedScopePipeline],
-        prompt: str,
+        name: str,
+        worker: Worker,
         settings: ServerSettings,
-        on_status: Callable[[Status], None] = lambda status: None,
+        metrics: Metrics,
+        config: ScopeOptimizationConfig | None,
+        prompt: Prompt,
+        host: Host,
+        link: str = "",
+        label: str = "",
+        opened_by: str | None = None,
     ):
-        self.settings, self.metrics, self.on_status = settings, Metrics(), on_status
-        self.inputs = Inputs(self.metrics)
-        self.worker = Worker(
-            make_pipeline,
-            as_prompt(prompt, transition_blocks=1),
+        self.name, self.link, self.label, self.opened_by = name, link, label or name, opened_by
+        self.settings, self.worker, self._host = settings, worker, host
+        self.metrics = StreamMetrics(metrics, self.label)
+        self._all = metrics
+        self.inputs = Inputs(metrics)
+        self.inputs.size = config.size if config else (0, 0)
+        self.feed = Feed(
+            worker,
+            config,
+            prompt,
             self._from_thread(self._take_status),
             self._from_thread(self._take_block),
             self.inputs.of_block,
@@ -71,71 +102,102 @@ class Room:
         self._names = itertools.count(1)
         self._transition, self._preset = 1, None
         self._blend: Literal["linear", "slerp"] = "linear"
-        self._stats, self._effective, self._input = {}, {}, {}
+        self._stats = dataclasses.asdict(LatencyStats())
+        self._effective, self._input = {}, {}
         self._sender: Peer | None = None
         self._change, self._telling = (None, None), None
-
-    async def open(self) -> None:
-        """Begin to load the model."""
         self._loop = asyncio.get_running_loop()
         self._offers, self._downloads, self._uploads, self._states = (
             TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS, UPLOADS, STATES)
         )
-        self._broadcast = Broadcast(self.worker, self.recorder.add if self.recorder else None)
-        self._clock = asyncio.create_task(self._broadcast.run(), name="frame clock")
-        self.metrics.viewers.set_function(lambda: len(self._peers))
-        self.metrics.waiting.set_function(lambda: self.worker.waiting)
-        self.metrics.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
-        self.worker.start()
+        self._broadcast = Broadcast(
+            self.feed, self.metrics, self._new_encoder, self.recorder.add if self.recorder else None
+        )
+        self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
+        self._closed = self.was_watched = False
+        self.metrics.follow(
+            viewers=lambda: len(self._peers),
+            waiting=lambda: self.feed.waiting,
+            fps=lambda: self._broadcast.fps,
+            p99_ms=lambda: self._broadcast.p99_ms,
+        )
 
     async def close(self) -> None:
-        """Say good-bye to everyone and stop. A block under way is waited for, but not long."""
-        self._tell({"type": "bye"})
+        """Say good-bye to everyone and stop."""
+        self._closed = True
+        failed = self.feed.status.phase == "failed"
+        self._tell({"type": "bye", "reason": self.feed.status.detail if failed else ""})
         if self._telling:
             self._telling.cancel()
         self._clock.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._clock
-        stopped = self._loop.run_in_executor(None, self.worker.stop, CLOSE_SECONDS)
         if closing := [asyncio.ensure_future(peer.close()) for peer in self._peers]:
             await asyncio.wait(closing, timeout=CLOSE_SECONDS)
-        if not await stopped:
-            log.warning("a block is under way and not waited for")
         self.inputs.close()
         if self.recorder:
             self.recorder.close()
+        self.metrics.forget()
 
     @property
-    def ready(self) -> bool:
-        """Whether there is a video to watch."""
-        return self.worker.alive and self.worker.status.phase == "ready"
+    def people(self) -> int:
+        """How many watch, or are about to."""
+        return len(self._peers)
+
+    @property
+    def config(self) -> ScopeOptimizationConfig:
+        """The stream's config, or that which it will have where it is not open; once the model is loaded."""
+        return self.feed.config_in_force
+
+    @property
+    def doing(self) -> dict:
+        """How it is doing: the engine's status until that is ready, then the stream's; ``queued`` while it waits."""
+        status = self.worker.status if self.worker.status.phase != "ready" else self.feed.status
+        phase = {"phase": "queued"} if self._host.position(self) else {}
+        return dataclasses.asdict(status) | phase
 
     def status(self) -> dict:
         """What a page needs to know before it can watch."""
         return {
-            **dataclasses.asdict(self.worker.status),
+            **self.doing,
+            "stream": self.label,
             "viewers": len(self._peers),
             "max_viewers": self.settings.max_viewers,
+            "queue": self._host.position(self),
             "memory": self.worker.memory,
             "input": self.inputs.state(),
-            "ice_servers": [dataclasses.asdict(server) for server in self.settings.ice_servers],
+            "ice_servers": ice_servers(self.settings),
+        }
+
+    def figures(self) -> dict:
+        """How it is doing, in one line for whoever runs the server."""
+        height, width = self.config.size
+        return {
+            "stream": self.label,
+            "phase": self.doing["phase"],
+            "queue": self._host.position(self),
+            "viewers": len(self._peers),
+            "preset": self._preset_name,
+            "height": height,
+            "width": width,
+            "fps": self._broadcast.fps,
+            "p99_interval_ms": round(self._broadcast.p99_ms, 1),
+            "block_ms": self._stats["block_ms"],
         }
 
     async def admit(self, sdp: str) -> str:
         """Let a viewer in: the answer to their offer. Raises Refused."""
-        status = self.worker.status
-        if status.phase not in ("ready", "trouble"):
-            raise Refused(503, f"there is no video yet: {status.phase} {status.detail}".strip(), status.phase)
         if not self._offers.take():
             raise Refused(429, "too many viewers come at once: try again in a moment", "busy")
         if len(self._peers) >= self.settings.max_viewers:
             raise Refused(
                 503, f"no seat is free, of {self.settings.max_viewers}: try again when someone has left", "busy"
             )
-        track = ViewerTrack(self.worker.pipeline.config.max_queue_depth, self.metrics)
+        track = ViewerTrack(self._all)
         on = self._watch, self._greet, self._hear, self._take_frame, self._forget
         peer = Peer(f"viewer {next(self._names)}", track, self.settings, *on)
         self._peers.add(peer)
+        self._host.room_changed(self)
         try:
             return await peer.answer(sdp)
         except BadOffer as error:
@@ -174,7 +236,12 @@ class Room:
         self.inputs.set_picture(role, picture)
         if role == "first_frame":
             self._begin_anew()
-        self._tell_state(changed="set_picture", by=peer.name)
+        self.tell_state(changed="set_picture", by=peer.name)
+
+    def _new_encoder(self, codec: str) -> SharedEncoder:
+        config = self.config
+        rate = self.settings.bitrate or fit_bitrate(*config.size, HIGHEST_FPS)
+        return SharedEncoder(codec, config.max_queue_depth, rate, self._all)
 
     def _decode(self, data: bytes) -> np.ndarray:
         return cover(decode_picture(data, MOST_PICTURE_PIXELS), *self.inputs.size)
@@ -182,17 +249,25 @@ class Room:
     @property
     def _steerable(self) -> bool:
         """Whether the model takes control video and pictures."""
-        return self.worker.pipeline.engine.control is not None
+        return self.worker.source.engine.control is not None
+
+    @property
+    def _preset_name(self) -> str:
+        pipeline = self.feed.pipeline
+        return pipeline.preset if pipeline else preset_of(self.config)
 
     def _watch(self, peer: Peer) -> None:
+        self.was_watched = True
         self._broadcast.join(peer.track)
 
     def _greet(self, peer: Peer) -> None:
-        config = self.worker.pipeline.config
+        config = self.config
         peer.send(
             {
                 "type": "hello",
                 "you": peer.name,
+                "stream": self.name,
+                "link": self.link,
                 "presets": messages.presets(),
                 "width": config.width,
                 "height": config.height,
@@ -202,7 +277,7 @@ class Room:
                 "pictures": ["reference", "first_frame"] if self._steerable else [],
             }
         )
-        self._tell_state()
+        self.tell_state()
 
     def _hear(self, peer: Peer, message: str | bytes) -> None:
         command = None
@@ -223,16 +298,15 @@ class Room:
             case messages.GetLatencyStats():
                 return {"type": "latency_stats", "stats": self._stats}
             case messages.SwitchPrompt(prompt=text, transition_blocks=blocks):
-                self.worker.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
+                self.feed.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
             case messages.SetOptimizationPreset(preset=name):
-                self.worker.set_optimization_preset(name)
-                self._preset = name
+                self._set_preset(name)
             case messages.SetTransition(blocks=blocks, blend=blend):
                 self._transition, self._blend = blocks, blend
             case messages.SetOverlay(enabled=enabled):
-                self.worker.overlay = enabled
+                self.feed.overlay = enabled
             case messages.SetPaused(paused=paused):
-                self.worker.set_paused(paused)
+                self.feed.set_paused(paused)
                 self._broadcast.wake()
             case messages.SetInput(use=use):
                 self._set_input(peer, use)
@@ -243,11 +317,20 @@ class Room:
                 self.inputs.set_picture(role, None)
             case messages.Reset():
                 self._begin_anew()
-        self._tell_state(changed=command.type, by=peer.name)
+        self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
 
+    def _set_preset(self, name: str) -> None:
+        """Raises BadMessage where the others on the device would come too short."""
+        if not self._host.may_have(self, name):
+            raise messages.BadMessage(
+                f"the server has no room for {name} beside the other streams: it takes longer than the preset in force"
+            )
+        self.feed.set_optimization_preset(name)
+        self._preset = name
+
     def _begin_anew(self) -> None:
-        self.metrics.dropped.labels("reset").inc(self.worker.reset())
+        self._all.dropped.labels("reset").inc(self.feed.reset())
 
     def _set_input(self, peer: Peer, use: Use | None) -> None:
         """Raises BadMessage where it cannot be."""
@@ -273,17 +356,18 @@ class Room:
         if peer is self._sender:
             self._set_input(peer, None)
         self._broadcast.leave(peer.track)
-        self._tell_state()
+        self.tell_state()
+        self._host.room_changed(self)
 
     def _tell(self, message: dict) -> None:
         for peer in list(self._peers):
             peer.send(message)
 
-    def _tell_state(self, changed: str | None = None, by: str | None = None) -> None:
+    def tell_state(self, changed: str | None = None, by: str | None = None) -> None:
         """Tell everyone, soon, how things stand, and who changed what."""
         if changed:
             self._change = changed, by
-        if self._telling is None:
+        if self._telling is None and not self._closed:
             delay = 0.0 if self._states.take() else 1 / STATES[0]
             self._telling = self._loop.call_later(delay, self._say_state)
 
@@ -294,43 +378,44 @@ class Room:
                 "type": "state",
                 "changed": changed,
                 "by": by,
-                "status": dataclasses.asdict(self.worker.status),
-                "prompt": self.worker.prompt.prompt,
+                "status": self.doing,
+                "queue": self._host.position(self),
+                "prompt": self.feed.prompt.prompt,
                 "transition": {"blocks": self._transition, "blend": self._blend},
-                "preset": self._preset,
-                "effective": self._effective,
+                "preset": self._preset or self._preset_name,
+                "effective": self._effective or self._in_force(),
                 "input": self.inputs.state(),
-                "overlay": self.worker.overlay,
-                "paused": self.worker.paused,
+                "overlay": self.feed.overlay,
+                "paused": self.feed.paused,
                 "viewers": len(self._peers),
             }
         )
 
     def _take_status(self, status: Status) -> None:
-        if status.phase == "ready" and self._preset is None:
-            config = self.worker.pipeline.config
-            self._preset, self._stats = self.worker.pipeline.preset, self.worker.stats
-            allow_bitrate(self.settings.bitrate or fit_bitrate(*config.size, HIGHEST_FPS))
-            self._effective = self._in_force()
-            self.inputs.size = config.size
+        if self._closed:
+            return
+        if status.phase == "ready":
+            self._stats, self._effective = self.feed.stats, self._in_force()
+            self._preset = self._preset or self._preset_name
+            self.inputs.size = self.config.size
         if status.phase == "trouble":
-            self.metrics.troubles.inc()
-        self.on_status(status)
-        self._tell_state()
+            self.metrics.block_failed()
+        self.tell_state()
+        self._host.room_changed(self)
 
     def _take_block(self, block: BlockMade) -> None:
+        if self._closed:
+            return
         self._broadcast.wake()
-        self.metrics.generated.inc(block.frames)
-        self.metrics.block_ms.observe(block.stats["block_ms"])
-        self.metrics.gpu_bytes.set(block.gpu_bytes)
-        self.metrics.fallbacks.set(block.stats["fallback_blocks"])
+        self.metrics.block_made(block.frames, block.stats["block_ms"])
+        self._all.gpu_bytes.set(block.gpu_bytes)
         if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
-            self.metrics.switch_ms.observe(block.stats["prompt_switch_ms"])
+            self._all.switch_ms.observe(block.stats["prompt_switch_ms"])
         self._stats = block.stats
         in_force, inputs = self._in_force(), self.inputs.state()
         if (in_force, inputs) != (self._effective, self._input):
             self._effective, self._input = in_force, inputs
-            self._tell_state()
+            self.tell_state()
         self._tell(
             {
                 "type": "block",
@@ -341,20 +426,25 @@ class Room:
             }
         )
 
+    @property
+    def fallback_blocks(self) -> int:
+        """Blocks that were made again without 8 bits since the last reset."""
+        return int(self._stats["fallback_blocks"])
+
     def _in_force(self) -> dict:
-        """What the last block was really made with."""
-        pipeline, stats = self.worker.pipeline, self._stats
+        """What the last block was really made with; before the first, what it will be made with."""
+        config = self.config
         names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width")
-        return {name: getattr(pipeline.config, name) for name in names} | {
-            "preset": pipeline.preset,
-            "precision": stats["precision"],
-            "cuda_graphs": stats["cuda_graphs_active"],
+        return {name: getattr(config, name) for name in names} | {
+            "preset": self._preset_name,
+            "precision": self._stats["precision"] if self.feed.pipeline else config.precision,
+            "cuda_graphs": self._stats["cuda_graphs_active"],
             "device": self.worker.device,
             "memory": self.worker.memory,
         }
 
     def _count(self, outcome: str) -> None:
-        self.metrics.messages.labels(outcome).inc()
+        self._all.messages.labels(outcome).inc()
 
     def _from_thread(self, take: Callable) -> Callable:
         """``take``, for the worker's thread to call: it runs in the event loop."""
@@ -364,3 +454,17 @@ class Room:
                 self._loop.call_soon_threadsafe(take, news)
 
         return post
+
+
+def ice_servers(settings: ServerSettings) -> list[dict]:
+    """The STUN and TURN servers for a page to use."""
+    return [dataclasses.asdict(server) for server in settings.ice_servers]
+
+
+def preset_of(config: ScopeOptimizationConfig) -> str:
+    """The preset that a config is; ``custom`` if it is none."""
+
+    def fits(name: str) -> bool:
+        return all(getattr(config, field) == value for field, value in config.preset_fields(name).items())
+
+    return next(filter(fits, PRESETS), "custom")

@@ -7,16 +7,16 @@ import contextlib
 import functools
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterator
 
 import aioice.ice
 import av
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
-from aiortc.codecs import h264, vpx
 from aiortc.exceptions import OperationError
 
-from .broadcast import ViewerTrack
+from .encoding import ViewerTrack
 from .intake import Intake
 from .offer import BadOffer, Offer
 from .settings import ServerSettings
@@ -27,7 +27,6 @@ CONNECT_SECONDS = 20.0  # within which a connection must stand
 GONE_SECONDS = 10.0  # of sending without an answer after which a viewer has vanished: aioice takes 30 to see it
 LOOK_SECONDS = 1.0  # between two looks
 MOST_UNREAD = 256 * 1024  # bytes; a viewer that leaves more of them unread is cut off
-BITS_PER_PIXEL = 0.25
 
 
 class Peer:
@@ -80,7 +79,10 @@ class Peer:
             ) from None
         except Exception as error:  # aiortc's parser raises whatever its parts do
             raise BadOffer(f"the offer cannot be answered: {type(error).__name__}: {error}") from error
-        return offer.answer(self._connection.localDescription.sdp)
+        answer = self._connection.localDescription.sdp
+        self.track.codec = _first_codec(answer)
+        self.track.follow(self._transceiver.sender)
+        return offer.answer(answer)
 
     def send(self, message: dict) -> None:
         """Send a message, if the channel is open."""
@@ -161,19 +163,6 @@ class Peer:
         self._on_open(self)
 
 
-def fit_bitrate(height: int, width: int, fps: float) -> int:
-    """Bits per second that show such a video well."""
-    return round(BITS_PER_PIXEL * width * height * fps)
-
-
-def allow_bitrate(bits_per_second: int) -> None:
-    """Let this process's encoders start at, and go up to, so many bits a second; viewers' feedback lowers it."""
-    # aiortc's ceilings of 1.5 and 3 Mbit/s suit calls, and it offers no other way to raise them.
-    for codec in (vpx, h264):
-        highest = max(bits_per_second, codec.MIN_BITRATE)
-        vars(codec).update(DEFAULT_BITRATE=highest, MAX_BITRATE=highest)
-
-
 @contextlib.contextmanager
 def local_addresses(settings: ServerSettings) -> Iterator[None]:
     """Within it, this process's connections use the address that the server is bound to and those that are allowed
@@ -193,3 +182,12 @@ def _codecs(name: str) -> list:
     """All codecs, those of that name first."""
     known = RTCRtpSender.getCapabilities("video").codecs
     return sorted(known, key=lambda codec: codec.mimeType.lower() != f"video/{name}")
+
+
+def _first_codec(answer: str) -> str:
+    """The name of the codec that the video is sent in, as an answer of aiortc's says."""
+    found = re.search(r"^m=video \d+ \S+ (\d+)", answer, re.MULTILINE)
+    named = found and re.search(rf"^a=rtpmap:{found[1]} (\w+)/", answer, re.MULTILINE)
+    if not named:
+        raise BadOffer("the offer leaves no codec to send the video in")
+    return named[1].upper()

@@ -6,8 +6,10 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, IPvAnyAddress, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, IPvAnyAddress, model_validator
 from pydantic.dataclasses import dataclass
+
+from ...plain import plain
 
 SHORTEST_TOKEN = 16
 PORTS = {"http": 80, "https": 443}
@@ -54,12 +56,17 @@ class ServerSettings:
     token: what a viewer must present; None asks for none.
     origins: of pages, beside the server's own, that may use it, such as ``https://demo.example``; their host names are
         then also accepted as the server's, as behind a proxy.
-    max_viewers: connections at a time, those still being made included.
+    max_viewers: connections to a stream at a time, those still being made included.
     codec: of the video, for viewers who take it; others get the other one. VP8 takes half the processor time of H.264.
     bitrate: bits per second that the video may take; None fits it to the picture.
     ice_servers: at most one STUN and one TURN server; none are used by default.
     ice_addresses: of this machine, that video may use beside the one that is bound. Firefox takes none from loopback.
     record_seconds: of video kept for download; 0 keeps none.
+    sessions: streams that may be open at a time; ``auto`` is as many as the device can make at 16 frames a second.
+    private: each new visitor gets a stream of their own, in place of the one that all share.
+    keep_seconds: that a stream which nobody watches stays open.
+    max_queued: streams that may wait for a place.
+    sessions_per_client: streams that one address may have open or waiting.
     """
 
     host: str = "127.0.0.1"
@@ -71,6 +78,11 @@ class ServerSettings:
     ice_servers: tuple[IceServer, ...] = ()
     ice_addresses: tuple[IPvAnyAddress, ...] = ()
     record_seconds: Annotated[int, Field(ge=0, le=600)] = 30
+    sessions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    private: Annotated[bool, BeforeValidator(plain)] = False
+    keep_seconds: Annotated[float, BeforeValidator(plain), Field(ge=0, allow_inf_nan=False)] = 60.0
+    max_queued: Annotated[int, Field(ge=0)] = 16
+    sessions_per_client: Annotated[int, Field(ge=1)] = 4
 
     @model_validator(mode="after")
     def _others_need_a_token(self):

@@ -17,7 +17,18 @@ from typing import NamedTuple
 
 import httpx
 
-from longlive_optimized.demo.server import app, inputs, intake, messages, offer, room, rtc
+from longlive_optimized.demo.server import (
+    admission,
+    app,
+    encoding,
+    inputs,
+    intake,
+    messages,
+    offer,
+    room,
+    rtc,
+    sessions,
+)
 from longlive_optimized.demo.server.settings import SHORTEST_TOKEN, ServerSettings
 
 from ..server_peer import Viewer
@@ -183,7 +194,9 @@ def messages_and_limits(units: list[Unit]):
     assert limits["`state`"] == [*reversed(room.STATES)]
     rate, burst = room.OFFERS
     seconds = app.BODY_SECONDS
-    assert limits["offers"] == [burst, rate, app.MAX_OFFER_BYTES / 1024, seconds, offer.MOST_CANDIDATES]
+    assert limits["offers to a stream"] == [burst, rate, app.MAX_OFFER_BYTES / 1024, seconds, offer.MOST_CANDIDATES]
+    rate, burst = sessions.OPENINGS
+    assert limits["new streams of one address"] == [burst, 1, 1 / rate]
     rate, burst = room.UPLOADS
     pixels = room.MOST_PICTURE_PIXELS / 2**20
     assert limits["pictures"] == [burst, rate, app.MAX_PICTURE_BYTES / 2**20, app.BODY_SECONDS, pixels]
@@ -194,6 +207,34 @@ def messages_and_limits(units: list[Unit]):
     assert limits["downloads"][3] == 600
     assert limits["until a connection stands"] == [rtc.CONNECT_SECONDS]
     assert limits["without a sign of life"][0] == rtc.GONE_SECONDS
+
+
+@lists(API, "Many streams")
+def options_of_streams(units: list[Unit]):
+    listed = {names(unit.cells[0])[0]: unit.cells[1].strip("`") for unit in units if unit.cells[0].startswith("`--")}
+    usual = ServerSettings()
+    assert listed == {
+        "--sessions": usual.sessions,
+        "--queue": str(usual.max_queued),
+        "--keep": f"{usual.keep_seconds:g}",
+        "--sessions-per-client": str(usual.sessions_per_client),
+    }
+    addresses = {names(unit.cells[0])[0] for unit in units if unit.cells[0].startswith("`/")}
+    assert addresses == {"/", "/s/NAME/"} and sessions.MAIN == "main" and sessions.NAME.fullmatch("x" * 64)
+
+
+@says(API, "One process has one engine, and makes as many streams as its device can")
+@says(API, "Who first watches a stream opens it, and may choose what it begins with")
+@says(API, "Where all places are taken, a viewer is connected and waits")
+@says(API, "A picture is encoded once for all who watch it")
+@says(API, "`/status` lists all streams with their frames a second")
+@says("README.md", "One process makes as many streams as its GPU can")
+def streams(place: Place):
+    assert (admission.FULL, admission.PROMISED_FPS) == (0.95, 16)
+    assert (encoding.KEY_SECONDS, encoding.FLOOR, encoding.SETTLE_SECONDS) == (0.5, 0.25, 5)
+    place.passes(
+        "tests/demo/test_server_sessions.py tests/demo/test_server_streams.py tests/demo/test_server_encoding.py"
+    )
 
 
 @says(API, "each with an `id` if it likes (a number, or a text of at most 64 characters)")

@@ -12,7 +12,7 @@ const connection = new Connection(new URLSearchParams(location.hash.slice(1)).ge
 const prompts = new Prompts((prompt) => ask({ type: "switch_prompt", prompt }));
 const settings = new Settings(ask);
 const input = new Input(connection, ask, toast);
-let you = "", state = null, recordSeconds = 0, pictures = 0, fps = 0;
+let you = "", state = null, recordSeconds = 0, pictures = 0, fps = 0, streamLink = "";
 
 function ask(command) {
   return connection.ask(command).catch((error) => toast(error.message));
@@ -35,7 +35,7 @@ connection.addEventListener("state", ({ detail }) => {
   link = detail;
   const away = detail.phase !== "live";
   if (away) { pictures = 0; at("people").textContent = ""; input.away(); }
-  for (const id of ["pause", "overlay", "reset", "save", "send", "transition", "preset", "input"]) at(id).disabled = away;
+  for (const id of ["pause", "overlay", "reset", "save", "share", "send", "transition", "preset", "input"]) at(id).disabled = away;
   showVeil();
 });
 
@@ -48,6 +48,7 @@ connection.addEventListener("message", ({ detail: message }) => {
 
 function greet(hello) {
   you = hello.you;
+  streamLink = hello.link;
   recordSeconds = hello.record_seconds;
   at("save").hidden = !recordSeconds;
   at("save").textContent = `Save last ${recordSeconds} s`;
@@ -102,7 +103,8 @@ function showBlock(block) {
 function showPill() {
   const paused = state?.paused, trouble = state?.status.phase === "trouble";
   const live = link.phase === "live" && pictures > 0;
-  const text = !live ? (link.phase === "live" ? "starting" : link.phase) : trouble ? "trouble" : paused ? "paused" : fps ? `live · ${fps.toFixed(0)} fps` : "live";
+  const waits = state?.queue ? `number ${state.queue} in the queue` : "starting";
+  const text = !live ? (link.phase === "live" ? waits : link.phase) : trouble ? "trouble" : paused ? "paused" : fps ? `live · ${fps.toFixed(0)} fps` : "live";
   at("pill").textContent = text;
   at("pill").dataset.mood = live && !trouble && !paused ? "live" : ["gone", "lost", "refused", "blocked"].includes(link.phase) || trouble ? "bad" : "wait";
 }
@@ -125,7 +127,9 @@ function veilWords() {
   const { phase, detail, stage, done, total } = link;
   const soon = link.delay ? ` Trying again in ${Math.round(link.delay / 1e3)} s.` : "";
   switch (phase) {
-    case "live": return pictures || state?.paused ? null : { title: "The first frames are being made", text: "They come in blocks of twelve.", progress: -1 };
+    case "live":
+      if (state?.queue) return { title: `You are number ${state.queue} in the queue`, text: "All places are taken. The video starts by itself.", progress: -1 };
+      return pictures || state?.paused ? null : { title: "The first frames are being made", text: "They come in blocks of twelve.", progress: -1 };
     case "connecting": return { title: "Connecting" };
     case "loading":
       if (stage === "failed") return { title: "The model could not be loaded", text: detail, again: true };
@@ -180,7 +184,19 @@ async function save() {
   at("save").disabled = false;
 }
 
-for (const [id, action] of Object.entries({ pause, overlay, reset: startOver, save, full })) at(id).addEventListener("click", action);
+// The stream's own address, with a token for it alone.
+async function share() {
+  const root = location.pathname.replace(/s\/[^/]+\/$/, "");
+  const address = new URL(root + streamLink, location).href;
+  try {
+    await navigator.clipboard.writeText(address);
+    toast("The link to this stream is copied");
+  } catch {
+    prompt("The link to this stream", address);
+  }
+}
+
+for (const [id, action] of Object.entries({ pause, overlay, reset: startOver, save, share, full })) at(id).addEventListener("click", action);
 at("veil-button").addEventListener("click", () => connection.retry());
 at("help-button").addEventListener("click", () => at("help").showModal());
 

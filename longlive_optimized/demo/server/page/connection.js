@@ -6,6 +6,7 @@
 const GIVE_UP = 15_000; // ms for a connection to come about
 const PATIENCE = 5_000; // ms that a disturbed one may take to recover
 const SLOWEST = 5_000; // ms between attempts
+const NUMBERS = ["height", "width", "seed"];
 
 export class Connection extends EventTarget {
   #token; #peer = null; #video = null; #channel = null; #wake = null; #ids = 0; #waiting = new Map();
@@ -86,10 +87,10 @@ export class Connection extends EventTarget {
     });
     const { type, sdp } = peer.localDescription;
     const answer = await this.fetch("offer", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ type, sdp }),
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ type, sdp, stream: wishes() }),
     });
     const content = await answer.json();
-    if (!answer.ok) return { phase: content.code === "busy" ? "busy" : "refused", detail: content.error };
+    if (!answer.ok) return { phase: ["busy", "full"].includes(content.code) ? "busy" : "refused", detail: content.error };
     await peer.setRemoteDescription(content);
     return null;
   }
@@ -107,7 +108,7 @@ export class Connection extends EventTarget {
       channel.addEventListener("close", lost);
       channel.addEventListener("message", ({ data }) => {
         const message = JSON.parse(data);
-        if (message.type === "bye") resolve({ phase: "gone", detail: "It has been shut down." });
+        if (message.type === "bye") resolve(message.reason ? { phase: "refused", detail: message.reason } : { phase: "gone" });
         this.#receive(message);
       });
       peer.addEventListener("connectionstatechange", () => {
@@ -130,4 +131,10 @@ export class Connection extends EventTarget {
   #say(state) { this.#tell("state", state); }
 
   #tell(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }
+}
+
+// What the address asks of a stream that is opened by it: ?preset=ultra&height=320&width=576&seed=7&prompt=...
+function wishes() {
+  const asked = [...new URLSearchParams(location.search)];
+  return Object.fromEntries(asked.map(([name, text]) => [name, NUMBERS.includes(name) ? Number(text) : text]));
 }

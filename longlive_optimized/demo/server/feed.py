@@ -1,0 +1,385 @@
+"""One stream as the worker sees it: its blocks, the frames of them that wait, and what is wished for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+import torch
+
+from ...engine.host_copy import HostCopy
+from ...engine.ranks import RankError
+from ...keywords import PresetName
+from ...video_time import BLOCK_PIXEL_FRAMES
+from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from ..scope_integration.prompt_box import Prompt
+from .admission import Kind
+from .pacing import Pace
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds after an error, doubled each time
+PATIENCE = 2.0  # seconds that a stream's first frames may take, when those of others would be late
+FIRST_BLOCK = 3.0  # times what a later block takes, at most: graphs are captured
+UNKNOWN_BLOCK = 0.5  # seconds that a block is taken to need before any was measured
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a stream is doing. ``trouble`` is passing, and ``retry_in`` says in how many seconds; ``failed`` is not.
+
+    detail: what is loaded, or what went wrong; done, total: progress of that.
+    """
+
+    phase: Literal["loading", "warming up", "ready", "trouble", "failed", "stopped"]
+    detail: str = ""
+    done: int = 0
+    total: int = 0
+    retry_in: float = 0.0
+
+
+@dataclass(frozen=True)
+class BlockMade:
+    """A block that can be shown: how many frames it has and now wait, and the pipeline's figures after it."""
+
+    frames: int
+    waiting: int
+    stats: dict
+    gpu_bytes: int
+
+
+@dataclass
+class _Made:
+    """A block on its way to the host, of the video with this number. Where the VAE is beside it, the transformer was
+    through with it at ``denoised``; else all its time counts as decoding."""
+
+    copy: HostCopy
+    video: int
+    started: float
+    denoised: float
+    coming: int = 0  # frames that another thread waits for
+
+
+class Feed:
+    """Makes a stream's blocks while someone watches, and keeps their frames until they are taken. Where the VAE has a
+    GPU of its own, a block may begin while the one before is decoded, whose frames the worker's other thread waits for.
+
+    config: of its pipeline; None is the source's, once that is loaded. prompt: the first one.
+    on_status, on_block: called in the worker's threads; they must not block.
+    of_block: called in the worker's thread before each block, with whether it is a video's first: what the block is
+        made from beside the prompt, as fields of a BlockRequest. It must not wait.
+    pipeline, stats: the stream and its figures of late, once it is open; before that None and nothing.
+
+    ``open_with``, ``make_block`` and ``close_stream`` are the worker's thread's. All else may be called from any
+    thread; none waits for the device or for a block.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        config: ScopeOptimizationConfig | None,
+        prompt: Prompt,
+        on_status: Callable[[Status], None],
+        on_block: Callable[[BlockMade], None],
+        of_block: Callable[[bool], dict] = lambda begins: {},
+    ):
+        self._worker, self._changed = worker, worker.changed
+        self._on_status, self._on_block, self._of_block = on_status, on_block, of_block
+        self.config, self.status, self.stats = config, Status("loading"), {}
+        self.pipeline: OptimizedScopePipeline | None = None
+        self.overlay, self.pace = False, Pace()
+        self._prompt = prompt
+        self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
+        self._frames: deque[np.ndarray] = deque()
+        self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
+        self._coming = 0  # frames of these
+        self._watched = self._paused = False
+        self._video = self._video_shown = 0  # counts resets: those asked for, and those done
+        self._begun = -1  # the last video that has a block
+        self._failures, self._retry_at = 0, float("-inf")
+        self._waits_since = self._taken_at = float("-inf")  # for its first frame; when the last one was taken
+        self._shown = False  # whether a frame was taken since it is open and watched
+
+    # --- what those who watch do
+
+    @property
+    def config_in_force(self) -> ScopeOptimizationConfig:
+        """The pipeline's config, or that which it will be opened with."""
+        pipeline = self.pipeline
+        return pipeline.config if pipeline else self.config or self._worker.source.config
+
+    @property
+    def interval(self) -> float:
+        """Seconds between frames when they are shown evenly."""
+        return self.pace.interval(self._fps, self._worker.share)
+
+    @property
+    def waiting(self) -> int:
+        """Frames that can be taken."""
+        return len(self._frames)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that was asked for last."""
+        return self._prompt
+
+    @property
+    def paused(self) -> bool:
+        """Whether the video is held where it is."""
+        return self._paused
+
+    @property
+    def watched(self) -> bool:
+        """Whether someone watches."""
+        return self._watched
+
+    def take(self) -> np.ndarray | None:
+        """The next frame, uint8 [H, W, 3]; None if none is ready or the video is paused."""
+        with self._changed:
+            if self._paused or not self._frames:
+                return None
+            self._taken_at, self._shown = time.monotonic(), True
+            self._changed.notify()
+            return self._frames.popleft()
+
+    def switch_prompt(self, prompt: Prompt) -> None:
+        """Go over to ``prompt`` with the next block that begins."""
+        with self._changed:
+            self._prompt = prompt
+            if self.pipeline:
+                self._ask_for_prompt(self.pipeline)
+
+    def set_optimization_preset(self, preset: str) -> None:
+        """Go over to a preset with the next block that begins."""
+        name = cast(PresetName, preset)  # a name by now
+        with self._changed:
+            before, config = self.kind, self.config_in_force
+            wished = config.changed(**config.preset_fields(name))
+            if self.pipeline:
+                self.pipeline.set_optimization_preset(name)
+                self._wished = wished
+            else:
+                self.config = wished
+            if self.kind != before:  # what its blocks took tells no more what they will take
+                self.pace = Pace()
+                self._worker.share_out()
+
+    def set_watched(self, watched: bool) -> None:
+        """Blocks are made only while someone watches."""
+        with self._changed:
+            if watched and not self._watched:
+                self._waits_since, self._shown = time.monotonic(), False
+            self._watched = watched
+            self._worker.share_out()
+            self._changed.notify()
+
+    def set_paused(self, paused: bool) -> None:
+        """Hold the video where it is: no frame is handed out, and none made."""
+        with self._changed:
+            self._paused, self._taken_at = paused, time.monotonic()
+            self._worker.share_out()
+            self._changed.notify()
+
+    def reset(self) -> int:
+        """Begin the video anew; how many frames that waited are dropped. A block under way is dropped too."""
+        with self._changed:
+            dropped = len(self._frames)
+            self._frames.clear()
+            self._video += 1
+            self._changed.notify()
+            return dropped
+
+    # --- when its next block must begin; with the worker's lock
+
+    def is_active(self, now: float) -> bool:
+        """Whether it wants blocks."""
+        return self._watched and not self._paused and now >= self._retry_at
+
+    def is_time(self, others: Sequence[Feed]) -> bool:
+        """Whether its next block should begin, before which those of the others may be made. Where one of theirs is a
+        first one, and takes long, two blocks of frames may wait."""
+        ahead = math.fsum(feed.block_seconds for feed in others)
+        begins = any(feed.pace.longest is None for feed in others)
+        most = BLOCK_PIXEL_FRAMES * (2 if begins else 1)
+        return self.pace.is_time(len(self._frames), self._fps, self._coming, ahead, self._worker.share, most)
+
+    @property
+    def deadline(self) -> float:
+        """When its next frame is late: those who watch have none left. The first ones are late after a while only."""
+        if not self._shown:
+            return self._waits_since + PATIENCE
+        return self._taken_at + (len(self._frames) + self._coming + 1) * self.interval
+
+    @property
+    def retry_at(self) -> float:
+        """When it may be tried again, after an error."""
+        return self._retry_at
+
+    @property
+    def frame_seconds(self) -> float | None:
+        """Seconds that a frame takes to make, as measured, or of others of its kind."""
+        return self.pace.frame_seconds if self.pace.settled else self._worker.costs.of(self.kind)
+
+    @property
+    def demand(self) -> float:
+        """``frame_seconds``, or the best guess that there is."""
+        return self.frame_seconds or self.pace.frame_seconds or 0.0
+
+    @property
+    def kind(self) -> Kind:
+        """What its costs depend on: of the config that was wished for last."""
+        return Kind.of(self._wished or self.config_in_force)
+
+    @property
+    def block_seconds(self) -> float:
+        """Seconds that its next block may take."""
+        if (longest := self.pace.longest) is not None:
+            return longest
+        frame = self._worker.costs.of(self.kind)
+        return UNKNOWN_BLOCK if frame is None else FIRST_BLOCK * BLOCK_PIXEL_FRAMES * frame
+
+    # --- the worker's thread
+
+    def say(self, status: Status) -> None:
+        """Tell how it is doing."""
+        self.status = status
+        self._on_status(status)
+
+    def open_with(self, pipeline: OptimizedScopePipeline) -> None:
+        """Take a pipeline, whose video begins with the prompt and the pause in force."""
+        with self._changed:
+            self.pipeline, self.config = pipeline, pipeline.config
+            self._ask_for_prompt(pipeline)
+            self._waits_since = time.monotonic()
+            self.stats = pipeline.get_latency_stats()
+        self.say(Status("ready"))
+
+    def close_stream(self) -> None:
+        """Let go of the pipeline and all frames; what was wished for stays."""
+        with contextlib.suppress(Exception):  # of a block that nobody will see
+            self._finish_decoding(0)
+        with self._changed:
+            if self.pipeline:
+                self.config = self._wished or self.pipeline.config
+            self.pipeline, self.pace, self._shown = None, Pace(), False
+            self._wished = None
+            self._frames.clear()
+            self._video_shown, self._begun = self._video, self._video - 1
+            self._failures, self._retry_at = 0, float("-inf")
+
+    def make_block(self) -> None:
+        """Make a block; if that fails, those who watch are told, and it is tried again a while later. Raises RankError,
+        after which there is no second try."""
+        try:
+            self._make_block()
+        except RankError:
+            raise
+        except Exception as error:  # whatever it is: the next try may succeed, and other streams go on
+            self._stumble(error)
+            return
+        if self._failures:
+            self._failures = 0
+            self.say(Status("ready"))
+
+    def _make_block(self) -> None:
+        pipeline = self.pipeline
+        assert pipeline
+        self._finish_decoding(1)
+        started, video = time.perf_counter(), self._video
+        if video != self._video_shown:
+            pipeline.reset()
+            self._video_shown = video
+        block = pipeline.next_block(**self._of_block(video != self._begun))
+        self._begun = video
+        if self.overlay and pipeline.overlay:
+            pipeline.overlay.apply(block, pipeline.get_latency_stats())
+        made, devices = _Made(HostCopy(block), video, started, started), pipeline.engine.devices
+        if not devices.async_vae:
+            self._show(made)
+            return
+        made.coming = len(block)
+        with self._changed:
+            self._coming += made.coming
+        self._decoding.append(self._worker.reader.submit(self._show, made))
+        _wait_for(devices.model)  # not for the VAE's
+        made.denoised = time.perf_counter()
+
+    def _finish_decoding(self, left: int) -> None:
+        """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
+        while self._decoding and (len(self._decoding) > left or self._decoding[0].done()):
+            self._decoding.popleft().result()
+
+    def _show(self, made: _Made) -> None:
+        """Let a block's frames be taken, once they are there; not those of a video that has been given up."""
+        try:
+            pictures = made.copy.frames()
+        except BaseException:
+            with self._changed:
+                self._coming -= made.coming
+                self._changed.notify()
+            raise
+        now, pipeline = time.perf_counter(), self.pipeline
+        assert pipeline
+        with self._changed:
+            self._coming -= made.coming
+            self._changed.notify()
+            if made.video != self._video:
+                return
+            self._note_times(made, now, len(pictures))
+            self._frames.extend(pictures)
+            waiting = len(self._frames)
+        self.stats = pipeline.get_latency_stats()
+        gpus = [device for device in pipeline.engine.devices.all if device.type == "cuda"]
+        self._on_block(BlockMade(len(pictures), waiting, self.stats, sum(map(torch.cuda.memory_allocated, gpus))))
+
+    def _note_times(self, made: _Made, now: float, frames: int) -> None:
+        halves = made.denoised - made.started, now - max(made.denoised, self._worker.decoded_at)
+        self._worker.decoded_at = now
+        self.pace.block_took(sum(halves), frames, max(halves))
+        if self.pace.settled and (seconds := self.pace.frame_seconds):
+            self._worker.costs.note(self.kind, seconds)
+        self._worker.share_out()
+
+    def _stumble(self, error: Exception) -> None:
+        self._failures += 1
+        delay = min(FIRST_DELAY * 2 ** (self._failures - 1), LONGEST_DELAY)
+        log.error("a block failed, the next try is in %g s", delay, exc_info=error)
+        with self._changed:
+            if self._failures > 1:
+                self._video += 1  # it was not a passing fault: give up what the stream remembers
+            self._retry_at = time.monotonic() + delay
+        self.say(Status("trouble", first_line(error), retry_in=delay))
+
+    def _ask_for_prompt(self, pipeline: OptimizedScopePipeline) -> None:
+        prompt = self._prompt
+        pipeline.switch_prompt(prompt.prompt, blend=prompt.blend, transition_blocks=prompt.transition_blocks)
+
+    @property
+    def _fps(self) -> float:
+        return self.config_in_force.target_fps
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, shortened."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until what this thread has enqueued there is done; without burning the core that the encoders need."""
+    if device.type != "cuda":
+        return
+    done = torch.cuda.Event(blocking=True)
+    done.record(torch.cuda.current_stream(device))
+    done.synchronize()

@@ -1,0 +1,340 @@
+"""All streams of a server: which are open, which wait for a place, and when they are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import re
+import secrets
+from collections.abc import Callable, Container
+
+from ...engine.loading import Progress
+from ..scope_integration import ScopeOptimizationConfig
+from ..scope_integration.prompt_box import Prompt, as_prompt
+from .access import ClientBuckets, Refused, stream_token
+from .admission import Admission, Kind, load
+from .encoding import allow_bitrate, fit_bitrate
+from .feed import Status
+from .metrics import Metrics
+from .room import HIGHEST_FPS, Room, ice_servers
+from .settings import ServerSettings
+from .source import Source
+from .wishes import Wishes
+from .worker import Worker
+
+log = logging.getLogger(__name__)
+
+MAIN = "main"  # the stream that all share
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+PRIVATE = "p-"  # how names begin that only those know who were told
+OPENINGS = 0.5, 8  # of streams, for each client: a second, and at once
+QUEUE_KEEP = 10.0  # seconds that a stream keeps its place among those that wait, though nobody is there
+FAILED_KEEP = 5.0  # seconds that a stream which could not be opened is there to say why
+TICK = 0.5  # seconds between two looks at whether one that waits can be opened
+CLOSE_SECONDS = 1.0  # that the block under way may take at the end
+
+
+class Sessions:
+    """Opens a stream for whoever names a new one, as many as the device can make; others wait in a queue.
+
+    load: makes the model, with the config of streams that wish for nothing else. prompt: of these; raises ValueError
+        where it holds no text.
+    Belongs to one event loop, in which ``on_status`` is called when the engine's status changes.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Progress], Source],
+        prompt: str,
+        settings: ServerSettings,
+        on_status: Callable[[Status], None] = lambda status: None,
+    ):
+        self.settings, self.metrics, self.on_status = settings, Metrics(), on_status
+        self.overlay = False  # whether streams begin with the latency panel
+        self.worker = Worker(load, self._from_thread)
+        self._prompt = as_prompt(prompt, transition_blocks=1)
+        self._admission = Admission(settings.sessions)
+        self._rooms: dict[str, Room] = {}
+        self._queue: list[Room] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._resting: set[str] = set()  # rooms that nobody watches, and that may be closed if others wait
+        self._closing: set[asyncio.Task] = set()
+        self._labels = itertools.count(1)
+        self._ticking: asyncio.Task | None = None
+
+    async def open(self) -> None:
+        """Begin to load the model."""
+        self._loop = asyncio.get_running_loop()
+        self._openings = ClientBuckets(*OPENINGS, self._loop.time)
+        figures = self.metrics
+        figures.viewers.set_function(lambda: sum(room.people for room in self._rooms.values()))
+        figures.waiting.set_function(lambda: sum(room.feed.waiting for room in self._rooms.values()))
+        figures.fallbacks.set_function(lambda: sum(room.fallback_blocks for room in self._rooms.values()))
+        figures.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
+        figures.open.set_function(lambda: len(self._opened()))
+        figures.queued.set_function(lambda: len(self._queue))
+        figures.load.set_function(self._load)
+        if not self.settings.private:
+            self.worker.add(self._new_room(MAIN, None, self._prompt).feed)
+            self._resting.add(MAIN)
+        self._ticking = asyncio.create_task(self._tick(), name="queue")
+        self.worker.start()
+
+    async def close(self) -> None:
+        """Say good-bye to everyone and stop. A block under way is waited for, but not long."""
+        for timer in self._timers.values():
+            timer.cancel()
+        assert self._ticking
+        self._ticking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._ticking
+        stopped = self._loop.run_in_executor(None, self.worker.stop, CLOSE_SECONDS)
+        rooms, self._rooms, self._queue = [*self._rooms.values()], {}, []
+        await asyncio.gather(*(room.close() for room in rooms), *self._closing)
+        if not await stopped:
+            log.warning("a block is under way and not waited for")
+
+    @property
+    def main(self) -> Room:
+        """The stream that all share. Raises Refused where there is none."""
+        return self.room(MAIN)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to watch: the model is there."""
+        return self.worker.alive and self.worker.status.phase == "ready"
+
+    @property
+    def free(self) -> bool:
+        """Whether one more stream, with nothing wished for, would be opened at once."""
+        return self.ready and not self._queue and self._fits(self.worker.source.config, self._resting)
+
+    def room(self, name: str) -> Room:
+        """The stream of this name. Raises Refused where none is open or waits."""
+        if room := self._rooms.get(name):
+            return room
+        raise Refused(404, f"no stream {name[:70]!r} is open: whoever watches it first opens it", "no stream")
+
+    def status(self, name: str | None = None) -> dict:
+        """What a page needs to know before it can watch a stream, which may not be open yet; None is the shared one.
+        Without a name also how all streams are doing.
+        """
+        room = self._rooms.get(name or MAIN)
+        status = room.status() if room else self._status_of_none()
+        everyone = {
+            "limit": self.settings.sessions,
+            "open": len(self._opened()),
+            "queued": len(self._queue),
+            "load": round(self._load(), 3),
+        }
+        status |= {"sessions": everyone}
+        figures = [room.figures() for room in self._rooms.values()] if self.ready else []
+        return status if name else status | {"streams": figures}
+
+    async def admit(self, sdp: str, name: str | None, wishes: Wishes, client: str) -> tuple[str, Room]:
+        """Let a viewer into a stream, which is opened if it is new: the answer to their offer, and the stream.
+
+        name: None is the shared stream, or a new one of the viewer's own where the server has private ones. wishes: for
+        a new one. client: the address that asks. Raises Refused.
+        """
+        status = self.worker.status
+        if status.phase != "ready":
+            raise Refused(503, f"there is no video yet: {status.phase} {status.detail}".strip(), status.phase)
+        name = name or (private_name() if self.settings.private else MAIN)
+        room = self._rooms.get(name)
+        new = room is None
+        if room is None:
+            room = self._open_room(name, wishes, client)
+        elif room.feed.status.phase == "failed":
+            raise Refused(503, f"the stream could not be opened: {room.feed.status.detail}", "failed")
+        elif differs := wishes.differ_from(room.config):
+            others = " and ".join(differs)
+            raise Refused(409, f"this stream is open with another {others}: wish for none, or name a new one", "open")
+        try:
+            return await room.admit(sdp), room
+        except Refused:
+            if new and not room.people and self._rooms.get(name) is room:
+                self._close_room(room)
+            raise
+
+    # --- what rooms ask
+
+    def room_changed(self, room: Room) -> None:
+        """Close it a while after the last viewer has left; put it into the queue when one comes and it is closed."""
+        if self._rooms.get(room.name) is not room:
+            return
+        if room.feed.status.phase == "failed":  # those who are about to connect are told, too
+            if room.name not in self._timers:
+                self._timers[room.name] = self._loop.call_later(FAILED_KEEP, self._close_room, room)
+            return
+        if timer := self._timers.pop(room.name, None):
+            timer.cancel()
+        if room.people:
+            self._resting.discard(room.name)
+            if not self._is_open(room) and room not in self._queue:
+                self._queue.append(room)
+                self._open_next()
+        elif room.name not in self._resting:
+            seconds = self.settings.keep_seconds if room.was_watched else 0.0
+            seconds = min(seconds, QUEUE_KEEP) if room in self._queue else seconds
+            self._timers[room.name] = self._loop.call_later(seconds, self._rest, room)
+
+    def position(self, room: Room) -> int | None:
+        """Its place in the queue, from 1 on; None for one that does not wait."""
+        return self._queue.index(room) + 1 if room in self._queue else None
+
+    def may_have(self, room: Room, preset: str) -> bool:
+        """Whether the device can make its stream with this preset beside the others."""
+        config, costs = room.config, self.worker.costs
+        after = Kind.of(config.changed(**config.preset_fields(preset)))
+        others = [other.feed.frame_seconds for other in self._opened() if other is not room]
+        return self._admission.may_change(others, room.feed.frame_seconds, costs.of(after))
+
+    # --- opening and closing
+
+    def _open_room(self, name: str, wishes: Wishes, client: str) -> Room:
+        try:
+            return self._new_session(name, wishes, client)
+        except Refused as refused:
+            self.metrics.refused.labels(refused.code).inc()
+            raise
+
+    def _new_session(self, name: str, wishes: Wishes, client: str) -> Room:
+        check_name(name)
+        try:
+            config = wishes.config(self.worker.source.config)
+        except ValueError as error:
+            raise Refused(422, str(error), "bad wish") from None
+        most = self.settings.sessions_per_client
+        if sum(room.opened_by == client for room in self._rooms.values()) >= most:
+            raise Refused(
+                429, f"you have {most} streams, and may have no more: close one, and wait until it ends", "too many"
+            )
+        if (self._queue or not self._fits(config, self._resting)) and len(self._queue) >= self.settings.max_queued:
+            waiting = f", and {len(self._queue)} streams wait for one" if self._queue else ""
+            raise Refused(503, f"all places are taken{waiting}: try again later", "full")
+        if not self._openings.take(client):
+            raise Refused(429, "you open too many streams at once: try again in a moment", "busy")
+        prompt = as_prompt(wishes.prompt, transition_blocks=1) if wishes.prompt else self._prompt
+        return self._new_room(name, config, prompt, client)
+
+    def _new_room(
+        self, name: str, config: ScopeOptimizationConfig | None, prompt: Prompt, client: str | None = None
+    ) -> Room:
+        label = f"private {next(self._labels)}" if name.startswith(PRIVATE) else name
+        token = self.settings.token
+        link = f"s/{name}/" + (f"#token={stream_token(token, name)}" if token else "")
+        room = Room(name, self.worker, self.settings, self.metrics, config, prompt, self, link, label, client)
+        room.feed.overlay = self.overlay
+        self._rooms[name] = room
+        return room
+
+    def _open_next(self) -> None:
+        """Open those that have waited longest, as far as there are places."""
+        while self._queue and self._make_place_for(self._queue[0].config):
+            room = self._queue[0]
+            self.worker.add(room.feed)
+            room.tell_state()
+            self._leave_queue(room)
+
+    def _leave_queue(self, room: Room) -> None:
+        if room in self._queue:
+            self._queue.remove(room)
+            for other in self._queue:
+                other.tell_state()
+
+    def _make_place_for(self, config: ScopeOptimizationConfig) -> bool:
+        """Whether there is a place; one that nobody watches, and that may be closed, is given up for it."""
+        if not self._fits(config):
+            for room in self._opened():
+                if room.name in self._resting:
+                    self.worker.remove(room.feed)
+        return self._fits(config)
+
+    def _fits(self, config: ScopeOptimizationConfig, besides: Container[str] = ()) -> bool:
+        """Whether a stream can be opened beside those that are; besides: names that do not count."""
+        others = [room.feed.frame_seconds for room in self._opened() if room.name not in besides]
+        fits = self._admission.fits(others, self.worker.costs.of(Kind.of(config)))
+        return fits and self.worker.has_memory_for(config)
+
+    def _opened(self) -> list[Room]:
+        return [room for room in self._rooms.values() if self._is_open(room)]
+
+    def _is_open(self, room: Room) -> bool:
+        return self.worker.has(room.feed)
+
+    def _load(self) -> float:
+        known = [room.feed.frame_seconds for room in self._opened() if room.people]
+        return load(seconds or 0.0 for seconds in known)
+
+    def _rest(self, room: Room) -> None:
+        """Nobody has come back: close it, or let others have its place if it is the shared one."""
+        self._timers.pop(room.name, None)
+        if room.name == MAIN and not self.settings.private:
+            self._resting.add(MAIN)
+            self._leave_queue(room)
+        else:
+            self._close_room(room)
+        self._open_next()
+
+    def _close_room(self, room: Room) -> None:
+        del self._rooms[room.name]
+        self._resting.discard(room.name)
+        if timer := self._timers.pop(room.name, None):
+            timer.cancel()
+        self._leave_queue(room)
+        self.worker.remove(room.feed)
+        task = asyncio.create_task(room.close(), name=f"end of {room.label}")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _tick(self) -> None:
+        """What streams cost changes as they are measured, and memory comes free a while after a stream is closed."""
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                self._open_next()
+            except Exception:  # or nobody would be taken from the queue any more
+                log.exception("a stream that waits could not be opened")
+
+    def _status_of_none(self) -> dict:
+        """Of a stream that is not open."""
+        worker = self.worker
+        return {
+            "phase": worker.status.phase,
+            "detail": worker.status.detail,
+            "done": worker.status.done,
+            "total": worker.status.total,
+            "retry_in": 0.0,
+            "stream": None,
+            "viewers": 0,
+            "max_viewers": self.settings.max_viewers,
+            "queue": None,
+            "memory": worker.memory,
+            "ice_servers": ice_servers(self.settings),
+        }
+
+    def _take_status(self, status: Status) -> None:
+        if status.phase == "ready":
+            size = self.worker.source.config.size
+            allow_bitrate(self.settings.bitrate or fit_bitrate(*size, HIGHEST_FPS))
+        self.on_status(status)
+        for room in self._rooms.values():
+            room.tell_state()
+
+    def _from_thread(self, status: Status) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._take_status, status)
+
+
+def private_name() -> str:
+    """A new name that nobody can guess."""
+    return PRIVATE + secrets.token_urlsafe(12)
+
+
+def check_name(name: str) -> None:
+    """Raise Refused for what is no stream's name."""
+    if not NAME.fullmatch(name):
+        raise Refused(422, f"a stream's name is of 1 to 64 letters, digits, - and _, got {name[:70]!r}", "bad name")

@@ -1,0 +1,49 @@
+"""Where streams come from: one engine."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Protocol
+
+import torch
+
+from ...config import OptimizationConfig
+from ...engine.engine import LongLiveEngine
+from ...engine.loading import Progress
+from ...engine.ranks import Ranks
+from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+
+
+class Source(Protocol):
+    """A loaded model. config: of streams that wish for nothing else, with a size."""
+
+    engine: LongLiveEngine
+    config: ScopeOptimizationConfig
+
+    def open(self, config: ScopeOptimizationConfig) -> OptimizedScopePipeline:
+        """A stream of its own."""
+        ...
+
+
+class EngineSource:
+    """A LongLiveEngine; arguments and errors are its own."""
+
+    def __init__(
+        self,
+        model_path: str | PathLike,
+        config: ScopeOptimizationConfig,
+        device: str | torch.device | None = None,
+        progress: Progress | None = None,
+        vae_device: str | torch.device | None = None,
+        text_device: str | torch.device | None = None,
+        ranks: Ranks | None = None,
+    ):
+        own = OptimizationConfig.of(config)
+        self.engine = LongLiveEngine(
+            model_path, own, device, progress, vae_device=vae_device, text_device=text_device, ranks=ranks
+        )
+        self.config = config.sized(self.engine.config.size)
+
+    def open(self, config: ScopeOptimizationConfig) -> OptimizedScopePipeline:
+        """A pipeline that is warmed up only if asked: others would stand still meanwhile."""
+        return OptimizedScopePipeline.on(self.engine, config, warm=True)
