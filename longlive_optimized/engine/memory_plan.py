@@ -279,7 +279,7 @@ def with_more_vaes(
         if short := max(after.short, more - ranks.least(room - MEASURED.context)):
             name = more_vaes[-1].vae_type
             raise MemoryShort(
-                f"vae_type: memory is {gib(short)} short: {name!r} takes {gib(more)} of {after.device} beside what is "
+                f"memory is {gib(short)} short: vae_type {name!r} takes {gib(more)} of {after.device} beside what is "
                 f"there; what would do: an engine that begins with vae_type={name!r}, which is then its only one"
             )
     return grown

@@ -327,7 +327,7 @@ def test_a_vae_that_does_not_fit_is_one_error_before_it_is_loaded(taken, gpu_of,
         gpu_of(MEASURED.context / GIB)
     engine._plan = plan
     monkeypatch.setattr(engine_module, "load_vae", lambda *args: pytest.fail("loaded"))
-    with pytest.raises(MemoryShort, match=r"^vae_type: memory is .* short: 'tae' takes .* of cuda:0 beside what is"):
+    with pytest.raises(MemoryShort, match=r"^memory is .* short: vae_type 'tae' takes .* of cuda:0 beside what is"):
         engine.use_vae("tae")
     assert engine.memory_plan is plan and engine.stream.networks.codec is codec
     gpu_of(100)

@@ -48,7 +48,7 @@ def silhouettes(file: Path) -> None:
 def served() -> Iterator[str]:
     """The address of ``serve`` with control."""
     code = "from longlive_optimized.cli import main; main()"
-    options = ["serve", "--model", "tiny", "--control", "--port", "0", "--prompt", PROMPT]
+    options = ["serve", "--model", "tiny", "--control", "--preset", "quality_stream", "--port", "0", "--prompt", PROMPT]
     server = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
