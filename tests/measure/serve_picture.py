@@ -25,16 +25,16 @@ from playwright.sync_api import Page, sync_playwright
 from longlive_optimized.tinyworld.render import NATIVE, render
 from longlive_optimized.tinyworld.world import Scene, Shape
 
-SIZE = {"width": 960, "height": 826}
-FRAMES, RATE = 192, 16  # of the silhouettes
+SIZE = {"width": 1040, "height": 856}
+FRAMES, RATE = 32, 16  # of the silhouettes
 SEEN = 60  # seconds, until the chart is full
-PROMPT = "a yellow circle moves right over a blue sea"
+PROMPT = "a yellow circle rests on a blue sea"
 FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
 
 
 def silhouettes(file: Path) -> None:
-    """A disc that moves to the right, as a video that Chromium plays."""
-    scene, centres = Scene((Shape("yellow", "circle"),), "blue", "right"), torch.tensor([[[32.0, 24.0]] * 3])
+    """A disc that rests, as a video that Chromium plays: it looks alike however busy the machine is."""
+    scene, centres = Scene((Shape("yellow", "circle"),), "blue", "still"), torch.tensor([[[32.0, 48.0]] * 3])
     frames = render([(scene,)], centres, FRAMES, *NATIVE, silhouettes=True)[0]
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libvpx", rate=RATE)
