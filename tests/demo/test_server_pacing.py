@@ -1,5 +1,6 @@
 """When frames are shown and blocks begin, played through without clocks."""
 
+import asyncio
 import itertools
 import math
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longlive_optimized.demo.server.broadcast import Broadcast
 from longlive_optimized.demo.server.pacing import SLACK, FrameClock, Pace
 from longlive_optimized.video_time import BLOCK_PIXEL_FRAMES as BLOCK
 
@@ -114,3 +116,32 @@ def test_a_stall_moves_what_follows_and_a_small_delay_does_not():
     assert clock.next(10.045, 0.04) == pytest.approx(10.08)  # 5 ms late: not passed on
     assert clock.next(12.0, 0.04) == 12.0
     assert clock.next(12.01, 0.04) == pytest.approx(12.04)  # no rush to make up for it
+
+
+class NoFrames:
+    """A feed that has none."""
+
+    paused = False
+
+    def take(self):
+        return None
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_clock_ends_when_it_is_told_to_as_frames_come(turns):
+    """So many turns of the event loop later."""
+
+    async def cancelled() -> bool:
+        broadcast = Broadcast(NoFrames(), None, None)
+        clock = asyncio.create_task(broadcast.run())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        broadcast.wake()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        clock.cancel()
+        ended, _ = await asyncio.wait({clock}, timeout=5)
+        clock.cancel()
+        return bool(ended)
+
+    assert asyncio.run(cancelled())

@@ -132,7 +132,8 @@ class Broadcast:
             self._before = None
         self._news.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), REPEAT)
+            async with asyncio.timeout(REPEAT):  # Python 3.11's wait_for may lose a cancellation
+                await self._news.wait()
             return
         if self._last is not None:
             self._show(self._last, self._clock.next(asyncio.get_running_loop().time(), 0.0))
