@@ -29,6 +29,7 @@ from .loading import (
     Width,
     console,
 )
+from .publish import outlet
 
 if TYPE_CHECKING:
     from ..demo.server.feed import Status
@@ -88,6 +89,12 @@ def serve(
     turn: Annotated[str | None, typer.Option(help="turn:HOST[:PORT][?transport=tcp]; none by default.")] = None,
     turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
     turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="janus://HOST[:PORT]/ROOM: publish the shared stream there, for many viewers.")
+    ] = None,
+    publish_make_room: Annotated[
+        bool, typer.Option("--publish-make-room", help="Make the room where it does not exist.")
+    ] = False,
     device: Device = None,
     vae_device: VaeDevice = None,
     text_device: TextDevice = None,
@@ -133,7 +140,7 @@ def serve(
     def load(progress: Progress) -> EngineSource:
         return EngineSource(model, config, device, progress, vae_device, text_device)
 
-    streams = Sessions(load, prompt, settings)
+    streams = Sessions(load, prompt, settings, outlet=outlet(publish, publish_make_room, settings))
     streams.overlay = overlay
     with _listen(host, port) as listener:
         _run(streams, listener, _address(settings, listener))
