@@ -21,16 +21,15 @@ def outlet(address: str | None, make_room: bool, settings: ServerSettings) -> Ja
         return None
     if settings.private:
         raise ValueError("--publish is of the stream that all share, which there is none of with --private")
-    from ..demo.server.janus import JanusRoom, read_address
-
+    try:
+        from ..demo.server.janus import JanusRoom, read_address
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[janus]'") from error
     try:
         where = read_address(address)
     except ValueError as error:
         raise ValueError(f"--publish: {error}") from None
-    try:
-        return JanusRoom(where, settings, _secrets(), make_room)
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[janus]'") from error
+    return JanusRoom(where, settings, _secrets(), make_room)
 
 
 def _secrets() -> JanusSecrets:

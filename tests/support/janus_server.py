@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -93,10 +94,15 @@ class JanusServer:
             self._process.wait()
             self._process = None
 
-    @property
-    def pid(self) -> int:
+    def pause(self) -> None:
+        """Let it stand still: connections to it are neither answered nor ended."""
         assert self._process
-        return self._process.pid
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
 
     @property
     def log(self) -> str:

@@ -60,8 +60,13 @@ class Publisher:
         self._on_begin, self._on_end = on_begin, on_end
         self._clock = asyncio.get_running_loop().time
         self._lost, self._wait, self._again_at = "", FIRST_WAIT, 0.0
-        self.active = False  # whether packets are sent
+        self._track: ViewerTrack | None = None  # while packets are sent
         self._task = asyncio.create_task(self._run(), name=f"publisher to {outlet.address}")
+
+    @property
+    def active(self) -> bool:
+        """Whether packets are sent."""
+        return self._track is not None
 
     async def close(self) -> None:
         """End it."""
@@ -71,11 +76,13 @@ class Publisher:
 
     def status(self) -> dict:
         """How it is doing: phase is ``connecting``, ``publishing`` or ``waiting``; detail: why it has to wait, or what
-        ended the attempt before.
+        ended the attempt before; bitrate: bits per second that the other end says it takes.
         """
         wait = max(0.0, self._again_at - self._clock())
         phase = "publishing" if self.active else "waiting" if wait else "connecting"
-        return {"to": self._outlet.address, "phase": phase, "detail": self._lost, "retry_in": round(wait, 1)}
+        rate = self._track.rate if self._track else None
+        where = {"to": self._outlet.address, "phase": phase, "detail": self._lost}
+        return where | {"retry_in": round(wait, 1), "bitrate": rate}
 
     async def _run(self) -> None:
         while True:
@@ -95,13 +102,13 @@ class Publisher:
         finally:
             track.stop()
             if self.active:
-                self.active = False
+                self._track = None
                 self._on_end(track)
 
     def _begin(self, track: ViewerTrack) -> None:
         again = " again" if self._lost else ""
         log.log(logging.WARNING if again else logging.INFO, "publishing to %s%s", self._outlet.address, again)
-        self.active, self._lost, self._wait = True, "", FIRST_WAIT
+        self._track, self._lost, self._wait = track, "", FIRST_WAIT
         self._on_begin(track)
 
     def _tell(self, why: str) -> None:

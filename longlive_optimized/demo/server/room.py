@@ -146,7 +146,12 @@ class Room:
     @property
     def people(self) -> int:
         """How many watch, or are about to; where it is published, that is one of them."""
-        return len(self._peers) + (self._publisher is not None and self._publisher.active)
+        return len(self._peers) + self.published
+
+    @property
+    def published(self) -> bool:
+        """Whether it is published elsewhere now."""
+        return self._publisher is not None and self._publisher.active
 
     @property
     def config(self) -> ScopeOptimizationConfig:

@@ -81,6 +81,7 @@ class Sessions:
         figures.open.set_function(lambda: len(self._opened()))
         figures.queued.set_function(lambda: len(self._queue))
         figures.load.set_function(self._load)
+        figures.publishing.set_function(lambda: sum(room.published for room in self._rooms.values()))
         if not self.settings.private:
             self.worker.add(self._new_room(MAIN, None, self._prompt).feed)
             self._resting.add(MAIN)
