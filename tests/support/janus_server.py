@@ -153,6 +153,11 @@ class Subscriber:
         await self._ask({"request": "start"}, jsep=answer)
         return self
 
+    @property
+    def pc(self):
+        """The connection for video."""
+        return self._handle.pc
+
     async def frame(self, timeout: float = 20):
         """The next frame."""
         track = await asyncio.wait_for(asyncio.shield(self._track), timeout)
