@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import statistics
@@ -165,12 +166,20 @@ async def packets(connections: list) -> list[int]:
     return [sum(s.packetsReceived for s in each.values() if s.type == "transport") for each in stats]
 
 
-async def look(viewer, seconds: float) -> int:
-    """How many different pictures a viewer sees."""
-    seen, end = set(), time.monotonic() + seconds
-    while time.monotonic() < end:
-        seen.add(read_number(await viewer.picture()))
-    return len(seen)
+class Watcher:
+    """Looks at what a viewer sees, all the time: ``seen`` has the numbers of pictures, and when they came."""
+
+    def __init__(self, viewer):
+        self._viewer, self.seen = viewer, []
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            self.seen.append((time.monotonic(), read_number(await self._viewer.picture())))
+
+    async def end(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
 async def run(server: Server, running: JanusServer, http, where: str, count: int, seconds: float) -> dict:
@@ -181,11 +190,11 @@ async def run(server: Server, running: JanusServer, http, where: str, count: int
 
     async with arrive(1) as (first,), contextlib.AsyncExitStack() as stack:
         await first.picture()  # its decoder is made by then
-        others = []
+        watcher, others = Watcher(first), []
+        stack.push_async_callback(watcher.end)
         with deaf():
             if count > 1:
                 others = await stack.enter_async_context(arrive(count - 1))
-            watching = asyncio.ensure_future(look(first, SETTLE + seconds + 1))
             await asyncio.sleep(SETTLE)
         connections = [one.connection if where == "server" else one.pc for one in others]
         got = await packets(connections)
@@ -193,7 +202,7 @@ async def run(server: Server, running: JanusServer, http, where: str, count: int
         await asyncio.sleep(seconds)
         took, cpu, frames = time.monotonic() - began, server.cpu() - cpu, await encoded(http) - frames
         got = [after - before for after, before in zip(await packets(connections), got, strict=True)]
-        seen = await watching
+        seen = len({number for when, number in watcher.seen if began <= when <= began + took})
     return {
         "viewers": count,
         "of": where,
@@ -239,6 +248,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--serve", nargs=2, metavar=("PORT", "ROOM"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    logging.disable(logging.INFO)
     if given.serve:
         serve(int(given.serve[0]), given.serve[1], os.environ["JANUS_SECRET"], given.height, given.width)
         sys.exit()
