@@ -22,6 +22,8 @@ from longlive_optimized.demo.scope_integration import (
     create_optimized_scope_pipeline,
 )
 from longlive_optimized.demo.scope_integration.prompt_box import Prompt
+from longlive_optimized.demo.server.feed import Feed
+from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.demo.server.worker import Worker
 from longlive_optimized.engine import devices as devices_module
 from longlive_optimized.engine.host_copy import HostCopy
@@ -45,7 +47,7 @@ def apart(request, monkeypatch) -> Callable[..., LongLiveEngine]:
         if request.param == "two GPUs":
             return engine(model, vae_device="cuda:1", text_device="cuda:1", **changes)
         with monkeypatch.context() as patch:
-            patch.setattr(devices_module, "_apart", lambda device, other: True)
+            patch.setattr(devices_module, "_apart", lambda device, other: device.type == "cuda")
             return engine(model, **changes)
 
     return make
@@ -220,35 +222,32 @@ def ready(made: LongLiveEngine) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_the_transformer_does_not_wait_for_the_decoder(way, precision, apart, cycles):
-    """Nor does the host: all is enqueued, and its latents are there, while most is still to be decoded."""
-    beside = apart(precision=precision)
+def test_the_transformer_does_not_wait_for_the_decoder(way, precision, apart, cycles, wide_model):
+    """Nor does the host: a block's latents are there while the one before is still to be decoded.
+
+    With graphs: of eager kernels that wait for the device, CUDA takes a thousand, and then the host waits.
+    """
+    beside = apart(wide_model, precision=precision)
     ready(beside)
     slow(beside, cycles, "decoder")
-    started = time.perf_counter()
+    before = None
     for i in range(BLOCKS):
         beside.generate_block(WAYS[way](i))
-    enqueued = time.perf_counter() - started
-    torch.cuda.current_stream(beside.device).synchronize()
-    denoised = time.perf_counter() - started
+        torch.cuda.current_stream(beside.device).synchronize()
+        assert before is None or not before.query()
+        before = torch.cuda.Event()
+        before.record(beside.devices.at_decoder.cuda_stream)
     beside.synchronize()
-    decoded = time.perf_counter() - started
-    assert decoded >= 0.9 * BLOCKS * SLOW
-    assert enqueued <= denoised < 0.6 * decoded
 
 
-def test_both_work_at_once(apart, cycles):
-    """The time of eight blocks is nearer to one of the two than to their sum."""
+def test_a_block_takes_what_the_slower_place_takes(apart, cycles):
     beside = apart()
     ready(beside)
     slow(beside, cycles, "model", "decoder")
-    started = time.perf_counter()
     for _ in range(8):
         beside.generate_block(BlockRequest(FOX))
     beside.synchronize()
-    taken, times = time.perf_counter() - started, beside.block_times()[-8:]
-    total = sum(each.total for each in times) / 1e3
-    assert total >= 8 * 2 * 0.9 * SLOW and taken < 0.75 * total
+    times = beside.block_times()[-8:]
     for each in times:
         assert each.total == pytest.approx(sum(each.stages.values())) and each.stages["decode"] >= 0.9e3 * SLOW
         assert each.interval == pytest.approx(max(each.stages["decode"], each.total - each.stages["decode"]))
@@ -350,21 +349,20 @@ def test_the_server_shows_every_frame_once():
     wanted = torch.cat([direct.generate_block(FOX).cpu() for _ in range(6)])
     blocks = []
 
-    def make(progress):
-        return OptimizedScopePipeline("tiny", config, "cuda:0", progress, "cuda:1", "cuda:1")
-
-    worker = Worker(make, Prompt(FOX, "linear", 1), lambda status: None, blocks.append)
+    worker = Worker(lambda progress: EngineSource("tiny", config, "cuda:0", progress, "cuda:1", "cuda:1"))
+    feed = Feed(worker, None, Prompt(FOX, "linear", 1), lambda status: None, blocks.append)
+    worker.add(feed)
     worker.start()
-    worker.set_watched(True)
+    feed.set_watched(True)
     try:
         taken, end = [], time.monotonic() + 60
         while len(taken) < len(wanted) and time.monotonic() < end:
-            frame = worker.take()
+            frame = feed.take()
             if frame is None:
                 time.sleep(0.001)
             else:
                 taken.append(torch.from_numpy(frame))
     finally:
         assert worker.stop(20)
-    assert torch.equal(torch.stack(taken), wanted) and worker.stats["async_vae_active"]
+    assert torch.equal(torch.stack(taken), wanted) and feed.stats["async_vae_active"]
     assert all(block.gpu_bytes > 0 for block in blocks)

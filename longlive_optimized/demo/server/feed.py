@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ...engine.host_copy import HostCopy
+from ...engine.ranks import RankError
 from ...keywords import PresetName
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
@@ -278,9 +279,12 @@ class Feed:
             self._failures, self._retry_at = 0, float("-inf")
 
     def make_block(self) -> None:
-        """Make a block; if that fails, those who watch are told, and it is tried again a while later."""
+        """Make a block; if that fails, those who watch are told, and it is tried again a while later. Raises RankError,
+        after which there is no second try."""
         try:
             self._make_block()
+        except RankError:
+            raise
         except Exception as error:  # whatever it is: the next try may succeed, and other streams go on
             self._stumble(error)
             return

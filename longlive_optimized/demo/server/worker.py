@@ -14,6 +14,7 @@ import torch
 
 from ...engine.host_copy import HostCopy
 from ...engine.loading import Progress
+from ...engine.ranks import RankError
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from .admission import Costs, Kind
 from .feed import Feed, Status, first_line
@@ -53,6 +54,7 @@ class Worker:
         self._spare: OptimizedScopePipeline | None = None  # one that is warmed up, and nobody's
         self._bytes_per_pixel = 0.0  # of the largest stream so far
         self._stopping, self.decoded_at = False, 0.0
+        self._lost: RankError | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -66,6 +68,12 @@ class Worker:
             self.changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def give_up(self, error: RankError) -> None:
+        """Fail: there is nothing left to make blocks with."""
+        with self.changed:
+            self._lost = error
+            self.changed.notify()
 
     @property
     def alive(self) -> bool:
@@ -116,13 +124,13 @@ class Worker:
             self._begin()
         except Exception as error:
             log.error("cannot load: %s", error)
-            self.error = error
-            self._say(Status("failed", first_line(error)))
+            self._fail(error)
             return
         with ThreadPoolExecutor(1, "frames") as self.reader:
             while self._do_next():
                 pass
-        self._say(Status("stopped"))
+        if self.error is None:
+            self._say(Status("stopped"))
 
     def _begin(self) -> None:
         self.source = self._load(self._progress)
@@ -163,20 +171,25 @@ class Worker:
 
     def _do_next(self) -> bool:
         """Wait for a task and do it, and keep nothing of it; False when it is time to stop."""
-        task = self._next_task()
-        if task is None:
-            return False
         try:
+            task = self._next_task()
+            if task is None:
+                return False
             task()
+        except RankError as error:  # only a new start helps
+            self._fail(error)
+            return False
         except Exception:  # of one stream: the others go on
             log.exception("a stream's task failed")
         self._note_memory()
         return True
 
     def _next_task(self) -> Callable[[], None] | None:
-        """Wait until something is to be done; None when it is time to stop."""
+        """Wait until something is to be done; None when it is time to stop. Raises RankError where one is lost."""
         with self.changed:
             while not self._stopping:
+                if self._lost:
+                    raise self._lost
                 now = time.monotonic()
                 if self._leaving:
                     return functools.partial(self._close, self._leaving.pop())
@@ -206,6 +219,8 @@ class Worker:
                 pipeline = self.source.open(config)
                 self._weigh(before, config)
             feed.open_with(pipeline)
+        except RankError:
+            raise
         except Exception as error:  # of this stream: the others go on
             log.error("a stream could not be opened", exc_info=error)
             with self.changed:
@@ -231,6 +246,10 @@ class Worker:
         """Bytes that the allocator holds, the pools of graphs among them."""
         device = self.source.engine.device
         return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self._say(Status("failed", first_line(error)))
 
     def _say(self, status: Status) -> None:
         self.status = status
