@@ -6,6 +6,7 @@ import inspect
 import itertools
 import logging
 import re
+import subprocess
 import sys
 import time
 
@@ -255,6 +256,12 @@ def test_the_extra_is_named_where_it_is_missing(environment):
 @pytest.fixture
 def client():
     return pytest.importorskip("janus_client")
+
+
+def test_the_programs_log_stays_as_it_is(client):
+    look = "import logging, longlive_optimized.demo.server.janus; print(logging.root.level, logging.root.handlers)"
+    said = subprocess.run([sys.executable, "-W", "ignore", "-c", look], capture_output=True, text=True, check=True)
+    assert said.stdout == "30 []\n"
 
 
 @pytest.mark.parametrize(

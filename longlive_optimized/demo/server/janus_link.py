@@ -8,12 +8,16 @@ import logging
 from collections.abc import Awaitable, Sequence
 
 from aiortc import RTCConfiguration, RTCIceServer
-from janus_client import JanusPlugin, JanusSession
-from janus_client.session import PluginAttachFail
-from janus_client.transport_websocket import JanusTransportWebsocket
 
 from .publishing import Lost
 from .settings import IceServer
+
+_handler = logging.NullHandler()
+logging.root.addHandler(_handler)  # or janus-client would set up the program's log, at INFO
+try:
+    from janus_client import JanusPlugin, JanusSession, JanusTransportWebsocket, PluginAttachFail
+finally:
+    logging.root.removeHandler(_handler)
 
 ANSWER_SECONDS = 10.0  # within which Janus must answer
 CONNECT_SECONDS = 20.0  # within which the connection for video must stand
