@@ -3,8 +3,14 @@
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +23,7 @@ from demo.test_server_room import numbers, value
 
 from longlive_optimized.demo.server import encoding, publishing
 from longlive_optimized.demo.server.janus import JanusAddress, JanusRoom, JanusSecrets
+from longlive_optimized.demo.server.rtc import local_addresses
 from longlive_optimized.demo.server.settings import ServerSettings
 from support.janus_server import MISSING, janus, subscribers
 from support.painted import painted
@@ -252,3 +259,40 @@ def test_janus_that_stands_still_is_left(monkeypatch):
             await published(http)
 
         publishing_to(room_of(server, 1), look)
+
+
+def test_the_command_publishes_the_built_in_model(tmp_path):
+    """A process of its own: its secret is in a file, and neither in its arguments nor in what it says."""
+    with janus({}) as server:
+        (tmp_path / "secret").write_text(server.secret + "\n")
+        secrets = {
+            "LONGLIVE_JANUS_API_SECRET_FILE": str(tmp_path / "secret"),
+            "LONGLIVE_JANUS_ADMIN_KEY": server.admin_key,
+        }
+        to = ["--publish", f"janus://127.0.0.1:{server.port}/5", "--publish-make-room"]
+        command = ["-c", "from longlive_optimized.cli import main; main()", "--verbose", "serve", "--port", "0", *to]
+        log = tmp_path / "log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=file, stderr=file, env={**os.environ, **secrets, "COLUMNS": "200"}
+            )
+        try:
+            for _ in range(600):
+                if "publishing to room 5" in log.read_text():
+                    break
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+
+            async def look() -> None:
+                async with subscribers(server, 5, 1) as (one,):
+                    pictures = [await one.picture() for _ in range(30)]
+                assert pictures[0].shape == (64, 96, 3)
+                assert len({picture.tobytes() for picture in pictures}) > 20
+
+            with local_addresses(ServerSettings()):
+                asyncio.run(asyncio.wait_for(look(), 60))
+            arguments = Path(f"/proc/{process.pid}/cmdline").read_text()
+            assert server.secret not in arguments + log.read_text() and server.admin_key not in log.read_text()
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0, log.read_text()
