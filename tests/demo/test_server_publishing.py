@@ -201,6 +201,24 @@ async def test_a_reset_and_a_pause_are_seen_there_too(pipe, sessions, http):
     await viewer.leave()
 
 
+def test_an_outlet_that_loses_a_cancellation_is_ended(monkeypatch):
+    monkeypatch.setattr(publishing, "CLOSE_SECONDS", 0.1)
+
+    class Stubborn(Pipe):
+        async def publish(self, track, rate, begin) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await super().publish(track, rate, begin)
+            self.codec = "H264"
+            await asyncio.sleep(60)
+
+    async def look() -> None:
+        async with visit_all(painted(), ServerSettings(), outlet=(pipe := Stubborn())):
+            await pipe.wait(1)
+        assert pipe.codec == "H264" and len(asyncio.all_tasks()) == 1
+
+    asyncio.run(asyncio.wait_for(look(), 20))
+
+
 def test_other_streams_are_not_published():
     async def look() -> None:
         pipe = Pipe()

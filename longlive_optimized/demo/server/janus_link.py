@@ -100,9 +100,10 @@ class Link:
         """Janus's answer. Raises Refused."""
         message = {"janus": "message", "body": body} | ({"jsep": jsep} if jsep else {})
         try:
-            asked = await self._plugin.send(message)
-            answer = await asked.get(lambda heard: heard["janus"] in ("success", "event", "error"), ANSWER_SECONDS)
-            await asked.done()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                asked = await self._plugin.send(message)
+                answer = await asked.get(lambda heard: heard["janus"] in ("success", "event", "error"))
+                await asked.done()
         except TimeoutError:
             raise Lost("no answer of Janus") from None
         except Exception as error:  # janus-client's and websockets' of a connection that has ended
@@ -152,7 +153,8 @@ class Link:
 async def _within(seconds: float, doing: Awaitable) -> None:
     """Wait for it, but not long, and whatever comes of it: the other end may be gone."""
     with contextlib.suppress(Exception):
-        await asyncio.wait_for(doing, seconds)
+        async with asyncio.timeout(seconds):
+            await doing
 
 
 def _why_not_open(error: Exception) -> str:

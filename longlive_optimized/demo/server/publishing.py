@@ -7,7 +7,6 @@ What is sent there are the packets that its viewers get, encoded once for all. W
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from .encoding import ViewerTrack
 log = logging.getLogger(__name__)
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before another attempt; twice as long after each that fails
+CLOSE_SECONDS = 3.0  # that the end of an attempt may take
 SPREAD = 0.2  # of a wait: servers that lost the same thing do not come back all at once
 
 
@@ -70,9 +70,9 @@ class Publisher:
 
     async def close(self) -> None:
         """End it."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        while not self._task.done():  # wait_for, of Python 3.11, loses a cancellation where it has just ended
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=CLOSE_SECONDS)
 
     def status(self) -> dict:
         """How it is doing: phase is ``connecting``, ``publishing`` or ``waiting``; detail: why it has to wait, or what
