@@ -29,6 +29,7 @@ from .loading import (
     Width,
     console,
 )
+from .publish import outlet
 from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
@@ -91,6 +92,12 @@ def serve(
     turn: Annotated[str | None, typer.Option(help="turn:HOST[:PORT][?transport=tcp]; none by default.")] = None,
     turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
     turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="janus://HOST[:PORT]/ROOM: publish the shared stream there, for many viewers.")
+    ] = None,
+    publish_make_room: Annotated[
+        bool, typer.Option("--publish-make-room", help="Make the room where it does not exist.")
+    ] = False,
     device: Device = None,
     vae_device: VaeDevice = None,
     text_device: TextDevice = None,
@@ -134,6 +141,7 @@ def serve(
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
+    elsewhere = outlet(publish, publish_make_room, settings)
     if os.environ.get("RANK", "0") != "0":
         _follow(model, config, device, join_ranks(numbers, device, leads=True))
         return
@@ -143,7 +151,7 @@ def serve(
         def load(progress: Progress) -> EngineSource:
             return EngineSource(model, config, device, progress, vae_device, text_device, ranks)
 
-        streams = Sessions(load, prompt, settings)
+        streams = Sessions(load, prompt, settings, outlet=elsewhere)
         streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
         _run(streams, listener, _address(settings, listener))
     if streams.worker.error:

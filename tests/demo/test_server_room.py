@@ -825,11 +825,34 @@ def test_addresses_that_video_may_use(settings, addresses):
     usual = aioice.ice.get_host_addresses
     token = "correct horse battery" if settings.get("host", "::1") != "::1" else None
     with rtc.local_addresses(ServerSettings(**settings, token=token)):
-        if addresses is None:
-            assert aioice.ice.get_host_addresses is usual
-        else:
-            assert aioice.ice.get_host_addresses(use_ipv4=True, use_ipv6=True) == addresses
+        addresses = addresses or usual(use_ipv4=True, use_ipv6=True)
+        assert aioice.ice.get_host_addresses(use_ipv4=True, use_ipv6=True) == addresses
     assert aioice.ice.get_host_addresses is usual
+
+
+def test_one_task_may_use_other_addresses():
+    usual = aioice.ice.get_host_addresses(use_ipv4=True, use_ipv6=True)
+
+    def found() -> list[str]:
+        return aioice.ice.get_host_addresses(use_ipv4=True, use_ipv6=True)
+
+    async def publish(meanwhile: asyncio.Event) -> list[str]:
+        with rtc.all_addresses(besides="127.0.0.1"):
+            meanwhile.set()
+            await asyncio.sleep(0.01)
+            inside = await asyncio.create_task(asyncio.to_thread(found))
+        assert found() == ["127.0.0.1"]
+        return inside
+
+    async def look() -> None:
+        meanwhile = asyncio.Event()
+        task = asyncio.create_task(publish(meanwhile))
+        await meanwhile.wait()
+        assert found() == ["127.0.0.1"]
+        assert await task == ["127.0.0.1", *usual]
+
+    with rtc.local_addresses(ServerSettings()):
+        asyncio.run(look())
 
 
 def test_no_server_is_asked_for_addresses_by_default():

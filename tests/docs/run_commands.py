@@ -309,6 +309,7 @@ _RANKS = "tests/(engine|cli)/test_ranks.py try it on CPUs, tests/engine/test_ran
 _MEASURED = "measured on an H200; tests/docs/test_performance.py holds figures to their records"
 _NET = "downloads many GB"
 _SCOPE = "needs a checkout of scope with its requirements"
+_JANUS = "needs Janus: tests/demo/test_server_janus.py publishes to it where it is installed"
 _SUITE = "the suite itself, minutes: .ci/run runs it"
 _PROSE = "says nothing that a command could contradict"
 _RULE = "a rule for people who write"
@@ -344,6 +345,8 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/CONTRIBUTING.md", "Test", "compute-sanitizer", _GPU),
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
+    NotRun("docs/performance.md", "*", "python tests/measure/janus.py .*", _JANUS),
+    NotRun("docs/api.md", "*", "longlive-optimized serve --publish .*", _JANUS),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
     NotRun(
         "docs/performance.md",

@@ -395,6 +395,7 @@ def kernels() -> dict[str, str]:
 def others() -> dict[str, str]:
     plugin, overlap, merged = by_size(["plugin"]), runs("overlap")[-1], runs("merged-pass")[-1]
     delay, server, soak, blocks = (runs(topic)[-1] for topic in ("page", "server-soak", "soak", "endurance"))
+    janus = runs("janus")[-1]
     builds, compiled = runs("builds")[-1], runs("compile")[-1]
     training, shown, demo = runs("tinyworld-training")[-1], runs("tinyworld")[-1], runs("demo")
     attributes = ("ground", "count", "motion", "colour", "form", "all")
@@ -439,6 +440,9 @@ def others() -> dict[str, str]:
             | named("longest_gap_s", "resident_mib_alone", "resident_mib_end", "shutdown_s"),
             [seen],
         ),
+        "janus_source": source([janus]),
+        "janus_how": janus["notes"][0],
+        "janus": table(named("viewers", "of", "cpu_ms_per_frame", "fps", "packets_per_frame", "by_one"), janus["rows"]),
         "training_source": source([training]),
         "training_size": training["notes"][1],
         "training_table": table(

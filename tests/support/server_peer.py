@@ -12,6 +12,7 @@ import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from longlive_optimized.demo.server.app import create_app
+from longlive_optimized.demo.server.publishing import Outlet
 from longlive_optimized.demo.server.sessions import Sessions
 from longlive_optimized.demo.server.settings import ServerSettings
 
@@ -120,10 +121,12 @@ async def visit(load, settings: ServerSettings | None = None, prompt: str = "a f
 
 
 @contextlib.asynccontextmanager
-async def visit_all(load, settings: ServerSettings | None = None, prompt: str = "a fox") -> AsyncIterator[tuple]:
+async def visit_all(
+    load, settings: ServerSettings | None = None, prompt: str = "a fox", outlet: Outlet | None = None
+) -> AsyncIterator[tuple]:
     """An open server's streams, and an HTTP client of it, which is ready."""
     settings = settings or ServerSettings()
-    sessions = Sessions(load, prompt, settings)
+    sessions = Sessions(load, prompt, settings, outlet=outlet)
     app = create_app(sessions)
     async with app.router.lifespan_context(app):
         headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}

@@ -54,6 +54,7 @@ class Metrics:
         self.load = Gauge(
             "longlive_load", "Share of the device's time that watched streams take at 16 frames/s", registry=registry
         )
+        self.publishing = Gauge("longlive_publishing", "Streams that are published elsewhere now", registry=registry)
         self.refused = Counter(
             "longlive_sessions_refused", "Streams not opened, by reason", ["code"], registry=registry
         )

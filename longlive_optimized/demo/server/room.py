@@ -26,6 +26,7 @@ from .feed import BlockMade, Feed, Status
 from .inputs import Inputs, Role, Use
 from .metrics import Metrics, StreamMetrics
 from .offer import BadOffer
+from .publishing import Outlet, Publisher
 from .recording import Recorder
 from .rtc import Peer
 from .settings import ServerSettings
@@ -105,6 +106,7 @@ class Room:
         self._stats = dataclasses.asdict(LatencyStats())
         self._effective, self._input = {}, {}
         self._sender: Peer | None = None
+        self._publisher: Publisher | None = None
         self._change, self._telling = (None, None), None
         self._loop = asyncio.get_running_loop()
         self._offers, self._downloads, self._uploads, self._states = (
@@ -116,7 +118,7 @@ class Room:
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
         self._closed = self.was_watched = False
         self.metrics.follow(
-            viewers=lambda: len(self._peers),
+            viewers=lambda: self.people,
             waiting=lambda: self.feed.waiting,
             fps=lambda: self._broadcast.fps,
             p99_ms=lambda: self._broadcast.p99_ms,
@@ -129,6 +131,8 @@ class Room:
         self._tell({"type": "bye", "reason": self.feed.status.detail if failed else ""})
         if self._telling:
             self._telling.cancel()
+        if self._publisher:
+            await self._publisher.close()
         self._clock.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._clock
@@ -141,8 +145,13 @@ class Room:
 
     @property
     def people(self) -> int:
-        """How many watch, or are about to."""
-        return len(self._peers)
+        """How many watch, or are about to; where it is published, that is one of them."""
+        return len(self._peers) + self.published
+
+    @property
+    def published(self) -> bool:
+        """Whether it is published elsewhere now."""
+        return self._publisher is not None and self._publisher.active
 
     @property
     def config(self) -> ScopeOptimizationConfig:
@@ -161,11 +170,12 @@ class Room:
         return {
             **self.doing,
             "stream": self.label,
-            "viewers": len(self._peers),
+            "viewers": self.people,
             "max_viewers": self.settings.max_viewers,
             "queue": self._host.position(self),
             "memory": self.worker.memory,
             "input": self.inputs.state(),
+            "publish": self._publisher.status() if self._publisher else None,
             "ice_servers": ice_servers(self.settings),
         }
 
@@ -176,7 +186,7 @@ class Room:
             "stream": self.label,
             "phase": self.doing["phase"],
             "queue": self._host.position(self),
-            "viewers": len(self._peers),
+            "viewers": self.people,
             "preset": self._preset_name,
             "height": height,
             "width": width,
@@ -238,10 +248,30 @@ class Room:
             self._begin_anew()
         self.tell_state(changed="set_picture", by=peer.name)
 
+    def publish(self, outlet: Outlet) -> None:
+        """Publish the stream there from now on, beside its viewers; once the model is loaded."""
+        if self._publisher is None:
+            on = self._watch_for_others, self._forget_others
+            self._publisher = Publisher(outlet, lambda: self._rate, lambda: ViewerTrack(self._all), *on)
+
+    @property
+    def _rate(self) -> int:
+        """Bits per second that the picture asks for."""
+        return self.settings.bitrate or fit_bitrate(*self.config.size, HIGHEST_FPS)
+
     def _new_encoder(self, codec: str) -> SharedEncoder:
-        config = self.config
-        rate = self.settings.bitrate or fit_bitrate(*config.size, HIGHEST_FPS)
-        return SharedEncoder(codec, config.max_queue_depth, rate, self._all)
+        return SharedEncoder(codec, self.config.max_queue_depth, self._rate, self._all)
+
+    def _watch_for_others(self, track: ViewerTrack) -> None:
+        self.was_watched = True
+        self._broadcast.join(track)
+        self.tell_state()
+        self._host.room_changed(self)
+
+    def _forget_others(self, track: ViewerTrack) -> None:
+        self._broadcast.leave(track)
+        self.tell_state()
+        self._host.room_changed(self)
 
     def _decode(self, data: bytes) -> np.ndarray:
         return cover(decode_picture(data, MOST_PICTURE_PIXELS), *self.inputs.size)
@@ -387,7 +417,7 @@ class Room:
                 "input": self.inputs.state(),
                 "overlay": self.feed.overlay,
                 "paused": self.feed.paused,
-                "viewers": len(self._peers),
+                "viewers": self.people,
             }
         )
 

@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import aioice.ice
 import av
@@ -27,6 +28,8 @@ CONNECT_SECONDS = 20.0  # within which a connection must stand
 GONE_SECONDS = 10.0  # of sending without an answer after which a viewer has vanished: aioice takes 30 to see it
 LOOK_SECONDS = 1.0  # between two looks
 MOST_UNREAD = 256 * 1024  # bytes; a viewer that leaves more of them unread is cut off
+_host_addresses = aioice.ice.get_host_addresses
+_chosen: ContextVar[list[str] | None] = ContextVar("addresses that a task's connections use", default=None)
 
 
 class Peer:
@@ -68,7 +71,7 @@ class Peer:
         """The answer to a viewer's offer. Raises BadOffer."""
         offer = Offer(sdp)
         try:
-            self._transceiver.setCodecPreferences(_codecs(self._settings.codec))
+            self._transceiver.setCodecPreferences(preferred(self._settings.codec))
             taken = offer.taken(local=self._settings.loopback)
             await self._connection.setRemoteDescription(RTCSessionDescription(taken, "offer"))
             await self._connection.setLocalDescription(await self._connection.createAnswer())
@@ -80,7 +83,7 @@ class Peer:
         except Exception as error:  # aiortc's parser raises whatever its parts do
             raise BadOffer(f"the offer cannot be answered: {type(error).__name__}: {error}") from error
         answer = self._connection.localDescription.sdp
-        self.track.codec = _first_codec(answer)
+        self.track.codec = first_codec(answer)
         self.track.follow(self._transceiver.sender)
         return offer.answer(answer)
 
@@ -170,23 +173,38 @@ def local_addresses(settings: ServerSettings) -> Iterator[None]:
     # The latter is what aioice always does: it has no option for it.
     before, bound = aioice.ice.get_host_addresses, settings.address
     single = () if bound is None or bound.is_unspecified else (bound,)
-    if addresses := [str(address) for address in (*single, *settings.ice_addresses)]:
-        aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: addresses
+    addresses = [str(address) for address in (*single, *settings.ice_addresses)]
+
+    def chosen(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+        return _chosen.get() or addresses or before(use_ipv4, use_ipv6)
+
+    aioice.ice.get_host_addresses = chosen
     try:
         yield
     finally:
         aioice.ice.get_host_addresses = before
 
 
-def _codecs(name: str) -> list:
+@contextlib.contextmanager
+def all_addresses(besides: str) -> Iterator[None]:
+    """Within it, the connections that this task opens use one address of this machine, and all but loopback besides,
+    whatever the others use."""
+    token = _chosen.set([*dict.fromkeys([besides, *_host_addresses(use_ipv4=True, use_ipv6=True)])])
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def preferred(name: str) -> list:
     """All codecs, those of that name first."""
     known = RTCRtpSender.getCapabilities("video").codecs
     return sorted(known, key=lambda codec: codec.mimeType.lower() != f"video/{name}")
 
 
-def _first_codec(answer: str) -> str:
-    """The name of the codec that the video is sent in, as an answer of aiortc's says."""
-    found = re.search(r"^m=video \d+ \S+ (\d+)", answer, re.MULTILINE)
+def first_codec(answer: str) -> str:
+    """The name of the codec that the video is sent in, as an answer says. Raises BadOffer where it takes none."""
+    found = re.search(r"^m=video [1-9]\d* \S+ (\d+)", answer, re.MULTILINE)
     named = found and re.search(rf"^a=rtpmap:{found[1]} (\w+)/", answer, re.MULTILINE)
     if not named:
         raise BadOffer("the offer leaves no codec to send the video in")

@@ -18,6 +18,7 @@ from .admission import Admission, Kind, load
 from .encoding import allow_bitrate, fit_bitrate
 from .feed import Status
 from .metrics import Metrics
+from .publishing import Outlet
 from .room import HIGHEST_FPS, Room, ice_servers
 from .settings import ServerSettings
 from .source import Source
@@ -40,7 +41,8 @@ class Sessions:
     """Opens a stream for whoever names a new one, as many as the device can make; others wait in a queue.
 
     load: makes the model, with the config of streams that wish for nothing else. prompt: of these; raises ValueError
-        where it holds no text.
+        where it holds no text. outlet: where the shared stream is published, beside its viewers; raises ValueError
+        where the server has none.
     Belongs to one event loop, in which ``on_status`` is called when the engine's status changes.
     """
 
@@ -50,11 +52,14 @@ class Sessions:
         prompt: str,
         settings: ServerSettings,
         on_status: Callable[[Status], None] = lambda status: None,
+        outlet: Outlet | None = None,
     ):
+        if outlet and settings.private:
+            raise ValueError("what is published is the stream that all share: a server with private ones has none")
         self.settings, self.metrics, self.on_status = settings, Metrics(), on_status
         self.overlay = False  # whether streams begin with the latency panel
         self.worker = Worker(load, self._from_thread)
-        self._prompt = as_prompt(prompt, transition_blocks=1)
+        self._prompt, self._outlet = as_prompt(prompt, transition_blocks=1), outlet
         self._admission = Admission(settings.sessions)
         self._rooms: dict[str, Room] = {}
         self._queue: list[Room] = []
@@ -76,6 +81,7 @@ class Sessions:
         figures.open.set_function(lambda: len(self._opened()))
         figures.queued.set_function(lambda: len(self._queue))
         figures.load.set_function(self._load)
+        figures.publishing.set_function(lambda: sum(room.published for room in self._rooms.values()))
         if not self.settings.private:
             self.worker.add(self._new_room(MAIN, None, self._prompt).feed)
             self._resting.add(MAIN)
@@ -229,7 +235,14 @@ class Sessions:
         room = Room(name, self.worker, self.settings, self.metrics, config, prompt, self, link, label, client)
         room.feed.overlay = self.overlay
         self._rooms[name] = room
+        self._publish()
         return room
+
+    def _publish(self) -> None:
+        """Begin to publish the shared stream, once it and the model are there."""
+        room = self._rooms.get(MAIN)
+        if self._outlet and room and self.worker.status.phase == "ready":
+            room.publish(self._outlet)
 
     def _open_next(self) -> None:
         """Open those that have waited longest, as far as there are places."""
@@ -313,6 +326,7 @@ class Sessions:
             "max_viewers": self.settings.max_viewers,
             "queue": None,
             "memory": worker.memory,
+            "publish": None,
             "ice_servers": ice_servers(self.settings),
         }
 
@@ -320,6 +334,7 @@ class Sessions:
         if status.phase == "ready":
             size = self.worker.source.config.size
             allow_bitrate(self.settings.bitrate or fit_bitrate(*size, HIGHEST_FPS))
+            self._publish()
         self.on_status(status)
         for room in self._rooms.values():
             room.tell_state()
