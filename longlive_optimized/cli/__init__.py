@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 
 import typer
 from rich.text import Text
 
 from . import bench, checkpoint, doctor, generate, serve
-from .loading import console
+from .loading import console, results
 from .mistakes import told
 from .threads import share_the_machine
 
@@ -51,6 +52,7 @@ def _options(
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2, not a traceback."""
     share_the_machine()
+    console.quiet = results.quiet = (os.environ.get("RANK") or "0") != "0"  # of several ranks the first one speaks
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: no terminal is too poor for a result
     try:

@@ -50,7 +50,8 @@ from .loading import (
     load_engine,
     results,
 )
-from .video import Mp4Writer
+from .ranks import Gpus, join_ranks, read_gpus
+from .video import Mp4Writer, Unwritten
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +120,12 @@ def generate(
     device: Device = None,
     vae_device: VaeDevice = None,
     text_device: TextDevice = None,
+    gpus: Gpus = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write statistics here.")] = None,
     force: Force = False,
 ) -> None:
     """Make a video."""
+    numbers = read_gpus(gpus, device)
     switches = sorted(map(parse_switch, switch or ()))
     if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
@@ -163,25 +166,29 @@ def generate(
     if json_path and same_file(json_path, out):
         raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
     check_file("--json", json_path, force)
-    engine = load_engine(model, config, device, vae_device, text_device)
+    ranks = join_ranks(numbers, device)
+    engine = load_engine(model, config, device, vae_device, text_device, ranks)
     warmup = _warm_up(engine)
     started = time.perf_counter()
     frames, stopped = _frames(seconds or given.length or LENGTH, given), False
-    written = Mp4Writer(out, height, width, enlarge)
+    first = ranks.rank == 0
+    written = Mp4Writer(out, height, width, enlarge) if first else Unwritten()
     try:
-        with written:
+        with written, ranks:
             try:
                 _write(engine, prompt, switches, frames, written, overlay, given)
             except KeyboardInterrupt:
                 stopped = True
+    except ConnectionError:  # of ranks
+        raise
     except OSError as error:  # a file that was not finished cannot be played
         written.frames = 0
         raise OSError(f"--out: {out} cannot be written: {error.strerror or error}") from error
     finally:
-        if not written.frames:
+        if first and not written.frames:
             Path(os.path.realpath(out)).unlink(missing_ok=True)
     wall = time.perf_counter() - started
-    if written.frames:
+    if first and written.frames:
         report = _report(engine, preset, warmup, wall) | {"inputs": options.as_json()}
         _print(report, out)
         shown = f"{written.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
@@ -223,7 +230,7 @@ def _write(
     prompt: str,
     switches: Sequence[Switch],
     frames: int,
-    video: Mp4Writer,
+    video: Mp4Writer | Unwritten,
     overlay: bool,
     given: Inputs,
 ) -> None:
@@ -287,6 +294,7 @@ def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: flo
     return {
         "device": torch.cuda.get_device_name(engine.device) if cuda else "cpu",
         "torch": torch.__version__,
+        "ranks": engine.devices.ranks.count,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "precision": engine.stream.precision,
         "fallback_blocks": engine.stream.fallback_blocks,

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 if TYPE_CHECKING:
     from ..config import OptimizationConfig
     from ..engine.engine import LongLiveEngine
+    from ..engine.ranks import Ranks
 
 # Texts are the user's: square brackets and colons in them mean nothing.
 console = Console(stderr=True, markup=False, highlight=False, emoji=False)  # progress and remarks
@@ -62,6 +63,7 @@ def load_engine(
     device: str | None,
     vae_device: str | None = None,
     text_device: str | None = None,
+    ranks: Ranks | None = None,
 ) -> LongLiveEngine:
     """Load ``model`` and show how far it is."""
     from ..engine.engine import LongLiveEngine
@@ -75,8 +77,10 @@ def load_engine(
                 tasks[what] = bar.add_task(what)
             bar.update(tasks[what], completed=done, total=total)
 
-        engine = LongLiveEngine(model, config, device, advance, vae_device=vae_device, text_device=text_device)
+        beside = {"vae_device": vae_device, "text_device": text_device, "ranks": ranks}
+        engine = LongLiveEngine(model, config, device, advance, **beside)
     where = ", ".join(str(device) for device in engine.devices.all if device.type == engine.device.type)
+    where += f" on each of {ranks.count} ranks" if ranks and ranks.count > 1 else ""
     dtype = str(engine.dtype).removeprefix("torch.")
     console.print(f"loaded {model} on {where} as {dtype} in {engine.load_seconds:.1f} s", soft_wrap=True)
     return engine

@@ -29,12 +29,15 @@ from .loading import (
     Width,
     console,
 )
+from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
     from ..demo.server.feed import Status
     from ..demo.server.sessions import Sessions
+    from ..demo.scope_integration import ScopeOptimizationConfig
     from ..demo.server.settings import IceServer, ServerSettings
     from ..engine.loading import Progress
+    from ..engine.ranks import Ranks
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
 TINY_PROMPT = "a red circle and a blue square move left over a green field"
@@ -91,8 +94,10 @@ def serve(
     device: Device = None,
     vae_device: VaeDevice = None,
     text_device: TextDevice = None,
+    gpus: Gpus = None,
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
+    numbers = read_gpus(gpus, device)
     with _extra():
         from ..demo.scope_integration import ScopeOptimizationConfig
         from ..demo.server.sessions import Sessions
@@ -129,19 +134,32 @@ def serve(
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
-
-    def load(progress: Progress) -> EngineSource:
-        return EngineSource(model, config, device, progress, vae_device, text_device)
-
-    streams = Sessions(load, prompt, settings)
-    streams.overlay = overlay
+    if os.environ.get("RANK", "0") != "0":
+        _follow(model, config, device, join_ranks(numbers, device, leads=True))
+        return
     with _listen(host, port) as listener:
+        ranks = join_ranks(numbers, device, leads=True)
+
+        def load(progress: Progress) -> EngineSource:
+            return EngineSource(model, config, device, progress, vae_device, text_device, ranks)
+
+        streams = Sessions(load, prompt, settings)
+        streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
         _run(streams, listener, _address(settings, listener))
     if streams.worker.error:
         raise streams.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
     atexit._run_exitfuncs()
     os._exit(0)
+
+
+def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ranks: Ranks) -> None:
+    """Do what rank 0 does, as long as it serves."""
+    from ..config import OptimizationConfig
+    from ..engine.engine import LongLiveEngine
+
+    with ranks:
+        LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
 def _run(streams: Sessions, listener: socket.socket, address: str) -> None:

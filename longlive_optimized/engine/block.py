@@ -1,6 +1,6 @@
 """How a stream's next block is made, step by step.
 
-    begin -> follow_prompt -> settle (context pass or recache) -> denoise -> decode
+    begin -> (bring_back) -> follow_prompt -> settle (context pass or recache) -> denoise -> decode
 
 All functions work on one stream, inside ``Devices.turn``. A step that fails may be repeated: its work stays due.
 """
@@ -18,7 +18,7 @@ from ..config import PIXELS_PER_TOKEN
 from ..model.precision import PLAIN, Policy
 from ..text import blend as blending
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES, blocks_of
-from .recache import Recache, plan_recache
+from .recache import Recache, plan_rebuild, plan_recache
 from .request import CONTROL_PICTURES, BlockRequest, Control
 from .sampler import from_noise_scale, make_schedule, step_at
 from .stream import EncodedVideo, Stream
@@ -66,6 +66,7 @@ def begin(stream: Stream, request: BlockRequest) -> None:
 
 def next_latents(stream: Stream, request: BlockRequest) -> Tensor:
     """Clean latents [F, C, h, w] of the next block, not yet the stream's (``Stream.keep``)."""
+    bring_back(stream, request)
     follow_prompt(stream, request)
     settle(stream)
     policy = policy_at(stream, stream.position)
@@ -97,13 +98,46 @@ def again_in_bf16(stream: Stream, request: BlockRequest) -> Tensor:
     return latents
 
 
+def bring_back(stream: Stream, request: BlockRequest) -> None:
+    """Make lost keys and values again from latents; of a window that the request has recached anyway, the sinks'."""
+    if stream.lost_window is None:
+        return
+    ring, prompt = stream.ring, stream.prompt
+    ring.reset()
+    stream.recache_due |= stream.prompt_due or prompt.wants(request) or prompt.in_transition
+    stream.recache_due |= stream.window_lost
+    position, of_ring = stream.position, (stream.position, ring.window, ring.sink)
+    if stream.recache_due:
+        first, blocks = plan_recache(*of_ring, stream.settings.global_sink), []
+    else:
+        past = {"last": stream.last_recache, "first_sink": stream.first_sink}
+        first, blocks = plan_rebuild(*of_ring, kept=len(stream.history), **past)
+    if stream.sink_pass and first.keeps_sinks and not stream.sinks_due:
+        origin, latents = stream.first_sink, stream.sink_pass.latents[: ring.window]
+        if origin and len(latents) < ring.window:  # of another window: these would leave gaps
+            latents = latents[: ring.sink]
+        stream.passes.set_prompt(stream.sink_pass.embedding)
+        recache(stream, Recache(origin, len(latents), origin), latents, PLAIN)
+    assert prompt.embedding is not None
+    stream.passes.set_prompt(prompt.embedding)
+    if not stream.recache_due:
+        policy = policy_at(stream, first.start, first.origin)
+        for plan in (first, *blocks) if first.frames else blocks:
+            if plan is not first:
+                policy = stream.made_with if plan.end == position else policy_at(stream, plan.start)
+            latents = stream.history[len(stream.history) - position + plan.start :][: plan.frames]
+            recache(stream, plan, latents, policy)
+        stream.context_due = False
+    stream.lost_window = None
+
+
 def follow_prompt(stream: Stream, request: BlockRequest) -> None:
     """Take one step towards the request's prompt, and compute its cross-attention keys and values if that is news."""
     target = None
     if stream.prompt.wants(request):
         with stream.timer.stage("text"):
             target = _embed(stream, request)
-    stream.prompt_due |= stream.prompt.follow(request, target)
+    stream.prompt_due |= stream.prompt.follow(request, target) or stream.passes.cross is None
     if stream.prompt_due:
         with stream.timer.stage("text"):
             assert stream.prompt.embedding is not None
@@ -122,19 +156,30 @@ def settle(stream: Stream) -> None:
             # With what the block was made: the first one's is what the sinks keep.
             stream.passes.context(stream.history[-stream.ring.frames :], stream.made_with)
         stream.context_due = False
+        if stream.position - stream.ring.frames < stream.ring.sink:
+            _wrote_sinks(stream, stream.history[-stream.position :])
     if stream.ring.holds_int8 != stream.int8_keys:
         with stream.timer.stage("context"):
             stream.ring.hold(stream.int8_keys)
     if stream.recache_due:
         plan = plan_recache(stream.position, stream.ring.window, stream.ring.sink, stream.settings.global_sink)
-        latents, keeps_sinks = stream.history[-plan.frames :], plan.start > plan.origin
-        if keeps_sinks and stream.sinks_due:
+        latents = stream.history[-plan.frames :]
+        if plan.keeps_sinks and stream.sinks_due:
             first = stream.first_sink
             recache(stream, Recache(first, len(stream.sinks), first), stream.sinks, PLAIN)
+            _wrote_sinks(stream, stream.sinks)
         recache(stream, plan, latents, policy_at(stream, plan.start, plan.origin))
-        if not keeps_sinks:
+        if not plan.keeps_sinks:
             stream.sinks, stream.first_sink = latents[: stream.ring.sink].clone(), plan.origin
+            _wrote_sinks(stream, latents)
+        stream.last_recache = plan
     stream.recache_due = stream.context_due = stream.sinks_due = False
+
+
+def _wrote_sinks(stream: Stream, latents: Tensor) -> None:
+    """The last pass, of these latents, has written the sinks, if there are any."""
+    if stream.ring.sink:
+        stream.keep_sink_pass(latents.clone(), stream.prompt.embedding)
 
 
 def recache(stream: Stream, plan: Recache, latents: Tensor, policy: Policy) -> None:
@@ -215,7 +260,7 @@ def _steer(stream: Stream, request: BlockRequest, frames: int) -> bool:
             at.receive(_pictures(*(getattr(control, name) for name in CONTROL_PICTURES)))
             with at.here():
                 context = stream.control_input.context(control, stream.position, frames)
-            stream.context = stream.devices.at_model.bring(context, at)
+            stream.context = stream.shard.of_first(stream.devices.at_model.bring(context, at))
         stream.passes.control.set_context(stream.context, control.scale, frames)
     return True
 
@@ -235,10 +280,13 @@ def _encode(stream: Stream, request: BlockRequest) -> EncodedVideo:
         video = prepare_video(frames, count, *stream.settings.size, stream.history.dtype, at.device)
         scale = request.noise_scale
         if request.noise_from_motion:
-            scale = stream.motion.noise_scale(video, scale)
+            scale = stream.shard.number_of_first(stream.motion.noise_scale(video, scale), video.device)
     with _if_it_fails(stream.reset, unless=(torch.OutOfMemoryError,)), at.here():  # then its state alone is gone
+        if stream.encoder_lost:  # no frame of this block is to wait for the next one, as the first ones of a video do
+            stream.encoder.encode(video[:1])
         latents = stream.encoder.encode(video)
-    return EncodedVideo(stream.devices.at_model.bring(latents, at), scale)
+        stream.encoder_lost = False
+    return EncodedVideo(stream.shard.of_first(stream.devices.at_model.bring(latents, at)), scale)
 
 
 def _pictures(*given: object) -> list[Tensor]:
@@ -256,7 +304,7 @@ def _decode(stream: Stream, latents: Tensor, stage: str) -> Tensor:
         stream.restore_decoder()
         stream.decoder_lost = True  # until this has worked
         with at.here():
-            frames = stream.decoder.decode_uint8(there)
+            frames = stream.decode(there)
         stream.decoder_lost = False
         stream.decoded += len(latents)
     return at.hand_out(frames)

@@ -107,6 +107,17 @@ class ControlInput:
         self._ends: int | None = None  # latent frame up to which the encoders have seen the control
         self._calls = self._first = 0  # since then, and frames of the first one
         self._kept = False  # whether ``inactive`` is under way
+        self._lost = False  # whether the encoders have not seen the control before
+
+    @property
+    def ends(self) -> int | None:
+        """Latent frame up to which control was under way."""
+        return self._ends
+
+    def resume(self, position: int) -> None:
+        """The control of the block at ``position`` continues one that these encoders have not seen."""
+        self.reset()
+        self._ends, self._lost = position, True
 
     def context(self, control: Control, position: int, frames: int, shared: EncoderStream | None = None) -> Tensor:
         """The context [F_c, 96, h, w] of the block of so many latent frames that starts at latent frame ``position``.
@@ -134,6 +145,9 @@ class ControlInput:
         if shared:
             latents = self._shared(kept, made, shared, position)
         else:
+            if self._lost:  # no frame of this block is to wait for the next one, as the first ones of a video do
+                self._reactive_encoder().encode(made[:1])
+                self._first, self._calls, self._lost = 1, 1, False
             self._first = self._first or len(made)
             latents = self._inactive_latents(kept, made), self._reactive_encoder().encode(made)
             self._ends, self._calls = position + frames, self._calls + 1

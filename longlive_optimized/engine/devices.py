@@ -11,6 +11,7 @@ import torch
 
 from ..text.parked import residence_on
 from .places import Place
+from .ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class Devices:
         ValueError for ``gpu`` and ``parked`` on a CPU.
     vae_device, text_device: as ``device``; None is the transformer's. Raises ValueError naming them, too, where one is
         a CPU and the other a GPU, but for ``text_device="cpu"``, which is ``text_residence="cpu"``.
+    ranks: those among which a stream's tokens are divided. Of several each has one device: ValueError beside others.
     embeddings: the device on which the text encoder leaves them.
     """
 
@@ -34,7 +36,11 @@ class Devices:
         text_residence: str = "auto",
         vae_device: str | torch.device | None = None,
         text_device: str | torch.device | None = None,
+        ranks: Ranks | None = None,
     ):
+        self.ranks = ranks or Ranks()
+        if self.ranks.count > 1:
+            self._check_alone(vae_device=vae_device, text_device=text_device)
         self.model = _checked(device)
         self.vae = self.model if vae_device is None else _checked(vae_device, "vae_device")
         self.text_asked = None if text_device is None else _checked(text_device, "text_device")
@@ -68,6 +74,11 @@ class Devices:
         self.at_text = self.at_model
         if _apart(self.embeddings, self.model):
             self.at_text = Place(self.embeddings, apart=True, urgent=True)
+
+    def _check_alone(self, **beside: str | torch.device | None) -> None:
+        for name, given in beside.items():
+            if given is not None:
+                raise ValueError(f"{name} must be none on {self.ranks.count} ranks, got {str(given)!r}")
 
     def _check_kinds(self, text_residence: str) -> None:
         wanted = "a GPU" if self.model.type == "cuda" else "cpu"

@@ -43,7 +43,10 @@ from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .loading import Loading, Progress
 from .memory_plan import MemoryPlan, check_fits, gpu_of, leaner_plans, plan_for
+from .ranks import Ranks, made_on_all_ranks, on_all_ranks
 from .request import BlockRequest, check_seed
+from .resume import resume
+from .snapshot import Snapshot
 from .stream import Networks, Stream
 from .timing import BlockTimes
 
@@ -61,6 +64,8 @@ class LongLiveEngine:
     loras: UserLoras to merge into the weights, beside LongLive's own.
     vae_device, text_device: other GPUs for the VAE and the text encoder; None is ``device``. A block is then decoded
         while the next one is made. ``text_device="cpu"`` is ``text_residence="cpu"``.
+    ranks: the processes among which each stream's tokens are divided, and this one's place; every one makes such an
+        engine. None is this process alone. Raises ValueError beside use_torch_compile.
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
@@ -68,6 +73,7 @@ class LongLiveEngine:
     several threads take turns on the device.
     """
 
+    @made_on_all_ranks
     def __init__(
         self,
         model_path: str | PathLike,
@@ -77,9 +83,13 @@ class LongLiveEngine:
         loras: Sequence[UserLora] = (),
         vae_device: str | torch.device | None = None,
         text_device: str | torch.device | None = None,
+        *,
+        ranks: Ranks | None = None,
     ):
         forced()  # raises for a LONGLIVE_BACKEND that is none
         _expect("config", config, OptimizationConfig)
+        _expect("ranks", ranks, Ranks)
+        ranks = ranks or Ranks()
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be a function of (what, done, total), got {type(progress).__name__}")
         _check_loras(loras)
@@ -87,7 +97,10 @@ class LongLiveEngine:
         self.config = dataclasses.replace(self._asked, low_memory=bool(self._asked.low_memory))
         self._plan: MemoryPlan | None = None
         self.memory_fallback = ""
-        self.devices = Devices(device, self.config.text_residence, vae_device, text_device)
+        if ranks.count > 1 and self.config.use_torch_compile:
+            raise ValueError(f"use_torch_compile must be false on {ranks.count} ranks, got true")
+        device, residence = ranks.device_for(device), self.config.text_residence
+        self.devices = Devices(device, residence, vae_device, text_device, ranks)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
         started = time.perf_counter()
         self.files = locate(model_path, self.config.vae_type, self.config.control)
@@ -125,7 +138,8 @@ class LongLiveEngine:
         self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        possible = not self.config.use_torch_compile  # which makes graphs of its own, or none
+        # torch.compile makes graphs of its own, or none.
+        possible = ranks.capturable and not self.config.use_torch_compile
         self._new_switch = functools.partial(GraphSwitch, self.device, set(), possible)
         if self.config.use_torch_compile:
             for layer in self.model.blocks:
@@ -148,37 +162,68 @@ class LongLiveEngine:
         """The stream of requests that name none, with the config's settings."""
         with self.devices.turn():
             if self._stream is None:
-                self._stream = self.open_stream()
+                self._open_default()
+            assert self._stream
             return self._stream
 
+    @on_all_ranks
+    def _open_default(self) -> None:
+        self._stream = self.open_stream()
+
+    @on_all_ranks
     def open_stream(
         self,
         height: int | None = None,
         width: int | None = None,
         seed: int | None = None,
         total_frames: int | None = None,
+        snapshot: Snapshot | None = None,
         **settings: Unpack[StreamFields],
     ) -> Stream:
         """A new video of its own. ``settings`` are fields of StreamSettings; what is not given is the config's.
 
         ``total_frames`` (latent) draws the noise in the published scripts' order, for a video of that length; without
-        it each block has a generator of its own and the stream may go on for ever. Raises ValueError naming what does
-        not fit.
+        it each block has a generator of its own and the stream may go on for ever. ``snapshot`` goes on where another
+        stream was, with its settings (see ``Snapshot``), and allows no other argument. Raises ValueError naming what
+        does not fit, and for a snapshot's VAE what ``use_vae`` raises, before anything changes.
         """
         own = {"height": height, "width": width, "seed": seed}
+        if snapshot is not None:
+            others = {**settings, **{name: value for name, value in own.items() if value is not None}}
+            if total_frames is not None:
+                others["total_frames"] = total_frames
+            return self._resumed(snapshot, sorted(others))
         changes = {**settings, **{name: value for name, value in own.items() if value is not None}}
         if total_frames is not None:
             total_frames = whole("total_frames", total_frames, 1)
         chosen = dataclasses.replace(StreamSettings.of(self.config), **changes)
         with self.devices.turn():
-            networks = Networks(self.model, self.codec, self.prompts, self.control, self._grey)
-            named = self.config.enable_profiling
-            stream = self._or_leaner(
-                lambda: Stream(networks, chosen, self.devices, self._new_switch(), total_frames, named)
-            )
-            self._streams.add(stream)
+            return self._new_stream(chosen, total_frames, self.config.vae_type)
+
+    def _resumed(self, snapshot: Snapshot, others: list[str]) -> Stream:
+        _expect("snapshot", snapshot, Snapshot)
+        if others:
+            raise ValueError(f"snapshot brings its own settings: {', '.join(others)} must not be given beside it")
+        snapshot.check_fits(self.model.config, self.device)
+        with self.devices.turn():
+            state = snapshot.state
+            self._load_vae(state.vae_type)
+            stream = self._new_stream(snapshot.settings, state.total_frames, state.vae_type)
+            resume(stream, snapshot)
             return stream
 
+    def _new_stream(self, settings: StreamSettings, total_frames: int | None, vae_type: str) -> Stream:
+        codec, grey = self._vaes[vae_type]
+        networks = Networks(self.model, codec, self.prompts, self.control, grey, vae_type)
+        named = self.config.enable_profiling
+        stream = self._or_leaner(
+            lambda: Stream(networks, settings, self.devices, self._new_switch(), total_frames, named)
+        )
+        self._streams.add(stream)
+        self.devices.ranks.enroll(stream)
+        return stream
+
+    @on_all_ranks
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """``Stream.configure`` of the default stream; streams that are opened later begin with these settings too."""
         with self.devices.turn():
@@ -187,6 +232,7 @@ class LongLiveEngine:
             self.stream.configure(**cast(ConfigFields, own))
             self.config = config
 
+    @on_all_ranks
     def warmup(self, blocks: int | None = None, stream: Stream | None = None) -> float:
         """Fill a stream's window, switch its prompt at every length of its history, then reset it; returns seconds.
 
@@ -215,6 +261,7 @@ class LongLiveEngine:
                 stream.timer.clear()
         return time.perf_counter() - started
 
+    @on_all_ranks
     def generate_block(
         self, request: BlockRequest, stream: Stream | None = None, first_latent_only: bool = False
     ) -> Tensor:
@@ -240,12 +287,14 @@ class LongLiveEngine:
             stream = self._one(stream)
             return self._or_leaner(lambda: block.make_block(stream, request, first_latent_only))
 
+    @on_all_ranks
     def rest_of_block(self, stream: Stream | None = None) -> Tensor:
         """The frames that ``generate_block`` left out, uint8 [T, H, W, 3]. Raises RuntimeError if there are none."""
         with self.devices.turn():
             stream = self._one(stream)
             return self._or_leaner(lambda: block.rest_of_block(stream))
 
+    @on_all_ranks
     def reset(self, stream: Stream | None = None, seed: int | None = None) -> None:
         """Forget a stream's frames; weights, prompt cache and settings stay."""
         if seed is not None:
@@ -253,6 +302,7 @@ class LongLiveEngine:
         with self.devices.turn():
             self._one(stream).reset(seed)
 
+    @on_all_ranks
     def use_vae(self, vae_type: str, stream: Stream | None = None) -> None:
         """Let a stream's blocks be decoded, and its video encoded, by another VAE (``vae_type`` as in the config), from
         its next block on: without a cut, but that block has nine frames again.
@@ -262,15 +312,19 @@ class LongLiveEngine:
         """
         with self.devices.turn():
             stream = self._one(stream)
-            if vae_type not in self._vaes:
-                files = locate(self._model_path, vae_type)
-                codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
-                codec.in_parts = self.codec.in_parts
-                self._vaes[vae_type] = codec, Grey()
-                self.synchronize()
-                self.devices.release()
-            stream.use_codec(*self._vaes[vae_type])
+            self._load_vae(vae_type)
+            stream.use_codec(*self._vaes[vae_type], vae_type)
 
+    def _load_vae(self, vae_type: str) -> None:
+        if vae_type not in self._vaes:
+            files = locate(self._model_path, vae_type)
+            codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
+            codec.in_parts = self.codec.in_parts
+            self._vaes[vae_type] = codec, Grey()
+            self.synchronize()
+            self.devices.release()
+
+    @on_all_ranks
     def set_loras(self, loras: Sequence[UserLora]) -> None:
         """Give LoRAs other scales, in every stream from its next block on, which recomputes its window and sinks first.
 
@@ -294,6 +348,7 @@ class LongLiveEngine:
                 raise
             self._mixed = False
 
+    @on_all_ranks
     def keep_loras(self, loras: Sequence[UserLora]) -> int:
         """Copy into memory what any scales of ``loras`` are merged from: from here on ``set_loras`` reads no file, as
         long as these stay as they are, and takes less than a block's time at full size.
@@ -308,6 +363,13 @@ class LongLiveEngine:
             unmerged = keep_unmerged(self.model, self.files, loras, control) if loras else None
             self._unmerged = unmerged
             return unmerged.nbytes if unmerged else 0
+
+    def follow(self) -> None:
+        """On ranks that rank 0 leads: make its calls, until it closes its ranks.
+
+        Raises RankError where the ranks are no longer alike; RuntimeError on rank 0, and where that does not lead.
+        """
+        self.devices.ranks.follow(self)
 
     def block_times(self, stream: Stream | None = None) -> list[BlockTimes]:
         """Times of the blocks that the device has finished, oldest first; may be called while a block is made."""
@@ -325,7 +387,8 @@ class LongLiveEngine:
 
     def _planned(self) -> MemoryPlan:
         """The plan for what is free now."""
-        return plan_for(self.files, self._asked, self.device, self.devices.vae, self.devices.text_asked)
+        devices = self.devices
+        return plan_for(self.files, self._asked, self.device, devices.vae, devices.text_asked, devices.ranks)
 
     def _text_keywords(self) -> dict:
         chosen = self._plan.choices.text_precision if self._plan else self.config.text_precision
@@ -345,7 +408,10 @@ class LongLiveEngine:
         return self.devices.at_model.bring(made, self.devices.at_text)
 
     def _or_leaner(self, work: Callable[[], T]) -> T:
-        """``work``; where memory runs out, once in an engine's life, again with a leaner plan."""
+        """``work``; where memory runs out, once in an engine's life, again with a leaner plan. Not on several ranks, of
+        which it may run out on one alone."""
+        if self.devices.ranks.count > 1:
+            return work()
         try:
             return work()
         except torch.OutOfMemoryError as error:

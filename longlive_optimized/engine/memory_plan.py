@@ -35,6 +35,7 @@ from ..weights.text import text_footprint
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .live_bytes import AsKernels, passing_bytes, storage_bytes
+from .ranks import Ranks
 from .stream import Networks, Stream
 
 GIB = 2**30
@@ -222,9 +223,11 @@ def plan_for(
     device: torch.device,
     vae_device: torch.device | None = None,
     text_device: torch.device | None = None,
+    ranks: Ranks | None = None,
 ) -> MemoryPlan:
-    """The first plan from fast to lean that fits; else the leanest."""
-    for plan in plans_for(files, config, device, vae_device, text_device):
+    """The first plan from fast to lean that fits; else the leanest. ``ranks`` share a stream's tokens, and choose as
+    the one must that has the least room."""
+    for plan in plans_for(files, config, device, vae_device, text_device, ranks):
         if plan.fits:
             break
     return plan
@@ -236,10 +239,14 @@ def plans_for(
     device: torch.device,
     vae_device: torch.device | None = None,
     text_device: torch.device | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[MemoryPlan]:
     """Plans from fast to lean, each leaner than the one before; what the config fixes is the same in all."""
-    outlined = Outline(files, config, device, vae_device, text_device)
+    ranks = ranks or Ranks()
+    outlined = Outline(files, config, device, vae_device, text_device, ranks.count)
     available = {each: available_on(each, config.memory_limit_gib) for each in outlined.devices}
+    if ranks.count > 1:
+        available = {each: None if room is None else ranks.least(room) for each, room in available.items()}
     plan = outlined.plan(outlined.first(), available)
     yield plan
     for step in outlined.steps:
@@ -334,8 +341,9 @@ class Outline:
         device: torch.device,
         vae_device: torch.device | None = None,
         text_device: torch.device | None = None,
+        ranks: int = 1,
     ):
-        self._files, self._config, self._device = files, config, device
+        self._files, self._config, self._device, self._ranks = files, config, device, ranks
         self._vae_asked, self._text_asked = vae_device, text_device
         self._vae_device, self._text_device = vae_device or device, text_device or device
         beside = (each for each in (self._vae_device, self._text_device) if each.type == device.type)
@@ -456,12 +464,15 @@ class Outline:
         """What comes and goes in the longest pass, a recache of a whole window.
 
         In the midst of a layer's FFN: the residual stream, two norms, queries, attention's and the product's results,
-        and the FFN's inside.
+        and the FFN's inside; of several ranks a share. Or as the ring is written: all ranks' queries, keys and values,
+        and queries, beside a share of that.
         """
         config, sizes = self._config, self._dimensions
         height, width = config.size
         tokens = config.local_attn_size * (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
-        return tokens * (6 * sizes.dim + sizes.ffn_dim) * self._dtype.itemsize
+        in_ffn, shares = 6 * sizes.dim + sizes.ffn_dim, self._ranks
+        widest = in_ffn if shares == 1 else max(in_ffn // shares, 4 * sizes.dim + 5 * sizes.dim // shares)
+        return tokens * widest * self._dtype.itemsize
 
     def _codec(self, low_memory: bool, in_parts: bool) -> Codec:
         in_8_bits = self._config.precision != "bf16"

@@ -32,6 +32,10 @@ class VideoNoise:
         self.like, self.start = like, _draw(total_frames, like, self.generator)
         self._last = -1, self.generator.get_state()
 
+    def state(self, start: int) -> Tensor:
+        """The generator's, uint8 on the CPU, before the block at ``start``, which is the next one."""
+        return self._last[1] if start == self._last[0] else self.generator.get_state()
+
     def block(self, start: int, frames: int) -> Iterator[Tensor]:
         """As in BlockNoise; blocks must be asked for in order. Raises ValueError past the end of the video."""
         if start + frames > len(self.start):

@@ -9,17 +9,26 @@ from .request import BlockRequest
 
 
 class PromptTrack:
-    """Follows the requests of a stream; ``embedding`` is what the next block is told."""
+    """Follows the requests of a stream.
+
+    embedding: what the next block is told; shown: what the last one was.
+    wanted: the ``identity`` of the last request's prompt.
+    ahead: the numbers of the steps that are left of a transition from ``source`` to ``target``, which is the last one;
+        ``mix`` is how the two are mixed.
+    """
 
     def __init__(self) -> None:
         self.embedding: Tensor | None = None
-        self._shown: Tensor | None = None  # of the last block that was made
-        self._wanted: tuple | None = None
-        self._ahead = range(0)  # the numbers of the steps that are left; the last one is the target
+        self.shown: Tensor | None = None
+        self.wanted: tuple | None = None
+        self.source: Tensor | None = None
+        self.target: Tensor | None = None
+        self.mix = lerp
+        self.ahead = range(0)
 
     def wants(self, request: BlockRequest) -> bool:
         """Whether the request asks for another prompt than the last one did."""
-        return request.identity != self._wanted
+        return request.identity != self.wanted
 
     def follow(self, request: BlockRequest, target: Tensor | None) -> bool:
         """Take one block's step towards ``target`` (needed where ``wants``); say whether the embedding changed.
@@ -30,28 +39,28 @@ class PromptTrack:
         if self.wants(request):
             assert target is not None
             self._begin(request, target)
-        if not self._ahead:
+        if not self.ahead:
             return False
-        i, n = self._ahead[0], self._ahead.stop - 1
+        i, n = self.ahead[0], self.ahead.stop - 1
         if i == n:
-            self.embedding = self._target
+            self.embedding = self.target
         else:
-            assert self._source is not None and self._target is not None
-            self.embedding = self._mix(self._source, self._target, i / n)
+            assert self.source is not None and self.target is not None
+            self.embedding = self.mix(self.source, self.target, i / n)
         return True
 
     def block_made(self) -> None:
         """The step has been taken: there is a block of it."""
-        self._ahead, self._shown = self._ahead[1:], self.embedding
+        self.ahead, self.shown = self.ahead[1:], self.embedding
 
     @property
     def in_transition(self) -> bool:
         """Whether the next block goes a step further."""
-        return bool(self._ahead)
+        return bool(self.ahead)
 
     def _begin(self, request: BlockRequest, target: Tensor) -> None:
-        n = 1 if self._shown is None else request.transition_blocks
+        n = 1 if self.shown is None else request.transition_blocks
         first = 0 if n > 1 and request.transition_from_source else 1
-        self._ahead = range(first, first + n)
-        self._source, self._target, self._wanted = self._shown, target, request.identity
-        self._mix = slerp if (request.transition_blend or request.blend) == "slerp" else lerp
+        self.ahead = range(first, first + n)
+        self.source, self.target, self.wanted = self.shown, target, request.identity
+        self.mix = slerp if (request.transition_blend or request.blend) == "slerp" else lerp

@@ -14,8 +14,10 @@ from ..keywords import ConfigFields
 from ..model.control import ControlBranch, PassControl
 from ..model.precision import PLAIN, Policy, attention_in_8_bits, policy_of, runs_in, values_in_8_bits
 from ..model.ring_cache import RingCache
+from ..model.shard import Shard
 from ..model.transformer import Transformer
 from ..text.prompt_cache import PromptCache
+from ..vae.band import Band
 from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..video_time import BLOCK_FRAMES
@@ -25,6 +27,10 @@ from .graphs import GraphCache, GraphSwitch
 from .noise import BlockNoise, VideoNoise
 from .passes import Passes
 from .prompt_track import PromptTrack
+from .ranks import on_all_ranks
+from .recache import NOTHING, Recache
+from .resume import take
+from .snapshot import Snapshot
 from .timing import BlockTimer
 from .video_input import MotionMeter
 
@@ -37,6 +43,7 @@ class Networks(NamedTuple):
     prompts: PromptCache
     control: ControlBranch | None = None
     grey: Grey | None = None
+    vae_type: str = "wan"
 
 
 class EncodedVideo(NamedTuple):
@@ -44,6 +51,13 @@ class EncodedVideo(NamedTuple):
 
     latents: Tensor
     noise_scale: float
+
+
+class SinkPass(NamedTuple):
+    """The pass that wrote the sinks' keys and values: clean latents [F, C, h, w], sinks first, and the prompt."""
+
+    latents: Tensor
+    embedding: Tensor
 
 
 class Stream:
@@ -58,12 +72,16 @@ class Stream:
     context_due: the last block's clean keys and values are not in the ring yet.
     recache_due: the ring's keys and values are of another prompt or weights, or a recache has failed.
     sinks_due: those of the sinks are of other weights.
+    sink_pass: what wrote those of the sinks; None before that. last_recache: the last one, since the first block.
+    lost_window: the window of keys and values that are lost, and are made again from latents; None if they are there.
+    encoder_lost: the encoder has not seen the video before the next block.
     undecoded: latent frames at the end of ``history`` that are generated but not yet decoded.
     decoded: latent frames that the decoder has seen; decoder_lost: it has lost them, for want of memory.
     given: pixel frames of the last block that were returned so far, while some of its latents are undecoded.
     encoded: the next block's video; kept until the block is made, for a second try.
     context: the next block's control context, likewise.
     from_video: whether the last block was made from video; None before the first.
+    shard: the ranks that its tokens are divided among.
     new_graphs: makes what the calls of a side of the VAE are captured with.
     policy: which products its precision runs in 8 bits; made_with: which those of the last block's denoising did.
     int8_keys: whether its precision runs attention over the ring in 8 bits.
@@ -81,7 +99,10 @@ class Stream:
         named: bool = False,
     ):
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
-        self.devices, self._graphs = devices, graphs
+        self.devices, self._graphs, self.shard = devices, graphs, devices.ranks.shard
+        rows, columns = _grid(settings)
+        self.shard.check(rows * columns, settings.size)
+        self._bands = _bands(self.shard, settings)
         graphs.turn(settings.use_cuda_graphs)
         model = networks.model
         self.policy, self.int8_keys = self._policy_of(settings), self._int8_keys_of(settings)
@@ -94,6 +115,7 @@ class Stream:
             dtype=model.kv_dtype,
             device=model.device,
             values8=values_in_8_bits(model.kv_dtype, devices.model, model.config.head_dim, len(model.blocks)),
+            shard=self.shard,
         )
         self.new_graphs = functools.partial(GraphCache, graphs, devices.vae)
         self.timer = BlockTimer(devices.at_model, named=named)
@@ -103,11 +125,12 @@ class Stream:
         self._pass_control = None
         self._new_coders()
         if networks.control:
-            self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1)
+            self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1, self.shard)
         self.passes = self._new_passes(settings.local_attn_size, self.int8_keys)
         self.undecoded = self.given = 0
         self.reset()
 
+    @on_all_ranks
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change settings (those in ``config.CHANGEABLE``) from the next block on; weights and picture stay.
 
@@ -135,6 +158,20 @@ class Stream:
         self.fallback_blocks = 0
         self.restart(seed)
 
+    def snapshot(self, latents: int | None = None) -> Snapshot:
+        """What ``open_stream(snapshot=...)`` of another engine with the same model needs to go on from here.
+
+        It may be taken between any two calls, changes nothing, and does not wait for the device (``Snapshot.ready``).
+
+        latents: how many latent frames at most it holds beside the sinks', from ``local_attn_size`` to 64; None is 24,
+            or ``local_attn_size`` if that is more. With more it stays exact for longer (``Snapshot``), with fewer
+            the first block after it is there sooner.
+
+        Raises ValueError naming ``latents`` if it is out of range.
+        """
+        with self.devices.turn():
+            return take(self, latents)
+
     def restart(self, seed: int | None = None) -> None:
         """Back to frame 0 with the prompt in force, and the transition under way."""
         self._reseed(self.settings.seed if seed is None else seed)
@@ -142,6 +179,9 @@ class Stream:
         self.history = self._like.new_empty(0, *self._like.shape)
         self.sinks, self.first_sink = self.history, 0
         self.context_due = self.recache_due = self.sinks_due = False
+        self.sink_pass: SinkPass | None = None
+        self.last_recache: Recache = NOTHING
+        self.lost_window: int | None = None
         self.from_video: bool | None = None
         self.made_with, self.made_again = PLAIN, False
         self.ring.reset()
@@ -154,7 +194,7 @@ class Stream:
         if self.given:
             self.timer.block_done(self.given)  # the rest of that block will not come
         self.undecoded = self.given = self.decoded = 0
-        self.decoder_lost = False
+        self.decoder_lost = self.encoder_lost = False
         with self.devices.at_decoder.here():
             self.decoder.reset()
         with self.devices.at_encoder.here():
@@ -162,10 +202,10 @@ class Stream:
             if self.control_input:
                 self.control_input.reset()
 
-    def use_codec(self, codec: Codec, grey: Grey) -> None:
+    def use_codec(self, codec: Codec, grey: Grey, vae_type: str) -> None:
         """Decode and encode by another VAE from the next block on."""
         if codec is not self.networks.codec:
-            self.networks = self.networks._replace(codec=codec, grey=grey)
+            self.networks = self.networks._replace(codec=codec, grey=grey, vae_type=vae_type)
             self._new_coders()
             self.restart_vae()
 
@@ -189,6 +229,16 @@ class Stream:
                     self.decoder.decode_uint8(there)
         self.decoder_lost = False
 
+    def keep_sink_pass(self, latents: Tensor, embedding: Tensor | None) -> None:
+        """A pass over these latents, told this, has written the sinks."""
+        self.sink_pass = SinkPass(latents, embedding) if embedding is not None else None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixel frames, uint8 [T, H, W, 3]; of several ranks each decodes a band of rows."""
+        frames, rows = self.decoder.decode_uint8(latents), latents.shape[2]
+        sizes = [LATENT_SCALE * len(band.rows(rows)) for band in self._bands]
+        return self.shard.join(frames, sizes, 1)
+
     def weights_moved(self) -> None:
         """The network's weights lie elsewhere: what was captured reads where they were."""
         self._graphs.drop()
@@ -202,6 +252,11 @@ class Stream:
     def ring(self) -> RingCache:
         """Keys and values of the frames in the window."""
         return self.passes.ring
+
+    @property
+    def window_lost(self) -> bool:
+        """Whether the next block wants the window's keys and values anew."""
+        return self.ring.stale if self.lost_window is None else self.lost_window != self.ring.window
 
     @property
     def cuda_graphs_active(self) -> bool:
@@ -248,7 +303,8 @@ class Stream:
 
     def _new_coders(self) -> None:
         networks = self.networks
-        self.decoder = DecoderStream(networks.codec, self.new_graphs)
+        band = self._bands[self.shard.rank] if self.shard.count > 1 else None
+        self.decoder = DecoderStream(networks.codec, self.new_graphs, band)
         self.encoder = EncoderStream(networks.codec, self.new_graphs)
         self.control_input = None
         if networks.control:
@@ -288,6 +344,14 @@ class Stream:
         else:
             self.noise = VideoNoise(seed, self._like, self.total_frames)
         self.settings = dataclasses.replace(self.settings, seed=seed)
+
+
+def _bands(shard: Shard, settings: StreamSettings) -> list[Band]:
+    """Each rank's rows of the pictures. Raises ValueError where there are more ranks than rows of latents."""
+    if settings.size[0] < shard.count * LATENT_SCALE:
+        least = shard.count * LATENT_SCALE
+        raise ValueError(f"height must be at least {least} on {shard.count} ranks, got {settings.size[0]}")
+    return [Band(rank, shard.count) for rank in range(shard.count)]
 
 
 def _grid(settings: StreamSettings) -> tuple[int, int]:

@@ -36,10 +36,13 @@ def _fit(frame: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 class MotionMeter:
-    """How much noise a video wants: little where it moves much, so that its motion is kept."""
+    """How much noise a video wants: little where it moves much, so that its motion is kept.
+
+    last: the last frame that it was shown, [1, 3, H, W]; None before that.
+    """
 
     def __init__(self) -> None:
-        self._last: Tensor | None = None
+        self.last: Tensor | None = None
 
     def noise_scale(self, frames: Tensor, scale: float) -> float:
         """Share of noise for prepared ``frames`` [T, 3, H, W], near ``scale``: from the largest RMS difference between
@@ -48,8 +51,8 @@ class MotionMeter:
         """
         late = frames[-BLOCK_FRAMES:]
         before = frames[-BLOCK_FRAMES - 1 : -1]
-        if self._last is not None:
-            before = torch.cat((self._last, frames[-BLOCK_FRAMES:-1]))
-        self._last = frames[-1:]
+        if self.last is not None:
+            before = torch.cat((self.last, frames[-BLOCK_FRAMES:-1]))
+        self.last = frames[-1:]
         motion = ((late - before) ** 2).mean((1, 2, 3)).sqrt().max().div(0.2).clamp(0, 1).item()
         return 0.9 * (0.8 - 0.2 * motion) + 0.1 * scale

@@ -16,6 +16,7 @@ from .linear import Linear
 from .narrow import NarrowNetwork, linears_in_int8
 from .precision import Policy, parts_at, policy_of
 from .ring_cache import RingCache, RingLayer
+from .shard import ALONE, Shard
 from .slot import Slot
 from .transformer import CrossCache, Hint, TransformerBlock, cross_cache_of, normed, patchify
 
@@ -63,13 +64,14 @@ class ControlBranch(NarrowNetwork):
     def device(self) -> torch.device:
         return self.before.bias.device
 
-    def embed(self, context: Tensor, tokens: int) -> Tensor:
-        """What a context [F, channels, h, w] adds to a pass's ``tokens`` before the first layer, [tokens, D].
+    def embed(self, context: Tensor, tokens: int, shard: Shard = ALONE) -> Tensor:
+        """What a context [F, channels, h, w] adds to a pass's ``tokens`` before the first layer, [tokens, D]; of a
+        shard's ranks each computes its own rows.
 
         It has as many tokens, cut or filled up with zeros.
         """
         c = self.patch(patchify(context))[:tokens]
-        return self.before(F.pad(c, (0, 0, 0, tokens - len(c))))
+        return self.before(shard.rows(F.pad(c, (0, 0, 0, tokens - len(c)))))
 
     def cross_cache(self, text: Tensor, into: CrossCache | None = None) -> CrossCache:
         """Its layers' keys and values of a prompt, ``Transformer.text``; written into ``into`` if that is given."""
@@ -89,7 +91,7 @@ class ControlBranch(NarrowNetwork):
         """The hint of each of the network's layers in turn, None for those without one; computed as it is asked for.
 
         x [N, D]: a pass's tokens, read when the first hint is asked for; time [G, 6, D]; base [N, D]: from ``embed``;
-        ring: of these tokens alone, which its layers share.
+        ring: of these tokens alone, which its layers share. On several ranks x and base are a rank's own rows.
         """
         modulation = torch.stack([block.modulation for block in self.blocks]) + time[:, None]
         norms = modulation[:, :, :2].unbind(1)
@@ -132,17 +134,17 @@ def control_shapes(config: ModelConfig) -> dict[str, torch.Size]:
 class PassControl:
     """What steers a stream's passes: what a branch reads lies in buffers whose addresses never change.
 
-    most: frames of a pass at most.
+    most: frames of a pass at most. shard: the ranks that its tokens are divided among.
     """
 
-    def __init__(self, branch: ControlBranch, grid: tuple[int, int], most: int):
-        self.branch, self._cross = branch, None
+    def __init__(self, branch: ControlBranch, grid: tuple[int, int], most: int, shard: Shard = ALONE):
+        self.branch, self._shard, self._cross = branch, shard, None
         one_layer = dataclasses.replace(branch.config, num_layers=1)
         where = {"dtype": branch.compute_dtype, "device": branch.device}
         # Positions count from 0 wherever the block stands, and every pass sees itself alone.
-        self._ring = RingCache(one_layer, grid, window=most, sink=0, relative=False, **where)
+        self._ring = RingCache(one_layer, grid, window=most, sink=0, relative=False, shard=shard, **where)
         self._tokens = grid[0] * grid[1]
-        self._base = torch.zeros(most * self._tokens, branch.config.dim, **where)
+        self._base = torch.zeros(most * self._tokens // shard.count, branch.config.dim, **where)
         self._scale = torch.ones(1, dtype=torch.float32, device=branch.device)
 
     def set_prompt(self, text: Tensor) -> None:
@@ -152,8 +154,8 @@ class PassControl:
     def set_context(self, context: Tensor, scale: float, frames: int) -> None:
         """Steer the next passes, of so many frames, by a context [F, channels, h, w] that acts with this strength."""
         self._ring.seek(0, frames)
-        tokens = frames * self._tokens
-        self._base[:tokens] = self.branch.embed(context, tokens)
+        base = self.branch.embed(context, frames * self._tokens, self._shard)
+        self._base[: len(base)] = base
         self._scale.fill_(scale)
 
     def hints(self, x: Tensor, time: Tensor, policy: Policy) -> Iterator[Hint | None]:

@@ -22,6 +22,7 @@ from ..kernels.ring_advance import ring_advance
 from ..kernels.rotate_sinks import rotate_sinks, rotate_sinks_int8
 from . import rope
 from .config import ModelConfig
+from .shard import ALONE, Shard
 
 # What the first values use of e4m3's 448, so that later ones may be 128 times as large. It costs no accuracy: an e4m3
 # is off by a 16th of itself at most down to 2^-6, and below that by 2^-10.
@@ -116,6 +117,7 @@ class RingLayer(NamedTuple):
     rope_space: Tensor  # [S, row and column pairs, 2]
     slots: Tensor  # int64 [F]
     valid: Tensor  # int32 [1]
+    shard: Shard = ALONE  # the ranks that the pass's tokens are divided among; the ring is whole on each
 
 
 class RingCache:
@@ -133,6 +135,8 @@ class RingCache:
     attends to these in ``dtype``; what the ring then takes in 8 bits lies in storage that all layers share, and gives
     the offsets and scales of all to come.
 
+    ``shard``: the ranks that a pass's tokens are divided among. Each has the whole ring, and writes all of it.
+
     Raises ValueError for ``values8`` of another number of layers, and what ``reserve`` and ``resize`` raise.
     """
 
@@ -148,10 +152,12 @@ class RingCache:
         device: torch.device | str,
         int8: bool = False,
         values8: tuple[bool, ...] = (),
+        shard: Shard = ALONE,
     ):
         if len(values8) not in (0, config.num_layers):
             raise ValueError(f"values8 must have an entry for each of {config.num_layers} layers, got {len(values8)}")
-        self.capacity, self.sink, self.relative = window, sink, relative
+        self.capacity, self.sink, self.relative, self.shard = window, sink, relative, shard
+        shard.reserve(window * grid[0] * grid[1], 3 * config.dim, dtype, torch.device(device))
         self.values8 = values8 or (False,) * config.num_layers
         self._tokens = grid[0] * grid[1]
         frame = (self._tokens, config.num_heads, config.head_dim)
@@ -196,7 +202,7 @@ class RingCache:
         Views, not an index for the layer to apply: torch.compile (2.13) makes an int argument symbolic and then
         generates wrong code (tests/engine/test_compile.py).
         """
-        rest = self.k_sink[index], self.rope_time, self.rope_space, self.slots, self.valid
+        rest = self.k_sink[index], self.rope_time, self.rope_space, self.slots, self.valid, self.shard
         if not self.holds_int8:
             k, v = self._in_dtype()
             return RingLayer(k[index], v[index], None, *rest)

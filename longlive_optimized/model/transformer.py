@@ -124,22 +124,24 @@ class TransformerBlock(nn.Module):
 
     def store(self, z: Tensor | Quantized, ring: RingLayer) -> Tensor | Quantized:
         """Write the keys and values of the normed tokens z into the ring; return their queries [N, heads, head_dim],
-        in 8 bits where the keys that they meet are."""
-        qkv, keys, values = self.qkv(z), ring.keys, ring.values
+        in 8 bits where the keys that they meet are. On several ranks z and the queries are a rank's own tokens', what
+        is written is that of all."""
+        shard, keys, values = ring.shard, ring.keys, ring.values
+        qkv = shard.gather_for_now(self.qkv(z), first=len(self.q_gain))  # nobody needs another rank's queries
         norm = qkv, self.q_gain, self.k_gain, ring.rope_time, ring.rope_space
         rest = ring.k_sink, ring.slots, self.eps
         if isinstance(keys, Int8Keys):
             in_dtype = None if isinstance(values, Fp8Values) else values
-            q = Quantized(*qk_norm_rope_store_int8(*norm, keys.offset, keys.k, keys.scale, in_dtype, *rest))
+            q, q_scale = qk_norm_rope_store_int8(*norm, keys.offset, keys.k, keys.scale, in_dtype, *rest)
             if isinstance(values, Fp8Values):
                 v = qkv.unflatten(1, (3, *self.heads))[:, 2]
                 quantize_values(v, values.offset, values.scale, values.v, ring.slots)
-            return q
+            return Quantized(shard.rows(q), shard.rows(q_scale, 1).contiguous())
         q = qk_norm_rope_store(*norm, keys, values, *rest)
         if ring.kept is not None and isinstance(values, Tensor):
             frames = len(ring.slots)
             ring.kept.renew(keys[:frames], values[:frames])  # which fill the first slots, in whatever order
-        return q
+        return shard.rows(q)
 
     def forward(
         self,
@@ -268,11 +270,15 @@ class Transformer(NarrowNetwork):
         The pass's place in time is the ring's (``ring.seek``); its keys and values are written there. With
         ``store_only`` (context pass, recache) the network stops after the last layer's keys and values: returns None.
         ``policy`` says which products run in 8 bits; ``hold_int8`` must come first. ``hints`` gives what is added to
-        the layers' results.
+        the layers' results. Where the ring has a shard of several ranks, each computes its own rows of the tokens, and
+        latents and flow are whole on all; ``modulation`` must then be one group's, or ValueError is raised.
         """
+        shard, groups = ring.shard, len(modulation.head)
+        if shard.count > 1 and groups > 1:
+            raise ValueError(f"modulation must be of one group on {shard.count} ranks, got {groups}")
         int8 = [parts_at(policy, layer) for layer in range(len(self.blocks) + 1)]  # the head's are the last
         grid = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
-        x = self.patch(patchify(latents))
+        x = self.patch(shard.rows(patchify(latents)))
         norms = [*modulation.layers[:, :, :2].unbind(1), modulation.head]  # shift and scale before each layer, and last
         z = normed(x, norms[0][:, 0], norms[0][:, 1], self.config.eps, int8[0].qkv)
         of_layers = hints(x, modulation.time, policy) if hints else itertools.repeat(None)
@@ -282,7 +288,7 @@ class Transformer(NarrowNetwork):
                 return None
             of_layer = modulation.layers[:, layer], norms[layer + 1], ring.layer(layer), cross.layer(layer)
             z = block(x, z, *of_layer, int8[layer], int8[layer + 1].qkv, next(of_layers))
-        return unpatchify(self.head(z), grid)
+        return unpatchify(shard.gather(self.head(z)), grid)
 
     def modulation(self, timesteps: Tensor) -> Modulation:
         """Modulation of each of G timesteps, float64 [G]; the sinusoid is float64, then rounded (2.1)."""

@@ -73,11 +73,6 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> Dimensions:
     return Dimensions(vocabulary, width, inner // heads, dims("blocks.0.ffn.fc1.weight")[0], heads, layers)
 
 
-def import_network() -> None:
-    """Import transformers' encoder, which takes seconds: ``build`` need not wait for it if a thread has done it."""
-    from transformers import UMT5EncoderModel  # noqa: F401
-
-
 def build(dimensions: Dimensions) -> torch.nn.Module:
     """transformers' encoder on the meta device: shapes and no memory."""
     from transformers import UMT5Config, UMT5EncoderModel

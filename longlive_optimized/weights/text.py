@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
@@ -18,15 +17,7 @@ from torch import Tensor
 from ..kernels.int8_block_linear import BLOCK, quantize_blocks
 from ..model.config import ModelConfig
 from ..plain import dtype_name
-from ..text.encoder import (
-    TABLE,
-    TextEncoder,
-    checkpoint_shapes,
-    config_of,
-    import_network,
-    is_linear,
-    may_be_narrow,
-)
+from ..text.encoder import TABLE, TextEncoder, checkpoint_shapes, config_of, is_linear, may_be_narrow
 from ..text.footprint import Footprint, footprint
 from ..text.linear import Blocks
 from ..text.parked import CudaLink, residence_on
@@ -71,12 +62,10 @@ def load_text_encoder(
     tensors, tokenizer = open_text(files, model_config(files.config))
     precision, residence = _precision(files.text, tensors, precision), residence_on(device, residence)
     stored = _allocate(_forms(tensors, precision, dtype), residence, device)
-    with ThreadPoolExecutor(1, "longlive-import") as beside:
-        beside.submit(import_network)
-        if precision != "int8" or not _read_kept(files.text, tensors, stored, device, progress):
-            _fill(files.text, tensors, stored, device, progress)
-            if keep:
-                write_kept(files.text, _as_in_the_file(stored, tensors))
+    if precision != "int8" or not _read_kept(files.text, tensors, stored, device, progress):
+        _fill(files.text, tensors, stored, device, progress)
+        if keep:
+            write_kept(files.text, _as_in_the_file(stored, tensors))
     link = CudaLink(device) if residence == "parked" else None
     return TextEncoder(stored, tokenizer, dtype, device, link)
 
@@ -310,9 +299,17 @@ def _write_blocks(stored: Blocks, first: int, numbers: Tensor) -> Tensor:
         values, scale = quantize_blocks(numbers[start : start + step])
         rows = slice(first + start, first + start + len(values))
         stored.values[rows] = values
-        stored.scale[:, rows] = scale
+        _assign_columns(stored.scale, rows, scale)
         sums.append(scale.sum(dtype=torch.float32))
     return torch.stack(sums).sum()
+
+
+def _assign_columns(to: Tensor, columns: slice, x: Tensor) -> None:
+    """``to[:, columns] = x`` of 16-bit numbers. On the host by NumPy: torch wakes threads, for milliseconds."""
+    if to.is_cuda:
+        to[:, columns] = x
+    else:
+        to.view(torch.int16).numpy()[:, columns] = x.cpu().view(torch.int16).numpy()
 
 
 def _read_kept(

@@ -15,6 +15,7 @@ from longlive_optimized.demo.server import feed as feed_module
 from longlive_optimized.demo.server.feed import Feed
 from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.demo.server.worker import Worker
+from longlive_optimized.engine.ranks import RankError
 from support.painted import level, painted, read_level, read_number
 
 PAINTED = painted()
@@ -285,3 +286,22 @@ def test_the_overlay_is_drawn_on_request():
         watched.feed.overlay = True
         marked = [watched.take() for _ in range(60)][-1]
         assert (clean[:, 64:] != marked[:, 64:]).sum() > 100
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_rank_that_has_ended_fails_for_good(watched):
+    """Whether a block finds out or nobody watches; there is no second try."""
+    lost = RankError("rank 1 has ended")
+    with Watched(watched=False) as seen:
+        wait_for(lambda: "ready" in seen.phases())
+        if watched:
+
+            def fail():
+                raise lost
+
+            seen.worker.pipeline.fail = fail
+            seen.worker.set_watched(True)
+        else:
+            seen.worker.give_up(lost)
+        wait_for(lambda: "failed" in seen.phases())
+        assert seen.worker.error is lost and seen.statuses[-1].detail == "rank 1 has ended"

@@ -279,6 +279,10 @@ RUN: dict[str, Run] = {
         ("x.mp4",),
         partly="the control is a video of the built-in model",
     ),
+    # docs/several_gpus.md
+    "python: from longlive_optimized import BlockRequest, LongLiveEngine": Run(
+        prints=(r"\Atorch\.Size\(\[9, 64, 96, 3\]\)\n\Z",)
+    ),
     # docs/examples
     "python docs/examples/frame_loop.py --frames 90": Run(
         prints=(r"out/frame_loop\.mp4: 90 frames, [\d.]+ ms a frame, preset ultra",),
@@ -301,6 +305,7 @@ RUN: dict[str, Run] = {
 }
 
 _GPU = "needs a Hopper GPU: pytest -m gpu and tests/measure/ledger.sh are run there"
+_RANKS = "tests/(engine|cli)/test_ranks.py try it on CPUs, tests/engine/test_ranks_gpu.py on GPUs"
 _MEASURED = "measured on an H200; tests/docs/test_performance.py holds figures to their records"
 _NET = "downloads many GB"
 _SCOPE = "needs a checkout of scope with its requirements"
@@ -404,6 +409,9 @@ NOT_RUN: tuple[NotRun, ...] = (
         "docs/int8.md", "*", ".", _MEASURED + "; formulas and layouts by tests/kernels/test_(quantize|int8_linear).py"
     ),
     NotRun("docs/performance.md", "*", ".", _MEASURED),
+    NotRun("docs/several_gpus.md", "*", "longlive-optimized (generate|serve) --gpus .*", _GPU),
+    NotRun("docs/several_gpus.md", "*", ".", _RANKS),
+    NotRun("docs/api.md", "Several GPUs", ".", _RANKS),
     NotRun("docs/triton.md", "*", ".", "what a compiler said; tests/kernels/test_triton_compile.py compiles again"),
     NotRun(
         "docs/tinyworld.md", "*", ".", "the training's history; bench quality and tinyworld.evaluate score the result"

@@ -20,6 +20,7 @@ from longlive_optimized.engine.graphs import GraphCache
 from longlive_optimized.engine.latency import LatencyMeter
 from longlive_optimized.engine.live_bytes import passing_bytes, storage_bytes
 from longlive_optimized.engine.memory_plan import GIB, MEASURED, MemoryShort, Outline, memory_plan, plan_for, plans_for
+from longlive_optimized.engine.ranks import Ranks
 from longlive_optimized.kernels import native
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.vae.config import VaeConfig
@@ -311,6 +312,28 @@ def test_an_engine_follows_its_plan(full_size, big_text, caplog):
     engine._asked = OptimizationConfig.preset("speed", memory_limit_gib=2, text_residence="gpu").sized((480, 832))
     with pytest.raises(MemoryShort, match=r"text_residence='auto'|no smaller"):
         engine._follow_plan()
+
+
+def ranks_of(count, least=0):
+    """Of which another has so much room at least."""
+    ranks = Ranks()
+    ranks.count, ranks.least = count, lambda mine: min(mine, least)
+    return ranks
+
+
+def test_ranks_share_what_passes_take_and_choose_alike(full_size, big_text):
+    """Weights and ring are whole on each rank; what the one with the least room must do, all do."""
+    files, config = locate("tiny"), OptimizationConfig.preset("balanced").sized((480, 832))
+    one, two, eight = (plan_for(files, config, CUDA, ranks=ranks_of(count)) for count in (1, 2, 8))
+    assert one.parts == two.parts == eight.parts and one.working > two.working > eight.working > one.working // 8
+    assert one.available is two.available is None
+    engine = LongLiveEngine.__new__(LongLiveEngine)
+    engine._asked = engine.config = OptimizationConfig.preset("speed", memory_limit_gib=20).sized((480, 832))
+    engine.files, engine.devices = files, Devices(CPU)
+    engine.devices.model, engine.devices.release = CUDA, lambda: None
+    engine.devices.ranks = ranks_of(2, 11 * GIB)
+    engine._follow_plan()
+    assert engine.memory_plan.available == 11 * GIB and engine.memory_plan.choices.text_residence == "parked"
 
 
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, "8", True])

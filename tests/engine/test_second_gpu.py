@@ -45,7 +45,7 @@ def apart(request, monkeypatch) -> Callable[..., LongLiveEngine]:
         if request.param == "two GPUs":
             return engine(model, vae_device="cuda:1", text_device="cuda:1", **changes)
         with monkeypatch.context() as patch:
-            patch.setattr(devices_module, "_apart", lambda device, other: True)
+            patch.setattr(devices_module, "_apart", lambda device, other: device.type == "cuda")
             return engine(model, **changes)
 
     return make
@@ -220,35 +220,32 @@ def ready(made: LongLiveEngine) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_the_transformer_does_not_wait_for_the_decoder(way, precision, apart, cycles):
-    """Nor does the host: all is enqueued, and its latents are there, while most is still to be decoded."""
-    beside = apart(precision=precision)
+def test_the_transformer_does_not_wait_for_the_decoder(way, precision, apart, cycles, wide_model):
+    """Nor does the host: a block's latents are there while the one before is still to be decoded.
+
+    With graphs: of eager kernels that wait for the device, CUDA takes a thousand, and then the host waits.
+    """
+    beside = apart(wide_model, precision=precision)
     ready(beside)
     slow(beside, cycles, "decoder")
-    started = time.perf_counter()
+    before = None
     for i in range(BLOCKS):
         beside.generate_block(WAYS[way](i))
-    enqueued = time.perf_counter() - started
-    torch.cuda.current_stream(beside.device).synchronize()
-    denoised = time.perf_counter() - started
+        torch.cuda.current_stream(beside.device).synchronize()
+        assert before is None or not before.query()
+        before = torch.cuda.Event()
+        before.record(beside.devices.at_decoder.cuda_stream)
     beside.synchronize()
-    decoded = time.perf_counter() - started
-    assert decoded >= 0.9 * BLOCKS * SLOW
-    assert enqueued <= denoised < 0.6 * decoded
 
 
-def test_both_work_at_once(apart, cycles):
-    """The time of eight blocks is nearer to one of the two than to their sum."""
+def test_a_block_takes_what_the_slower_place_takes(apart, cycles):
     beside = apart()
     ready(beside)
     slow(beside, cycles, "model", "decoder")
-    started = time.perf_counter()
     for _ in range(8):
         beside.generate_block(BlockRequest(FOX))
     beside.synchronize()
-    taken, times = time.perf_counter() - started, beside.block_times()[-8:]
-    total = sum(each.total for each in times) / 1e3
-    assert total >= 8 * 2 * 0.9 * SLOW and taken < 0.75 * total
+    times = beside.block_times()[-8:]
     for each in times:
         assert each.total == pytest.approx(sum(each.stages.values())) and each.stages["decode"] >= 0.9e3 * SLOW
         assert each.interval == pytest.approx(max(each.stages["decode"], each.total - each.stages["decode"]))

@@ -122,7 +122,7 @@ def test_a_checkpoint_has_the_networks_shapes():
 
 
 def test_a_checkpoint_is_checked_without_transformers(tmp_path):
-    """Importing that takes seconds, which reading the weights can hide."""
+    """Importing that takes seconds."""
     code = """if True:
         import sys
         from longlive_optimized.weights.load import check

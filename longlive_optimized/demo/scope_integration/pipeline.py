@@ -17,6 +17,7 @@ from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
 from ...engine.engine import LongLiveEngine
 from ...engine.latency import LatencyMeter
 from ...engine.loading import Progress
+from ...engine.ranks import Ranks
 from ...engine.request import BlockRequest
 from ...engine.stream import Stream
 from ...keywords import ConfigFields, FrameFields, PresetName, SourceFields, SwitchFields
@@ -40,6 +41,7 @@ class OptimizedScopePipeline:
     vae_device, text_device: other GPUs for the VAE and the text encoder, as LongLiveEngine's. Frames are then on
         ``vae_device``. A block is decoded beside the next one that is made, if that is asked for before the frames of
         the first are waited for.
+    ranks: LongLiveEngine's; made with ``leads=True``, where rank 0 alone has a pipeline and the others follow.
 
     Raises as LongLiveEngine does. A call to generate_frame makes a block of 9 or 12 frames when none is waiting, so a
     new prompt is seen after the frames that wait, in the first block that begins after it.
@@ -53,10 +55,14 @@ class OptimizedScopePipeline:
         progress: Progress | None = None,
         vae_device: str | torch.device | None = None,
         text_device: str | torch.device | None = None,
+        *,
+        ranks: Ranks | None = None,
     ):
         config = _checked(config) or ScopeOptimizationConfig.preset_balanced()
         own = OptimizationConfig.of(config)
-        engine = LongLiveEngine(model_path, own, device, progress, vae_device=vae_device, text_device=text_device)
+        engine = LongLiveEngine(
+            model_path, own, device, progress, vae_device=vae_device, text_device=text_device, ranks=ranks
+        )
         self._show(engine, engine.stream, config.sized(engine.config.size))
 
     @classmethod

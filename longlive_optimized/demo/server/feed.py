@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ...engine.host_copy import HostCopy
+from ...engine.ranks import RankError
 from ...keywords import PresetName
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
@@ -281,6 +282,9 @@ class Feed:
         """Make a block; if that fails, those who watch are told, and it is tried again a while later."""
         try:
             self._make_block()
+        except RankError as error:  # only a new start helps
+            self._worker.give_up(error)
+            return
         except Exception as error:  # whatever it is: the next try may succeed, and other streams go on
             self._stumble(error)
             return

@@ -10,6 +10,7 @@ import torch
 from ...config import OptimizationConfig
 from ...engine.engine import LongLiveEngine
 from ...engine.loading import Progress
+from ...engine.ranks import Ranks
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 
 
@@ -35,9 +36,11 @@ class EngineSource:
         progress: Progress | None = None,
         vae_device: str | torch.device | None = None,
         text_device: str | torch.device | None = None,
+        ranks: Ranks | None = None,
     ):
         own = OptimizationConfig.of(config)
-        self.engine = LongLiveEngine(model_path, own, device, progress, vae_device=vae_device, text_device=text_device)
+        devices = {"vae_device": vae_device, "text_device": text_device, "ranks": ranks}
+        self.engine = LongLiveEngine(model_path, own, device, progress, **devices)
         self.config = config.sized(self.engine.config.size)
 
     def open(self, config: ScopeOptimizationConfig) -> OptimizedScopePipeline:

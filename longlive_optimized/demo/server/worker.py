@@ -14,6 +14,7 @@ import torch
 
 from ...engine.host_copy import HostCopy
 from ...engine.loading import Progress
+from ...engine.ranks import RankError
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from .admission import Costs, Kind
 from .feed import Feed, Status, first_line
@@ -53,6 +54,7 @@ class Worker:
         self._spare: OptimizedScopePipeline | None = None  # one that is warmed up, and nobody's
         self._bytes_per_pixel = 0.0  # of the largest stream so far
         self._stopping, self.decoded_at = False, 0.0
+        self._lost: RankError | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -66,6 +68,12 @@ class Worker:
             self.changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def give_up(self, error: RankError) -> None:
+        """Fail: there is nothing left to make blocks with."""
+        with self.changed:
+            self._lost = error
+            self.changed.notify()
 
     @property
     def alive(self) -> bool:
@@ -116,12 +124,14 @@ class Worker:
             self._begin()
         except Exception as error:
             log.error("cannot load: %s", error)
-            self.error = error
-            self._say(Status("failed", first_line(error)))
+            self._fail(error)
             return
         with ThreadPoolExecutor(1, "frames") as self.reader:
             while self._do_next():
                 pass
+        if self._lost:
+            self._fail(self._lost)
+            return
         self._say(Status("stopped"))
 
     def _begin(self) -> None:
@@ -176,7 +186,7 @@ class Worker:
     def _next_task(self) -> Callable[[], None] | None:
         """Wait until something is to be done; None when it is time to stop."""
         with self.changed:
-            while not self._stopping:
+            while not (self._stopping or self._lost):
                 now = time.monotonic()
                 if self._leaving:
                     return functools.partial(self._close, self._leaving.pop())
@@ -231,6 +241,10 @@ class Worker:
         """Bytes that the allocator holds, the pools of graphs among them."""
         device = self.source.engine.device
         return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self._say(Status("failed", first_line(error)))
 
     def _say(self, status: Status) -> None:
         self.status = status

@@ -20,6 +20,7 @@ from longlive_optimized.demo.scope_integration import (
     create_optimized_scope_pipeline,
 )
 from longlive_optimized.engine.latency import WINDOW
+from longlive_optimized.engine.snapshot import Snapshot
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
@@ -159,7 +160,7 @@ def _methods(rows: list[list[str]], of: type) -> None:
 
 @lists(API, "The engine: blocks")
 def the_engine(units: list[Unit]):
-    assert len(units) == 11
+    assert len(units) == 12
     _methods([unit.cells for unit in units], LongLiveEngine)
     _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
 
@@ -200,6 +201,32 @@ def sizes_where_none_are_given():
 def a_request(units: list[Unit]):
     listed = names(units[0].text)[1:]
     assert listed == [field.name for field in dataclasses.fields(BlockRequest)]
+
+
+@lists(API, "Snapshots")
+@lists(API, "Snapshots", "item")
+@says(API, "The first block makes the ring anew (a recache of the oldest latents, then the context passes since)")
+def a_snapshot(units: list[Unit]):
+    """In brief; ``tests/engine/test_snapshot.py`` tries all of it."""
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=48), device="cpu")
+    stream = engine.open_stream()
+    for blocks in (2, 8):
+        for _ in range(blocks):
+            engine.generate_block(BlockRequest(PROMPT), stream)
+        new = engine.open_stream(snapshot=Snapshot.from_bytes(stream.snapshot().to_bytes()))
+        wanted, found = (engine.generate_block(BlockRequest(PROMPT), each) for each in (stream, new))
+        assert wanted.shape == found.shape and (wanted.int() - found.int()).abs().max() <= 1
+        difference = (stream.history[-3:] - new.history[-3:]).norm() / stream.history[-3:].norm()
+        assert difference == 0 if blocks == 2 else 0 < difference < 3e-6
+    assert len(stream.snapshot().tensors["latents"]) == 24
+    assert len(stream.snapshot(latents=MAX_WINDOW).tensors["latents"]) == 36  # all
+
+
+@says(API, "At 480×832 in bfloat16 it takes 5.4 MB and 8 kB for each token of the prompts in use.")
+def what_a_snapshot_takes():
+    latents = torch.empty(24 + 3, 16, 480 // 8, 832 // 8, dtype=torch.bfloat16, device="meta")
+    assert round(latents.nbytes / 1e6, 1) == 5.4
+    assert round(torch.empty(ModelConfig().text_dim, dtype=torch.bfloat16, device="meta").nbytes / 1e3) == 8
 
 
 @lists(API, "Control")
