@@ -32,9 +32,9 @@ from .loading import (
 from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
+    from ..demo.scope_integration import ScopeOptimizationConfig
     from ..demo.server.feed import Status
     from ..demo.server.sessions import Sessions
-    from ..demo.scope_integration import ScopeOptimizationConfig
     from ..demo.server.settings import IceServer, ServerSettings
     from ..engine.loading import Progress
     from ..engine.ranks import Ranks
