@@ -19,6 +19,7 @@ from .encoding import allow_bitrate, fit_bitrate
 from .feed import Status
 from .metrics import Metrics
 from .room import HIGHEST_FPS, Room, ice_servers
+from .saved import Saved
 from .settings import ServerSettings
 from .source import Source
 from .wishes import Wishes
@@ -158,6 +159,28 @@ class Sessions:
             if new and not room.people and self._rooms.get(name) is room:
                 self._close_room(room)
             raise
+
+    @property
+    def names(self) -> list[str]:
+        """Of all streams that are open or wait."""
+        return [*self._rooms]
+
+    def resume(self, name: str, saved: Saved) -> Room:
+        """Open a stream that goes on where it was at another server, and make its first block, though nobody watches
+        yet. Where it is there already it stays as it is. Raises Refused for a bad name."""
+        check_name(name)
+        if room := self._rooms.get(name):
+            return room
+        room = self._new_room(name, saved.config, saved.prompt)
+        room.go_on_from(saved)
+        self.worker.add(room.feed)
+        self.room_changed(room)
+        return room
+
+    def end(self, name: str) -> None:
+        """Close a stream now, whoever watches it."""
+        if room := self._rooms.get(name):
+            self._close_room(room)
 
     # --- what rooms ask
 
