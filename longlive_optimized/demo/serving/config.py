@@ -22,6 +22,7 @@ class ClusterConfig(BaseModel):
     pydantic's ValidationError, a ValueError, naming the field.
 
     model, preset, prompt, height, width, seed, device: as ``longlive-optimized serve`` has them.
+    fps: frames a second that sessions begin with; None is the preset's.
     seats: sessions of a replica; ``tests/measure/sessions.py`` tells how many a GPU keeps up.
     replicas, max_replicas: as many at least, and at most; where the latter is more, replicas come and go with the
         sessions, so that one seat in five stays free.
@@ -47,6 +48,7 @@ class ClusterConfig(BaseModel):
     width: Size | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     device: str | None = None
+    fps: Annotated[int, Field(ge=1)] | None = None
     seats: Annotated[int, Field(ge=1, le=256)] = 2
     replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] | None = None
@@ -83,8 +85,9 @@ class ClusterConfig(BaseModel):
     @property
     def stream(self) -> ScopeOptimizationConfig:
         """The config of sessions that wish for nothing else."""
+        pace = {} if self.fps is None else {"target_fps": self.fps}
         return ScopeOptimizationConfig.preset(
-            preset_name(self.preset), height=self.height, width=self.width, seed=self.seed
+            preset_name(self.preset), height=self.height, width=self.width, seed=self.seed, **pace
         )
 
     @property

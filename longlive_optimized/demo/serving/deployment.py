@@ -22,6 +22,7 @@ from .replica import Replica
 NAMESPACE, DIRECTORY, SEATS = "longlive", "longlive-directory", "seats"
 FULL = 0.8  # share of the seats that is taken when Ray's autoscaler is content
 MOST_REQUESTS = 1000  # that a gate answers at a time; Serve lets no more than five in by default, and others wait
+HEALTH = 1.0  # seconds between two looks at a replica: Ray's seats of one that is gone are given out until then
 
 
 def directory_of(config: ClusterConfig) -> ActorHandle:
@@ -115,6 +116,7 @@ def app(args: ClusterConfig) -> Application:
         ray_actor_options={"num_gpus": args.gpus, "num_cpus": args.cpus},
         deployment_actors=[queue],
         request_router_config=router,
+        health_check_period_s=HEALTH,
         graceful_shutdown_timeout_s=args.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         **scaling,
