@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -96,8 +97,7 @@ class Watcher:
 
     def gap(self, since: float = 0.0, until: float = float("inf")) -> float:
         """The longest time without a new picture, seconds, of those that ended in between."""
-        times = self.new
-        pairs = zip(times, times[1:], strict=False)
+        pairs = itertools.pairwise(self.new)
         return max((b - a for a, b in pairs if since <= b and a <= until), default=float("inf"))
 
     def after(self, moment: float) -> float:

@@ -4,7 +4,8 @@ longlive_optimized.demo.serving:app``. Needs the extra ``cluster``; how it is us
 A replica (replica.py) has a GPU, an engine and the server of ``demo/server`` with some seats. A session is a stream of
 that server, and one request to the replica, which lasts as long as the stream: so Ray counts, routes, drains and scales
 sessions as it does requests. The gate (gate.py) has the one address, and leads each session to its replica. The
-directory (directory.py) knows who is where, who waits, and what a session that lost its replica goes on from.
+desk (desk.py) opens and moves sessions; its directory (directory.py) knows who is where, who waits, and what a session
+that lost its replica goes on from.
 """
 
 from .config import ClusterConfig

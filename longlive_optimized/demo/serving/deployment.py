@@ -8,30 +8,20 @@ from collections.abc import AsyncIterator
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.actor import ActorHandle
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, RequestRouterConfig
 from ray.serve.experimental.capacity_queue import CapacityQueue
 from ray.serve.handle import DeploymentHandle
 
 from .config import ClusterConfig
-from .directory import Directory
+from .desk import Desk
 from .gate import Gate
 from .replica import Replica
 
-NAMESPACE, DIRECTORY, SEATS = "longlive", "longlive-directory", "seats"
+SEATS = "seats"
 FULL = 0.8  # share of the seats that is taken when Ray's autoscaler is content
 MOST_REQUESTS = 1000  # that a gate answers at a time; Serve lets no more than five in by default, and others wait
 HEALTH = 1.0  # seconds between two looks at a replica: Ray's seats of one that is gone are given out until then
-
-
-def directory_of(config: ClusterConfig) -> ActorHandle:
-    """The actor that knows the sessions. It is nobody's child, so that it outlives whoever is killed."""
-    return (
-        ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(Directory)
-        .options(name=DIRECTORY, namespace=NAMESPACE, lifetime="detached", get_if_exists=True)
-        .remote(config.max_queued, config.keep_seconds, ray.put)
-    )
 
 
 class Session:
@@ -39,7 +29,7 @@ class Session:
 
     async def __init__(self, config: ClusterConfig):
         name = serve.get_replica_context().replica_id.unique_id
-        self._replica = Replica(name, config, config.host or ray.util.get_node_ip_address(), directory_of(config))
+        self._replica = Replica(name, config, config.host or ray.util.get_node_ip_address(), Desk.of(config))
         self._known = False
         await self._replica.open()
         self._replica.watch(self._is_to_go)
@@ -80,8 +70,10 @@ _entry.mount("/", _ToGate())
 class Entrance:
     """The deployment that has the address."""
 
-    def __init__(self, config: ClusterConfig, replicas: DeploymentHandle):
-        self.gate = Gate(config, replicas, directory_of(config))
+    async def __init__(self, config: ClusterConfig, replicas: DeploymentHandle):
+        desk = Desk.of(config)
+        await desk.use.remote(serve.get_replica_context().app_name)
+        self.gate = Gate(config, desk)
 
 
 def app(args: ClusterConfig) -> Application:

@@ -72,7 +72,8 @@ class Directory:
         for name, (owner, since) in [*self._owners.items()]:
             if owner == own and name not in report.sessions and since < now - SETTLING:
                 self._forget(name)
-        return [name for name in report.sessions if self._owners.get(name, (own,))[0] != own]
+        settled = [name for name in report.sessions if name not in self._coming]
+        return [name for name in settled if self._owners.get(name, (own,))[0] != own]
 
     def keep(self, name: str, replica: str, data: bytes) -> None:
         """What a session that is at this replica goes on from, should that be gone."""

@@ -12,9 +12,6 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
 from ..server.access import Access, Refused
 from ..server.app import MAX_OFFER_BYTES, MAX_PICTURE_BYTES, PAGE, guarded_app, page, read_body, redirect
@@ -24,8 +21,6 @@ from .config import ClusterConfig
 
 log = logging.getLogger(__name__)
 
-PLACING = 40.0  # seconds that a session may take to be opened
-MOVING = 0.5  # seconds between two tries to move a session
 SENT_ON = "host", "origin", "authorization", "content-type"
 SENT_BACK = "content-type", "content-location", "content-disposition"
 
@@ -39,13 +34,12 @@ class Waits(Refused):
 
 
 class Gate:
-    """The application behind the one address. replicas: a handle of them. directory: the actor."""
+    """The application behind the one address; it remembers nothing. desk: the actor."""
 
-    def __init__(self, config: ClusterConfig, replicas: DeploymentHandle, directory: ActorHandle):
+    def __init__(self, config: ClusterConfig, desk: ActorHandle):
         self._config, self._settings = config, config.server(config.host or "192.0.2.1")
-        self._replicas, self._directory = replicas, directory
+        self._desk = desk
         self._http: aiohttp.ClientSession | None = None
-        self._tasks: set[asyncio.Task] = set()
         self.app = self._routes()
 
     def _routes(self) -> FastAPI:
@@ -63,12 +57,12 @@ class Gate:
 
         @get("/readyz")
         async def readyz() -> Response:
-            ready = bool(await self._directory.addresses.remote())
+            ready = bool(await self._desk.addresses.remote())
             return Response("ready" if ready else "loading", 200 if ready else 503)
 
         @get("/status", dependencies=guarded)
         async def status() -> dict:
-            return await self._status(MAIN) | await self._directory.status.remote()
+            return await self._status(MAIN) | await self._desk.status.remote()
 
         @get("/metrics", dependencies=guarded)
         async def metrics(request: Request) -> Response:
@@ -121,7 +115,7 @@ class Gate:
     async def _at(self, name: str) -> str | None:
         """The address of the replica that has a session; None where none has."""
         check_name(name)
-        return await self._directory.address.remote(name)
+        return await self._desk.address.remote(name)
 
     async def _open_at(self, name: str) -> str:
         if address := await self._at(name):
@@ -130,55 +124,15 @@ class Gate:
 
     async def _place(self, name: str) -> str:
         """The address of the replica that has a session, which is opened if none has. Raises Refused."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + PLACING
-        while loop.time() < end:
-            entry = await self._directory.enter.remote(name)
-            if entry.kind == "at":
+        entry = await self._desk.place.remote(name)
+        match entry.kind:
+            case "at":
                 return entry.address
-            if entry.kind == "wait":
+            case "wait":
                 raise Waits(entry.position)
-            if entry.kind == "full":
+            case "full":
                 raise Refused(503, "all seats are taken, and too many wait for one: try again later", "full")
-            if entry.kind == "go":
-                return await self._open(name)
-            await asyncio.sleep(0.1)
-        raise Refused(503, "the session takes too long to open: try again", "busy")
-
-    async def _open(self, name: str) -> str:
-        """Open a session at the replica that Ray chooses: its address. Raises Refused."""
-        answers = self._replicas.options(stream=True).hold.remote(name)
-        try:
-            first = await asyncio.wait_for(anext(answers), PLACING)
-        except (TimeoutError, StopAsyncIteration, RayError, RayServeException) as error:
-            answers.cancel()
-            await self._directory.failed.remote(name)
-            log.warning("a session could not be opened: %s", error)
-            raise Refused(503, "the session could not be opened: try again in a moment", "busy") from error
-        await self._directory.placed.remote(name, first["replica"])
-        task = asyncio.create_task(self._follow(name, first["replica"], answers))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return first["address"]
-
-    async def _follow(self, name: str, replica: str, answers) -> None:
-        """Be there as long as a session is at a replica."""
-        try:
-            async for news in answers:
-                if news.get("leave"):
-                    await self._move(name)
-        except RayError as error:
-            log.warning("a replica is gone: %s", str(error).splitlines()[0])
-            await self._directory.lost.remote(replica)
-
-    async def _move(self, name: str) -> None:
-        """Open a session at another replica, if there is a seat; it is asked for again until there is."""
-        entry = await self._directory.enter.remote(name, moves=True)
-        if entry.kind == "go":
-            try:
-                await self._open(name)
-            except Refused as error:
-                log.warning("a session could not be moved: %s", error)
+        raise Refused(503, "the session could not be opened: try again in a moment", "busy")
 
     # --- what replicas say
 
@@ -199,7 +153,7 @@ class Gate:
 
     async def _status(self, name: str) -> dict:
         """Of a session that is not open, as a replica says it of its own."""
-        ready, queue = await asyncio.gather(self._directory.addresses.remote(), self._directory.position.remote(name))
+        ready, queue = await asyncio.gather(self._desk.addresses.remote(), self._desk.position.remote(name))
         return {
             "phase": "ready" if ready else "loading",
             "detail": "" if ready else "first replica",
@@ -215,7 +169,7 @@ class Gate:
 
     async def _metrics(self, request: Request) -> bytes:
         """The figures of all replicas, by the label ``replica``."""
-        replicas = await self._directory.addresses.remote()
+        replicas = await self._desk.addresses.remote()
         headers = {key: request.headers[key] for key in SENT_ON if key in request.headers}
 
         async def ask(address: str) -> str:

@@ -33,11 +33,11 @@ class Replica:
     """A server at an address of its own, whose sessions are let in and followed by ``hold``.
 
     name: the replica's. address: for the gate, once it is open. draining: whether it is to go, so that all sessions
-    have to leave. host: the address that it binds. directory: the actor.
+    have to leave. host: the address that it binds. desk: the actor.
     """
 
-    def __init__(self, name: str, config: ClusterConfig, host: str, directory: ActorHandle):
-        self.name, self.draining, self._config, self._directory = name, False, config, directory
+    def __init__(self, name: str, config: ClusterConfig, host: str, desk: ActorHandle):
+        self.name, self.draining, self._config, self._desk = name, False, config, desk
         self.sessions = Sessions(self._load, config.first_prompt, config.server(host))
         self._listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         port = self._listener.getsockname()[1]
@@ -66,7 +66,13 @@ class Replica:
         """Ask now and then whether it is to go."""
 
         async def look() -> None:
-            self.draining |= await is_to_go()
+            if not self.draining and await is_to_go():
+                for name in [*self.sessions.names]:
+                    await self._keep(name)
+                self.draining = True
+            for name in [*self.sessions.names] if self.draining else []:
+                if not self.sessions.room(name).people:
+                    self.sessions.end(name)
 
         self._start(self._every(REPORT, look))
 
@@ -82,19 +88,14 @@ class Replica:
         return self.sessions.ready
 
     async def hold(self, name: str) -> AsyncIterator[dict]:
-        """Open a session, which goes on where it was if it was somewhere, and last as long as it does.
-
-        Yields where it is, once its first viewer can come; then, if this replica is to go, that it has to leave.
-        """
+        """Open a session, which goes on where it was if it was somewhere, and last as long as it does. Yields where it
+        is, once its first viewer can come."""
         self._held[name] = self._held.get(name, 0) + 1
         try:
             resumed = await self._resume(name)
             yield {"replica": self.name, "address": self.address, "resumed": resumed}
             await self._until(lambda: name in self.sessions.names, ARRIVAL)
             while name in self.sessions.names:
-                if self.draining and name not in self._moved and await self._keep(name):
-                    yield {"leave": True}
-                    await self._until(lambda: name in self._moved or name not in self.sessions.names, REPORT * 4)
                 await asyncio.sleep(LOOK)
         finally:
             self._held[name] -= 1
@@ -102,7 +103,7 @@ class Replica:
                 del self._held[name]
 
     async def _resume(self, name: str) -> bool:
-        if not (found := await self._directory.saved.remote(name)):
+        if not (found := await self._desk.saved.remote(name)):
             return False
         loop = asyncio.get_running_loop()
         try:
@@ -123,7 +124,7 @@ class Replica:
     def _load(self, progress: Progress) -> EngineSource:
         return EngineSource(self._config.model, self._config.stream, self._config.device, progress)
 
-    # --- what it tells the directory
+    # --- what it tells the desk
 
     async def _report(self) -> None:
         status, names = self.sessions.status(), {*self.sessions.names, *self._held} - self._moved
@@ -138,7 +139,7 @@ class Replica:
             figures=status["streams"],
             load=status["sessions"]["load"],
         )
-        for name in await self._directory.report.remote(report):
+        for name in await self._desk.report.remote(report):
             if name in here and name not in self._moved:
                 self._moved.add(name)
                 self._start(self._part(name))
@@ -174,7 +175,7 @@ class Replica:
         data = await asyncio.get_running_loop().run_in_executor(None, save)
         if data is None:
             return False
-        await self._directory.keep.remote(name, self.name, data)
+        await self._desk.keep.remote(name, self.name, data)
         self._kept[name] = blocks
         return True
 
@@ -183,8 +184,8 @@ class Replica:
             await asyncio.sleep(seconds)
             try:
                 await act()
-            except Exception:  # the directory may be starting anew
-                log.exception("the directory could not be told")
+            except Exception:  # the desk may be starting anew
+                log.exception("the desk could not be told")
 
     def _start(self, work) -> None:
         task = asyncio.create_task(work)
