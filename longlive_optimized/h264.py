@@ -14,8 +14,10 @@ INTERPOLATION = "BICUBIC"
 
 
 def add_stream(container, height: int, width: int, fps: int, options: Mapping[str, str]):
-    """A tagged stream of an av container."""
-    stream = container.add_stream("libx264", rate=fps, options=dict(options))
+    """A tagged stream of an av container, whose bytes depend on nothing but the pictures and the options."""
+    # With AVX-512 x264's macroblock tree depends on what lies in fresh memory (findings/x264-avx512-heap.sh).
+    own = {"x264-params": "cpu-independent=1"}
+    stream = container.add_stream("libx264", rate=fps, options={**options, **own})
     stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
     context = stream.codec_context
     context.colorspace = context.color_primaries = context.color_trc = colours(height, width)

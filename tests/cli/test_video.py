@@ -1,6 +1,9 @@
 """Files have the right times to the last frame, and the colours that their tags say."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +29,27 @@ def written(path, picture: np.ndarray, count: int, enlarge: int = 1) -> bytes:
     with Mp4Writer(path, height, width, enlarge) as video:
         video.write(np.stack([picture] * count))
     return path.read_bytes()
+
+
+ENCODE = """if True:
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from longlive_optimized.cli.video import Mp4Writer
+
+    pictures = np.random.default_rng(0).integers(0, 256, (24, 8, 12, 3), dtype=np.uint8)
+    with Mp4Writer(Path(sys.argv[1]), 128, 192) as video:
+        video.write(pictures.repeat(16, 1).repeat(16, 2))
+"""
+
+
+@pytest.mark.parametrize("filled", ["170", "255"])
+def test_a_file_does_not_depend_on_what_lies_in_memory(tmp_path, filled):
+    """glibc fills what it hands out with the byte of MALLOC_PERTURB_."""
+    for name, byte in (("one", "1"), ("other", filled)):
+        environment = os.environ | {"MALLOC_PERTURB_": byte}
+        subprocess.run([sys.executable, "-P", "-c", ENCODE, tmp_path / f"{name}.mp4"], check=True, env=environment)
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "other.mp4").read_bytes()
 
 
 def recorded(path, picture: np.ndarray, count: int) -> bytes:

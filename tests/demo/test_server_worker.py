@@ -299,8 +299,8 @@ def test_a_rank_that_has_ended_fails_for_good(watched):
             def fail():
                 raise lost
 
-            seen.worker.pipeline.fail = fail
-            seen.worker.set_watched(True)
+            seen.feed.pipeline.fail = fail
+            seen.feed.set_watched(True)
         else:
             seen.worker.give_up(lost)
         wait_for(lambda: "failed" in seen.phases())

@@ -348,7 +348,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun(
         "docs/performance.md",
         "*",
-        "python tests/measure/(overlap|compare_builds|control|memory|memory_plan|presets).py .*",
+        "python tests/measure/(overlap|compare_builds|control|memory|memory_plan|presets|second_gpu|vae_bands).py .*",
         _GPU,
     ),
     NotRun(

@@ -22,6 +22,8 @@ from longlive_optimized.demo.scope_integration import (
     create_optimized_scope_pipeline,
 )
 from longlive_optimized.demo.scope_integration.prompt_box import Prompt
+from longlive_optimized.demo.server.feed import Feed
+from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.demo.server.worker import Worker
 from longlive_optimized.engine import devices as devices_module
 from longlive_optimized.engine.host_copy import HostCopy
@@ -347,21 +349,20 @@ def test_the_server_shows_every_frame_once():
     wanted = torch.cat([direct.generate_block(FOX).cpu() for _ in range(6)])
     blocks = []
 
-    def make(progress):
-        return OptimizedScopePipeline("tiny", config, "cuda:0", progress, "cuda:1", "cuda:1")
-
-    worker = Worker(make, Prompt(FOX, "linear", 1), lambda status: None, blocks.append)
+    worker = Worker(lambda progress: EngineSource("tiny", config, "cuda:0", progress, "cuda:1", "cuda:1"))
+    feed = Feed(worker, None, Prompt(FOX, "linear", 1), lambda status: None, blocks.append)
+    worker.add(feed)
     worker.start()
-    worker.set_watched(True)
+    feed.set_watched(True)
     try:
         taken, end = [], time.monotonic() + 60
         while len(taken) < len(wanted) and time.monotonic() < end:
-            frame = worker.take()
+            frame = feed.take()
             if frame is None:
                 time.sleep(0.001)
             else:
                 taken.append(torch.from_numpy(frame))
     finally:
         assert worker.stop(20)
-    assert torch.equal(torch.stack(taken), wanted) and worker.stats["async_vae_active"]
+    assert torch.equal(torch.stack(taken), wanted) and feed.stats["async_vae_active"]
     assert all(block.gpu_bytes > 0 for block in blocks)

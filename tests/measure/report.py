@@ -138,7 +138,8 @@ def engine() -> dict[str, str]:
     switches = newest(["block", "presets"], lambda row: (row.get("from", "balanced"), row["size"]), "preset switch")
     memory = newest(["memory"], lambda row: (row["mode"], row["size"]))
     triton = newest(["triton-block"], lambda row: (row["preset"], row["size"]))
-    triton_speed, control = runs("triton-speed")[-1], [run for run in runs("control")]
+    triton_speed, control = runs("triton-speed")[-1], runs("control")
+    ranks, beside, bands, loads = (runs(topic)[-1] for topic in ("ranks", "second-gpu", "vae-bands", "load"))
     plans = newest(["memory-plan"], lambda row: (row["preset"], row["size"], row["way"]))
     times: dict[str, Column] = {"H×W": "size", "DiT ms": "dit_ms", "VAE ms": "vae_ms", "block ms": "block_ms"}
     day = runs("block")[-1]["date"]
@@ -219,6 +220,36 @@ def engine() -> dict[str, str]:
             | {"longest while it comes and goes": "longest_while_it_comes_and_goes_ms"}
             | {"peak GiB": "peak_gib", "without the module": "peak_gib_without_the_module"},
             [row for run in control for row in run["rows"]],
+        ),
+        "ranks_source": source([ranks]),
+        "ranks_table": table(
+            {"GPUs": "ranks", "preset": "preset", "layers": "precision", "VAE": "vae_precision", "rows": "gathered_by"}
+            | {"block ms": "block_ms", "÷ one": "by_one"}
+            | {"transformer": "transformer_ms", "of which exchange": "exchange_ms"}
+            | {"decode": lambda row: row["stages_ms"]["decode"], "frames/s": "fps"}
+            | {"block with a prompt switch": "prompt_switch_block_ms", "peak GiB": "peak_gib_of_ranks"},
+            ranks["rows"],
+        ),
+        "beside_source": source([beside]),
+        "beside_table": table(
+            {"GPUs": "gpus", "preset": "preset", "layers": "precision", "VAE": "vae_precision"}
+            | {"ms from block to block": "every_ms", "÷ one": "every_by_one", "frames/s": "fps"}
+            | {"denoise": lambda row: row["stages_ms"]["denoise"], "context": lambda row: row["stages_ms"]["context"]}
+            | {"decode": lambda row: row["stages_ms"]["decode"]}
+            | {"prompt switch to the first frame": lambda row: show(row["switch_to_first_frame_ms"]["median"])}
+            | {"most GiB": lambda row: [gpu["most"] for gpu in row["memory_gib"].values()]},
+            beside["rows"],
+        ),
+        "bands_source": source([bands]),
+        "bands_table": table(
+            {"band": lambda row: f"{row['rank']} of {row['bands']}", "VAE": "precision", "ms a block": fixed("ms", 1)}
+            | {"÷ whole": fixed("of_whole", 2), "TFLOP": fixed("tflop", 1), "GiB": fixed("peak_gib", 2)},
+            bands["rows"],
+        ),
+        "load_source": source([loads], quote=""),
+        "load_table": table(
+            {"build": "build", "load s: first, second": "load_s", "of which the check of the files": "check_s"},
+            loads["rows"],
         ),
         "shares_source": source(shares),
         "shares_table": table(

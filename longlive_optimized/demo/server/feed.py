@@ -288,12 +288,12 @@ class Feed:
             self._failures, self._retry_at = 0, float("-inf")
 
     def make_block(self) -> None:
-        """Make a block; if that fails, those who watch are told, and it is tried again a while later."""
+        """Make a block; if that fails, those who watch are told, and it is tried again a while later. Raises RankError,
+        after which there is no second try."""
         try:
             self._make_block()
-        except RankError as error:  # only a new start helps
-            self._worker.give_up(error)
-            return
+        except RankError:
+            raise
         except Exception as error:  # whatever it is: the next try may succeed, and other streams go on
             self._stumble(error)
             return

@@ -40,8 +40,9 @@ class EngineSource:
         ranks: Ranks | None = None,
     ):
         own = OptimizationConfig.of(config)
-        devices = {"vae_device": vae_device, "text_device": text_device, "ranks": ranks}
-        self.engine = LongLiveEngine(model_path, own, device, progress, **devices)
+        self.engine = LongLiveEngine(
+            model_path, own, device, progress, vae_device=vae_device, text_device=text_device, ranks=ranks
+        )
         self.config = config.sized(self.engine.config.size)
 
     def open(self, config: ScopeOptimizationConfig, snapshot: Snapshot | None = None) -> OptimizedScopePipeline:

@@ -129,10 +129,8 @@ class Worker:
         with ThreadPoolExecutor(1, "frames") as self.reader:
             while self._do_next():
                 pass
-        if self._lost:
-            self._fail(self._lost)
-            return
-        self._say(Status("stopped"))
+        if self.error is None:
+            self._say(Status("stopped"))
 
     def _begin(self) -> None:
         self.source = self._load(self._progress)
@@ -173,20 +171,25 @@ class Worker:
 
     def _do_next(self) -> bool:
         """Wait for a task and do it, and keep nothing of it; False when it is time to stop."""
-        task = self._next_task()
-        if task is None:
-            return False
         try:
+            task = self._next_task()
+            if task is None:
+                return False
             task()
+        except RankError as error:  # only a new start helps
+            self._fail(error)
+            return False
         except Exception:  # of one stream: the others go on
             log.exception("a stream's task failed")
         self._note_memory()
         return True
 
     def _next_task(self) -> Callable[[], None] | None:
-        """Wait until something is to be done; None when it is time to stop."""
+        """Wait until something is to be done; None when it is time to stop. Raises RankError where one is lost."""
         with self.changed:
-            while not (self._stopping or self._lost):
+            while not self._stopping:
+                if self._lost:
+                    raise self._lost
                 now = time.monotonic()
                 if self._leaving:
                     return functools.partial(self._close, self._leaving.pop())
@@ -218,6 +221,8 @@ class Worker:
                 pipeline = self.source.open(config)
                 self._weigh(before, config)
             feed.open_with(pipeline)
+        except RankError:
+            raise
         except Exception as error:  # of this stream: the others go on
             log.error("a stream could not be opened", exc_info=error)
             with self.changed:

@@ -67,7 +67,7 @@ class Directory:
         now, own = self._clock(), report.replica
         self._replicas[own], self._heard[own] = report, now
         for name in report.sessions:
-            if name not in self._owners and not report.draining:
+            if name not in self._owners and name not in self._coming and not report.draining:
                 self._take(name, own)
         for name, (owner, since) in [*self._owners.items()]:
             if owner == own and name not in report.sessions and since < now - SETTLING:
@@ -109,7 +109,6 @@ class Directory:
 
     def placed(self, name: str, replica: str) -> None:
         """A session was opened at a replica."""
-        self._coming.pop(name, None)
         self._take(name, replica)
 
     def failed(self, name: str) -> None:
@@ -167,8 +166,8 @@ class Directory:
 
     def _take(self, name: str, replica: str) -> None:
         self._owners[name] = replica, self._clock()
-        self._orphans.pop(name, None)
-        self._queue.pop(name, None)
+        for waiting in (self._orphans, self._queue, self._coming):
+            waiting.pop(name, None)
 
     def _forget(self, name: str) -> None:
         self._owners.pop(name, None)

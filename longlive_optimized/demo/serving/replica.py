@@ -90,9 +90,9 @@ class Replica:
     async def hold(self, name: str) -> AsyncIterator[dict]:
         """Open a session, which goes on where it was if it was somewhere, and last as long as it does. Yields where it
         is, once its first viewer can come."""
+        resumed = await self._resume(name)
         self._held[name] = self._held.get(name, 0) + 1
         try:
-            resumed = await self._resume(name)
             yield {"replica": self.name, "address": self.address, "resumed": resumed}
             await self._until(lambda: name in self.sessions.names, ARRIVAL)
             while name in self.sessions.names:
@@ -127,14 +127,13 @@ class Replica:
     # --- what it tells the desk
 
     async def _report(self) -> None:
-        status, names = self.sessions.status(), {*self.sessions.names, *self._held} - self._moved
-        here = [*self.sessions.names]
+        status, here = self.sessions.status(), [*self.sessions.names]
         report = Report(
             replica=self.name,
             address=self.address,
             pid=os.getpid(),
             seats=self._config.seats,
-            sessions=sorted(names | {*here}),
+            sessions=sorted({*here, *self._held}),
             draining=self.draining,
             figures=status["streams"],
             load=status["sessions"]["load"],
