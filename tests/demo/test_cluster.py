@@ -1,0 +1,62 @@
+"""Three replicas on one machine: where sessions go, what survives, who waits. Skipped without Ray."""
+
+import asyncio
+import time
+
+import pytest
+
+pytest.importorskip("aiortc")
+pytest.importorskip("fastapi")
+pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'longlive-optimized[cluster]'")
+
+from support.cluster import Watcher, cluster, kill, place, replicas, until
+
+BLOCK = 12 / 8  # seconds of a block at 8 frames a second
+RESUMED = 10.0  # seconds within which a session goes on whose replica is gone
+
+
+def test_sessions_survive_their_replica_and_wait_for_seats():
+    """One test for all of it: a cluster takes half a minute to come up."""
+    asyncio.run(_sessions_survive())
+
+
+async def _sessions_survive():
+    async with cluster(seats=3, replicas=3, keep_seconds=5) as http:
+        watchers = [Watcher(http, f"s{i}") for i in range(6)]
+        await until(lambda: all(len(one.new) > 16 for one in watchers), 90)
+        places = await place(http)
+        assert sorted(places) == [one.name for one in watchers]
+        assert sorted([*places.values()].count(pid) for pid in set(places.values())) == [2, 2, 2]  # the least loaded
+        await _a_lost_replica(http, watchers, places)
+        await _a_full_house(http)
+        await asyncio.gather(*(one.leave() for one in watchers))
+
+
+async def _a_lost_replica(http, watchers, places):
+    victim = places["s0"]
+    lost, others = ([one for one in watchers if (places[one.name] == victim) is gone] for gone in (True, False))
+    killed = time.monotonic()
+    kill(victim)
+    await until(lambda: all(one.after(killed + 0.5) < RESUMED for one in lost), RESUMED + 1)
+    assert all(one.resumed and one.connected == 2 for one in lost)
+    assert all(one.connected == 1 and one.gap(killed) < 2 * BLOCK for one in others)
+    moved = await place(http)
+    assert sorted(moved) == sorted(places) and victim not in moved.values()
+    await until(lambda: _has(http, 3))  # Serve has started another one
+
+
+async def _a_full_house(http):
+    more = [Watcher(http, f"m{i}") for i in range(4)]  # for three seats
+    await until(lambda: any(one.waits for one in more) and sum(len(one.new) > 3 for one in more) == 3)
+    waits = next(one for one in more if not one.new)
+    assert set(waits.waits) == {1}
+    status = (await http.get("/status")).json()
+    assert (status["free"], status["open"], status["queued"]) == (0, 9, 1)
+    assert (await http.get(f"/s/{waits.name}/status")).json()["queue"] == 1
+    await next(one for one in more if one.new).leave()
+    await until(lambda: len(waits.new) > 3, 40)  # its seat is kept for a while
+    await asyncio.gather(*(one.leave() for one in more if one is waits or one.new))
+
+
+async def _has(http, count: int) -> bool:
+    return len([one for one in await replicas(http) if not one["draining"]]) == count
