@@ -60,3 +60,34 @@ async def _a_full_house(http):
 
 async def _has(http, count: int) -> bool:
     return len([one for one in await replicas(http) if not one["draining"]]) == count
+
+
+def test_replicas_come_and_go_with_the_sessions():
+    """They come before the last seat is taken; one that is to go hands its sessions over first."""
+    asyncio.run(_replicas_come_and_go())
+
+
+async def _replicas_come_and_go():
+    scaling = {"replicas": 1, "max_replicas": 2, "upscale_seconds": 0.5, "downscale_seconds": 2, "keep_seconds": 1}
+    async with cluster(seats=2, **scaling) as http:
+        first = [Watcher(http, f"a{i}") for i in range(2)]
+        await until(lambda: all(one.new for one in first))
+        await until(lambda: _has(http, 2), 60)
+        others = [Watcher(http, f"b{i}") for i in range(2)]
+        await until(lambda: all(len(one.new) > 8 for one in others))
+        places = await place(http)
+        assert places["b0"] == places["b1"] != places["a0"] == places["a1"]
+        stay = [first[0], others[0]]  # one on each replica
+        await asyncio.gather(first[1].leave(), others[1].leave())
+        since = time.monotonic()
+        await until(lambda: _is_moved(stay), 60)
+        await until(lambda: _has(http, 1), 30)
+        await asyncio.sleep(2 * BLOCK)
+        assert all(one.gap(since) < BLOCK + 0.5 for one in stay), [one.gap(since) for one in stay]
+        places = await place(http)
+        assert places[stay[0].name] == places[stay[1].name]
+        await asyncio.gather(*(one.leave() for one in stay))
+
+
+def _is_moved(watchers) -> bool:
+    return any(one.resumed and one.connected == 2 for one in watchers)

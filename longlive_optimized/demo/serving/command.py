@@ -13,6 +13,8 @@ from ray import serve
 from .config import ClusterConfig
 from .deployment import app
 
+EVERY_ADDRESS = "0.0.0.0", "::"
+
 
 def run(port: int, host: str, **fields) -> None:
     """Serve until a signal comes.
@@ -22,7 +24,7 @@ def run(port: int, host: str, **fields) -> None:
     """
     cuda = torch.cuda.is_available() and fields.get("device") != "cpu"
     usual = {"gpus": 1, "replicas": torch.cuda.device_count()} if cuda else {"gpus": 0}
-    config = ClusterConfig(**usual | fields | {"host": host})
+    config = ClusterConfig(**usual | fields | {"host": None if host in EVERY_ADDRESS else host})
     ended = threading.Event()
     joins = "RAY_ADDRESS" in os.environ
     ray.init(log_to_driver=False, include_dashboard=None if joins else False)

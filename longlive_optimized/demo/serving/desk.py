@@ -17,6 +17,7 @@ from .directory import Directory, Entry, Report
 log = logging.getLogger(__name__)
 
 NAMESPACE, NAME = "longlive", "longlive-desk"
+ON_THE_HEAD = {"node:__internal_head__": 0.001}  # the machine that a cluster cannot lose
 PLACING = 40.0  # seconds that a session may take to be opened
 
 
@@ -35,7 +36,7 @@ class Desk:
     @staticmethod
     def of(config: ClusterConfig):
         """The cluster's actor, which is made if there is none."""
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(Desk)
+        actor = ray.remote(num_cpus=0, resources=ON_THE_HEAD, max_restarts=-1, max_task_retries=3)(Desk)
         named = actor.options(name=NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True)
         return named.remote(config)
 
