@@ -69,16 +69,16 @@ def test_replicas_come_and_go_with_the_sessions():
 
 async def _replicas_come_and_go():
     scaling = {"replicas": 1, "max_replicas": 2, "upscale_seconds": 0.5, "downscale_seconds": 2, "keep_seconds": 1}
-    async with cluster(seats=2, **scaling) as http:
-        first = [Watcher(http, f"a{i}") for i in range(2)]
+    async with cluster(seats=3, **scaling) as http:
+        first = [Watcher(http, f"a{i}") for i in range(3)]
         await until(lambda: all(one.new for one in first))
         await until(lambda: _has(http, 2), 60)
         others = [Watcher(http, f"b{i}") for i in range(2)]
         await until(lambda: all(len(one.new) > 8 for one in others))
         places = await place(http)
-        assert places["b0"] == places["b1"] != places["a0"] == places["a1"]
+        assert places["b0"] == places["b1"] != places["a0"] == places["a1"] == places["a2"]
         stay = [first[0], others[0]]  # one on each replica
-        await asyncio.gather(first[1].leave(), others[1].leave())
+        await asyncio.gather(*(one.leave() for one in (*first[1:], *others[1:])))
         since = time.monotonic()
         await until(lambda: _is_moved(stay), 60)
         await until(lambda: _has(http, 1), 30)

@@ -25,6 +25,8 @@ async def cluster(port: int = 8123, **config) -> AsyncIterator[httpx.AsyncClient
     """A client of a cluster of small replicas on the CPU, which is ready; Ray begins and ends with it."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token into the user's home
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    for who in ("HANDLE", "REPLICA"):
+        os.environ.setdefault(f"RAY_SERVE_{who}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
     import ray
     from ray import serve
 

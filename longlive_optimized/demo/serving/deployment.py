@@ -88,7 +88,6 @@ def app(args: ClusterConfig) -> Application:
                 target_ongoing_requests=FULL * args.seats,
                 upscale_delay_s=args.upscale_seconds,
                 downscale_delay_s=args.downscale_seconds,
-                metrics_interval_s=1.0,
                 look_back_period_s=3.0,
             )
         }
