@@ -217,7 +217,7 @@ class Room:
     def go_on_from(self, saved: Saved) -> None:
         """Before it is opened: go on where another server's stream was. The first block is made at once."""
         self._transition, self._blend, self._preset = saved.transition, saved.blend, saved.preset
-        self._resumed = self.was_watched = True
+        self._resumed = True
         self.feed.snapshot, self.feed.overlay = saved.snapshot, saved.overlay
         self.feed.set_paused(saved.paused)
         self.feed.set_watched(True)

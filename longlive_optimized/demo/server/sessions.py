@@ -32,6 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PRIVATE = "p-"  # how names begin that only those know who were told
 OPENINGS = 0.5, 8  # of streams, for each client: a second, and at once
 QUEUE_KEEP = 10.0  # seconds that a stream keeps its place among those that wait, though nobody is there
+RESUMED_KEEP = 30.0  # seconds that one which goes on from elsewhere waits for its viewers
 FAILED_KEEP = 5.0  # seconds that a stream which could not be opened is there to say why
 TICK = 0.5  # seconds between two looks at whether one that waits can be opened
 CLOSE_SECONDS = 1.0  # that the block under way may take at the end
@@ -200,7 +201,8 @@ class Sessions:
                 self._queue.append(room)
                 self._open_next()
         elif room.name not in self._resting:
-            seconds = self.settings.keep_seconds if room.was_watched else 0.0
+            unseen = RESUMED_KEEP if room.feed.watched else 0.0
+            seconds = self.settings.keep_seconds if room.was_watched else unseen
             seconds = min(seconds, QUEUE_KEEP) if room in self._queue else seconds
             self._timers[room.name] = self._loop.call_later(seconds, self._rest, room)
 

@@ -88,7 +88,7 @@ def app(args: ClusterConfig) -> Application:
                 target_ongoing_requests=FULL * args.seats,
                 upscale_delay_s=args.upscale_seconds,
                 downscale_delay_s=args.downscale_seconds,
-                look_back_period_s=3.0,
+                look_back_period_s=15.0,
             )
         }
     # A token for each seat: Ray sends a session to where most are free, and none to where none is.
