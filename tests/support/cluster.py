@@ -100,7 +100,7 @@ class Watcher:
     def gap(self, since: float = 0.0, until: float = float("inf")) -> float:
         """The longest time without a new picture, seconds, of those that ended in between."""
         pairs = itertools.pairwise(self.new)
-        return max((b - a for a, b in pairs if since <= b and a <= until), default=float("inf"))
+        return max((b - a for a, b in pairs if since <= b <= until), default=float("inf"))
 
     def after(self, moment: float) -> float:
         """Seconds from a moment to the next new picture."""
