@@ -313,7 +313,7 @@ if triton:
         if not HALF:
             # p and its sums are floats, so any shift near a row's largest score serves: that of the first keys stands.
             scores, _ = _masked_scores(query, factor, k_ring, k_scale, at, end, RUN, BITS)
-            row_max = tl.max(tl.max(scores, axis=1), axis=1) + 32.0
+            row_max = tl.reshape(tl.max(tl.max(scores, axis=1), axis=1), (ROWS,)) + 32.0
         skipped = tl.cast(first, tl.int64) * KEYS * size
         k_ring, v_ring, k_scale = k_ring + skipped, v_ring + skipped, k_scale + first * (KEYS // RUN)
         keys, values, scale_at = k_ring, v_ring, k_scale

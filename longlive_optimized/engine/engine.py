@@ -33,7 +33,7 @@ from ..weights.load import (
     load_vae,
     refill_generator,
 )
-from ..weights.locate import locate, native_size
+from ..weights.locate import ModelFiles, locate, native_size
 from ..weights.text import check_text
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
@@ -42,7 +42,7 @@ from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .loading import Loading, Progress
-from .memory_plan import MemoryPlan, check_fits, gpu_of, leaner_plans, plan_for
+from .memory_plan import MemoryPlan, check_fits, gpu_of, leaner_plans, plan_for, with_more_vaes
 from .ranks import Ranks, made_on_all_ranks, on_all_ranks
 from .request import BlockRequest, check_seed
 from .resume import resume
@@ -134,6 +134,7 @@ class LongLiveEngine:
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._grey = Grey()
         self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
+        self._more_vaes: tuple[ModelFiles, ...] = ()
         self._mixed = False  # weights of other LoRA scales beside each other
         self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
@@ -307,8 +308,9 @@ class LongLiveEngine:
         """Let a stream's blocks be decoded, and its video encoded, by another VAE (``vae_type`` as in the config), from
         its next block on: without a cut, but that block has nine frames again.
 
-        It is loaded when it is first asked for, and stays; the memory plan does not count it. Raises ValueError,
-        FileNotFoundError and CheckpointError as an engine's construction, before anything changes.
+        It is loaded when it is first asked for, and stays; the memory plan then counts it. Raises ValueError,
+        FileNotFoundError and CheckpointError as an engine's construction, and MemoryShort where it does not fit beside
+        what is there, before anything is loaded.
         """
         with self.devices.turn():
             stream = self._one(stream)
@@ -318,9 +320,13 @@ class LongLiveEngine:
     def _load_vae(self, vae_type: str) -> None:
         if vae_type not in self._vaes:
             files = locate(self._model_path, vae_type)
+            self.devices.release()  # or what torch keeps of it would not count as free
+            more = *self._more_vaes, files
+            plan = with_more_vaes(self.files, self._asked, self.memory_plan, more, self.devices.ranks)
             codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
             codec.in_parts = self.codec.in_parts
             self._vaes[vae_type] = codec, Grey()
+            self._plan, self._more_vaes = plan, more
             self.synchronize()
             self.devices.release()
 
@@ -437,7 +443,7 @@ class LongLiveEngine:
         """Go over to the next leaner plan that can still be reached, and is leaner on the GPU ``short`` if that is
         known; False if there is none."""
         self.devices.release()
-        for plan in leaner_plans(self.files, self._asked, self.memory_plan, short):
+        for plan in leaner_plans(self.files, self._asked, self.memory_plan, short, self._more_vaes):
             try:
                 self._go_over_to(plan)
             except (RuntimeError, OSError) as error:

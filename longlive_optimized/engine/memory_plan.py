@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from ..model.transformer import Transformer
 from ..text.footprint import Footprint
 from ..text.parked import residence_on
 from ..text.prompt_cache import PromptCache
+from ..vae.autoencoder import Autoencoder
 from ..vae.backends import codec_for
 from ..vae.codec import CausalEncoder, Codec
 from ..vae.packed.decode import PackedDecoder
@@ -255,12 +256,46 @@ def plans_for(
             yield plan
 
 
+def with_more_vaes(
+    files: ModelFiles,
+    config: OptimizationConfig,
+    plan: MemoryPlan,
+    more_vaes: Sequence[ModelFiles],
+    ranks: Ranks | None = None,
+) -> MemoryPlan:
+    """``plan``, whose engine runs, with the weights of other VAEs beside its own. The last of them is not loaded yet.
+
+    Raises MemoryShort where that one is too much for its device: by the plan, or for what is free there now, as other
+    streams than the plan's one take memory too.
+    """
+    ranks = ranks or Ranks()
+    outlined = Outline(files, config, plan.device, plan.vae_device, plan.text_device, ranks.count, more_vaes)
+    grown = outlined.plan(plan.choices, {each.device: each.available for each in plan.devices}, plan.costs)
+    for before, after in zip(plan.devices, grown.devices, strict=True):
+        room = None if after.allocated == before.allocated else available_on(after.device, config.memory_limit_gib)
+        if room is None:
+            continue
+        more = after.allocated - before.allocated
+        if short := max(after.short, more - ranks.least(room - MEASURED.context)):
+            name = more_vaes[-1].vae_type
+            raise MemoryShort(
+                f"memory is {gib(short)} short: vae_type {name!r} takes {gib(more)} of {after.device} beside what is "
+                f"there; what would do: an engine that begins with vae_type={name!r}, which is then its only one"
+            )
+    return grown
+
+
 def leaner_plans(
-    files: ModelFiles, config: OptimizationConfig, plan: MemoryPlan, short: int | None = None
+    files: ModelFiles,
+    config: OptimizationConfig,
+    plan: MemoryPlan,
+    short: int | None = None,
+    more_vaes: Sequence[ModelFiles] = (),
 ) -> Iterator[MemoryPlan]:
     """Plans that a running engine can go over to, one choice leaner each; the text encoder's precision stays, since
-    its weights of another would have to find room beside it. short: the GPU that must get something out of it."""
-    outlined = Outline(files, config, plan.device, plan.vae_device, plan.text_device)
+    its weights of another would have to find room beside it. short: the GPU that must get something out of it.
+    more_vaes: which it has loaded beside its config's."""
+    outlined = Outline(files, config, plan.device, plan.vae_device, plan.text_device, more_vaes=more_vaes)
     for step in outlined.steps:
         if "text_precision" not in step[0] and (leaner := outlined.leaner(plan, step)):
             pairs = zip(leaner.devices, plan.devices, strict=True)
@@ -331,7 +366,8 @@ def available_on(device: torch.device, limit_gib: float | None = None) -> int | 
 class Outline:
     """An engine's networks and stream as shapes, for any choices.
 
-    devices: those that it takes memory of, the transformer's first.
+    devices: those that it takes memory of, the transformer's first. more_vaes: of other VAEs beside the config's, of
+    which a stream runs one at a time.
     """
 
     def __init__(
@@ -342,6 +378,7 @@ class Outline:
         vae_device: torch.device | None = None,
         text_device: torch.device | None = None,
         ranks: int = 1,
+        more_vaes: Sequence[ModelFiles] = (),
     ):
         self._files, self._config, self._device, self._ranks = files, config, device, ranks
         self._vae_asked, self._text_asked = vae_device, text_device
@@ -351,8 +388,9 @@ class Outline:
         self._dtype = default_dtype(config.model_dtype, device)
         self._dimensions, vae = outline(files)
         self._vae = vae.to(self._dtype)
+        self._more_vaes = {each.vae_type: outline(each)[1].to(self._dtype) for each in more_vaes}
         self._of_transformer = functools.cache(self._transformer)
-        self._of_video, self._of_text = functools.cache(self._video), functools.cache(self._text)
+        self._of_videos, self._of_text = functools.cache(self._videos), functools.cache(self._text)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -395,9 +433,9 @@ class Outline:
         self, chosen: Choices, available: Mapping[torch.device, int | None], costs: tuple[str, ...] = ()
     ) -> MemoryPlan:
         """What an engine with these choices takes."""
-        video = self._of_video(chosen.low_memory, chosen.vae_in_parts)
+        videos = self._of_videos(chosen.low_memory, chosen.vae_in_parts)
         text = self._of_text(chosen.text_precision, chosen.text_residence)
-        host = {"VAE": video.on_host, "text encoder": text.host}
+        host = {name: video.on_host for name, video in videos.items()} | {"text encoder": text.host}
         on_gpu = self._device.type == "cuda"
         first, *others = (self._share(device, chosen, available.get(device)) for device in self.devices)
         own: dict[str, Any] = {field.name: getattr(first, field.name) for field in dataclasses.fields(first)}
@@ -420,8 +458,9 @@ class Outline:
             parts |= self._of_transformer(chosen.low_memory)
             working.append(longest)
         if device == self._vae_device:
-            video = self._of_video(chosen.low_memory, chosen.vae_in_parts)
-            parts["VAE"] = video.weights + (0 if on_gpu else video.on_host)
+            videos = self._of_videos(chosen.low_memory, chosen.vae_in_parts)
+            parts |= {name: each.weights + (0 if on_gpu else each.on_host) for name, each in videos.items()}
+            video = _Video(*map(max, zip(*videos.values(), strict=True)))  # of each, that of the VAE which takes most
             parts["VAE's stream"] = video.stream
             parts |= {"control's encoder": video.control} if self._config.control else {}
             working.append(video.passing)
@@ -474,9 +513,9 @@ class Outline:
         widest = in_ffn if shares == 1 else max(in_ffn // shares, 4 * sizes.dim + 5 * sizes.dim // shares)
         return tokens * widest * self._dtype.itemsize
 
-    def _codec(self, low_memory: bool, in_parts: bool) -> Codec:
+    def _codec(self, vae: Autoencoder, low_memory: bool, in_parts: bool) -> Codec:
         in_8_bits = self._config.precision != "bf16"
-        return codec_for(self._vae, low_memory, self._config.vae_precision, in_8_bits, in_parts, self._vae_device)
+        return codec_for(vae, low_memory, self._config.vae_precision, in_8_bits, in_parts, self._vae_device)
 
     def _transformer(self, low_memory: bool) -> dict[str, int]:
         """Its weights, and what a stream has for it."""
@@ -486,7 +525,7 @@ class Outline:
         with _on_meta():
             model = Transformer(sizes, META, self._dtype, low_memory)
             control = ControlBranch(sizes, META, self._dtype, low_memory) if config.control else None
-            networks = Networks(model, self._codec(low_memory, False), PromptCache(_no_text, 0), control)
+            networks = Networks(model, self._codec(self._vae, low_memory, False), PromptCache(_no_text, 0), control)
             stream = Stream(networks, StreamSettings.of(config), devices, GraphSwitch(META))
             stream.passes.set_prompt(torch.empty(sizes.text_len, sizes.text_dim, dtype=self._dtype, device=META))
             stream.passes.inputs(BLOCK_FRAMES, len(config.denoising_steps))
@@ -504,13 +543,18 @@ class Outline:
         counted = {name: storage_bytes(each, META, seen) for name, each in owners.items()}
         return {name: nbytes for name, nbytes in counted.items() if nbytes}
 
-    def _video(self, low_memory: bool, in_parts: bool) -> _Video:
-        """The VAE's weights, and what its two sides have and take for a block."""
+    def _videos(self, low_memory: bool, in_parts: bool) -> dict[str, _Video]:
+        """By the name of its weights, the config's VAE first."""
+        named = {"VAE": self._vae} | {f"VAE {name}": vae for name, vae in self._more_vaes.items()}
+        return {name: self._video(vae, low_memory, in_parts) for name, vae in named.items()}
+
+    def _video(self, vae: Autoencoder, low_memory: bool, in_parts: bool) -> _Video:
+        """A VAE's weights, and what its two sides have and take for a block."""
         height, width = self._config.size
         rows, columns = height // LATENT_SCALE, width // LATENT_SCALE
         seen: set[int] = set()
         with _on_meta():
-            codec, passing = self._codec(low_memory, in_parts), 0
+            codec, passing = self._codec(vae, low_memory, in_parts), 0
             decoder, encoder = codec.new_decoder((rows, columns), None), codec.new_encoder((height, width), None)
             if isinstance(decoder, PackedDecoder):
                 decoder.out(torch.uint8)
@@ -522,7 +566,7 @@ class Outline:
                 encoder.encode(torch.empty(BLOCK_FRAMES + 2, height, width, 3, dtype=self._dtype, device=META))
                 weights = []
             steered = [codec, self._control_encoder(codec)] if self._config.control else []
-            unpacked = storage_bytes([self._vae], META, seen)
+            unpacked = storage_bytes([vae], META, seen)
             each = (storage_bytes([owner], META, seen) for owner in (weights, decoder, steered, [codec, encoder]))
             packed, stream, control, both = each
         stream += 2 * self._dimensions.in_dim * self._dtype.itemsize  # the latents' means and deviations

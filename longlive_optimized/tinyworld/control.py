@@ -2,8 +2,8 @@
 
 Trains VACE's layers beside a frozen network, on two kinds of control: silhouettes (grey shapes on black) that the video
 is to follow, and clips of which a box is to be made anew. Shapes stand where they like, not where their noise would put
-them (``coupling``): that is what control has to say. FOLDER gets the module, where ``locate`` finds it; ``measure``
-says how well a video follows.
+them (``coupling``), and beside the world's grid, too: that is what control has to say. FOLDER gets the module, where
+``locate`` finds it; ``measure`` says how well a video follows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..weights.load import load_generator, load_text_encoder, load_vae
 from ..weights.locate import CONTROL_FILE, locate
 from . import forward as training
 from .autoencode import encode, normalise
-from .render import NATIVE, layouts, render
+from .render import GRID, NATIVE, layouts, render
 from .score import centre_of, shown
 from .script import Script
 from .world import Scene, caption, sample_scene
@@ -71,9 +71,9 @@ def stream() -> Script:
 
 
 class Training:
-    """The branch beside a frozen model, and clips to train it on."""
+    """The branch beside a frozen model, and clips to train it on; ``off_grid`` as in ``starts``."""
 
-    def __init__(self, model: str | Path, clips: int, seed: int, device: torch.device):
+    def __init__(self, model: str | Path, clips: int, seed: int, device: torch.device, off_grid: float = 0.0):
         files, where = locate(model), (device, torch.float32)
         self.model = load_generator(files, *where)
         narrow = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -82,7 +82,7 @@ class Training:
         torch.manual_seed(seed)
         self.branch = new_branch(self.model)
         self._levels = torch.tensor(_LEVELS, device=device)
-        self._random, self._generator = Random(seed), torch.Generator().manual_seed(seed)
+        self._random, self._generator, self._off_grid = Random(seed), torch.Generator().manual_seed(seed), off_grid
         parts = [self._make(min(50, clips - start)) for start in range(0, clips, 50)]
         self._bank = Clips(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -120,7 +120,7 @@ class Training:
     @torch.no_grad()
     def _make(self, count: int) -> Clips:
         scenes = [sample_scene(self._random, held_out=False) for _ in range(count)]
-        centres = layouts(count, *NATIVE, self._generator)
+        centres = starts(count, self._off_grid, self._generator)
         of_clip = [(scene,) for scene in scenes], centres, _FRAMES, *NATIVE
         frames, outlines = (
             self._signed(render(*of_clip, device=self.device, silhouettes=grey)) for grey in (False, True)
@@ -154,6 +154,14 @@ class Training:
     def _encode(self, frames: Tensor) -> Tensor:
         frames = frames.to(self._vae.dtype).contiguous(memory_format=torch.channels_last_3d)
         return normalise(encode(self._vae, frames)[0].float())
+
+
+def starts(count: int, off_grid: float, generator: torch.Generator) -> Tensor:
+    """Centres as ``layouts`` gives them. In about the share ``off_grid`` of the clips all shapes stand off the grid by
+    the same whole pixels of its cells, down and to the right: they are as far apart as before."""
+    centres = layouts(count, *NATIVE, generator)
+    by = torch.randint(GRID, (count, 1, 2), generator=generator)
+    return centres + by * (torch.rand(count, 1, 1, generator=generator) < off_grid)
 
 
 def new_branch(model: Transformer) -> ControlBranch:
@@ -239,22 +247,30 @@ def _distance(a: tuple[float, float], b: tuple[float, float]) -> float:
     return math.hypot(*gaps)
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train, and write the module."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="of a model; the module goes where locate finds it there")
     parser.add_argument("--model", default="tiny", help="folder, or 'tiny', to train beside")
-    parser.add_argument("--seconds", type=float, default=70.0)
+    parser.add_argument("--seconds", type=float, default=85.0, help="of training, after the clips are made")
     parser.add_argument("--steps", type=int, help="instead of the seconds")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3, help="of learning")
-    parser.add_argument("--clips", type=int, default=1500)
+    parser.add_argument("--clips", type=int, default=1800)
+    parser.add_argument("--off-grid", type=_share, default=0.6, help="share of the clips that start beside the grid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     torch.set_float32_matmul_precision("high")
     begun = time.monotonic()
-    work = Training(options.model, options.clips, options.seed, torch.device(options.device))
+    work = Training(options.model, options.clips, options.seed, torch.device(options.device), options.off_grid)
     print(f"data ready after {time.monotonic() - begun:.1f} s", flush=True)
     tensors = train(work, options.seconds, options.batch, options.rate, options.steps)
     path = options.folder / CONTROL_FILE

@@ -17,6 +17,7 @@ from longlive_optimized.config import PRESETS
 from longlive_optimized.demo.scope_integration import LatencyStats
 from longlive_optimized.engine import block
 from longlive_optimized.engine.engine import LongLiveEngine
+from longlive_optimized.engine.memory_plan import MemoryShort
 from longlive_optimized.engine.request import BlockRequest
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.vae.stream import DecoderStream
@@ -519,6 +520,11 @@ def test_another_vae_decodes_from_the_next_block_on(scope, monkeypatch):
     assert [len(block) for block in run(session, 2, vae_type="tae")] == [12, 12]
     assert ["no tae" in message["message"] for message in told(scope, "longlive_error")] == [True]
     assert [len(block) for block in run(session, 1, vae_type="wan")] == [9]
+    monkeypatch.undo()
+    short = MemoryShort("memory is 1 GiB short")
+    monkeypatch.setattr("longlive_optimized.engine.engine.with_more_vaes", lambda *_: (_ for _ in ()).throw(short))
+    assert [len(block) for block in run(session, 2, vae_type="tae")] == [12, 12]
+    assert [message["message"] for message in told(scope, "longlive_error")][1:] == [f"vae_type: {short}, got 'tae'"]
     session.stop()
     again = scope.manager.open({"prompts": FOX})
     assert same(run(again, 2), expected(scope, *[BlockRequest("a fox")] * 2))

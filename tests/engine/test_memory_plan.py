@@ -14,6 +14,7 @@ import torch
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import MAX_WINDOW
 from longlive_optimized.demo.scope_plugin.load_params import ESTIMATED_VRAM, LoadParams
+from longlive_optimized.engine import engine as engine_module
 from longlive_optimized.engine import memory_plan as planning
 from longlive_optimized.engine.devices import Devices
 from longlive_optimized.engine.graphs import GraphCache
@@ -175,7 +176,7 @@ def test_the_published_vae_takes_what_was_measured():
     outlined = Outline(locate("tiny"), OptimizationConfig(height=480, width=832, model_dtype="bfloat16"), CPU)
     outlined._vae = WanVae(device="meta").bfloat16()
     outlined._dimensions = ModelConfig()
-    whole, parts = outlined._video(False, False), outlined._video(False, True)
+    whole, parts = (outlined._video(outlined._vae, False, in_parts) for in_parts in (False, True))
     assert (whole.stream + whole.passing) / GIB == pytest.approx(5.35, rel=0.01)
     assert whole.stream == parts.stream and parts.passing < 0.4 * whole.passing
 
@@ -292,6 +293,60 @@ def test_where_nothing_fits_nothing_is_advised(gpu_of):
     config = OptimizationConfig(height=32, width=48)
     with pytest.raises(MemoryShort, match=r"0\.1 GiB are there; no smaller setting would do$"):
         planning.check_fits(plan_for(locate("tiny"), config, CUDA), locate("tiny"), config)
+
+
+def test_another_vae_is_in_the_plan_from_when_it_is_asked_for():
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=64), CPU)
+    own, seen = engine.memory_plan, set()
+    engine.use_vae("wan")
+    assert engine.memory_plan is own
+    for name in ("tae", "lightvae"):
+        before = engine.memory_plan
+        engine.use_vae(name)
+        after, codec = engine.memory_plan, engine.stream.networks.codec
+        assert after.parts.keys() - before.parts.keys() == {f"VAE {name}"} and after.choices == own.choices
+        assert abs(after.parts[f"VAE {name}"] - storage_bytes([vars(codec)], CPU, seen)) <= 4  # what was cut off
+        assert after.peak > before.peak and after.parts["VAE"] == own.parts["VAE"]
+        engine.use_vae("wan"), engine.use_vae(name)
+        assert engine.memory_plan is after
+    small = LongLiveEngine("tiny", OptimizationConfig(height=32, width=64, vae_type="tae"), CPU)
+    small.use_vae("wan")
+    kept = max(own.parts["VAE's stream"], after.parts["VAE's stream"])
+    assert small.memory_plan.parts["VAE's stream"] == own.parts["VAE's stream"] == kept
+
+
+@pytest.mark.parametrize("taken", ["by the plan", "by others"])
+def test_a_vae_that_does_not_fit_is_one_error_before_it_is_loaded(taken, gpu_of, monkeypatch):
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=64), CPU)
+    codec, load = engine.stream.networks.codec, engine_module.load_vae
+    gpu_of(100)
+    plan = plan_for(engine.files, engine.config, CUDA)
+    if taken == "by the plan":
+        plan = dataclasses.replace(plan, available=plan.peak)
+    else:
+        gpu_of(MEASURED.context / GIB)
+    engine._plan = plan
+    monkeypatch.setattr(engine_module, "load_vae", lambda *args: pytest.fail("loaded"))
+    with pytest.raises(MemoryShort, match=r"^memory is .* short: vae_type 'tae' takes .* of cuda:0 beside what is"):
+        engine.use_vae("tae")
+    assert engine.memory_plan is plan and engine.stream.networks.codec is codec
+    gpu_of(100)
+    engine._plan = dataclasses.replace(plan, available=100 * GIB)
+    monkeypatch.setattr(engine_module, "load_vae", load)
+    engine.use_vae("tae")
+    grown, more = engine.memory_plan, locate("tiny", "tae")
+    assert grown.fits and grown.peak > plan.peak and grown.parts["VAE tae"] > 0
+    leaner = [*planning.leaner_plans(engine.files, engine.config, grown, more_vaes=[more])]
+    assert leaner and all(each.parts["VAE tae"] for each in leaner)
+
+
+def test_a_vae_counts_where_it_lies(gpu_of):
+    gpu_of(100)
+    files, config = locate("tiny"), OptimizationConfig(height=32, width=64)
+    plan = plan_for(files, config, CUDA, torch.device("cuda", 1))
+    grown = planning.with_more_vaes(files, config, plan, [locate("tiny", "lighttae")])
+    assert grown.parts == plan.parts and grown.others[0].parts["VAE lighttae"] > 0
+    assert grown.choices == plan.choices and grown.vae_device == plan.vae_device
 
 
 def test_an_engine_follows_its_plan(full_size, big_text, caplog):
@@ -563,6 +618,22 @@ def test_a_gpu_takes_what_the_plan_says(model, precision, residence, middle_mode
     assert taken <= plan.allocated
     unused = plan.parts["prompts"] + plan.parts["history"]  # fill up later
     assert plan.allocated - plan.parts["workspaces"] - unused <= 1.05 * taken
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_takes_what_the_plan_with_another_vae_says():
+    gc.collect(), torch.cuda.empty_cache(), torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=320, width=576), "cuda")
+    blocks(engine, FOX, FOX)
+    own = engine.memory_plan
+    engine.use_vae("lightvae")
+    blocks(engine, FOX, FOX, BOAT)
+    torch.cuda.synchronize()
+    plan, limit = engine.memory_plan, engine.memory_plan.allocated
+    assert plan.parts["VAE lightvae"] > 0 and plan.peak > own.peak and plan.fits
+    assert torch.cuda.max_memory_allocated() - before <= limit
 
 
 @pytest.mark.gpu

@@ -4,14 +4,17 @@ import pytest
 import torch
 from tinyworld.test_forward import CONFIG, LATENT, random
 
+from longlive_optimized import LongLiveEngine, OptimizationConfig
 from longlive_optimized.model.control import ControlBranch, PassControl, context_channels
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
 from longlive_optimized.tinyworld import forward as training
-from longlive_optimized.tinyworld.control import measure, new_branch, opening, outlines, stream
-from longlive_optimized.tinyworld.render import NATIVE, layouts, render
+from longlive_optimized.tinyworld.control import main, measure, new_branch, opening, outlines, starts, stream
+from longlive_optimized.tinyworld.render import GRID, NATIVE, layouts, render
 from longlive_optimized.tinyworld.score import centre_of, shown
 from longlive_optimized.tinyworld.world import Scene, Shape
+from longlive_optimized.weights.locate import CONTROL_FILE
+from longlive_optimized.weights.random_checkpoint import make_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,42 @@ def test_a_silhouette_is_where_the_shapes_are():
     assert ((wanted & got).sum() / (wanted | got).sum()).item() > 0.8
     for a, b in zip(wanted, got, strict=True):
         assert sum(abs(p - q) for p, q in zip(centre_of(a.float()), centre_of(b.float()), strict=True)) < 1
+
+
+def test_clips_start_beside_the_grid_as_often_as_asked():
+    """All shapes of a clip by the same: they stay as far apart as the world wants them, around the edges too."""
+
+    def drawn(off_grid: float) -> torch.Tensor:
+        return starts(400, off_grid, torch.Generator().manual_seed(0))
+
+    on = layouts(400, *NATIVE, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn(0.0), on)
+    by = drawn(1.0) - on
+    assert (by == by[:, :1]).all() and set(by.unique().tolist()) == set(range(GRID))
+    assert len({tuple(pair) for pair in by[:, 0].tolist()}) == GRID * GRID  # with this seed
+    moved = (drawn(0.5) != on).flatten(1).any(1).float().mean()
+    assert 0.4 < moved < 0.58  # one of 64 moves by nothing
+    assert torch.equal(drawn(0.5), drawn(0.5))
+
+
+def test_a_few_steps_leave_a_module_that_the_engine_takes(tmp_path, capsys):
+    folder = make_checkpoint(tmp_path / "model", "tiny")
+    short = "--steps", "2", "--clips", "2", "--batch", "1", "--device", "cpu", "--off-grid", "1"
+    main([str(folder), "--model", str(folder), *short])
+    said = capsys.readouterr().out
+    assert "step 1: loss" in said and CONTROL_FILE.name in said
+    engine = LongLiveEngine(folder, OptimizationConfig(height=NATIVE[0], width=NATIVE[1], control=True), "cpu")
+    trained = {name: slot.read() for name, slot in engine.control.checkpoint_slots().items()}
+    begun = {name: slot.read() for name, slot in new_branch(engine.model).checkpoint_slots().items()}
+    assert trained.keys() == begun.keys() and all(weight.isfinite().all() for weight in trained.values())
+    assert any(weight.abs().max() > 0 for name, weight in trained.items() if "after_proj.weight" in name)
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.1", "much", "nan"])
+def test_a_share_that_is_none_is_refused(share, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--off-grid", share])
+    assert "--off-grid" in capsys.readouterr().err
 
 
 class Obedient:

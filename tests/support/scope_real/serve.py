@@ -1,8 +1,10 @@
 """Start a scope checkout's own server on loopback: ``python serve.py CHECKOUT PORT TRACE``.
 
 Routes, threads, queues and WebRTC code are scope's, and plugins come in by their entry points. Replaced are packages
-that are not installed and that no plugin needs, the list of ICE servers (none) and of network interfaces (loopback).
-Each plugin pipeline leaves one JSON line in TRACE for its construction, every call, and its end.
+that are not installed and that no plugin needs, the list of ICE servers (none) and of network interfaces (loopback),
+and the networks of scope's depth and RIFE pipelines, whose weights are not here: ``stand_in_networks``.
+Each plugin pipeline, and each of ``FOLLOWED``, leaves one JSON line in TRACE for its construction, every call, and its
+end.
 """
 
 import functools
@@ -11,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -24,6 +27,11 @@ from pathlib import Path
 from typing import Any
 
 UNNEEDED = ("livepeer_gateway", "torchvision")  # imported by the server; neither comes with a CPU build of torch
+FOLLOWED = {
+    "passthrough": "PassthroughPipeline",
+    "video-depth-anything": "VideoDepthAnythingPipeline",
+    "rife": "RIFEPipeline",
+}
 
 
 class _StandIn(type):
@@ -79,6 +87,41 @@ def make_importable(checkout: Path) -> None:
         sys.modules[aliases.__name__] = aliases
 
 
+def stand_in_networks() -> None:
+    """Let scope's depth and RIFE pipelines work without their weights: the depth of a pixel is its brightness, and
+    RIFE's own network says that nothing moves, of which it makes the mean of two frames."""
+    import torch
+    from scope.core.config import get_model_file_path
+    from scope.core.pipelines.rife.modules.RIFE_HDv3 import Model
+    from scope.core.pipelines.video_depth_anything import modules
+
+    class Brightness(torch.nn.Module):
+        def __init__(self, **kwargs):
+            super().__init__()
+
+        def infer_video_depth_one(self, frame, cached_hidden_state_list=None, **kwargs):
+            return frame.astype("float32").mean(-1), cached_hidden_state_list
+
+    modules.VideoDepthAnything = Brightness
+    depth = get_model_file_path("Video-Depth-Anything-Small/video_depth_anything_vits.pth")
+    rife = get_model_file_path("RIFE/flownet.pkl")
+    still = Model()
+    for block in (still.flownet.block0, still.flownet.block1, still.flownet.block2, still.flownet.block3):
+        for weight in block.lastconv.parameters():
+            torch.nn.init.zeros_(weight)
+    for file in (depth, rife):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({}, depth)
+    still.save_model(rife.parent)
+
+
+def _level(frames) -> float:
+    """The mean of frames, which scope has in 0 to 255 or as floats in 0 to 1, in 0 to 255."""
+    frames = [frames] if not isinstance(frames, list) else frames
+    means = [frame.double().mean().item() * (255 if frame.is_floating_point() else 1) for frame in frames]
+    return sum(means) / len(means)
+
+
 class Trace:
     """JSON lines, from any thread."""
 
@@ -90,38 +133,40 @@ class Trace:
             line = {"what": what, "thread": threading.get_ident(), **record}
             self._file.write(json.dumps(line, default=repr) + "\n")
 
-    def follow(self, cls: type) -> None:
+    def follow(self, cls: type, pipeline_id: str) -> None:
         """Note what happens to instances of a class; the class object stays the same."""
+        note = functools.partial(self.note, pipeline_id=pipeline_id)
         init, call, running, numbers = cls.__init__, cls.__call__, [], itertools.count()
 
         @functools.wraps(init)
-        def traced_init(pipeline, **kwargs):
+        def traced_init(pipeline, *args, **kwargs):
             try:
-                init(pipeline, **kwargs)
+                init(pipeline, *args, **kwargs)
             except Exception as error:
-                self.note("init", kwargs=kwargs, error=f"{type(error).__name__}: {error}")
+                note("init", kwargs=kwargs, error=f"{type(error).__name__}: {error}")
                 raise
             number = next(numbers)
-            self.note("init", kwargs=kwargs, number=number)
-            weakref.finalize(pipeline, self.note, "collected", number=number)
+            note("init", kwargs=kwargs, number=number)
+            weakref.finalize(pipeline, note, "collected", number=number)
 
         @functools.wraps(call)
         def traced_call(pipeline, **kwargs):
             frames = kwargs.get("video")
             said = {key: value for key, value in kwargs.items() if not key.startswith("video")}
             record = {"kwargs": said, "frames_in": len(frames) if isinstance(frames, list) else 0}
+            record |= {"level_in": _level(frames)} if record["frames_in"] else {}
             running.append(1)
             try:
                 result = call(pipeline, **kwargs)
             except Exception as error:
-                self.note("call", **record, error=f"{type(error).__name__}: {error}")
+                note("call", **record, error=f"{type(error).__name__}: {error}")
                 raise
             finally:
                 record["at_once"] = len(running)
                 running.pop()
             if result:  # an empty one comes every 10 ms
                 video = result["video"].cpu().contiguous()
-                self.note("call", **record, shape=[*video.shape], sum=zlib.crc32(video.numpy()))
+                note("call", **record, shape=[*video.shape], sum=zlib.crc32(video.numpy()), level=_level(video))
             return result
 
         cls.__init__, cls.__call__ = traced_init, traced_call
@@ -129,14 +174,19 @@ class Trace:
 
 def serve(checkout: Path, port: int, trace: Trace) -> None:
     """Until the process ends."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     make_importable(checkout)
+    from scope.core import pipelines
     from scope.core.nodes.registry import NodeRegistry
     from scope.core.pipelines import registry  # noqa: F401 — registers everything, as the command line program does
     from scope.core.plugins import get_plugin_manager
 
     for type_id in NodeRegistry.list_node_types():
         if get_plugin_manager().get_plugin_for_type_id(type_id):
-            trace.follow(NodeRegistry.get(type_id))
+            trace.follow(NodeRegistry.get(type_id), type_id)
+    stand_in_networks()
+    for type_id, name in FOLLOWED.items():
+        trace.follow(getattr(pipelines, name), type_id)
 
     import aioice.ice
     import uvicorn

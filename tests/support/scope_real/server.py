@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+PLUGIN = "longlive-optimized"
 START, LOAD = 180.0, 120.0  # seconds
 KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR", "OMP_NUM_THREADS")
 
@@ -75,7 +76,14 @@ class ScopeServer:
 
     def load(self, pipeline_id: str, load_params: dict) -> str:
         """Load a pipeline and wait: ``loaded`` or ``error``."""
-        self.post("/api/v1/pipeline/load", {"pipeline_ids": [pipeline_id], "load_params": load_params})
+        return self.load_nodes({pipeline_id: (pipeline_id, load_params)})
+
+    def load_nodes(self, nodes: dict[str, tuple[str, dict]]) -> str:
+        """Load a graph's pipelines, by nodes, as scope's page does, and wait: ``loaded`` or ``error``."""
+        keys = "node_id", "pipeline_id", "load_params"
+        items = [dict(zip(keys, (node, *what), strict=True)) for node, what in nodes.items()]
+        self.post("/api/v1/pipeline/load", {"pipelines": items})
+        load_params = items[0]["load_params"]  # the status has the first one's
         end, loaded = time.monotonic() + LOAD, 0
         while time.monotonic() < end:
             state = self.get("/api/v1/pipeline/status")
@@ -88,10 +96,11 @@ class ScopeServer:
             time.sleep(0.1)
         raise TimeoutError(f"not loaded in {LOAD} s: {state}")
 
-    def trace(self, what: str) -> list[dict]:
+    def trace(self, what: str, pipeline_id: str = PLUGIN) -> list[dict]:
         """The lines so far of ``init``, ``call`` or ``collected``."""
         lines = self._trace.read_text().splitlines() if self._trace.exists() else []
-        return [record for record in map(json.loads, lines) if record["what"] == what]
+        records = map(json.loads, lines)
+        return [record for record in records if (record["what"], record["pipeline_id"]) == (what, pipeline_id)]
 
     def log(self) -> str:
         """What the server wrote."""
