@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -85,7 +85,7 @@ class ClusterConfig(BaseModel):
     @property
     def stream(self) -> ScopeOptimizationConfig:
         """The config of sessions that wish for nothing else."""
-        pace = {} if self.fps is None else {"target_fps": self.fps}
+        pace: Any = {} if self.fps is None else {"target_fps": self.fps}
         return ScopeOptimizationConfig.preset(
             preset_name(self.preset), height=self.height, width=self.width, seed=self.seed, **pace
         )
@@ -99,7 +99,7 @@ class ClusterConfig(BaseModel):
         """The settings of a replica's server, which opens only the streams that it is sent."""
         names = "token", "origins", "max_viewers", "codec", "bitrate", "ice_addresses", "record_seconds", "keep_seconds"
         fields = {name: getattr(self, name) for name in names}
-        ice = [{"urls": self.stun}] if self.stun else []
+        ice: list[dict[str, str | None]] = [{"urls": self.stun}] if self.stun else []
         if self.turn:
             ice.append({"urls": self.turn, "username": self.turn_username, "credential": self.turn_password})
         fields |= {"host": host, "ice_servers": ice, "private": True, "sessions": self.seats, "max_queued": 0}

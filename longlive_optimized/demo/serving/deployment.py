@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, DeploymentActorConfig, RequestRouterConfig
 from ray.serve.experimental.capacity_queue import CapacityQueue
@@ -21,6 +23,7 @@ from .replica import Replica
 SEATS = "seats"
 FULL = 0.8  # share of the seats that is taken when Ray's autoscaler is content
 MOST_REQUESTS = 1000  # that a gate answers at a time; Serve lets no more than five in by default, and others wait
+ROUTER = "ray.serve.experimental.capacity_queue_router.CapacityQueueRouter"
 HEALTH = 1.0  # seconds between two looks at a replica: Ray's seats of one that is gone are given out until then
 
 
@@ -46,8 +49,8 @@ class Session:
 
     async def _is_to_go(self) -> bool:
         """Whether Serve has taken it from those that sessions are led to."""
-        with contextlib.suppress(ValueError, ray.exceptions.RayError):
-            seats = serve.get_deployment_actor(SEATS)
+        with contextlib.suppress(ValueError, RayError):
+            seats: Any = serve.get_deployment_actor(SEATS)
             there = self._replica.name in await seats.get_registered_replicas.remote()
             self._known |= there
             return self._known and not there
@@ -78,7 +81,7 @@ class Entrance:
 
 def app(args: ClusterConfig) -> Application:
     """The application for ``serve run`` and Serve's files, whose arguments are ClusterConfig's."""
-    scaling = {"num_replicas": args.replicas}
+    scaling: dict[str, Any] = {"num_replicas": args.replicas}
     if args.max_replicas and args.max_replicas > args.replicas:
         scaling = {
             "autoscaling_config": AutoscalingConfig(
@@ -99,7 +102,7 @@ def app(args: ClusterConfig) -> Application:
         actor_options={"num_cpus": 0},
     )
     router = RequestRouterConfig(
-        request_router_class="ray.serve.experimental.capacity_queue_router.CapacityQueueRouter",
+        request_router_class=ROUTER,  # pyright: ignore[reportArgumentType]  # a name will do
         request_router_kwargs={"capacity_queue_actor_name": SEATS},
     )
     sessions = serve.deployment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import ray
 from ray import serve
@@ -94,7 +95,7 @@ class Desk:
         if self._replicas is None:
             self._directory.failed(name)
             return Entry("soon")
-        answers = self._replicas.options(stream=True).hold.remote(name)
+        answers: Any = self._replicas.options(stream=True).hold.remote(name)
         try:
             first = await asyncio.wait_for(anext(answers), PLACING)
         except (TimeoutError, StopAsyncIteration, RayError, RayServeException) as error:

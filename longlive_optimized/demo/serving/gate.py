@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from typing import Any
 
 import aiohttp
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from ray.actor import ActorHandle
 
 from ..server.access import Access, Refused
 from ..server.app import MAX_OFFER_BYTES, MAX_PICTURE_BYTES, PAGE, guarded_app, page, read_body, redirect
@@ -36,7 +36,7 @@ class Waits(Refused):
 class Gate:
     """The application behind the one address; it remembers nothing. desk: the actor."""
 
-    def __init__(self, config: ClusterConfig, desk: ActorHandle):
+    def __init__(self, config: ClusterConfig, desk: Any):
         self._config, self._settings = config, config.server(config.host or "192.0.2.1")
         self._desk = desk
         self._http: aiohttp.ClientSession | None = None

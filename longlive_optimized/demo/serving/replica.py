@@ -9,9 +9,9 @@ import os
 import pickle
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import uvicorn
-from ray.actor import ActorHandle
 
 from ...engine.loading import Progress
 from ..server.app import create_app
@@ -36,7 +36,7 @@ class Replica:
     have to leave. host: the address that it binds. desk: the actor.
     """
 
-    def __init__(self, name: str, config: ClusterConfig, host: str, desk: ActorHandle):
+    def __init__(self, name: str, config: ClusterConfig, host: str, desk: Any):
         self.name, self.draining, self._config, self._desk = name, False, config, desk
         self.sessions = Sessions(self._load, config.first_prompt, config.server(host))
         self._listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
