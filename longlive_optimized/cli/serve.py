@@ -102,8 +102,56 @@ def serve(
     vae_device: VaeDevice = None,
     text_device: TextDevice = None,
     gpus: Gpus = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="One server on each of several GPUs behind one address, by Ray Serve.")
+    ] = False,
+    replicas: Annotated[int | None, typer.Option(help="With --cluster: how many; one a GPU by default.", min=1)] = None,
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
+    if replicas and not cluster:
+        raise ValueError("--replicas goes with --cluster")
+    if cluster:
+        _refuse_beside_cluster(
+            low_memory=low_memory,
+            memory_limit=memory_limit,
+            keep_text_int8=keep_text_int8,
+            control=control,
+            overlay=overlay,
+            vae_device=vae_device,
+            text_device=text_device,
+            gpus=gpus,
+        )
+        with _extra("cluster"):
+            from ..demo.serving.command import run
+        seats = _sessions(sessions)
+        run(
+            port,
+            host,
+            model=model,
+            preset=preset,
+            prompt=prompt,
+            height=height,
+            width=width,
+            seed=seed,
+            device=device,
+            codec=codec,
+            bitrate=bitrate,
+            max_viewers=viewers,
+            private=private,
+            keep_seconds=keep,
+            max_queued=queue,
+            record_seconds=record_seconds,
+            token=token,
+            origins=tuple(origin or ()),
+            ice_addresses=tuple(ice_address or ()),
+            stun=stun,
+            turn=turn,
+            turn_username=turn_username,
+            turn_password=turn_password,
+            **({} if seats == "auto" else {"seats": seats}),
+            **({} if replicas is None else {"replicas": replicas}),
+        )
+        return
     numbers = read_gpus(gpus, device)
     with _extra():
         from ..demo.scope_integration import ScopeOptimizationConfig
@@ -239,9 +287,15 @@ def _address(settings: ServerSettings, listener: socket.socket) -> str:
     return f"http://{host}:{listener.getsockname()[1]}/{token}"
 
 
+def _refuse_beside_cluster(**options: object) -> None:
+    """Raises ValueError naming an option that a cluster's replicas do not take."""
+    if given := [name for name, value in options.items() if value]:
+        raise ValueError(f"--{given[0].replace('_', '-')} cannot be used with --cluster")
+
+
 @contextlib.contextmanager
-def _extra():
+def _extra(name: str = "serve"):
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[serve]'") from error
+        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[{name}]'") from error

@@ -305,6 +305,7 @@ RUN: dict[str, Run] = {
 }
 
 _GPU = "needs a Hopper GPU: pytest -m gpu and tests/measure/ledger.sh are run there"
+_CLUSTER = "needs Ray; tests/demo/test_cluster(|_directory|_files).py hold it to its word"
 _RANKS = "tests/(engine|cli)/test_ranks.py try it on CPUs, tests/engine/test_ranks_gpu.py on GPUs"
 _MEASURED = "measured on an H200; tests/docs/test_performance.py holds figures to their records"
 _NET = "downloads many GB"
@@ -414,6 +415,9 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/performance.md", "*", ".", _MEASURED),
     NotRun("docs/several_gpus.md", "*", "longlive-optimized (generate|serve) --gpus .*", _GPU),
     NotRun("docs/several_gpus.md", "*", ".", _RANKS),
+    NotRun("docs/cluster.md", "*", "longlive-optimized serve --cluster.*", _CLUSTER),
+    NotRun("docs/cluster.md", "*", "pip install .*", _CLUSTER),
+    NotRun("docs/cluster.md", "*", ".", _CLUSTER),
     NotRun("docs/api.md", "Several GPUs", ".", _RANKS),
     NotRun("docs/triton.md", "*", ".", "what a compiler said; tests/kernels/test_triton_compile.py compiles again"),
     NotRun(

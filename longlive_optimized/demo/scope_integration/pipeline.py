@@ -19,6 +19,7 @@ from ...engine.latency import LatencyMeter
 from ...engine.loading import Progress
 from ...engine.ranks import Ranks
 from ...engine.request import BlockRequest
+from ...engine.snapshot import Snapshot
 from ...engine.stream import Stream
 from ...keywords import ConfigFields, FrameFields, PresetName, SourceFields, SwitchFields
 from ...plain import did_you_mean, flag, whole
@@ -67,13 +68,20 @@ class OptimizedScopePipeline:
 
     @classmethod
     def on(
-        cls, engine: LongLiveEngine, config: ScopeOptimizationConfig | None = None, *, warm: bool = False
+        cls,
+        engine: LongLiveEngine,
+        config: ScopeOptimizationConfig | None = None,
+        *,
+        warm: bool = False,
+        snapshot: Snapshot | None = None,
     ) -> OptimizedScopePipeline:
         """A pipeline with a stream of its own on an engine that is there: several pipelines may share one.
 
         ``config`` is the engine's own unless given. ``warm`` leaves out the warm-up before the first frame, for which
-        other streams would wait: the first blocks then capture what they need. Raises ValueError naming the fields in
-        which ``config`` is of another engine: vae_type, model_dtype and all else that is no StreamSettings.
+        other streams would wait: the first blocks then capture what they need. With ``snapshot``, another stream's, the
+        video goes on where that was; fields that ``config`` has otherwise change with the next block. Raises ValueError
+        naming the fields in which ``config`` is of another engine: vae_type, model_dtype and all else that is no
+        StreamSettings.
         """
         if not isinstance(engine, LongLiveEngine):
             raise TypeError(f"engine must be a LongLiveEngine, got {type(engine).__name__}")
@@ -87,8 +95,13 @@ class OptimizedScopePipeline:
         if wrong := [name for name in theirs if name not in settings and mine[name] != theirs[name]]:
             raise ValueError(f"config must have the engine's {', '.join(wrong)}: they are the same for all its streams")
         pipeline = cls.__new__(cls)
-        pipeline._show(engine, engine.open_stream(**settings), config)
-        pipeline._warm |= flag("warm", warm)
+        if snapshot is None:
+            pipeline._show(engine, engine.open_stream(**settings), config)
+        else:
+            before = dataclasses.asdict(snapshot.settings)
+            pipeline._show(engine, engine.open_stream(snapshot=snapshot), config)
+            pipeline._changes = {name: settings[name] for name in CHANGEABLE if settings[name] != before[name]}
+        pipeline._warm |= flag("warm", warm) or snapshot is not None
         return pipeline
 
     def _show(self, engine: LongLiveEngine, stream: Stream, config: ScopeOptimizationConfig) -> None:

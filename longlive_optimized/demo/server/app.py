@@ -73,16 +73,49 @@ def create_app(sessions: Sessions) -> FastAPI:
             finally:
                 await sessions.close()
 
-    access = Access(sessions.settings)
+    app, guarded = guarded_app(Access(sessions.settings), life)
+    get = functools.partial(app.api_route, methods=["GET", "HEAD"])
+
+    @get("/healthz")
+    async def healthz() -> Response:
+        alive = sessions.worker.alive
+        return Response("ok" if alive else "the engine's thread has ended", 200 if alive else 503)
+
+    @get("/readyz")
+    async def readyz() -> Response:
+        return Response(sessions.worker.status.phase, 200 if sessions.ready else 503)
+
+    @get("/metrics", dependencies=guarded)
+    async def metrics() -> Response:
+        return Response(sessions.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    if sessions.settings.private:
+
+        @get("/")
+        async def to_a_stream_of_ones_own(request: Request) -> Response:
+            return redirect(f"s/{private_name()}/", request)
+
+    @get("/s/{name}")
+    async def with_a_slash(name: str, request: Request) -> Response:
+        check_name(name)
+        return redirect(f"{name}/", request)
+
+    routes = _stream_routes(sessions, guarded)
+    app.include_router(routes)
+    app.include_router(routes, prefix="/s/{name}")
+    return app
+
+
+def guarded_app(access: Access, lifespan=None) -> tuple[FastAPI, list]:
+    """An application without routes, which answers what is refused, and pages elsewhere; and the dependencies of routes
+    that need a token."""
 
     def guard(request: Request) -> None:
         headers = request.headers
         name = request.path_params.get("name")
         access.check(headers.get("host", ""), headers.get("origin"), headers.get("authorization"), name)
 
-    app = FastAPI(lifespan=life, openapi_url=None, title="longlive-optimized")
-    guarded = [Depends(guard)]
-    get = functools.partial(app.api_route, methods=["GET", "HEAD"])
+    app = FastAPI(lifespan=lifespan, openapi_url=None, title="longlive-optimized")
 
     @app.exception_handler(Refused)
     async def refuse(request: Request, error: Refused) -> Response:
@@ -111,34 +144,7 @@ def create_app(sessions: Sessions) -> FastAPI:
         response.headers.update(HEADERS | access.sharing(request.headers.get("origin")))
         return response
 
-    @get("/healthz")
-    async def healthz() -> Response:
-        alive = sessions.worker.alive
-        return Response("ok" if alive else "the engine's thread has ended", 200 if alive else 503)
-
-    @get("/readyz")
-    async def readyz() -> Response:
-        return Response(sessions.worker.status.phase, 200 if sessions.ready else 503)
-
-    @get("/metrics", dependencies=guarded)
-    async def metrics() -> Response:
-        return Response(sessions.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    if sessions.settings.private:
-
-        @get("/")
-        async def to_a_stream_of_ones_own(request: Request) -> Response:
-            return _redirect(f"s/{private_name()}/", request)
-
-    @get("/s/{name}")
-    async def with_a_slash(name: str, request: Request) -> Response:
-        check_name(name)
-        return _redirect(f"{name}/", request)
-
-    routes = _stream_routes(sessions, guarded)
-    app.include_router(routes)
-    app.include_router(routes, prefix="/s/{name}")
-    return app
+    return app, [Depends(guard)]
 
 
 def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
@@ -146,7 +152,7 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
     routes = APIRouter()
     get = functools.partial(routes.api_route, methods=["GET", "HEAD"])
     for path, (name, kind) in PAGE.items():
-        get(path)(_page(name, kind))
+        get(path)(page(name, kind))
 
     @get("/status", dependencies=guarded)
     async def status(request: Request) -> dict:
@@ -154,7 +160,7 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
 
     @routes.post("/offer", dependencies=guarded)
     async def offer(request: Request, response: Response) -> dict:
-        offered = await _read_offer(request)
+        offered = await read_offer(request)
         client = request.client.host if request.client else ""
         sdp, room = await sessions.admit(offered.sdp, request.path_params.get("name"), offered.stream, client)
         response.headers["Content-Location"] = f"/s/{room.name}/"
@@ -163,7 +169,7 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
     @routes.post("/picture", dependencies=guarded)
     async def picture(request: Request, seat: str, role: Role) -> dict:
         room = sessions.room(request.path_params.get("name", MAIN))
-        await room.set_picture(seat, role, lambda: _read_body(request, "a picture", MAX_PICTURE_BYTES))
+        await room.set_picture(seat, role, lambda: read_body(request, "a picture", MAX_PICTURE_BYTES))
         return {"type": "done"}
 
     @get("/recording.mp4", dependencies=guarded)
@@ -175,13 +181,13 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
     return routes
 
 
-def _redirect(address: str, request: Request) -> Response:
+def redirect(address: str, request: Request) -> Response:
     """To an address below the request's own, with its query; browsers keep what follows the #."""
     query = f"?{request.url.query}" if request.url.query else ""
     return Response(status_code=307, headers={"Location": address + query})
 
 
-def _page(name: str, kind: str):
+def page(name: str, kind: str):
     content = resources.files(__name__.rpartition(".")[0]).joinpath("page", name).read_bytes()
 
     async def send() -> Response:
@@ -190,8 +196,8 @@ def _page(name: str, kind: str):
     return send
 
 
-async def _read_offer(request: Request) -> Offer:
-    body = await _read_body(request, "an offer", MAX_OFFER_BYTES)
+async def read_offer(request: Request) -> Offer:
+    body = await read_body(request, "an offer", MAX_OFFER_BYTES)
     try:
         return Offer.model_validate_json(body)
     except ValidationError as error:
@@ -200,7 +206,7 @@ async def _read_offer(request: Request) -> Offer:
         raise Refused(422, f"an offer is {{type: 'offer', sdp: text}}: {where}{fault['msg']}", "bad offer") from None
 
 
-async def _read_body(request: Request, what: str, most: int) -> bytes:
+async def read_body(request: Request, what: str, most: int) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

@@ -17,6 +17,7 @@ import torch
 
 from ...engine.host_copy import HostCopy
 from ...engine.ranks import RankError
+from ...engine.snapshot import Snapshot
 from ...keywords import PresetName
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
@@ -100,6 +101,8 @@ class Feed:
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
         self._prompt = prompt
+        self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
+        self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
         self._frames: deque[np.ndarray] = deque()
         self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
@@ -200,6 +203,12 @@ class Feed:
             self._changed.notify()
             return dropped
 
+    def take_snapshot(self) -> Snapshot | None:
+        """What the stream needs to go on elsewhere; None where it is not open, or has no block of its video yet. Waits
+        for a block under way."""
+        pipeline = self.pipeline
+        return pipeline.stream.snapshot() if pipeline and self._begun == self._video else None
+
     # --- when its next block must begin; with the worker's lock
 
     def is_active(self, now: float) -> bool:
@@ -259,7 +268,7 @@ class Feed:
     def open_with(self, pipeline: OptimizedScopePipeline) -> None:
         """Take a pipeline, whose video begins with the prompt and the pause in force."""
         with self._changed:
-            self.pipeline, self.config = pipeline, pipeline.config
+            self.pipeline, self.config, self.snapshot = pipeline, pipeline.config, None
             self._ask_for_prompt(pipeline)
             self._waits_since = time.monotonic()
             self.stats = pipeline.get_latency_stats()
@@ -302,6 +311,7 @@ class Feed:
             self._video_shown = video
         block = pipeline.next_block(**self._of_block(video != self._begun))
         self._begun = video
+        self.blocks += 1
         if self.overlay and pipeline.overlay:
             pipeline.overlay.apply(block, pipeline.get_latency_stats())
         made, devices = _Made(HostCopy(block), video, started, started), pipeline.engine.devices

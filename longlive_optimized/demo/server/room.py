@@ -29,6 +29,7 @@ from .offer import BadOffer
 from .publishing import Outlet, Publisher
 from .recording import Recorder
 from .rtc import Peer
+from .saved import Saved
 from .settings import ServerSettings
 from .worker import Worker
 
@@ -116,7 +117,7 @@ class Room:
             self.feed, self.metrics, self._new_encoder, self.recorder.add if self.recorder else None
         )
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
-        self._closed = self.was_watched = False
+        self._closed = self.was_watched = self._resumed = False
         self.metrics.follow(
             viewers=lambda: self.people,
             waiting=lambda: self.feed.waiting,
@@ -214,6 +215,27 @@ class Room:
             await peer.close()
             raise Refused(400, str(error), "bad offer") from error
 
+    def save(self) -> Saved | None:
+        """The stream as it is, to go on elsewhere; None before its first block. Waits for a block under way: not for
+        the event loop."""
+        snapshot = self.feed.take_snapshot()
+        if snapshot is None:
+            return None
+        how = {"transition": self._transition, "blend": self._blend, "preset": self._preset}
+        return Saved(self.config, self.feed.prompt, snapshot, self.feed.overlay, self.feed.paused, **how)
+
+    def go_on_from(self, saved: Saved) -> None:
+        """Before it is opened: go on where another server's stream was. The first block is made at once."""
+        self._transition, self._blend, self._preset = saved.transition, saved.blend, saved.preset
+        self._resumed = True
+        self.feed.snapshot, self.feed.overlay = saved.snapshot, saved.overlay
+        self.feed.set_paused(saved.paused)
+        self.feed.set_watched(True)
+
+    def say_moved(self) -> None:
+        """Tell everyone that the stream goes on at another place: who connects anew is led there."""
+        self._tell({"type": "moved"})
+
     async def recording(self, seconds: float) -> bytes:
         """The last seconds as mp4. Raises Refused where there is nothing."""
         if self.recorder is None:
@@ -305,6 +327,7 @@ class Room:
                 "seat": peer.seat,
                 "inputs": ["video", "control"] if self._steerable else ["video"],
                 "pictures": ["reference", "first_frame"] if self._steerable else [],
+                "resumed": self._resumed,
             }
         )
         self.tell_state()

@@ -20,6 +20,7 @@ from .feed import Status
 from .metrics import Metrics
 from .publishing import Outlet
 from .room import HIGHEST_FPS, Room, ice_servers
+from .saved import Saved
 from .settings import ServerSettings
 from .source import Source
 from .wishes import Wishes
@@ -32,6 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PRIVATE = "p-"  # how names begin that only those know who were told
 OPENINGS = 0.5, 8  # of streams, for each client: a second, and at once
 QUEUE_KEEP = 10.0  # seconds that a stream keeps its place among those that wait, though nobody is there
+RESUMED_KEEP = 30.0  # seconds that one which goes on from elsewhere waits for its viewers
 FAILED_KEEP = 5.0  # seconds that a stream which could not be opened is there to say why
 TICK = 0.5  # seconds between two looks at whether one that waits can be opened
 CLOSE_SECONDS = 1.0  # that the block under way may take at the end
@@ -165,6 +167,28 @@ class Sessions:
                 self._close_room(room)
             raise
 
+    @property
+    def names(self) -> list[str]:
+        """Of all streams that are open or wait."""
+        return [*self._rooms]
+
+    def resume(self, name: str, saved: Saved) -> Room:
+        """Open a stream that goes on where it was at another server, and make its first block, though nobody watches
+        yet. Where it is there already it stays as it is. Raises Refused for a bad name."""
+        check_name(name)
+        if room := self._rooms.get(name):
+            return room
+        room = self._new_room(name, saved.config, saved.prompt)
+        room.go_on_from(saved)
+        self.worker.add(room.feed)
+        self.room_changed(room)
+        return room
+
+    def end(self, name: str) -> None:
+        """Close a stream now, whoever watches it."""
+        if room := self._rooms.get(name):
+            self._close_room(room)
+
     # --- what rooms ask
 
     def room_changed(self, room: Room) -> None:
@@ -183,7 +207,8 @@ class Sessions:
                 self._queue.append(room)
                 self._open_next()
         elif room.name not in self._resting:
-            seconds = self.settings.keep_seconds if room.was_watched else 0.0
+            unseen = RESUMED_KEEP if room.feed.watched else 0.0
+            seconds = self.settings.keep_seconds if room.was_watched else unseen
             seconds = min(seconds, QUEUE_KEEP) if room in self._queue else seconds
             self._timers[room.name] = self._loop.call_later(seconds, self._rest, room)
 

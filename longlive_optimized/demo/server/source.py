@@ -11,6 +11,7 @@ from ...config import OptimizationConfig
 from ...engine.engine import LongLiveEngine
 from ...engine.loading import Progress
 from ...engine.ranks import Ranks
+from ...engine.snapshot import Snapshot
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 
 
@@ -20,8 +21,8 @@ class Source(Protocol):
     engine: LongLiveEngine
     config: ScopeOptimizationConfig
 
-    def open(self, config: ScopeOptimizationConfig) -> OptimizedScopePipeline:
-        """A stream of its own."""
+    def open(self, config: ScopeOptimizationConfig, snapshot: Snapshot | None = None) -> OptimizedScopePipeline:
+        """A stream of its own; with ``snapshot`` it goes on where another one was."""
         ...
 
 
@@ -44,6 +45,6 @@ class EngineSource:
         )
         self.config = config.sized(self.engine.config.size)
 
-    def open(self, config: ScopeOptimizationConfig) -> OptimizedScopePipeline:
+    def open(self, config: ScopeOptimizationConfig, snapshot: Snapshot | None = None) -> OptimizedScopePipeline:
         """A pipeline that is warmed up only if asked: others would stand still meanwhile."""
-        return OptimizedScopePipeline.on(self.engine, config, warm=True)
+        return OptimizedScopePipeline.on(self.engine, config, warm=True, snapshot=snapshot)

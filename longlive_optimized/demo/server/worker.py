@@ -212,7 +212,9 @@ class Worker:
     def _open(self, feed: Feed) -> None:
         try:
             config, before = feed.config_in_force, self._reserved()
-            if self._spare and config == self.source.config:
+            if feed.snapshot:
+                pipeline = self.source.open(config, feed.snapshot)
+            elif self._spare and config == self.source.config:
                 pipeline, self._spare = self._spare, None
             else:
                 self._spare = None

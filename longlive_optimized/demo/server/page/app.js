@@ -55,6 +55,7 @@ function greet(hello) {
   at("screen").style.setProperty("--ratio", `${hello.width} / ${hello.height}`);
   settings.offer(hello.presets);
   input.greet(hello);
+  if (hello.resumed) toast("The stream has moved to another machine, and goes on there");
 }
 
 const CHANGES = {
@@ -135,7 +136,9 @@ function veilWords() {
       if (stage === "failed") return { title: "The model could not be loaded", text: detail, again: true };
       if (stage === "warming up") return { title: "Warming up", text: "Kernels are compiled and captured.", progress: -1 };
       return { title: detail ? `Loading the ${detail}` : "Loading", text: "The video starts by itself.", progress: total ? done / total : -1 };
-    case "busy": return { title: "The server is busy", text: `${capital(detail)}.${soon}`, again: true };
+    case "busy":
+      if (link.queue) return { title: `You are number ${link.queue} in the queue`, text: "All places are taken. The video starts by itself.", progress: -1 };
+      return { title: "The server is busy", text: `${capital(detail)}.${soon}`, again: true };
     case "refused": return { title: "The server says no", text: `${capital(detail)}.`, again: true };
     case "blocked": return { title: "No way for the video", text: `${blockedBy()}${soon}`, again: true };
     case "lost": return { title: "The connection was lost", text: soon, again: true };

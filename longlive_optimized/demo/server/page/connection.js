@@ -6,6 +6,8 @@
 const GIVE_UP = 15_000; // ms for a connection to come about
 const PATIENCE = 5_000; // ms that a disturbed one may take to recover
 const SLOWEST = 5_000; // ms between attempts
+const IN_QUEUE = 2_000; // ms between attempts of one who waits for a seat
+const SILENCE = 2_000; // ms without a word after which the server is asked whether it still has the stream
 const NUMBERS = ["height", "width", "seed"];
 
 export class Connection extends EventTarget {
@@ -23,7 +25,7 @@ export class Connection extends EventTarget {
       const before = performance.now();
       const state = await this.#once().catch((error) => ({ phase: "gone", detail: String(error.message ?? error) }));
       if (performance.now() - before > GIVE_UP) failures = 0;
-      const delay = state.phase === "loading" ? 500 : Math.min(1_000 * 2 ** failures++, SLOWEST);
+      const delay = state.phase === "loading" ? 500 : state.queue ? IN_QUEUE : Math.min((state.orphaned ? 100 : 1_000) * 2 ** failures++, SLOWEST);
       this.#say({ ...state, delay });
       await new Promise((resolve) => { this.#wake = resolve; setTimeout(resolve, delay); });
     }
@@ -64,13 +66,26 @@ export class Connection extends EventTarget {
     if (["loading", "warming up", "failed"].includes(status.phase)) return { ...status, phase: "loading", stage: status.phase };
     this.#say({ phase: "connecting" });
     const servers = status.ice_servers.map(({ urls, username, credential }) => (username ? { urls, username, credential } : { urls }));
+    for (let before = null; ; ) {
+      const end = await this.#connect(servers, before);
+      if (!end.moved) return end;
+      before = end.moved;
+    }
+  }
+
+  // One connection, up to its end; before: the one that shows the video until this one does.
+  async #connect(servers, before) {
     const peer = (this.#peer = new RTCPeerConnection({ iceServers: servers }));
+    let moved = false;
     try {
-      const end = this.#follow(peer);
+      const end = this.#follow(peer, before);
       const refusal = await this.#offer(peer);
-      return refusal ?? (await end);
+      const ending = refusal ?? (await end);
+      moved = Boolean(ending.moved);
+      return ending;
     } finally {
-      peer.close();
+      before?.close();
+      if (!moved) peer.close();
       this.#channel = this.#video = null;
       for (const { reject } of this.#waiting.values()) reject(new Error("the connection was lost"));
       this.#waiting.clear();
@@ -90,24 +105,37 @@ export class Connection extends EventTarget {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ type, sdp, stream: wishes() }),
     });
     const content = await answer.json();
-    if (!answer.ok) return { phase: ["busy", "full"].includes(content.code) ? "busy" : "refused", detail: content.error };
+    if (!answer.ok) return { phase: ["busy", "full"].includes(content.code) ? "busy" : "refused", detail: content.error, queue: content.queue };
     await peer.setRemoteDescription(content);
     return null;
   }
 
   // Resolves with what to say when the connection has ended.
-  #follow(peer) {
+  #follow(peer, before) {
     this.#video = peer.addTransceiver("video", { direction: "sendrecv" }); // nothing is sent before there is a track
-    peer.addEventListener("track", (event) => this.#tell("stream", event.streams[0] ?? new MediaStream([event.track])));
+    peer.addEventListener("track", async (event) => {
+      const stream = event.streams[0] ?? new MediaStream([event.track]);
+      if (before) await firstPicture(stream);
+      this.#tell("stream", stream);
+      before?.close();
+    });
     const channel = (this.#channel = peer.createDataChannel("control"));
     return new Promise((resolve) => {
       let live = false;
       const lost = () => resolve(live ? { phase: "lost" } : { phase: "blocked" });
-      let timer = setTimeout(() => live || lost(), GIVE_UP);
+      let timer = setTimeout(() => live || lost(), GIVE_UP), heard = performance.now();
+      const look = setInterval(async () => {
+        if (peer.connectionState === "closed") clearInterval(look);
+        if (!live || performance.now() - heard < SILENCE) return;
+        heard = performance.now();
+        if (await this.#isOrphaned()) resolve({ phase: "lost", orphaned: true });
+      }, 500);
       channel.addEventListener("open", () => { live = true; this.#say({ phase: "live" }); });
       channel.addEventListener("close", lost);
       channel.addEventListener("message", ({ data }) => {
         const message = JSON.parse(data);
+        heard = performance.now();
+        if (message.type === "moved") resolve({ moved: peer });
         if (message.type === "bye") resolve(message.reason ? { phase: "refused", detail: message.reason } : { phase: "gone" });
         this.#receive(message);
       });
@@ -118,6 +146,16 @@ export class Connection extends EventTarget {
         if (state === "disconnected") timer = setTimeout(lost, PATIENCE);
       });
     });
+  }
+
+  // Whether the server answers, and has this stream no more: its machine is gone, and it goes on at another one.
+  async #isOrphaned() {
+    try {
+      const answer = await this.fetch("status");
+      return answer.ok && (await answer.json()).stream === null;
+    } catch {
+      return false;
+    }
   }
 
   #receive(message) {
@@ -131,6 +169,16 @@ export class Connection extends EventTarget {
   #say(state) { this.#tell("state", state); }
 
   #tell(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }
+}
+
+// Resolves when a stream's first picture is there, or should have been.
+function firstPicture(stream) {
+  const video = Object.assign(document.createElement("video"), { muted: true, srcObject: stream });
+  video.play().catch(() => { /* then it is shown late */ });
+  return new Promise((resolve) => {
+    video.requestVideoFrameCallback?.(resolve);
+    setTimeout(resolve, PATIENCE);
+  });
 }
 
 // What the address asks of a stream that is opened by it: ?preset=ultra&height=320&width=576&seed=7&prompt=...
