@@ -1,10 +1,16 @@
-"""A block's frames on their way to the host, while the next block is made."""
+"""Tensors on their way to the host, while the GPU goes on; a block's frames while the next block is made."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def to_host(x: Tensor) -> Tensor:
+    """A copy in host memory, pinned where it comes from a GPU: then it may still be under way."""
+    host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=x.is_cuda)
+    return host.copy_(x, non_blocking=True)
 
 
 class HostCopy:
@@ -14,8 +20,7 @@ class HostCopy:
     def __init__(self, block: Tensor):
         self._host, self._copied = block, None
         if block.is_cuda:
-            self._host = torch.empty(block.shape, dtype=block.dtype, device="cpu", pin_memory=True)
-            self._host.copy_(block, non_blocking=True)
+            self._host = to_host(block)
             self._copied = torch.cuda.Event(blocking=True)  # sleeps: encoders need the core that waiting would burn
             self._copied.record(torch.cuda.current_stream(block.device))
 

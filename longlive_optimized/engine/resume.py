@@ -13,6 +13,7 @@ from ..config import MAX_WINDOW
 from ..model.precision import PLAIN, policy_of
 from ..plain import whole
 from ..text.blend import lerp, slerp
+from .host_copy import to_host
 from .noise import VideoNoise
 from .prompt_track import PromptTrack
 from .recache import Recache
@@ -59,7 +60,7 @@ def take(stream: Stream, latents: int | None = None) -> Snapshot:
         **{name: getattr(stream, name) for name in _AS_IT_IS}
         | {"recache_due": stream.recache_due or (stream.position > 0 and stream.window_lost)},
     )
-    tensors = {name: _to_host(x) for name, x in found.items()}
+    tensors = {name: to_host(x) for name, x in found.items()}
     copied = None
     if stream.history.is_cuda:
         copied = torch.cuda.Event()
@@ -138,12 +139,6 @@ def _track_of(state: PromptState, tensors: dict[str, Tensor]) -> tuple[PromptTra
         texts, weights, blend = state.wanted
         track.wanted = texts, *weights, blend
     return track, embedding(state.sinks)
-
-
-def _to_host(x: Tensor) -> Tensor:
-    """A copy, which may still be under way."""
-    host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=x.is_cuda)
-    return host.copy_(x, non_blocking=True)
 
 
 def _filled(embedding: Tensor, rows: int) -> Tensor:
