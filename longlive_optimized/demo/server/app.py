@@ -89,7 +89,17 @@ def create_app(sessions: Sessions) -> FastAPI:
     async def metrics() -> Response:
         return Response(sessions.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    if sessions.settings.private:
+    add_redirects(app, sessions.settings.private)
+    routes = _stream_routes(sessions, guarded)
+    app.include_router(routes)
+    app.include_router(routes, prefix="/s/{name}")
+    return app
+
+
+def add_redirects(app: FastAPI, private: bool) -> None:
+    """To a stream's page: where its name has no slash behind it, and if ``private`` to one of the visitor's own."""
+    get = functools.partial(app.api_route, methods=["GET", "HEAD"])
+    if private:
 
         @get("/")
         async def to_a_stream_of_ones_own(request: Request) -> Response:
@@ -99,11 +109,6 @@ def create_app(sessions: Sessions) -> FastAPI:
     async def with_a_slash(name: str, request: Request) -> Response:
         check_name(name)
         return redirect(f"{name}/", request)
-
-    routes = _stream_routes(sessions, guarded)
-    app.include_router(routes)
-    app.include_router(routes, prefix="/s/{name}")
-    return app
 
 
 def guarded_app(access: Access, lifespan=None) -> tuple[FastAPI, list]:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ..server.access import Access, Refused
-from ..server.app import MAX_OFFER_BYTES, MAX_PICTURE_BYTES, PAGE, guarded_app, page, read_body, redirect
+from ..server.app import MAX_OFFER_BYTES, MAX_PICTURE_BYTES, PAGE, add_redirects, guarded_app, page, read_body
 from ..server.room import ice_servers
 from ..server.sessions import MAIN, check_name, private_name
 from .config import ClusterConfig
@@ -94,17 +94,7 @@ class Gate:
         async def recording(request: Request, name: str = MAIN) -> Response:
             return await self._send(request, await self._open_at(name), name, "recording.mp4")
 
-        if self._config.private:
-
-            @get("/")
-            async def to_a_session_of_ones_own(request: Request) -> Response:
-                return redirect(f"s/{private_name()}/", request)
-
-        @get("/s/{name}")
-        async def with_a_slash(name: str, request: Request) -> Response:
-            check_name(name)
-            return redirect(f"{name}/", request)
-
+        add_redirects(app, self._config.private)
         for path, (name, kind) in PAGE.items():
             get(path)(page(name, kind))
             get("/s/{name}" + path)(page(name, kind))
