@@ -51,7 +51,7 @@ def result_of(folder: Path, rank: int, process, longest: float = LONGEST):
     if process.exitcode is None:
         process.kill()
         raise TimeoutError(f"rank {rank} has not ended in {longest:g} s")
-    result, error = torch.load(folder / f"{rank}.pt", weights_only=False)
+    result, error = torch.load(folder / f"{rank}.pt", weights_only=True)
     if error:
         raise RuntimeError(f"rank {rank}:\n{error}")
     return result
