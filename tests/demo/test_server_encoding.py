@@ -1,7 +1,6 @@
 """One encoder for all who watch a stream."""
 
 import asyncio
-import inspect
 import itertools
 import time
 import types
@@ -23,6 +22,7 @@ from longlive_optimized.demo.server.broadcast import to_yuv
 from longlive_optimized.demo.server.encoding import SharedEncoder, ViewerTrack, is_key_frame
 from longlive_optimized.demo.server.metrics import Metrics
 from longlive_optimized.video_time import RTP_CLOCK
+from support.event_loop import as_test
 from support.painted import numbered, painted, read_number
 from support.server_peer import Viewer
 
@@ -41,13 +41,7 @@ def scene(codec: str = "VP8", depth: int = 100):
             finally:
                 encoder.close()
 
-        def test_it(**values):
-            asyncio.run(run(**values))
-
-        test_it.__name__, test_it.__doc__ = test.__name__, test.__doc__
-        test_it.pytestmark = getattr(test, "pytestmark", [])
-        test_it.__signature__ = inspect.Signature([*inspect.signature(test).parameters.values()][2:])
-        return test_it
+        return as_test(run, test, 2)
 
     return decorate
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 import logging
 import re
@@ -24,6 +23,7 @@ from longlive_optimized.demo.server.encoding import is_key_frame
 from longlive_optimized.demo.server.publishing import Lost
 from longlive_optimized.demo.server.sessions import Sessions
 from longlive_optimized.demo.server.settings import ServerSettings
+from support.event_loop import as_test, nothing_left
 from support.painted import painted
 from support.server_peer import Viewer, visit_all
 
@@ -75,20 +75,9 @@ def piped(**settings):
             async with visit_all(painted(), ServerSettings(**settings), outlet=pipe) as (sessions, http):
                 await asyncio.wait_for(test(pipe, sessions, http, **values), 30)
             assert pipe.left == len(pipe.attempts)
-            for _ in range(100):
-                if len(asyncio.all_tasks()) == 1:
-                    return
-                await asyncio.sleep(0.02)
-            raise AssertionError(f"left behind: {asyncio.all_tasks()}")
+            await nothing_left()
 
-        def test_it(monkeypatch, **values):
-            asyncio.run(run(monkeypatch, **values))
-
-        test_it.__name__, test_it.__doc__ = test.__name__, test.__doc__
-        own = [*inspect.signature(test).parameters.values()][3:]
-        monkeypatch = inspect.Parameter("monkeypatch", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        test_it.__signature__ = inspect.Signature([monkeypatch, *own])
-        return test_it
+        return as_test(run, test, 3, "monkeypatch")
 
     return decorate
 

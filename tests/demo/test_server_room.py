@@ -1,7 +1,6 @@
 """A room and its viewers over real WebRTC, on loopback."""
 
 import asyncio
-import inspect
 import io
 import os
 import random
@@ -26,6 +25,7 @@ from longlive_optimized.demo.server import feed as feed_module
 from longlive_optimized.demo.server.offer import BadOffer, Offer
 from longlive_optimized.demo.server.settings import ServerSettings
 from longlive_optimized.demo.server.source import EngineSource
+from support.event_loop import as_test, nothing_left
 from support.painted import level, painted, read_level, read_number
 from support.server_peer import Viewer, visit
 
@@ -40,20 +40,9 @@ def in_room(make_pipeline=PAINTED, **settings):
         async def run(**values):
             async with visit(make_pipeline, ServerSettings(**settings)) as (room, http):
                 await asyncio.wait_for(test(room, http, **values), 60)
-            for _ in range(100):
-                if len(asyncio.all_tasks()) == 1:
-                    return
-                await asyncio.sleep(0.02)
-            raise AssertionError(f"left behind: {asyncio.all_tasks()}")
+            await nothing_left()
 
-        def test_it(**values):
-            asyncio.run(run(**values))
-
-        test_it.__name__, test_it.__doc__ = test.__name__, test.__doc__
-        test_it.pytestmark = getattr(test, "pytestmark", [])
-        others = [*inspect.signature(test).parameters.values()][2:]
-        test_it.__signature__ = inspect.Signature(others)
-        return test_it
+        return as_test(run, test, 2)
 
     return decorate
 

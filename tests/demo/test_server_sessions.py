@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import inspect
 import re
 import threading
 import time
@@ -24,6 +23,7 @@ from longlive_optimized.demo.server.access import ClientBuckets, Refused, stream
 from longlive_optimized.demo.server.sessions import PRIVATE, check_name, private_name
 from longlive_optimized.demo.server.settings import ServerSettings
 from longlive_optimized.demo.server.wishes import Wishes
+from support.event_loop import as_test, nothing_left
 from support.painted import level, painted, read_level
 from support.server_peer import Viewer, visit_all
 
@@ -38,19 +38,9 @@ def with_streams(load=PAINTED, **settings):
         async def run(**values):
             async with visit_all(load, ServerSettings(**{"sessions_per_client": 20} | settings)) as (sessions, http):
                 await asyncio.wait_for(test(sessions, http, **values), 60)
-            for _ in range(100):
-                if len(asyncio.all_tasks()) == 1:
-                    return
-                await asyncio.sleep(0.02)
-            raise AssertionError(f"left behind: {asyncio.all_tasks()}")
+            await nothing_left()
 
-        def test_it(**values):
-            asyncio.run(run(**values))
-
-        test_it.__name__, test_it.__doc__ = test.__name__, test.__doc__
-        test_it.pytestmark = getattr(test, "pytestmark", [])
-        test_it.__signature__ = inspect.Signature([*inspect.signature(test).parameters.values()][2:])
-        return test_it
+        return as_test(run, test, 2)
 
     return decorate
 
