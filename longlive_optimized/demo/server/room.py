@@ -441,6 +441,7 @@ class Room:
                 "overlay": self.feed.overlay,
                 "paused": self.feed.paused,
                 "viewers": self.people,
+                "model": self.settings.shown_model,
             }
         )
 
