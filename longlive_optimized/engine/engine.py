@@ -59,7 +59,7 @@ class LongLiveEngine:
     """LongLive-1.3B as a stream: ``generate_block(BlockRequest("a fox")) -> uint8 [T, H, W, 3]``, T = 9, then 12.
 
     model_path: a folder of LongLive's or scope's layout, ``"tiny"`` for the built-in model, or ``"ORG/NAME"`` or
-        ``"ORG/NAME@REVISION"`` of the hub, of which is downloaded what this machine lacks; a path that exists is a path.
+        ``"ORG/NAME@REVISION"`` of the hub, of which what this machine lacks is downloaded; what exists is a path.
     config: an OptimizationConfig; its StreamSettings are those of streams that are opened without others.
     device: None takes CUDA where there is one.
     progress: called as (what, done, total) while weights are downloaded and load, by one thread at a time.

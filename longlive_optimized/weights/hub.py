@@ -164,8 +164,9 @@ def make_plan(
 def missing(
     model_path: str | os.PathLike[str], vae_type: str = "wan", text_precision: str = "auto", control: bool = False
 ) -> Plan | None:
-    """What is to be downloaded of ``ORG/NAME[@REVISION]``; None for a path or ``tiny``, and where all is here: the hub is
-    then not asked.
+    """What is to be downloaded of ``ORG/NAME[@REVISION]``; None for a path or ``tiny``, and where all is here.
+
+    The hub is asked only if something is missing.
 
     text_precision: an engine's; bf16 and int8 want the text encoder in bfloat16. Raises what make_plan raises.
     """
@@ -224,9 +225,11 @@ def fetch(plan: Plan, progress: Progress | None = None) -> None:
         try:
             for future in as_completed(futures):
                 future.result()
-        except BaseException:
+        except BaseException as error:
             work.stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, OSError) and not error.strerror and plan.command not in str(error):
+                raise type(error)(f"{error}. Go on with\n  {plan.command}") from None
             raise
 
 
@@ -304,12 +307,13 @@ class _InCache:
             cache_folder() / ".locks" / home.name / f"{checksum}.lock",
         )
         made = Item(repository, commit, file, size, checksum, base / file, base, begun, lock)
-        scopes = in_scope(repository, file)
-        if scopes and _is_it(scopes, made, self._force):
+        cached, scopes = in_cache(repository, file, commit), in_scope(repository, file)
+        if cached:
+            made.damaged = not _is_it(cached, made, self._force)
+            # What the revision's name stands for is in the cache too; it is found by that.
+            made.there = not made.damaged and in_cache(repository, file) == cached
+        elif scopes and _is_it(scopes, made, self._force):
             made.target, made.there = scopes, True
-        elif cached := in_cache(repository, file, commit):
-            made.there = _is_it(cached, made, self._force)
-            made.damaged = not made.there
         if not made.there:
             _look_for_begun(made, blob)
         return made

@@ -73,4 +73,4 @@ def _answer(error: Exception, repository: Repository, where: str) -> OSError:
         )
     if status == 404:
         return FileNotFoundError(f"{where} has no repository {repository.name}, or lacks a file of it")
-    return OSError(f"{where} has answered {status} for {repository.name}: try again later")
+    return OSError(f"{where} has answered {status} for {repository.name}")

@@ -51,7 +51,7 @@ def _all(repository: Repository, vae_type: str, control: bool) -> dict[str, Path
 
 
 def _find(part: Part) -> Path | None:
-    return in_scope(part.repository, part.file) or in_cache(part.repository, part.file)
+    return in_cache(part.repository, part.file) or in_scope(part.repository, part.file)
 
 
 def in_cache(repository: Repository, file: str, commit: str | None = None) -> Path | None:
