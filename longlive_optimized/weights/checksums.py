@@ -30,6 +30,13 @@ def record_of(root: Path, file: str) -> Path:
     return root / ".cache/huggingface/download" / f"{file}.metadata"
 
 
+def recorded_commit(root: Path, file: str) -> str:
+    """The commit that the client noted of ``file`` in the folder ``root``; empty if none."""
+    note = record_of(root, file)
+    first = note.read_text(errors="replace")[:100].splitlines()[:1] if note.is_file() else []
+    return "".join(line for line in first if len(line) == 40 and is_checksum(line))
+
+
 def is_checksum(text: str) -> bool:
     """Whether ``text`` is a SHA-256 or a SHA-1."""
     return _FORM.fullmatch(text) is not None

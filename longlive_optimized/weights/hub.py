@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from . import CheckpointError
-from .checksums import digest, hub_checksum, is_checksum, record_of
+from .checksums import digest, hub_checksum, is_checksum, record_of, recorded_commit
 from .hub_errors import as_ours, is_passing
 from .published import LONGLIVE, VAE_FILES, Repository, Wishes, as_repository, command, parts, shelf
 from .stored import in_cache, in_scope, stored
@@ -140,7 +140,7 @@ def make_plan(
         if root.exists() and not root.is_dir():
             raise NotADirectoryError(f"{root} is no folder")
     plan, lists = Plan(repository, wishes, root), _Lists(answer)
-    here = _InFolder(root, wishes, force) if root else _InCache(force)
+    here = _InFolder(root, wishes, force, lists) if root else _InCache(force)
     for part in parts(repository, wishes):
         commit, files = lists.of(part.repository)
         if part.file not in files:
@@ -272,6 +272,17 @@ class _Lists:
             self.known[repository] = info.sha or "", files
         return self.known[repository]
 
+    def has(self, repository: Repository, commit: str) -> bool:
+        """Whether ``commit``, empty for none, is one of the repository's."""
+        if not commit:
+            return False
+        try:
+            with as_ours(repository):
+                _api().model_info(repository.name, revision=commit, timeout=self._answer)
+        except FileNotFoundError:
+            return False
+        return True
+
 
 def _api() -> Any:
     from huggingface_hub import HfApi
@@ -322,10 +333,10 @@ class _InCache:
 class _InFolder:
     """Files in a folder of models."""
 
-    def __init__(self, root: Path, wishes: Wishes, force: bool):
+    def __init__(self, root: Path, wishes: Wishes, force: bool, lists: _Lists):
         from .locate import places
 
-        self._root, self._force = root, force
+        self._root, self._force, self._lists = root, force, lists
         self._places = places(root, wishes.vae)
 
     def has_another(self, part: str, file: str) -> bool:
@@ -347,8 +358,11 @@ class _InFolder:
             if _is_it(target, made, self._force):
                 made.there = True
                 return made
-            if not self._force and not hub_checksum(target):
-                raise FileExistsError(f"{target} is there, and is not {file} of {repository}: --force replaces it")
+            if not self._force and not self._lists.has(repository, recorded_commit(base, file)):
+                raise FileExistsError(
+                    f"{target} is there, and is not {file} of {repository}: --force replaces it; --model names another "
+                    "model's repository"
+                )
             made.damaged = True
         elsewhere = in_scope(repository, file), in_cache(repository, file, commit)
         made.source = next((path for path in elsewhere if path and path != target and _is_it(path, made, False)), None)

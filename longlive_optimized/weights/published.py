@@ -17,6 +17,7 @@ WAN = "daydreamlive/Wan2.1-T2V-1.3B"
 WAN_BF16 = "Wan-AI/Wan2.1-T2V-1.3B"
 WAN_VIDEO = "daydreamlive/WanVideo_comfy"
 AUTOENCODERS = "daydreamlive/Autoencoders"
+MIRRORS = LONGLIVE, WAN, WAN_VIDEO, AUTOENCODERS  # what scope downloads
 VAE_FILES = {
     "wan": "Wan2.1_VAE.pth",
     "lightvae": "lightvaew2_1.pth",
@@ -97,8 +98,8 @@ def parts(repository: Repository, wishes: Wishes) -> list[Part]:
 
 
 def shelf(repository: Repository) -> str:
-    """The folder of a repository's files in a folder of models, as scope has it."""
-    return repository.name.rpartition("/")[2]
+    """The folder of a repository's files in a folder of models, as scope has it; of any LongLive's it is the same."""
+    return (repository.name if repository.name in (*MIRRORS, WAN_BF16) else LONGLIVE).rpartition("/")[2]
 
 
 def command(model: str | os.PathLike[str] | Repository, wishes: Wishes = Wishes(), force: bool = False) -> str:
@@ -121,10 +122,9 @@ def again(path: Path) -> str:
     for name in folders:
         if name.startswith("models--") and (folders[name] / "snapshots") in path.parents:
             owner, _, last = name.removeprefix("models--").partition("--")
-            others = WAN, WAN_BF16, WAN_VIDEO, AUTOENCODERS
-            of = LONGLIVE if f"{owner}/{last}" in others else f"{owner}/{last}"
+            of = LONGLIVE if f"{owner}/{last}" in (*MIRRORS, WAN_BF16) else f"{owner}/{last}"
             return ":\n  " + command(Repository(of), wished, force=True)
-    shelves = *(shelf(Repository(name)) for name in (LONGLIVE, WAN, WAN_VIDEO, AUTOENCODERS)), "longlive_models"
+    shelves = *(shelf(Repository(name)) for name in MIRRORS), "longlive_models"
     home = next((folders[name].parent for name in shelves if name in folders), None)
     if home is None:
         return ""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .published import AUTOENCODERS, LONGLIVE, WAN, WAN_VIDEO, Part, Repository, Wishes, command, parts, shelf
-
-_SCOPE_HAS = (LONGLIVE, WAN, WAN_VIDEO, AUTOENCODERS)
+from .published import MIRRORS, Part, Repository, Wishes, command, parts, shelf
 
 
 def scope_folder() -> Path:
@@ -17,7 +15,7 @@ def scope_folder() -> Path:
 
 def in_scope(repository: Repository, file: str) -> Path | None:
     """A file of scope's. It has one version of each and does not say which: none where a revision is asked for."""
-    if repository.revision or repository.name not in _SCOPE_HAS:
+    if repository.revision or repository.name not in MIRRORS:
         return None
     path = scope_folder() / shelf(repository) / file
     return path if path.is_file() else None

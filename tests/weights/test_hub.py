@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,12 +200,15 @@ def test_too_small_a_disk_is_told_before(hub, tmp_path, monkeypatch):
 class Quota:
     """A file on a disk that has room for so many bytes more."""
 
+    one = threading.Lock()
+
     def __init__(self, file, room):
         self.file, self.room = file, room
 
     def write(self, data):
-        taken = self.file.write(data[: self.room[0]])
-        self.room[0] -= taken
+        with self.one:
+            taken = self.file.write(data[: self.room[0]])
+            self.room[0] -= taken
         if taken < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
         return taken
