@@ -28,7 +28,7 @@ def as_ours(repository: Repository) -> Iterator[None]:
             text = f"HF_HUB_OFFLINE is set: {repository} cannot be downloaded"
         elif isinstance(error, LocalEntryNotFoundError):
             text = f"{where} cannot be reached, {repository} cannot be downloaded"
-        elif isinstance(error, HfHubHTTPError):
+        elif _status(error) or isinstance(error, HfHubHTTPError):
             raise _answer(error, repository, where) from None
         elif _is_transport(error):
             text = f"{where} cannot be reached, {repository} cannot be downloaded ({type(error).__name__})"
@@ -39,10 +39,8 @@ def as_ours(repository: Repository) -> Iterator[None]:
 
 def is_passing(error: Exception) -> bool:
     """Whether the same request may succeed soon."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        return _status(error) >= 500
+    if status := _status(error):
+        return status >= 500
     return _is_transport(error) or (isinstance(error, OSError) and "Consistency check failed" in str(error))
 
 

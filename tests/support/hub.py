@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download, hf_api
 
 from longlive_optimized.weights.random_checkpoint import make_checkpoint, write_small_vaes
 from support.umt5 import write_fp8
@@ -81,7 +81,10 @@ class Hub:
         self.down, self.down_after_cut, self.ranges, self.pace = False, False, True, 0.0
         self._stored: dict[str, tuple[str, bytes]] = {}
         self._servers = [_Server(("127.0.0.1", 0), _handler(self, kind)) for kind in ("hub", "store")]
-        self.endpoint, self.store = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        hosts = "127.0.0.1", "localhost"  # the client follows redirects within a host
+        self.endpoint, self.store = (
+            f"http://{host}:{server.server_address[1]}" for host, server in zip(hosts, self._servers, strict=True)
+        )
 
     @contextmanager
     def running(self) -> Iterator[Hub]:
@@ -136,12 +139,15 @@ def alone(files: dict[str, dict[str, bytes]], folder: Path, monkeypatch) -> Iter
         "HF_TOKEN_PATH": str(folder / "token"),
         "DOWNLOAD_CHUNK_SIZE": PIECE,
     }.items():
-        monkeypatch.setattr(constants, name, value)
+        for module in (constants, file_download, hf_api):  # some versions import them by name
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
     monkeypatch.setenv("DAYDREAM_SCOPE_MODELS_DIR", str(folder / "scope"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("longlive_optimized.weights.hub.PAUSE", 0.01)
     impatient = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between the client's own tries
-    monkeypatch.setattr("huggingface_hub.file_download.time", impatient)
+    for module in ("file_download", "utils._http"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", impatient)
     with hub.running():
         yield hub
 
