@@ -1,14 +1,18 @@
 """A small model hub on loopback, as the hub's client meets it: lists, files, ranges, checksums, redirects, refusals.
 
 Large files are redirected to a second address, another origin, as a store's signed addresses are. ``log`` has every
-request; ``sent`` counts the bytes of bodies.
+request; ``sent`` counts the bytes of bodies. ``python tests/support/hub.py COMMAND`` runs a command beside such a hub,
+on a machine that has no models.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +25,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import torch
 from huggingface_hub import constants, file_download, hf_api
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from longlive_optimized.weights.random_checkpoint import make_checkpoint, write_small_vaes
 from support.umt5 import write_fp8
@@ -325,3 +331,23 @@ def contents(folder: Path) -> dict[str, dict[str, bytes]]:
         SMALL: {"config.json": b"{}"} | {path.name: path.read_bytes() for path in (made / "Autoencoders").iterdir()},
         WAN_AI: unneeded | {bf16.name: bf16.read_bytes()},
     }
+
+
+def main() -> int:
+    """Run the command of the arguments beside a hub; its status."""
+    with tempfile.TemporaryDirectory() as folder:
+        hub = Hub()
+        for name, content in contents(Path(folder)).items():
+            hub.repos[name] = Repo()
+            hub.repos[name].commit(content, "main")
+        variables = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": f"{folder}/home",
+            "DAYDREAM_SCOPE_MODELS_DIR": f"{folder}/s",
+        }
+        with hub.running():
+            return subprocess.run(sys.argv[1:], env=os.environ | variables).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
