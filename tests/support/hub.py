@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -75,8 +77,8 @@ class Hub:
     """Two servers on loopback.
 
     cut: bytes of a large file, by name, after which the connection breaks, each once; with ``down_after_cut`` the store
-    is then down: no large file is sent at all. spoiled: names of large files that arrive with another byte. ranges:
-    whether ranges are honoured. pace: seconds between pieces.
+    is then down: no large file is sent at all; with ``resets`` it breaks by a reset, not by an end. spoiled: names of
+    large files that arrive with another byte. ranges: whether ranges are honoured. pace: seconds between pieces.
     """
 
     def __init__(self):
@@ -84,7 +86,7 @@ class Hub:
         self.log: list[Seen] = []
         self.cut: dict[str, list[int]] = {}
         self.spoiled: set[str] = set()
-        self.down, self.down_after_cut, self.ranges, self.pace = False, False, True, 0.0
+        self.down, self.down_after_cut, self.resets, self.ranges, self.pace = False, False, False, True, 0.0
         self._stored: dict[str, tuple[str, bytes]] = {}
         self._servers = [_Server(("127.0.0.1", 0), _handler(self, kind)) for kind in ("hub", "store")]
         hosts = "127.0.0.1", "localhost"  # the client follows redirects within a host
@@ -297,6 +299,11 @@ def _handler(hub: Hub, kind: str) -> type[BaseHTTPRequestHandler]:
             if cut is not None:
                 hub.down |= hub.down_after_cut
                 self.wfile.flush()
+                if hub.resets:
+                    time.sleep(0.1)  # or what was sent would be lost with the connection
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    for each in (self.rfile, self.wfile, self.connection):
+                        each.close()
                 self.close_connection = True
 
     return Handler

@@ -139,6 +139,15 @@ def test_an_interrupted_download_is_gone_on_with_later(hub, tmp_path, into):
     check(locate(root or LONGLIVE))
 
 
+def test_a_connection_that_is_reset(hub):
+    """Which the client takes for an error of the whole download."""
+    hub.cut, hub.resets = {BASE: [PIECE * 40], "lora.pt": [PIECE]}, True
+    fetch()
+    assert len([seen for seen in hub.log if "/store/" in seen.path and seen.path.endswith(BASE)]) == 2
+    assert hub.sent < size_of(hub) + 8 * PIECE
+    check(locate(LONGLIVE))
+
+
 def test_a_server_without_ranges(hub):
     """What was begun is then begun anew, and is still right."""
     hub.cut, hub.ranges = {BASE: [PIECE * 10]}, False
