@@ -205,8 +205,6 @@ def serve(
         _follow(model, config, device, join_ranks(numbers, device, leads=True))
         return
     have(model, text_precision=text_precision, control=control)
-    if asks:
-        tell_of_the_real_one()
     with _listen(host, port) as listener:
         ranks = join_ranks(numbers, device, leads=True)
 
@@ -215,7 +213,7 @@ def serve(
 
         streams = Sessions(load, prompt, settings, outlet=elsewhere)
         streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
-        _run(streams, listener, _address(settings, listener))
+        _run(streams, listener, _address(settings, listener), asks)
     if streams.worker.error:
         raise streams.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
@@ -232,8 +230,8 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
-def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
-    """Serve until a signal comes or the model turns out not to load."""
+def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool) -> None:
+    """Serve until a signal comes or the model turns out not to load; asks: nobody has named one."""
     import uvicorn
 
     from ..demo.server.app import create_app
@@ -251,6 +249,8 @@ def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
 
     streams.on_status = follow
     console.print(Text.assemble("open ", (address, "bold"), "  (Ctrl-C ends)"), soft_wrap=True)
+    if asks:
+        tell_of_the_real_one()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 
