@@ -347,12 +347,13 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("docs/performance.md", "*", "python tests/measure/janus.py .*", _JANUS),
+    NotRun("docs/performance.md", "*", "python tests/measure/cluster.py .*", _CLUSTER),
     NotRun("docs/api.md", "*", "longlive-optimized serve --publish .*", _JANUS),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
     NotRun(
         "docs/performance.md",
         "*",
-        "python tests/measure/(overlap|compare_builds|control|memory|memory_plan|presets|second_gpu|vae_bands).py .*",
+        "python tests/measure/(overlap|compare_builds|control|memory(_plan)?|presets|second_gpu|sessions|vae_bands).py .*",
         _GPU,
     ),
     NotRun(
