@@ -353,9 +353,10 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun(
         "docs/performance.md",
         "*",
-        "python tests/measure/(overlap|compare_builds|control|memory(_plan)?|presets|second_gpu|sessions|vae_bands).py .*",
+        "python tests/measure/(overlap|compare_builds|control|memory|memory_plan|presets|second_gpu|vae_bands).py .*",
         _GPU,
     ),
+    NotRun("docs/performance.md", "*", "python tests/measure/sessions.py MODEL .*", _GPU),
     NotRun(
         "docs/CONTRIBUTING.md", "Versions", "tests/measure/versions.sh.*", _NET + "; .ci/run runs its part of video"
     ),
