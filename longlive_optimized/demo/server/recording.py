@@ -7,12 +7,13 @@ lost on the way to a viewer, and pauses are not in a clip.
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -163,51 +164,43 @@ class Recorder:
         return out.getvalue()
 
 
-def _packets(kept: Sequence[_Kept]) -> Iterator[tuple[av.Packet, int, int]]:
-    """The segments' packets, with when each is shown and for how long, in frames from the first one on."""
-    before: tuple[av.Packet, int] | None = None
+def _sources(kept: Sequence[_Kept]) -> Iterator[tuple[Any, int, int]]:
+    """The segments, opened one after the other, each with when its first and what follows its last frame are shown, in
+    frames from the first segment on."""
     begin = kept[0].first
-    for segment in kept:
+    ends = [*(following.first for following in kept[1:]), kept[-1].end]
+    for segment, end in zip(kept, ends, strict=True):
         with av.open(io.BytesIO(segment.data), "r", format="mpegts") as source:
-            first = None
-            for packet in source.demux(video=0):
-                if packet.dts is None:
-                    continue
-                first = packet.dts if first is None else first
-                start = segment.first - begin + round((packet.dts - first) / TICKS)
-                if before:
-                    yield *before, start - before[1]
-                before = packet, start
-    assert before
-    yield *before, kept[-1].end - begin - before[1]
+            yield source, segment.first - begin, end - begin
+
+
+def _starts(times: Sequence[int | None], first: int, end: int) -> list[int]:
+    """When each frame of a segment is shown, and what follows the last."""
+    known = [time for time in times if time is not None]
+    return [*(first + round((time - known[0]) / TICKS) for time in known), end]
 
 
 def _join(kept: Sequence[_Kept]) -> bytes:
     """The segments' pictures, as they are, one after another in an mp4."""
     out, stream = io.BytesIO(), None
     with av.open(out, "w", format="mp4") as target:
-        for packet, start, frames in _packets(kept):
+        for source, first, end in _sources(kept):
             if stream is None:
-                stream = target.add_stream_from_template(packet.stream)
+                stream = target.add_stream_from_template(source.streams.video[0])
                 stream.time_base = Fraction(1, RTP_CLOCK)  # which PyAV before 17 takes from the rate instead
-            packet.dts = packet.pts = TICKS * start
-            packet.duration, packet.stream = TICKS * frames, stream
-            target.mux(packet)
+            packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
+            starts = _starts([packet.dts for packet in packets], first, end)
+            for packet, (start, following) in zip(packets, itertools.pairwise(starts), strict=True):
+                packet.dts = packet.pts = TICKS * start
+                packet.duration, packet.stream = TICKS * (following - start), stream
+                target.mux(packet)
     return out.getvalue()
 
 
 def _shots(kept: Sequence[_Kept]) -> Iterator[Shot]:
     """The segments' pictures."""
-    begin, before = kept[0].first, None
-    for segment in kept:
-        with av.open(io.BytesIO(segment.data), "r", format="mpegts") as source:
-            first = None
-            for frame in source.decode(video=0):
-                assert frame.pts is not None
-                first = frame.pts if first is None else first
-                start = segment.first - begin + round((frame.pts - first) / TICKS)
-                if before:
-                    yield before._replace(frames=start - before.start)
-                before = Shot(frame.to_ndarray(format="rgb24"), start)
-    assert before
-    yield before._replace(frames=kept[-1].end - begin - before.start)
+    for source, first, end in _sources(kept):
+        frames = list(source.decode(video=0))
+        starts = _starts([frame.pts for frame in frames], first, end)
+        for frame, (start, following) in zip(frames, itertools.pairwise(starts), strict=True):
+            yield Shot(frame.to_ndarray(format="rgb24"), start, following - start)
