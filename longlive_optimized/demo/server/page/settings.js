@@ -24,7 +24,7 @@ export class Settings {
       button.title = `steps ${preset.denoising_steps.join(" ")}, attention window of ${preset.local_attn_size} latent frames`;
       button.ariaKeyShortcuts = String(i + 1);
       button.textContent = preset.name.replace("_", " ");
-      rate.textContent = `${preset.precision}`;
+      rate.textContent = preset.precision;
       small.textContent = `${preset.denoising_steps.length} steps · window ${preset.local_attn_size}`;
       button.append(rate, small);
       button.addEventListener("click", () => this.choose(i));
