@@ -129,6 +129,32 @@ def test_a_reset_drops_frames_that_wait():
         assert read_number(watched.take()) == waiting
 
 
+def test_a_reset_begins_another_scene_and_a_block_does_not():
+    with Watched() as watched:
+        scenes = [(watched.take(), watched.feed.scene)[1] for _ in range(33)]
+        assert len({*scenes}) == 1
+        watched.feed.reset()
+        assert (watched.take(), watched.feed.scene)[1] == scenes[0] + 1
+        assert {(watched.take(), watched.feed.scene)[1] for _ in range(23)} == {scenes[0] + 1}
+
+
+def test_whoever_keeps_frames_gets_all_that_were_made():
+    """Those too that wait in vain, as a reset drops them."""
+    kept = []
+    worker = Worker(PAINTED)
+    feed = Feed(worker, None, FOX, lambda status: None, lambda block: None, on_frames=kept.append)
+    worker.add(feed)
+    worker.start()
+    feed.set_watched(True)
+    wait_for(lambda: feed.waiting >= 9)
+    feed.reset()
+    wait_for(lambda: sum(map(len, kept)) >= 21)
+    feed.set_paused(True)
+    assert worker.stop(20)
+    numbers = [read_number(frame) for frames in kept for frame in frames]
+    assert numbers == [*range(len(numbers))]
+
+
 def test_errors_are_told_and_outlived(monkeypatch):
     monkeypatch.setattr(feed_module, "FIRST_DELAY", 0.01)
     with Watched() as watched:
