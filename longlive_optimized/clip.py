@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import av.filter
 import numpy as np
+from av.error import BlockingIOError, EOFError
 
 from . import h264
 from .video_time import TRAINED_FPS
@@ -165,6 +166,6 @@ def _form_of(frame: av.VideoFrame) -> dict[str, Any]:
 
 def _pull(sink) -> Iterator[av.VideoFrame]:
     """The frames that a filter has ready."""
-    with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
+    with contextlib.suppress(BlockingIOError, EOFError):
         while True:
             yield sink.pull()

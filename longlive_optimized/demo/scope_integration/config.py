@@ -112,4 +112,7 @@ class ScopeOptimizationConfig(OptimizationConfig):
 
 def whole_wish(changes: ConfigFields) -> ConfigFields:
     """Changes with what they bring along: without interpolation there is no rate of pictures."""
-    return {"shown_fps": None} | changes if changes.get("interpolation") == "none" else changes
+    if changes.get("interpolation") == "none":
+        changes = changes.copy()
+        changes.setdefault("shown_fps", None)
+    return changes

@@ -222,7 +222,9 @@ class Room:
         if snapshot is None:
             return None
         how = {"transition": self._transition, "blend": self._blend, "preset": self._preset}
-        return Saved(self.config, self.feed.prompt, snapshot, self.feed.overlay, self.feed.paused, **how)
+        return Saved(
+            self.feed.config_wished_for, self.feed.prompt, snapshot, self.feed.overlay, self.feed.paused, **how
+        )
 
     def go_on_from(self, saved: Saved) -> None:
         """Before it is opened: go on where another server's stream was. The first block is made at once."""

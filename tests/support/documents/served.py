@@ -243,7 +243,7 @@ def options_of_streams(units: list[Unit]):
 @says(API, "Who first watches a stream opens it, and may choose what it begins with")
 @says(API, "Where all places are taken, a viewer is connected and waits")
 @says(API, "A picture is encoded once for all who watch it")
-@says(API, "`/status` lists all streams with their frames a second")
+@says(API, "`/status` lists all streams with their model frames a second")
 @says("README.md", "One process makes as many streams as its GPU can")
 def streams(place: Place):
     assert (admission.FULL, TRAINED_FPS) == (0.95, 16)
