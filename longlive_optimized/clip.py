@@ -150,9 +150,8 @@ def _frame(shot: Shot) -> av.VideoFrame:
 
 
 def _timed(frame: av.VideoFrame, shot: Shot, clock: int) -> av.VideoFrame:
-    """A shot's frame with its times, in ticks of so many a second."""
+    """A shot's frame with its time, in ticks of so many a second."""
     frame.pts, frame.time_base = _ticks(shot.start, clock), Fraction(1, clock)
-    frame.duration = _ticks(shot.start + shot.frames, clock) - frame.pts
     return frame
 
 

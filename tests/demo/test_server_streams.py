@@ -326,24 +326,21 @@ def test_a_first_block_in_which_kernels_compile_is_not_what_a_kind_costs():
     assert costs.of(kind) == 0.02
 
 
-def test_first_blocks_that_compile_hold_no_newcomer_off():
-    """The first four take eight times as long: with the fifth it is known what a stream costs, and how many fit."""
+@pytest.mark.parametrize("slow", [1, 3, 4])
+def test_first_blocks_that_compile_hold_no_newcomer_off(slow):
+    """They take eight times as long: two blocks after the last of the four it is known what a stream costs."""
     usual = 12 / 16 * 0.15
     source = painted(usual)(None)
     opens = source.open
 
     def open_slowly(config):
         pipeline = opens(config)
-        pipeline.fail = lambda: time.sleep(7 * usual if len(pipeline.blocks) <= 4 else 0)
+        pipeline.fail = lambda: time.sleep(7 * usual if len(pipeline.blocks) <= slow else 0)
         return pipeline
 
     source.open = open_slowly
-    with working(source) as worker, contextlib.ExitStack() as stack:
-        feed = feed_of(worker)
-        sink = stack.enter_context(Sink(feed))
-        sink.wait(9 + 3 * 12 + 1)  # the fifth is made
-        while not feed.pace.settled:
-            time.sleep(0.002)
+    with working(source) as worker, Sink(feed := feed_of(worker)) as sink:
+        sink.wait(9 + 5 * 12 + 1)  # the sixth is made
         assert feed.share == pytest.approx(0.15, rel=0.2)
         one = share(worker.costs.of(feed.kind), 16)
         assert [Admission("auto").fits([feed.share] * count, one) for count in (4, 7)] == [True, False]

@@ -13,7 +13,7 @@ SLACK = 1.02  # an engine too slow for its world is shown a little slower still,
 EARLY = 1.1  # a block begins this much earlier than the slowest of the last ones would ask for ...
 MARGIN = 0.03  # ... and so many seconds
 RECENT = 8  # blocks that count
-SETTLED = 4  # first blocks, which do not count: kernels compile, graphs are captured, the window is not full yet
+SETTLED = 4  # blocks, of which the last is the first to count: before, kernels compile and the window is not full
 
 
 class Pace:
@@ -37,7 +37,7 @@ class Pace:
     @property
     def settled(self) -> bool:
         """Whether a block was made that tells what later ones take."""
-        return self._blocks > SETTLED
+        return self._blocks >= SETTLED
 
     @property
     def longest(self) -> float | None:
@@ -49,10 +49,10 @@ class Pace:
         one is made beside the other of the block before. Returns the seconds that each of its frames took."""
         each = (seconds if every is None else every) / frames
         self._recent.append(seconds)
+        self._blocks += 1
         if self._blocks == SETTLED:
             self._frames.clear()
         self._frames.append(each)
-        self._blocks += 1
         return each
 
     def interval(self, fps: float, share: float = math.inf) -> float:
