@@ -205,3 +205,15 @@ def test_so_many_clips_may_wait():
     assert len(due) == MOST_CLIPS
     go_on.set()
     assert [one.result() for one in due] == [b""] * MOST_CLIPS and not recorder.busy
+
+
+def test_what_is_closed_takes_no_more_and_leaves_no_thread():
+    recorder = Recorder(seconds=10)
+    record(recorder, 24)
+    recorder.clip(1, "webp").result()
+    threads = recorder._thread._threads | recorder._clips._threads
+    recorder.close()
+    recorder.add(frames(24, 12))
+    for thread in threads:
+        thread.join(10)
+    assert len(threads) == 2 and not any(thread.is_alive() for thread in threads)

@@ -6,6 +6,7 @@ lost on the way to a viewer, and pauses are not in a clip.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
@@ -91,15 +92,16 @@ class Recorder:
 
     def add(self, frames: np.ndarray) -> None:
         """Append frames, RGB uint8 [T, H, W, 3]; returns at once. They must not change afterwards. Called by one
-        thread at a time."""
+        thread at a time; after ``close`` without effect."""
         first, self._count = self._count, self._count + len(frames)
         while self._pending and self._pending[0][0].done():
             self._waiting -= self._pending.popleft()[1]
         if self._waiting and self._waiting + frames.nbytes > MOST_WAITING:
             self.skipped += len(frames)
             return
-        self._waiting += frames.nbytes
-        self._pending.append((self._thread.submit(self._add, frames, first), frames.nbytes))
+        with contextlib.suppress(RuntimeError):  # it has been closed
+            self._pending.append((self._thread.submit(self._add, frames, first), frames.nbytes))
+            self._waiting += frames.nbytes
 
     @property
     def busy(self) -> bool:
