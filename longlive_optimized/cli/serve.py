@@ -104,7 +104,11 @@ def serve(
     turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
     turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
     publish: Annotated[
-        str | None, typer.Option(help="janus://HOST[:PORT]/ROOM: publish the shared stream there, for many viewers.")
+        str | None,
+        typer.Option(
+            envvar="LONGLIVE_PUBLISH",
+            help="whip+https://HOST/PATH or janus://HOST/ROOM: publish the shared stream there, for many viewers.",
+        ),
     ] = None,
     publish_make_room: Annotated[
         bool, typer.Option("--publish-make-room", help="Make the room where it does not exist.")
@@ -132,6 +136,8 @@ def serve(
             vae_device=vae_device,
             text_device=text_device,
             gpus=gpus,
+            publish=publish,
+            publish_make_room=publish_make_room,
         )
         with _extra("cluster"):
             from ..demo.serving.command import run
