@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import quote
 
 import typer
+from pydantic import ValidationError
 from rich.text import Text
 
 from ..config import PRESETS, preset_name
@@ -35,7 +37,9 @@ from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
     from ..demo.scope_integration import ScopeOptimizationConfig
+    from ..demo.server.app import Beside
     from ..demo.server.feed import Status
+    from ..demo.server.osc import OscAddress
     from ..demo.server.sessions import Sessions
     from ..demo.server.settings import IceServer, ServerSettings
     from ..engine.loading import Progress
@@ -113,6 +117,12 @@ def serve(
     publish_make_room: Annotated[
         bool, typer.Option("--publish-make-room", help="Make the room where it does not exist.")
     ] = False,
+    osc: Annotated[
+        str | None,
+        typer.Option(
+            help="PORT, on this machine alone, or HOST:PORT: take prompts and settings by Open Sound Control."
+        ),
+    ] = None,
     device: Device = None,
     vae_device: VaeDevice = None,
     text_device: TextDevice = None,
@@ -138,6 +148,7 @@ def serve(
             gpus=gpus,
             publish=publish,
             publish_make_room=publish_make_room,
+            osc=osc,
         )
         with _extra("cluster"):
             from ..demo.serving.command import run
@@ -212,11 +223,13 @@ def serve(
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
     elsewhere = outlet(publish, publish_make_room, settings)
+    osc_at = None if osc is None else _osc_address(osc, settings)
     if os.environ.get("RANK", "0") != "0":
         _follow(model, config, device, join_ranks(numbers, device, leads=True))
         return
     have(model, text_precision=text_precision, control=control)
     with _listen(host, port) as listener:
+        beside = None if osc_at is None else _osc(osc_at)
         ranks = join_ranks(numbers, device, leads=True)
 
         def load(progress: Progress) -> EngineSource:
@@ -224,7 +237,7 @@ def serve(
 
         streams = Sessions(load, prompt, settings, outlet=elsewhere)
         streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
-        _run(streams, listener, _address(settings, listener), asks)
+        _run(streams, listener, _address(settings, listener), asks, beside)
     if streams.worker.error:
         raise streams.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
@@ -241,7 +254,7 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
-def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool) -> None:
+def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool, beside: Beside | None) -> None:
     """Serve until a signal comes or the model turns out not to load; asks: nobody has named one."""
     import uvicorn
 
@@ -250,7 +263,7 @@ def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool) -
     started = time.perf_counter()
     quiet = {"log_level": "warning", "access_log": False, "server_header": False}
     server = uvicorn.Server(
-        uvicorn.Config(create_app(streams), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
+        uvicorn.Config(create_app(streams, beside), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
     )
 
     def follow(status: Status) -> None:
@@ -302,6 +315,26 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def _osc_address(text: str, settings: ServerSettings) -> OscAddress:
+    """Where ``--osc`` listens. Raises ValueError naming the option."""
+    with _extra("osc"):
+        from ..demo.server.osc import read_osc
+    try:
+        return read_osc(text, settings)
+    except ValueError as error:
+        fault = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+        raise ValueError(f"--osc: {fault}") from None
+
+
+def _osc(address: OscAddress) -> Beside:
+    """What obeys OSC there. Raises OSError naming the address."""
+    from ..demo.server.osc import bind, listening
+
+    receiver = bind(address)
+    console.print(f"OSC by UDP port {receiver.getsockname()[1]}")
+    return functools.partial(listening, receiver)
 
 
 def _address(settings: ServerSettings, listener: socket.socket) -> str:
