@@ -1,14 +1,14 @@
-"""Wheels that need no compiler, built and tried: ``python tests/build/wheels.py OUT [pure|hopper|scope]...``
+"""Wheels that need no compiler, built and tried: ``python tests/build/wheels.py OUT [pure|hopper|try|scope]...``
 
 - pure: Python and Triton for every system, ``longlive_optimized-VERSION-py3-none-any.whl``.
 - hopper: with the library for Hopper, ``longlive_optimized-VERSION+hopper.cuXYZ-cpXY-cpXY-linux_x86_64.whl``: built by
   the nvcc of CUDA X.YZ (whose runtime is in it, so the driver must be one for that CUDA), for this interpreter's
   version, against this interpreter's torch, and for torch 2.9 or newer. pip takes it before the pure one.
-- scope: tries the wheels of OUT beside what scope pins (SCOPE), torch 2.9.1 among them. scope has Python 3.12, for
-  which ``--python`` is; a wheel for another Python is tried with that.
+- try: each wheel of OUT is installed into an environment of its own, with a path that has no compiler, not even while
+  it is installed. There the package is imported, doctor looks at the operators, and the built-in model makes a short
+  video. ``--python`` says for which Python wheels are tried that take any.
+- scope: the same beside what scope pins (SCOPE), torch 2.9.1 among it.
 
-Each wheel is installed into an environment of its own, with a path that has no compiler, not even while it is
-installed; there the package is imported, doctor looks at the operators, and the built-in model makes a short video.
 The wheels stay in OUT, the environments go. Built is what git tracks, as it lies in the work tree.
 """
 
@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+WHAT = ("pure", "hopper", "try", "scope")
 # Of scope 0.2.4's pyproject.toml, what can be had as wheels from an index; of the others this package needs none.
 SCOPE = """torch==2.9.1 torchvision==0.24.1 triton==3.5.1 peft==0.18.1 torchao==0.15.0 kernels>=0.10.4 diffusers>=0.31.0
 transformers>=4.49.0 accelerate>=1.1.1 aiortc>=1.13.0 fastapi>=0.116.1 uvicorn>=0.35.0 pluggy>=1.5.0 click>=8.3.1
@@ -39,8 +40,9 @@ import longlive_optimized
 from longlive_optimized.kernels import native
 assert "site-packages" in longlive_optimized.__file__, longlive_optimized.__file__
 assert native.load() == (sys.argv[1] == "True"), "the library is there and should not be, or the other way round"
-assert not native.load() or hasattr(torch.ops.longlive, "ring_attention")
-print(f"longlive-optimized {longlive_optimized.__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
+assert not native.load() or hasattr(torch.ops.longlive_C, "ring_attention")
+print("longlive-optimized", longlive_optimized.__version__, end=", ")
+print("Python", sys.version.split()[0] + ", torch", torch.__version__)
 """
 PLAY = ["generate", "--model", "tiny", "--seconds", "1", "--out", "short.mp4", "--prompt"]
 PROMPT = "a red circle moves left over a green field"
@@ -49,21 +51,23 @@ PROMPT = "a red circle moves left over a green field"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("what", nargs="*", choices=["pure", "hopper", "scope"], help="all of it by default")
-    parser.add_argument("--torch", default="torch", help="a wheel is tried beside this (torch: the newest there is)")
+    parser.add_argument("what", nargs="*", metavar="|".join(WHAT), help="all of it by default")
+    parser.add_argument("--torch", default="torch", help="beside what wheels are tried (torch: the newest there is)")
     parser.add_argument("--python", default=sys.executable, help="interpreter for wheels of every Python")
     options = parser.parse_args()
+    what = options.what or WHAT
+    if unknown := {*what} - {*WHAT}:
+        parser.error(f"{', '.join(unknown)}: must be of {', '.join(WHAT)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    what = options.what or ["pure", "hopper", "scope"]
     for kind in ("pure", "hopper"):
         if kind in what:
-            try_(build(options.out, kind), options.python, [options.torch])
-    if "scope" in what:
-        for wheel in sorted(options.out.resolve().glob("longlive_optimized-*.whl")):
-            try_(wheel, options.python, SCOPE.split())
+            build(options.out, kind)
+    for beside in [options.torch.split()] * ("try" in what) + [SCOPE.split()] * ("scope" in what):
+        for wheel in sorted(options.out.resolve().glob("longlive_optimized-*.whl"), reverse=True):
+            try_(wheel, options.python, beside)
 
 
-def build(out: Path, kind: str) -> Path:
+def build(out: Path, kind: str) -> None:
     """The wheel of this kind, made from a copy of the work tree in which nothing lies that git does not track."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -78,9 +82,8 @@ def build(out: Path, kind: str) -> Path:
         [wheel] = made.glob("*.whl")
         assert ("py3-none-any" in wheel.name) == (kind == "pure"), wheel.name
         shutil.copy(wheel, out)
-    kept = out.resolve() / wheel.name
-    print(f"{kept.name}: {kept.stat().st_size / 1e6:.1f} MB, built in {time.monotonic() - began:.0f} s", flush=True)
-    return kept
+    megabytes = (out / wheel.name).stat().st_size / 1e6
+    print(f"{wheel.name}: {megabytes:.1f} MB, built in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def copy(target: Path) -> None:
@@ -120,7 +123,8 @@ def try_(wheel: Path, python: str, beside: list[str]) -> None:
         run([f"{folder}/env/bin/longlive-optimized", *PLAY, PROMPT], **inside)
         run([pip[0], "-c", "import av; assert sum(1 for _ in av.open('short.mp4').decode(video=0)) == 16"], **inside)
     used = time.monotonic() - began - installed
-    print(f"  {said.strip()}: installed in {installed:.0f} s, used in {used:.0f} s, beside {' '.join(beside)}", flush=True)
+    print(f"{wheel.name}: tried beside {' '.join(beside)}\n  {said.strip()}")
+    print(f"  installed in {installed:.0f} s, used in {used:.0f} s", flush=True)
 
 
 def minor(python: str) -> str:
