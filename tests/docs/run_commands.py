@@ -343,6 +343,8 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("*", "*", r"pip install --no-build-isolation (-e )?\.", "compiles CUDA for minutes; without CUDA it is run"),
     NotRun("*", "*", r"pip install \.", "without CUDA it is run; tests/build makes such a wheel"),
     NotRun("docs/install.md", "Containers", r"(LONGLIVE_CUDA=OFF )?docker compose up|\[compose.yaml\]", _DOCKER),
+    NotRun("docs/install.md", "Wheels", "Both were installed", "tests/build/wheels.py did, for minutes"),
+    NotRun("docs/install.md", "Beside scope", "scope's own environment", _SCOPE),
     NotRun("README.md", "What it needs", "<!-- ", "marks for tests/measure/requirements.py"),
     NotRun(
         "docs/CONTRIBUTING.md", "*", "pip install -e '.*", "changes git's hooks; ./setup_env.sh lint installs the same"
