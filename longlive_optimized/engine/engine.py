@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from ..weights.load import (
     load_vae,
     refill_generator,
 )
-from ..weights.locate import ModelFiles, locate, native_size
+from ..weights.locate import TINY, ModelFiles, locate, native_size
 from ..weights.text import check_text
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
@@ -69,8 +70,8 @@ class LongLiveEngine:
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
-    given up because memory ran out all the same: empty if nothing was. One engine may hold several streams; calls from
-    several threads take turns on the device.
+    given up because memory ran out all the same: empty if nothing was; ``loras``, which are merged now. One engine may
+    hold several streams; calls from several threads take turns on the device.
     """
 
     @made_on_all_ranks
@@ -133,6 +134,7 @@ class LongLiveEngine:
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._grey = Grey()
+        self.loras = tuple(loras)
         self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
         self._more_vaes: tuple[ModelFiles, ...] = ()
         self._mixed = False  # weights of other LoRA scales beside each other
@@ -152,6 +154,12 @@ class LongLiveEngine:
         if self._plan is None:
             self._plan = self._planned()
         return self._plan
+
+    @property
+    def model_name(self) -> str:
+        """The model's, without the folders above it."""
+        path = os.fspath(self._model_path)
+        return os.path.basename(os.path.abspath(path)) if os.path.exists(path) and path != TINY else path
 
     @property
     def device(self) -> torch.device:
@@ -352,7 +360,7 @@ class LongLiveEngine:
             except BaseException:
                 self._mixed = True
                 raise
-            self._mixed = False
+            self._mixed, self.loras = False, tuple(loras)
 
     @on_all_ranks
     def keep_loras(self, loras: Sequence[UserLora]) -> int:

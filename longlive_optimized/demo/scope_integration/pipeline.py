@@ -6,7 +6,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Unpack, cast
 
@@ -23,11 +23,14 @@ from ...engine.snapshot import Snapshot
 from ...engine.stream import Stream
 from ...keywords import ConfigFields, FrameFields, PresetName, SourceFields, SwitchFields
 from ...plain import did_you_mean, flag, whole
+from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
 from .prompt_box import Prompt, PromptBox, as_prompt
+from .replay import Replay, check_fits
+from .story_recorder import StoryRecorder
 
 _OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
@@ -101,6 +104,7 @@ class OptimizedScopePipeline:
             before = dataclasses.asdict(snapshot.settings)
             pipeline._show(engine, engine.open_stream(snapshot=snapshot), config)
             pipeline._changes = {name: settings[name] for name in CHANGEABLE if settings[name] != before[name]}
+            pipeline._recorder.cannot_hold("another stream's snapshot")
         pipeline._warm |= flag("warm", warm) or snapshot is not None
         return pipeline
 
@@ -109,6 +113,8 @@ class OptimizedScopePipeline:
         self.overlay = self._new_overlay()
         self._queue, self._prompts = FrameQueue(), PromptBox()
         self._meter = LatencyMeter(engine, stream)
+        self.recorder = StoryRecorder(engine, stream)
+        self._replay: Replay | None = None
         self._delivered = 0
         self._warm = engine.device.type != "cuda"
         self._changes: dict = {}  # of the config, from the next block on
@@ -121,12 +127,15 @@ class OptimizedScopePipeline:
 
         On CUDA the first frame does this if it was not done before. Statistics leave it out.
         """
-        num_frames = whole("num_frames", num_frames, 1)
+        self._warm_up(whole("num_frames", num_frames, 1))
+        self.end_replay()
+
+    def _warm_up(self, num_frames: int = 50) -> None:
         with self._lock:
             self._apply_config()
             self.engine.warmup(math.ceil(num_frames / BLOCK_PIXEL_FRAMES), self.stream)
             self._warm = True
-            self.reset()
+            self._begin_anew()
 
     def generate_frame(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """The next frame, float32 [3, H, W] in [0, 1] on the device, without overlay.
@@ -183,7 +192,9 @@ class OptimizedScopePipeline:
         kwargs: ``blend`` and ``transition_blocks`` of BlockRequest. Raises ValueError or TypeError naming the fault.
         """
         prompt = as_prompt(new_prompt, **_only(dict(kwargs), "blend", "transition_blocks"))
-        self._prompts.switch(prompt, time.monotonic(), self._debounce)
+        with self._mail:
+            self._replay = None
+            self._prompts.switch(prompt, time.monotonic(), self._debounce)
 
     def get_latency_stats(self) -> dict[str, float]:
         """The fields of LatencyStats, as measured up to the last block that the device has finished."""
@@ -214,13 +225,55 @@ class OptimizedScopePipeline:
         with self._mail:
             self.config.changed(**cast(ConfigFields, self._changes | changes))
             self._changes |= changes
+            if any(name in CHANGEABLE for name in changes):
+                self._replay = None
+
+    def story(self) -> Story:
+        """What the blocks so far were made from, since the stream was opened: see ``Story``. RuntimeError before the
+        first one."""
+        if story := self.recorder.story():
+            return story
+        raise RuntimeError("there is no story yet: no block has been made")
+
+    def replay(self, story: Story | Mapping[str, Any]) -> None:
+        """Begin anew with the next block and make the story's video again, with all that it says, the seed too; behind
+        its end the video goes on with its last prompt. Any wish of prompt, preset or settings, and a reset, end it.
+
+        ``blocks`` are then the story's bit for bit, on the same kind of device with the same software. Raises
+        ValueError for what is no story, and naming what does not fit this stream, or cannot be made again; nothing has
+        changed then.
+        """
+        read = Story.read(story)
+        check_fits(read, self.engine, self.stream)
+        with self._mail:
+            self._replay = Replay(read)
+
+    def end_replay(self) -> None:
+        """Go on with what is in force now."""
+        with self._mail:
+            self._replay = None
+
+    @property
+    def replaying(self) -> tuple[int, int] | None:
+        """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
+        replay = self._replay
+        return replay and (replay.done, replay.blocks)
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """What the last block was made of, or its transition leads to."""
+        return self._prompts.current
 
     def reset(self) -> None:
         """Start the stream, its statistics and the overlay anew, with the prompt and the preset that were wished for
         last; weights and prompt cache stay.
         """
+        self.end_replay()
+        self._begin_anew()
+
+    def _begin_anew(self, seed: int | None = None) -> None:
         with self._lock:
-            self.engine.reset(self.stream)
+            self.engine.reset(self.stream, seed)
             self._meter.reset()
             self._queue.clear()
             self._prompts.hold_nothing_back()
@@ -234,7 +287,9 @@ class OptimizedScopePipeline:
 
     def _ask(self, prompt: Prompt, steps: Sequence[int] | None) -> None:
         """Take a call's arguments for wishes where they changed; at once, so that what comes meanwhile is later."""
-        self._prompts.follow(prompt, time.monotonic(), self._debounce)
+        with self._mail:
+            if self._prompts.follow(prompt, time.monotonic(), self._debounce):
+                self._replay = None
         if steps != self._steps:
             self._steps = steps
             if steps:
@@ -242,7 +297,8 @@ class OptimizedScopePipeline:
 
     def _get_ready(self) -> None:
         if not self._warm:
-            self.warmup()
+            self._warm_up()
+        self._begin_replay()
         self._apply_config()
 
     def _refuse_while_frames_wait(self) -> None:
@@ -251,12 +307,13 @@ class OptimizedScopePipeline:
 
     def _make_block(self, first_latent_first: bool = False, **source: Unpack[SourceFields]) -> Tensor:
         """The next block; where the prompt is new, with ``first_latent_first`` what can be shown soonest of it."""
-        now = time.monotonic()
+        now, replay = time.monotonic(), self._next_of_replay()
         prompt, wish = self._prompts.take(now, self._debounce)
         blocks = prompt.transition_blocks or self._smooth_blocks()
         switched = wish if self._delivered else None
+        begins = self.stream.position == 0
         try:
-            request = BlockRequest(prompt.prompt, prompt.blend, blocks, **source)
+            request = replay.moment.request() if replay else BlockRequest(prompt.prompt, prompt.blend, blocks, **source)
             block = self.engine.generate_block(request, self.stream, bool(switched) and first_latent_first)
         except BaseException:
             if wish:
@@ -264,7 +321,44 @@ class OptimizedScopePipeline:
             raise
         if switched:
             self._meter.block_was_switch((now - switched.asked_at) * 1e3)
+        self.recorder.made(request, begins)
+        if replay:
+            self._go_on(replay)
         return block
+
+    def _begin_replay(self) -> None:
+        """The stream begins anew as a story does, if one is to be replayed."""
+        with self._mail:
+            replay = self._replay
+            if replay is None or replay.begun:
+                return
+            self._changes |= replay.beginning
+            replay.begun = True
+        self._begin_anew(replay.story.seed)
+        self.config = dataclasses.replace(self.config, seed=replay.story.seed)
+        self.recorder.begin_anew()
+
+    def _next_of_replay(self) -> Replay | None:
+        """Bring the stream to where the next block of a replay begins; None where there is none."""
+        with self._mail:
+            replay = self._replay
+            if replay is None or not replay.begun:
+                return None
+            prompt = replay.moment.prompt
+            self._prompts.play(Prompt(prompt.what, prompt.blend, prompt.transition_blocks))
+            preset = replay.moment.preset
+            if preset:
+                self._changes |= self.config.preset_fields(preset)
+            self._changes |= {name: value for name, value in replay.moment.settings.items() if name in CHANGEABLE}
+        replay.moment.take_hold(self.engine, self.stream)
+        self._apply_config()
+        return replay
+
+    def _go_on(self, replay: Replay) -> None:
+        if not replay.go_on():
+            with self._mail:
+                if self._replay is replay:
+                    self._replay = None
 
     def _smooth_blocks(self) -> int:
         """Blocks over which a new prompt is reached, where the caller does not say."""

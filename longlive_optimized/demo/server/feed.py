@@ -19,6 +19,7 @@ from ...engine.host_copy import HostCopy
 from ...engine.ranks import RankError
 from ...engine.snapshot import Snapshot
 from ...keywords import PresetName
+from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
@@ -101,6 +102,8 @@ class Feed:
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
         self._prompt = prompt
+        self._follows = False  # what is wished for is what a story says that is being replayed
+        self._story: Story | None = None  # of the stream before it was closed
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
@@ -156,10 +159,38 @@ class Feed:
             self._changed.notify()
             return self._frames.popleft()
 
+    @property
+    def replaying(self) -> tuple[int, int] | None:
+        """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
+        pipeline = self.pipeline
+        return pipeline and pipeline.replaying
+
+    def story(self) -> Story | None:
+        """What the video was made from, since the stream was opened; None before its first block."""
+        pipeline = self.pipeline
+        return (pipeline and pipeline.recorder.story()) or self._story
+
+    def replay(self, story: Story) -> int:
+        """Begin the video anew as the story has it; how many frames that waited are dropped. Raises ValueError where it
+        does not fit the stream, or that is not open."""
+        with self._changed:
+            if self.pipeline is None:
+                raise ValueError("the stream is not open yet")
+            self.pipeline.replay(story)
+            self._follows, self._wished = True, None
+            return self._drop_all()
+
+    def end_replay(self) -> None:
+        """Go on with what is in force."""
+        with self._changed:
+            self._follows = False
+            if self.pipeline:
+                self.pipeline.end_replay()
+
     def switch_prompt(self, prompt: Prompt) -> None:
         """Go over to ``prompt`` with the next block that begins."""
         with self._changed:
-            self._prompt = prompt
+            self._prompt, self._follows = prompt, False
             if self.pipeline:
                 self._ask_for_prompt(self.pipeline)
 
@@ -167,6 +198,7 @@ class Feed:
         """Go over to a preset with the next block that begins."""
         name = cast(PresetName, preset)  # a name by now
         with self._changed:
+            self._follows = False
             before, config = self.kind, self.config_in_force
             wished = config.changed(**config.preset_fields(name))
             if self.pipeline:
@@ -197,11 +229,15 @@ class Feed:
     def reset(self) -> int:
         """Begin the video anew; how many frames that waited are dropped. A block under way is dropped too."""
         with self._changed:
-            dropped = len(self._frames)
-            self._frames.clear()
-            self._video += 1
-            self._changed.notify()
-            return dropped
+            self.end_replay()
+            return self._drop_all()
+
+    def _drop_all(self) -> int:
+        dropped = len(self._frames)
+        self._frames.clear()
+        self._video += 1
+        self._changed.notify()
+        return dropped
 
     def take_snapshot(self) -> Snapshot | None:
         """What the stream needs to go on elsewhere; None where it is not open, or has no block of its video yet. Waits
@@ -281,6 +317,7 @@ class Feed:
         with self._changed:
             if self.pipeline:
                 self.config = self._wished or self.pipeline.config
+                self._story = self.pipeline.recorder.story() or self._story
             self.pipeline, self.pace, self._shown = None, Pace(), False
             self._wished = None
             self._frames.clear()
@@ -306,10 +343,14 @@ class Feed:
         assert pipeline
         self._finish_decoding(1)
         started, video = time.perf_counter(), self._video
+        replays, kind = pipeline.replaying is not None, self.kind
         if video != self._video_shown:
-            pipeline.reset()
+            if not replays:
+                pipeline.reset()
             self._video_shown = video
-        block = pipeline.next_block(**self._of_block(video != self._begun))
+        block = pipeline.next_block(**({} if replays else self._of_block(video != self._begun)))
+        if replays:
+            self._follow_replay(pipeline, kind)
         self._begun = video
         self.blocks += 1
         if self.overlay and pipeline.overlay:
@@ -324,6 +365,15 @@ class Feed:
         self._decoding.append(self._worker.reader.submit(self._show, made))
         _wait_for(devices.model)  # not for the VAE's
         made.denoised = time.perf_counter()
+
+    def _follow_replay(self, pipeline: OptimizedScopePipeline, kind: Kind) -> None:
+        """Take for wished what a story has wished for, unless a viewer has wished for more."""
+        with self._changed:
+            if self._follows and pipeline.prompt:
+                self._prompt = pipeline.prompt
+            if self.kind != kind:
+                self.pace = Pace()
+                self._worker.share_out()
 
     def _finish_decoding(self, left: int) -> None:
         """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
@@ -368,6 +418,7 @@ class Feed:
         with self._changed:
             if self._failures > 1:
                 self._video += 1  # it was not a passing fault: give up what the stream remembers
+                self.end_replay()
             self._retry_at = time.monotonic() + delay
         self.say(Status("trouble", first_line(error), retry_in=delay))
 

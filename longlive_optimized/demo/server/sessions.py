@@ -216,10 +216,9 @@ class Sessions:
         """Its place in the queue, from 1 on; None for one that does not wait."""
         return self._queue.index(room) + 1 if room in self._queue else None
 
-    def may_have(self, room: Room, preset: str) -> bool:
-        """Whether the device can make its stream with this preset beside the others."""
-        config, costs = room.config, self.worker.costs
-        after = Kind.of(config.changed(**config.preset_fields(preset)))
+    def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
+        """Whether the device can make its stream with this config beside the others."""
+        costs, after = self.worker.costs, Kind.of(config)
         others = [other.feed.frame_seconds for other in self._opened() if other is not room]
         return self._admission.may_change(others, room.feed.frame_seconds, costs.of(after))
 
