@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import logging
 import os
 import time
@@ -39,6 +40,7 @@ from ..weights.text import check_text
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
+from .closing import Closable
 from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
@@ -55,7 +57,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class LongLiveEngine:
+class LongLiveEngine(Closable):
     """LongLive-1.3B as a stream: ``generate_block(BlockRequest("a fox")) -> uint8 [T, H, W, 3]``, T = 9, then 12.
 
     model_path: a folder of LongLive's or scope's layout, or ``"tiny"`` for the built-in model.
@@ -71,7 +73,8 @@ class LongLiveEngine:
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
     given up because memory ran out all the same: empty if nothing was; ``loras``, which are merged now. One engine may
-    hold several streams; calls from several threads take turns on the device.
+    hold several streams; calls from several threads take turns on the device. ``close`` it, or use it as a context,
+    where the memory is wanted for something else.
     """
 
     @made_on_all_ranks
@@ -170,7 +173,7 @@ class LongLiveEngine:
     def stream(self) -> Stream:
         """The stream of requests that name none, with the config's settings."""
         with self.devices.turn():
-            if self._stream is None:
+            if self._stream is None or self._stream.closed:
                 self._open_default()
             assert self._stream
             return self._stream
@@ -353,7 +356,7 @@ class LongLiveEngine:
                 self.keep_loras(loras)
             try:
                 refill_generator(self.model, self.files, loras, branch=self.control, unmerged=self._unmerged)
-                for stream in self._streams:
+                for stream in self._open:
                     stream.weights_changed()
             except (ValueError, OSError):  # before anything was written
                 raise
@@ -474,18 +477,36 @@ class LongLiveEngine:
             for network in filter(None, (self.model, self.control)):
                 network.hold_int8()
                 network.hold_int8_only()
-            for stream in self._streams:
+            for stream in self._open:
                 stream.weights_moved()
             self.config = dataclasses.replace(self.config, low_memory=True)
         for codec, _ in self._vaes.values():
             codec.in_parts = after.vae_in_parts
+
+    def close(self) -> None:
+        """Give all memory back, that of its streams too; waits for a block under way. A RuntimeError is then what all
+        methods of the engine and its streams raise, but this one. Of several ranks, each closes its own."""
+        with self.devices.turn():
+            if self.closed:
+                return
+            self.synchronize()
+            for stream in self._open:
+                stream.close()
+            self._let_go("devices")
+        gc.collect()  # what refers to itself
+        self.devices.release()
+
+    @property
+    def _open(self) -> list[Stream]:
+        """Its streams that are not closed."""
+        return [stream for stream in self._streams if not stream.closed]
 
     def _one(self, stream: Stream | None) -> Stream:
         """``stream``, or the default one. Raises TypeError and ValueError for what is no stream of this engine."""
         _expect("stream", stream, Stream)
         if stream is None:
             return self.stream
-        if stream not in self._streams:
+        if stream not in self._streams and not (stream.closed and stream.devices is self.devices):
             raise ValueError("stream must be one that this engine has opened")
         return stream
 

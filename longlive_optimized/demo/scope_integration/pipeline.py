@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
+from ...engine.closing import Closable
 from ...engine.engine import LongLiveEngine
 from ...engine.latency import LatencyMeter
 from ...engine.loading import Progress
@@ -35,7 +36,7 @@ from .story_recorder import StoryRecorder
 _OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
 
-class OptimizedScopePipeline:
+class OptimizedScopePipeline(Closable):
     """LongLive as a stream of frames, with prompts and presets that may change at any time, from any thread.
 
     model_path: a folder of LongLive's or scope's layout, or ``"tiny"``.
@@ -67,7 +68,7 @@ class OptimizedScopePipeline:
         engine = LongLiveEngine(
             model_path, own, device, progress, vae_device=vae_device, text_device=text_device, ranks=ranks
         )
-        self._show(engine, engine.stream, config.sized(engine.config.size))
+        self._show(engine, engine.stream, config.sized(engine.config.size), owned=True)
 
     @classmethod
     def on(
@@ -108,8 +109,10 @@ class OptimizedScopePipeline:
         pipeline._warm |= flag("warm", warm) or snapshot is not None
         return pipeline
 
-    def _show(self, engine: LongLiveEngine, stream: Stream, config: ScopeOptimizationConfig) -> None:
-        self.engine, self.stream, self.config = engine, stream, config
+    def _show(
+        self, engine: LongLiveEngine, stream: Stream, config: ScopeOptimizationConfig, owned: bool = False
+    ) -> None:
+        self.engine, self.stream, self.config, self._owned = engine, stream, config, owned
         self.overlay = self._new_overlay()
         self._queue, self._prompts = FrameQueue(), PromptBox()
         self._meter = LatencyMeter(engine, stream)
@@ -280,6 +283,15 @@ class OptimizedScopePipeline:
             self._delivered = 0
             if self.overlay:
                 self.overlay.reset()
+
+    def close(self) -> None:
+        """Give its memory back: the stream's, and the engine's if it has made that itself. Any other use of it is then
+        a RuntimeError."""
+        if self.closed:
+            return
+        with self._lock:
+            (self.engine if self._owned else self.stream).close()
+            self._let_go("_lock")
 
     @property
     def _debounce(self) -> float:
