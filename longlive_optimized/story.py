@@ -299,10 +299,11 @@ class Story(_Part):
     def load(cls, path: str | PathLike[str]) -> Self:
         """Read a file. Paths of LoRAs in it are from its own folder. Raises FileNotFoundError, and ValueError naming
         file and field."""
-        if not Path(path).is_file():
+        path = Path(path)
+        if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         story = cls.read(json_object(read_bounded(path, MOST_BYTES), path), f"{path}: ")
-        folder = Path(path).parent
+        folder = path.parent
 
         def below(loras: Mapping[str, float]) -> dict[str, float]:
             return {os.path.abspath(folder / Path(name).expanduser()): scale for name, scale in loras.items()}

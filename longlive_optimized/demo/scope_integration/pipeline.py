@@ -105,7 +105,7 @@ class OptimizedScopePipeline(Closable):
             before = dataclasses.asdict(snapshot.settings)
             pipeline._show(engine, engine.open_stream(snapshot=snapshot), config)
             pipeline._changes = {name: settings[name] for name in CHANGEABLE if settings[name] != before[name]}
-            pipeline._recorder.cannot_hold("another stream's snapshot")
+            pipeline.recorder.cannot_hold("another stream's snapshot")
         pipeline._warm |= flag("warm", warm) or snapshot is not None
         return pipeline
 
@@ -261,6 +261,11 @@ class OptimizedScopePipeline(Closable):
         """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
         replay = self._replay
         return replay and (replay.done, replay.blocks)
+
+    @property
+    def wished(self) -> Prompt | None:
+        """The prompt that was asked for last; None before any."""
+        return self._prompts.wished
 
     @property
     def prompt(self) -> Prompt | None:

@@ -52,6 +52,12 @@ class PromptBox:
             return True
 
     @property
+    def wished(self) -> Prompt | None:
+        """What was asked for last, in force or not yet; None where nothing was."""
+        with self._lock:
+            return self._wish.prompt if self._wish else self._current
+
+    @property
     def current(self) -> Prompt | None:
         """The last block's."""
         return self._current

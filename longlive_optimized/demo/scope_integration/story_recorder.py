@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...config import PRESETS, OptimizationConfig
 from ...engine.request import BlockRequest
+from ...keywords import PresetName
 from ...story import MOST_BLOCKS, OF_STREAM, VERSION, Story
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class StoryRecorder:
 
     def _begin(self) -> None:
         self._before, self._loras = self._now(), self._scales()
-        preset = _preset_of(self._before) or "balanced"
+        preset: PresetName = _preset_of(self._before) or "balanced"
         usual = dataclasses.asdict(OptimizationConfig.preset(preset))
         settings = {name: value for name, value in self._before.items() if value != usual[name] and name != "seed"}
         height, width = self._stream.settings.size
@@ -148,13 +149,13 @@ def of_engine(engine: LongLiveEngine) -> dict[str, Any]:
     return settings
 
 
-def _preset_of(settings: Mapping[str, Any]) -> str | None:
+def _preset_of(settings: Mapping[str, Any]) -> PresetName | None:
     """The preset that sets these; of those that differ in pace alone, balanced."""
 
     def fits(name: str) -> bool:
         return all(settings[field] == value for field, value in PRESETS[name].items() if field in settings)
 
-    return next(filter(fits, ("balanced", *PRESETS)), None)
+    return cast(PresetName | None, next(filter(fits, ("balanced", *PRESETS)), None))
 
 
 def _as_entry(request: BlockRequest) -> dict[str, Any]:

@@ -348,7 +348,8 @@ class Feed:
             if not replays:
                 pipeline.reset()
             self._video_shown = video
-        block = pipeline.next_block(**({} if replays else self._of_block(video != self._begun)))
+        source: dict = {} if replays else self._of_block(video != self._begun)
+        block = pipeline.next_block(**source)
         if replays:
             self._follow_replay(pipeline, kind)
         self._begun = video
