@@ -153,7 +153,8 @@ class Moment(NamedTuple):
             engine.reset(stream, self.seed)
         if "vae_type" in self.settings:
             engine.use_vae(self.settings["vae_type"], stream)
-        stream.configure(**cast(Any, {name: self.settings[name] for name in self.settings if name != "vae_type"}))
+        if changes := {name: value for name, value in self.settings.items() if name != "vae_type"}:
+            stream.configure(**cast(Any, changes))
 
     def request(self, **source: Any) -> BlockRequest:
         """What the block is asked for with. source: other fields of the request."""
