@@ -19,11 +19,10 @@ WORDS = {
 
 def presets() -> None:
     """List the presets, and what each does."""
-    table = Table()
-    for column in ("preset", "what it does", "steps", "window", "precision"):
-        table.add_column(column, no_wrap=column in ("preset", "steps"))
+    table = Table.grid(padding=(0, 2))
     for name, fields in PRESETS.items():
-        also = "".join(f" ({alias})" for alias, of in ALIASES.items() if of == name)
-        steps = " ".join(map(str, fields["denoising_steps"]))
-        table.add_row(name + also, WORDS[name], steps, str(fields["local_attn_size"]), fields["precision"])
+        also = "".join(f", {alias}" for alias, of in ALIASES.items() if of == name)
+        steps = ",".join(map(str, fields["denoising_steps"]))
+        figures = f"steps {steps}; window {fields['local_attn_size']}; {fields['precision']}"
+        table.add_row(name + also, f"{WORDS[name]}\n{figures}")
     results.print(table)

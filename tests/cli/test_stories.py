@@ -247,4 +247,4 @@ def test_presets(run):
     for name, preset in PRESETS.items():
         assert name in said and WORDS[name].split()[0] in said
         assert str(preset["denoising_steps"][-1]) in said
-    assert "(quality)" in said
+    assert "quality_stream, quality closest to the model" in said and "steps 1000,250; window 9; int8" in said
