@@ -296,6 +296,16 @@ RUN: dict[str, Run] = {
         prints=(r"out/one_video\.mp4: 93 frames",), writes=("out/one_video.mp4",), where="checkout"
     ),
     "python docs/examples/own_queue.py --blocks 6": Run(prints=(r"\n69 frames",), where="checkout"),
+    "python docs/examples/stream.py --frames 60 --out out/stream.gif": Run(
+        prints=(r"out/stream\.gif: 60 frames, 6 blocks",),
+        writes=("out/stream.gif", "out/stream.json"),
+        where="checkout",
+    ),
+    "python docs/examples/story.py --seconds 4 --out out/story.mp4": Run(
+        prints=(r"out/story\.mp4: 64 frames, the same twice: True",),
+        writes=("out/story.mp4", "out/story.json"),
+        where="checkout",
+    ),
     "python docs/examples/two_streams.py --blocks 6": Run(
         prints=(r"out/two_streams\.mp4: 69 frames of 2 streams",), writes=("out/two_streams.mp4",), where="checkout"
     ),
