@@ -106,6 +106,21 @@ RUN: dict[str, Run] = {
         (r"wrote fox\.mp4: .*, 1 s of 96x64", r"wrote in\.mp4: .*, 1 s of 96x64"),
         ("fox.mp4", "in.mp4"),
     ),
+    **dict.fromkeys(
+        [
+            f"longlive-optimized generate --story {story}"
+            for story in ("story.json --out fox.mp4", "FILE --out FILE.mp4")
+        ],
+        Run(
+            'echo \'{"version": 1, "seconds": 2, "prompts": [{"seconds": 0, "prompt": "a red circle"}, '
+            '{"seconds": 0.5, "prompt": "a white cross"}]}\' > told.json && '
+            "longlive-optimized generate --story told.json --out told.mp4 --force",
+            (r"wrote told\.mp4: .*, 2 s of 96x64",),
+            ("told.mp4",),
+        ),
+    ),
+    "python: import longlive_optimized": Run(prints=(r"\A\Z",), writes=("circle.mp4",)),
+    "longlive-optimized presets": Run(prints=(r"balanced +closest to the model", r"steps 1000,250; window 9; int8")),
     "longlive-optimized make-checkpoint DIR --config 1.3b --text tiny": Run(
         "longlive-optimized make-checkpoint full --config 1.3b --text tiny && longlive-optimized doctor full; "
         "rm -r full",
