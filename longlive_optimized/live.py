@@ -19,6 +19,7 @@ from .demo.scope_integration.replay import check_fits
 from .engine.closing import Closable
 from .engine.engine import LongLiveEngine
 from .engine.host_copy import HostCopy
+from .engine.loading import Progress
 from .engine.stream import Stream
 from .keywords import ConfigFields, PresetName, SwitchFields
 from .story import SETTINGS, VERSION, Story
@@ -114,14 +115,17 @@ def generate(
     model: Model | None = None,
     preset: PresetName | None = None,
     device: str | torch.device | None = None,
+    progress: Progress | None = None,
     **settings: Unpack[ConfigFields],
 ) -> Video:
     """Make a video: ``generate("a fox", seconds=5).save("fox.mp4")``.
 
     prompt: a text, (text, weight) pairs, or a Story, which says all but model and device. seconds: 5 by default.
     model: ``"tiny"``, the built-in one, a folder, or a LongLiveEngine that is there; None is the story's. preset:
-    ``balanced`` by default. device: None takes CUDA where there is one. settings: fields of OptimizationConfig,
-    ``seed``, ``height``, ``width`` among them. Raises as LongLiveEngine does, and ValueError for what no story can be.
+    ``balanced`` by default. device: None takes CUDA where there is one. progress: called as (what, done, total) while
+    weights load, then after each block, of ``"frames"``; what it raises ends the work. settings: fields of
+    OptimizationConfig, ``seed``, ``height``, ``width`` among them. Raises as LongLiveEngine does, and ValueError for
+    what no story can be.
     """
     given = dict(settings)
     if isinstance(prompt, Story):
@@ -141,14 +145,14 @@ def generate(
                 raise ValueError(f"{', '.join(more)} must be the engine's: they are the same for all its streams")
         else:
             config, loras = story.config(**more), story.user_loras()
-            engine = LongLiveEngine(engine or story.model, config, device, loras=loras)
+            engine = LongLiveEngine(engine or story.model, config, device, progress, loras)
             opened.enter_context(engine)
         own = dataclasses.asdict(StreamSettings.of(story.config().sized(engine.config.size)))
         made = opened.enter_context(engine.open_stream(**own))
         height, width = made.settings.size
         story = story.model_copy(update={"model": engine.model_name, "height": height, "width": width})
         check_fits(story, engine, made)
-        return Video(_frames(story, engine, made), story)
+        return Video(_frames(story, engine, made, progress or (lambda what, done, total: None)), story)
 
 
 def _story(prompt: Prompt, seconds: float, preset: str, settings: dict[str, Any]) -> Story:
@@ -160,15 +164,18 @@ def _story(prompt: Prompt, seconds: float, preset: str, settings: dict[str, Any]
     return Story.read({"version": VERSION, "seconds": seconds, **fields})
 
 
-def _frames(story: Story, engine: LongLiveEngine, made: Stream) -> np.ndarray:
+def _frames(story: Story, engine: LongLiveEngine, made: Stream, progress: Progress) -> np.ndarray:
     """All of a story's frames [T, H, W, 3]. A block is waited for when the next one is under way."""
     blocks: list[np.ndarray] = []
     waiting: deque[HostCopy] = deque()
+    total = story.frames or sum(moment.frames for moment in story.moments())
     for moment in story.moments():
         moment.take_hold(engine, made)
         waiting.append(HostCopy(engine.generate_block(moment.request(), made)[: moment.frames]))
         if len(waiting) > 1:
             blocks.append(waiting.popleft().frames())
+            progress("frames", sum(map(len, blocks)), total)
+    progress("frames", total, total)
     return np.concatenate([*blocks, *(copy.frames() for copy in waiting)])
 
 
