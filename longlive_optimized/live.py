@@ -151,7 +151,7 @@ def generate(
         made = opened.enter_context(engine.open_stream(**own))
         height, width = made.settings.size
         story = story.model_copy(update={"model": engine.model_name, "height": height, "width": width})
-        check_fits(story, engine, made)
+        check_fits(story, engine, made.settings, made.networks.vae_type)
         return Video(_frames(story, engine, made, progress or (lambda what, done, total: None)), story)
 
 

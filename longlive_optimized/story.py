@@ -245,6 +245,11 @@ class Story(_Part):
         """Pixel frames of ``seconds``; None where whole blocks are counted."""
         return None if self.seconds is None else round(self.seconds * TRAINED_FPS) or 1
 
+    @property
+    def texts(self) -> list[str]:
+        """Each prompt's; of several with weights, all as one."""
+        return [each.prompt or "".join(text for text, _ in each.prompts or ()) for each in self.prompts]
+
     def check_recorded(self) -> None:
         """Raises ValueError where the video was made from more than the story holds."""
         for entry in self.unrecorded:

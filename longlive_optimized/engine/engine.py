@@ -6,11 +6,11 @@ import dataclasses
 import functools
 import gc
 import logging
-import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TypeVar, Unpack, cast
 
 import torch
@@ -35,7 +35,7 @@ from ..weights.load import (
     load_vae,
     refill_generator,
 )
-from ..weights.locate import TINY, ModelFiles, locate, native_size
+from ..weights.locate import ModelFiles, locate, native_size
 from ..weights.text import check_text
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
@@ -161,8 +161,8 @@ class LongLiveEngine(Closable):
     @property
     def model_name(self) -> str:
         """The model's, without the folders above it."""
-        path = os.fspath(self._model_path)
-        return os.path.basename(os.path.abspath(path)) if os.path.exists(path) and path != TINY else path
+        path = Path(self._model_path)
+        return path.name if path.name not in ("", "..") else path.resolve().name
 
     @property
     def device(self) -> torch.device:

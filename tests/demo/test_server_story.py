@@ -79,6 +79,12 @@ async def stop(viewer, room, source):
     return before
 
 
+def told_blocks(room):
+    """How many blocks the session's story has."""
+    story = room.feed.story()
+    return story.blocks if story else 0
+
+
 def same(one, other):
     """Whether blocks are equal to the last bit."""
     return len(one) == len(other) and all(
@@ -142,11 +148,11 @@ async def test_a_session_is_replayed_to_the_last_bit(source, room, http):
     state = await viewer.wait_for(lambda m: m["type"] == "state" and m["replaying"] and m["replaying"]["block"] > 2)
     assert state["replaying"]["blocks"] == count
     # A block of before may have been under way.
-    await until(lambda: room.feed.story() and room.feed.replaying is None and room.feed.story().blocks >= count)
+    await until(lambda: room.feed.replaying is None and told_blocks(room) >= count)
     begin = len(source.blocks) - room.feed.story().blocks
     assert same(source.blocks[begin : begin + count], first)
     await viewer.wait_for(lambda m: m["type"] == "state" and m["replaying"] is None and m["prompt"] == SQUARE)
-    await until(lambda: room.feed.story().blocks > count)  # and it goes on
+    await until(lambda: told_blocks(room) > count)  # and it goes on
     again = room.feed.story().as_dict()
     assert {**again, "blocks": count} == told
     await viewer.leave()
@@ -169,20 +175,79 @@ async def test_the_last_wish_ends_a_replay(source, room, http):
         blocks = len(source.blocks)
         await made(source, blocks + 4)  # past where the story changes the prompt
         assert room.feed.prompt.prompt == CIRCLE
-        assert room.feed.pipeline.prompt.prompt == CIRCLE
+        assert room.feed.pipeline.prompt == CIRCLE
         assert room.feed.config_in_force.local_attn_size == (9 if "preset" in wish else 12)
     await viewer.leave()
 
 
 @in_a_room
-async def test_a_wish_before_a_replay_has_begun_counts(source, room, http):
+async def test_wishes_before_a_replay_has_begun_count(source, room, http):
+    """The story's beginning, with its seed and settings, but for what was wished for later."""
     viewer = await Viewer(http).join()
-    story = {"version": 1, **SIZE, "blocks": 50, "prompts": [{"block": 0, "prompt": CIRCLE}]}
+    story = {"version": 1, **SIZE, "blocks": 50, "seed": 3, "prompts": [{"block": 0, "prompt": CIRCLE}]}
+    story |= {"preset": "ultra", "settings": {"denoising_steps": [1000, 300]}}
     await made(source, 1)
+    await stop(viewer, room, source)
     viewer.say({"type": "replay", "story": story})
     assert (await viewer.ask("switch_prompt", prompt=SQUARE))["type"] == "done"
-    await until(lambda: room.feed.pipeline.prompt.prompt == SQUARE)
+    await viewer.ask("set_paused", paused=False)
+    await until(lambda: room.feed.pipeline.prompt == SQUARE and room.feed.story())
     assert room.feed.replaying is None and room.feed.prompt.prompt == SQUARE
+    told = room.feed.story()
+    assert (told.seed, told.settings["denoising_steps"], told.settings["local_attn_size"]) == (3, [1000, 300], 9)
+    assert [entry.what for entry in told.prompts] == [SQUARE] and room.feed.config_in_force.seed == 3
+    await viewer.leave()
+
+
+@in_a_room
+async def test_a_story_of_another_size(source, room, http):
+    """Smaller than the server's own, and back; what is wished for before it has begun holds too."""
+    viewer = await Viewer(http).join()
+    await made(source, 2)
+    small = {"version": 1, "seed": 9, "height": 32, "width": 32, "blocks": 3, "preset": "ultra"}
+    small["prompts"] = [{"block": 0, "prompt": CIRCLE}, {"block": 1, "prompts": [[CIRCLE, 1], [SQUARE, 2]]}]
+    source.blocks.clear()
+    assert (await viewer.ask("replay", story=small))["type"] == "done"
+    await until(lambda: room.feed.config_in_force.size == (32, 32) and told_blocks(room) > 4)
+    state = await viewer.wait_for(
+        lambda m: m["type"] == "state" and m["effective"]["width"] == 32 and not m["replaying"]
+    )
+    assert state["prompt"] == f"{CIRCLE} (1) + {SQUARE} (2)" and state["preset"] == "ultra"
+    small_ones = [block for block in source.blocks if block[0].shape[2] == 32]
+    assert same(small_ones[:3], played(Story.read(small), source.engine))
+    while (await viewer.picture()).shape != (32, 32, 3):
+        pass
+    assert room.inputs.size == (32, 32)
+
+    big = {"version": 1, "seed": 5, **SIZE, "blocks": 1, "prompts": [{"block": 0, "prompt": CIRCLE}]}
+    await stop(viewer, room, source)
+    viewer.say({"type": "replay", "story": big})
+    viewer.say({"type": "set_optimization_preset", "preset": "realtime"})
+    assert (await viewer.ask("switch_prompt", prompt=SQUARE))["type"] == "done"
+    await viewer.ask("set_paused", paused=False)
+    await until(lambda: room.feed.config_in_force.size == (32, 48) and told_blocks(room) > 2)
+    told = room.feed.story()
+    assert (told.seed, told.preset, told.width) == (5, "realtime", 48)
+    assert [entry.what for entry in told.prompts] == [SQUARE] and room.feed.replaying is None
+    await until(lambda: room.recorder._done or room.recorder._open)
+    while (await viewer.picture()).shape != (32, 48, 3):
+        pass
+    await viewer.leave()
+
+
+@in_a_room
+async def test_a_stream_that_cannot_be_made_larger_goes_on(source, room, http):
+    viewer = await Viewer(http).join()
+    await made(source, 1)
+    opened, source.open = source.open, lambda *how: 1 / 0
+    small = {"version": 1, "height": 32, "width": 32, "blocks": 3, "prompts": [{"block": 0, "prompt": SQUARE}]}
+    assert (await viewer.ask("replay", story=small))["type"] == "done"
+    await viewer.wait_for(lambda m: m["type"] == "state" and m["status"]["phase"] == "trouble")
+    await until(lambda: room.feed.status.phase == "ready" and room.feed._resize is None)
+    blocks = len(source.blocks)
+    await made(source, blocks + 2)
+    assert room.feed.config_in_force.size == (32, 48) and room.feed.replaying is None
+    source.open = opened
     await viewer.leave()
 
 
@@ -194,14 +259,16 @@ async def test_what_cannot_be_replayed_is_refused_and_nothing_changes(source, ro
     webcam = [{"block": 4, "what": "video input"}]
     bad = [
         ({"unrecorded": webcam}, "story cannot be replayed: from block 4 on it was made from what it does not hold"),
-        ({"height": 64}, "story must be of this stream's size, 32x48, got 64x48"),
+        ({"height": 64}, "story may have at most 32x48 pixels"),
+        ({"height": 20}, "story: height must be a multiple of 16, got 20"),
+        ({"prompts": [{"block": 0, "prompt": "x" * 2001}]}, "story has a prompt of more than 2000 characters"),
         ({"model": "LongLive-1.3B"}, "story must be of the model that is loaded, 'tiny', got 'LongLive-1.3B'"),
         ({"settings": {"sink_size": 0}}, "story must have the stream's sink_size, 3, in its settings, got 0"),
         ({"settings": {"vae_type": "tae"}}, "story must have the stream's vae_type, 'wan', got 'tae'"),
         ({"settings": {"model_dtype": "bfloat16"}}, "story must have the stream's model_dtype, 'auto'"),
         ({"settings": {"denoising_steps": [9, 8, 7, 6, 5]}}, "story has more denoising_steps than the presets"),
         ({"changes": [{"block": 1, "settings": {"local_attn_size": 64}}]}, "story has more local_attn_size than"),
-        ({"loras": {"/etc/passwd": 1}}, "story has loras, which the streams of a server share"),
+        ({"loras": {"/etc/passwd": 1}}, "story has loras, which all streams of a server share"),
         ({"prompts": []}, "story: prompts must have at least 1 item"),
         ({"blocks": 10**6}, "story: blocks must be less than or equal to 200000"),
         ({"version": 2}, "version must be 1"),

@@ -118,6 +118,7 @@ class OptimizedScopePipeline(Closable):
         self._meter = LatencyMeter(engine, stream)
         self.recorder = StoryRecorder(engine, stream)
         self._replay: Replay | None = None
+        self._seed: int | None = None  # with which the video is to begin anew
         self._delivered = 0
         self._warm = engine.device.type != "cuda"
         self._changes: dict = {}  # of the config, from the next block on
@@ -205,6 +206,17 @@ class OptimizedScopePipeline(Closable):
         return dataclasses.asdict(self._meter.stats(**own))
 
     @property
+    def prompt(self) -> str | Sequence[tuple[str, float]] | None:
+        """What the last block was made with; None before the first."""
+        current = self._prompts.current
+        return current.prompt if current else None
+
+    @property
+    def wished(self) -> Prompt | None:
+        """The prompt that was asked for last; None before any."""
+        return self._prompts.wished
+
+    @property
     def preset(self) -> str:
         """The preset in force; ``custom`` where the config is none of them."""
         config = self.config
@@ -247,12 +259,15 @@ class OptimizedScopePipeline(Closable):
         changed then.
         """
         read = Story.read(story)
-        check_fits(read, self.engine, self.stream)
+        check_fits(read, self.engine, self.stream.settings, self.stream.networks.vae_type)
+        replay = Replay(read)
         with self._mail:
-            self._replay = Replay(read)
+            self._replay, self._seed = replay, read.seed
+            self._changes |= replay.beginning
+            self._prompts.play(replay.prompt)
 
     def end_replay(self) -> None:
-        """Go on with what is in force now."""
+        """Go on with what is in force now, or will be as the story begins."""
         with self._mail:
             self._replay = None
 
@@ -262,22 +277,13 @@ class OptimizedScopePipeline(Closable):
         replay = self._replay
         return replay and (replay.done, replay.blocks)
 
-    @property
-    def wished(self) -> Prompt | None:
-        """The prompt that was asked for last; None before any."""
-        return self._prompts.wished
-
-    @property
-    def prompt(self) -> Prompt | None:
-        """What the last block was made of, or its transition leads to."""
-        return self._prompts.current
-
     def reset(self) -> None:
         """Start the stream, its statistics and the overlay anew, with the prompt and the preset that were wished for
         last; weights and prompt cache stay.
         """
         self.end_replay()
-        self._begin_anew()
+        if not self._begin_as_a_story():
+            self._begin_anew()
 
     def _begin_anew(self, seed: int | None = None) -> None:
         with self._lock:
@@ -315,7 +321,7 @@ class OptimizedScopePipeline(Closable):
     def _get_ready(self) -> None:
         if not self._warm:
             self._warm_up()
-        self._begin_replay()
+        self._begin_as_a_story()
         self._apply_config()
 
     def _refuse_while_frames_wait(self) -> None:
@@ -343,17 +349,19 @@ class OptimizedScopePipeline(Closable):
             self._go_on(replay)
         return block
 
-    def _begin_replay(self) -> None:
-        """The stream begins anew as a story does, if one is to be replayed."""
+    def _begin_as_a_story(self) -> bool:
+        """Begin anew where a story is to be replayed that has not begun; whether there was one, which may have ended
+        since."""
         with self._mail:
-            replay = self._replay
-            if replay is None or replay.begun:
-                return
-            self._changes |= replay.beginning
-            replay.begun = True
-        self._begin_anew(replay.story.seed)
-        self.config = dataclasses.replace(self.config, seed=replay.story.seed)
+            seed, self._seed = self._seed, None
+            if self._replay:
+                self._replay.begun = True
+        if seed is None:
+            return False
+        self._begin_anew(seed)
+        self.config = dataclasses.replace(self.config, seed=seed)
         self.recorder.begin_anew()
+        return True
 
     def _next_of_replay(self) -> Replay | None:
         """Bring the stream to where the next block of a replay begins; None where there is none."""
@@ -361,12 +369,8 @@ class OptimizedScopePipeline(Closable):
             replay = self._replay
             if replay is None or not replay.begun:
                 return None
-            prompt = replay.moment.prompt
-            self._prompts.play(Prompt(prompt.what, prompt.blend, prompt.transition_blocks))
-            preset = replay.moment.preset
-            if preset:
-                self._changes |= self.config.preset_fields(preset)
-            self._changes |= {name: value for name, value in replay.moment.settings.items() if name in CHANGEABLE}
+            self._prompts.play(replay.prompt)
+            self._changes |= replay.changes
         replay.moment.take_hold(self.engine, self.stream)
         self._apply_config()
         return replay

@@ -57,11 +57,6 @@ class PromptBox:
         with self._lock:
             return self._wish.prompt if self._wish else self._current
 
-    @property
-    def current(self) -> Prompt | None:
-        """The last block's."""
-        return self._current
-
     def take(self, now: float, debounce: float) -> tuple[Prompt, Wish | None]:
         """The prompt of the block that begins now, and the wish that it fulfils, if any. RuntimeError without any."""
         with self._lock:
@@ -85,6 +80,12 @@ class PromptBox:
         """The next block is of ``prompt``, which is no wish: what was asked for before is forgotten."""
         with self._lock:
             self._current, self._wish, self._burst = prompt, None, False
+
+    @property
+    def current(self) -> Prompt | None:
+        """The prompt of the block that was begun last; None before the first, and after one that failed."""
+        with self._lock:
+            return self._current
 
     def hold_nothing_back(self) -> None:
         """The next block is of the last prompt that was asked for, even within a burst."""

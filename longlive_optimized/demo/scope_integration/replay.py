@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...config import CHANGEABLE, PRESETS
+from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
 from ...story import OF_ENGINE, OF_STREAM, Story
 from ...weights.locate import native_size
+from .prompt_box import Prompt
 from .story_recorder import of_engine
 
 if TYPE_CHECKING:
     from ...engine.engine import LongLiveEngine
-    from ...engine.stream import Stream
 
 
 class Replay:
@@ -28,6 +28,19 @@ class Replay:
         first = next(self._moments)
         self.moment = first._replace(loras=story.loras | first.loras)
 
+    @property
+    def prompt(self) -> Prompt:
+        """The next block's."""
+        prompt = self.moment.prompt
+        return Prompt(prompt.what, prompt.blend, prompt.transition_blocks)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Fields of the config that change with the next block."""
+        moment = self.moment
+        fields = {**PRESETS[moment.preset]} if moment.preset else {}
+        return fields | {name: value for name, value in moment.settings.items() if name in CHANGEABLE}
+
     def go_on(self) -> bool:
         """The next block has been made; whether there is one more."""
         self.done += 1
@@ -38,12 +51,13 @@ class Replay:
         return True
 
 
-def check_fits(story: Story, engine: LongLiveEngine, stream: Stream) -> None:
-    """Raises ValueError where a stream cannot make the story's video again."""
+def check_fits(story: Story, engine: LongLiveEngine, settings: StreamSettings, vae_type: str) -> None:
+    """Raises ValueError where an engine's stream of these settings, which have a size, cannot make the story's video
+    again."""
     story.check_recorded()
     if story.model != engine.model_name:
         raise ValueError(f"story must be of the model that is loaded, {engine.model_name!r}, got {story.model!r}")
-    config, settings = story.config().sized(native_size(story.model)), stream.settings
+    config = sized(story, engine)
     if config.size != settings.size:
         (height, width), (here, wide) = config.size, settings.size
         raise ValueError(f"story must be of this stream's size, {here}x{wide}, got {height}x{width}")
@@ -56,11 +70,14 @@ def check_fits(story: Story, engine: LongLiveEngine, stream: Stream) -> None:
         if getattr(config, name) != value:
             got = getattr(config, name)
             raise ValueError(f"story must have the stream's {name}, {value!r}, in its settings, got {got!r}")
-    if config.vae_type != stream.networks.vae_type:
-        raise ValueError(
-            f"story must have the stream's vae_type, {stream.networks.vae_type!r}, got {config.vae_type!r}"
-        )
+    if config.vae_type != vae_type:
+        raise ValueError(f"story must have the stream's vae_type, {vae_type!r}, got {config.vae_type!r}")
     merged = [str(lora.path) for lora in engine.loras]
     if sorted(merged) != sorted(story.loras):
         got, here = ", ".join(story.loras) or "none", ", ".join(merged) or "none"
         raise ValueError(f"story must have the engine's loras, {here}, got {got}: make an engine with them")
+
+
+def sized(story: Story, engine: LongLiveEngine) -> OptimizationConfig:
+    """A story's config, with the model's own size where it has none."""
+    return story.config().sized(native_size(engine.model_name))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
 
+from ...config import StreamSettings
 from ...engine.host_copy import HostCopy
 from ...engine.ranks import RankError
 from ...engine.snapshot import Snapshot
@@ -23,6 +25,7 @@ from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.replay import check_fits, sized
 from .admission import Kind
 from .pacing import Pace
 
@@ -59,6 +62,15 @@ class BlockMade:
     waiting: int
     stats: dict
     gpu_bytes: int
+
+
+@dataclass
+class Resize:
+    """A story of another size, the config of the stream that is to show it, and what was wished for since."""
+
+    config: ScopeOptimizationConfig
+    story: Story
+    later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
 
 
 @dataclass
@@ -103,6 +115,7 @@ class Feed:
         self.overlay, self.pace = False, Pace()
         self._prompt = prompt
         self._follows = False  # what is wished for is what a story says that is being replayed
+        self._resize: Resize | None = None
         self._story: Story | None = None  # of the stream before it was closed
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
@@ -174,9 +187,18 @@ class Feed:
         """Begin the video anew as the story has it; how many frames that waited are dropped. Raises ValueError where it
         does not fit the stream, or that is not open."""
         with self._changed:
-            if self.pipeline is None:
+            pipeline = self.pipeline
+            if pipeline is None:
                 raise ValueError("the stream is not open yet")
-            self.pipeline.replay(story)
+            height, width = sized(story, pipeline.engine).size
+            config = dataclasses.replace(self._wished or pipeline.config, height=height, width=width)
+            if config.size == pipeline.config.size:
+                pipeline.replay(story)
+                self._resize = None
+            else:
+                settings = StreamSettings.of(config)
+                check_fits(story, pipeline.engine, settings, pipeline.stream.networks.vae_type)
+                self._resize = Resize(config, story)
             self._follows, self._wished = True, None
             return self._drop_all()
 
@@ -184,15 +206,20 @@ class Feed:
         """Go on with what is in force."""
         with self._changed:
             self._follows = False
-            if self.pipeline:
-                self.pipeline.end_replay()
+            self._tell(lambda pipeline: pipeline.end_replay())
+
+    def _tell(self, wish: Callable[[OptimizedScopePipeline], None]) -> None:
+        """Wish for something of the pipeline, or of the one in its place, where it is to be of another size."""
+        if self._resize:
+            self._resize.later.append(wish)
+        elif self.pipeline:
+            wish(self.pipeline)
 
     def switch_prompt(self, prompt: Prompt) -> None:
         """Go over to ``prompt`` with the next block that begins."""
         with self._changed:
             self._prompt, self._follows = prompt, False
-            if self.pipeline:
-                self._ask_for_prompt(self.pipeline)
+            self._tell(self._ask_for_prompt)
 
     def set_optimization_preset(self, preset: str) -> None:
         """Go over to a preset with the next block that begins."""
@@ -202,7 +229,7 @@ class Feed:
             before, config = self.kind, self.config_in_force
             wished = config.changed(**config.preset_fields(name))
             if self.pipeline:
-                self.pipeline.set_optimization_preset(name)
+                self._tell(lambda pipeline: pipeline.set_optimization_preset(name))
                 self._wished = wished
             else:
                 self.config = wished
@@ -319,7 +346,7 @@ class Feed:
                 self.config = self._wished or self.pipeline.config
                 self._story = self.pipeline.recorder.story() or self._story
             self.pipeline, self.pace, self._shown = None, Pace(), False
-            self._wished = None
+            self._wished = self._resize = None
             self._frames.clear()
             self._video_shown, self._begun = self._video, self._video - 1
             self._failures, self._retry_at = 0, float("-inf")
@@ -341,6 +368,10 @@ class Feed:
     def _make_block(self) -> None:
         pipeline = self.pipeline
         assert pipeline
+        if self._resize:
+            self._change_size(pipeline)
+            pipeline = self.pipeline
+            assert pipeline
         self._finish_decoding(1)
         started, video = time.perf_counter(), self._video
         replays, kind = pipeline.replaying is not None, self.kind
@@ -367,11 +398,33 @@ class Feed:
         _wait_for(devices.model)  # not for the VAE's
         made.denoised = time.perf_counter()
 
+    def _change_size(self, before: OptimizedScopePipeline) -> None:
+        """Go on with a stream of another size, which begins as a story does."""
+        self._finish_decoding(0)
+        with self._changed:
+            resize = self._resize
+        assert resize
+        pipeline = self._worker.source.open(resize.config)
+        pipeline.replay(resize.story)
+        with self._changed:
+            if self._resize is not resize:  # there is another wish
+                return
+            for wish in resize.later:
+                wish(pipeline)
+            self.pipeline, self._resize, self.pace = pipeline, None, Pace()
+            self._wished = self._wished and dataclasses.replace(
+                self._wished, height=resize.config.height, width=resize.config.width
+            )
+            self.stats = pipeline.get_latency_stats()
+            self._worker.share_out()
+        self._worker.give_back()
+        self.say(Status("ready"))
+
     def _follow_replay(self, pipeline: OptimizedScopePipeline, kind: Kind) -> None:
         """Take for wished what a story has wished for, unless a viewer has wished for more."""
         with self._changed:
-            if self._follows and pipeline.prompt:
-                self._prompt = pipeline.prompt
+            if self._follows and (prompt := pipeline.wished):
+                self._prompt = prompt
             if self.kind != kind:
                 self.pace = Pace()
                 self._worker.share_out()
@@ -419,6 +472,7 @@ class Feed:
         with self._changed:
             if self._failures > 1:
                 self._video += 1  # it was not a passing fault: give up what the stream remembers
+                self._resize = None
                 self.end_replay()
             self._retry_at = time.monotonic() + delay
         self.say(Status("trouble", first_line(error), retry_in=delay))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -141,6 +142,11 @@ def parse(message: str | bytes) -> Command:
         return _COMMAND.validate_json(message)
     except ValidationError as error:
         raise BadMessage(_faults(error), _id_of(message)) from None
+
+
+def words(prompt: str | Sequence[tuple[str, float]]) -> str:
+    """A prompt in one line; of several, with their weights."""
+    return prompt if isinstance(prompt, str) else " + ".join(f"{text} ({weight:g})" for text, weight in prompt)
 
 
 def presets() -> list[dict]:

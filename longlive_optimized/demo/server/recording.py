@@ -72,6 +72,10 @@ class Recorder:
         """
         return self._thread.submit(self._mp4, seconds)
 
+    def forget(self) -> None:
+        """Begin anew: what comes may be of another size."""
+        self._thread.submit(self._forget)
+
     def close(self) -> None:
         """Forget everything."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -87,6 +91,12 @@ class Recorder:
         self._open.add(picture, seconds)
         if self._open.seconds >= SEGMENT:
             self._close_segment(self._open)
+
+    def _forget(self) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+        self._done.clear()
 
     def _close_segment(self, segment: _Segment) -> None:
         self._done.append((segment.seconds, segment.close()))

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
@@ -19,6 +20,7 @@ from ...media import cover, decode_picture
 from ...story import Story
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.replay import sized
 from . import messages
 from .access import Refused, TokenBucket
 from .broadcast import Broadcast
@@ -397,15 +399,7 @@ class Room:
 
     def _replay(self, story: Story) -> None:
         """Raises BadMessage where the story does not fit the stream, or the device beside the others."""
-        for name in ("denoising_steps", "local_attn_size"):
-            most = max(_extent(config, name) for config in (self.config, *map(self._with_preset, PRESETS)))
-            if any(_extent(config, name) > most for config in story.configs()):
-                raise messages.BadMessage(f"story has more {name} than the presets and this stream, {most}")
-        if story.loras:
-            raise messages.BadMessage("story has loras, which all streams of a server share: play it by generate")
-        costly = [{name: getattr(config, name) for name in _COSTLY} for config in story.configs()]
-        if not all(self._host.may_have(self, self.config.changed(**fields)) for fields in costly):
-            raise messages.BadMessage("the server has no room for this story beside the other streams")
+        self._check(story)
         try:
             dropped = self.feed.replay(story)
         except ValueError as error:
@@ -414,6 +408,29 @@ class Room:
         if self._sender:
             self._set_input(self._sender, None)
         self._all.dropped.labels("reset").inc(dropped)
+
+    def _check(self, story: Story) -> None:
+        """Raises BadMessage for what is too much here."""
+        for name in ("denoising_steps", "local_attn_size"):
+            most = max(_extent(config, name) for config in (self.config, *map(self._with_preset, PRESETS)))
+            if any(_extent(config, name) > most for config in story.configs()):
+                raise messages.BadMessage(f"story has more {name} than the presets and this stream, {most}")
+        if max(map(len, story.texts)) > messages.LONGEST_PROMPT:
+            raise messages.BadMessage(f"story has a prompt of more than {messages.LONGEST_PROMPT} characters")
+        if story.loras:
+            raise messages.BadMessage("story has loras, which all streams of a server share: play it by generate")
+        (height, width), usual = sized(story, self.worker.source.engine).size, self.worker.source.config
+        if height * width > math.prod(usual.size):
+            most = "x".join(map(str, usual.size))
+            raise messages.BadMessage(
+                f"story may have at most {most} pixels, as the server's own, got {height}x{width}"
+            )
+        config = dataclasses.replace(self.config, height=height, width=width)
+        if config.size != self.config.size and not self.worker.has_memory_for(config):
+            raise messages.BadMessage(f"the server has no memory for a stream of {height}x{width} beside the others")
+        costly = [{name: getattr(each, name) for name in _COSTLY} for each in story.configs()]
+        if not all(self._host.may_have(self, config.changed(**fields)) for fields in costly):
+            raise messages.BadMessage("the server has no room for this story beside the other streams")
 
     def _with_preset(self, name: str) -> ScopeOptimizationConfig:
         return self.config.changed(**self.config.preset_fields(name))
@@ -470,7 +487,7 @@ class Room:
                 "by": by,
                 "status": self.doing,
                 "queue": self._host.position(self),
-                "prompt": self.feed.prompt.prompt,
+                "prompt": messages.words(self.feed.prompt.prompt),
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset or self._preset_name,
                 "effective": self._effective or self._in_force(),
@@ -488,6 +505,8 @@ class Room:
         if status.phase == "ready":
             self._stats, self._effective = self.feed.stats, self._in_force()
             self._preset = self._preset or self._preset_name
+            if self.recorder and self.inputs.size not in ((0, 0), self.config.size):
+                self.recorder.forget()
             self.inputs.size = self.config.size
         if status.phase == "trouble":
             self.metrics.block_failed()
