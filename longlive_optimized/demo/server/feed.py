@@ -25,7 +25,7 @@ from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
-from ..scope_integration.replay import check_fits, sized
+from ..scope_integration.replay import Replay, check_fits, sized
 from .admission import Kind
 from .pacing import Pace
 
@@ -198,7 +198,8 @@ class Feed:
             else:
                 settings = StreamSettings.of(config)
                 check_fits(story, pipeline.engine, settings, pipeline.stream.networks.vae_type)
-                self._resize = Resize(config, story)
+                begins = dataclasses.replace(config, **Replay(story).beginning, seed=story.seed)
+                self._resize = Resize(begins, story)
             self._follows, self._wished = True, None
             return self._drop_all()
 
