@@ -87,3 +87,13 @@ def test_times_to_the_last_frame(fps):
     times, _ = decode(mp4)
     assert times == pytest.approx([i / fps for i in range(70)], abs=1e-4)
     assert durations(mp4) == pytest.approx([1 / fps] * 70, abs=1e-4) and sum(durations(mp4)) == pytest.approx(70 / fps)
+
+
+def test_pictures_of_another_size_begin_it_anew():
+    recorder = Recorder(seconds=10)
+    record(recorder, 40)
+    for i in range(5):
+        recorder._thread.submit(recorder._add, np.full((48, 32, 3), 100 + i, np.uint8), 1 / 25).result()
+    data = recorder.mp4(10).result()
+    with av.open(io.BytesIO(data)) as video:
+        assert [(frame.height, frame.width) for frame in video.decode(video=0)] == [(48, 32)] * 5

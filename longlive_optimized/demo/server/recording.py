@@ -54,6 +54,7 @@ class Recorder:
         self._pending: deque[Future] = deque()
         self._done: deque[tuple[float, bytes]] = deque()  # seconds and data of segments, oldest first
         self._open: _Segment | None = None
+        self._size = 0, 0
 
     def add(self, picture: np.ndarray, seconds: float) -> None:
         """Append a picture, RGB uint8 [H, W, 3], shown for so long; returns at once. It must not change afterwards."""
@@ -72,15 +73,14 @@ class Recorder:
         """
         return self._thread.submit(self._mp4, seconds)
 
-    def forget(self) -> None:
-        """Begin anew: what comes may be of another size."""
-        self._thread.submit(self._forget)
-
     def close(self) -> None:
         """Forget everything."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _add(self, picture: np.ndarray, seconds: float, gap: float = 0.0) -> None:
+        if picture.shape[:2] != self._size:  # which one file cannot hold
+            self._forget()
+            self._size = picture.shape[:2]
         if self._open is not None:
             self._open.seconds += gap  # the picture before is shown for longer
         elif self._done:

@@ -505,8 +505,6 @@ class Room:
         if status.phase == "ready":
             self._stats, self._effective = self.feed.stats, self._in_force()
             self._preset = self._preset or self._preset_name
-            if self.recorder and self.inputs.size not in ((0, 0), self.config.size):
-                self.recorder.forget()
             self.inputs.size = self.config.size
         if status.phase == "trouble":
             self.metrics.block_failed()
