@@ -238,14 +238,16 @@ def ready(made: LongLiveEngine) -> None:
     made.synchronize()
 
 
+@TWO
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_the_transformer_does_not_wait_for_the_decoder(way, precision, apart, cycles, wide_model):
-    """Nor does the host: the next block's latents are there while the first is still to be decoded.
+def test_the_transformer_does_not_wait_for_the_decoder(way, precision, wide_model):
+    """Nor does the host: the next block's latents are there while the first is still to be decoded. On one GPU the
+    caller's CUDA stream, which is the transformer's, waits for the frames.
 
     With graphs: of eager kernels that wait for the device, CUDA takes a thousand, and then the host waits.
     """
-    beside = apart(wide_model, precision=precision)
+    beside = engine(wide_model, vae_device="cuda:1", text_device="cuda:1", precision=precision)
     ready(beside)
     gate = Gate()
     gave_up = threading.Timer(20, gate.open)
