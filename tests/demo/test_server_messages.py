@@ -109,6 +109,7 @@ FIELDS = (
     "use",
     "role",
     "noise_scale",
+    "story",
 )
 TYPES = tuple({message["type"] for message in GOOD})
 NEARLY = st.builds(

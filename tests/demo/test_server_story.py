@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
+import longlive_optimized
 from longlive_optimized import LongLiveEngine, OptimizationConfig
 from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig, story_recorder
 from longlive_optimized.demo.server.settings import ServerSettings
@@ -342,3 +343,20 @@ def test_a_pipelines_story_without_a_server(source):
     assert other.replaying == (0, 5)
     assert all(torch.equal(block, other.next_block()) for block in first) and other.replaying is None
     assert other.story() == story
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_story_on_a_gpu():
+    """With CUDA graphs and in 8 bits, made again by an engine of its own."""
+    first = []
+    config = ScopeOptimizationConfig.preset_balanced(height=64, width=96, enable_latency_overlay=False)
+    with OptimizedScopePipeline("tiny", config, "cuda") as pipeline:
+        for prompt, preset, count in ((CIRCLE, "balanced", 3), (SQUARE, "ultra", 3), (CIRCLE, "speed", 2)):
+            pipeline.set_optimization_preset(preset)
+            pipeline.switch_prompt(prompt, transition_blocks=2)
+            pipeline._prompts.hold_nothing_back()
+            first += [pipeline.next_block().cpu() for _ in range(count)]
+        story = pipeline.story()
+    again = longlive_optimized.generate(story, device="cuda")
+    assert np.array_equal(again.frames, torch.cat(first).numpy())
