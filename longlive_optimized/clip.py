@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import av.filter
 import numpy as np
+from av.error import BlockingIOError, EOFError
 
 from . import h264
 from .video_time import TRAINED_FPS
@@ -80,7 +81,7 @@ class Clip:
             stream.time_base = Fraction(1, self._fps)
             for shot in self._enlarged():
                 frame = h264.as_frame(shot.picture, self._height, self._width)
-                container.mux(stream.encode(self._timed(frame, shot, self._fps)))
+                container.mux(stream.encode(_timed(frame, shot, self._fps, self._fps)))
             container.mux(stream.encode())
 
     def _write_webp(self, target: Any) -> None:
@@ -89,13 +90,13 @@ class Clip:
             stream = self._add_stream(container, "libwebp_anim", "bgra" if self._few else "yuv420p", WEBP_CLOCK, own)
             for shot in self._enlarged():
                 frame = av.VideoFrame.from_ndarray(shot.picture, format="rgb24").reformat(format=stream.pix_fmt)
-                container.mux(stream.encode(self._timed(frame, shot, WEBP_CLOCK)))
+                container.mux(stream.encode(_timed(frame, shot, WEBP_CLOCK, self._fps)))
             container.mux(stream.encode())
 
     def _write_gif(self, target: Any) -> None:
         palette, last = self._palette()
         graph = av.filter.Graph()
-        video, colours = self._source(graph, self._height, self._width), graph.add_buffer(**_form_of(palette))
+        video, colours = _source(graph, self._height, self._width, self._fps), graph.add_buffer(**_form_of(palette))
         use, sink = graph.add("paletteuse", DITHER), graph.add("buffersink")
         video.link_to(use, 0, 0)
         colours.link_to(use, 0, 1)
@@ -103,27 +104,28 @@ class Clip:
         graph.configure()
         colours.push(palette)
         colours.push(None)
-        stays = self._ticks(last.start + last.frames, GIF_CLOCK) - self._ticks(last.start, GIF_CLOCK)
+        until, since = (_ticks(at, GIF_CLOCK, self._fps) for at in (last.start + last.frames, last.start))
+        stays = until - since
         with av.open(target, "w", format="gif", options=ENDLESS | {"final_delay": str(stays)}) as container:
             stream = self._add_stream(container, "gif", "pal8", GIF_CLOCK, {})
             waiting: deque[Shot] = deque()
             for shot in itertools.chain(self._enlarged(), [None]):
                 if shot:
                     waiting.append(shot)
-                video.push(self._frame(shot) if shot else None)
+                video.push(_frame(shot, self._fps) if shot else None)
                 for frame in _pull(sink):
-                    container.mux(stream.encode(self._timed(frame, waiting.popleft(), GIF_CLOCK)))
+                    container.mux(stream.encode(_timed(frame, waiting.popleft(), GIF_CLOCK, self._fps)))
             container.mux(stream.encode())
 
     def _palette(self) -> tuple[av.VideoFrame, Shot]:
         """The 256 colours that suit all pictures, and the last of these."""
         graph, last = av.filter.Graph(), None
-        video, find, sink = self._source(graph, *self._size), graph.add("palettegen"), graph.add("buffersink")
+        video, find, sink = _source(graph, *self._size, self._fps), graph.add("palettegen"), graph.add("buffersink")
         video.link_to(find)
         find.link_to(sink)
         graph.configure()
         for last in self._shots():
-            video.push(self._frame(last))
+            video.push(_frame(last, self._fps))
         video.push(None)
         (palette,) = _pull(sink)
         assert last
@@ -140,26 +142,29 @@ class Clip:
         for shot in self._shots():
             yield shot._replace(picture=enlarged(shot.picture, self._scale))
 
-    def _source(self, graph: av.filter.Graph, height: int, width: int):
-        base = Fraction(1, self._fps)
-        return graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=base)
-
-    def _frame(self, shot: Shot) -> av.VideoFrame:
-        return self._timed(av.VideoFrame.from_ndarray(shot.picture, format="rgb24"), shot, self._fps)
-
-    def _timed(self, frame: av.VideoFrame, shot: Shot, clock: int) -> av.VideoFrame:
-        """A shot's frame with its times, in ticks of so many a second."""
-        frame.pts, frame.time_base = self._ticks(shot.start, clock), Fraction(1, clock)
-        frame.duration = self._ticks(shot.start + shot.frames, clock) - frame.pts
-        return frame
-
-    def _ticks(self, frames: int, clock: int) -> int:
-        return round(Fraction(frames * clock, self._fps))
-
 
 def enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
     """A picture [H, W, 3] of which each pixel has become ``scale`` times ``scale``."""
     return picture if scale == 1 else picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def _source(graph: av.filter.Graph, height: int, width: int, fps: int):
+    base = Fraction(1, fps)
+    return graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=base)
+
+
+def _frame(shot: Shot, fps: int) -> av.VideoFrame:
+    return _timed(av.VideoFrame.from_ndarray(shot.picture, format="rgb24"), shot, fps, fps)
+
+
+def _timed(frame: av.VideoFrame, shot: Shot, clock: int, fps: int) -> av.VideoFrame:
+    """A shot's frame with its time, in ticks of so many a second."""
+    frame.pts, frame.time_base = _ticks(shot.start, clock, fps), Fraction(1, clock)
+    return frame
+
+
+def _ticks(frames: int, clock: int, fps: int) -> int:
+    return round(Fraction(frames * clock, fps))
 
 
 def _form_of(frame: av.VideoFrame) -> dict[str, Any]:
@@ -168,6 +173,6 @@ def _form_of(frame: av.VideoFrame) -> dict[str, Any]:
 
 def _pull(sink) -> Iterator[av.VideoFrame]:
     """The frames that a filter has ready."""
-    with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
+    with contextlib.suppress(BlockingIOError, EOFError):
         while True:
             yield sink.pull()
