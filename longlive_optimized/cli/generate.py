@@ -113,7 +113,10 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="What to show.", show_default=False)] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Model folder, or 'tiny' for the built-in model; tiny, or the story's.", show_default=False),
+        typer.Option(
+            help="Model folder, ORG/NAME of the hub, or 'tiny', the built-in one; tiny, or the story's.",
+            show_default=False,
+        ),
     ] = None,
     story: Annotated[
         Path | None,
