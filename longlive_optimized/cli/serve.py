@@ -16,6 +16,7 @@ from rich.text import Text
 from ..config import PRESETS, preset_name
 from ..plain import whole
 from ..weights.locate import TINY
+from .download import have, tell_of_the_real_one
 from .loading import (
     Device,
     Height,
@@ -45,7 +46,14 @@ TINY_PROMPT = "a red circle and a blue square move left over a green field"
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="Model folder, or 'tiny' for the built-in model.")] = "tiny",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model folder, ORG/NAME of the hub, or 'tiny' for the built-in model, which is also the default; then "
+            "it is said how to get the real one.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     prompt: Annotated[str | None, typer.Option(help="What to show at first; the default suits the model.")] = None,
     host: Annotated[str, typer.Option(help="Address to bind; one that others can reach needs a token.")] = "127.0.0.1",
@@ -61,6 +69,9 @@ def serve(
         bool, typer.Option("--control", help="Load VACE's module, 1.5 GB: viewers may send control video and pictures.")
     ] = False,
     seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
+    playback_speed: Annotated[
+        float, typer.Option(help="How fast the world goes at first: times 16 frames a second, 0.25 to 4.")
+    ] = 1.0,
     codec: Annotated[
         Literal["vp8", "h264"], typer.Option(help="vp8, or h264, which takes twice the processor time.")
     ] = "vp8",
@@ -68,7 +79,7 @@ def serve(
     overlay: Annotated[bool, typer.Option("--overlay", help="Begin with the latency panel in the video.")] = False,
     viewers: Annotated[int, typer.Option(help="How many may watch a stream at a time.")] = 8,
     sessions: Annotated[
-        str, typer.Option(help="Streams at a time: a number, or auto: as many as run at 16 frames a second here.")
+        str, typer.Option(help="Streams at a time: a number, or auto: as many as run here, each at its own speed.")
     ] = "auto",
     private: Annotated[
         bool, typer.Option("--private", help="Give each new visitor a stream of their own, in place of a shared one.")
@@ -108,6 +119,7 @@ def serve(
     replicas: Annotated[int | None, typer.Option(help="With --cluster: how many; one a GPU by default.", min=1)] = None,
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
+    asks, model = model is None, model or TINY
     if replicas and not cluster:
         raise ValueError("--replicas goes with --cluster")
     if cluster:
@@ -133,6 +145,7 @@ def serve(
             height=height,
             width=width,
             seed=seed,
+            playback_speed=playback_speed,
             device=device,
             codec=codec,
             bitrate=bitrate,
@@ -164,6 +177,7 @@ def serve(
         height=height,
         width=width,
         seed=seed,
+        playback_speed=playback_speed,
         low_memory=low_memory,
         memory_limit_gib=memory_limit,
         text_precision=text_precision,
@@ -186,6 +200,8 @@ def serve(
         keep_seconds=keep,
         max_queued=queue,
         sessions_per_client=sessions_per_client,
+        model=model,
+        ask_for_model=asks,
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
@@ -193,6 +209,7 @@ def serve(
     if os.environ.get("RANK", "0") != "0":
         _follow(model, config, device, join_ranks(numbers, device, leads=True))
         return
+    have(model, text_precision=text_precision, control=control)
     with _listen(host, port) as listener:
         ranks = join_ranks(numbers, device, leads=True)
 
@@ -201,7 +218,7 @@ def serve(
 
         streams = Sessions(load, prompt, settings, outlet=elsewhere)
         streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
-        _run(streams, listener, _address(settings, listener))
+        _run(streams, listener, _address(settings, listener), asks)
     if streams.worker.error:
         raise streams.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
@@ -218,8 +235,8 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
-def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
-    """Serve until a signal comes or the model turns out not to load."""
+def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool) -> None:
+    """Serve until a signal comes or the model turns out not to load; asks: nobody has named one."""
     import uvicorn
 
     from ..demo.server.app import create_app
@@ -237,6 +254,8 @@ def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
 
     streams.on_status = follow
     console.print(Text.assemble("open ", (address, "bold"), "  (Ctrl-C ends)"), soft_wrap=True)
+    if asks:
+        tell_of_the_real_one()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 

@@ -15,6 +15,9 @@ GOOD = [
     {"type": "switch_prompt", "prompt": "狐狸\n在雪中", "transition_blocks": 4, "id": "a"},
     {"type": "set_optimization_preset", "preset": "balanced"},
     {"type": "set_optimization_preset", "preset": "quality"},
+    {"type": "settings", "playback_speed": 0.25},
+    {"type": "settings", "playback_speed": 4, "interpolation": "blend", "shown_fps": 24, "id": 9},
+    {"type": "settings", "interpolation": "none", "shown_fps": None},
     {"type": "get_latency_stats", "id": 7},
     {"type": "set_transition", "blocks": 8, "blend": "slerp"},
     {"type": "set_overlay", "enabled": True},
@@ -25,6 +28,7 @@ GOOD = [
     {"type": "set_strength", "control_scale": 0},
     {"type": "remove_picture", "role": "first_frame"},
     {"type": "reset"},
+    {"type": "replay", "story": {"version": 1, "blocks": 3, "prompts": [{"block": 0, "prompt": "a fox"}]}},
 ]
 
 
@@ -33,7 +37,8 @@ def test_good_messages(message):
     command = parse(json.dumps(message))
     for name, value in message.items():
         wanted = "quality_stream" if value == "quality" else value
-        assert getattr(command, name) == wanted
+        given = getattr(command, name)
+        assert (given.as_dict() if name == "story" else given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,20 @@ def test_good_messages(message):
         ('{"type": "set_optimization_preset", "preset": "warp"}', "preset must be one of quality_stream"),
         ('{"type": "set_overlay", "enabled": "yes"}', "enabled"),
         ('{"type": "set_paused", "paused": 1}', "paused"),
+        ('{"type": "settings"}', "settings must have at least one of playback_speed, interpolation, shown_fps"),
+        (
+            '{"type": "settings", "playback_speed": 0.2}',
+            "playback_speed: Input should be greater than or equal to 0.25",
+        ),
+        ('{"type": "settings", "playback_speed": 4.1}', "playback_speed"),
+        ('{"type": "settings", "playback_speed": null}', "playback_speed"),
+        ('{"type": "settings", "playback_speed": true}', "playback_speed"),
+        ('{"type": "settings", "playback_speed": NaN}', "playback_speed"),
+        ('{"type": "settings", "interpolation": "rife"}', "interpolation: Input should be 'none' or 'blend'"),
+        ('{"type": "settings", "shown_fps": 23}', "shown_fps"),
+        ('{"type": "settings", "shown_fps": 61}', "shown_fps"),
+        ('{"type": "settings", "shown_fps": 30.5}', "shown_fps"),
+        ('{"type": "settings", "target_fps": 30}', "target_fps: Extra inputs"),
         ('{"type": "set_transition", "blocks": 2.5}', "blocks"),
         ('{"type": "set_transition", "blocks": 2, "blend": "cubic"}', "blend"),
         ('{"type": "set_input"}', "use: Field required"),
@@ -67,6 +86,9 @@ def test_good_messages(message):
         ('{"type": "set_strength", "control_scale": "1"}', "control_scale"),
         ('{"type": "remove_picture", "role": "last_frame"}', "role"),
         ('{"type": "reset", "id": {}}', "id"),
+        ('{"type": "replay", "story": []}', "story: a story must be a JSON object, got list"),
+        ('{"type": "replay", "story": {"version": 1, "blocks": 2}}', "story: prompts must be given"),
+        ('{"type": "replay", "story": "%s"}' % ("x" * 65_536), "at most 65536 bytes"),
         ('{"type": "reset", "id": "%s"}' % ("x" * 65), "id"),
         (" " * 16_385, "at most 16384 bytes"),
         ("é" * 9000, "at most 16384 bytes"),
@@ -104,6 +126,7 @@ FIELDS = (
     "use",
     "role",
     "noise_scale",
+    "story",
 )
 TYPES = tuple({message["type"] for message in GOOD})
 NEARLY = st.builds(

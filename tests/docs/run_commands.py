@@ -88,6 +88,21 @@ RUN: dict[str, Run] = {
         prints=(r"\Atorch\.Size\(\[9, 64, 96, 3\]\)\n(torch\.Size\(\[12, 64, 96, 3\]\)\n){7}\Z",)
     ),
     "python: from longlive_optimized.demo.scope_integration import (": Run(prints=(r"\A\Z",)),
+    "longlive-optimized download": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download",
+        (r"daydreamlive/LongLive-1\.3B: models/longlive_base\.pt +4\.48 MB", r"ready to use as --model"),
+        partly="from a small hub on this machine",
+    ),
+    "longlive-optimized download [DIR]": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download models --vace --text bf16 --vae tae --yes",
+        (r"taew2_1\.pth", r"models_t5_umt5-xxl-enc-bf16\.pth", r"VACE_module", r"ready to use as --model"),
+        partly="from a small hub on this machine",
+    ),
+    "longlive-optimized download DIR": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download models && longlive-optimized doctor models",
+        (r"models is complete and its parts fit together",),
+        partly="from a small hub on this machine",
+    ),
     'longlive-optimized generate --model DIR --prompt "a red fox in the snow" --switch 0:04:"the fox leaps" '
     "--seconds 8 --out fox.mp4": Run(
         f'longlive-optimized generate {SMALL} --prompt "a red fox in the snow" --switch 0:04:"the fox leaps" '
@@ -106,6 +121,21 @@ RUN: dict[str, Run] = {
         (r"wrote fox\.mp4: .*, 1 s of 96x64", r"wrote in\.mp4: .*, 1 s of 96x64"),
         ("fox.mp4", "in.mp4"),
     ),
+    **dict.fromkeys(
+        [
+            f"longlive-optimized generate --story {story}"
+            for story in ("story.json --out fox.mp4", "FILE --out FILE.mp4")
+        ],
+        Run(
+            'echo \'{"version": 1, "seconds": 2, "prompts": [{"seconds": 0, "prompt": "a red circle"}, '
+            '{"seconds": 0.5, "prompt": "a white cross"}]}\' > told.json && '
+            "longlive-optimized generate --story told.json --out told.mp4 --force",
+            (r"wrote told\.mp4: .*, 2 s of 96x64",),
+            ("told.mp4",),
+        ),
+    ),
+    "python: import longlive_optimized": Run(prints=(r"\A\Z",), writes=("circle.mp4",)),
+    "longlive-optimized presets": Run(prints=(r"balanced +closest to the model", r"steps 1000,250; window 9; int8")),
     "longlive-optimized make-checkpoint DIR --config 1.3b --text tiny": Run(
         "longlive-optimized make-checkpoint full --config 1.3b --text tiny && longlive-optimized doctor full; "
         "rm -r full",
@@ -311,6 +341,16 @@ RUN: dict[str, Run] = {
         prints=(r"out/one_video\.mp4: 93 frames",), writes=("out/one_video.mp4",), where="checkout"
     ),
     "python docs/examples/own_queue.py --blocks 6": Run(prints=(r"\n69 frames",), where="checkout"),
+    "python docs/examples/stream.py --frames 60 --out out/stream.gif": Run(
+        prints=(r"out/stream\.gif: 60 frames, 6 blocks",),
+        writes=("out/stream.gif", "out/stream.json"),
+        where="checkout",
+    ),
+    "python docs/examples/story.py --seconds 4 --out out/story.mp4": Run(
+        prints=(r"out/story\.mp4: 64 frames, the same twice: True",),
+        writes=("out/story.mp4", "out/story.json"),
+        where="checkout",
+    ),
     "python docs/examples/two_streams.py --blocks 6": Run(
         prints=(r"out/two_streams\.mp4: 69 frames of 2 streams",), writes=("out/two_streams.mp4",), where="checkout"
     ),
@@ -337,8 +377,8 @@ NOT_RUN: tuple[NotRun, ...] = (
     # Commands
     NotRun("README.md", "*", "./setup_env.sh test", _SUITE),
     NotRun("*", "*", "pytest -q", _SUITE),
-    NotRun("README.md", "Use", "hf download .*", _NET),
     NotRun("docs/api.md", "A model's files", "hf download --local-dir", _NET),
+    NotRun("docs/api.md", "From the hub", "hf auth login", "signs in at the hub"),
     NotRun("*", "*", "daydream-scope install .*", _SCOPE),
     NotRun("*", "*", r"pip install --no-build-isolation (-e )?\.", "compiles CUDA for minutes; without CUDA it is run"),
     NotRun("*", "*", r"pip install \.", "without CUDA it is run; tests/build makes such a wheel"),

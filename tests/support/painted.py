@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from longlive_optimized.config import PRESETS
 from longlive_optimized.demo.scope_integration import LatencyStats, ScopeOptimizationConfig, create_latency_overlay
 
 BITS = 16
@@ -26,6 +27,8 @@ class PaintedPipeline:
     """
 
     fallback_blocks = 0
+    replaying = None
+    recorder = types.SimpleNamespace(story=lambda: None)
 
     def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0, control: bool = False):
         self.config, self.block_seconds = config, block_seconds
@@ -55,12 +58,20 @@ class PaintedPipeline:
             self.calls.append("switch_prompt")
         self.prompt = prompt
 
-    def set_optimization_preset(self, preset: str) -> None:
-        self.calls.append("set_optimization_preset")
-        self.preset = preset
+    def configure(self, **changes) -> None:
+        self.calls.append("configure")
+        self.config = self.config.changed(**changes)
+
+        def fits(name: str) -> bool:
+            return all(getattr(self.config, field) == value for field, value in self.config.preset_fields(name).items())
+
+        self.preset = next(filter(fits, PRESETS), "custom")
 
     def reset(self) -> None:
         self.calls.append("reset")
+
+    def end_replay(self) -> None:
+        pass
 
     def get_latency_stats(self) -> dict:
         counts = {"frame_count": len(self.painted), "fallback_blocks": self.fallback_blocks}

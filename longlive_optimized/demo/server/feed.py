@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 import torch
 
+from ...config import CHANGEABLE, StreamSettings
 from ...engine.host_copy import HostCopy
 from ...engine.ranks import RankError
 from ...engine.snapshot import Snapshot
-from ...keywords import PresetName
+from ...keywords import ConfigFields
+from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
-from .admission import Kind
+from ..scope_integration.replay import Replay, check_fits, sized
+from .admission import Kind, share
 from .pacing import Pace
 
 if TYPE_CHECKING:
@@ -61,12 +65,22 @@ class BlockMade:
 
 
 @dataclass
+class Resize:
+    """A story of another size, the config of the stream that is to show it, and what was wished for since."""
+
+    config: ScopeOptimizationConfig
+    story: Story
+    later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
+
+
+@dataclass
 class _Made:
-    """A block on its way to the host, of the video with this number. Where the VAE is beside it, the transformer was
-    through with it at ``denoised``; else all its time counts as decoding."""
+    """A block on its way to the host, of the video with this number, which it may begin. Where the VAE is beside it,
+    the transformer was through with it at ``denoised``; else all its time counts as decoding."""
 
     copy: HostCopy
     video: int
+    begins: bool
     started: float
     denoised: float
     coming: int = 0  # frames that another thread waits for
@@ -78,9 +92,12 @@ class Feed:
 
     config: of its pipeline; None is the source's, once that is loaded. prompt: the first one.
     on_status, on_block: called in the worker's threads; they must not block.
+    on_frames: likewise, with the frames of each block of the video, uint8 [T, H, W, 3], as the engine made them,
+        whether or not they will be shown; they must not be changed.
     of_block: called in the worker's thread before each block, with whether it is a video's first: what the block is
         made from beside the prompt, as fields of a BlockRequest. It must not wait.
     pipeline, stats: the stream and its figures of late, once it is open; before that None and nothing.
+    scene: of the frame that was taken last; another one where the video has begun anew in between.
 
     ``open_with``, ``make_block`` and ``close_stream`` are the worker's thread's. All else may be called from any
     thread; none waits for the device or for a block.
@@ -94,17 +111,22 @@ class Feed:
         on_status: Callable[[Status], None],
         on_block: Callable[[BlockMade], None],
         of_block: Callable[[bool], dict] = lambda begins: {},
+        on_frames: Callable[[np.ndarray], None] = lambda frames: None,
     ):
         self._worker, self._changed = worker, worker.changed
-        self._on_status, self._on_block, self._of_block = on_status, on_block, of_block
+        self._on_status, self._on_block, self._of_block, self._on_frames = on_status, on_block, of_block, on_frames
         self.config, self.status, self.stats = config, Status("loading"), {}
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
         self._prompt = prompt
+        self._follows = False  # what is wished for is what a story says that is being replayed
+        self._resize: Resize | None = None
+        self._story: Story | None = None  # of the stream before it was closed
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
-        self._frames: deque[np.ndarray] = deque()
+        self._frames: deque[tuple[int, np.ndarray]] = deque()  # with the scene of each
+        self.scene = self._scenes = 0
         self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
         self._coming = 0  # frames of these
         self._watched = self._paused = False
@@ -113,6 +135,7 @@ class Feed:
         self._failures, self._retry_at = 0, float("-inf")
         self._waits_since = self._taken_at = float("-inf")  # for its first frame; when the last one was taken
         self._shown = False  # whether a frame was taken since it is open and watched
+        self._stood_still = False  # whether it goes on from a snapshot, and no frame was taken yet
 
     # --- what those who watch do
 
@@ -121,6 +144,11 @@ class Feed:
         """The pipeline's config, or that which it will be opened with."""
         pipeline = self.pipeline
         return pipeline.config if pipeline else self.config or self._worker.source.config
+
+    @property
+    def config_wished_for(self) -> ScopeOptimizationConfig:
+        """As it will be with the next block; how frames are shown changes at once."""
+        return self._wished or self.config_in_force
 
     @property
     def interval(self) -> float:
@@ -152,31 +180,80 @@ class Feed:
         with self._changed:
             if self._paused or not self._frames:
                 return None
-            self._taken_at, self._shown = time.monotonic(), True
+            self._taken_at, self._shown, self._stood_still = time.monotonic(), True, False
             self._changed.notify()
-            return self._frames.popleft()
+            self.scene, frame = self._frames.popleft()
+            return frame
+
+    @property
+    def replaying(self) -> tuple[int, int] | None:
+        """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
+        pipeline = self.pipeline
+        return pipeline and pipeline.replaying
+
+    def story(self) -> Story | None:
+        """What the video was made from, since the stream was opened; None before its first block."""
+        pipeline = self.pipeline
+        return (pipeline and pipeline.recorder.story()) or self._story
+
+    def replay(self, story: Story) -> int:
+        """Begin the video anew as the story has it; how many frames that waited are dropped. Raises ValueError where it
+        does not fit the stream, or that is not open."""
+        with self._changed:
+            pipeline = self.pipeline
+            if pipeline is None:
+                raise ValueError("the stream is not open yet")
+            height, width = sized(story, pipeline.engine).size
+            config = dataclasses.replace(self.config_wished_for, height=height, width=width)
+            check_fits(story, pipeline.engine, StreamSettings.of(config), pipeline.stream.networks.vae_type)
+            begins = dataclasses.replace(config, **Replay(story).beginning, seed=story.seed)
+            self._resize = None
+            if config.size == pipeline.config.size:
+                pipeline.replay(story)
+            else:
+                self._resize = Resize(begins, story)
+            self._follows, self._wished = True, begins
+            return self._drop_all()
+
+    def end_replay(self) -> None:
+        """Go on with what is in force."""
+        with self._changed:
+            self._follows = False
+            self._tell(lambda pipeline: pipeline.end_replay())
+
+    def _tell(self, wish: Callable[[OptimizedScopePipeline], None]) -> None:
+        """Wish for something of the pipeline, or of the one in its place, where it is to be of another size."""
+        if self._resize:
+            self._resize.later.append(wish)
+        elif self.pipeline:
+            wish(self.pipeline)
 
     def switch_prompt(self, prompt: Prompt) -> None:
         """Go over to ``prompt`` with the next block that begins."""
         with self._changed:
-            self._prompt = prompt
-            if self.pipeline:
-                self._ask_for_prompt(self.pipeline)
+            self._prompt, self._follows = prompt, False
+            self._tell(self._ask_for_prompt)
 
-    def set_optimization_preset(self, preset: str) -> None:
-        """Go over to a preset with the next block that begins."""
-        name = cast(PresetName, preset)  # a name by now
+    def configure(self, **changes: Unpack[ConfigFields]) -> None:
+        """Change the config with the next block that begins, how frames are shown at once. Raises ValueError as the
+        pipeline's ``configure`` does."""
         with self._changed:
-            before, config = self.kind, self.config_in_force
-            wished = config.changed(**config.preset_fields(name))
+            before, wished = self.kind, self.config_wished_for.changed(**changes)
+            self._follows &= not any(name in CHANGEABLE for name in changes)
             if self.pipeline:
-                self.pipeline.set_optimization_preset(name)
+                self._tell(lambda pipeline: pipeline.configure(**changes))
                 self._wished = wished
             else:
                 self.config = wished
             if self.kind != before:  # what its blocks took tells no more what they will take
                 self.pace = Pace()
-                self._worker.share_out()
+            self._worker.share_out()
+            self._changed.notify()
+
+    def share_with(self, config: ScopeOptimizationConfig) -> float | None:
+        """The share of the device's time that it would take with another config; None where that is not known."""
+        kind = Kind.of(config)
+        return share(self.frame_seconds if kind == self.kind else self._worker.costs.of(kind), config.model_fps)
 
     def set_watched(self, watched: bool) -> None:
         """Blocks are made only while someone watches."""
@@ -197,11 +274,15 @@ class Feed:
     def reset(self) -> int:
         """Begin the video anew; how many frames that waited are dropped. A block under way is dropped too."""
         with self._changed:
-            dropped = len(self._frames)
-            self._frames.clear()
-            self._video += 1
-            self._changed.notify()
-            return dropped
+            self.end_replay()
+            return self._drop_all()
+
+    def _drop_all(self) -> int:
+        dropped = len(self._frames)
+        self._frames.clear()
+        self._video += 1
+        self._changed.notify()
+        return dropped
 
     def take_snapshot(self) -> Snapshot | None:
         """What the stream needs to go on elsewhere; None where it is not open, or has no block of its video yet. Waits
@@ -225,9 +306,10 @@ class Feed:
 
     @property
     def deadline(self) -> float:
-        """When its next frame is late: those who watch have none left. The first ones are late after a while only."""
+        """When its next frame is late: those who watch have none left. The first ones are late after a while only, but
+        those that go on from a snapshot at once: they were waited for elsewhere."""
         if not self._shown:
-            return self._waits_since + PATIENCE
+            return self._waits_since + (0.0 if self.snapshot or self._stood_still else PATIENCE)
         return self._taken_at + (len(self._frames) + self._coming + 1) * self.interval
 
     @property
@@ -241,14 +323,19 @@ class Feed:
         return self.pace.frame_seconds if self.pace.settled else self._worker.costs.of(self.kind)
 
     @property
-    def demand(self) -> float:
-        """``frame_seconds``, or the best guess that there is."""
-        return self.frame_seconds or self.pace.frame_seconds or 0.0
+    def share(self) -> float | None:
+        """The share of the device's time that it takes while it is watched; None where that is not known."""
+        return share(self.frame_seconds, self._fps)
+
+    @property
+    def demand(self) -> tuple[float, float]:
+        """``frame_seconds``, or the best guess that there is, and how many frames a second it wants."""
+        return self.frame_seconds or self.pace.frame_seconds or 0.0, self._fps
 
     @property
     def kind(self) -> Kind:
         """What its costs depend on: of the config that was wished for last."""
-        return Kind.of(self._wished or self.config_in_force)
+        return Kind.of(self.config_wished_for)
 
     @property
     def block_seconds(self) -> float:
@@ -268,6 +355,7 @@ class Feed:
     def open_with(self, pipeline: OptimizedScopePipeline) -> None:
         """Take a pipeline, whose video begins with the prompt and the pause in force."""
         with self._changed:
+            self._stood_still = self.snapshot is not None
             self.pipeline, self.config, self.snapshot = pipeline, pipeline.config, None
             self._ask_for_prompt(pipeline)
             self._waits_since = time.monotonic()
@@ -281,8 +369,9 @@ class Feed:
         with self._changed:
             if self.pipeline:
                 self.config = self._wished or self.pipeline.config
+                self._story = self.pipeline.recorder.story() or self._story
             self.pipeline, self.pace, self._shown = None, Pace(), False
-            self._wished = None
+            self._wished = self._resize = None
             self._frames.clear()
             self._video_shown, self._begun = self._video, self._video - 1
             self._failures, self._retry_at = 0, float("-inf")
@@ -304,17 +393,27 @@ class Feed:
     def _make_block(self) -> None:
         pipeline = self.pipeline
         assert pipeline
+        if self._resize:
+            self._change_size(pipeline)
+            pipeline = self.pipeline
+            assert pipeline
         self._finish_decoding(1)
         started, video = time.perf_counter(), self._video
+        replays, kind = pipeline.replaying is not None, self.kind
         if video != self._video_shown:
-            pipeline.reset()
+            if not replays:
+                pipeline.reset()
             self._video_shown = video
-        block = pipeline.next_block(**self._of_block(video != self._begun))
+        begins = video != self._begun
+        source: dict = {} if replays else self._of_block(begins)
+        block = pipeline.next_block(**source)
+        if replays:
+            self._follow_replay(pipeline, kind)
         self._begun = video
         self.blocks += 1
         if self.overlay and pipeline.overlay:
             pipeline.overlay.apply(block, pipeline.get_latency_stats())
-        made, devices = _Made(HostCopy(block), video, started, started), pipeline.engine.devices
+        made, devices = _Made(HostCopy(block), video, begins, started, started), pipeline.engine.devices
         if not devices.async_vae:
             self._show(made)
             return
@@ -324,6 +423,36 @@ class Feed:
         self._decoding.append(self._worker.reader.submit(self._show, made))
         _wait_for(devices.model)  # not for the VAE's
         made.denoised = time.perf_counter()
+
+    def _change_size(self, before: OptimizedScopePipeline) -> None:
+        """Go on with a stream of another size, which begins as a story does."""
+        self._finish_decoding(0)
+        with self._changed:
+            resize = self._resize
+        assert resize
+        pipeline = self._worker.source.open(resize.config)
+        pipeline.replay(resize.story)
+        with self._changed:
+            if self._resize is not resize:  # there is another wish
+                return
+            for wish in resize.later:
+                wish(pipeline)
+            self.pipeline, self._resize, self.pace = pipeline, None, Pace()
+            self.stats = pipeline.get_latency_stats()
+            self._worker.share_out()
+        self._worker.give_back()
+        self.say(Status("ready"))
+
+    def _follow_replay(self, pipeline: OptimizedScopePipeline, kind: Kind) -> None:
+        """Take for wished what a story has wished for, unless a viewer has wished for more."""
+        with self._changed:
+            if self._follows and (prompt := pipeline.wished):
+                self._prompt, config = prompt, pipeline.config
+                now = {name: getattr(config, name) for name in CHANGEABLE}
+                self._wished = dataclasses.replace(self.config_wished_for, **now)
+            if self.kind != kind:
+                self.pace = Pace()
+                self._worker.share_out()
 
     def _finish_decoding(self, left: int) -> None:
         """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
@@ -347,8 +476,11 @@ class Feed:
             if made.video != self._video:
                 return
             self._note_times(made, now, len(pictures))
-            self._frames.extend(pictures)
+            if made.begins or len(pictures) != BLOCK_PIXEL_FRAMES:  # the decoder has begun anew
+                self._scenes += 1
+            self._frames.extend((self._scenes, picture) for picture in pictures)
             waiting = len(self._frames)
+        self._on_frames(pictures)
         self.stats = pipeline.get_latency_stats()
         gpus = [device for device in pipeline.engine.devices.all if device.type == "cuda"]
         self._on_block(BlockMade(len(pictures), waiting, self.stats, sum(map(torch.cuda.memory_allocated, gpus))))
@@ -356,8 +488,8 @@ class Feed:
     def _note_times(self, made: _Made, now: float, frames: int) -> None:
         halves = made.denoised - made.started, now - max(made.denoised, self._worker.decoded_at)
         self._worker.decoded_at = now
-        self.pace.block_took(sum(halves), frames, max(halves))
-        if self.pace.settled and (seconds := self.pace.frame_seconds):
+        seconds = self.pace.block_took(sum(halves), frames, max(halves))
+        if self.pace.settled:
             self._worker.costs.note(self.kind, seconds)
         self._worker.share_out()
 
@@ -368,6 +500,8 @@ class Feed:
         with self._changed:
             if self._failures > 1:
                 self._video += 1  # it was not a passing fault: give up what the stream remembers
+                self._resize = None
+                self.end_replay()
             self._retry_at = time.monotonic() + delay
         self.say(Status("trouble", first_line(error), retry_in=delay))
 
@@ -377,7 +511,7 @@ class Feed:
 
     @property
     def _fps(self) -> float:
-        return self.config_in_force.target_fps
+        return self.config_wished_for.model_fps
 
 
 def first_line(error: Exception) -> str:

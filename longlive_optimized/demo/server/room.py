@@ -7,17 +7,22 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
 
 import av
 import numpy as np
+from pydantic import ValidationError
 
-from ...config import PRESETS
+from ...clip import Format
+from ...config import PRESETS, OptimizationConfig
 from ...media import cover, decode_picture
+from ...story import Story
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.replay import sized
 from . import messages
 from .access import Refused, TokenBucket
 from .broadcast import Broadcast
@@ -40,8 +45,9 @@ DOWNLOADS = 0.5, 3
 UPLOADS = 1.0, 5
 MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
-HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
 CLOSE_SECONDS = 1.0  # that viewers may take at the end
+
+_COSTLY = "denoising_steps", "local_attn_size", "precision"
 
 NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
 
@@ -55,8 +61,8 @@ class Host(Protocol):
     def position(self, room: Room) -> int | None:
         """Its place among those that wait to be opened, from 1 on; None for one that is open."""
 
-    def may_have(self, room: Room, preset: str) -> bool:
-        """Whether the device can make its stream with this preset beside the others."""
+    def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
+        """Whether the device can make its stream with this config beside the others."""
         ...
 
 
@@ -91,6 +97,7 @@ class Room:
         self._all = metrics
         self.inputs = Inputs(metrics)
         self.inputs.size = config.size if config else (0, 0)
+        self.recorder = Recorder(settings.record_seconds) if settings.record_seconds else None
         self.feed = Feed(
             worker,
             config,
@@ -98,14 +105,15 @@ class Room:
             self._from_thread(self._take_status),
             self._from_thread(self._take_block),
             self.inputs.of_block,
+            self._keep_frames,
         )
-        self.recorder = Recorder(settings.record_seconds) if settings.record_seconds else None
         self._peers: set[Peer] = set()
         self._names = itertools.count(1)
         self._transition, self._preset = 1, None
         self._blend: Literal["linear", "slerp"] = "linear"
         self._stats = dataclasses.asdict(LatencyStats())
         self._effective, self._input = {}, {}
+        self._replayed: tuple[int, int] | None = None
         self._sender: Peer | None = None
         self._publisher: Publisher | None = None
         self._change, self._telling = (None, None), None
@@ -113,15 +121,13 @@ class Room:
         self._offers, self._downloads, self._uploads, self._states = (
             TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS, UPLOADS, STATES)
         )
-        self._broadcast = Broadcast(
-            self.feed, self.metrics, self._new_encoder, self.recorder.add if self.recorder else None
-        )
+        self._broadcast = Broadcast(self.feed, self.metrics, self._new_encoder)
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
         self._closed = self.was_watched = self._resumed = False
         self.metrics.follow(
             viewers=lambda: self.people,
             waiting=lambda: self.feed.waiting,
-            fps=lambda: self._broadcast.fps,
+            fps=lambda: self._broadcast.model_fps,
             p99_ms=lambda: self._broadcast.p99_ms,
         )
 
@@ -191,7 +197,7 @@ class Room:
             "preset": self._preset_name,
             "height": height,
             "width": width,
-            "fps": self._broadcast.fps,
+            "fps": self._broadcast.model_fps,
             "p99_interval_ms": round(self._broadcast.p99_ms, 1),
             "block_ms": self._stats["block_ms"],
         }
@@ -222,7 +228,9 @@ class Room:
         if snapshot is None:
             return None
         how = {"transition": self._transition, "blend": self._blend, "preset": self._preset}
-        return Saved(self.config, self.feed.prompt, snapshot, self.feed.overlay, self.feed.paused, **how)
+        return Saved(
+            self.feed.config_wished_for, self.feed.prompt, snapshot, self.feed.overlay, self.feed.paused, **how
+        )
 
     def go_on_from(self, saved: Saved) -> None:
         """Before it is opened: go on where another server's stream was. The first block is made at once."""
@@ -236,16 +244,26 @@ class Room:
         """Tell everyone that the stream goes on at another place: who connects anew is led there."""
         self._tell({"type": "moved"})
 
-    async def recording(self, seconds: float) -> bytes:
-        """The last seconds as mp4. Raises Refused where there is nothing."""
+    async def clip(self, seconds: float, form: Format, scale: int) -> bytes:
+        """The last seconds as a file, each pixel enlarged. Raises Refused where there is nothing, and for what would be
+        too large."""
         if self.recorder is None:
             raise Refused(404, "this server keeps no recording: start it with --record-seconds", "off")
-        if not self._downloads.take():
+        if self.recorder.busy or not self._downloads.take():
             raise Refused(429, "too many downloads: try again in a moment", "busy")
-        data = await asyncio.wrap_future(self.recorder.mp4(seconds))
+        try:
+            data = await asyncio.wrap_future(self.recorder.clip(seconds, form, scale))
+        except ValueError as error:
+            raise Refused(422, str(error), "parameter") from None
         if not data:
-            raise Refused(404, "nothing has been shown yet: someone must watch first", "empty")
+            raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
         return data
+
+    def story(self) -> dict:
+        """What the video was made from, as a story has it. Raises Refused where there is nothing."""
+        if story := self.feed.story():
+            return story.as_dict()
+        raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
 
     async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
         """Use a picture that a viewer sends, a PNG, JPEG or WebP file, which is read if it is wanted; a first frame
@@ -265,6 +283,7 @@ class Room:
             picture = await self._loop.run_in_executor(None, self._decode, await read())
         except ValueError as error:
             raise Refused(422, str(error), "bad picture") from None
+        self.feed.end_replay()
         self.inputs.set_picture(role, picture)
         if role == "first_frame":
             self._begin_anew()
@@ -279,7 +298,7 @@ class Room:
     @property
     def _rate(self) -> int:
         """Bits per second that the picture asks for."""
-        return self.settings.bitrate or fit_bitrate(*self.config.size, HIGHEST_FPS)
+        return self.settings.bitrate or fit_bitrate(*self.config.size)
 
     def _new_encoder(self, codec: str) -> SharedEncoder:
         return SharedEncoder(codec, self.config.max_queue_depth, self._rate, self._all)
@@ -353,7 +372,10 @@ class Room:
             case messages.SwitchPrompt(prompt=text, transition_blocks=blocks):
                 self.feed.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
             case messages.SetOptimizationPreset(preset=name):
-                self._set_preset(name)
+                self._configure(name, **self.config.preset_fields(name))
+                self._preset = name
+            case messages.ChangeSettings(fields=fields):
+                self._configure(", ".join(f"{name} {value}" for name, value in sorted(fields.items())), **fields)
             case messages.SetTransition(blocks=blocks, blend=blend):
                 self._transition, self._blend = blocks, blend
             case messages.SetOverlay(enabled=enabled):
@@ -370,17 +392,62 @@ class Room:
                 self.inputs.set_picture(role, None)
             case messages.Reset():
                 self._begin_anew()
+            case messages.Replay(story=story):
+                self._replay(story)
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
 
-    def _set_preset(self, name: str) -> None:
-        """Raises BadMessage where the others on the device would come too short."""
-        if not self._host.may_have(self, name):
+    def _configure(self, what: str, **fields) -> None:
+        """Raises BadMessage for what cannot be, and where the others on the device would come too short."""
+        try:
+            config = self.feed.config_wished_for.changed(**fields)
+        except ValidationError as error:
+            raise messages.BadMessage(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        if not self._host.may_have(self, config):
             raise messages.BadMessage(
-                f"the server has no room for {name} beside the other streams: it takes longer than the preset in force"
+                f"the server has no room for {what} beside the other streams: it takes more of its time than what is "
+                "in force"
             )
-        self.feed.set_optimization_preset(name)
-        self._preset = name
+        self.feed.configure(**fields)
+        self._effective |= self._shown_with() if self._effective else {}
+
+    def _replay(self, story: Story) -> None:
+        """Raises BadMessage where the story does not fit the stream, or the device beside the others."""
+        self._check(story)
+        try:
+            dropped = self.feed.replay(story)
+        except ValueError as error:
+            raise messages.BadMessage(str(error)) from None
+        self._preset = None
+        if self._sender:
+            self._set_input(self._sender, None)
+        self._all.dropped.labels("reset").inc(dropped)
+
+    def _check(self, story: Story) -> None:
+        """Raises BadMessage for what is too much here."""
+        for name in ("denoising_steps", "local_attn_size"):
+            most = max(_extent(config, name) for config in (self.config, *map(self._with_preset, PRESETS)))
+            if any(_extent(config, name) > most for config in story.configs()):
+                raise messages.BadMessage(f"story has more {name} than the presets and this stream, {most}")
+        if max(map(len, story.texts)) > messages.LONGEST_PROMPT:
+            raise messages.BadMessage(f"story has a prompt of more than {messages.LONGEST_PROMPT} characters")
+        if story.loras:
+            raise messages.BadMessage("story has loras, which all streams of a server share: play it by generate")
+        (height, width), usual = sized(story, self.worker.source.engine).size, self.worker.source.config
+        if height * width > math.prod(usual.size):
+            most = "x".join(map(str, usual.size))
+            raise messages.BadMessage(
+                f"story may have at most {most} pixels, as the server's own, got {height}x{width}"
+            )
+        config = dataclasses.replace(self.config, height=height, width=width)
+        if config.size != self.config.size and not self.worker.has_memory_for(config):
+            raise messages.BadMessage(f"the server has no memory for a stream of {height}x{width} beside the others")
+        costly = [{name: getattr(each, name) for name in _COSTLY} for each in story.configs()]
+        if not all(self._host.may_have(self, config.changed(**fields)) for fields in costly):
+            raise messages.BadMessage("the server has no room for this story beside the other streams")
+
+    def _with_preset(self, name: str) -> ScopeOptimizationConfig:
+        return self.config.changed(**self.config.preset_fields(name))
 
     def _begin_anew(self) -> None:
         self._all.dropped.labels("reset").inc(self.feed.reset())
@@ -395,6 +462,7 @@ class Room:
             self._sender.intake.want(False)
         self._sender = peer if use else None
         if use:
+            self.feed.end_replay()
             self.inputs.start(use, peer.name)
         else:
             self.inputs.stop()
@@ -433,14 +501,16 @@ class Room:
                 "by": by,
                 "status": self.doing,
                 "queue": self._host.position(self),
-                "prompt": self.feed.prompt.prompt,
+                "prompt": messages.words(self.feed.prompt.prompt),
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset or self._preset_name,
                 "effective": self._effective or self._in_force(),
                 "input": self.inputs.state(),
+                "replaying": self._replaying(),
                 "overlay": self.feed.overlay,
                 "paused": self.feed.paused,
                 "viewers": self.people,
+                "model": self.settings.shown_model,
             }
         )
 
@@ -465,16 +535,17 @@ class Room:
         if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
             self._all.switch_ms.observe(block.stats["prompt_switch_ms"])
         self._stats = block.stats
-        in_force, inputs = self._in_force(), self.inputs.state()
-        if (in_force, inputs) != (self._effective, self._input):
-            self._effective, self._input = in_force, inputs
+        in_force, inputs, replaying = self._in_force(), self.inputs.state(), self.feed.replaying
+        if (in_force, inputs, replaying) != (self._effective, self._input, self._replayed):
+            self._effective, self._input, self._replayed = in_force, inputs, replaying
             self.tell_state()
         self._tell(
             {
                 "type": "block",
                 "frames": block.frames,
                 "waiting": block.waiting,
-                "shown_fps": self._broadcast.fps,
+                "shown_fps": self._broadcast.shown_fps,
+                "model_fps": self._broadcast.model_fps,
                 "stats": block.stats,
             }
         )
@@ -484,17 +555,35 @@ class Room:
         """Blocks that were made again without 8 bits since the last reset."""
         return int(self._stats["fallback_blocks"])
 
+    def _replaying(self) -> dict | None:
+        replaying = self.feed.replaying
+        return replaying and {"block": replaying[0], "blocks": replaying[1]}
+
     def _in_force(self) -> dict:
         """What the last block was really made with; before the first, what it will be made with."""
         config = self.config
         names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width")
-        return {name: getattr(config, name) for name in names} | {
-            "preset": self._preset_name,
-            "precision": self._stats["precision"] if self.feed.pipeline else config.precision,
-            "cuda_graphs": self._stats["cuda_graphs_active"],
-            "device": self.worker.device,
-            "memory": self.worker.memory,
-        }
+        return (
+            {name: getattr(config, name) for name in names}
+            | self._shown_with()
+            | {
+                "preset": self._preset_name,
+                "precision": self._stats["precision"] if self.feed.pipeline else config.precision,
+                "cuda_graphs": self._stats["cuda_graphs_active"],
+                "device": self.worker.device,
+                "memory": self.worker.memory,
+            }
+        )
+
+    def _shown_with(self) -> dict:
+        """How frames are shown, which changes at once."""
+        config = self.feed.config_wished_for
+        names = "playback_speed", "interpolation", "shown_fps", "model_fps"
+        return {name: getattr(config, name) for name in names}
+
+    def _keep_frames(self, frames: np.ndarray) -> None:
+        if self.recorder:
+            self.recorder.add(frames)
 
     def _count(self, outcome: str) -> None:
         self._all.messages.labels(outcome).inc()
@@ -512,6 +601,12 @@ class Room:
 def ice_servers(settings: ServerSettings) -> list[dict]:
     """The STUN and TURN servers for a page to use."""
     return [dataclasses.asdict(server) for server in settings.ice_servers]
+
+
+def _extent(config: OptimizationConfig, name: str) -> int:
+    """A setting that takes time, in a number: that of a list is its length."""
+    value = getattr(config, name)
+    return value if isinstance(value, int) else len(value)
 
 
 def preset_of(config: ScopeOptimizationConfig) -> str:

@@ -59,7 +59,7 @@ function greet(hello) {
 }
 
 const CHANGES = {
-  switch_prompt: "changed the prompt", set_optimization_preset: "changed the preset", set_transition: "changed the transition",
+  switch_prompt: "changed the prompt", set_optimization_preset: "changed the preset", set_transition: "changed the transition", settings: "changed the speed",
   set_overlay: "switched the overlay", set_paused: "pressed pause", reset: "started over",
   set_input: "changed the input", set_strength: "changed a strength", set_picture: "gave a picture", remove_picture: "removed a picture",
 };
@@ -81,8 +81,8 @@ function showState(news) {
 }
 
 function showBlock(block) {
-  const { stats } = block, target = state?.effective.target_fps ?? 25;
-  chart.add(stats.block_ms, (1e3 * block.frames) / target, block.shown_fps);
+  const { stats } = block, target = state?.effective.model_fps ?? 16;
+  chart.add(stats.block_ms, (1e3 * block.frames) / target, block.model_fps);
   const figures = [
     ["block", stats.block_ms.toFixed(0), "ms"], ["frame", stats.current_ms.toFixed(1), "ms"], ["p99", stats.p99_ms.toFixed(1), "ms"],
     ["engine", stats.fps.toFixed(1), "fps"], ["shown", block.shown_fps.toFixed(1), "fps"],
@@ -97,7 +97,7 @@ function showBlock(block) {
     cell.append(term, text);
     return cell;
   }));
-  fps = block.shown_fps;
+  fps = block.model_fps;
   showPill();
 }
 
@@ -174,7 +174,7 @@ async function save() {
   if (!recordSeconds || link.phase !== "live") return;
   at("save").disabled = true;
   try {
-    const answer = await connection.fetch(`recording.mp4?seconds=${recordSeconds}`);
+    const answer = await connection.fetch(`recording?seconds=${recordSeconds}`);
     if (!answer.ok) throw new Error((await answer.json()).error);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await answer.blob());

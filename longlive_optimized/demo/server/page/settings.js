@@ -24,7 +24,7 @@ export class Settings {
       button.title = `steps ${preset.denoising_steps.join(" ")}, attention window of ${preset.local_attn_size} latent frames`;
       button.ariaKeyShortcuts = String(i + 1);
       button.textContent = preset.name.replace("_", " ");
-      rate.textContent = `${preset.precision === "bf16" ? "" : `${preset.precision} · `}${preset.target_fps} fps`;
+      rate.textContent = preset.precision;
       small.textContent = `${preset.denoising_steps.length} steps · window ${preset.local_attn_size}`;
       button.append(rate, small);
       button.addEventListener("click", () => this.choose(i));
@@ -44,7 +44,7 @@ export class Settings {
       button.classList.toggle("coming", button.value === preset && preset !== effective.preset);
     }
     for (const button of document.querySelectorAll("#blocks button")) {
-      const blocks = Number(button.value), seconds = (blocks * BLOCK) / effective.target_fps;
+      const blocks = Number(button.value), seconds = (blocks * BLOCK) / effective.model_fps;
       button.textContent = blocks === 1 ? "at once" : `${Number(seconds.toFixed(1))} s`;
       button.ariaChecked = String(blocks === transition.blocks);
     }
@@ -60,7 +60,7 @@ export class Settings {
       Steps: effective.denoising_steps.join(" "),
       Window: `${effective.local_attn_size} latent frames`,
       Precision: effective.precision,
-      Target: `${effective.target_fps} fps`,
+      Speed: `${effective.model_fps} frames of the world a second`,
       Picture: `${effective.width} × ${effective.height}`,
       Device: effective.device + (effective.cuda_graphs ? ", CUDA graphs" : ""),
       Memory: memory(effective.memory),
