@@ -1,6 +1,6 @@
 """The build backend: scikit-build-core's, which compiles csrc/ where that is of use, and wants torch only there.
 
-``LONGLIVE_CUDA`` decides, as an environment variable or as ``-Ccmake.define.LONGLIVE_CUDA=...``:
+``LONGLIVE_CUDA`` decides, as an environment variable or as the config setting ``cmake.define.LONGLIVE_CUDA``:
 
 - ON: compiled, or an error.
 - OFF: not compiled.

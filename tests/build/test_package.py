@@ -23,11 +23,10 @@ def python(code: str, *paths: Path) -> subprocess.CompletedProcess:
 def wheel(tmp_path_factory) -> Path:
     pytest.importorskip("scikit_build_core")
     out = tmp_path_factory.mktemp("wheel")
-    options = ["--no-deps", "--no-build-isolation", "-Ccmake.define.LONGLIVE_CUDA=OFF"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "-w", out, ROOT]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", out, ROOT]
     for name in ("torch", "pybind11"):  # neither may be looked at, nor any program
         (out / f"{name}.py").write_text("raise ImportError('a build without CUDA needs nothing')")
-    bare = {**os.environ, "PATH": "", "PYTHONPATH": str(out), "CC": "", "CXX": ""}
+    bare = {**os.environ, "PATH": "", "PYTHONPATH": str(out), "CC": "", "CXX": "", "LONGLIVE_CUDA": "OFF"}
     done = subprocess.run(command, capture_output=True, text=True, env=bare)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.whl"))

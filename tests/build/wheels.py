@@ -77,7 +77,7 @@ def build(out: Path, kind: str) -> None:
             version = source / "longlive_optimized/__init__.py"
             local = re.sub(r'^(__version__ = "[^"+]+)"', rf'\1+hopper.{cuda()}"', version.read_text(), flags=re.M)
             version.write_text(local)
-        how = ["--no-deps", "--no-build-isolation", f"-Cbuild-dir={folder}/build", "--wheel-dir", made, source]
+        how = ["--no-deps", "--no-build-isolation", "--wheel-dir", made, source]
         run([sys.executable, "-m", "pip", "wheel", "--quiet", *how], LONGLIVE_CUDA={"hopper": "ON"}.get(kind, "OFF"))
         [wheel] = made.glob("*.whl")
         assert ("py3-none-any" in wheel.name) == (kind == "pure"), wheel.name

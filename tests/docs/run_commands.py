@@ -172,7 +172,7 @@ RUN: dict[str, Run] = {
         (r"ruff check\.+Passed", r"ruff format\.+Passed", r"clang-format\.+Passed", r"types\.+Passed"),
         where="checkout",
     ),
-    "pip install --no-build-isolation -Ccmake.define.LONGLIVE_CUDA=OFF -e .": Run(where="checkout"),
+    "LONGLIVE_CUDA=OFF pip install --no-build-isolation -e .": Run(where="checkout"),
     "pytest -q tests/kernels/test_rms_norm.py": Run(prints=PASSED, where="checkout"),
     "pytest -q tests/engine -k switch": Run(prints=PASSED, where="checkout"),
     "python tests/measure/report.py": Run(
