@@ -482,6 +482,7 @@ def others() -> dict[str, str]:
         ),
         "install_source": source([install]),
         "install_state": install["state"],
+        "install_software": install["software"],
         "fresh_table": table({"until": "until", "s": "s"}, of_kind(install, "fresh")),
         "wheels_table": table(
             {"wheel": "wheel", "MB": "mb", "built s": "built_s", "Python": "python", "beside": "beside"}
