@@ -2,7 +2,7 @@
 
 import pytest
 
-from longlive_optimized.engine.memory_plan import GIB
+from longlive_optimized.engine.memory_shares import GIB
 from measure.requirements import BEST, PRESETS, README, cards, fits, frames, measured, peak, placed, plan_on
 from measure.requirements import runs as records
 

@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from longlive_optimized.bench.estimate import Rates, frames_per_second
 from longlive_optimized.config import OptimizationConfig
+from longlive_optimized.engine import memory_outline as outlining
 from longlive_optimized.engine import memory_plan as planning
+from longlive_optimized.engine.memory_shares import GIB, Asked, MemoryPlan
 from longlive_optimized.kernels import native
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.text.encoder import Dimensions, checkpoint_shapes
@@ -115,29 +117,29 @@ def fits(memory_gib: float) -> str:
     plan = plan_on(memory_gib - max(0.5, memory_gib / 25))
     said = [text for cost in plan.costs for beginning, text in SHORTER.items() if cost.startswith(beginning)]
     assert len(said) == len(plan.costs), plan.costs
-    room = f"{plan.peak / planning.GIB:.1f} GiB"
+    room = f"{plan.peak / GIB:.1f} GiB"
     return f"{', '.join(said) or 'everything on the GPU'}: {room}" if plan.fits else f"not: it takes {room}"
 
 
 @functools.cache
-def plan_on(gib: float) -> planning.MemoryPlan:
+def plan_on(gib: float) -> MemoryPlan:
     """The memory plan of LongLive-1.3B beside umT5-XXL, as ``speed``, on a GPU that is not here, of so many GiB."""
     shapes, vae = checkpoint_shapes(UMT5_XXL), WanVae(device="meta")
 
     def text(files, device, dtype, precision, residence):
         return footprint(shapes, "bf16" if precision == "auto" else precision, residence, dtype)
 
-    there = {
-        "outline": lambda files: (ModelConfig(), vae),
-        "available_on": lambda device, limit: int(gib * planning.GIB),
-        "text_footprint": text,
-    }
+    there = (
+        (outlining, "outline", lambda files: (ModelConfig(), vae)),
+        (outlining, "text_footprint", text),
+        (planning, "available_on", lambda device, limit: int(gib * GIB)),
+        (native, "missing", lambda device: None),
+    )
     with ExitStack() as stack:
-        for name, value in there.items():
-            stack.enter_context(mock.patch.object(planning, name, value))
-        stack.enter_context(mock.patch.object(native, "missing", lambda device: None))
+        for owner, name, value in there:
+            stack.enter_context(mock.patch.object(owner, name, value))
         config = OptimizationConfig.preset("speed").sized(SIZE)
-        return planning.plan_for(locate("tiny"), config, torch.device("cuda", 0))
+        return planning.plan_for(Asked(locate("tiny"), config, torch.device("cuda", 0)))
 
 
 def placed(text: str) -> str:
