@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
-# huggingface_hub neither goes on with an interrupted download nor compares a file with the SHA-256 that it was told.
+# huggingface_hub does not go on with an interrupted download: what has arrived is deleted.
 #
 # Versions: huggingface_hub 2.4.0, over HTTP; 1.33.0 does the same; 0.36.0 went on where it was.
 # Who meets it: programs that fetch gigabytes by hf_hub_download or snapshot_download. After Ctrl-C, a crash or a hub that goes
-#   down each file begins at its first byte again: what has arrived is deleted. And a proxy or mirror that changes a byte gives
-#   a file that is in the cache under the right checksum for good. A file's size is compared.
-#   Its issue 4196, open, asks for the first; the reason given is locks that some file systems do not honour.
+#   down each file begins at its first byte again. Its issue 4196, open, asks for more; the reason given is locks that some
+#   file systems do not honour.
 # Seen:
 #   first try: ended, kept of 1048576 bytes: 0
 #   second try began at byte: 0
-#   a file with another byte: accepted, its name in the cache is its SHA-256: False
 # Exits non-zero if that changes.
 set -euo pipefail
 scratch=$(mktemp -d)
@@ -26,7 +24,7 @@ from pathlib import Path
 
 DATA, COMMIT = os.urandom(1 << 20), "0" * 40
 SHA = hashlib.sha256(DATA).hexdigest()
-sends = iter(["half", "none", "none", "none", "none", "none", "none", "changed"])
+sends = iter(["half", "none", "none", "none", "none", "none", "none", "all"])
 offsets = []
 
 
@@ -46,7 +44,7 @@ class Hub(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.answer(200)
-        self.wfile.write(DATA[: len(DATA) // 2] if what == "half" else DATA[:-1] + bytes([DATA[-1] ^ 1]))
+        self.wfile.write(DATA[: len(DATA) // 2] if what == "half" else DATA)
         self.close_connection = what == "half"
 
     def answer(self, status):
@@ -74,9 +72,7 @@ except Exception:
 kept = sum(path.stat().st_size for path in Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
 print(f"first try: {ended}, kept of {len(DATA)} bytes: {kept}")
 tries = len(offsets)
-path = hf_hub_download("a/b", "weights.bin")
+hf_hub_download("a/b", "weights.bin")
 print("second try began at byte:", offsets[tries])
-right = hashlib.sha256(Path(path).read_bytes()).hexdigest() == Path(path).resolve().name
-print("a file with another byte: accepted, its name in the cache is its SHA-256:", right)
-assert (ended, kept, offsets[tries], right) == ("ended", 0, "0", False)
+assert (ended, kept, offsets[tries]) == ("ended", 0, "0")
 PYTHON

@@ -27,6 +27,8 @@ class PaintedPipeline:
     """
 
     fallback_blocks = 0
+    replaying = None
+    recorder = types.SimpleNamespace(story=lambda: None)
 
     def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0, control: bool = False):
         self.config, self.block_seconds = config, block_seconds
@@ -67,6 +69,9 @@ class PaintedPipeline:
 
     def reset(self) -> None:
         self.calls.append("reset")
+
+    def end_replay(self) -> None:
+        pass
 
     def get_latency_stats(self) -> dict:
         counts = {"frame_count": len(self.painted), "fallback_blocks": self.fallback_blocks}

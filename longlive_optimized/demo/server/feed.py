@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 import torch
 
+from ...config import CHANGEABLE, StreamSettings
 from ...engine.host_copy import HostCopy
 from ...engine.ranks import RankError
 from ...engine.snapshot import Snapshot
 from ...keywords import ConfigFields
+from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.replay import Replay, check_fits, sized
 from .admission import Kind, share
 from .pacing import Pace
 
@@ -58,6 +62,15 @@ class BlockMade:
     waiting: int
     stats: dict
     gpu_bytes: int
+
+
+@dataclass
+class Resize:
+    """A story of another size, the config of the stream that is to show it, and what was wished for since."""
+
+    config: ScopeOptimizationConfig
+    story: Story
+    later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
 
 
 @dataclass
@@ -106,6 +119,9 @@ class Feed:
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
         self._prompt = prompt
+        self._follows = False  # what is wished for is what a story says that is being replayed
+        self._resize: Resize | None = None
+        self._story: Story | None = None  # of the stream before it was closed
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
@@ -169,20 +185,63 @@ class Feed:
             self.scene, frame = self._frames.popleft()
             return frame
 
+    @property
+    def replaying(self) -> tuple[int, int] | None:
+        """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
+        pipeline = self.pipeline
+        return pipeline and pipeline.replaying
+
+    def story(self) -> Story | None:
+        """What the video was made from, since the stream was opened; None before its first block."""
+        pipeline = self.pipeline
+        return (pipeline and pipeline.recorder.story()) or self._story
+
+    def replay(self, story: Story) -> int:
+        """Begin the video anew as the story has it; how many frames that waited are dropped. Raises ValueError where it
+        does not fit the stream, or that is not open."""
+        with self._changed:
+            pipeline = self.pipeline
+            if pipeline is None:
+                raise ValueError("the stream is not open yet")
+            height, width = sized(story, pipeline.engine).size
+            config = dataclasses.replace(self.config_wished_for, height=height, width=width)
+            check_fits(story, pipeline.engine, StreamSettings.of(config), pipeline.stream.networks.vae_type)
+            begins = dataclasses.replace(config, **Replay(story).beginning, seed=story.seed)
+            self._resize = None
+            if config.size == pipeline.config.size:
+                pipeline.replay(story)
+            else:
+                self._resize = Resize(begins, story)
+            self._follows, self._wished = True, begins
+            return self._drop_all()
+
+    def end_replay(self) -> None:
+        """Go on with what is in force."""
+        with self._changed:
+            self._follows = False
+            self._tell(lambda pipeline: pipeline.end_replay())
+
+    def _tell(self, wish: Callable[[OptimizedScopePipeline], None]) -> None:
+        """Wish for something of the pipeline, or of the one in its place, where it is to be of another size."""
+        if self._resize:
+            self._resize.later.append(wish)
+        elif self.pipeline:
+            wish(self.pipeline)
+
     def switch_prompt(self, prompt: Prompt) -> None:
         """Go over to ``prompt`` with the next block that begins."""
         with self._changed:
-            self._prompt = prompt
-            if self.pipeline:
-                self._ask_for_prompt(self.pipeline)
+            self._prompt, self._follows = prompt, False
+            self._tell(self._ask_for_prompt)
 
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change the config with the next block that begins, how frames are shown at once. Raises ValueError as the
         pipeline's ``configure`` does."""
         with self._changed:
             before, wished = self.kind, self.config_wished_for.changed(**changes)
+            self._follows &= not any(name in CHANGEABLE for name in changes)
             if self.pipeline:
-                self.pipeline.configure(**changes)
+                self._tell(lambda pipeline: pipeline.configure(**changes))
                 self._wished = wished
             else:
                 self.config = wished
@@ -215,11 +274,15 @@ class Feed:
     def reset(self) -> int:
         """Begin the video anew; how many frames that waited are dropped. A block under way is dropped too."""
         with self._changed:
-            dropped = len(self._frames)
-            self._frames.clear()
-            self._video += 1
-            self._changed.notify()
-            return dropped
+            self.end_replay()
+            return self._drop_all()
+
+    def _drop_all(self) -> int:
+        dropped = len(self._frames)
+        self._frames.clear()
+        self._video += 1
+        self._changed.notify()
+        return dropped
 
     def take_snapshot(self) -> Snapshot | None:
         """What the stream needs to go on elsewhere; None where it is not open, or has no block of its video yet. Waits
@@ -306,8 +369,9 @@ class Feed:
         with self._changed:
             if self.pipeline:
                 self.config = self._wished or self.pipeline.config
+                self._story = self.pipeline.recorder.story() or self._story
             self.pipeline, self.pace, self._shown = None, Pace(), False
-            self._wished = None
+            self._wished = self._resize = None
             self._frames.clear()
             self._video_shown, self._begun = self._video, self._video - 1
             self._failures, self._retry_at = 0, float("-inf")
@@ -329,13 +393,22 @@ class Feed:
     def _make_block(self) -> None:
         pipeline = self.pipeline
         assert pipeline
+        if self._resize:
+            self._change_size(pipeline)
+            pipeline = self.pipeline
+            assert pipeline
         self._finish_decoding(1)
         started, video = time.perf_counter(), self._video
+        replays, kind = pipeline.replaying is not None, self.kind
         if video != self._video_shown:
-            pipeline.reset()
+            if not replays:
+                pipeline.reset()
             self._video_shown = video
         begins = video != self._begun
-        block = pipeline.next_block(**self._of_block(begins))
+        source: dict = {} if replays else self._of_block(begins)
+        block = pipeline.next_block(**source)
+        if replays:
+            self._follow_replay(pipeline, kind)
         self._begun = video
         self.blocks += 1
         if self.overlay and pipeline.overlay:
@@ -350,6 +423,36 @@ class Feed:
         self._decoding.append(self._worker.reader.submit(self._show, made))
         _wait_for(devices.model)  # not for the VAE's
         made.denoised = time.perf_counter()
+
+    def _change_size(self, before: OptimizedScopePipeline) -> None:
+        """Go on with a stream of another size, which begins as a story does."""
+        self._finish_decoding(0)
+        with self._changed:
+            resize = self._resize
+        assert resize
+        pipeline = self._worker.source.open(resize.config)
+        pipeline.replay(resize.story)
+        with self._changed:
+            if self._resize is not resize:  # there is another wish
+                return
+            for wish in resize.later:
+                wish(pipeline)
+            self.pipeline, self._resize, self.pace = pipeline, None, Pace()
+            self.stats = pipeline.get_latency_stats()
+            self._worker.share_out()
+        self._worker.give_back()
+        self.say(Status("ready"))
+
+    def _follow_replay(self, pipeline: OptimizedScopePipeline, kind: Kind) -> None:
+        """Take for wished what a story has wished for, unless a viewer has wished for more."""
+        with self._changed:
+            if self._follows and (prompt := pipeline.wished):
+                self._prompt, config = prompt, pipeline.config
+                now = {name: getattr(config, name) for name in CHANGEABLE}
+                self._wished = dataclasses.replace(self.config_wished_for, **now)
+            if self.kind != kind:
+                self.pace = Pace()
+                self._worker.share_out()
 
     def _finish_decoding(self, left: int) -> None:
         """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
@@ -397,6 +500,8 @@ class Feed:
         with self._changed:
             if self._failures > 1:
                 self._video += 1  # it was not a passing fault: give up what the stream remembers
+                self._resize = None
+                self.end_replay()
             self._retry_at = time.monotonic() + delay
         self.say(Status("trouble", first_line(error), retry_in=delay))
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from ...config import PRESETS, preset_name
 from ...keywords import Interpolation
+from ...story import Story
 from ..scope_integration.config import ShownFps, Speed
 from ..scope_integration.prompt_box import as_prompt
 
 MAX_BYTES = 16_384
+MAX_STORY_BYTES = 65_536  # of a message with a story, which is all that a data channel takes
 LONGEST_PROMPT = 2000
 MOST_BLOCKS = 32  # of a transition: 24 seconds
 LONGEST_ERROR = 300
@@ -128,6 +140,13 @@ class Reset(_Message):
     type: Literal["reset"]
 
 
+class Replay(_Message):
+    """Begin anew and make a story's video again (docs/api.md, Stories)."""
+
+    type: Literal["replay"]
+    story: Annotated[Story, BeforeValidator(Story.read)]
+
+
 Command = (
     SwitchPrompt
     | SetOptimizationPreset
@@ -140,6 +159,7 @@ Command = (
     | SetStrength
     | RemovePicture
     | Reset
+    | Replay
 )
 _COMMAND = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 
@@ -148,12 +168,18 @@ def parse(message: str | bytes) -> Command:
     """The command in a message. Raises BadMessage saying what is wrong with it."""
     if not isinstance(message, str):
         raise BadMessage("a message must be text, not bytes")
-    if len(message) > MAX_BYTES or len(message.encode(errors="replace")) > MAX_BYTES:
-        raise BadMessage(f"a message may have at most {MAX_BYTES} bytes")
+    most = MAX_STORY_BYTES if '"replay"' in message[:MAX_STORY_BYTES] else MAX_BYTES
+    if len(message) > most or len(message.encode(errors="replace")) > most:
+        raise BadMessage(f"a message may have at most {most} bytes")
     try:
         return _COMMAND.validate_json(message)
     except ValidationError as error:
         raise BadMessage(_faults(error), _id_of(message)) from None
+
+
+def words(prompt: str | Sequence[tuple[str, float]]) -> str:
+    """A prompt in one line; of several, with their weights."""
+    return prompt if isinstance(prompt, str) else " + ".join(f"{text} ({weight:g})" for text, weight in prompt)
 
 
 def presets() -> list[dict]:
@@ -163,7 +189,8 @@ def presets() -> list[dict]:
 
 def _faults(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{'.'.join(map(str, f['loc'][1:])) or 'message'}: {f['msg']}" for f in faults)
+    said = ((f["loc"][1:], f["msg"].removeprefix("Value error, ")) for f in faults)
+    return "; ".join(f"{'.'.join(map(str, where)) or 'message'}: {what}" for where, what in said)
 
 
 def _id_of(message: str) -> int | str | None:

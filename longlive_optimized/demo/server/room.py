@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple, Protocol
@@ -16,10 +17,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from ...clip import Format
-from ...config import PRESETS
+from ...config import PRESETS, OptimizationConfig
 from ...media import cover, decode_picture
+from ...story import Story
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.replay import sized
 from . import messages
 from .access import Refused, TokenBucket
 from .broadcast import Broadcast
@@ -43,6 +46,8 @@ UPLOADS = 1.0, 5
 MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
 CLOSE_SECONDS = 1.0  # that viewers may take at the end
+
+_COSTLY = "denoising_steps", "local_attn_size", "precision"
 
 NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
 
@@ -114,6 +119,7 @@ class Room:
         self._blend: Literal["linear", "slerp"] = "linear"
         self._stats = dataclasses.asdict(LatencyStats())
         self._effective, self._input = {}, {}
+        self._replayed: tuple[int, int] | None = None
         self._sender: Peer | None = None
         self._publisher: Publisher | None = None
         self._change, self._telling = (None, None), None
@@ -259,6 +265,12 @@ class Room:
             raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
         return data
 
+    def story(self) -> dict:
+        """What the video was made from, as a story has it. Raises Refused where there is nothing."""
+        if story := self.feed.story():
+            return story.as_dict()
+        raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
+
     async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
         """Use a picture that a viewer sends, a PNG, JPEG or WebP file, which is read if it is wanted; a first frame
         begins the video anew. Raises Refused.
@@ -277,6 +289,7 @@ class Room:
             picture = await self._loop.run_in_executor(None, self._decode, await read())
         except ValueError as error:
             raise Refused(422, str(error), "bad picture") from None
+        self.feed.end_replay()
         self.inputs.set_picture(role, picture)
         if role == "first_frame":
             self._begin_anew()
@@ -396,6 +409,8 @@ class Room:
                 self.inputs.set_picture(role, None)
             case messages.Reset():
                 self._begin_anew()
+            case messages.Replay(story=story):
+                self._replay(story)
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
 
@@ -413,6 +428,44 @@ class Room:
         self.feed.configure(**fields)
         self._effective |= self._shown_with() if self._effective else {}
 
+    def _replay(self, story: Story) -> None:
+        """Raises BadMessage where the story does not fit the stream, or the device beside the others."""
+        self._check(story)
+        try:
+            dropped = self.feed.replay(story)
+        except ValueError as error:
+            raise messages.BadMessage(str(error)) from None
+        self._preset = None
+        if self._sender:
+            self._set_input(self._sender, None)
+        self._all.dropped.labels("reset").inc(dropped)
+
+    def _check(self, story: Story) -> None:
+        """Raises BadMessage for what is too much here."""
+        for name in ("denoising_steps", "local_attn_size"):
+            most = max(_extent(config, name) for config in (self.config, *map(self._with_preset, PRESETS)))
+            if any(_extent(config, name) > most for config in story.configs()):
+                raise messages.BadMessage(f"story has more {name} than the presets and this stream, {most}")
+        if max(map(len, story.texts)) > messages.LONGEST_PROMPT:
+            raise messages.BadMessage(f"story has a prompt of more than {messages.LONGEST_PROMPT} characters")
+        if story.loras:
+            raise messages.BadMessage("story has loras, which all streams of a server share: play it by generate")
+        (height, width), usual = sized(story, self.worker.source.engine).size, self.worker.source.config
+        if height * width > math.prod(usual.size):
+            most = "x".join(map(str, usual.size))
+            raise messages.BadMessage(
+                f"story may have at most {most} pixels, as the server's own, got {height}x{width}"
+            )
+        config = dataclasses.replace(self.config, height=height, width=width)
+        if config.size != self.config.size and not self.worker.has_memory_for(config):
+            raise messages.BadMessage(f"the server has no memory for a stream of {height}x{width} beside the others")
+        costly = [{name: getattr(each, name) for name in _COSTLY} for each in story.configs()]
+        if not all(self._host.may_have(self, config.changed(**fields)) for fields in costly):
+            raise messages.BadMessage("the server has no room for this story beside the other streams")
+
+    def _with_preset(self, name: str) -> ScopeOptimizationConfig:
+        return self.config.changed(**self.config.preset_fields(name))
+
     def _begin_anew(self) -> None:
         self._all.dropped.labels("reset").inc(self.feed.reset())
 
@@ -426,6 +479,7 @@ class Room:
             self._sender.intake.want(False)
         self._sender = peer if use else None
         if use:
+            self.feed.end_replay()
             self.inputs.start(use, peer.name)
         else:
             self.inputs.stop()
@@ -464,11 +518,12 @@ class Room:
                 "by": by,
                 "status": self.doing,
                 "queue": self._host.position(self),
-                "prompt": self.feed.prompt.prompt,
+                "prompt": messages.words(self.feed.prompt.prompt),
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset or self._preset_name,
                 "effective": self._effective or self._in_force(),
                 "input": self.inputs.state(),
+                "replaying": self._replaying(),
                 "overlay": self.feed.overlay,
                 "paused": self.feed.paused,
                 "viewers": self.people,
@@ -497,9 +552,9 @@ class Room:
         if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
             self._all.switch_ms.observe(block.stats["prompt_switch_ms"])
         self._stats = block.stats
-        in_force, inputs = self._in_force(), self.inputs.state()
-        if (in_force, inputs) != (self._effective, self._input):
-            self._effective, self._input = in_force, inputs
+        in_force, inputs, replaying = self._in_force(), self.inputs.state(), self.feed.replaying
+        if (in_force, inputs, replaying) != (self._effective, self._input, self._replayed):
+            self._effective, self._input, self._replayed = in_force, inputs, replaying
             self.tell_state()
         self._tell(
             {
@@ -516,6 +571,10 @@ class Room:
     def fallback_blocks(self) -> int:
         """Blocks that were made again without 8 bits since the last reset."""
         return int(self._stats["fallback_blocks"])
+
+    def _replaying(self) -> dict | None:
+        replaying = self.feed.replaying
+        return replaying and {"block": replaying[0], "blocks": replaying[1]}
 
     def _in_force(self) -> dict:
         """What the last block was really made with; before the first, what it will be made with."""
@@ -559,6 +618,12 @@ class Room:
 def ice_servers(settings: ServerSettings) -> list[dict]:
     """The STUN and TURN servers for a page to use."""
     return [dataclasses.asdict(server) for server in settings.ice_servers]
+
+
+def _extent(config: OptimizationConfig, name: str) -> int:
+    """A setting that takes time, in a number: that of a list is its length."""
+    value = getattr(config, name)
+    return value if isinstance(value, int) else len(value)
 
 
 def preset_of(config: ScopeOptimizationConfig) -> str:
