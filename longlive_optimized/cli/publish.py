@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .needs import extra, named
 
 if TYPE_CHECKING:
     from ..demo.server.janus import JanusRoom, JanusSecrets
@@ -42,39 +42,23 @@ def outlet(address: str | None, make_room: bool, settings: ServerSettings) -> Ou
 
 
 def _endpoint(address: str, settings: ServerSettings) -> WhipEndpoint:
-    with _extra("whip"):
+    with extra("whip"):
         from ..demo.server.whip import WhipEndpoint, read_whip
-    with _named("--publish"):
+    with named("--publish"):
         where = read_whip(address)
     token = _secret(WHIP_TOKEN)
     if token and where.is_open:
         log.warning("%s goes to %s in the clear: whip+https:// keeps it secret", WHIP_TOKEN, where.host)
-    with _named(WHIP_TOKEN):
+    with named(WHIP_TOKEN):
         return WhipEndpoint(where, settings, token)
 
 
 def _room(address: str, make: bool, settings: ServerSettings) -> JanusRoom:
-    with _extra("janus"):
+    with extra("janus"):
         from ..demo.server.janus import JanusRoom, read_address
-    with _named("--publish"):
+    with named("--publish"):
         where = read_address(address)
     return JanusRoom(where, settings, _secrets(), make)
-
-
-@contextlib.contextmanager
-def _extra(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[{name}]'") from error
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
 
 
 def _secrets() -> JanusSecrets:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import quote
 
 import typer
-from pydantic import ValidationError
 from rich.text import Text
 
 from ..config import PRESETS, preset_name
@@ -32,6 +31,7 @@ from .loading import (
     Width,
     console,
 )
+from .needs import extra, named
 from .publish import outlet
 from .ranks import Gpus, join_ranks, read_gpus
 
@@ -150,7 +150,7 @@ def serve(
             publish_make_room=publish_make_room,
             osc=osc,
         )
-        with _extra("cluster"):
+        with extra("cluster"):
             from ..demo.serving.command import run
         seats = _sessions(sessions)
         run(
@@ -183,7 +183,7 @@ def serve(
         )
         return
     numbers = read_gpus(gpus, device)
-    with _extra():
+    with extra():
         from ..demo.scope_integration import ScopeOptimizationConfig
         from ..demo.server.sessions import Sessions
         from ..demo.server.settings import ServerSettings
@@ -319,13 +319,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _osc_address(text: str, settings: ServerSettings) -> OscAddress:
     """Where ``--osc`` listens. Raises ValueError naming the option."""
-    with _extra("osc"):
+    with extra("osc"):
         from ..demo.server.osc import read_osc
-    try:
+    with named("--osc"):
         return read_osc(text, settings)
-    except ValueError as error:
-        fault = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
-        raise ValueError(f"--osc: {fault}") from None
 
 
 def _osc(address: OscAddress) -> Beside:
@@ -349,11 +346,3 @@ def _refuse_beside_cluster(**options: object) -> None:
     """Raises ValueError naming an option that a cluster's replicas do not take."""
     if given := [name for name, value in options.items() if value]:
         raise ValueError(f"--{given[0].replace('_', '-')} cannot be used with --cluster")
-
-
-@contextlib.contextmanager
-def _extra(name: str = "serve"):
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[{name}]'") from error

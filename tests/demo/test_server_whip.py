@@ -20,8 +20,9 @@ pytest.importorskip("httpx")
 
 from demo.test_server_room import numbers, value
 from starlette.responses import Response
+from typer.testing import CliRunner
 
-from longlive_optimized.cli import publish
+from longlive_optimized.cli import app, publish
 from longlive_optimized.demo.server import encoding, publishing, rtc, whip, whip_http
 from longlive_optimized.demo.server.publishing import Lost
 from longlive_optimized.demo.server.rtc import local_addresses
@@ -30,7 +31,7 @@ from longlive_optimized.demo.server.whip import WhipEndpoint, read_whip
 from support.event_loop import as_test, nothing_left
 from support.painted import painted
 from support.server_peer import Viewer, visit_all
-from support.whip_server import WhipServer, certificate, trusting
+from support.whip_server import WhipServer, certificate
 
 TOKEN = "a token of the endpoint"
 KEY = "a-key-in-the-path"
@@ -40,6 +41,14 @@ KEY = "a-key-in-the-path"
 def soon(monkeypatch):
     monkeypatch.setattr(publishing, "FIRST_WAIT", 0.2)
     monkeypatch.setattr(publishing, "LONGEST_WAIT", 1.0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in ("LONGLIVE_WHIP_TOKEN", "LONGLIVE_WHIP_TOKEN_FILE", "LONGLIVE_PUBLISH", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
 
 
 def at(port: int, path: str = "/whip", token: str | None = None, scheme: str = "whip+http", **settings):
@@ -321,8 +330,9 @@ async def test_video_that_does_not_get_through_is_told(server, port):
         whip.CONNECT_SECONDS = before
 
 
-def test_a_certificate_counts(tmp_path):
-    """Over TLS: one that nobody has signed is refused, and taken where it is trusted."""
+def test_a_certificate_counts(tmp_path, environment):
+    """Over TLS: one that nobody has signed is refused, and taken where it is trusted; from there nothing leads to plain
+    HTTP."""
     cert, key = certificate(tmp_path)
 
     async def look() -> None:
@@ -332,7 +342,8 @@ def test_a_certificate_counts(tmp_path):
             said = await why_not(outlet)
             assert said["detail"].startswith("the endpoint's certificate is not trusted"), said
             assert not server.asked
-            outlet._tls = trusting(cert)
+            environment.setenv("SSL_CERT_FILE", cert)
+            outlet = at(port, token=TOKEN, scheme="whip+https")
             async with publishing_to(outlet) as (_, http):
                 await published(http)
                 assert len({*await numbers(await server.session(), 10)}) > 5
@@ -385,13 +396,6 @@ async def test_a_key_frame_is_made_when_the_endpoint_asks(server, port):
 
 
 SETTINGS = ServerSettings()
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    for name in ("LONGLIVE_WHIP_TOKEN", "LONGLIVE_WHIP_TOKEN_FILE", "LONGLIVE_PUBLISH"):
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch
 
 
 @pytest.mark.parametrize(
@@ -473,6 +477,14 @@ def test_options_that_contradict(environment):
         publish.outlet("whip+https://a.example/x", True, SETTINGS)
     with pytest.raises(ValueError, match=r"--publish .*--private"):
         publish.outlet("whip+https://a.example/x", False, ServerSettings(private=True))
+
+
+@pytest.mark.parametrize("option", ["--publish=whip+https://a.example/x", "--publish-make-room", "--osc=9000"])
+def test_a_cluster_takes_none_of_it(environment, option):
+    result = CliRunner().invoke(app, ["serve", "--cluster", option])
+    assert result.exit_code != 0
+    name = option.partition("=")[0]
+    assert f"{name} cannot be used with --cluster" in str(result.exception) + result.output
 
 
 def test_the_extra_is_named_where_it_is_missing(environment):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -173,8 +172,3 @@ def certificate(folder) -> tuple[str, str]:
     plain = serialization.NoEncryption()
     (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     return str(folder / "cert.pem"), str(folder / "key.pem")
-
-
-def trusting(path: str) -> ssl.SSLContext:
-    """A context that trusts this certificate."""
-    return ssl.create_default_context(cafile=path)
