@@ -133,7 +133,7 @@ class LongLiveEngine:
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._grey = Grey()
-        self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
+        self.model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
         self._more_vaes: tuple[ModelFiles, ...] = ()
         self._mixed = False  # weights of other LoRA scales beside each other
         self._unmerged: Unmerged | None = None
@@ -319,7 +319,7 @@ class LongLiveEngine:
 
     def _load_vae(self, vae_type: str) -> None:
         if vae_type not in self._vaes:
-            files = locate(self._model_path, vae_type)
+            files = locate(self.model_path, vae_type)
             self.devices.release()  # or what torch keeps of it would not count as free
             more = *self._more_vaes, files
             plan = with_more_vaes(self.files, self._asked, self.memory_plan, more, self.devices.ranks)

@@ -191,6 +191,12 @@ class OptimizedScopePipeline:
         return dataclasses.asdict(self._meter.stats(**own))
 
     @property
+    def prompt(self) -> str | Sequence[tuple[str, float]] | None:
+        """What the last block was made with; None before the first."""
+        current = self._prompts.current
+        return current.prompt if current else None
+
+    @property
     def preset(self) -> str:
         """The preset in force; ``custom`` where the config is none of them."""
         config = self.config

@@ -68,6 +68,12 @@ class PromptBox:
         with self._lock:
             self._current, self._wish = None, self._wish or wish
 
+    @property
+    def current(self) -> Prompt | None:
+        """The prompt of the block that was begun last; None before the first, and after one that failed."""
+        with self._lock:
+            return self._current
+
     def hold_nothing_back(self) -> None:
         """The next block is of the last prompt that was asked for, even within a burst."""
         with self._lock:

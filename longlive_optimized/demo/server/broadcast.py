@@ -35,7 +35,8 @@ class Broadcast:
     nothing is skipped here, as at most a block waits. Belongs to one event loop.
 
     new_encoder: makes that of a codec, by name, for all viewers who take it. listener: called with each frame, RGB, and
-    the seconds that it is shown.
+    the seconds that it is shown. on_prompt: called with the number of a prompt and a time stamp, as its first frame is
+    shown.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Broadcast:
         metrics: StreamMetrics,
         new_encoder: Callable[[str], SharedEncoder],
         listener: Listener | None = None,
+        on_prompt: Callable[[int, int], None] = lambda number, pts: None,
     ):
         self._feed, self._metrics, self._listener = feed, metrics, listener
-        self._new_encoder = new_encoder
+        self._new_encoder, self._on_prompt = new_encoder, on_prompt
+        self._prompt = feed.arrivals.shown
         self._encoders: dict[str, SharedEncoder] = {}
         self._tracks: set[ViewerTrack] = set()
         self._clock, self._start = FrameClock(), 0.0
@@ -109,12 +112,16 @@ class Broadcast:
         if frame is None:
             await self._repeat()
             return
+        prompt = self._feed.arrivals.shown
         picture = await loop.run_in_executor(self._thread, to_yuv, frame)
         interval = self._feed.interval
         due = self._clock.next(loop.time(), interval)
         await asyncio.sleep(due - loop.time())
         self._last = picture
         self._show(picture, due)
+        if prompt != self._prompt:
+            self._prompt = prompt
+            self._on_prompt(prompt, self._pts(due))
         self._count(due)
         if self._listener:
             self._listener(frame, interval)
@@ -140,7 +147,11 @@ class Broadcast:
 
     def _show(self, picture: np.ndarray, due: float) -> None:
         for encoder in self._encoders.values():
-            encoder.show(picture, round((due - self._start) * RTP_CLOCK))
+            encoder.show(picture, self._pts(due))
+
+    def _pts(self, due: float) -> int:
+        """A picture's time stamp."""
+        return round((due - self._start) * RTP_CLOCK)
 
     def _forget(self, now: float) -> None:
         while self._shown and self._shown[0] < now - RATE_WINDOW:

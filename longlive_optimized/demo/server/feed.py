@@ -23,6 +23,7 @@ from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
 from .admission import Kind
+from .arrivals import Arrivals
 from .pacing import Pace
 
 if TYPE_CHECKING:
@@ -52,12 +53,14 @@ class Status:
 
 @dataclass(frozen=True)
 class BlockMade:
-    """A block that can be shown: how many frames it has and now wait, and the pipeline's figures after it."""
+    """A block that can be shown: how many frames it has and now wait, the pipeline's figures after it, and the number
+    of the prompt that it was made with."""
 
     frames: int
     waiting: int
     stats: dict
     gpu_bytes: int
+    prompt: int = 0
 
 
 @dataclass
@@ -70,6 +73,7 @@ class _Made:
     started: float
     denoised: float
     coming: int = 0  # frames that another thread waits for
+    prompt: int = 0  # its number
 
 
 class Feed:
@@ -100,7 +104,7 @@ class Feed:
         self.config, self.status, self.stats = config, Status("loading"), {}
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
-        self._prompt = prompt
+        self._prompt, self.arrivals = prompt, Arrivals(prompt)
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
@@ -154,14 +158,16 @@ class Feed:
                 return None
             self._taken_at, self._shown = time.monotonic(), True
             self._changed.notify()
+            self.arrivals.take()
             return self._frames.popleft()
 
-    def switch_prompt(self, prompt: Prompt) -> None:
-        """Go over to ``prompt`` with the next block that begins."""
+    def switch_prompt(self, prompt: Prompt) -> int:
+        """Go over to ``prompt`` with the next block that begins; its number, as ``arrivals`` counts."""
         with self._changed:
             self._prompt = prompt
             if self.pipeline:
                 self._ask_for_prompt(self.pipeline)
+            return self.arrivals.ask(prompt)
 
     def set_optimization_preset(self, preset: str) -> None:
         """Go over to a preset with the next block that begins."""
@@ -199,6 +205,7 @@ class Feed:
         with self._changed:
             dropped = len(self._frames)
             self._frames.clear()
+            self.arrivals.clear()
             self._video += 1
             self._changed.notify()
             return dropped
@@ -284,6 +291,7 @@ class Feed:
             self.pipeline, self.pace, self._shown = None, Pace(), False
             self._wished = None
             self._frames.clear()
+            self.arrivals.clear()
             self._video_shown, self._begun = self._video, self._video - 1
             self._failures, self._retry_at = 0, float("-inf")
 
@@ -315,6 +323,8 @@ class Feed:
         if self.overlay and pipeline.overlay:
             pipeline.overlay.apply(block, pipeline.get_latency_stats())
         made, devices = _Made(HostCopy(block), video, started, started), pipeline.engine.devices
+        with self._changed:
+            made.prompt = self.arrivals.number(pipeline.prompt)
         if not devices.async_vae:
             self._show(made)
             return
@@ -348,10 +358,12 @@ class Feed:
                 return
             self._note_times(made, now, len(pictures))
             self._frames.extend(pictures)
+            self.arrivals.made(made.prompt, len(pictures))
             waiting = len(self._frames)
         self.stats = pipeline.get_latency_stats()
         gpus = [device for device in pipeline.engine.devices.all if device.type == "cuda"]
-        self._on_block(BlockMade(len(pictures), waiting, self.stats, sum(map(torch.cuda.memory_allocated, gpus))))
+        gpu_bytes = sum(map(torch.cuda.memory_allocated, gpus))
+        self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes, made.prompt))
 
     def _note_times(self, made: _Made, now: float, frames: int) -> None:
         halves = made.denoised - made.started, now - max(made.denoised, self._worker.decoded_at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -130,6 +130,16 @@ def parse(message: str | bytes) -> Command:
         return _COMMAND.validate_json(message)
     except ValidationError as error:
         raise BadMessage(_faults(error), _id_of(message)) from None
+
+
+def commands() -> dict[str, list[str]]:
+    """What may be said: the fields of each type of message."""
+    return {
+        get_args(one.model_fields["type"].annotation)[0]: [
+            name for name in one.model_fields if name not in ("id", "type")
+        ]
+        for one in get_args(Command)
+    }
 
 
 def presets() -> list[dict]:

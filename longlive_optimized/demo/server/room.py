@@ -114,7 +114,11 @@ class Room:
             TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS, UPLOADS, STATES)
         )
         self._broadcast = Broadcast(
-            self.feed, self.metrics, self._new_encoder, self.recorder.add if self.recorder else None
+            self.feed,
+            self.metrics,
+            self._new_encoder,
+            self.recorder.add if self.recorder else None,
+            self._say_shown,
         )
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
         self._closed = self.was_watched = self._resumed = False
@@ -308,6 +312,11 @@ class Room:
         pipeline = self.feed.pipeline
         return pipeline.preset if pipeline else preset_of(self.config)
 
+    def _say_shown(self, number: int, pts: int) -> None:
+        """Tell everyone which picture is the first one of a prompt, by the RTP time stamp that their browser sees."""
+        for peer in list(self._peers):
+            peer.send({"type": "shown", "number": number, "rtp": peer.track.rtp_time(pts)})
+
     def _watch(self, peer: Peer) -> None:
         self.was_watched = True
         self._broadcast.join(peer.track)
@@ -328,6 +337,7 @@ class Room:
                 "inputs": ["video", "control"] if self._steerable else ["video"],
                 "pictures": ["reference", "first_frame"] if self._steerable else [],
                 "resumed": self._resumed,
+                "commands": messages.commands(),
             }
         )
         self.tell_state()
@@ -351,7 +361,9 @@ class Room:
             case messages.GetLatencyStats():
                 return {"type": "latency_stats", "stats": self._stats}
             case messages.SwitchPrompt(prompt=text, transition_blocks=blocks):
-                self.feed.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
+                number = self.feed.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
+                self.tell_state(changed=command.type, by=peer.name)
+                return {"type": "done", "number": number}
             case messages.SetOptimizationPreset(preset=name):
                 self._set_preset(name)
             case messages.SetTransition(blocks=blocks, blend=blend):
@@ -434,6 +446,8 @@ class Room:
                 "status": self.doing,
                 "queue": self._host.position(self),
                 "prompt": self.feed.prompt.prompt,
+                "asked": self.feed.arrivals.asked,
+                "shown": self.feed.arrivals.shown,
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset or self._preset_name,
                 "effective": self._effective or self._in_force(),
@@ -475,6 +489,7 @@ class Room:
                 "frames": block.frames,
                 "waiting": block.waiting,
                 "shown_fps": self._broadcast.fps,
+                "prompt": block.prompt,
                 "stats": block.stats,
             }
         )
@@ -487,7 +502,7 @@ class Room:
     def _in_force(self) -> dict:
         """What the last block was really made with; before the first, what it will be made with."""
         config = self.config
-        names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width")
+        names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width", "seed")
         return {name: getattr(config, name) for name in names} | {
             "preset": self._preset_name,
             "precision": self._stats["precision"] if self.feed.pipeline else config.precision,
