@@ -174,7 +174,7 @@ arrival.addEventListener("change", () => {
 
 arrival.addEventListener("arrived", ({ detail }) => {
   arrived = detail.own ? detail : arrived;
-  const engine = detail.engine ? `, ${detail.engine.toFixed(2)} s of it in the engine` : "";
+  const engine = detail.engine ? ` · the engine took ${detail.engine.toFixed(2)} s` : "";
   at("arrival").dataset.phase = "arrived";
   at("arrival-words").textContent = detail.own ? `Seen ${detail.seconds.toFixed(2)} s after Enter${engine}` : "Another viewer's prompt is seen";
   at("arrival-clock").textContent = "";

@@ -12,7 +12,7 @@ const WRAP = 2 ** 32;
 export const notBefore = (one, other) => (one - other + WRAP) % WRAP < WRAP / 2;
 
 export class Arrival extends EventTarget {
-  #seen = []; #pending = null; #engine = new Map(); #shown = 0;
+  #seen = []; #pending = null; #engine = new Map(); #shown = 0; #switched = 0;
 
   // What is on its way: {prompt, since, own, number}, or null.
   get pending() { return this.#pending; }
@@ -44,7 +44,8 @@ export class Arrival extends EventTarget {
 
   // A block was made: how long the engine took from its own asking to the first new frame.
   block({ prompt, stats }) {
-    if (prompt > 0 && !this.#engine.has(prompt)) this.#engine.set(prompt, stats.prompt_switch_ms);
+    if (prompt > 0 && !this.#engine.has(prompt)) this.#engine.set(prompt, stats.prompt_switch_ms === this.#switched ? null : stats.prompt_switch_ms);
+    this.#switched = stats.prompt_switch_ms; // it stays until the next switch: the same words again are none
   }
 
   // The first picture of a prompt is sent, with that RTP time stamp.

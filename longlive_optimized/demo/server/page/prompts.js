@@ -14,7 +14,8 @@ export class Prompts {
     this.#box.addEventListener("input", () => { this.#edited = true; this.#fit(); });
     this.#box.addEventListener("focus", () => { if (!this.#edited) this.#box.select(); });
     this.#box.addEventListener("blur", () => { if (!this.#box.value.trim()) this.#revert(); });
-    addEventListener("resize", () => this.#fit());
+    let width = 0;
+    new ResizeObserver(() => { if (width !== (width = this.#box.clientWidth)) this.#fit(); }).observe(this.#box);
   }
 
   // What is written next replaces what is there.

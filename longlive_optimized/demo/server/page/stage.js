@@ -58,9 +58,10 @@ export class Stage {
       else at("veil-progress").removeAttribute("value");
       at("veil-button").hidden = !veil.again;
     }
-    at("pill").textContent = pill.text;
+    at("pill").replaceChildren(pill.text, make("span", { textContent: pill.figure ?? "" }));
     at("pill").dataset.mood = pill.mood;
-    const mood = veil?.title ?? pill.text.replace(/ ·.*/, "");
+    if (veil) document.body.classList.remove("idle");
+    const mood = veil?.title ?? pill.text;
     if (mood !== this.#mood) announce(this.#mood = mood);
   }
 

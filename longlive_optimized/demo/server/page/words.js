@@ -63,5 +63,5 @@ export function pillWords(link, state, pictures, fps) {
   if (state?.queue) return { text: `number ${state.queue} in the queue`, mood: "wait" };
   if (state?.paused) return { text: "paused", mood: "wait" };
   if (!pictures) return { text: "starting", mood: "wait" };
-  return { text: fps ? `live · ${fps.toFixed(0)} fps` : "live", mood: "live" };
+  return { text: "live", figure: fps ? ` · ${fps.toFixed(0)} fps` : "", mood: "live" };
 }
