@@ -22,8 +22,8 @@ def help_text() -> str:
     """What a prompt of this world is made of."""
     return (
         f"This model is a small one, for trying things out. It knows one to {MAX_SHAPES} shapes ({_list(FORMS)}) in "
-        f"{_list(COLOURS)}, over a ground ({_list(_grounds())}), that move left, right, up or down, or rest. Other words "
-        "mean little to it."
+        f"{_list(COLOURS)}, over a ground ({_list(_grounds())}), that move left, right, up or down, or rest. Other "
+        "words mean little to it."
     )
 
 

@@ -41,8 +41,8 @@ FILES = {  # what there is to be served, listed once: no path of a request is ev
 ADDRESSES = {"index.html": "/", "watch.html": "/watch"}
 PAGE = {ADDRESSES.get(name, f"/{name}"): (name, kind) for name, kind in FILES.items()}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'",
+    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
