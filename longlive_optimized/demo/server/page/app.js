@@ -13,7 +13,7 @@ import { restWhenIdle, takeKeys } from "./keys.js";
 import { Mix } from "./mix.js";
 import { Prompts } from "./prompts.js";
 import { announce, toast } from "./say.js";
-import { Settings } from "./settings.js";
+import { Settings, wantedFps } from "./settings.js";
 import { Stage } from "./stage.js";
 import { Story } from "./story.js";
 import { CHANGES } from "./words.js";
@@ -137,8 +137,8 @@ function showState(news) {
 function showBlock(block) {
   arrival.block(block);
   if (!state) return;
-  const { stats } = block, wanted = state.effective.model_fps ?? (state.effective.playback_speed ? 16 * state.effective.playback_speed : state.effective.target_fps);
-  chart.add(stats.block_ms, (1e3 * block.frames) / wanted, block.shown_fps);
+  const { stats } = block, wanted = wantedFps(state.effective);
+  chart.add(stats.block_ms, (1e3 * block.frames) / wanted, block.model_fps ?? block.shown_fps);
   const rows = [
     ["block", stats.block_ms.toFixed(0), "ms"], ["frame", stats.current_ms.toFixed(1), "ms"], ["p99", stats.p99_ms.toFixed(1), "ms"],
     ["engine", stats.fps.toFixed(1), "fps"], ["shown", block.shown_fps.toFixed(1), "fps"], ["arriving", stage.rate.toFixed(1), "fps"],

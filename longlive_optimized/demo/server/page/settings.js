@@ -3,7 +3,7 @@
 import { at, choice, make, place, segments, slider } from "./dom.js";
 import { presetWords } from "./words.js";
 
-const BLOCK_SECONDS = 0.75; // twelve frames, of which the model makes sixteen a second
+const BLOCK = 12; // frames
 const LENGTHS = [1, 2, 4, 8];
 const STEPS = { 1: [1000], 2: [1000, 250], 3: [1000, 500, 250], 4: [1000, 750, 500, 250], 5: [1000, 800, 600, 400, 200], 6: [1000, 850, 700, 550, 400, 200] };
 const SPEEDS = [0.25, 0.5, 1, 1.5, 2, 4];
@@ -18,7 +18,7 @@ export class Settings {
   constructor(ask, begin) {
     this.#ask = ask;
     this.#begin = begin;
-    segments("blocks", Object.fromEntries(LENGTHS.map((blocks) => [blocks, blocks === 1 ? "at once" : `${blocks * BLOCK_SECONDS} s`])), (blocks) => this.#transition({ blocks: Number(blocks) }));
+    segments("blocks", Object.fromEntries(LENGTHS.map((blocks) => [blocks, blocks === 1 ? "at once" : `${blocks} blocks`])), (blocks) => this.#transition({ blocks: Number(blocks) }));
     segments("blend", { linear: "linear", slerp: "spherical" }, (blend) => this.#transition({ blend }));
     segments("steps", Object.fromEntries(Object.keys(STEPS).map((n) => [n, n])), (n) => this.#set({ denoising_steps: STEPS[n] }));
     segments("speed", Object.fromEntries(SPEEDS.map((speed) => [speed, times(speed)])), (speed) => this.#set({ playback_speed: Number(speed) }));
@@ -65,6 +65,10 @@ export class Settings {
       button.classList.toggle("coming", button.value === preset && preset !== effective.preset);
     }
     choice("blocks", transition.blocks);
+    for (const button of at("blocks").children) {
+      const seconds = (Number(button.value) * BLOCK) / wantedFps(effective);
+      if (button.value !== "1") button.textContent = `${Number(seconds.toFixed(1))} s`;
+    }
     choice("blend", transition.blend);
     for (const button of at("blend").children) button.disabled = transition.blocks === 1;
     choice("steps", effective.denoising_steps.length);
@@ -86,7 +90,7 @@ export class Settings {
 
   #offerLoras(loras) {
     at("loras").hidden = !loras.length;
-    at("loras").replaceChildren(make("h3", { textContent: "LoRAs" }), ...loras.flatMap(({ name, scale }, i) => {
+    at("loras").replaceChildren(make("p", { className: "name", textContent: "LoRAs" }), ...loras.flatMap(({ name, scale }, i) => {
       const id = `lora-${i}`;
       return [make("p", { className: "strength" }, make("label", { htmlFor: id, textContent: name }), make("input", { id, type: "range", min: -1, max: 2, step: 0.05, value: scale }), make("output", { id: `${id}-value`, textContent: scale.toFixed(2) }))];
     }));
@@ -118,7 +122,7 @@ export class Settings {
 }
 
 // Model frames that are to be shown a second.
-export const wantedFps = ({ model_fps, playback_speed, target_fps }) => model_fps ?? (playback_speed ? 16 * playback_speed : target_fps);
+export const wantedFps = ({ model_fps, target_fps }) => model_fps ?? target_fps;
 
 // What the plan says: how much, other GPUs by their names, and what was chosen so that it fits.
 function memory({ costs, others = {}, ...first }) {
