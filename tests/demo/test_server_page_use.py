@@ -269,6 +269,23 @@ def test_what_was_seen_is_kept_and_begun_again(page, address):
     expect(page.locator("#history-section")).to_be_hidden()
 
 
+def test_prompts_are_mixed_by_weight(page):
+    tab(page, "Prompts")
+    page.get_by_label("Prompt 1 of the mix").fill(GREEN)
+    page.get_by_label("Prompt 2 of the mix").fill(BLACK)
+    page.get_by_role("button", name="Show the mix").click()
+    expect(page.locator("#arrival")).to_have_attribute("data-phase", "arrived")
+    expect(page.locator("#prompt")).to_have_value(f"{GREEN} (0.5) + {BLACK} (0.5)")
+    page.get_by_label("Weight of prompt 2").fill("0.9")
+    expect(page.locator("#prompt")).to_have_value(f"{GREEN} (0.5) + {BLACK} (0.9)")
+    page.get_by_role("button", name="One more").click()
+    expect(page.get_by_label("Prompt 3 of the mix")).to_be_focused()
+    page.get_by_label("Prompt 3 of the mix").fill("  ")
+    page.keyboard.press("Enter")  # a line without words counts for nothing
+    show(page, GREEN)
+    expect(page.locator("#prompt")).to_have_value(GREEN)
+
+
 def test_watch_is_the_video_alone(browser, address):
     with faultless_page(browser, 640, 360) as page:
         page.goto(address + "watch?clean=1")

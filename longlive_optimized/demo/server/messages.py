@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from ...config import PRESETS, preset_name
 from ..scope_integration.prompt_box import as_prompt
@@ -12,6 +13,7 @@ from ..scope_integration.prompt_box import as_prompt
 MAX_BYTES = 16_384
 LONGEST_PROMPT = 2000
 MOST_BLOCKS = 32  # of a transition: 15 seconds at 25 frames a second
+MOST_PROMPTS = 4  # at once
 LONGEST_ERROR = 300
 
 
@@ -29,6 +31,7 @@ def _is_prompt(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_is_prompt)]
+Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Blocks = Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
 
 
@@ -43,11 +46,25 @@ class _Message(_Identified):
 
 
 class SwitchPrompt(_Message):
-    """Go over to a prompt; ``transition_blocks`` overrides the transition in force."""
+    """Go over to a prompt, or to several with weights; ``transition_blocks`` overrides the transition in force."""
 
     type: Literal["switch_prompt"]
-    prompt: Prompt
+    prompt: Prompt | None = None
+    prompts: Annotated[list[tuple[Prompt, Weight]], Field(min_length=1, max_length=MOST_PROMPTS)] | None = None
     transition_blocks: Blocks | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self):
+        if (self.prompt is None) == (self.prompts is None):
+            raise ValueError("switch_prompt must have either prompt or prompts")
+        if self.prompts and not any(weight for _, weight in self.prompts):
+            raise ValueError("prompts must have a weight above 0")
+        return self
+
+    @property
+    def what(self) -> str | tuple[tuple[str, float], ...]:
+        """The prompt as BlockRequest takes it."""
+        return self.prompt if self.prompts is None else tuple(self.prompts)  # pyright: ignore[reportReturnType]
 
 
 class SetOptimizationPreset(_Message):
@@ -140,6 +157,11 @@ def commands() -> dict[str, list[str]]:
         ]
         for one in get_args(Command)
     }
+
+
+def words(prompt: str | Sequence[tuple[str, float]]) -> str:
+    """A prompt in one line; of several, with their weights."""
+    return prompt if isinstance(prompt, str) else " + ".join(f"{text} ({weight:g})" for text, weight in prompt)
 
 
 def presets() -> list[dict]:

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
 import av
@@ -17,7 +17,7 @@ import numpy as np
 from ...config import PRESETS
 from ...media import cover, decode_picture
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
-from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.prompt_box import Prompt, as_prompt
 from . import messages
 from .access import Refused, TokenBucket
 from .broadcast import Broadcast
@@ -360,8 +360,8 @@ class Room:
         match command:
             case messages.GetLatencyStats():
                 return {"type": "latency_stats", "stats": self._stats}
-            case messages.SwitchPrompt(prompt=text, transition_blocks=blocks):
-                number = self.feed.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
+            case messages.SwitchPrompt(what=what, transition_blocks=blocks):
+                number = self.feed.switch_prompt(self._prompt_of(what, blocks or self._transition))
                 self.tell_state(changed=command.type, by=peer.name)
                 return {"type": "done", "number": number}
             case messages.SetOptimizationPreset(preset=name):
@@ -384,6 +384,13 @@ class Room:
                 self._begin_anew()
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
+
+    def _prompt_of(self, what: str | Sequence[tuple[str, float]], blocks: int) -> Prompt:
+        """Raises BadMessage for more prompts than the blend takes."""
+        try:
+            return as_prompt(what, blend=self._blend, transition_blocks=blocks)
+        except ValueError as error:
+            raise messages.BadMessage(str(error)) from None
 
     def _set_preset(self, name: str) -> None:
         """Raises BadMessage where the others on the device would come too short."""
@@ -445,7 +452,8 @@ class Room:
                 "by": by,
                 "status": self.doing,
                 "queue": self._host.position(self),
-                "prompt": self.feed.prompt.prompt,
+                "prompt": messages.words(self.feed.prompt.prompt),
+                "prompts": None if isinstance(self.feed.prompt.prompt, str) else [*self.feed.prompt.prompt],
                 "asked": self.feed.arrivals.asked,
                 "shown": self.feed.arrivals.shown,
                 "transition": {"blocks": self._transition, "blend": self._blend},

@@ -16,7 +16,7 @@ import { announce, toast } from "./say.js";
 import { Settings, wantedFps } from "./settings.js";
 import { Stage } from "./stage.js";
 import { Story } from "./story.js";
-import { CHANGES } from "./words.js";
+import { CHANGES, promptWords } from "./words.js";
 
 const FIGURES = "longlive figures";
 const FADE = 8_000; // ms that an arrival's time is seen
@@ -30,9 +30,9 @@ const stage = new Stage((seen, rtp) => { arrival.picture(seen, rtp); if (stage.p
 const chart = new Chart(at("chart"));
 const can = (type, field) => Boolean(hello?.commands?.[type]) && (!field || hello.commands[type].includes(field));
 const settings = new Settings(ask, begin);
-const history = new History(restore, (prompt) => prompts.submit(prompt));
-const prompts = new Prompts((prompt) => ask4prompt({ prompt }, prompt), () => history.prompts);
-const mix = new Mix((pairs) => ask4prompt({ prompts: pairs }, pairs.map(([text]) => text).join(" + ")));
+const history = new History(restore, showAgain);
+const prompts = new Prompts((prompt) => { mix.start(prompt); goOver({ prompt }); }, () => history.prompts);
+const mix = new Mix((pairs) => goOver({ prompts: pairs }));
 const input = new Input(connection, ask, toast);
 const story = new Story(connection, (wanted) => ask({ type: "replay", story: wanted }), toast);
 const clips = new Clips(connection, toast, () => link.phase === "live");
@@ -48,27 +48,33 @@ function ask(command) {
   return connection.ask(command).catch((error) => toast(error.message));
 }
 
-function ask4prompt(what, words) {
+// Go over to a prompt, or to several with their weights.
+function goOver(what) {
   const since = performance.now();
-  arrival.ask(words, ask({ type: "switch_prompt", ...what }), since);
-  mix.start(words);
+  arrival.ask(what, ask({ type: "switch_prompt", ...what }), since);
+}
+
+function showAgain({ prompt, prompts: pairs }) {
+  if (pairs) goOver({ prompts: pairs });
+  else prompts.submit(prompt);
 }
 
 // The video anew, with another seed or size, or as an entry of the history was.
-function begin({ prompt = state.prompt, seed, height, width, preset }) {
+function begin({ what = state.prompts ? { prompts: state.prompts } : { prompt: state.prompt }, seed, height, width, preset }) {
   const { effective } = state;
   const wanted = {
     version: 1, model: guide.name, seed: seed ?? effective.seed, preset: preset ?? effective.preset,
-    height: height ?? effective.height, width: width ?? effective.width, blocks: 1, prompts: [{ block: 0, prompt }],
+    height: height ?? effective.height, width: width ?? effective.width, blocks: 1, prompts: [{ block: 0, ...what }],
   };
   if (!hello.presets.some(({ name }) => name === wanted.preset)) delete wanted.preset;
-  arrival.ask(prompt, ask({ type: "replay", story: wanted }));
+  arrival.ask(what, ask({ type: "replay", story: wanted }));
 }
 
-function restore({ prompt, settings: before }) {
-  if (can("replay")) { begin({ prompt, ...before }); return; }
+function restore(entry) {
+  const { prompt, prompts: pairs, settings: before } = entry;
+  if (can("replay")) { begin({ what: pairs ? { prompts: pairs } : { prompt }, ...before }); return; }
   if (before.preset && before.preset !== state?.effective.preset) ask({ type: "set_optimization_preset", preset: before.preset });
-  prompts.submit(prompt);
+  showAgain(entry);
 }
 
 // --- what the server says
@@ -178,11 +184,12 @@ arrival.addEventListener("arrived", ({ detail }) => {
   at("arrival").dataset.phase = "arrived";
   at("arrival-words").textContent = detail.own ? `Seen ${detail.seconds.toFixed(2)} s after Enter${engine}` : "Another viewer's prompt is seen";
   at("arrival-clock").textContent = "";
-  announce(`Seen: ${detail.prompt}`);
+  const prompt = promptWords(detail.what);
+  announce(`Seen: ${prompt}`);
   setTimeout(() => { if (!arrival.pending) at("arrival").dataset.phase = ""; }, FADE);
   const { seed, preset, height, width } = state.effective;
-  if (detail.own) history.add(detail.prompt, { seed, preset, height, width });
-  setTimeout(() => history.picture(detail.prompt, stage.snapshot()), BLOCK);
+  if (detail.own) history.add({ prompt, prompts: detail.what.prompts, settings: { seed, preset, height, width } });
+  setTimeout(() => history.picture(prompt, stage.snapshot()), BLOCK);
   story.refresh();
 });
 

@@ -14,7 +14,7 @@ export const notBefore = (one, other) => (one - other + WRAP) % WRAP < WRAP / 2;
 export class Arrival extends EventTarget {
   #seen = []; #pending = null; #engine = new Map(); #shown = 0; #switched = 0;
 
-  // What is on its way: {prompt, since, own, number}, or null.
+  // What is on its way: {what, since, own, number}, or null; what: {prompt} or {prompts}, as it was asked for.
   get pending() { return this.#pending; }
 
   // A new connection: nothing of the one before counts.
@@ -26,8 +26,8 @@ export class Arrival extends EventTarget {
   }
 
   // This viewer pressed Enter, at that time; answer: what the server will say.
-  async ask(prompt, answer, since = performance.now()) {
-    const pending = { prompt, since, own: true, number: Infinity };
+  async ask(what, answer, since = performance.now()) {
+    const pending = { what, since, own: true, number: Infinity };
     this.#change(pending);
     const said = await answer;
     if (!said) { if (this.#pending === pending) this.#change(null); return; } // it was refused
@@ -36,10 +36,10 @@ export class Arrival extends EventTarget {
   }
 
   // The server's state: others ask for prompts, too.
-  state({ asked, shown, prompt }) {
+  state({ asked, shown, prompt, prompts }) {
     if (asked === undefined || asked <= shown || asked <= this.#shown) return;
     if (this.#pending && this.#pending.number >= asked) return; // or it has no number yet, which comes at once
-    this.#change({ prompt, since: performance.now(), own: false, number: asked });
+    this.#change({ what: prompts ? { prompts } : { prompt }, since: performance.now(), own: false, number: asked });
   }
 
   // A block was made: how long the engine took from its own asking to the first new frame.
@@ -74,10 +74,10 @@ export class Arrival extends EventTarget {
   }
 
   #settle(seen, exact = true) {
-    const { prompt, since, own, sent } = this.#pending;
+    const { what, since, own, sent } = this.#pending;
     const engine = this.#engine.get(sent);
     this.#change(null);
-    const detail = { prompt, own, exact, seconds: (seen - since) / 1e3, engine: engine ? engine / 1e3 : null };
+    const detail = { what, own, exact, seconds: (seen - since) / 1e3, engine: engine ? engine / 1e3 : null };
     this.dispatchEvent(new CustomEvent("arrived", { detail }));
   }
 

@@ -9,7 +9,7 @@ const FORM = (entry) => typeof entry?.prompt === "string" && typeof entry.settin
 export class History {
   #entries; #restore; #submit;
 
-  // restore: called with an entry, to begin it as it was. submit: with a prompt alone.
+  // restore: called with an entry, to begin it as it was. submit: likewise, to show its prompt now.
   constructor(restore, submit) {
     const found = stored(STORE, []);
     this.#entries = Array.isArray(found) ? found.filter(FORM).slice(0, KEPT) : [];
@@ -19,12 +19,12 @@ export class History {
     this.#show();
   }
 
-  get prompts() { return this.#entries.map(({ prompt }) => prompt); }
+  get prompts() { return this.#entries.filter(({ prompts }) => !prompts).map(({ prompt }) => prompt); }
 
-  // settings: what it was made with: seed, preset, height, width.
-  add(prompt, settings) {
-    const before = this.#entries.find((entry) => entry.prompt === prompt);
-    this.#entries = [{ picture: before?.picture, ...before, prompt, settings, time: Date.now() }, ...this.#entries.filter((entry) => entry !== before)].slice(0, KEPT);
+  // An entry: the prompt in words, the prompts of a mix, and the settings that it was made with: seed, preset, height, width.
+  add(entry) {
+    const before = this.#entries.find(({ prompt }) => prompt === entry.prompt);
+    this.#entries = [{ ...entry, picture: before?.picture }, ...this.#entries.filter((one) => one !== before)].slice(0, KEPT);
     this.#keep();
   }
 
@@ -50,7 +50,7 @@ export class History {
       whole.ariaLabel = `Begin again: ${entry.prompt}`;
       whole.addEventListener("click", () => this.#restore(entry));
       const words = make("button", { type: "button", className: "words", textContent: entry.prompt, title: "Show this prompt now" });
-      words.addEventListener("click", () => this.#submit(entry.prompt));
+      words.addEventListener("click", () => this.#submit(entry));
       return make("li", {}, whole, words);
     }));
   }

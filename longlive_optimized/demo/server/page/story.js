@@ -1,11 +1,11 @@
 // A session's timeline: prompts and when they came; saved as a story file, and played again from one.
 
 import { at, download, make, picks, stamp } from "./dom.js";
+import { promptWords } from "./words.js";
 
 const BLOCK_SECONDS = 0.75;
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 const timeOf = ({ block, seconds }) => seconds ?? block * BLOCK_SECONDS;
-const textOf = ({ prompt, prompts }) => prompt ?? prompts.map(([text, weight]) => `${text} (${weight})`).join(" + ");
 
 export class Story {
   #connection; #replay; #toast; #busy = false; #seen = false;
@@ -63,7 +63,7 @@ export class Story {
     const end = story.blocks * BLOCK_SECONDS, prompts = story.prompts;
     at("timeline").replaceChildren(...prompts.map((prompt, i) => {
       const from = timeOf(prompt), until = i + 1 < prompts.length ? timeOf(prompts[i + 1]) : Math.max(end, from);
-      const item = make("li", {}, make("span", { className: "when", textContent: clock(from) }), make("span", { textContent: textOf(prompt) }));
+      const item = make("li", {}, make("span", { className: "when", textContent: clock(from) }), make("span", { textContent: promptWords(prompt) }));
       item.style.setProperty("--from", end ? from / end : 0);
       item.style.setProperty("--long", end ? (until - from) / end : 1);
       return item;

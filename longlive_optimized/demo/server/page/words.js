@@ -23,6 +23,9 @@ export const CHANGES = {
   settings: "changed a setting", replay: "plays a story",
 };
 
+// A prompt in one line; of several, with their weights.
+export const promptWords = ({ prompt, prompts }) => (prompts ? prompts.map(([text, weight]) => `${text} (${weight})`).join(" + ") : prompt);
+
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 const IN_QUEUE = "All places are taken. The video starts by itself.";
