@@ -25,6 +25,7 @@ GOOD = [
     {"type": "set_strength", "control_scale": 0},
     {"type": "remove_picture", "role": "first_frame"},
     {"type": "reset"},
+    {"type": "reset", "seed": 7, "height": 64, "width": 96},
 ]
 
 
@@ -46,7 +47,11 @@ def test_good_messages(message):
         ("{}", "type"),
         ('{"type": "shutdown"}', "does not match"),
         ('{"type": ["reset"]}', "does not match"),
-        ('{"type": "reset", "seed": 1}', "seed: Extra inputs"),
+        ('{"type": "reset", "speed": 1}', "speed: Extra inputs"),
+        ('{"type": "reset", "seed": -1}', "seed"),
+        ('{"type": "reset", "seed": "1"}', "seed"),
+        ('{"type": "reset", "height": 40}', "height: .*multiple of 16"),
+        ('{"type": "reset", "width": 0}', "width"),
         ('{"type": "switch_prompt"}', "either prompt or prompts"),
         ('{"type": "switch_prompt", "prompt": "a", "prompts": [["a", 1]]}', "either prompt or prompts"),
         ('{"type": "switch_prompt", "prompts": []}', "prompts"),

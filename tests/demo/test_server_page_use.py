@@ -241,9 +241,15 @@ def test_what_was_seen_is_kept_and_begun_again(page, address):
     words.nth(1).click()
     expect(page.locator("#prompt")).to_have_value(GREEN)
     expect(words).to_have_text([GREEN, BLACK])  # once it is seen
-    page.locator("#history .whole").nth(1).click()
+    tab(page, "Look")
+    page.get_by_label("Seed, starts over").fill("7")
+    page.get_by_label("Seed, starts over").press("Enter")
+    expect(page.locator("#effective")).to_contain_text("Seed7")
+    tab(page, "Prompts")
+    page.locator("#history .whole").nth(1).click()  # with its own seed, which was 42
     expect(page.locator("#prompt")).to_have_value(BLACK)
     expect(words).to_have_text([BLACK, GREEN])
+    expect(page.locator("#effective")).to_contain_text("Seed42")
     page.get_by_role("button", name="Forget these").click()
     expect(page.locator("#history-section")).to_be_hidden()
 

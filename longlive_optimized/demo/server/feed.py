@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
@@ -108,6 +109,7 @@ class Feed:
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
+        self._other: dict[str, int] = {}  # fields of the config that it is to be opened anew with
         self._frames: deque[np.ndarray] = deque()
         self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
         self._coming = 0  # frames of these
@@ -210,6 +212,15 @@ class Feed:
             self._changed.notify()
             return dropped
 
+    def begin_with(self, **fields: int) -> int:
+        """Begin the video anew with another seed, height or width; how many frames that waited are dropped."""
+        with self._changed:
+            if self.pipeline:
+                self._other = self._other | fields
+            else:
+                self.config = dataclasses.replace(self.config_in_force, **fields)
+            return self.reset()
+
     def take_snapshot(self) -> Snapshot | None:
         """What the stream needs to go on elsewhere; None where it is not open, or has no block of its video yet. Waits
         for a block under way."""
@@ -299,7 +310,10 @@ class Feed:
         """Make a block; if that fails, those who watch are told, and it is tried again a while later. Raises RankError,
         after which there is no second try."""
         try:
-            self._make_block()
+            if self._other:
+                self._open_anew()
+            else:
+                self._make_block()
         except RankError:
             raise
         except Exception as error:  # whatever it is: the next try may succeed, and other streams go on
@@ -308,6 +322,13 @@ class Feed:
         if self._failures:
             self._failures = 0
             self.say(Status("ready"))
+
+    def _open_anew(self) -> None:
+        with self._changed:
+            fields, self._other = self._other, {}
+        self._worker.close_stream(self)
+        self.config = dataclasses.replace(self.config_in_force, **fields)
+        self._worker.open_stream(self)
 
     def _make_block(self) -> None:
         pipeline = self.pipeline

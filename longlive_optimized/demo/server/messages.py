@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ...config import PRESETS, preset_name
+from ...config import PRESETS, Size, preset_name
 from ..scope_integration.prompt_box import as_prompt
 
 MAX_BYTES = 16_384
@@ -31,6 +31,7 @@ def _is_prompt(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_is_prompt)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Blocks = Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
 
@@ -117,9 +118,18 @@ class RemovePicture(_Message):
 
 
 class Reset(_Message):
-    """Start the video anew with the prompt in force."""
+    """Start the video anew with the prompt in force, and with another seed or size if one is said."""
 
     type: Literal["reset"]
+    seed: Seed | None = None
+    height: Size | None = None
+    width: Size | None = None
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """What is said."""
+        said = {"seed": self.seed, "height": self.height, "width": self.width}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 Command = (

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
@@ -380,8 +381,8 @@ class Room:
                 self.inputs.control_scale = self.inputs.control_scale if control is None else control
             case messages.RemovePicture(role=role):
                 self.inputs.set_picture(role, None)
-            case messages.Reset():
-                self._begin_anew()
+            case messages.Reset(fields=fields):
+                self._begin_anew(fields)
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
 
@@ -401,8 +402,26 @@ class Room:
         self.feed.set_optimization_preset(name)
         self._preset = name
 
-    def _begin_anew(self) -> None:
-        self._all.dropped.labels("reset").inc(self.feed.reset())
+    def _begin_anew(self, fields: dict[str, int] | None = None) -> None:
+        """fields: another seed or size. Raises BadMessage for a size that cannot be."""
+        if fields:
+            before, config = self.config.size, dataclasses.replace(self.config, **fields)
+            usual = self.worker.source.config.size
+            if math.prod(config.size) > math.prod(usual):
+                raise messages.BadMessage(
+                    f"height and width may have at most {usual[0]}x{usual[1]} pixels together, as the server's own"
+                )
+            if config.size != before:
+                self._forget_inputs()
+        dropped = self.feed.begin_with(**fields) if fields else self.feed.reset()
+        self._all.dropped.labels("reset").inc(dropped)
+
+    def _forget_inputs(self) -> None:
+        """They were of another size."""
+        if self._sender:
+            self._set_input(self._sender, None)
+        for role in ("reference", "first_frame"):
+            self.inputs.set_picture(role, None)
 
     def _set_input(self, peer: Peer, use: Use | None) -> None:
         """Raises BadMessage where it cannot be."""

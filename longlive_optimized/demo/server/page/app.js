@@ -40,7 +40,7 @@ const drawer = new Drawer((tab) => story.seen(tab === "tab-prompts"));
 const advice = new Advice({
   presets: () => settings.presets,
   preset: (preset) => ask({ type: "set_optimization_preset", preset }),
-  sizes: () => (can("replay") ? guide.sizes : []),
+  sizes: () => (can("reset", "height") ? guide.sizes : []),
   size: (height, width) => begin({ height, width }),
 });
 
@@ -61,20 +61,15 @@ function showAgain({ prompt, prompts: pairs }) {
 
 // The video anew, with another seed or size, or as an entry of the history was.
 function begin({ what = state.prompts ? { prompts: state.prompts } : { prompt: state.prompt }, seed, height, width, preset }) {
-  const { effective } = state;
-  const wanted = {
-    version: 1, model: guide.name, seed: seed ?? effective.seed, preset: preset ?? effective.preset,
-    height: height ?? effective.height, width: width ?? effective.width, blocks: 1, prompts: [{ block: 0, ...what }],
-  };
-  if (!hello.presets.some(({ name }) => name === wanted.preset)) delete wanted.preset;
-  arrival.ask(what, ask({ type: "replay", story: wanted }));
+  const { effective } = state, other = Object.entries({ seed, height, width }).filter(([name, value]) => value !== undefined && value !== effective[name]);
+  if (preset && preset !== effective.preset && hello.presets.some(({ name }) => name === preset)) ask({ type: "set_optimization_preset", preset });
+  goOver(what);
+  ask({ type: "reset", ...Object.fromEntries(other) });
 }
 
 function restore(entry) {
   const { prompt, prompts: pairs, settings: before } = entry;
-  if (can("replay")) { begin({ what: pairs ? { prompts: pairs } : { prompt }, ...before }); return; }
-  if (before.preset && before.preset !== state?.effective.preset) ask({ type: "set_optimization_preset", preset: before.preset });
-  showAgain(entry);
+  begin({ what: pairs ? { prompts: pairs } : { prompt }, ...before });
 }
 
 // --- what the server says

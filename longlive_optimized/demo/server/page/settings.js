@@ -12,7 +12,7 @@ const times = (value) => `${Number(value.toFixed(2))} ×`;
 const sizeOf = (size) => size.join("x");
 
 export class Settings {
-  #ask; #begin; #presets = []; #state = null;
+  #ask; #begin; #presets = []; #state = null; #sized = false;
 
   // ask: sends a command. begin: starts the video anew with another seed or size.
   constructor(ask, begin) {
@@ -40,7 +40,8 @@ export class Settings {
       button.addEventListener("click", () => this.choose(i));
       return button;
     }));
-    at("seed-form").hidden = at("size-row").hidden = !can("replay");
+    at("seed-form").hidden = !can("reset", "seed");
+    this.#sized = can("reset", "height");
     at("steps-row").hidden = !can("settings", "denoising_steps");
     at("speed-row").hidden = !can("settings", "playback_speed");
     at("pictures-row").hidden = !can("settings", "interpolation");
@@ -49,6 +50,7 @@ export class Settings {
 
   // The sizes that suit the model.
   offerSizes(sizes) {
+    at("size-row").hidden = !this.#sized || sizes.length < 2;
     at("size").replaceChildren(...sizes.map(([height, width]) => make("option", { value: `${height}x${width}`, textContent: `${width} × ${height}` })));
     this.#showSize();
   }
