@@ -67,6 +67,7 @@ export class Advice {
       return button;
     }));
     at("advice").hidden = false;
+    document.body.classList.remove("idle");
   }
 
   #hide() { at("advice").hidden = true; }
