@@ -210,6 +210,90 @@ def test_slow_is_said_with_what_would_help(page):
     page.keyboard.press("Alt+Digit6")
 
 
+def test_there_are_controls_for_what_the_server_takes_alone(page):
+    hello = {
+        "type": "hello",
+        "you": "viewer 1",
+        "link": "",
+        "presets": [],
+        "inputs": ["video"],
+        "pictures": [],
+        "width": 96,
+        "height": 64,
+        "record_seconds": 0,
+    }
+    rows = page.locator("#steps-row, #speed-row, #pictures-row, #seed-form, #loras")
+    tab(page, "Look")
+    hear(page, **hello, commands={"switch_prompt": ["prompt"]})
+    for i in range(rows.count()):
+        expect(rows.nth(i)).to_be_hidden()
+    expect(page.locator("#save")).to_be_hidden()
+    tab(page, "Prompts")
+    expect(page.locator("#mix-section")).to_be_hidden()
+    expect(page.locator("#story-section")).to_be_hidden()
+
+    page.evaluate("() => { window.sent = []; channel.send = (text) => sent.push(JSON.parse(text)); }")
+    settings = ["denoising_steps", "playback_speed", "interpolation", "shown_fps", "loras"]
+    everything = {"settings": settings, "reset": ["seed"], "replay": ["story"], "switch_prompt": ["prompts"]}
+    hear(page, **hello, commands=everything, loras=[{"name": "ink", "scale": 0.8}])
+    expect(page.locator("#story-section")).to_be_visible()
+    tab(page, "Look")
+    for i in range(rows.count()):
+        expect(rows.nth(i)).to_be_visible()
+    page.locator("#steps button[value='3']").click()
+    page.locator("#speed button[value='0.5']").click()
+    page.locator("#pictures-shown button[value='60']").click()
+    page.locator("#pictures-shown button[value=none]").click()
+    page.get_by_label("ink").fill("1.2")
+    page.wait_for_timeout(200)
+    page.get_by_label("Seed, starts over").fill("5")
+    page.get_by_role("button", name="Use", exact=True).click()
+    sent = [{name: value for name, value in message.items() if name != "id"} for message in page.evaluate("sent")]
+    prompt = page.locator("#prompt").input_value()
+    assert sent == [
+        {"type": "settings", "denoising_steps": [1000, 500, 250]},
+        {"type": "settings", "playback_speed": 0.5},
+        {"type": "settings", "interpolation": "blend", "shown_fps": 60},
+        {"type": "settings", "interpolation": "none"},
+        {"type": "settings", "loras": {"ink": 1.2}},
+        {"type": "switch_prompt", "prompt": prompt},
+        {"type": "reset", "seed": 5},
+    ]
+
+
+STORY = {
+    "version": 1,
+    "seed": 3,
+    "blocks": 8,
+    "prompts": [{"block": 0, "prompt": GREEN}, {"block": 6, "prompt": BLACK}],
+}
+
+
+def test_a_session_is_a_story_that_is_saved_and_played(page, tmp_path):
+    page.route("**/story", lambda route: route.fulfill(json=STORY))
+    page.evaluate("() => { window.sent = []; channel.send = (text) => sent.push(JSON.parse(text)); }")
+    hello = {"you": "viewer 1", "link": "", "presets": [], "inputs": [], "pictures": [], "width": 96, "height": 64}
+    hear(page, type="hello", **hello, record_seconds=0, commands={"replay": ["story"]})
+    tab(page, "Prompts")
+    expect(page.locator("#timeline li")).to_have_text([f"0:00{GREEN}", f"0:04{BLACK}"])
+    expect(page.locator("#timeline-length")).to_have_text("0:06 so far, seed 3")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the story").click()
+    file = tmp_path / "story.json"
+    download.value.save_as(file)
+    assert json.loads(file.read_text()) == STORY
+    page.set_input_files("#story-file", file)
+    for _ in range(100):
+        if page.evaluate("sent.length"):
+            break
+        page.wait_for_timeout(50)
+    (message,) = page.evaluate("sent")
+    assert message | {"id": 0} == {"type": "replay", "story": STORY, "id": 0}
+    file.write_text("no story")
+    page.set_input_files("#story-file", file)
+    expect(page.locator("#toast")).to_contain_text("is no story file")
+
+
 def test_live_regions_do_not_chatter(page):
     page.evaluate("""() => {
       window.said = [];

@@ -101,6 +101,7 @@ async function greet(message) {
   input.greet(hello);
   clips.greet(hello);
   story.greet(can);
+  mix.greet(can);
   if (hello.resumed) toast("The stream has moved to another machine, and goes on there");
   const answer = await connection.fetch("guide").catch(() => null);
   if (!answer?.ok) return;
@@ -121,7 +122,7 @@ function showState(news) {
   at("people").textContent = news.viewers > 1 ? `${news.viewers} watching · you are ${you}` : "";
   at("real-model").hidden = !news.model?.ask;
   prompts.show(news.prompt);
-  if (!before) mix.greet(can, news.prompt);
+  if (!before) mix.start(news.prompt);
   mix.state(news);
   settings.show(news);
   settings.showLoras(news.loras);

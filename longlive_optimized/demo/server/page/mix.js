@@ -15,9 +15,9 @@ export class Mix {
     at("mix-form").addEventListener("submit", (event) => { event.preventDefault(); this.#send(); });
   }
 
-  greet(can, prompt) {
+  greet(can) {
     at("mix-section").hidden = !can("switch_prompt", "prompts");
-    if (!this.#rows.length) { this.#add(prompt, 0.5); this.#add("", 0.5); }
+    while (this.#rows.length < 2) this.#add("", 0.5);
   }
 
   // What the server shows, if it is a mix.
