@@ -62,6 +62,7 @@ def test_watch_write_choose_and_save(page, address):
     tab(page, "Prompts")
     expect(page.locator("#history .words")).to_have_text(["a paper boat on a lake"])
     expect(page.locator("#history img")).to_have_attribute("src", re.compile("^data:image/"))
+    page.get_by_text("Try", exact=True).click()  # folded since something was seen
     page.locator("#examples button").first.click()
     expect(page.locator("#prompt")).to_have_value(re.compile("red circle"))
     expect(page.locator("#guide-help")).to_contain_text("triangle")

@@ -63,6 +63,9 @@ def test_what_is_typed_anywhere_goes_to_the_prompt(page):
     page.locator("#pause").focus()
     page.keyboard.type("a boat")
     expect(prompt).to_have_value("a boat")
+    page.keyboard.press("Enter")
+    page.keyboard.type("a bear")  # at once, in its place
+    expect(prompt).to_have_value("a bear")
     page.keyboard.press("Escape")
     page.keyboard.press("Alt+KeyF")
     page.wait_for_timeout(300)
@@ -80,11 +83,11 @@ def focused(page) -> str:
 def test_all_is_done_by_keyboard_alone(page):
     page.evaluate("document.activeElement.blur()")
     seen = []
-    for _ in range(10):
+    for _ in range(11):
         page.keyboard.press("Tab")
         seen.append(focused(page))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle !== 'none'") or seen[-1] == "prompt"
-    assert seen[:6] == ["pause", "reset", "overlay", "save", "full", "drawer-button"] and "prompt" in seen
+    assert seen[:7] == ["pill", "pause", "reset", "overlay", "save", "full", "drawer-button"] and "prompt" in seen
     page.keyboard.press("Alt+KeyD")
     assert focused(page) == "tab-prompts"
     page.keyboard.press("ArrowRight")
@@ -107,8 +110,7 @@ def test_all_is_done_by_keyboard_alone(page):
     page.keyboard.press("Tab")
     page.keyboard.press("Alt+KeyD")
     page.keyboard.press("Home")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")  # into the panel
+    page.keyboard.press("Tab")  # out of the tabs
     while focused(page) != "1":  # the transition's length, chosen by arrows
         page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
@@ -198,6 +200,9 @@ def test_slow_is_said_with_what_would_help(page):
     for _ in range(6):
         hear(page, **block, stats=stats | {"frame_count": 1})
     expect(said).to_contain_text(re.compile(r"Slower than real time: 4 of \d+ frames a second"))
+    said.get_by_role("button", name="Why?").click()
+    expect(page.locator("#speed-words")).to_contain_text("The model takes")
+    page.keyboard.press("Escape")
     said.get_by_role("button", name="realtime").click()
     expect(page.locator("#presets button[value=realtime]")).to_have_attribute("aria-pressed", "true")
     for _ in range(6):

@@ -152,6 +152,8 @@ function showBlock(block) {
     ["shown", `${block.shown_fps.toFixed(1)} fps`], ["block", `${stats.block_ms.toFixed(0)} of ${((1e3 * block.frames) / wanted).toFixed(0)} ms`],
     ["Enter to picture", arrived ? `${arrived.seconds.toFixed(2)} s` : "–"], ["preset", state.effective.preset.replaceAll("_", " ")],
   ]);
+  const takes = (stats.block_ms / 1e3).toFixed(2), lasts = (block.frames / wanted).toFixed(2);
+  at("speed-words").textContent = `The model takes ${takes} s for a block of ${block.frames} frames, which are shown for ${lasts} s: ${stats.block_ms / 1e3 > block.frames / wanted ? "too long" : "fast enough"}.`;
   fps = block.shown_fps;
   advice.look(block, state, stage.rate);
   show();
@@ -214,6 +216,7 @@ takeKeys(prompts, {
   KeyK: pause, KeyO: () => figures(), KeyR: startOver, KeyS: save, KeyF: full, KeyD: () => drawer.toggle(), KeyH: help,
   preset: (i) => settings.choose(i),
 }, pause);
+for (const id of ["pill", "advice-why"]) at(id).addEventListener("click", () => drawer.open("tab-speed", true));
 restWhenIdle(() => link.phase === "live" && stage.pictures > 0 && !drawer.isOpen && !prompts.isEdited && !arrival.pending && at("advice").hidden && !document.querySelector("header :focus-visible, #help[open]"));
 figures(figuresShown);
 show();

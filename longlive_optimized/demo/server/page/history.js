@@ -7,7 +7,7 @@ const KEPT = 24;
 const FORM = (entry) => typeof entry?.prompt === "string" && typeof entry.settings === "object";
 
 export class History {
-  #entries; #restore; #submit;
+  #entries; #restore; #submit; #seen = false;
 
   // restore: called with an entry, to begin it as it was. submit: likewise, to show its prompt now.
   constructor(restore, submit) {
@@ -43,6 +43,8 @@ export class History {
   #show() {
     at("history-section").hidden = !this.#entries.length;
     at("ideas").hidden = this.#entries.length > 0;
+    if (!this.#seen && this.#entries.length) at("try").open = false; // they know how by now
+    this.#seen = this.#entries.length > 0;
     at("history").replaceChildren(...this.#entries.map((entry) => {
       const { seed, preset, width, height } = entry.settings;
       const picture = entry.picture?.startsWith("data:image/") ? make("img", { src: entry.picture, alt: "" }) : make("span", { className: "blank" });

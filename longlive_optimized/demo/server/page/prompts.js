@@ -2,6 +2,8 @@
 
 import { at, make } from "./dom.js";
 
+const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
+
 export class Prompts {
   #box = at("prompt"); #send; #past; #place = -1; #draft = ""; #edited = false; #shown = "";
 
@@ -30,6 +32,8 @@ export class Prompts {
     this.#edited = false;
     this.#write(prompt);
     this.#send(prompt);
+    if (TOUCH.matches) this.#box.blur(); // the keyboard covers the picture
+    else if (document.activeElement === this.#box) this.#box.select(); // what is written next replaces it
   }
 
   // The prompt in force, whoever asked for it.
@@ -65,7 +69,7 @@ export class Prompts {
   }
 
   #recall(event, place) {
-    const past = this.#past();
+    const past = this.#past().filter((text) => text !== this.#shown);
     if (place < -1 || place >= past.length) return;
     event.preventDefault();
     if (this.#place === -1) this.#draft = this.#box.value;
