@@ -347,6 +347,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("docs/performance.md", "*", "python tests/measure/janus.py .*", _JANUS),
+    NotRun("docs/performance.md", "*", "python tests/measure/cluster.py .*", _CLUSTER),
     NotRun("docs/api.md", "*", "longlive-optimized serve --publish .*", _JANUS),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
     NotRun(
@@ -355,6 +356,7 @@ NOT_RUN: tuple[NotRun, ...] = (
         "python tests/measure/(overlap|compare_builds|control|memory|memory_plan|presets|second_gpu|vae_bands).py .*",
         _GPU,
     ),
+    NotRun("docs/performance.md", "*", "python tests/measure/sessions.py MODEL .*", _GPU),
     NotRun(
         "docs/CONTRIBUTING.md", "Versions", "tests/measure/versions.sh.*", _NET + "; .ci/run runs its part of video"
     ),

@@ -395,7 +395,7 @@ def kernels() -> dict[str, str]:
 def others() -> dict[str, str]:
     plugin, overlap, merged = by_size(["plugin"]), runs("overlap")[-1], runs("merged-pass")[-1]
     delay, server, soak, blocks = (runs(topic)[-1] for topic in ("page", "server-soak", "soak", "endurance"))
-    janus = runs("janus")[-1]
+    janus, sessions, cluster = runs("janus")[-1], runs("sessions"), runs("cluster")[-1]
     builds, compiled = runs("builds")[-1], runs("compile")[-1]
     training, shown, demo = runs("tinyworld-training")[-1], runs("tinyworld")[-1], runs("demo")
     attributes = ("ground", "count", "motion", "colour", "form", "all")
@@ -439,6 +439,19 @@ def others() -> dict[str, str]:
             named("messages", "viewers", "killed", "rude_requests", "errors", "frames_of_one_watcher")
             | named("longest_gap_s", "resident_mib_alone", "resident_mib_end", "shutdown_s"),
             [seen],
+        ),
+        "sessions_source": source(sessions),
+        "sessions": table(
+            {"H×W": "size", "preset": "preset", "VAE": "vae"}
+            | named("sessions", "block_ms")
+            | {"share of the GPU": "load", "p99 ms": "p99_ms", "of the worst": "worst_p99_ms", "frames/s": "fps"}
+            | {"as promised": "promised", "as alone": "equal"},
+            [row for run in sessions for row in run["rows"]],
+        ),
+        "cluster_source": source([cluster]),
+        "cluster": table(
+            {"of": "of", "sessions": "sessions", "longest gap before s": "before_s", "after, each": "stood_still_s"},
+            cluster["rows"],
         ),
         "janus_source": source([janus]),
         "janus_how": janus["notes"][0],
