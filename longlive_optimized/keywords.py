@@ -12,6 +12,7 @@ TextPrecision = Literal["auto", "bf16", "int8", "fp8"]
 TextResidence = Literal["auto", "gpu", "parked", "cpu"]
 Blend = Literal["linear", "slerp"]
 Position = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
+Interpolation = Literal["none", "blend"]
 
 
 class StreamFields(TypedDict, total=False):
@@ -51,6 +52,9 @@ class ConfigFields(StreamFields, total=False):
     enable_latency_overlay: bool
     overlay_position: Position
     overlay_opacity: float
+    playback_speed: float
+    interpolation: Interpolation
+    shown_fps: int | None
     target_fps: int
     max_queue_depth: int
     drop_frames_on_lag: bool

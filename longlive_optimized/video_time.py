@@ -4,7 +4,7 @@ BLOCK_FRAMES = 3  # latent frames per block
 LATENT_PIXEL_FRAMES = 4  # pixel frames per latent frame, but a video's first latent frame has one
 BLOCK_PIXEL_FRAMES = BLOCK_FRAMES * LATENT_PIXEL_FRAMES
 FIRST_PIXEL_FRAMES = BLOCK_PIXEL_FRAMES - LATENT_PIXEL_FRAMES + 1  # of a video's first block
-TRAINED_FPS = 16  # pixel frames per second
+TRAINED_FPS = 16  # pixel frames per second: the model's time, in which its world moves as fast as it was filmed
 RTP_CLOCK = 90_000  # ticks per second of video over RTP
 
 

@@ -23,7 +23,7 @@ def make_blocks(pipeline: OptimizedScopePipeline, blocks: int, frames: queue.Que
     frames.put(None)
 
 
-def main(model: str = "tiny", blocks: int = 6, fps: float = 25) -> None:
+def main(model: str = "tiny", blocks: int = 6, fps: float = 16) -> None:
     pipeline = OptimizedScopePipeline(model, ScopeOptimizationConfig.preset_balanced(height=64, width=96))
     pipeline.warmup(num_frames=1)  # compile and capture before anyone watches
     frames = queue.Queue(DEPTH)

@@ -61,6 +61,9 @@ def serve(
         bool, typer.Option("--control", help="Load VACE's module, 1.5 GB: viewers may send control video and pictures.")
     ] = False,
     seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
+    playback_speed: Annotated[
+        float, typer.Option(help="How fast the world goes at first: times 16 frames a second, 0.25 to 4.")
+    ] = 1.0,
     codec: Annotated[
         Literal["vp8", "h264"], typer.Option(help="vp8, or h264, which takes twice the processor time.")
     ] = "vp8",
@@ -68,7 +71,7 @@ def serve(
     overlay: Annotated[bool, typer.Option("--overlay", help="Begin with the latency panel in the video.")] = False,
     viewers: Annotated[int, typer.Option(help="How many may watch a stream at a time.")] = 8,
     sessions: Annotated[
-        str, typer.Option(help="Streams at a time: a number, or auto: as many as run at 16 frames a second here.")
+        str, typer.Option(help="Streams at a time: a number, or auto: as many as run here, each at its own speed.")
     ] = "auto",
     private: Annotated[
         bool, typer.Option("--private", help="Give each new visitor a stream of their own, in place of a shared one.")
@@ -133,6 +136,7 @@ def serve(
             height=height,
             width=width,
             seed=seed,
+            playback_speed=playback_speed,
             device=device,
             codec=codec,
             bitrate=bitrate,
@@ -164,6 +168,7 @@ def serve(
         height=height,
         width=width,
         seed=seed,
+        playback_speed=playback_speed,
         low_memory=low_memory,
         memory_limit_gib=memory_limit,
         text_precision=text_precision,

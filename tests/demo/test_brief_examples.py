@@ -104,7 +104,8 @@ def test_the_track_never_blocks_the_event_loop():
 
     frames, gap = asyncio.run(watch())
     gaps = [after.pts - before.pts for before, after in itertools.pairwise(frames)]
-    assert frames[0].pts == 0 and min(gaps) >= 3599 and gaps.count(3600) >= 18  # but where a block came late
+    # 16 a second, whatever the preset, but where a block came late
+    assert frames[0].pts == 0 and min(gaps) >= 5624 and gaps.count(5625) >= 18
     assert frames[0].width == 96 and frames[0].to_ndarray(format="rgb24").std() > 1
     slowest = max(block.total for block in pipeline.engine.block_times()) / 1e3
     assert gap < max(0.25, 0.8 * slowest)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -452,6 +453,17 @@ def test_the_device_defaults_to_what_is_there():
         {"overlay_opacity": 1.5},
         {"overlay_opacity": math.nan},
         {"target_fps": 0},
+        {"playback_speed": 0.24},
+        {"playback_speed": 4.01},
+        {"playback_speed": math.nan},
+        {"playback_speed": True},
+        {"playback_speed": "2"},
+        {"interpolation": "rife"},
+        {"interpolation": None},
+        {"shown_fps": 30},  # without interpolation
+        {"shown_fps": 23, "interpolation": "blend"},
+        {"shown_fps": 61, "interpolation": "blend"},
+        {"shown_fps": 29.97, "interpolation": "blend"},
         {"max_queue_depth": 0},
         {"prompt_debounce_ms": -1},
         {"transition_frames": 0},
@@ -466,6 +478,49 @@ def test_bad_fields_are_named(pipeline, change):
         pipeline.configure(**change)
     pipeline.generate_frame(FOX)
     assert pipeline.config == before
+
+
+def test_how_frames_are_shown_is_no_presets(pipeline):
+    pipeline.configure(playback_speed=np.float32(0.5), interpolation="blend", shown_fps=np.int64(48))
+    for name in PRESETS:
+        pipeline.set_optimization_preset(name)
+        blocks(pipeline, FOX, 1)
+        config = pipeline.config
+        assert (config.playback_speed, config.model_fps, config.picture_fps, pipeline.preset) == (0.5, 8, 48, name)
+    pipeline.configure(shown_fps=None)
+    blocks(pipeline, FOX, 1)
+    assert pipeline.config.picture_fps == 30
+    pipeline.configure(shown_fps=60)
+    pipeline.configure(interpolation="none")  # takes the rate along
+    blocks(pipeline, FOX, 1)
+    assert (pipeline.config.shown_fps, pipeline.config.picture_fps) == (None, None)
+    pipeline.configure(playback_speed=1.0)
+
+
+def test_who_is_shown_frames_at_another_rate_lags_by_that(pipeline):
+    """At 100 a second a caller who takes 50 ms falls behind, at 16 not."""
+    pipeline.configure(target_fps=100, drop_frames_on_lag=True, max_queue_depth=1)
+    for fps, lags in ((None, True), (16, False)):
+        blocks(pipeline, FOX, 1)
+        pipeline.reset()
+        for _ in range(9):
+            pipeline.next_frame(fps)
+            time.sleep(0.05)
+        assert (pipeline.get_latency_stats()["dropped_frames"] > 0) == lags
+
+
+def test_a_scene_ends_where_the_video_begins_anew(pipeline):
+    blocks(pipeline, FOX, 1, first=True)
+    scene = pipeline.scene
+    blocks(pipeline, BOAT, 1)  # its first latent comes first
+    pipeline.set_optimization_preset("realtime")
+    blocks(pipeline, FOX, 1)
+    assert pipeline.scene == scene
+    pipeline.generate_frame(FOX)
+    pipeline.reset()
+    assert pipeline.scene == scene  # of the last frame that was handed out
+    pipeline.generate_frame(FOX)
+    assert pipeline.scene == scene + 1
 
 
 def test_fields_change_with_the_next_block(pipeline):

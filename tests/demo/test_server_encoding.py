@@ -275,3 +275,14 @@ def test_what_is_a_key_frame():
         "H264", b"\x00\x00\x01\x41"
     )
     assert np.array_equal(to_yuv(np.zeros((32, 32, 3), np.uint8))[:32], np.full((32, 32), 16, np.uint8))
+
+
+@scene("H264")
+async def test_more_pictures_a_second_than_the_encoder_counts_on_take_no_more_bits(encoder, metrics):
+    """aiortc's H.264 encoder shares its bits among 30 pictures a second, whatever their time stamps say."""
+    encoding.allow_bitrate(RATE)  # in this process, whatever servers it had before
+    joined(encoder, metrics)
+    for fps, wanted in ((16.0, RATE), (60.0, RATE // 2), (30.0, RATE)):
+        encoder.fps, encoder._rate_at = fps, float("-inf")
+        encoder._follow_rates(0.0)
+        assert encoder._encoder.target_bitrate == wanted

@@ -15,7 +15,7 @@ from longlive_optimized.demo.server.settings import ServerSettings
 from longlive_optimized.demo.server.source import EngineSource
 from support.server_peer import Viewer, visit_all
 
-CONFIG = ScopeOptimizationConfig.preset("ultra", height=64, width=96, seed=3, target_fps=8)
+CONFIG = ScopeOptimizationConfig.preset("ultra", height=64, width=96, seed=3, playback_speed=0.5)
 SETTINGS = ServerSettings(private=True, sessions=2, record_seconds=0, keep_seconds=1)
 PROMPT = "a red circle moves left over a green field"
 

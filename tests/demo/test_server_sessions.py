@@ -100,6 +100,7 @@ async def test_who_opens_a_stream_chooses_what_is_fixed(sessions, http):
     assert picture.shape == (48, 128, 3)
     config = sessions.room("mine").feed.pipeline.config
     assert (config.seed, config.denoising_steps, config.target_fps) == (7, (1000, 250), 40)
+    assert config.model_fps == 16
     assert sessions.room("mine").feed.prompt.prompt == "a boat"
     again = await Viewer(http, stream="/s/mine", wishes=wishes).join()  # a reload
     status, answer = await refused(Viewer(http, stream="/s/mine", wishes={"seed": 8}))
@@ -329,6 +330,10 @@ async def test_as_many_as_the_device_can_make(sessions, http):
     assert sessions.status()["sessions"]["open"] == 5 and 0.7 < sessions.status()["sessions"]["load"] <= 0.95
     refusal = await viewers[0].ask("set_optimization_preset", preset="quality_stream")
     assert refusal["type"] == "done"  # no more than it has
+    refusal = await viewers[0].ask("settings", playback_speed=2)
+    assert refusal["type"] == "error" and "no room for playback_speed 2.0 beside the other streams" in refusal["error"]
+    assert (await viewers[0].ask("settings", playback_speed=0.5))["type"] == "done"  # which makes room for one more
+    await until(lambda: (sessions.status()["sessions"]["open"], len(sessions._queue)) == (6, 1), 40)
     await asyncio.gather(*(viewer.leave() for viewer in viewers))
 
 
@@ -344,7 +349,7 @@ async def test_figures_of_each_stream_and_of_all(sessions, http):
     assert value(figures, "longlive_viewers") == 2 and value(figures, "longlive_sessions_open") == 2
     assert [stream["stream"] for stream in status["streams"]] == ["main", "two"]
     for stream in status["streams"]:
-        assert 15 < stream["fps"] < 30 and 38 < stream["p99_interval_ms"] < 400 and stream["viewers"] == 1
+        assert 10 < stream["fps"] < 18 and 61 < stream["p99_interval_ms"] < 400 and stream["viewers"] == 1
         assert (stream["height"], stream["width"], stream["preset"]) == (64, 128, "balanced")
     assert "streams" not in (await http.get("/s/two/status")).json()  # other people's are none of theirs
     await asyncio.gather(one.leave(), two.leave())
@@ -410,7 +415,8 @@ async def test_people_who_come_and_go_leave_nothing_behind(sessions, http):
 
     async def quiet() -> tuple[int, int]:
         await until(lambda: list(sessions._rooms) == ["main"] and not sessions._closing)
-        threads = [one for one in threading.enumerate() if not one.name.startswith("asyncio_")]  # a pool that fills up
+        pools = "asyncio_", "AnyIO"  # which fill up
+        threads = [one for one in threading.enumerate() if not one.name.startswith(pools)]
         return len(asyncio.all_tasks()), len(threads)
 
     await asyncio.gather(*map(come_and_go, range(8)))

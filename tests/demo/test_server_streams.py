@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from longlive_optimized.demo.scope_integration.prompt_box import Prompt
-from longlive_optimized.demo.server.admission import FULL, Admission, Costs, Kind, load
+from longlive_optimized.demo.server.admission import FULL, Admission, Costs, Kind, load, share
 from longlive_optimized.demo.server.feed import Feed
 from longlive_optimized.demo.server.pacing import SLACK, shared_fps
 from longlive_optimized.demo.server.source import EngineSource
@@ -55,7 +55,7 @@ def configs(count: int) -> list[tuple[ScopeOptimizationConfig, str]]:
     for i in range(count):
         height, width = sizes[i % 3]
         config = ScopeOptimizationConfig.preset(presets[i // 3 % 3], height=height, width=width, seed=100 * i)
-        config = config.changed(target_fps=1000)  # as fast as can be
+        config = config.changed(playback_speed=4)  # as fast as can be
         found.append((config, f"a {COLOURS[i % 3]} {WORDS[i // 3 % 3]} moves left over a green field"))
     return found
 
@@ -116,8 +116,8 @@ def test_a_gpu_gets_its_memory_back_and_has_shown_what_it_can_do():
 
 
 def test_streams_that_fit_are_shown_evenly_whatever_their_number():
-    """Four streams at 25 frames a second that take 80 % of the time together."""
-    seconds = 12 / 25 * 0.2
+    """Four streams at 16 frames a second that take 80 % of the time together."""
+    seconds = 12 / 16 * 0.2
     with working(painted(seconds)(None)) as worker, contextlib.ExitStack() as stack:
         sinks = [stack.enter_context(Sink(feed_of(worker))) for _ in range(4)]
         for sink in sinks:
@@ -125,12 +125,12 @@ def test_streams_that_fit_are_shown_evenly_whatever_their_number():
         began = time.monotonic()
         time.sleep(4)
     for sink in sinks:
-        assert percentile(sink.intervals(began), 0.97) < 1.5 / 25
+        assert percentile(sink.intervals(began), 0.97) < 1.5 / 16
 
 
 def test_a_newcomer_whose_first_block_takes_long_makes_nobody_late():
     """On a GPU graphs are captured in it."""
-    seconds = 12 / 25 * 0.2
+    seconds = 12 / 16 * 0.2
     source = painted(seconds)(None)
     with working(source) as worker, contextlib.ExitStack() as stack:
         sinks = [stack.enter_context(Sink(feed_of(worker))) for _ in range(3)]
@@ -148,12 +148,12 @@ def test_a_newcomer_whose_first_block_takes_long_makes_nobody_late():
         newcomer.wait(1, 4)
         time.sleep(2)
     for sink in sinks:
-        assert percentile(sink.intervals(began), 0.97) < 1.5 / 25
+        assert percentile(sink.intervals(began), 0.97) < 1.5 / 16
 
 
 def test_the_time_is_shared_fairly_where_it_is_short():
     """Three streams that want twice what there is get the same, and lose no frame."""
-    seconds, seen = 12 / 25 * 2 / 3, [[] for _ in range(3)]
+    seconds, seen = 12 / 16 * 2 / 3, [[] for _ in range(3)]
     with working(painted(seconds)(None)) as worker, contextlib.ExitStack() as stack:
         sinks = [
             stack.enter_context(Sink(feed_of(worker), lambda frame, to=numbers: to.append(read_number(frame))))
@@ -164,7 +164,7 @@ def test_the_time_is_shared_fairly_where_it_is_short():
         began = time.monotonic()
         time.sleep(6)
     counts = [len(sink.intervals(began)) for sink in sinks]
-    assert max(counts) < 1.25 * min(counts) and min(counts) > 6 * 12.5 * 0.8
+    assert max(counts) < 1.25 * min(counts) and min(counts) > 6 * 8 * 0.8
     for numbers in seen:
         assert numbers == [*range(len(numbers))]
 
@@ -185,7 +185,7 @@ def test_one_that_fails_disturbs_no_other():
         sink.wait(len(numbers) + 75)
         assert [status.phase for status in bad.statuses][-2:] == ["trouble", "trouble"]
         assert [status.phase for status in good.statuses] == ["ready"]
-        assert numbers == [*range(len(numbers))] and percentile(sink.intervals(began), 0.97) < 1.5 / 25
+        assert numbers == [*range(len(numbers))] and percentile(sink.intervals(began), 0.97) < 1.5 / 16
         bad.pipeline.fail = lambda: None
         bad._retry_at = time.monotonic()
         before = len(other.shown)
@@ -215,7 +215,7 @@ def test_a_stream_that_is_closed_lets_go_of_everything_and_may_come_back():
         feed = feed_of(worker)
         with Sink(feed) as sink:
             sink.wait(12)
-        feed.set_optimization_preset("ultra")
+        feed.configure(**feed.config_in_force.preset_fields("ultra"))
         feed.switch_prompt(Prompt("a boat", "linear", 1))
         worker.remove(feed)
         while feed.pipeline:
@@ -235,12 +235,12 @@ def test_a_preset_counts_from_when_it_is_wished_for():
             stack.enter_context(Sink(feed)).wait(60)
         usual = worker.costs.of(one.kind)
         dear = Kind.of(one.config.changed(**one.config.preset_fields("speed")))
-        worker.costs.note(dear, 10 * usual)
+        worker.costs.note(dear, 20 * usual)
         before = worker.share
-        one.set_optimization_preset("speed")
-        assert one.kind == dear and one.frame_seconds == pytest.approx(10 * usual)
-        assert worker.share < before and 1 / two.interval < 25 * 0.95
-        one.set_optimization_preset("balanced")
+        one.configure(**one.config.preset_fields("speed"))
+        assert one.kind == dear and one.frame_seconds == pytest.approx(20 * usual)
+        assert worker.share < before and 1 / two.interval < 16 * 0.95
+        one.configure(**one.config.preset_fields("balanced"))
         assert one.frame_seconds == pytest.approx(usual, rel=0.5)
 
 
@@ -272,11 +272,14 @@ def test_shares_of_nobody_and_of_what_takes_no_time():
     assert shared_fps([]) == math.inf and shared_fps([(0.0, 25), (0.0, 40)]) == math.inf
 
 
-@given(st.lists(st.floats(0.001, 0.05), max_size=12), st.floats(0.001, 0.05))
+SHARES = st.floats(0.01, 0.9)
+
+
+@given(st.lists(SHARES, max_size=12), SHARES)
 def test_admission_keeps_its_promise(others, one):
-    """Who is let in beside others leaves time for all at 16 frames a second."""
+    """Who is let in beside others leaves time for all at their speed."""
     if Admission("auto").fits(others, one):
-        assert not others or 16 * (sum(others) + one) <= FULL + 1e-9
+        assert not others or sum(others) + one <= FULL + 1e-9
     assert Admission("auto").fits([], one) and not Admission("auto").fits([one, None], one)
 
 
@@ -285,12 +288,17 @@ def test_admission_by_number_asks_for_no_times():
     assert Admission(1).may_change([1.0], 0.1, 9.0)
 
 
-def test_a_preset_that_costs_the_others_their_rate_is_not_given():
-    half = FULL / 32
+def test_what_costs_the_others_their_rate_is_not_given():
+    half = FULL / 2
     assert Admission("auto").may_change([half], half / 2, half)
     assert not Admission("auto").may_change([half], half / 2, 1.1 * half)
     assert Admission("auto").may_change([half], 1.2 * half, 1.1 * half)  # it takes less than before
     assert Admission("auto").may_change([], half, 9.0)  # there is nobody else
+
+
+def test_a_share_is_what_the_speed_asks_for():
+    assert share(0.025, 16) == pytest.approx(0.4) and share(0.025, 32) == pytest.approx(0.8) and share(None, 16) is None
+    assert load([0.4, 0.5]) == pytest.approx(0.9) and load([0.1, None]) == math.inf and load([]) == 0
 
 
 def test_what_was_not_measured_is_taken_from_what_is_like_it():
@@ -303,6 +311,69 @@ def test_what_was_not_measured_is_taken_from_what_is_like_it():
     assert costs.of(Kind.of(short)) == pytest.approx(0.025 * 4 / 5)
     costs.note(Kind.of(small), 0.008)
     assert costs.of(Kind.of(small)) == 0.008  # measured
-    costs.note(Kind.of(small), 0.018)
-    assert costs.of(Kind.of(small)) == pytest.approx(0.009)  # a stall is not taken for the rule
-    assert load([0.025, 0.025]) == pytest.approx(0.8) and load([None]) == math.inf
+
+
+def test_a_first_block_in_which_kernels_compile_is_not_what_a_kind_costs():
+    costs, kind = Costs(), Kind.of(ScopeOptimizationConfig.preset_balanced())
+    for seconds in (1.5, 0.0101, 0.0102):
+        costs.note(kind, seconds)
+    assert costs.of(kind) == 0.0102
+    for seconds in (0.0100, 0.3, 0.0103, 0.0104):  # a stall neither
+        costs.note(kind, seconds)
+    assert costs.of(kind) < 0.011
+    for _ in range(9):  # it has become slower, as where others use the device, too
+        costs.note(kind, 0.02)
+    assert costs.of(kind) == 0.02
+
+
+@pytest.mark.parametrize("slow", [1, 3, 4])
+def test_first_blocks_that_compile_hold_no_newcomer_off(slow):
+    """They take eight times as long: two blocks after the last of the four it is known what a stream costs."""
+    usual = 12 / 16 * 0.15
+    source = painted(usual)(None)
+    opens = source.open
+
+    def open_slowly(config):
+        pipeline = opens(config)
+        pipeline.fail = lambda: time.sleep(7 * usual if len(pipeline.blocks) <= slow else 0)
+        return pipeline
+
+    source.open = open_slowly
+    with working(source) as worker, Sink(feed := feed_of(worker)) as sink:
+        sink.wait(9 + 5 * 12 + 1)  # the sixth is made
+        assert feed.share == pytest.approx(0.15, rel=0.2)
+        one = share(worker.costs.of(feed.kind), 16)
+        assert [Admission("auto").fits([feed.share] * count, one) for count in (4, 7)] == [True, False]
+
+
+def test_a_faster_world_counts_more_at_once():
+    with working(painted(0.05)(None)) as worker, contextlib.ExitStack() as stack:
+        one, two = feed_of(worker), feed_of(worker)
+        for feed in (one, two):
+            stack.enter_context(Sink(feed)).wait(70)
+        before = one.share
+        assert one.interval == pytest.approx(1 / 16)
+        one.configure(playback_speed=2)
+        assert one.share == pytest.approx(2 * before, rel=0.1) and one.interval == pytest.approx(1 / 32)
+        assert one.share_with(one.config_wished_for.changed(playback_speed=0.5)) == pytest.approx(before / 2, rel=0.1)
+        for speed in (4, 1):
+            one.configure(playback_speed=speed)
+            two.configure(playback_speed=speed)
+        assert one.interval == two.interval == pytest.approx(1 / 16)
+
+
+def test_settings_that_come_together_all_count():
+    """Each before the next block, and none undoes another."""
+    with working(painted(0.02)(None)) as worker, Sink(feed_of(worker)) as sink:
+        feed = sink._feed
+        sink.wait(12)
+        feed.set_paused(True)
+        feed.configure(**feed.config_in_force.preset_fields("ultra"))
+        feed.configure(playback_speed=2.0)
+        feed.configure(interpolation="blend", shown_fps=48)
+        wished = feed.config_wished_for
+        assert (wished.denoising_steps, wished.model_fps, wished.picture_fps) == ((1000, 250), 32, 48)
+        with pytest.raises(ValueError, match="playback_speed"):
+            feed.configure(playback_speed=5.0)
+        feed.configure(interpolation="none")
+        assert feed.config_wished_for.picture_fps is None and feed.config_wished_for.model_fps == 32

@@ -129,6 +129,32 @@ def test_a_reset_drops_frames_that_wait():
         assert read_number(watched.take()) == waiting
 
 
+def test_a_reset_begins_another_scene_and_a_block_does_not():
+    with Watched() as watched:
+        scenes = [(watched.take(), watched.feed.scene)[1] for _ in range(33)]
+        assert len({*scenes}) == 1
+        watched.feed.reset()
+        assert (watched.take(), watched.feed.scene)[1] == scenes[0] + 1
+        assert {(watched.take(), watched.feed.scene)[1] for _ in range(23)} == {scenes[0] + 1}
+
+
+def test_whoever_keeps_frames_gets_all_that_were_made():
+    """Those too that wait in vain, as a reset drops them."""
+    kept = []
+    worker = Worker(PAINTED)
+    feed = Feed(worker, None, FOX, lambda status: None, lambda block: None, on_frames=kept.append)
+    worker.add(feed)
+    worker.start()
+    feed.set_watched(True)
+    wait_for(lambda: feed.waiting >= 9)
+    feed.reset()
+    wait_for(lambda: sum(map(len, kept)) >= 21)
+    feed.set_paused(True)
+    assert worker.stop(20)
+    numbers = [read_number(frame) for frames in kept for frame in frames]
+    assert numbers == [*range(len(numbers))]
+
+
 def test_errors_are_told_and_outlived(monkeypatch):
     monkeypatch.setattr(feed_module, "FIRST_DELAY", 0.01)
     with Watched() as watched:
@@ -178,7 +204,7 @@ def test_loading_says_how_far_it_is():
 class Decoded(feed_module.HostCopy):
     """A copy that is waited for as long as a block takes to decode."""
 
-    seconds = 0.15
+    seconds = 0.2
 
     def __init__(self, block):
         super().__init__(block)
@@ -193,13 +219,13 @@ class Decoded(feed_module.HostCopy):
 def beside(monkeypatch):
     """Makes pipelines whose transformer takes so many seconds, and whose VAE, on a device of its own, as many."""
 
-    def make(block_seconds: float = 0.15, fps: float = 25.0):
+    def make(block_seconds: float = 0.2, speed: float = 25 / 16):
         monkeypatch.setattr(feed_module, "HostCopy", Decoded)
 
         def load(progress):
             made = painted(block_seconds)(progress)
             made.engine.devices.async_vae = True
-            made.config = dataclasses.replace(made.config, target_fps=fps)
+            made.config = dataclasses.replace(made.config, playback_speed=speed)
             return made
 
         return load
@@ -208,13 +234,13 @@ def beside(monkeypatch):
 
 
 def test_a_block_begins_while_the_one_before_is_decoded(beside):
-    """Blocks of 0.15 and 0.15 s, shown as fast as they come: nearly as many as if nothing was to be decoded."""
-    with Watched(beside(fps=200.0)) as watched:
+    """Blocks of 0.2 and 0.2 s, shown as fast as they come: nearly as many as if nothing was to be decoded."""
+    with Watched(beside(speed=4.0)) as watched:
         started = time.monotonic()
         assert [read_number(watched.take()) for _ in range(9 + 9 * 12)] == [*range(9 + 9 * 12)]
-        assert time.monotonic() - started < 0.8 * 10 * 0.3
+        assert time.monotonic() - started < 0.8 * 10 * 0.4
         begun = [at for at, _ in watched.feed.pipeline.blocks]
-        assert min(b - a for a, b in itertools.pairwise(begun)) >= 0.15  # two blocks are never made at once
+        assert min(b - a for a, b in itertools.pairwise(begun)) >= 0.2  # two blocks are never made at once
 
 
 def test_beside_decoding_it_does_not_run_ahead(beside):

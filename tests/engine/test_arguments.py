@@ -220,14 +220,15 @@ NO_NUMBERS = [True, np.bool_(True), "16", b"16", 1j, float("nan"), float("inf"),
 def test_a_number_is_a_number_in_every_config():
     assert len(fields_of(int)) >= 15 and len(fields_of(float)) >= 6 and len(fields_of(bool)) >= 10
     for config, name in fields_of(int):
-        least = {"bitrate": 100_000, "sink_size": 3}.get(name, 16)
+        least = {"bitrate": 100_000, "sink_size": 3, "shown_fps": 24}.get(name, 16)
+        beside = {"interpolation": "blend"} if name == "shown_fps" else {}
         given = [float(least), np.float32(least), np.int32(least), np.array(least), torch.tensor(least)]
         for number in given if config is not ServerSettings else [least]:  # which only the command line makes
-            read = getattr(config(**{name: number}), name)
+            read = getattr(config(**{name: number}, **beside), name)
             assert read == least and type(read) is int, name
         for wrong in (*NO_NUMBERS, 16.5, Decimal(16), Fraction(16), 10**400 if name == "seed" else "x"):
             with pytest.raises(ValueError, match=name):
-                config(**{name: wrong})
+                config(**{name: wrong}, **beside)
     for config, name in fields_of(float):
         good = 40 if name.endswith("_ms") else 0.5
         for number in (good, np.float32(good), np.array(good), torch.tensor(good)):

@@ -1,6 +1,6 @@
 """Sessions of a cluster on this machine while a replica is killed: how long each stood still.
 
-    python tests/measure/cluster.py [--replicas 3] [--seats 6] [--sessions 12] [--fps 8] [--json FILE]
+    python tests/measure/cluster.py [--replicas 3] [--seats 6] [--sessions 12] [--speed 0.5] [--json FILE]
 
 Viewers are real connections, decoded here: on a small machine they, and not the replicas, take most of the time.
 """
@@ -21,10 +21,10 @@ from support.cluster import Watcher, cluster, kill, place, until
 
 async def measure(arguments: argparse.Namespace) -> dict:
     """Longest time without a new picture of each session: before, and from the kill on."""
-    config = {"seats": arguments.seats, "replicas": arguments.replicas, "fps": arguments.fps}
+    config = {"seats": arguments.seats, "replicas": arguments.replicas, "playback_speed": arguments.speed}
     async with cluster(**config, preset=arguments.preset) as http:
         watchers = [Watcher(http, f"s{i}") for i in range(arguments.sessions)]
-        await until(lambda: all(len(one.new) > 2 * arguments.fps for one in watchers), 180)
+        await until(lambda: all(len(one.new) > 32 * arguments.speed for one in watchers), 180)
         started = time.monotonic()
         await asyncio.sleep(arguments.seconds)
         places = await place(http)
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--seats", type=int, default=6)
     parser.add_argument("--sessions", type=int, default=12)
-    parser.add_argument("--fps", type=int, default=8)
+    parser.add_argument("--speed", type=float, default=0.5)
     parser.add_argument("--preset", default="ultra")
     parser.add_argument("--seconds", type=float, default=20, help="before the kill, and after it")
     parser.add_argument("--json", type=Path)

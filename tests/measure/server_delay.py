@@ -28,13 +28,13 @@ async def measure(block_seconds: float, height: int, width: int, prompts: int) -
     made, shown, switched = [], [], []
     async with visit(painted(block_seconds, height=height, width=width)) as (room, http):
         due: dict[int, float] = {}
-        record = room.recorder.add
+        show = room._broadcast._show
 
-        def note(picture, seconds) -> None:  # the rows of Y are like those of the picture
-            due[read_number(picture[:height, :, None].repeat(3, axis=2))] = time.monotonic()
-            record(picture, seconds)
+        def note(picture, at) -> None:  # the rows of Y are like those of the picture
+            due.setdefault(read_number(picture[:height, :, None].repeat(3, axis=2)), time.monotonic())
+            show(picture, at)
 
-        room._broadcast._listener = note
+        room._broadcast._show = note
         viewer = await Viewer(http).join()
         for _ in range(75):
             await viewer.frame()

@@ -17,7 +17,15 @@ from .server_peer import Viewer
 
 SILENCE = 2.0  # seconds after which a viewer asks whether the session is still there
 DIFFERENT = 0.5  # of 255, mean: less is the same picture, encoded again
-SMALL = {"height": 64, "width": 96, "preset": "ultra", "fps": 8, "gpus": 0, "cpus": 0.01, "host": "127.0.0.1"}
+SMALL = {
+    "height": 64,
+    "width": 96,
+    "preset": "ultra",
+    "playback_speed": 0.5,
+    "gpus": 0,
+    "cpus": 0.01,
+    "host": "127.0.0.1",
+}
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from longlive_optimized.config import PRESETS
 from longlive_optimized.demo.scope_integration import LatencyStats, ScopeOptimizationConfig, create_latency_overlay
 
 BITS = 16
@@ -55,9 +56,14 @@ class PaintedPipeline:
             self.calls.append("switch_prompt")
         self.prompt = prompt
 
-    def set_optimization_preset(self, preset: str) -> None:
-        self.calls.append("set_optimization_preset")
-        self.preset = preset
+    def configure(self, **changes) -> None:
+        self.calls.append("configure")
+        self.config = self.config.changed(**changes)
+
+        def fits(name: str) -> bool:
+            return all(getattr(self.config, field) == value for field, value in self.config.preset_fields(name).items())
+
+        self.preset = next(filter(fits, PRESETS), "custom")
 
     def reset(self) -> None:
         self.calls.append("reset")

@@ -24,7 +24,7 @@ from ...engine.stream import Stream
 from ...keywords import ConfigFields, FrameFields, PresetName, SourceFields, SwitchFields
 from ...plain import did_you_mean, flag, whole
 from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
-from .config import ScopeOptimizationConfig
+from .config import ScopeOptimizationConfig, whole_wish
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
 from .prompt_box import Prompt, PromptBox, as_prompt
@@ -43,6 +43,8 @@ class OptimizedScopePipeline:
         ``vae_device``. A block is decoded beside the next one that is made, if that is asked for before the frames of
         the first are waited for.
     ranks: LongLiveEngine's; made with ``leads=True``, where rank 0 alone has a pipeline and the others follow.
+
+    scene: of the frame that was handed out last; another number where the video has begun anew in between.
 
     Raises as LongLiveEngine does. A call to generate_frame makes a block of 9 or 12 frames when none is waiting, so a
     new prompt is seen after the frames that wait, in the first block that begins after it.
@@ -110,6 +112,7 @@ class OptimizedScopePipeline:
         self._queue, self._prompts = FrameQueue(), PromptBox()
         self._meter = LatencyMeter(engine, stream)
         self._delivered = 0
+        self.scene = self._scenes = 0
         self._warm = engine.device.type != "cuda"
         self._changes: dict = {}  # of the config, from the next block on
         self._steps: Sequence[int] | None = None  # the last call's argument
@@ -139,16 +142,21 @@ class OptimizedScopePipeline:
         self._ask(*_read(prompt, kwargs))
         return self.next_frame()
 
-    def next_frame(self) -> Tensor:
-        """The next frame with the prompt in force, as ``generate_frame`` gives it. RuntimeError before any prompt."""
+    def next_frame(self, fps: float | None = None) -> Tensor:
+        """The next frame with the prompt in force, as ``generate_frame`` gives it. RuntimeError before any prompt.
+
+        fps: frames a second at which the caller takes them, by which it is told whether it lags; None is
+        ``target_fps``.
+        """
         with self._lock:
             self._get_ready()
             if not self._queue:
                 rest = self.stream.undecoded
                 self._queue.put(self.engine.rest_of_block(self.stream) if rest else self._make_block(True))
             depth = self.config.max_queue_depth if self.config.drop_frames_on_lag else None
-            frame = self._queue.get(time.monotonic(), self.config.target_fps, depth)
+            frame = self._queue.get(time.monotonic(), fps or self.config.target_fps, depth)
             self._delivered += 1
+            self.scene = self._scenes
             return frame.permute(2, 0, 1).float() / 255
 
     def generate_block(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
@@ -217,6 +225,7 @@ class OptimizedScopePipeline:
         that ScopeOptimizationConfig adds. Raises ValueError for bad values, for what is no field, and for fields that
         are fixed at construction; nothing has changed then.
         """
+        changes = whole_wish(changes)
         with self._mail:
             self.config.changed(**cast(ConfigFields, self._changes | changes))
             self._changes |= changes
@@ -260,7 +269,7 @@ class OptimizedScopePipeline:
         now = time.monotonic()
         prompt, wish = self._prompts.take(now, self._debounce)
         blocks = prompt.transition_blocks or self._smooth_blocks()
-        switched = wish if self._delivered else None
+        switched, position = wish if self._delivered else None, self.stream.position
         try:
             request = BlockRequest(prompt.prompt, prompt.blend, blocks, **source)
             block = self.engine.generate_block(request, self.stream, bool(switched) and first_latent_first)
@@ -268,6 +277,8 @@ class OptimizedScopePipeline:
             if wish:
                 self._prompts.give_back(wish)
             raise
+        if position == 0 or self.stream.position <= position:
+            self._scenes += 1
         if switched:
             self._meter.block_was_switch((now - switched.asked_at) * 1e3)
         return block

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from ...clip import MEDIA_TYPES, MOST_SCALE, Format
 from .access import Access, Refused
 from .guide import guide
 from .inputs import Role
@@ -187,11 +188,17 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
         await room.set_picture(seat, role, lambda: read_body(request, "a picture", MAX_PICTURE_BYTES))
         return {"type": "done"}
 
+    @get("/recording", dependencies=guarded)
     @get("/recording.mp4", dependencies=guarded)
-    async def recording(request: Request, seconds: Annotated[float, Query(gt=0, le=600)] = 30) -> Response:
+    async def recording(
+        request: Request,
+        seconds: Annotated[float, Query(gt=0, le=600)] = 30,
+        format: Format = "mp4",
+        scale: Annotated[int, Query(ge=1, le=MOST_SCALE)] = 1,
+    ) -> Response:
         room = sessions.room(request.path_params.get("name", MAIN))
-        name = {"Content-Disposition": 'attachment; filename="longlive.mp4"'}
-        return Response(await room.recording(seconds), media_type="video/mp4", headers=name)
+        name = {"Content-Disposition": f'attachment; filename="longlive.{format}"'}
+        return Response(await room.clip(seconds, format, scale), media_type=MEDIA_TYPES[format], headers=name)
 
     return routes
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...engine.timing import percentile
 from ...video_time import RTP_CLOCK
+from ..interpolation import Tween, Tweens
 from .encoding import SharedEncoder, ViewerTrack
 from .feed import Feed
 from .metrics import StreamMetrics
@@ -25,18 +26,17 @@ REPEAT = 0.5  # seconds after which the last picture is sent again: for those wh
 RATE_WINDOW = 2.0  # seconds that the shown rate is taken over
 INTERVALS = 1000  # that the percentile is taken over
 
-Listener = Callable[[np.ndarray, float], None]
-
 
 class Broadcast:
-    """The frame clock: takes frames from a stream and shows each to every viewer when it is due.
+    """The frame clock: takes frames from a stream and shows each to every viewer when it is due; with interpolation
+    pictures between them, one frame later.
 
     Time stamps are due times, so playback stays even though the event loop is not. A late block moves all that follows;
-    nothing is skipped here, as at most a block waits. Belongs to one event loop.
+    no frame is skipped here, as at most a block waits, but pictures between frames are where there is no time for them.
+    Belongs to one event loop.
 
-    new_encoder: makes that of a codec, by name, for all viewers who take it. listener: called with each frame, RGB, and
-    the seconds that it is shown. on_prompt: called with the number of a prompt and a time stamp, as its first frame is
-    shown.
+    new_encoder: makes that of a codec, by name, for all viewers who take it. on_prompt: called with the number of a
+    prompt and a time stamp, as the first picture of it is shown.
     """
 
     def __init__(
@@ -44,18 +44,16 @@ class Broadcast:
         feed: Feed,
         metrics: StreamMetrics,
         new_encoder: Callable[[str], SharedEncoder],
-        listener: Listener | None = None,
         on_prompt: Callable[[int, int], None] = lambda number, pts: None,
     ):
-        self._feed, self._metrics, self._listener = feed, metrics, listener
-        self._new_encoder, self._on_prompt = new_encoder, on_prompt
-        self._prompt = feed.arrivals.shown
+        self._feed, self._metrics, self._new_encoder = feed, metrics, new_encoder
+        self._on_prompt, self._prompt = on_prompt, feed.arrivals.shown
         self._encoders: dict[str, SharedEncoder] = {}
         self._tracks: set[ViewerTrack] = set()
         self._clock, self._start = FrameClock(), 0.0
         self._news = asyncio.Event()
         self._last: np.ndarray | None = None
-        self._shown: deque[float] = deque()
+        self._tweens, self._frames, self._pictures = Tweens(), Rate(), Rate()
         self._intervals: deque[float] = deque(maxlen=INTERVALS)
         self._before: float | None = None  # when the last frame was due; None at the start and after a pause
         # Not the event loop's own threads: those are the encoders', and the clock must not wait for them.
@@ -85,14 +83,18 @@ class Broadcast:
         self._news.set()
 
     @property
-    def fps(self) -> float:
-        """Frames that were shown per second, of late."""
-        self._forget(asyncio.get_running_loop().time())
-        return len(self._shown) / RATE_WINDOW
+    def model_fps(self) -> float:
+        """Model frames that were shown per second, of late."""
+        return self._frames.at(asyncio.get_running_loop().time())
+
+    @property
+    def shown_fps(self) -> float:
+        """Pictures that were shown per second, of late: as many as model frames without interpolation."""
+        return self._pictures.at(asyncio.get_running_loop().time())
 
     @property
     def p99_ms(self) -> float:
-        """The 99th percentile of the last intervals between frames; 0 before there are any."""
+        """The 99th percentile of the last intervals between model frames; 0 before there are any."""
         return 1e3 * percentile(self._intervals, 0.99) if self._intervals else 0.0
 
     async def run(self) -> None:
@@ -114,25 +116,34 @@ class Broadcast:
             return
         prompt = self._feed.arrivals.shown
         picture = await loop.run_in_executor(self._thread, to_yuv, frame)
-        interval = self._feed.interval
+        interval, fps = self._feed.interval, self._feed.config_wished_for.picture_fps
         due = self._clock.next(loop.time(), interval)
-        await asyncio.sleep(due - loop.time())
+        for encoder in self._encoders.values():
+            encoder.fps = fps or 1 / interval
+        for tween in self._tweens.next(picture, self._feed.scene, due, interval, fps):
+            await self._show_tween(tween, fps, prompt)
         self._last = picture
-        self._show(picture, due)
-        if prompt != self._prompt:
-            self._prompt = prompt
-            self._on_prompt(prompt, self._pts(due))
         self._count(due)
-        if self._listener:
-            self._listener(frame, interval)
+
+    async def _show_tween(self, tween: Tween, fps: float | None, prompt: int) -> None:
+        loop = asyncio.get_running_loop()
+        if fps and loop.time() > tween.at + 1 / fps:  # the next one is due already
+            self._metrics.tween_skipped()
+            return
+        picture = await loop.run_in_executor(self._thread, tween.picture) if fps else tween.after
+        await asyncio.sleep(tween.at - loop.time())
+        self._show(picture, tween.at)
+        self._pictures.note(tween.at)
+        if prompt != self._prompt and (tween.weight or tween.before is tween.after):  # or it is the frame before
+            self._prompt = prompt
+            self._on_prompt(prompt, self._pts(tween.at))
 
     def _count(self, due: float) -> None:
         if self._before is not None:
             self._intervals.append(due - self._before)
             self._metrics.frame_shown(due - self._before)
         self._before = due
-        self._shown.append(due)
-        self._forget(due)
+        self._frames.note(due)
 
     async def _repeat(self) -> None:
         if self._feed.paused or not self._tracks:
@@ -153,9 +164,23 @@ class Broadcast:
         """A picture's time stamp."""
         return round((due - self._start) * RTP_CLOCK)
 
-    def _forget(self, now: float) -> None:
-        while self._shown and self._shown[0] < now - RATE_WINDOW:
-            self._shown.popleft()
+
+class Rate:
+    """How many there were a second, of late."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+
+    def note(self, now: float) -> None:
+        """There was one more."""
+        self._times.append(now)
+        self.at(now)
+
+    def at(self, now: float) -> float:
+        """So many a second until now."""
+        while self._times and self._times[0] < now - RATE_WINDOW:
+            self._times.popleft()
+        return len(self._times) / RATE_WINDOW
 
 
 def to_yuv(frame: np.ndarray) -> np.ndarray:

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 TIME_BASE = Fraction(1, RTP_CLOCK)
 BITS_PER_PIXEL = 0.25
+FITTED_FPS = 40  # pictures a second that bits are fitted to
+H264_FPS = 30  # pictures a second that aiortc's H.264 encoder divides its bits among, whatever their time stamps
 KEY_SECONDS = 0.5  # between two key frames that viewers ask for
 SETTLE_SECONDS = 5.0  # after which a viewer's feedback counts where others watch
 RATE_SECONDS = 2.0  # between two looks at the rate
@@ -134,12 +136,12 @@ class SharedEncoder:
     """Encodes a stream's pictures for all of its viewers who take a codec, in threads of the event loop's.
 
     codec: ``VP8`` or ``H264``. depth: pictures that may wait; then the oldest makes way for the newest. rate: bits per
-    second that the picture asks for. Belongs to one event loop.
+    second that the picture asks for. fps: pictures a second that it is given. Belongs to one event loop.
     """
 
     def __init__(self, codec: str, depth: int, rate: int, metrics: Metrics):
         self._codec = RTCRtpCodecParameters(mimeType=f"video/{codec}", clockRate=RTP_CLOCK)
-        self._depth, self._full = depth, rate
+        self._depth, self._full, self.fps = depth, rate, float(H264_FPS)
         self._encoded, self._dropped = metrics.encoded, metrics.dropped.labels("encoder lags")
         self._tracks: set[ViewerTrack] = set()
         self._pictures: deque[tuple[np.ndarray, int]] = deque()
@@ -224,7 +226,9 @@ class SharedEncoder:
         alone = len(self._tracks) == 1
         known = [track.rate for track in self._tracks if track.rate and (alone or track.settled)]
         least = 0 if alone else round(FLOOR * self._full)
-        self._encoder.target_bitrate = max(least, min([self._full, *known]))
+        rate = max(least, min([self._full, *known]))
+        spread = min(1.0, H264_FPS / self.fps) if self._codec.name == "H264" else 1.0
+        self._encoder.target_bitrate = round(spread * rate)
 
     def _new_encoder(self) -> Vp8Encoder | H264Encoder:
         encoder = Vp8Encoder() if self._codec.name == "VP8" else H264Encoder()
@@ -239,9 +243,9 @@ def is_key_frame(codec: str, data: bytes) -> bool:
     return _IDR.search(data) is not None
 
 
-def fit_bitrate(height: int, width: int, fps: float) -> int:
+def fit_bitrate(height: int, width: int) -> int:
     """Bits per second that show such a video well."""
-    return round(BITS_PER_PIXEL * width * height * fps)
+    return round(BITS_PER_PIXEL * width * height * FITTED_FPS)
 
 
 def allow_bitrate(bits_per_second: int) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ import torch
 from ...engine.host_copy import HostCopy
 from ...engine.ranks import RankError
 from ...engine.snapshot import Snapshot
-from ...keywords import PresetName
+from ...keywords import ConfigFields
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
-from .admission import Kind
+from .admission import Kind, share
 from .arrivals import Arrivals
 from .pacing import Pace
 
@@ -66,11 +66,12 @@ class BlockMade:
 
 @dataclass
 class _Made:
-    """A block on its way to the host, of the video with this number. Where the VAE is beside it, the transformer was
-    through with it at ``denoised``; else all its time counts as decoding."""
+    """A block on its way to the host, of the video with this number, which it may begin. Where the VAE is beside it,
+    the transformer was through with it at ``denoised``; else all its time counts as decoding."""
 
     copy: HostCopy
     video: int
+    begins: bool
     started: float
     denoised: float
     coming: int = 0  # frames that another thread waits for
@@ -83,9 +84,12 @@ class Feed:
 
     config: of its pipeline; None is the source's, once that is loaded. prompt: the first one.
     on_status, on_block: called in the worker's threads; they must not block.
+    on_frames: likewise, with the frames of each block of the video, uint8 [T, H, W, 3], as the engine made them,
+        whether or not they will be shown; they must not be changed.
     of_block: called in the worker's thread before each block, with whether it is a video's first: what the block is
         made from beside the prompt, as fields of a BlockRequest. It must not wait.
     pipeline, stats: the stream and its figures of late, once it is open; before that None and nothing.
+    scene: of the frame that was taken last; another one where the video has begun anew in between.
 
     ``open_with``, ``make_block`` and ``close_stream`` are the worker's thread's. All else may be called from any
     thread; none waits for the device or for a block.
@@ -99,9 +103,10 @@ class Feed:
         on_status: Callable[[Status], None],
         on_block: Callable[[BlockMade], None],
         of_block: Callable[[bool], dict] = lambda begins: {},
+        on_frames: Callable[[np.ndarray], None] = lambda frames: None,
     ):
         self._worker, self._changed = worker, worker.changed
-        self._on_status, self._on_block, self._of_block = on_status, on_block, of_block
+        self._on_status, self._on_block, self._of_block, self._on_frames = on_status, on_block, of_block, on_frames
         self.config, self.status, self.stats = config, Status("loading"), {}
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
@@ -110,7 +115,8 @@ class Feed:
         self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
         self._other: dict[str, int] = {}  # fields of the config that it is to be opened anew with
-        self._frames: deque[np.ndarray] = deque()
+        self._frames: deque[tuple[int, np.ndarray]] = deque()  # with the scene of each
+        self.scene = self._scenes = 0
         self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
         self._coming = 0  # frames of these
         self._watched = self._paused = False
@@ -127,6 +133,11 @@ class Feed:
         """The pipeline's config, or that which it will be opened with."""
         pipeline = self.pipeline
         return pipeline.config if pipeline else self.config or self._worker.source.config
+
+    @property
+    def config_wished_for(self) -> ScopeOptimizationConfig:
+        """As it will be with the next block; how frames are shown changes at once."""
+        return self._wished or self.config_in_force
 
     @property
     def interval(self) -> float:
@@ -161,7 +172,8 @@ class Feed:
             self._taken_at, self._shown = time.monotonic(), True
             self._changed.notify()
             self.arrivals.take()
-            return self._frames.popleft()
+            self.scene, frame = self._frames.popleft()
+            return frame
 
     def switch_prompt(self, prompt: Prompt) -> int:
         """Go over to ``prompt`` with the next block that begins; its number, as ``arrivals`` counts."""
@@ -171,20 +183,25 @@ class Feed:
                 self._ask_for_prompt(self.pipeline)
             return self.arrivals.ask(prompt)
 
-    def set_optimization_preset(self, preset: str) -> None:
-        """Go over to a preset with the next block that begins."""
-        name = cast(PresetName, preset)  # a name by now
+    def configure(self, **changes: Unpack[ConfigFields]) -> None:
+        """Change the config with the next block that begins, how frames are shown at once. Raises ValueError as the
+        pipeline's ``configure`` does."""
         with self._changed:
-            before, config = self.kind, self.config_in_force
-            wished = config.changed(**config.preset_fields(name))
+            before, wished = self.kind, self.config_wished_for.changed(**changes)
             if self.pipeline:
-                self.pipeline.set_optimization_preset(name)
+                self.pipeline.configure(**changes)
                 self._wished = wished
             else:
                 self.config = wished
             if self.kind != before:  # what its blocks took tells no more what they will take
                 self.pace = Pace()
-                self._worker.share_out()
+            self._worker.share_out()
+            self._changed.notify()
+
+    def share_with(self, config: ScopeOptimizationConfig) -> float | None:
+        """The share of the device's time that it would take with another config; None where that is not known."""
+        kind = Kind.of(config)
+        return share(self.frame_seconds if kind == self.kind else self._worker.costs.of(kind), config.model_fps)
 
     def set_watched(self, watched: bool) -> None:
         """Blocks are made only while someone watches."""
@@ -259,14 +276,19 @@ class Feed:
         return self.pace.frame_seconds if self.pace.settled else self._worker.costs.of(self.kind)
 
     @property
-    def demand(self) -> float:
-        """``frame_seconds``, or the best guess that there is."""
-        return self.frame_seconds or self.pace.frame_seconds or 0.0
+    def share(self) -> float | None:
+        """The share of the device's time that it takes while it is watched; None where that is not known."""
+        return share(self.frame_seconds, self._fps)
+
+    @property
+    def demand(self) -> tuple[float, float]:
+        """``frame_seconds``, or the best guess that there is, and how many frames a second it wants."""
+        return self.frame_seconds or self.pace.frame_seconds or 0.0, self._fps
 
     @property
     def kind(self) -> Kind:
         """What its costs depend on: of the config that was wished for last."""
-        return Kind.of(self._wished or self.config_in_force)
+        return Kind.of(self.config_wished_for)
 
     @property
     def block_seconds(self) -> float:
@@ -338,12 +360,13 @@ class Feed:
         if video != self._video_shown:
             pipeline.reset()
             self._video_shown = video
-        block = pipeline.next_block(**self._of_block(video != self._begun))
+        begins = video != self._begun
+        block = pipeline.next_block(**self._of_block(begins))
         self._begun = video
         self.blocks += 1
         if self.overlay and pipeline.overlay:
             pipeline.overlay.apply(block, pipeline.get_latency_stats())
-        made, devices = _Made(HostCopy(block), video, started, started), pipeline.engine.devices
+        made, devices = _Made(HostCopy(block), video, begins, started, started), pipeline.engine.devices
         with self._changed:
             made.prompt = self.arrivals.number(pipeline.prompt)
         if not devices.async_vae:
@@ -378,9 +401,12 @@ class Feed:
             if made.video != self._video:
                 return
             self._note_times(made, now, len(pictures))
-            self._frames.extend(pictures)
+            if made.begins or len(pictures) != BLOCK_PIXEL_FRAMES:  # the decoder has begun anew
+                self._scenes += 1
+            self._frames.extend((self._scenes, picture) for picture in pictures)
             self.arrivals.made(made.prompt, len(pictures))
             waiting = len(self._frames)
+        self._on_frames(pictures)
         self.stats = pipeline.get_latency_stats()
         gpus = [device for device in pipeline.engine.devices.all if device.type == "cuda"]
         gpu_bytes = sum(map(torch.cuda.memory_allocated, gpus))
@@ -389,8 +415,8 @@ class Feed:
     def _note_times(self, made: _Made, now: float, frames: int) -> None:
         halves = made.denoised - made.started, now - max(made.denoised, self._worker.decoded_at)
         self._worker.decoded_at = now
-        self.pace.block_took(sum(halves), frames, max(halves))
-        if self.pace.settled and (seconds := self.pace.frame_seconds):
+        seconds = self.pace.block_took(sum(halves), frames, max(halves))
+        if self.pace.settled:
             self._worker.costs.note(self.kind, seconds)
         self._worker.share_out()
 
@@ -410,7 +436,7 @@ class Feed:
 
     @property
     def _fps(self) -> float:
-        return self.config_in_force.target_fps
+        return self.config_wished_for.model_fps
 
 
 def first_line(error: Exception) -> str:

@@ -8,11 +8,13 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from ...config import PRESETS, Size, preset_name
+from ...keywords import Interpolation
+from ..scope_integration.config import ShownFps, Speed
 from ..scope_integration.prompt_box import as_prompt
 
 MAX_BYTES = 16_384
 LONGEST_PROMPT = 2000
-MOST_BLOCKS = 32  # of a transition: 15 seconds at 25 frames a second
+MOST_BLOCKS = 32  # of a transition: 24 seconds
 MOST_PROMPTS = 4  # at once
 LONGEST_ERROR = 300
 
@@ -71,6 +73,27 @@ class SwitchPrompt(_Message):
 class SetOptimizationPreset(_Message):
     type: Literal["set_optimization_preset"]
     preset: Annotated[str, AfterValidator(preset_name)]
+
+
+class ChangeSettings(_Message):
+    """How the video is shown: the fields of ScopeOptimizationConfig that are said change, the others stay."""
+
+    type: Literal["settings"]
+    playback_speed: Speed = 1.0
+    interpolation: Interpolation = "none"
+    shown_fps: ShownFps | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self):
+        if not self.fields:
+            names = ", ".join(name for name in type(self).model_fields if name not in ("type", "id"))
+            raise ValueError(f"settings must have at least one of {names}")
+        return self
+
+    @property
+    def fields(self) -> dict:
+        """Those that are said."""
+        return {name: getattr(self, name) for name in self.model_fields_set - {"type", "id"}}
 
 
 class GetLatencyStats(_Message):
@@ -135,6 +158,7 @@ class Reset(_Message):
 Command = (
     SwitchPrompt
     | SetOptimizationPreset
+    | ChangeSettings
     | GetLatencyStats
     | SetTransition
     | SetOverlay

@@ -19,7 +19,7 @@ class Metrics:
         self.generated = Counter("longlive_frames_generated", "Frames made", registry=registry)
         self.sent = Counter("longlive_frames_sent", "Frames sent to viewers", registry=registry)
         self.encoded = Counter(
-            "longlive_frames_encoded", "Frames encoded: each once, however many watch", registry=registry
+            "longlive_frames_encoded", "Pictures encoded: each once, however many watch", registry=registry
         )
         self.dropped = Counter(
             "longlive_frames_dropped", "Frames not shown or not used, by reason", ["reason"], registry=registry
@@ -36,7 +36,7 @@ class Metrics:
         )
         self.interval_ms = Histogram(
             "longlive_frame_interval_ms",
-            "Milliseconds from one frame of a stream to the next, as shown",
+            "Milliseconds from one model frame of a stream to the next, as shown",
             buckets=INTERVALS,
             registry=registry,
         )
@@ -52,7 +52,7 @@ class Metrics:
         self.open = Gauge("longlive_sessions_open", "Streams that are open", registry=registry)
         self.queued = Gauge("longlive_sessions_queued", "Streams that wait for a place", registry=registry)
         self.load = Gauge(
-            "longlive_load", "Share of the device's time that watched streams take at 16 frames/s", registry=registry
+            "longlive_load", "Share of the device's time that watched streams take at their speed", registry=registry
         )
         self.publishing = Gauge("longlive_publishing", "Streams that are published elsewhere now", registry=registry)
         self.refused = Counter(
@@ -63,13 +63,13 @@ class Metrics:
         self.stream_troubles = Counter("longlive_stream_failed_blocks", "Blocks that failed", **by_stream)
         self.stream_viewers = Gauge("longlive_stream_viewers", "Connections", **by_stream)
         self.stream_waiting = Gauge("longlive_stream_queue_frames", "Frames made and not yet shown", **by_stream)
-        self.stream_fps = Gauge("longlive_stream_fps", "Frames shown per second, of late", **by_stream)
+        self.stream_fps = Gauge("longlive_stream_fps", "Model frames shown per second, of late", **by_stream)
         self.stream_p99_ms = Gauge(
             "longlive_stream_frame_interval_p99_ms", "99th percentile of the last intervals between frames", **by_stream
         )
         self.stream_interval_ms = Histogram(
             "longlive_stream_frame_interval_ms",
-            "Milliseconds from one frame to the next, as shown",
+            "Milliseconds from one model frame to the next, as shown",
             buckets=INTERVALS,
             **by_stream,
         )
@@ -119,6 +119,10 @@ class StreamMetrics:
         """Count a frame that was shown so many seconds after the one before."""
         self.all.interval_ms.observe(interval * 1e3)
         self.all.stream_interval_ms.labels(self._label).observe(interval * 1e3)
+
+    def tween_skipped(self) -> None:
+        """Count a picture between two frames that was not made."""
+        self.all.dropped.labels("interpolation lags").inc()
 
     def block_failed(self) -> None:
         """Count a block that failed."""

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 from ...video_time import BLOCK_PIXEL_FRAMES
 
-SLACK = 1.02  # an engine slower than the target is shown a little slower still, so that frames gather against jitter
+SLACK = 1.02  # an engine too slow for its world is shown a little slower still, so that frames gather against jitter
 EARLY = 1.1  # a block begins this much earlier than the slowest of the last ones would ask for ...
 MARGIN = 0.03  # ... and so many seconds
 RECENT = 8  # blocks that count
-SETTLED = 4  # blocks after which a stream's window is full, so that its blocks take what they will take
+SETTLED = 4  # blocks, of which the last is the first to count: before, kernels compile and the window is not full
 
 
 class Pace:
@@ -31,12 +31,12 @@ class Pace:
     @property
     def frame_seconds(self) -> float | None:
         """Seconds that a frame takes to make: the median of the last blocks, so that one that stalls does not count.
-        None before the first."""
+        None before the first. The first blocks count until there are later ones."""
         return statistics.median_low(self._frames) if self._frames else None
 
     @property
     def settled(self) -> bool:
-        """Whether enough blocks were made to tell what later ones take."""
+        """Whether a block was made that tells what later ones take."""
         return self._blocks >= SETTLED
 
     @property
@@ -44,15 +44,19 @@ class Pace:
         """Seconds of the longest of the last blocks; None before the first."""
         return max(self._recent, default=None)
 
-    def block_took(self, seconds: float, frames: int, every: float | None = None) -> None:
+    def block_took(self, seconds: float, frames: int, every: float | None = None) -> float:
         """Note a block: all its time, until its frames could be shown; ``every`` is the longer of its two halves, where
-        one is made beside the other of the block before."""
+        one is made beside the other of the block before. Returns the seconds that each of its frames took."""
+        each = (seconds if every is None else every) / frames
         self._recent.append(seconds)
-        self._frames.append((seconds if every is None else every) / frames)
         self._blocks += 1
+        if self._blocks == SETTLED:
+            self._frames.clear()
+        self._frames.append(each)
+        return each
 
     def interval(self, fps: float, share: float = math.inf) -> float:
-        """Seconds from one shown frame to the next: the target's, or what the engine can keep up.
+        """Seconds from one shown frame to the next: at ``fps`` a second, or what the engine can keep up.
 
         share: the frames a second that it can keep up of each of several streams, as ``shared_fps`` tells.
         """
@@ -78,10 +82,10 @@ class Pace:
 
 
 def shared_fps(streams: Iterable[tuple[float, float]]) -> float:
-    """Frames a second that streams on one engine can have, each no more than its target: the highest rate that it can
+    """Frames a second that streams on one engine can have, each no more than it wants: the highest rate that it can
     keep up of all that want as much (max-min fairness).
 
-    streams: of each, the seconds that a frame takes to make, and its target.
+    streams: of each, the seconds that a frame takes to make, and how many a second it wants.
     """
     wanted = sorted(((seconds, fps) for seconds, fps in streams), key=lambda stream: stream[1])
     left, seconds_left = 1 / SLACK, math.fsum(seconds for seconds, _ in wanted)

@@ -14,7 +14,9 @@ from typing import Literal, Protocol
 
 import av
 import numpy as np
+from pydantic import ValidationError
 
+from ...clip import Format
 from ...config import PRESETS
 from ...media import cover, decode_picture
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
@@ -41,7 +43,6 @@ DOWNLOADS = 0.5, 3
 UPLOADS = 1.0, 5
 MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
-HIGHEST_FPS = max(preset["target_fps"] for preset in PRESETS.values())  # what bits are fitted to
 CLOSE_SECONDS = 1.0  # that viewers may take at the end
 
 NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
@@ -56,8 +57,8 @@ class Host(Protocol):
     def position(self, room: Room) -> int | None:
         """Its place among those that wait to be opened, from 1 on; None for one that is open."""
 
-    def may_have(self, room: Room, preset: str) -> bool:
-        """Whether the device can make its stream with this preset beside the others."""
+    def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
+        """Whether the device can make its stream with this config beside the others."""
         ...
 
 
@@ -92,6 +93,7 @@ class Room:
         self._all = metrics
         self.inputs = Inputs(metrics)
         self.inputs.size = config.size if config else (0, 0)
+        self.recorder = Recorder(settings.record_seconds) if settings.record_seconds else None
         self.feed = Feed(
             worker,
             config,
@@ -99,8 +101,8 @@ class Room:
             self._from_thread(self._take_status),
             self._from_thread(self._take_block),
             self.inputs.of_block,
+            self._keep_frames,
         )
-        self.recorder = Recorder(settings.record_seconds) if settings.record_seconds else None
         self._peers: set[Peer] = set()
         self._names = itertools.count(1)
         self._transition, self._preset = 1, None
@@ -114,19 +116,13 @@ class Room:
         self._offers, self._downloads, self._uploads, self._states = (
             TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS, UPLOADS, STATES)
         )
-        self._broadcast = Broadcast(
-            self.feed,
-            self.metrics,
-            self._new_encoder,
-            self.recorder.add if self.recorder else None,
-            self._say_shown,
-        )
+        self._broadcast = Broadcast(self.feed, self.metrics, self._new_encoder, self._say_shown)
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
         self._closed = self.was_watched = self._resumed = False
         self.metrics.follow(
             viewers=lambda: self.people,
             waiting=lambda: self.feed.waiting,
-            fps=lambda: self._broadcast.fps,
+            fps=lambda: self._broadcast.model_fps,
             p99_ms=lambda: self._broadcast.p99_ms,
         )
 
@@ -196,7 +192,7 @@ class Room:
             "preset": self._preset_name,
             "height": height,
             "width": width,
-            "fps": self._broadcast.fps,
+            "fps": self._broadcast.model_fps,
             "p99_interval_ms": round(self._broadcast.p99_ms, 1),
             "block_ms": self._stats["block_ms"],
         }
@@ -227,7 +223,9 @@ class Room:
         if snapshot is None:
             return None
         how = {"transition": self._transition, "blend": self._blend, "preset": self._preset}
-        return Saved(self.config, self.feed.prompt, snapshot, self.feed.overlay, self.feed.paused, **how)
+        return Saved(
+            self.feed.config_wished_for, self.feed.prompt, snapshot, self.feed.overlay, self.feed.paused, **how
+        )
 
     def go_on_from(self, saved: Saved) -> None:
         """Before it is opened: go on where another server's stream was. The first block is made at once."""
@@ -241,15 +239,19 @@ class Room:
         """Tell everyone that the stream goes on at another place: who connects anew is led there."""
         self._tell({"type": "moved"})
 
-    async def recording(self, seconds: float) -> bytes:
-        """The last seconds as mp4. Raises Refused where there is nothing."""
+    async def clip(self, seconds: float, form: Format, scale: int) -> bytes:
+        """The last seconds as a file, each pixel enlarged. Raises Refused where there is nothing, and for what would be
+        too large."""
         if self.recorder is None:
             raise Refused(404, "this server keeps no recording: start it with --record-seconds", "off")
-        if not self._downloads.take():
+        if self.recorder.busy or not self._downloads.take():
             raise Refused(429, "too many downloads: try again in a moment", "busy")
-        data = await asyncio.wrap_future(self.recorder.mp4(seconds))
+        try:
+            data = await asyncio.wrap_future(self.recorder.clip(seconds, form, scale))
+        except ValueError as error:
+            raise Refused(422, str(error), "parameter") from None
         if not data:
-            raise Refused(404, "nothing has been shown yet: someone must watch first", "empty")
+            raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
         return data
 
     async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
@@ -284,7 +286,7 @@ class Room:
     @property
     def _rate(self) -> int:
         """Bits per second that the picture asks for."""
-        return self.settings.bitrate or fit_bitrate(*self.config.size, HIGHEST_FPS)
+        return self.settings.bitrate or fit_bitrate(*self.config.size)
 
     def _new_encoder(self, codec: str) -> SharedEncoder:
         return SharedEncoder(codec, self.config.max_queue_depth, self._rate, self._all)
@@ -366,7 +368,10 @@ class Room:
                 self.tell_state(changed=command.type, by=peer.name)
                 return {"type": "done", "number": number}
             case messages.SetOptimizationPreset(preset=name):
-                self._set_preset(name)
+                self._configure(name, **self.config.preset_fields(name))
+                self._preset = name
+            case messages.ChangeSettings(fields=fields):
+                self._configure(", ".join(f"{name} {value}" for name, value in sorted(fields.items())), **fields)
             case messages.SetTransition(blocks=blocks, blend=blend):
                 self._transition, self._blend = blocks, blend
             case messages.SetOverlay(enabled=enabled):
@@ -393,14 +398,19 @@ class Room:
         except ValueError as error:
             raise messages.BadMessage(str(error)) from None
 
-    def _set_preset(self, name: str) -> None:
-        """Raises BadMessage where the others on the device would come too short."""
-        if not self._host.may_have(self, name):
+    def _configure(self, what: str, **fields) -> None:
+        """Raises BadMessage for what cannot be, and where the others on the device would come too short."""
+        try:
+            config = self.feed.config_wished_for.changed(**fields)
+        except ValidationError as error:
+            raise messages.BadMessage(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        if not self._host.may_have(self, config):
             raise messages.BadMessage(
-                f"the server has no room for {name} beside the other streams: it takes longer than the preset in force"
+                f"the server has no room for {what} beside the other streams: it takes more of its time than what is "
+                "in force"
             )
-        self.feed.set_optimization_preset(name)
-        self._preset = name
+        self.feed.configure(**fields)
+        self._effective |= self._shown_with() if self._effective else {}
 
     def _begin_anew(self, fields: dict[str, int] | None = None) -> None:
         """fields: another seed or size. Raises BadMessage for a size that cannot be."""
@@ -515,7 +525,8 @@ class Room:
                 "type": "block",
                 "frames": block.frames,
                 "waiting": block.waiting,
-                "shown_fps": self._broadcast.fps,
+                "shown_fps": self._broadcast.shown_fps,
+                "model_fps": self._broadcast.model_fps,
                 "prompt": block.prompt,
                 "stats": block.stats,
             }
@@ -530,13 +541,27 @@ class Room:
         """What the last block was really made with; before the first, what it will be made with."""
         config = self.config
         names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width", "seed")
-        return {name: getattr(config, name) for name in names} | {
-            "preset": self._preset_name,
-            "precision": self._stats["precision"] if self.feed.pipeline else config.precision,
-            "cuda_graphs": self._stats["cuda_graphs_active"],
-            "device": self.worker.device,
-            "memory": self.worker.memory,
-        }
+        return (
+            {name: getattr(config, name) for name in names}
+            | self._shown_with()
+            | {
+                "preset": self._preset_name,
+                "precision": self._stats["precision"] if self.feed.pipeline else config.precision,
+                "cuda_graphs": self._stats["cuda_graphs_active"],
+                "device": self.worker.device,
+                "memory": self.worker.memory,
+            }
+        )
+
+    def _shown_with(self) -> dict:
+        """How frames are shown, which changes at once."""
+        config = self.feed.config_wished_for
+        names = "playback_speed", "interpolation", "shown_fps", "model_fps"
+        return {name: getattr(config, name) for name in names}
+
+    def _keep_frames(self, frames: np.ndarray) -> None:
+        if self.recorder:
+            self.recorder.add(frames)
 
     def _count(self, outcome: str) -> None:
         self._all.messages.labels(outcome).inc()

@@ -14,12 +14,12 @@ from ...engine.loading import Progress
 from ..scope_integration import ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt, as_prompt
 from .access import ClientBuckets, Refused, stream_token
-from .admission import Admission, Kind, load
+from .admission import Admission, Kind, load, share
 from .encoding import allow_bitrate, fit_bitrate
 from .feed import Status
 from .metrics import Metrics
 from .publishing import Outlet
-from .room import HIGHEST_FPS, Room, ice_servers
+from .room import Room, ice_servers
 from .saved import Saved
 from .settings import ServerSettings
 from .source import Source
@@ -216,12 +216,10 @@ class Sessions:
         """Its place in the queue, from 1 on; None for one that does not wait."""
         return self._queue.index(room) + 1 if room in self._queue else None
 
-    def may_have(self, room: Room, preset: str) -> bool:
-        """Whether the device can make its stream with this preset beside the others."""
-        config, costs = room.config, self.worker.costs
-        after = Kind.of(config.changed(**config.preset_fields(preset)))
-        others = [other.feed.frame_seconds for other in self._opened() if other is not room]
-        return self._admission.may_change(others, room.feed.frame_seconds, costs.of(after))
+    def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
+        """Whether the device can make its stream with this config beside the others."""
+        others = [other.feed.share for other in self._opened() if other is not room]
+        return self._admission.may_change(others, room.feed.share, room.feed.share_with(config))
 
     # --- opening and closing
 
@@ -293,8 +291,8 @@ class Sessions:
 
     def _fits(self, config: ScopeOptimizationConfig, besides: Container[str] = ()) -> bool:
         """Whether a stream can be opened beside those that are; besides: names that do not count."""
-        others = [room.feed.frame_seconds for room in self._opened() if room.name not in besides]
-        fits = self._admission.fits(others, self.worker.costs.of(Kind.of(config)))
+        others = [room.feed.share for room in self._opened() if room.name not in besides]
+        fits = self._admission.fits(others, share(self.worker.costs.of(Kind.of(config)), config.model_fps))
         return fits and self.worker.has_memory_for(config)
 
     def _opened(self) -> list[Room]:
@@ -304,8 +302,7 @@ class Sessions:
         return self.worker.has(room.feed)
 
     def _load(self) -> float:
-        known = [room.feed.frame_seconds for room in self._opened() if room.people]
-        return load(seconds or 0.0 for seconds in known)
+        return load(room.feed.share or 0.0 for room in self._opened() if room.people)
 
     def _rest(self, room: Room) -> None:
         """Nobody has come back: close it, or let others have its place if it is the shared one."""
@@ -358,7 +355,7 @@ class Sessions:
     def _take_status(self, status: Status) -> None:
         if status.phase == "ready":
             size = self.worker.source.config.size
-            allow_bitrate(self.settings.bitrate or fit_bitrate(*size, HIGHEST_FPS))
+            allow_bitrate(self.settings.bitrate or fit_bitrate(*size))
             self._publish()
         self.on_status(status)
         for room in self._rooms.values():

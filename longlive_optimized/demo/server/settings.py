@@ -62,7 +62,8 @@ class ServerSettings:
     ice_servers: at most one STUN and one TURN server; none are used by default.
     ice_addresses: of this machine, that video may use beside the one that is bound. Firefox takes none from loopback.
     record_seconds: of video kept for download; 0 keeps none.
-    sessions: streams that may be open at a time; ``auto`` is as many as the device can make at 16 frames a second.
+    sessions: streams that may be open at a time; ``auto`` is as many as the device can make, each at
+        its own speed: 16 frames a second and ``playback_speed``.
     private: each new visitor gets a stream of their own, in place of the one that all share.
     keep_seconds: that a stream which nobody watches stays open.
     max_queued: streams that may wait for a place.

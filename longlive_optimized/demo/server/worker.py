@@ -107,7 +107,7 @@ class Worker:
         """Note who is watched, and so what each stream's share of the device is; with the lock."""
         now = time.monotonic()
         active = [feed for feed in self._feeds if feed.pipeline and feed.is_active(now)]
-        self.share = shared_fps((feed.demand, feed.config_in_force.target_fps) for feed in active)
+        self.share = shared_fps(feed.demand for feed in active)
 
     def has_memory_for(self, config: ScopeOptimizationConfig) -> bool:
         """Whether one more stream of this size will fit a GPU, going by those that were opened."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from ...config import Size, preset_name
 from ...weights.locate import TINY
 from ..scope_integration import ScopeOptimizationConfig
+from ..scope_integration.config import Speed
 from ..server.settings import ServerSettings
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
@@ -22,7 +23,7 @@ class ClusterConfig(BaseModel):
     pydantic's ValidationError, a ValueError, naming the field.
 
     model, preset, prompt, height, width, seed, device: as ``longlive-optimized serve`` has them.
-    fps: frames a second that sessions begin with; None is the preset's.
+    playback_speed: that sessions begin with; at 1 the world goes at the model's 16 frames a second.
     seats: sessions of a replica; ``tests/measure/sessions.py`` tells how many a GPU keeps up.
     replicas, max_replicas: as many at least, and at most; where the latter is more, replicas come and go with the
         sessions, so that one seat in five stays free.
@@ -48,7 +49,7 @@ class ClusterConfig(BaseModel):
     width: Size | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     device: str | None = None
-    fps: Annotated[int, Field(ge=1)] | None = None
+    playback_speed: Speed = 1.0
     seats: Annotated[int, Field(ge=1, le=256)] = 2
     replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] | None = None
@@ -85,9 +86,12 @@ class ClusterConfig(BaseModel):
     @property
     def stream(self) -> ScopeOptimizationConfig:
         """The config of sessions that wish for nothing else."""
-        pace: Any = {} if self.fps is None else {"target_fps": self.fps}
         return ScopeOptimizationConfig.preset(
-            preset_name(self.preset), height=self.height, width=self.width, seed=self.seed, **pace
+            preset_name(self.preset),
+            height=self.height,
+            width=self.width,
+            seed=self.seed,
+            playback_speed=self.playback_speed,
         )
 
     @property

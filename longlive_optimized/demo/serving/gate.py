@@ -89,10 +89,12 @@ class Gate:
             body = await read_body(request, "a picture", MAX_PICTURE_BYTES)
             return await self._send(request, address, name, "picture", body)
 
+        @get("/recording", dependencies=guarded)
         @get("/recording.mp4", dependencies=guarded)
+        @get("/s/{name}/recording", dependencies=guarded)
         @get("/s/{name}/recording.mp4", dependencies=guarded)
         async def recording(request: Request, name: str = MAIN) -> Response:
-            return await self._send(request, await self._open_at(name), name, "recording.mp4")
+            return await self._send(request, await self._open_at(name), name, "recording")
 
         @get("/guide", dependencies=guarded)
         @get("/s/{name}/guide", dependencies=guarded)

@@ -25,7 +25,7 @@ def sizes_of_a_block():
     assert (BLOCK_FRAMES, BLOCK_PIXEL_FRAMES, OptimizationConfig().local_attn_size) == (3, 12, 12)
 
 
-@says(README, "The model was trained at 16 frames a second: 25 play 1.6 times as fast.")
+@says(README, "taken at 25 a second, it plays 1.6 times as fast")
 def frame_rates():
     assert TRAINED_FPS == 16 and round(25 / TRAINED_FPS, 1) == 1.6
 

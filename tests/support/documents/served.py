@@ -16,7 +16,11 @@ from email.message import Message
 from typing import NamedTuple
 
 import httpx
+import pytest
 
+from longlive_optimized import clip
+from longlive_optimized.config import PRESETS
+from longlive_optimized.demo.scope_integration import ScopeOptimizationConfig
 from longlive_optimized.demo.server import (
     admission,
     app,
@@ -25,11 +29,13 @@ from longlive_optimized.demo.server import (
     intake,
     messages,
     offer,
+    recording,
     room,
     rtc,
     sessions,
 )
 from longlive_optimized.demo.server.settings import SHORTEST_TOKEN, ServerSettings
+from longlive_optimized.video_time import TRAINED_FPS
 
 from ..server_peer import Viewer
 from .claims import lists, says
@@ -107,7 +113,7 @@ def pages_are_served(place: Place):
         assert guide.keys() == {"name", "builtin", "suggestions", "help", "sizes", "limits"}
         assert guide["limits"].keys() == {"prompt", "transition_blocks", "pixels", "multiple"}
         asyncio.run(_watch(address))
-        for path in ("status", "metrics", "healthz", "readyz", "recording.mp4?seconds=30"):
+        for path in ("status", "metrics", "healthz", "readyz", "recording?seconds=30"):
             found, head = ask(address + path), ask(address + path, "HEAD")
             assert found.status == head.status == 200 and not head.body, (path, found.status, head.status)
             if path == "status":
@@ -142,6 +148,7 @@ async def _watch(address: str) -> None:
 _MESSAGES = {
     "switch_prompt": {"prompt": "a white cross rests on a black night", "transition_blocks": 2},
     "set_optimization_preset": {"preset": "realtime"},
+    "settings": {"playback_speed": 1.5, "interpolation": "blend", "shown_fps": 48},
     "set_transition": {"blocks": 2, "blend": "linear"},
     "set_overlay": {"enabled": True},
     "get_latency_stats": {},
@@ -203,7 +210,16 @@ def messages_and_limits(units: list[Unit]):
     assert (wide * high, waiting) == (inputs.MOST_PIXELS, inputs.MOST_WAITING) and undecoded == intake.MOST_UNDECODED
     rate, burst = room.DOWNLOADS
     assert limits["downloads"][:2] == [burst, 1] and limits["downloads"][2] == 1 / rate
-    assert limits["downloads"][3] == 600
+    assert limits["downloads"][3:] == [600, recording.MOST_CLIPS]
+    most, gif, webp = clip.MOST_PICTURE, clip.MOST_CLIP["gif"], clip.MOST_CLIP["webp"]
+    assert limits["a clip"] == [
+        clip.MOST_SCALE,
+        *(round(n / 1e6, 1) for n in (most,)),
+        gif // 10**6,
+        webp // 10**6,
+        256,
+    ]
+    assert recording.MOST_KEPT == 256 * 2**20
     assert limits["until a connection stands"] == [rtc.CONNECT_SECONDS]
     assert limits["without a sign of life"][0] == rtc.GONE_SECONDS
 
@@ -226,10 +242,10 @@ def options_of_streams(units: list[Unit]):
 @says(API, "Who first watches a stream opens it, and may choose what it begins with")
 @says(API, "Where all places are taken, a viewer is connected and waits")
 @says(API, "A picture is encoded once for all who watch it")
-@says(API, "`/status` lists all streams with their frames a second")
+@says(API, "`/status` lists all streams with their model frames a second")
 @says("README.md", "One process makes as many streams as its GPU can")
 def streams(place: Place):
-    assert (admission.FULL, admission.PROMISED_FPS) == (0.95, 16)
+    assert (admission.FULL, TRAINED_FPS) == (0.95, 16)
     assert (encoding.KEY_SECONDS, encoding.FLOOR, encoding.SETTLE_SECONDS) == (0.5, 0.25, 5)
     place.passes(
         "tests/demo/test_server_sessions.py tests/demo/test_server_streams.py tests/demo/test_server_encoding.py"
@@ -264,6 +280,30 @@ def offers():
 @says(API, "The others are answered by `done`, or by `error` with a text")
 def answers(place: Place):
     place.passes("tests/demo/test_server_messages.py tests/demo/test_server_room.py tests/demo/test_server_access.py")
+
+
+@says(API, "`GET /recording?seconds=30&format=mp4&scale=1`")
+@says(API, "What is kept are the frames that the engine made, each once, at the model's 16 a second")
+def clips(place: Place):
+    assert {*clip.MEDIA_TYPES} == {"mp4", "gif", "webp"} and clip.FEW_PIXELS == 32_768
+    assert (recording.MOST_KEPT, recording.MOST_WAITING) == (256 * 2**20, 64 * 2**20)
+    place.passes("tests/demo/test_server_recording.py tests/demo/test_server_room.py")
+
+
+@says(API, "The model's time has 16 frames a second")
+@says(API, "`target_fps` sets no pace.")
+@says(API, '`interpolation="blend"` shows `shown_fps` pictures a second')
+@says("README.md", "The model's time is 16 frames a second")
+def the_speed_of_the_world(place: Place):
+    config = ScopeOptimizationConfig(interpolation="blend")
+    assert (config.model_fps, config.picture_fps, ScopeOptimizationConfig().picture_fps) == (16, 30, None)
+    assert {preset["target_fps"] for preset in PRESETS.values()} == {20, 25, 30, 40}
+    with pytest.raises(ValueError, match="shown_fps"):
+        ScopeOptimizationConfig(shown_fps=30)
+    for name, bad in (("playback_speed", 0.2), ("playback_speed", 4.1), ("shown_fps", 23), ("shown_fps", 61)):
+        with pytest.raises(ValueError, match=name):
+            config.changed(**{name: bad})
+    place.passes("tests/demo/test_interpolation.py tests/demo/test_video_track.py")
 
 
 @says(API, "A viewer whose offer's video section is `sendrecv` may send video")
