@@ -73,7 +73,7 @@ def test_good_messages(message):
         ('{"type": "set_optimization_preset", "preset": "warp"}', "preset must be one of quality_stream"),
         ('{"type": "set_overlay", "enabled": "yes"}', "enabled"),
         ('{"type": "set_paused", "paused": 1}', "paused"),
-        ('{"type": "settings"}', "settings must have at least one of playback_speed, interpolation, shown_fps"),
+        ('{"type": "settings"}', "settings must have at least one of denoising_steps, playback_speed, interpolation, shown_fps"),
         (
             '{"type": "settings", "playback_speed": 0.2}',
             "playback_speed: Input should be greater than or equal to 0.25",

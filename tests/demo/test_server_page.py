@@ -114,7 +114,7 @@ def test_watch_write_choose_and_save(page, address):
     assert re.fullmatch(r"longlive-.*\.mp4", download.value.suggested_filename)
     with open(download.value.path(), "rb") as file, av.open(io.BytesIO(file.read())) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) >= 60 and frames[0].shape == (32, 48, 3) and frames[-1].std() > 5
+    assert len(frames) >= 60 and frames[0].shape == (128, 192, 3) and frames[-1].std() > 5
 
 
 def test_two_pages_busy_gone_and_back(page, browser):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ...config import PRESETS, Size, preset_name
+from ...config import PRESETS, Size, Step, preset_name
 from ...keywords import Interpolation
 from ..scope_integration.config import ShownFps, Speed
 from ..scope_integration.prompt_box import as_prompt
@@ -16,6 +16,7 @@ MAX_BYTES = 16_384
 LONGEST_PROMPT = 2000
 MOST_BLOCKS = 32  # of a transition: 24 seconds
 MOST_PROMPTS = 4  # at once
+MOST_STEPS = 8
 LONGEST_ERROR = 300
 
 
@@ -76,9 +77,10 @@ class SetOptimizationPreset(_Message):
 
 
 class ChangeSettings(_Message):
-    """How the video is shown: the fields of ScopeOptimizationConfig that are said change, the others stay."""
+    """How the video is made and shown: the fields of ScopeOptimizationConfig that are said change, the others stay."""
 
     type: Literal["settings"]
+    denoising_steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MOST_STEPS)] = ()
     playback_speed: Speed = 1.0
     interpolation: Interpolation = "none"
     shown_fps: ShownFps | None = None

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from pydantic import ValidationError
 
-from ...clip import Format
+from ...clip import MEDIA_TYPES, Format
 from ...config import PRESETS
 from ...media import cover, decode_picture
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
@@ -341,6 +341,7 @@ class Room:
                 "pictures": ["reference", "first_frame"] if self._steerable else [],
                 "resumed": self._resumed,
                 "commands": messages.commands(),
+                "formats": [*MEDIA_TYPES],
             }
         )
         self.tell_state()
@@ -372,6 +373,8 @@ class Room:
                 self._preset = name
             case messages.ChangeSettings(fields=fields):
                 self._configure(", ".join(f"{name} {value}" for name, value in sorted(fields.items())), **fields)
+                if "denoising_steps" in fields:
+                    self._preset = None
             case messages.SetTransition(blocks=blocks, blend=blend):
                 self._transition, self._blend = blocks, blend
             case messages.SetOverlay(enabled=enabled):

@@ -3,7 +3,6 @@
 import { at, choice, download, make, segments, stamp } from "./dom.js";
 
 const LENGTHS = [5, 10, 30, 60];
-const FORMATS = { mp4: "mp4", gif: "gif", webp: "webp" };
 const SCALES = { 1: "1 ×", 2: "2 ×", 4: "4 ×", 8: "8 ×" };
 
 export class Clips {
@@ -14,7 +13,6 @@ export class Clips {
     this.#connection = connection;
     this.#toast = toast;
     this.#live = live;
-    segments("clip-format", FORMATS, (format) => this.#choose({ format }));
     segments("clip-scale", SCALES, (scale) => this.#choose({ scale: Number(scale) }));
     at("clip-save").addEventListener("click", () => this.save());
     at("share").addEventListener("click", () => this.#copy(this.#address(), "The link to this stream"));
@@ -25,6 +23,7 @@ export class Clips {
     this.#link = link;
     this.#most = most;
     this.#all = Boolean(formats);
+    segments("clip-format", Object.fromEntries((formats ?? ["mp4"]).map((format) => [format, format])), (format) => this.#choose({ format }));
     const lengths = [...LENGTHS.filter((seconds) => seconds < most), most];
     segments("clip-seconds", Object.fromEntries(lengths.map((seconds) => [seconds, `${seconds} s`])), (seconds) => this.#choose({ seconds: Number(seconds) }));
     at("clip-format-row").hidden = at("clip-scale-row").hidden = !this.#all;
