@@ -73,7 +73,9 @@ def test_good_messages(message):
         ('{"type": "set_optimization_preset", "preset": "warp"}', "preset must be one of quality_stream"),
         ('{"type": "set_overlay", "enabled": "yes"}', "enabled"),
         ('{"type": "set_paused", "paused": 1}', "paused"),
-        ('{"type": "settings"}', "settings must have at least one of denoising_steps, playback_speed, interpolation, shown_fps"),
+        ('{"type": "settings"}', "at least one of denoising_steps, playback_speed, interpolation, shown_fps"),
+        ('{"type": "settings", "denoising_steps": []}', "denoising_steps"),
+        ('{"type": "settings", "denoising_steps": [1001]}', "denoising_steps"),
         (
             '{"type": "settings", "playback_speed": 0.2}',
             "playback_speed: Input should be greater than or equal to 0.25",
