@@ -78,6 +78,11 @@ class Broadcast:
                 del self._encoders[track.codec]
         self._feed.set_watched(bool(self._tracks))
 
+    def set_rate(self, rate: int) -> None:
+        """The picture asks for so many bits per second."""
+        for encoder in self._encoders.values():
+            encoder.set_rate(rate)
+
     def wake(self) -> None:
         """Frames may have come."""
         self._news.set()

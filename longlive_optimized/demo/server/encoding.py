@@ -175,6 +175,10 @@ class SharedEncoder:
         self._pictures.append((picture, pts))
         self._some.set()
 
+    def set_rate(self, rate: int) -> None:
+        """The picture asks for so many bits per second from now on: it has another size."""
+        self._full, self._rate_at = rate, float("-inf")
+
     def ask_for_key(self) -> None:
         """Make one of the next frames a key frame."""
         self._key_wanted = True

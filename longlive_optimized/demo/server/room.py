@@ -418,12 +418,14 @@ class Room:
     def _begin_anew(self, fields: dict[str, int] | None = None) -> None:
         """fields: another seed or size. Raises BadMessage for a size that cannot be."""
         if fields:
-            before, config = self.config.size, dataclasses.replace(self.config, **fields)
+            before, config = self.config.size, dataclasses.replace(self.feed.config_wished_for, **fields)
             usual = self.worker.source.config.size
             if math.prod(config.size) > math.prod(usual):
                 raise messages.BadMessage(
                     f"height and width may have at most {usual[0]}x{usual[1]} pixels together, as the server's own"
                 )
+            if not self._host.may_have(self, config):
+                raise messages.BadMessage("the server has no room for this size beside the other streams")
             if config.size != before:
                 self._forget_inputs()
         dropped = self.feed.begin_with(**fields) if fields else self.feed.reset()
@@ -505,6 +507,7 @@ class Room:
             self._stats, self._effective = self.feed.stats, self._in_force()
             self._preset = self._preset or self._preset_name
             self.inputs.size = self.config.size
+            self._broadcast.set_rate(self._rate)
         if status.phase == "trouble":
             self.metrics.block_failed()
         self.tell_state()
