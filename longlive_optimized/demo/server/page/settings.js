@@ -34,9 +34,9 @@ export class Settings {
   greet({ presets, loras }, can) {
     this.#presets = presets;
     at("presets").replaceChildren(...presets.map((preset, i) => {
-      const { name, title, text, numbers } = presetWords(preset);
-      const button = make("button", { type: "button", value: preset.name, ariaKeyShortcuts: `Alt+${i + 1}` },
-        make("strong", { textContent: title }), make("span", { textContent: name }), make("small", { textContent: text }), make("small", { className: "numbers", textContent: numbers }));
+      const { name, title, text, steps, numbers } = presetWords(preset);
+      const button = make("button", { type: "button", value: preset.name, title: `${numbers} (Alt+${i + 1})`, ariaKeyShortcuts: `Alt+${i + 1}` },
+        make("strong", { textContent: title }), make("span", { textContent: `${name} · ${steps}` }), make("small", { textContent: text }));
       button.addEventListener("click", () => this.choose(i));
       return button;
     }));

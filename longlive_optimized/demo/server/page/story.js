@@ -4,6 +4,7 @@ import { at, download, make, picks, stamp } from "./dom.js";
 import { promptWords } from "./words.js";
 
 const BLOCK_SECONDS = 0.75;
+const USUAL_SEED = 42; // a story says what is not usual
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 const timeOf = ({ block, seconds }) => seconds ?? block * BLOCK_SECONDS;
 
@@ -68,6 +69,6 @@ export class Story {
       item.style.setProperty("--long", end ? (until - from) / end : 1);
       return item;
     }));
-    at("timeline-length").textContent = `${clock(end)} so far, seed ${story.seed}`;
+    at("timeline-length").textContent = `${clock(end)} so far, seed ${story.seed ?? USUAL_SEED}`;
   }
 }

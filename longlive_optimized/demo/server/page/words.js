@@ -2,18 +2,18 @@
 
 // What a preset costs and gives, for those who look at pictures.
 const PRESETS = {
-  quality_stream: ["Closest to the model", "All steps, the longest memory, full precision. For final takes."],
+  quality_stream: ["Closest to the model", "All steps, long memory, full precision. For final takes."],
   balanced: ["Closest to the model, live", "The same picture. The usual choice."],
   speed: ["Lighter, hard to tell apart", "All steps in 8 bits: the picture differs by a hair."],
-  realtime: ["Faster, a little softer", "One step less and a shorter memory: fine detail goes first."],
-  turbo: ["Faster still, a little softer", "As realtime, in 8 bits."],
+  realtime: ["Faster, a little softer", "One step less, and a shorter memory."],
+  turbo: ["Faster still, a little softer", "The same in 8 bits: fine texture goes first."],
   ultra: ["Fastest, softest", "Two steps: for trying things out."],
 };
 
 export function presetWords({ name, denoising_steps: steps, local_attn_size: window, precision }) {
   const [title, text] = PRESETS[name] ?? ["", ""];
-  const numbers = `${steps.length} steps · window ${window} · ${precision}`;
-  return { name: name.replaceAll("_", " "), title: title || numbers, text, numbers };
+  const count = `${steps.length} steps`, numbers = `${count} · window ${window} · ${precision}`;
+  return { name: name.replaceAll("_", " "), title: title || numbers, text, steps: count, numbers };
 }
 
 export const CHANGES = {
