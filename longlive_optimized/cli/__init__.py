@@ -1,4 +1,4 @@
-"""The command line: ``longlive-optimized generate | serve | make-checkpoint | bench | doctor``."""
+"""The command line: ``longlive-optimized generate | serve | download | make-checkpoint | bench | doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.text import Text
 
-from . import bench, checkpoint, doctor, generate, serve
+from . import bench, checkpoint, doctor, download, generate, serve
 from .loading import console, results
 from .mistakes import told
 from .threads import share_the_machine
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
+app.command("download")(download.download)
 app.command("make-checkpoint")(checkpoint.make_checkpoint)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    directory: Annotated[str | None, typer.Argument(help="A model folder to check, or 'tiny'.")] = None,
+    directory: Annotated[
+        str | None, typer.Argument(help="A model folder to check, ORG/NAME of the hub, or 'tiny'.")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Also read every file of DIRECTORY and compare it with its checksums.")
     ] = False,

@@ -65,8 +65,11 @@ def load_engine(
     text_device: str | None = None,
     ranks: Ranks | None = None,
 ) -> LongLiveEngine:
-    """Load ``model`` and show how far it is."""
+    """Load ``model`` and show how far it is, and before that, what is to be downloaded of it."""
     from ..engine.engine import LongLiveEngine
+    from .download import have
+
+    have(model, config.vae_type, config.text_precision, config.control)
 
     columns = TextColumn("loading {task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:

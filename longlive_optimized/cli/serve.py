@@ -16,6 +16,7 @@ from rich.text import Text
 from ..config import PRESETS, preset_name
 from ..plain import whole
 from ..weights.locate import TINY
+from .download import have, tell_of_the_real_one
 from .loading import (
     Device,
     Height,
@@ -45,7 +46,14 @@ TINY_PROMPT = "a red circle and a blue square move left over a green field"
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="Model folder, or 'tiny' for the built-in model.")] = "tiny",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model folder, ORG/NAME of the hub, or 'tiny' for the built-in model, which is also the default; then "
+            "it is said how to get the real one.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     prompt: Annotated[str | None, typer.Option(help="What to show at first; the default suits the model.")] = None,
     host: Annotated[str, typer.Option(help="Address to bind; one that others can reach needs a token.")] = "127.0.0.1",
@@ -111,6 +119,7 @@ def serve(
     replicas: Annotated[int | None, typer.Option(help="With --cluster: how many; one a GPU by default.", min=1)] = None,
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
+    asks, model = model is None, model or TINY
     if replicas and not cluster:
         raise ValueError("--replicas goes with --cluster")
     if cluster:
@@ -191,6 +200,8 @@ def serve(
         keep_seconds=keep,
         max_queued=queue,
         sessions_per_client=sessions_per_client,
+        model=model,
+        ask_for_model=asks,
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
@@ -198,6 +209,7 @@ def serve(
     if os.environ.get("RANK", "0") != "0":
         _follow(model, config, device, join_ranks(numbers, device, leads=True))
         return
+    have(model, text_precision=text_precision, control=control)
     with _listen(host, port) as listener:
         ranks = join_ranks(numbers, device, leads=True)
 
@@ -206,7 +218,7 @@ def serve(
 
         streams = Sessions(load, prompt, settings, outlet=elsewhere)
         streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
-        _run(streams, listener, _address(settings, listener))
+        _run(streams, listener, _address(settings, listener), asks)
     if streams.worker.error:
         raise streams.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
@@ -223,8 +235,8 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
-def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
-    """Serve until a signal comes or the model turns out not to load."""
+def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool) -> None:
+    """Serve until a signal comes or the model turns out not to load; asks: nobody has named one."""
     import uvicorn
 
     from ..demo.server.app import create_app
@@ -242,6 +254,8 @@ def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
 
     streams.on_status = follow
     console.print(Text.assemble("open ", (address, "bold"), "  (Ctrl-C ends)"), soft_wrap=True)
+    if asks:
+        tell_of_the_real_one()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 

@@ -23,6 +23,7 @@ from ..vae.autoencoder import Autoencoder
 from ..vae.backends import codec_for
 from ..vae.codec import Codec
 from ..video_time import blocks_of
+from ..weights.hub import ensure
 from ..weights.load import (
     check,
     check_loras,
@@ -57,10 +58,11 @@ log = logging.getLogger(__name__)
 class LongLiveEngine:
     """LongLive-1.3B as a stream: ``generate_block(BlockRequest("a fox")) -> uint8 [T, H, W, 3]``, T = 9, then 12.
 
-    model_path: a folder of LongLive's or scope's layout, or ``"tiny"`` for the built-in model.
+    model_path: a folder of LongLive's or scope's layout, ``"tiny"`` for the built-in model, or ``"ORG/NAME"`` or
+        ``"ORG/NAME@REVISION"`` of the hub, of which what this machine lacks is downloaded; what exists is a path.
     config: an OptimizationConfig; its StreamSettings are those of streams that are opened without others.
     device: None takes CUDA where there is one.
-    progress: called as (what, done, total) while weights load, some beside each other: by one thread at a time.
+    progress: called as (what, done, total) while weights are downloaded and load, by one thread at a time.
     loras: UserLoras to merge into the weights, beside LongLive's own.
     vae_device, text_device: other GPUs for the VAE and the text encoder; None is ``device``. A block is then decoded
         while the next one is made. ``text_device="cpu"`` is ``text_residence="cpu"``.
@@ -102,6 +104,7 @@ class LongLiveEngine:
         device, residence = ranks.device_for(device), self.config.text_residence
         self.devices = Devices(device, residence, vae_device, text_device, ranks)
         self.dtype = default_dtype(self.config.model_dtype, self.device)
+        ensure(model_path, self.config.vae_type, self.config.text_precision, self.config.control, progress)
         started = time.perf_counter()
         self.files = locate(model_path, self.config.vae_type, self.config.control)
         check(self.files, self.config.control)

@@ -70,6 +70,18 @@ async def numbers(viewer: Viewer, count: int) -> list[int]:
     return [read_number(await viewer.picture()) for _ in range(count)]
 
 
+@in_room(model="/home/someone/models", ask_for_model=False)
+async def test_viewers_are_told_the_models_name(room, http):
+    """Of a folder its name alone; of the hub's all; and whether there is to be asked for the real one."""
+    viewer = await Viewer(http).join()
+    told = await viewer.wait_for(lambda m: m["type"] == "state")
+    assert told["model"] == {"name": "models", "builtin": False, "ask": False}
+    await viewer.leave()
+    asks = ServerSettings(model="tiny", ask_for_model=True).shown_model
+    assert asks == {"name": "tiny", "builtin": True, "ask": True}
+    assert ServerSettings(model="a/b@v1").shown_model == {"name": "a/b@v1", "builtin": False, "ask": False}
+
+
 @in_room(tiny)
 async def test_a_peer_watches_the_tiny_model_and_controls_it(room, http):
     viewer = await Viewer(http).join()

@@ -88,6 +88,21 @@ RUN: dict[str, Run] = {
         prints=(r"\Atorch\.Size\(\[9, 64, 96, 3\]\)\n(torch\.Size\(\[12, 64, 96, 3\]\)\n){7}\Z",)
     ),
     "python: from longlive_optimized.demo.scope_integration import (": Run(prints=(r"\A\Z",)),
+    "longlive-optimized download": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download",
+        (r"daydreamlive/LongLive-1\.3B: models/longlive_base\.pt +4\.48 MB", r"ready to use as --model"),
+        partly="from a small hub on this machine",
+    ),
+    "longlive-optimized download [DIR]": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download models --vace --text bf16 --vae tae --yes",
+        (r"taew2_1\.pth", r"models_t5_umt5-xxl-enc-bf16\.pth", r"VACE_module", r"ready to use as --model"),
+        partly="from a small hub on this machine",
+    ),
+    "longlive-optimized download DIR": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download models && longlive-optimized doctor models",
+        (r"models is complete and its parts fit together",),
+        partly="from a small hub on this machine",
+    ),
     'longlive-optimized generate --model DIR --prompt "a red fox in the snow" --switch 0:04:"the fox leaps" '
     "--seconds 8 --out fox.mp4": Run(
         f'longlive-optimized generate {SMALL} --prompt "a red fox in the snow" --switch 0:04:"the fox leaps" '
@@ -321,8 +336,8 @@ NOT_RUN: tuple[NotRun, ...] = (
     # Commands
     NotRun("README.md", "*", "./setup_env.sh test", _SUITE),
     NotRun("*", "*", "pytest -q", _SUITE),
-    NotRun("README.md", "Use", "hf download .*", _NET),
     NotRun("docs/api.md", "A model's files", "hf download --local-dir", _NET),
+    NotRun("docs/api.md", "From the hub", "hf auth login", "signs in at the hub"),
     NotRun("*", "*", "daydream-scope install .*", _SCOPE),
     NotRun("*", "*", r"pip install --no-build-isolation (-e )?\.", "compiles CUDA for minutes; without CUDA it is run"),
     NotRun(

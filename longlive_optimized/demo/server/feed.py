@@ -125,6 +125,7 @@ class Feed:
         self._failures, self._retry_at = 0, float("-inf")
         self._waits_since = self._taken_at = float("-inf")  # for its first frame; when the last one was taken
         self._shown = False  # whether a frame was taken since it is open and watched
+        self._stood_still = False  # whether it goes on from a snapshot, and no frame was taken yet
 
     # --- what those who watch do
 
@@ -169,7 +170,7 @@ class Feed:
         with self._changed:
             if self._paused or not self._frames:
                 return None
-            self._taken_at, self._shown = time.monotonic(), True
+            self._taken_at, self._shown, self._stood_still = time.monotonic(), True, False
             self._changed.notify()
             self.arrivals.take()
             self.scene, frame = self._frames.popleft()
@@ -260,9 +261,10 @@ class Feed:
 
     @property
     def deadline(self) -> float:
-        """When its next frame is late: those who watch have none left. The first ones are late after a while only."""
+        """When its next frame is late: those who watch have none left. The first ones are late after a while only, but
+        those that go on from a snapshot at once: they were waited for elsewhere."""
         if not self._shown:
-            return self._waits_since + PATIENCE
+            return self._waits_since + (0.0 if self.snapshot or self._stood_still else PATIENCE)
         return self._taken_at + (len(self._frames) + self._coming + 1) * self.interval
 
     @property
@@ -308,6 +310,7 @@ class Feed:
     def open_with(self, pipeline: OptimizedScopePipeline) -> None:
         """Take a pipeline, whose video begins with the prompt and the pause in force."""
         with self._changed:
+            self._stood_still = self.snapshot is not None
             self.pipeline, self.config, self.snapshot = pipeline, pipeline.config, None
             self._ask_for_prompt(pipeline)
             self._waits_since = time.monotonic()

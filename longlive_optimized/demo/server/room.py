@@ -497,6 +497,7 @@ class Room:
                 "overlay": self.feed.overlay,
                 "paused": self.feed.paused,
                 "viewers": self.people,
+                "model": self.settings.shown_model,
             }
         )
 

@@ -457,3 +457,14 @@ def verified(place: Place):
     code += "; from longlive_optimized.weights.files import verify; from pathlib import Path"
     ran = place.run(f"python -c \"{code}; print(verify(Path('sums.pt')))\"")
     assert ran.status == 0 and "no checksum" not in ran.text, ran.text
+
+
+@says(
+    API,
+    "only the rest comes",
+    "checked before; on a disk that gets full what has arrived stays",
+    "is never replaced without `--force`",
+)
+def the_hub_on_loopback(place: Place):
+    ran = place.run("python -m pytest -q tests/weights/test_hub.py tests/cli/test_download.py", place.checkout)
+    assert ran.status == 0 and re.search(r"\d{2} passed", ran.text), ran.text
