@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TypeVar, Unpack, cast
 
 import torch
@@ -39,6 +41,7 @@ from ..weights.text import check_text
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
+from .closing import Closable
 from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
@@ -55,7 +58,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class LongLiveEngine:
+class LongLiveEngine(Closable):
     """LongLive-1.3B as a stream: ``generate_block(BlockRequest("a fox")) -> uint8 [T, H, W, 3]``, T = 9, then 12.
 
     model_path: a folder of LongLive's or scope's layout, ``"tiny"`` for the built-in model, or ``"ORG/NAME"`` or
@@ -71,8 +74,9 @@ class LongLiveEngine:
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
-    given up because memory ran out all the same: empty if nothing was. One engine may hold several streams; calls from
-    several threads take turns on the device.
+    given up because memory ran out all the same: empty if nothing was; ``loras``, which are merged now. One engine may
+    hold several streams; calls from several threads take turns on the device. ``close`` it, or use it as a context,
+    where the memory is wanted for something else.
     """
 
     @made_on_all_ranks
@@ -136,7 +140,8 @@ class LongLiveEngine:
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._grey = Grey()
-        self.model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
+        self.loras = tuple(loras)
+        self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
         self._more_vaes: tuple[ModelFiles, ...] = ()
         self._mixed = False  # weights of other LoRA scales beside each other
         self._unmerged: Unmerged | None = None
@@ -157,6 +162,12 @@ class LongLiveEngine:
         return self._plan
 
     @property
+    def model_name(self) -> str:
+        """The model's, without the folders above it."""
+        path = Path(self._model_path)
+        return path.name if path.name not in ("", "..") else path.resolve().name
+
+    @property
     def device(self) -> torch.device:
         """The transformer's device, on which latents live; frames live on ``devices.vae``."""
         return self.devices.model
@@ -165,7 +176,7 @@ class LongLiveEngine:
     def stream(self) -> Stream:
         """The stream of requests that name none, with the config's settings."""
         with self.devices.turn():
-            if self._stream is None:
+            if self._stream is None or self._stream.closed:
                 self._open_default()
             assert self._stream
             return self._stream
@@ -322,7 +333,7 @@ class LongLiveEngine:
 
     def _load_vae(self, vae_type: str) -> None:
         if vae_type not in self._vaes:
-            files = locate(self.model_path, vae_type)
+            files = locate(self._model_path, vae_type)
             self.devices.release()  # or what torch keeps of it would not count as free
             more = *self._more_vaes, files
             plan = with_more_vaes(self.files, self._asked, self.memory_plan, more, self.devices.ranks)
@@ -348,14 +359,14 @@ class LongLiveEngine:
                 self.keep_loras(loras)
             try:
                 refill_generator(self.model, self.files, loras, branch=self.control, unmerged=self._unmerged)
-                for stream in self._streams:
+                for stream in self._open:
                     stream.weights_changed()
             except (ValueError, OSError):  # before anything was written
                 raise
             except BaseException:
                 self._mixed = True
                 raise
-            self._mixed = False
+            self._mixed, self.loras = False, tuple(loras)
 
     @on_all_ranks
     def keep_loras(self, loras: Sequence[UserLora]) -> int:
@@ -469,18 +480,36 @@ class LongLiveEngine:
             for network in filter(None, (self.model, self.control)):
                 network.hold_int8()
                 network.hold_int8_only()
-            for stream in self._streams:
+            for stream in self._open:
                 stream.weights_moved()
             self.config = dataclasses.replace(self.config, low_memory=True)
         for codec, _ in self._vaes.values():
             codec.in_parts = after.vae_in_parts
+
+    def close(self) -> None:
+        """Give all memory back, that of its streams too; waits for a block under way. A RuntimeError is then what all
+        methods of the engine and its streams raise, but this one. Of several ranks, each closes its own."""
+        with self.devices.turn():
+            if self.closed:
+                return
+            self.synchronize()
+            for stream in self._open:
+                stream.close()
+            self._let_go("devices")
+        gc.collect()  # what refers to itself
+        self.devices.release()
+
+    @property
+    def _open(self) -> list[Stream]:
+        """Its streams that are not closed."""
+        return [stream for stream in self._streams if not stream.closed]
 
     def _one(self, stream: Stream | None) -> Stream:
         """``stream``, or the default one. Raises TypeError and ValueError for what is no stream of this engine."""
         _expect("stream", stream, Stream)
         if stream is None:
             return self.stream
-        if stream not in self._streams:
+        if stream not in self._streams and not (stream.closed and stream.devices is self.devices):
             raise ValueError("stream must be one that this engine has opened")
         return stream
 

@@ -10,16 +10,16 @@ pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
 from longlive_optimized.demo.scope_integration import ScopeOptimizationConfig
-from longlive_optimized.demo.server.guide import SUGGESTIONS, guide, model_name
+from longlive_optimized.demo.server.guide import SUGGESTIONS, guide
 from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.tinyworld import guide as tiny
 from longlive_optimized.tinyworld.world import COLOURS, FORMS, read_caption, words
 from support.server_peer import visit
 
 
-def loaded(path, height: int, width: int):
+def loaded(name, height: int, width: int):
     config = ScopeOptimizationConfig.preset_balanced(height=height, width=width)
-    return types.SimpleNamespace(engine=types.SimpleNamespace(model_path=path), config=config)
+    return types.SimpleNamespace(engine=types.SimpleNamespace(model_name=name), config=config)
 
 
 def test_the_built_in_model_knows_all_that_is_suggested():
@@ -29,19 +29,11 @@ def test_the_built_in_model_knows_all_that_is_suggested():
     assert all(word in tiny.help_text() for word in (*COLOURS, *FORMS))
 
 
-@pytest.mark.parametrize(
-    ("path", "name"), [("models/LongLive-1.3B", "LongLive-1.3B"), ("daydreamlive/LongLive-1.3B/", "LongLive-1.3B")]
-)
-def test_a_real_model_has_the_name_of_its_folder(path, name):
-    found = guide(loaded(path, 480, 832))
-    assert (found["name"], found["builtin"], found["suggestions"]) == (name, False, [*SUGGESTIONS])
+def test_a_real_model_has_suggestions_of_its_own():
+    found = guide(loaded("LongLive-1.3B", 480, 832))
+    assert (found["name"], found["builtin"], found["suggestions"]) == ("LongLive-1.3B", False, [*SUGGESTIONS])
     assert found["sizes"][0] == [480, 832] and [320, 576] in found["sizes"]
     assert found["limits"]["pixels"] == 480 * 832
-
-
-def test_a_folder_without_a_name_has_that_of_where_it_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert model_name(".") == tmp_path.name
 
 
 def test_no_size_is_larger_than_the_servers_own():

@@ -29,6 +29,7 @@ GOOD = [
     {"type": "remove_picture", "role": "first_frame"},
     {"type": "reset"},
     {"type": "reset", "seed": 7, "height": 64, "width": 96},
+    {"type": "replay", "story": {"version": 1, "blocks": 3, "prompts": [{"block": 0, "prompt": "a fox"}]}},
 ]
 
 
@@ -37,7 +38,8 @@ def test_good_messages(message):
     command = parse(json.dumps(message))
     for name, value in message.items():
         wanted = "quality_stream" if value == "quality" else value
-        assert getattr(command, name) == wanted
+        given = getattr(command, name)
+        assert (given.as_dict() if name == "story" else given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,9 @@ def test_good_messages(message):
         ('{"type": "set_strength", "control_scale": "1"}', "control_scale"),
         ('{"type": "remove_picture", "role": "last_frame"}', "role"),
         ('{"type": "reset", "id": {}}', "id"),
+        ('{"type": "replay", "story": []}', "story: a story must be a JSON object, got list"),
+        ('{"type": "replay", "story": {"version": 1, "blocks": 2}}', "story: prompts must be given"),
+        ('{"type": "replay", "story": "%s"}' % ("x" * 65_536), "at most 65536 bytes"),
         ('{"type": "reset", "id": "%s"}' % ("x" * 65), "id"),
         (" " * 16_385, "at most 16384 bytes"),
         ("é" * 9000, "at most 16384 bytes"),
@@ -136,6 +141,7 @@ FIELDS = (
     "use",
     "role",
     "noise_scale",
+    "story",
 )
 TYPES = tuple({message["type"] for message in GOOD})
 NEARLY = st.builds(

@@ -121,6 +121,21 @@ RUN: dict[str, Run] = {
         (r"wrote fox\.mp4: .*, 1 s of 96x64", r"wrote in\.mp4: .*, 1 s of 96x64"),
         ("fox.mp4", "in.mp4"),
     ),
+    **dict.fromkeys(
+        [
+            f"longlive-optimized generate --story {story}"
+            for story in ("story.json --out fox.mp4", "FILE --out FILE.mp4")
+        ],
+        Run(
+            'echo \'{"version": 1, "seconds": 2, "prompts": [{"seconds": 0, "prompt": "a red circle"}, '
+            '{"seconds": 0.5, "prompt": "a white cross"}]}\' > told.json && '
+            "longlive-optimized generate --story told.json --out told.mp4 --force",
+            (r"wrote told\.mp4: .*, 2 s of 96x64",),
+            ("told.mp4",),
+        ),
+    ),
+    "python: import longlive_optimized": Run(prints=(r"\A\Z",), writes=("circle.mp4",)),
+    "longlive-optimized presets": Run(prints=(r"balanced +closest to the model", r"steps 1000,250; window 9; int8")),
     "longlive-optimized make-checkpoint DIR --config 1.3b --text tiny": Run(
         "longlive-optimized make-checkpoint full --config 1.3b --text tiny && longlive-optimized doctor full; "
         "rm -r full",
@@ -311,6 +326,16 @@ RUN: dict[str, Run] = {
         prints=(r"out/one_video\.mp4: 93 frames",), writes=("out/one_video.mp4",), where="checkout"
     ),
     "python docs/examples/own_queue.py --blocks 6": Run(prints=(r"\n69 frames",), where="checkout"),
+    "python docs/examples/stream.py --frames 60 --out out/stream.gif": Run(
+        prints=(r"out/stream\.gif: 60 frames, 6 blocks",),
+        writes=("out/stream.gif", "out/stream.json"),
+        where="checkout",
+    ),
+    "python docs/examples/story.py --seconds 4 --out out/story.mp4": Run(
+        prints=(r"out/story\.mp4: 64 frames, the same twice: True",),
+        writes=("out/story.mp4", "out/story.json"),
+        where="checkout",
+    ),
     "python docs/examples/two_streams.py --blocks 6": Run(
         prints=(r"out/two_streams\.mp4: 69 frames of 2 streams",), writes=("out/two_streams.mp4",), where="checkout"
     ),

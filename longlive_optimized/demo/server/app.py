@@ -188,6 +188,10 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
         await room.set_picture(seat, role, lambda: read_body(request, "a picture", MAX_PICTURE_BYTES))
         return {"type": "done"}
 
+    @get("/story", dependencies=guarded)
+    async def story(request: Request) -> dict:
+        return sessions.room(request.path_params.get("name", MAIN)).story()
+
     @get("/recording", dependencies=guarded)
     @get("/recording.mp4", dependencies=guarded)
     async def recording(

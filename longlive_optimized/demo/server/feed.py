@@ -10,19 +10,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 import torch
 
+from ...config import CHANGEABLE, StreamSettings
 from ...engine.host_copy import HostCopy
 from ...engine.ranks import RankError
 from ...engine.snapshot import Snapshot
 from ...keywords import ConfigFields
+from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.replay import Replay, check_fits, sized
 from .admission import Kind, share
 from .arrivals import Arrivals
 from .pacing import Pace
@@ -62,6 +65,15 @@ class BlockMade:
     stats: dict
     gpu_bytes: int
     prompt: int = 0
+
+
+@dataclass
+class Resize:
+    """The config of a stream of another size, the story that it is to show, if any, and what was wished for since."""
+
+    config: ScopeOptimizationConfig
+    story: Story | None = None
+    later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
 
 
 @dataclass
@@ -111,10 +123,13 @@ class Feed:
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
         self._prompt, self.arrivals = prompt, Arrivals(prompt)
+        self._follows = False  # what is wished for is what a story says that is being replayed
+        self._resize: Resize | None = None
+        self._seed: int | None = None  # with which the video is to begin anew
+        self._story: Story | None = None  # of the stream before it was closed
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
-        self._other: dict[str, int] = {}  # fields of the config that it is to be opened anew with
         self._frames: deque[tuple[int, np.ndarray]] = deque()  # with the scene of each
         self.scene = self._scenes = 0
         self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
@@ -176,12 +191,54 @@ class Feed:
             self.scene, frame = self._frames.popleft()
             return frame
 
+    @property
+    def replaying(self) -> tuple[int, int] | None:
+        """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
+        pipeline = self.pipeline
+        return pipeline and pipeline.replaying
+
+    def story(self) -> Story | None:
+        """What the video was made from, since the stream was opened; None before its first block."""
+        pipeline = self.pipeline
+        return (pipeline and pipeline.recorder.story()) or self._story
+
+    def replay(self, story: Story) -> int:
+        """Begin the video anew as the story has it; how many frames that waited are dropped. Raises ValueError where it
+        does not fit the stream, or that is not open."""
+        with self._changed:
+            pipeline = self.pipeline
+            if pipeline is None:
+                raise ValueError("the stream is not open yet")
+            height, width = sized(story, pipeline.engine).size
+            config = dataclasses.replace(self.config_wished_for, height=height, width=width)
+            check_fits(story, pipeline.engine, StreamSettings.of(config), pipeline.stream.networks.vae_type)
+            begins = dataclasses.replace(config, **Replay(story).beginning, seed=story.seed)
+            self._resize = self._seed = None
+            if config.size == pipeline.config.size:
+                pipeline.replay(story)
+            else:
+                self._resize = Resize(begins, story)
+            self._follows, self._wished = True, begins
+            return self._drop_all()
+
+    def end_replay(self) -> None:
+        """Go on with what is in force."""
+        with self._changed:
+            self._follows = False
+            self._tell(lambda pipeline: pipeline.end_replay())
+
+    def _tell(self, wish: Callable[[OptimizedScopePipeline], None]) -> None:
+        """Wish for something of the pipeline, or of the one in its place, where it is to be of another size."""
+        if self._resize:
+            self._resize.later.append(wish)
+        elif self.pipeline:
+            wish(self.pipeline)
+
     def switch_prompt(self, prompt: Prompt) -> int:
         """Go over to ``prompt`` with the next block that begins; its number, as ``arrivals`` counts."""
         with self._changed:
-            self._prompt = prompt
-            if self.pipeline:
-                self._ask_for_prompt(self.pipeline)
+            self._prompt, self._follows = prompt, False
+            self._tell(self._ask_for_prompt)
             return self.arrivals.ask(prompt)
 
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
@@ -189,8 +246,9 @@ class Feed:
         pipeline's ``configure`` does."""
         with self._changed:
             before, wished = self.kind, self.config_wished_for.changed(**changes)
+            self._follows &= not any(name in CHANGEABLE for name in changes)
             if self.pipeline:
-                self.pipeline.configure(**changes)
+                self._tell(lambda pipeline: pipeline.configure(**changes))
                 self._wished = wished
             else:
                 self.config = wished
@@ -223,20 +281,29 @@ class Feed:
     def reset(self) -> int:
         """Begin the video anew; how many frames that waited are dropped. A block under way is dropped too."""
         with self._changed:
-            dropped = len(self._frames)
-            self._frames.clear()
-            self.arrivals.clear()
-            self._video += 1
-            self._changed.notify()
-            return dropped
+            self.end_replay()
+            return self._drop_all()
+
+    def _drop_all(self) -> int:
+        dropped = len(self._frames)
+        self._frames.clear()
+        self.arrivals.clear()
+        self._video += 1
+        self._changed.notify()
+        return dropped
 
     def begin_with(self, **fields: int) -> int:
         """Begin the video anew with another seed, height or width; how many frames that waited are dropped."""
         with self._changed:
-            if self.pipeline:
-                self._other = self._other | fields
+            config, pipeline = dataclasses.replace(self.config_wished_for, **fields), self.pipeline
+            if pipeline is None:
+                self.config = config
+                return 0
+            self._wished = config
+            if config.size == pipeline.config.size:
+                self._resize, self._seed = None, config.seed
             else:
-                self.config = dataclasses.replace(self.config_in_force, **fields)
+                self._resize = Resize(config)
             return self.reset()
 
     def take_snapshot(self) -> Snapshot | None:
@@ -324,8 +391,9 @@ class Feed:
         with self._changed:
             if self.pipeline:
                 self.config = self._wished or self.pipeline.config
+                self._story = self.pipeline.recorder.story() or self._story
             self.pipeline, self.pace, self._shown = None, Pace(), False
-            self._wished = None
+            self._wished = self._resize = self._seed = None
             self._frames.clear()
             self.arrivals.clear()
             self._video_shown, self._begun = self._video, self._video - 1
@@ -335,10 +403,7 @@ class Feed:
         """Make a block; if that fails, those who watch are told, and it is tried again a while later. Raises RankError,
         after which there is no second try."""
         try:
-            if self._other:
-                self._open_anew()
-            else:
-                self._make_block()
+            self._make_block()
         except RankError:
             raise
         except Exception as error:  # whatever it is: the next try may succeed, and other streams go on
@@ -348,23 +413,27 @@ class Feed:
             self._failures = 0
             self.say(Status("ready"))
 
-    def _open_anew(self) -> None:
-        with self._changed:
-            fields, self._other = self._other, {}
-        self._worker.close_stream(self)
-        self.config = dataclasses.replace(self.config_in_force, **fields)
-        self._worker.open_stream(self)
-
     def _make_block(self) -> None:
         pipeline = self.pipeline
         assert pipeline
+        if self._resize:
+            self._change_size(pipeline)
+            pipeline = self.pipeline
+            assert pipeline
         self._finish_decoding(1)
         started, video = time.perf_counter(), self._video
+        replays, kind = pipeline.replaying is not None, self.kind
         if video != self._video_shown:
-            pipeline.reset()
+            if not replays:
+                with self._changed:
+                    seed, self._seed = self._seed, None
+                pipeline.reset(seed)
             self._video_shown = video
         begins = video != self._begun
-        block = pipeline.next_block(**self._of_block(begins))
+        source: dict = {} if replays else self._of_block(begins)
+        block = pipeline.next_block(**source)
+        if replays:
+            self._follow_replay(pipeline, kind)
         self._begun = video
         self.blocks += 1
         if self.overlay and pipeline.overlay:
@@ -381,6 +450,39 @@ class Feed:
         self._decoding.append(self._worker.reader.submit(self._show, made))
         _wait_for(devices.model)  # not for the VAE's
         made.denoised = time.perf_counter()
+
+    def _change_size(self, before: OptimizedScopePipeline) -> None:
+        """Go on with a stream of another size, which may begin as a story does."""
+        self._finish_decoding(0)
+        with self._changed:
+            resize = self._resize
+        assert resize
+        pipeline = self._worker.source.open(resize.config)
+        if resize.story:
+            pipeline.replay(resize.story)
+        with self._changed:
+            if self._resize is not resize:  # there is another wish
+                return
+            if resize.story is None:
+                self._ask_for_prompt(pipeline)
+            for wish in resize.later:
+                wish(pipeline)
+            self.pipeline, self._resize, self.pace = pipeline, None, Pace()
+            self.stats = pipeline.get_latency_stats()
+            self._worker.share_out()
+        self._worker.give_back()
+        self.say(Status("ready"))
+
+    def _follow_replay(self, pipeline: OptimizedScopePipeline, kind: Kind) -> None:
+        """Take for wished what a story has wished for, unless a viewer has wished for more."""
+        with self._changed:
+            if self._follows and (prompt := pipeline.wished):
+                self._prompt, config = prompt, pipeline.config
+                now = {name: getattr(config, name) for name in CHANGEABLE}
+                self._wished = dataclasses.replace(self.config_wished_for, **now)
+            if self.kind != kind:
+                self.pace = Pace()
+                self._worker.share_out()
 
     def _finish_decoding(self, left: int) -> None:
         """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
@@ -430,6 +532,8 @@ class Feed:
         with self._changed:
             if self._failures > 1:
                 self._video += 1  # it was not a passing fault: give up what the stream remembers
+                self._resize = None
+                self.end_replay()
             self._retry_at = time.monotonic() + delay
         self.say(Status("trouble", first_line(error), retry_in=delay))
 

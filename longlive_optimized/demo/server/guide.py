@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from ...config import PIXELS_PER_TOKEN
 from ...tinyworld import guide as tiny
@@ -30,11 +29,11 @@ def guide(source: Source) -> dict:
     """The guide of a loaded model. ``limits``: most characters of a prompt, blocks of a transition and pixels of a
     picture, whose sides are multiples of ``multiple``.
     """
-    path, (height, width) = source.engine.model_path, source.config.size
-    most, builtin = height * width, path == TINY
+    name, (height, width) = source.engine.model_name, source.config.size
+    most, builtin = height * width, name == TINY
     sizes = [size for size in (tiny.SIZES if builtin else SIZES) if math.prod(size) <= most]
     return {
-        "name": TINY if builtin else model_name(path),
+        "name": name,
         "builtin": builtin,
         "suggestions": [*(tiny.SUGGESTIONS if builtin else SUGGESTIONS)],
         "help": tiny.help_text() if builtin else HELP,
@@ -46,9 +45,3 @@ def guide(source: Source) -> dict:
             "multiple": PIXELS_PER_TOKEN,
         },
     }
-
-
-def model_name(path) -> str:
-    """The name of a model's folder, without the path to it; a hub's ``OWNER/NAME`` is ``NAME``."""
-    name = Path(path).name
-    return name if name not in ("", ".", "..") else Path(path).resolve().name

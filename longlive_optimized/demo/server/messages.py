@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from ...config import PRESETS, Size, Step, preset_name
 from ...keywords import Interpolation
+from ...story import Story
 from ..scope_integration.config import ShownFps, Speed
 from ..scope_integration.prompt_box import as_prompt
 
 MAX_BYTES = 16_384
+MAX_STORY_BYTES = 65_536  # of a message with a story, which is all that a data channel takes
 LONGEST_PROMPT = 2000
 MOST_BLOCKS = 32  # of a transition: 24 seconds
 MOST_PROMPTS = 4  # at once
@@ -157,6 +168,13 @@ class Reset(_Message):
         return {name: value for name, value in said.items() if value is not None}
 
 
+class Replay(_Message):
+    """Begin anew and make a story's video again (docs/api.md, Stories)."""
+
+    type: Literal["replay"]
+    story: Annotated[Story, BeforeValidator(Story.read)]
+
+
 Command = (
     SwitchPrompt
     | SetOptimizationPreset
@@ -169,6 +187,7 @@ Command = (
     | SetStrength
     | RemovePicture
     | Reset
+    | Replay
 )
 _COMMAND = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 
@@ -177,8 +196,9 @@ def parse(message: str | bytes) -> Command:
     """The command in a message. Raises BadMessage saying what is wrong with it."""
     if not isinstance(message, str):
         raise BadMessage("a message must be text, not bytes")
-    if len(message) > MAX_BYTES or len(message.encode(errors="replace")) > MAX_BYTES:
-        raise BadMessage(f"a message may have at most {MAX_BYTES} bytes")
+    most = MAX_STORY_BYTES if '"replay"' in message[:MAX_STORY_BYTES] else MAX_BYTES
+    if len(message) > most or len(message.encode(errors="replace")) > most:
+        raise BadMessage(f"a message may have at most {most} bytes")
     try:
         return _COMMAND.validate_json(message)
     except ValidationError as error:
@@ -207,7 +227,8 @@ def presets() -> list[dict]:
 
 def _faults(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{'.'.join(map(str, f['loc'][1:])) or 'message'}: {f['msg']}" for f in faults)
+    said = ((f["loc"][1:], f["msg"].removeprefix("Value error, ")) for f in faults)
+    return "; ".join(f"{'.'.join(map(str, where)) or 'message'}: {what}" for where, what in said)
 
 
 def _id_of(message: str) -> int | str | None:

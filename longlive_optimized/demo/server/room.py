@@ -17,10 +17,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from ...clip import MEDIA_TYPES, Format
-from ...config import PRESETS
+from ...config import PRESETS, OptimizationConfig
 from ...media import cover, decode_picture
+from ...story import Story
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt, as_prompt
+from ..scope_integration.replay import sized
 from . import messages
 from .access import Refused, TokenBucket
 from .broadcast import Broadcast
@@ -44,6 +46,8 @@ UPLOADS = 1.0, 5
 MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
 CLOSE_SECONDS = 1.0  # that viewers may take at the end
+
+_COSTLY = "denoising_steps", "local_attn_size", "precision"
 
 NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
 
@@ -109,6 +113,7 @@ class Room:
         self._blend: Literal["linear", "slerp"] = "linear"
         self._stats = dataclasses.asdict(LatencyStats())
         self._effective, self._input = {}, {}
+        self._replayed: tuple[int, int] | None = None
         self._sender: Peer | None = None
         self._publisher: Publisher | None = None
         self._change, self._telling = (None, None), None
@@ -254,6 +259,12 @@ class Room:
             raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
         return data
 
+    def story(self) -> dict:
+        """What the video was made from, as a story has it. Raises Refused where there is nothing."""
+        if story := self.feed.story():
+            return story.as_dict()
+        raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
+
     async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
         """Use a picture that a viewer sends, a PNG, JPEG or WebP file, which is read if it is wanted; a first frame
         begins the video anew. Raises Refused.
@@ -272,6 +283,7 @@ class Room:
             picture = await self._loop.run_in_executor(None, self._decode, await read())
         except ValueError as error:
             raise Refused(422, str(error), "bad picture") from None
+        self.feed.end_replay()
         self.inputs.set_picture(role, picture)
         if role == "first_frame":
             self._begin_anew()
@@ -391,6 +403,8 @@ class Room:
                 self.inputs.set_picture(role, None)
             case messages.Reset(fields=fields):
                 self._begin_anew(fields)
+            case messages.Replay(story=story):
+                self._replay(story)
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
 
@@ -427,9 +441,16 @@ class Room:
             if not self._host.may_have(self, config):
                 raise messages.BadMessage("the server has no room for this size beside the other streams")
             if config.size != before:
+                self._check_memory(config)
                 self._forget_inputs()
         dropped = self.feed.begin_with(**fields) if fields else self.feed.reset()
         self._all.dropped.labels("reset").inc(dropped)
+
+    def _check_memory(self, config: ScopeOptimizationConfig) -> None:
+        """Raises BadMessage where a stream of this size does not fit beside those that are open."""
+        if not self.worker.has_memory_for(config):
+            size = "x".join(map(str, config.size))
+            raise messages.BadMessage(f"the server has no memory for a stream of {size} beside the others")
 
     def _forget_inputs(self) -> None:
         """They were of another size."""
@@ -437,6 +458,46 @@ class Room:
             self._set_input(self._sender, None)
         for role in ("reference", "first_frame"):
             self.inputs.set_picture(role, None)
+
+    def _replay(self, story: Story) -> None:
+        """Raises BadMessage where the story does not fit the stream, or the device beside the others."""
+        self._check(story)
+        try:
+            dropped = self.feed.replay(story)
+        except ValueError as error:
+            raise messages.BadMessage(str(error)) from None
+        self._preset = None
+        if sized(story, self.worker.source.engine).size != self.config.size:
+            self._forget_inputs()
+        elif self._sender:
+            self._set_input(self._sender, None)
+        self._all.dropped.labels("reset").inc(dropped)
+
+    def _check(self, story: Story) -> None:
+        """Raises BadMessage for what is too much here."""
+        for name in ("denoising_steps", "local_attn_size"):
+            most = max(_extent(config, name) for config in (self.config, *map(self._with_preset, PRESETS)))
+            if any(_extent(config, name) > most for config in story.configs()):
+                raise messages.BadMessage(f"story has more {name} than the presets and this stream, {most}")
+        if max(map(len, story.texts)) > messages.LONGEST_PROMPT:
+            raise messages.BadMessage(f"story has a prompt of more than {messages.LONGEST_PROMPT} characters")
+        if story.loras:
+            raise messages.BadMessage("story has loras, which all streams of a server share: play it by generate")
+        (height, width), usual = sized(story, self.worker.source.engine).size, self.worker.source.config
+        if height * width > math.prod(usual.size):
+            most = "x".join(map(str, usual.size))
+            raise messages.BadMessage(
+                f"story may have at most {most} pixels, as the server's own, got {height}x{width}"
+            )
+        config = dataclasses.replace(self.config, height=height, width=width)
+        if config.size != self.config.size:
+            self._check_memory(config)
+        costly = [{name: getattr(each, name) for name in _COSTLY} for each in story.configs()]
+        if not all(self._host.may_have(self, config.changed(**fields)) for fields in costly):
+            raise messages.BadMessage("the server has no room for this story beside the other streams")
+
+    def _with_preset(self, name: str) -> ScopeOptimizationConfig:
+        return self.config.changed(**self.config.preset_fields(name))
 
     def _set_input(self, peer: Peer, use: Use | None) -> None:
         """Raises BadMessage where it cannot be."""
@@ -448,6 +509,7 @@ class Room:
             self._sender.intake.want(False)
         self._sender = peer if use else None
         if use:
+            self.feed.end_replay()
             self.inputs.start(use, peer.name)
         else:
             self.inputs.stop()
@@ -494,6 +556,7 @@ class Room:
                 "preset": self._preset or self._preset_name,
                 "effective": self._effective or self._in_force(),
                 "input": self.inputs.state(),
+                "replaying": self._replaying(),
                 "overlay": self.feed.overlay,
                 "paused": self.feed.paused,
                 "viewers": self.people,
@@ -523,9 +586,9 @@ class Room:
         if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
             self._all.switch_ms.observe(block.stats["prompt_switch_ms"])
         self._stats = block.stats
-        in_force, inputs = self._in_force(), self.inputs.state()
-        if (in_force, inputs) != (self._effective, self._input):
-            self._effective, self._input = in_force, inputs
+        in_force, inputs, replaying = self._in_force(), self.inputs.state(), self.feed.replaying
+        if (in_force, inputs, replaying) != (self._effective, self._input, self._replayed):
+            self._effective, self._input, self._replayed = in_force, inputs, replaying
             self.tell_state()
         self._tell(
             {
@@ -543,6 +606,10 @@ class Room:
     def fallback_blocks(self) -> int:
         """Blocks that were made again without 8 bits since the last reset."""
         return int(self._stats["fallback_blocks"])
+
+    def _replaying(self) -> dict | None:
+        replaying = self.feed.replaying
+        return replaying and {"block": replaying[0], "blocks": replaying[1]}
 
     def _in_force(self) -> dict:
         """What the last block was really made with; before the first, what it will be made with."""
@@ -586,6 +653,12 @@ class Room:
 def ice_servers(settings: ServerSettings) -> list[dict]:
     """The STUN and TURN servers for a page to use."""
     return [dataclasses.asdict(server) for server in settings.ice_servers]
+
+
+def _extent(config: OptimizationConfig, name: str) -> int:
+    """A setting that takes time, in a number: that of a list is its length."""
+    value = getattr(config, name)
+    return value if isinstance(value, int) else len(value)
 
 
 def preset_of(config: ScopeOptimizationConfig) -> str:

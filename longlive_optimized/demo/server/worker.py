@@ -151,7 +151,7 @@ class Worker:
             self._measure(self._spare)
         self._note_memory()
         for feed in [*self._feeds]:
-            self.open_stream(feed)
+            self._open(feed)
         self._say(Status("ready"))
 
     def _measure(self, pipeline: OptimizedScopePipeline) -> None:
@@ -192,11 +192,11 @@ class Worker:
                     raise self._lost
                 now = time.monotonic()
                 if self._leaving:
-                    return functools.partial(self.close_stream, self._leaving.pop())
+                    return functools.partial(self._close, self._leaving.pop())
                 feed = self._first_to_be_late(now)
                 unopened = next((one for one in self._feeds if not one.pipeline), None)
                 if unopened and (feed is None or unopened.deadline < now):
-                    return functools.partial(self.open_stream, unopened)
+                    return functools.partial(self._open, unopened)
                 if feed:
                     return feed.make_block
                 retries = [feed.retry_at for feed in self._feeds if feed.watched and feed.retry_at > now]
@@ -209,8 +209,7 @@ class Worker:
         due = [feed for feed in active if feed.is_time([other for other in active if other is not feed])]
         return min(due, key=lambda feed: feed.deadline, default=None)
 
-    def open_stream(self, feed: Feed) -> None:
-        """Open a feed's stream, or say why that failed; in the worker's thread."""
+    def _open(self, feed: Feed) -> None:
         try:
             config, before = feed.config_in_force, self._reserved()
             if feed.snapshot:
@@ -235,9 +234,12 @@ class Worker:
         with self.changed:
             self.share_out()
 
-    def close_stream(self, feed: Feed) -> None:
-        """Close a feed's stream, and give its memory back; in the worker's thread."""
+    def _close(self, feed: Feed) -> None:
         feed.close_stream()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give memory back that a closed stream had; its thread's."""
         if self.source.engine.device.type == "cuda":
             self.source.engine.devices.release()
 

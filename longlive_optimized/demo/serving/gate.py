@@ -105,6 +105,11 @@ class Gate:
             check_name(name)
             return await self._send(request, next(iter(replicas.values())), name, "guide")
 
+        @get("/story", dependencies=guarded)
+        @get("/s/{name}/story", dependencies=guarded)
+        async def story(request: Request, name: str = MAIN) -> Response:
+            return await self._send(request, await self._open_at(name), name, "story")
+
         add_redirects(app, self._config.private)
         for path, (name, kind) in PAGE.items():
             get(path)(page(name, kind))

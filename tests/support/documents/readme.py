@@ -103,10 +103,12 @@ def extras():
     assert "aiortc" in extra["demo"] and {"aiortc", "fastapi", "uvicorn"} <= {*extra["serve"]}
 
 
-@says(README, "Six programs of a page each are in [docs/examples](docs/examples)")
+@says(README, "Eight programs of a page each and a notebook are in [docs/examples](docs/examples)")
 def examples():
     programs = sorted((ROOT / "docs/examples").glob("*.py"))
-    assert [p.stem for p in programs] == sorted("one_video frame_loop own_queue two_streams video_input lora".split())
+    assert [p.stem for p in programs] == sorted(
+        "stream story one_video frame_loop own_queue two_streams video_input lora".split()
+    )
     assert all(len(p.read_text().splitlines()) <= 60 for p in programs)
 
 

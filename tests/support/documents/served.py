@@ -156,6 +156,7 @@ _MESSAGES = {
     "set_input": {"use": None},
     "remove_picture": {"role": "reference"},
     "reset": {},
+    "replay": {"story": {"version": 1, "blocks": 2, "prompts": [{"block": 0, "prompt": "a red circle"}]}},
     "set_paused": {"paused": True},
 }
 
@@ -196,6 +197,7 @@ def messages_and_limits(units: list[Unit]):
         messages.LONGEST_PROMPT,
         messages.MOST_BLOCKS,
     ]
+    assert limits["message with a story"] == [messages.MAX_STORY_BYTES / 1024]
     assert limits["left unread by the viewer"] == [rtc.MOST_UNREAD / 1024]
     assert limits["`state`"] == [*reversed(room.STATES)]
     rate, burst = room.OFFERS
