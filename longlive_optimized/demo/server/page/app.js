@@ -217,7 +217,7 @@ takeKeys(prompts, {
   preset: (i) => settings.choose(i),
 }, pause);
 for (const id of ["pill", "advice-why"]) at(id).addEventListener("click", () => drawer.open("tab-speed", true));
-restWhenIdle(() => link.phase === "live" && stage.pictures > 0 && !drawer.isOpen && !prompts.isEdited && !arrival.pending && at("advice").hidden && !document.querySelector("header :focus-visible, #help[open]"));
+restWhenIdle(() => link.phase === "live" && stage.pictures > 0 && at("ideas").hidden && !drawer.isOpen && !prompts.isEdited && !arrival.pending && at("advice").hidden && !document.querySelector("header :focus-visible, #help[open]"));
 figures(figuresShown);
 show();
 connection.run();

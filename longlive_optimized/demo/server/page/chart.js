@@ -34,7 +34,8 @@ export class Chart {
     pen.scale(ratio, ratio);
     pen.font = `${Math.round(parseFloat(style.fontSize) * 0.75)}px system-ui, sans-serif`;
     pen.textBaseline = "middle";
-    const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom };
+    const room = parseFloat(style.fontSize) / 15; // what figures take, in a larger script
+    const box = { left: MARGIN.left * room, right: width - MARGIN.right * room, top: MARGIN.top, bottom: height - MARGIN.bottom };
     const blocks = this.#blocks;
     const mostMs = ceiling(Math.max(50, ...blocks.map((b) => Math.max(b.ms, b.budget) * 1.08)));
     const mostFps = ceiling(Math.max(10, ...blocks.map((b) => b.fps * 1.15)));

@@ -3,7 +3,7 @@
 import { at, choice, download, make, segments, stamp } from "./dom.js";
 
 const LENGTHS = [5, 10, 30, 60];
-const SCALES = { 1: "1 ×", 2: "2 ×", 4: "4 ×", 8: "8 ×" };
+const SCALES = [1, 2, 4, 8];
 
 export class Clips {
   #connection; #toast; #chosen = { seconds: 0, format: "mp4", scale: 1 }; #most = 0; #all = false; #link = ""; #live = () => false;
@@ -13,7 +13,7 @@ export class Clips {
     this.#connection = connection;
     this.#toast = toast;
     this.#live = live;
-    segments("clip-scale", SCALES, (scale) => this.#choose({ scale: Number(scale) }));
+    segments("clip-scale", SCALES.map((scale) => [scale, `${scale} ×`]), (scale) => this.#choose({ scale: Number(scale) }));
     at("clip-save").addEventListener("click", () => this.save());
     at("share").addEventListener("click", () => this.#copy(this.#address(), "The link to this stream"));
     at("share-watch").addEventListener("click", () => this.#copy(this.#address("watch?clean=1"), "The link for OBS and other screens"));
@@ -23,9 +23,9 @@ export class Clips {
     this.#link = link;
     this.#most = most;
     this.#all = Boolean(formats);
-    segments("clip-format", Object.fromEntries((formats ?? ["mp4"]).map((format) => [format, format])), (format) => this.#choose({ format }));
+    segments("clip-format", (formats ?? ["mp4"]).map((format) => [format, format]), (format) => this.#choose({ format }));
     const lengths = [...LENGTHS.filter((seconds) => seconds < most), most];
-    segments("clip-seconds", Object.fromEntries(lengths.map((seconds) => [seconds, `${seconds} s`])), (seconds) => this.#choose({ seconds: Number(seconds) }));
+    segments("clip-seconds", lengths.map((seconds) => [seconds, `${seconds} s`]), (seconds) => this.#choose({ seconds: Number(seconds) }));
     at("clip-format-row").hidden = at("clip-scale-row").hidden = !this.#all;
     at("save").hidden = at("clip-section").hidden = !most;
     this.#choose({ seconds: most, scale: height < 128 ? 4 : height < 256 ? 2 : 1 });

@@ -9,22 +9,22 @@ export function make(tag, fields = {}, ...children) {
   return element;
 }
 
-// A row of buttons of which one is chosen; arrow keys go from one to the next. values: an object of value: label.
+// A row of buttons of which one is chosen; arrow keys go from one to the next. values: [value, label] pairs.
 export function segments(id, values, choose) {
   const row = at(id);
-  row.replaceChildren(...Object.entries(values).map(([value, label]) => {
+  row.replaceChildren(...values.map(([value, label]) => {
     const button = make("button", { type: "button", value, textContent: label, role: "radio", ariaChecked: "false", tabIndex: -1 });
     button.addEventListener("click", () => choose(value));
     return button;
   }));
-  row.addEventListener("keydown", (event) => {
+  row.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     const next = step && row.children[[...row.children].indexOf(event.target) + step];
     if (!next || next.disabled) return;
     event.preventDefault();
     next.focus();
     next.click();
-  });
+  };
   choice(id, null);
 }
 

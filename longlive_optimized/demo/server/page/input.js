@@ -2,8 +2,8 @@
 
 import { at, choice, picks, place, segments, slider } from "./dom.js";
 
-const SOURCES = { none: "None", webcam: "Webcam", file: "File…" };
-const USES = { video: "Start from it", control: "Follow it" };
+const SOURCES = [["none", "None"], ["webcam", "Webcam"], ["file", "File…"]];
+const USES = [["video", "Start from it"], ["control", "Follow it"]];
 const FPS = 24; // most that is sent a second: a block takes as many as it has frames
 const BITS_PER_PIXEL = 0.2;
 const USUAL_WIDTH = 640; // pixels that a webcam is asked for, where the model's picture is smaller

@@ -7,7 +7,7 @@ const BLOCK = 12; // frames
 const LENGTHS = [1, 2, 4, 8];
 const STEPS = { 1: [1000], 2: [1000, 250], 3: [1000, 500, 250], 4: [1000, 750, 500, 250], 5: [1000, 800, 600, 400, 200], 6: [1000, 850, 700, 550, 400, 200] };
 const SPEEDS = [0.25, 0.5, 1, 1.5, 2, 4];
-const PICTURES = { none: "each frame", 24: "24", 30: "30", 60: "60" };
+const PICTURES = [["none", "as made"], [24, "24"], [30, "30"], [60, "60"]]; // between frames two are mixed
 const times = (value) => `${Number(value.toFixed(2))} ×`;
 const sizeOf = (size) => size.join("x");
 
@@ -18,10 +18,10 @@ export class Settings {
   constructor(ask, begin) {
     this.#ask = ask;
     this.#begin = begin;
-    segments("blocks", Object.fromEntries(LENGTHS.map((blocks) => [blocks, blocks === 1 ? "at once" : `${blocks} blocks`])), (blocks) => this.#transition({ blocks: Number(blocks) }));
-    segments("blend", { linear: "linear", slerp: "spherical" }, (blend) => this.#transition({ blend }));
-    segments("steps", Object.fromEntries(Object.keys(STEPS).map((n) => [n, n])), (n) => this.#set({ denoising_steps: STEPS[n] }));
-    segments("speed", Object.fromEntries(SPEEDS.map((speed) => [speed, times(speed)])), (speed) => this.#set({ playback_speed: Number(speed) }));
+    segments("blocks", LENGTHS.map((blocks) => [blocks, blocks === 1 ? "at once" : `${blocks} blocks`]), (blocks) => this.#transition({ blocks: Number(blocks) }));
+    segments("blend", [["linear", "linear"], ["slerp", "spherical"]], (blend) => this.#transition({ blend }));
+    segments("steps", Object.keys(STEPS).map((n) => [n, n]), (n) => this.#set({ denoising_steps: STEPS[n] }));
+    segments("speed", SPEEDS.map((speed) => [speed, times(speed)]), (speed) => this.#set({ playback_speed: Number(speed) }));
     segments("pictures-shown", PICTURES, (fps) => this.#set(fps === "none" ? { interpolation: "none" } : { interpolation: "blend", shown_fps: Number(fps) }));
     at("seed-form").addEventListener("submit", (event) => { event.preventDefault(); this.#begin({ seed: Number(at("seed").value) }); });
     at("seed-new").addEventListener("click", () => this.#begin({ seed: Math.floor(Math.random() * 1e6) }));
