@@ -161,7 +161,8 @@ def _check_kept(files: ModelFiles, verify: bool) -> None:
 def _memory(directory: str, device: torch.device) -> None:
     """What each preset would take here, and part by part the one that engines begin with."""
     from ..config import PRESETS, OptimizationConfig
-    from ..engine.memory_plan import gib, memory_plan
+    from ..engine.memory_plan import memory_plan
+    from ..engine.memory_shares import gib
 
     plans = {name: memory_plan(directory, OptimizationConfig.preset(name), device) for name in PRESETS}  # pyright: ignore[reportArgumentType]
     plan = plans["balanced"]

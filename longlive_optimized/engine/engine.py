@@ -36,7 +36,7 @@ from ..weights.load import (
     load_vae,
     refill_generator,
 )
-from ..weights.locate import ModelFiles, locate, native_size
+from ..weights.locate import locate, native_size
 from ..weights.text import check_text
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
@@ -46,7 +46,8 @@ from .control_input import Grey
 from .devices import Devices, default_dtype
 from .graphs import GraphSwitch
 from .loading import Loading, Progress
-from .memory_plan import MemoryPlan, check_fits, gpu_of, leaner_plans, plan_for, with_more_vaes
+from .memory_plan import check_fits, gpu_of, leaner_plans, plan_for, with_another_vae
+from .memory_shares import Asked, MemoryPlan
 from .ranks import Ranks, made_on_all_ranks, on_all_ranks
 from .request import BlockRequest, check_seed
 from .resume import resume
@@ -142,7 +143,6 @@ class LongLiveEngine(Closable):
         self._grey = Grey()
         self.loras = tuple(loras)
         self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
-        self._more_vaes: tuple[ModelFiles, ...] = ()
         self._mixed = False  # weights of other LoRA scales beside each other
         self._unmerged: Unmerged | None = None
         self._stream: Stream | None = None
@@ -335,12 +335,11 @@ class LongLiveEngine(Closable):
         if vae_type not in self._vaes:
             files = locate(self._model_path, vae_type)
             self.devices.release()  # or what torch keeps of it would not count as free
-            more = *self._more_vaes, files
-            plan = with_more_vaes(self.files, self._asked, self.memory_plan, more, self.devices.ranks)
+            plan = with_another_vae(self.memory_plan, files)
             codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
             codec.in_parts = self.codec.in_parts
             self._vaes[vae_type] = codec, Grey()
-            self._plan, self._more_vaes = plan, more
+            self._plan = plan
             self.synchronize()
             self.devices.release()
 
@@ -400,7 +399,7 @@ class LongLiveEngine(Closable):
         """Choose what fits a GPU. Raises MemoryShort."""
         self.devices.release()
         self._plan = plan = self._planned()
-        check_fits(plan, self.files, self._asked)
+        check_fits(plan)
         log.info("memory: %s", plan)
         self.devices.move_text(plan.choices.text_residence)
         self.config = dataclasses.replace(self.config, low_memory=plan.choices.low_memory)
@@ -408,7 +407,8 @@ class LongLiveEngine(Closable):
     def _planned(self) -> MemoryPlan:
         """The plan for what is free now."""
         devices = self.devices
-        return plan_for(self.files, self._asked, self.device, devices.vae, devices.text_asked, devices.ranks)
+        where = self.device, devices.vae, devices.text_asked
+        return plan_for(Asked(self.files, self._asked, *where, devices.ranks))
 
     def _text_keywords(self) -> dict:
         chosen = self._plan.choices.text_precision if self._plan else self.config.text_precision
@@ -457,7 +457,7 @@ class LongLiveEngine(Closable):
         """Go over to the next leaner plan that can still be reached, and is leaner on the GPU ``short`` if that is
         known; False if there is none."""
         self.devices.release()
-        for plan in leaner_plans(self.files, self._asked, self.memory_plan, short, self._more_vaes):
+        for plan in leaner_plans(self.memory_plan, short):
             try:
                 self._go_over_to(plan)
             except (RuntimeError, OSError) as error:

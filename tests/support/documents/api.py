@@ -100,7 +100,8 @@ def what_a_text_encoder_takes():
     "What the config says itself (`text_precision`, `text_residence`, `low_memory`) is never changed.",
 )
 def memory_is_planned(units: list[Unit]):
-    from longlive_optimized.engine.memory_plan import STEPS, MemoryShort, memory_plan
+    from longlive_optimized.engine.memory_plan import MemoryShort, memory_plan
+    from longlive_optimized.engine.memory_shares import STEPS
 
     steps = [(name, value) for change, _ in STEPS for name, value in change.items()]
     assert [name for name, _ in steps] == [
@@ -114,11 +115,12 @@ def memory_is_planned(units: list[Unit]):
 
 @says(API, "A VAE on a GPU of its own takes one latent frame at a time before `low_memory` is tried.")
 def a_vae_by_itself_gives_way_first():
-    from longlive_optimized.engine.memory_plan import Outline
+    from longlive_optimized.engine.memory_plan import Ladder
+    from longlive_optimized.engine.memory_shares import Asked
     from longlive_optimized.weights.locate import locate
 
     gpus = torch.device("cuda", 0), torch.device("cuda", 1)
-    steps = Outline(locate("tiny"), OptimizationConfig(height=32, width=48), *gpus).steps
+    steps = Ladder(Asked(locate("tiny"), OptimizationConfig(height=32, width=48), *gpus)).steps
     changed = [name for change, _ in steps for name in change]
     assert changed.index("vae_in_parts") < changed.index("low_memory")
 
