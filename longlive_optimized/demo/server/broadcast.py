@@ -47,7 +47,7 @@ class Broadcast:
         on_prompt: Callable[[int, int], None] = lambda number, pts: None,
     ):
         self._feed, self._metrics, self._new_encoder = feed, metrics, new_encoder
-        self._on_prompt, self._prompt = on_prompt, feed.arrivals.shown
+        self._on_prompt, self._prompt = on_prompt, 0  # the number of the prompt that is shown
         self._encoders: dict[str, SharedEncoder] = {}
         self._tracks: set[ViewerTrack] = set()
         self._clock, self._start = FrameClock(), 0.0
