@@ -299,6 +299,23 @@ def test_a_session_is_a_story_that_is_saved_and_played(page, tmp_path):
     expect(page.locator("#toast")).to_contain_text("is no story file")
 
 
+def test_a_story_file_is_played_by_the_server(page, tmp_path):
+    file = tmp_path / "story.json"
+    file.write_text(json.dumps(STORY | {"height": 64, "width": 96, "preset": "realtime"}))
+    tab(page, "Prompts")
+    page.set_input_files("#story-file", file)
+    expect(page.locator("#replaying")).to_contain_text(re.compile(r"Playing a story: 0:0\d of 0:06"))
+    expect(page.locator("#prompt")).to_have_value(GREEN)
+    expect(page.locator("#effective")).to_contain_text("Seed3")
+    expect(page.locator("#effective")).to_contain_text("realtime")
+    expect(page.locator("#prompt")).to_have_value(BLACK)
+    expect(page.locator("#replaying")).to_be_hidden()
+    file.write_text(json.dumps(STORY | {"blocks": -1}))
+    page.set_input_files("#story-file", file)
+    expect(page.locator("#toast")).to_contain_text("blocks")
+    page.keyboard.press("Alt+Digit6")
+
+
 def test_live_regions_do_not_chatter(page):
     page.evaluate("""() => {
       window.said = [];
@@ -317,6 +334,7 @@ def test_live_regions_do_not_chatter(page):
 
 
 def test_what_was_seen_is_kept_and_begun_again(page, address):
+    seed = page.locator("#seed").input_value()
     show(page, GREEN)
     show(page, BLACK)
     page.wait_for_timeout(1500)  # for its picture
@@ -326,7 +344,7 @@ def test_what_was_seen_is_kept_and_begun_again(page, address):
     words = page.locator("#history .words")
     expect(words).to_have_text([BLACK, GREEN])
     expect(page.locator("#history img")).to_have_count(2)
-    expect(page.locator("#history small").first).to_have_text(re.compile(r"ultra · seed 42 · 96×64"))
+    expect(page.locator("#history small").first).to_have_text(re.compile(f"ultra · seed {seed} · 96×64"))
     words.nth(1).click()
     expect(page.locator("#prompt")).to_have_value(GREEN)
     expect(words).to_have_text([GREEN, BLACK])  # once it is seen
@@ -335,10 +353,10 @@ def test_what_was_seen_is_kept_and_begun_again(page, address):
     page.get_by_label("Seed, starts over").press("Enter")
     expect(page.locator("#effective")).to_contain_text("Seed7")
     tab(page, "Prompts")
-    page.locator("#history .whole").nth(1).click()  # with its own seed, which was 42
+    page.locator("#history .whole").nth(1).click()  # with its own seed
     expect(page.locator("#prompt")).to_have_value(BLACK)
     expect(words).to_have_text([BLACK, GREEN])
-    expect(page.locator("#effective")).to_contain_text("Seed42")
+    expect(page.locator("#effective")).to_contain_text(f"Seed{seed}")
     page.get_by_role("button", name="Forget these").click()
     expect(page.locator("#history-section")).to_be_hidden()
 
