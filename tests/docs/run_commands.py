@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.documents import api, house, model, readme, scope, served  # noqa: F401  (they register their claims)
+from support.documents import api, house, install, model, readme, scope, served  # noqa: F401  (they register their claims)
 from support.documents.account import DOCUMENTS, Account, NotRun, account, documents
 from support.documents.claims import CLAIMS, Claim
 from support.documents.markdown import Unit
@@ -172,11 +172,26 @@ RUN: dict[str, Run] = {
         (r"ruff check\.+Passed", r"ruff format\.+Passed", r"clang-format\.+Passed", r"types\.+Passed"),
         where="checkout",
     ),
-    "pip install --no-build-isolation -Ccmake.define.LONGLIVE_CUDA=OFF -e .": Run(where="checkout"),
+    "LONGLIVE_CUDA=OFF pip install --no-build-isolation -e .": Run(where="checkout"),
     "pytest -q tests/kernels/test_rms_norm.py": Run(prints=PASSED, where="checkout"),
     "pytest -q tests/engine -k switch": Run(prints=PASSED, where="checkout"),
     "python tests/measure/report.py": Run(
         "python tests/measure/report.py && git diff --stat docs/performance.md", (r"\A\Z",), where="checkout"
+    ),
+    # docs/install.md
+    "LONGLIVE_CUDA=OFF pip install .": Run(
+        "LONGLIVE_CUDA=OFF pip wheel --no-deps --wheel-dir wheel . && ls wheel",
+        (r"-py3-none-any\.whl",),
+        where="checkout",
+    ),
+    "python tests/build/wheels.py wheels": Run(
+        "python tests/build/wheels.py wheels pure try",
+        (r"-py3-none-any\.whl: .* MB, built in", r"installed in \d+ s, used in \d+ s"),
+        where="checkout",
+        partly="the wheel that is compiled takes minutes",
+    ),
+    "python tests/measure/requirements.py": Run(
+        "python tests/measure/requirements.py && git diff --stat README.md", (r"\A\Z",), where="checkout"
     ),
     # docs/api.md, docs/architecture.md
     "longlive-optimized doctor DIR": Run(
@@ -351,6 +366,7 @@ _MEASURED = "measured on an H200; tests/docs/test_performance.py holds figures t
 _NET = "downloads many GB"
 _SCOPE = "needs a checkout of scope with its requirements"
 _JANUS = "needs Janus: tests/demo/test_server_janus.py publishes to it where it is installed"
+_DOCKER = "needs Docker: .ci/run builds the image where there is one"
 _SUITE = "the suite itself, minutes: .ci/run runs it"
 _PROSE = "says nothing that a command could contradict"
 _RULE = "a rule for people who write"
@@ -365,12 +381,11 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/api.md", "From the hub", "hf auth login", "signs in at the hub"),
     NotRun("*", "*", "daydream-scope install .*", _SCOPE),
     NotRun("*", "*", r"pip install --no-build-isolation (-e )?\.", "compiles CUDA for minutes; without CUDA it is run"),
-    NotRun(
-        "README.md",
-        "*",
-        r"pip install (-Ccmake.define.LONGLIVE_CUDA=OFF )?\.",
-        "fetches torch for the build; tests/build makes such a wheel",
-    ),
+    NotRun("*", "*", r"pip install \.", "without CUDA it is run; tests/build makes such a wheel"),
+    NotRun("docs/install.md", "Containers", r"(LONGLIVE_CUDA=OFF )?docker compose up|\[compose.yaml\]", _DOCKER),
+    NotRun("docs/install.md", "Wheels", "Both were installed", "tests/build/wheels.py did, for minutes"),
+    NotRun("docs/install.md", "Beside scope", "scope's own environment", _SCOPE),
+    NotRun("README.md", "What it needs", "<!-- ", "marks for tests/measure/requirements.py"),
     NotRun(
         "docs/CONTRIBUTING.md", "*", "pip install -e '.*", "changes git's hooks; ./setup_env.sh lint installs the same"
     ),

@@ -57,6 +57,11 @@ def by_size(topics: Sequence[str], kind: str | None = None) -> Found:
     return {size: found[size] for size in SIZES}
 
 
+def of_kind(run: Run, kind: str) -> list[dict]:
+    """A run's rows of one table."""
+    return [row for row in run["rows"] if row["table"] == kind]
+
+
 def rows_of(found: Found) -> list[dict]:
     return [row for row, _ in found.values()]
 
@@ -397,7 +402,7 @@ def others() -> dict[str, str]:
     delay, server, soak, blocks = (runs(topic)[-1] for topic in ("page", "server-soak", "soak", "endurance"))
     janus, sessions, cluster = runs("janus")[-1], runs("sessions"), runs("cluster")[-1]
     arrival = runs("page-arrival")[-1]
-    builds, compiled = runs("builds")[-1], runs("compile")[-1]
+    builds, compiled, install = runs("builds")[-1], runs("compile")[-1], runs("install")[-1]
     training, shown, demo = runs("tinyworld-training")[-1], runs("tinyworld")[-1], runs("demo")
     attributes = ("ground", "count", "motion", "colour", "form", "all")
     steered = runs("tinyworld-control")
@@ -482,6 +487,15 @@ def others() -> dict[str, str]:
         "demo_table": table(
             {"block ms": "block_ms", "of which decoding": "decode_ms", "frames/s": "fps"},
             [row for run in demo for row in run["rows"]],
+        ),
+        "install_source": source([install]),
+        "install_state": install["state"],
+        "install_software": install["software"],
+        "fresh_table": table({"until": "until", "s": "s"}, of_kind(install, "fresh")),
+        "wheels_table": table(
+            {"wheel": "wheel", "MB": "mb", "built s": "built_s", "Python": "python", "beside": "beside"}
+            | {"installed s": "installed_s", "used s": "used_s"},
+            of_kind(install, "wheels"),
         ),
         "endurance_source": source([blocks]),
         "endurance": f"{made['blocks']} blocks of a small model in {made['seconds']} s; memory {made['memory']}.",

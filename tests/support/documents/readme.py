@@ -90,13 +90,6 @@ def torch_that_is_installed(units: list[Unit]):
     assert said and f"TORCH=${{TORCH:-{said[1]}}}" in (ROOT / "setup_env.sh").read_text(), said
 
 
-@says(README, "beside a torch of at least 2.10 and with `scikit-build-core pybind11 cmake ninja` installed")
-def what_a_build_needs():
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    assert {re.split("[>=]", name)[0]: name for name in needed}.keys() == {"scikit-build-core", "pybind11", "torch"}
-    assert "torch>=2.10" in needed
-
-
 @says(README, "(extra `demo`)", "(by hand: the extra `serve`)")
 def extras():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
