@@ -142,6 +142,20 @@ async def test_a_reset_begins_anew_when_the_button_is_pressed(sender, sessions, 
 
 
 @with_osc()
+async def test_prompts_with_weights_and_another_seed(sender, sessions, http, caplog):
+    viewer = await Viewer(http).join()
+    sender.say("/prompt", "a cat", 0.75, "a dog", 0.25)
+    said = await viewer.wait_for(lambda m: m.get("changed") == "switch_prompt")
+    assert said["prompts"] == [["a cat", 0.75], ["a dog", 0.25]]
+    sender.say("/seed", 7)
+    await until(lambda: sessions.main.config.seed == 7)
+    sender.say("/settings/denoising_steps", 1000, 500)
+    await until(lambda: sessions.main.feed.config_wished_for.denoising_steps == (1000, 500))
+    assert told(caplog) == []
+    await viewer.leave()
+
+
+@with_osc()
 async def test_each_stream_has_its_addresses(sender, sessions, http, caplog):
     viewer = await Viewer(http, stream="/s/other").join()
     sender.say("/s/other/prompt", "a cat")
@@ -186,11 +200,11 @@ WRONG = [
     (packet("/prompt", "x" * 2001), "at most 2000 characters"),
     (packet("/prompt", "a cat", 0), "transition_blocks: Input should be greater than or equal to 1"),
     (packet("/prompt", "a cat", 1.5), "transition_blocks"),
-    (packet("/prompt", "a cat", 1, 2), "takes prompt and transition_blocks"),
+    (packet("/prompt", "a cat", 1, 2), "it takes prompt and transition_blocks"),
     (packet("/prompt", b"a cat"), "values must be texts and numbers"),
     (packet("/preset", "fastest"), "preset"),
     (packet("/preset", 1), "preset: Input should be a valid string"),
-    (packet("/settings", 1), "takes a field behind it, as in /settings/playback_speed"),
+    (packet("/settings", 1), "it takes a field behind it, as in /settings/playback_speed"),
     (packet("/settings"), "settings must have at least one of"),
     (packet("/settings/speed", 1.0), "speed: Extra inputs are not permitted"),
     (packet("/settings/playback_speed"), "a value is missing"),
@@ -205,6 +219,9 @@ WRONG = [
     (packet("/overlay", "on"), "enabled: Input should be a valid boolean"),
     (packet("/transition", 4, "cubic"), "blend: Input should be 'linear' or 'slerp'"),
     (packet("/strength", 2.0), "noise_scale: Input should be less than or equal to 1"),
+    (packet("/prompt", "a cat", 1.0, "a dog", "b"), "prompts.1.1: Input should be a valid number"),
+    (packet("/prompt", "a cat", 0.0, "a dog", 0.0), "a weight above 0"),
+    (packet("/prompt", *["a cat", 1.0] * 5), "at most 4 items"),
     (packet("/seed", -1), "seed"),
     (packet("/seed", 1.5), "seed"),
     (packet("/set_input", "video"), "there is no such address"),
@@ -373,7 +390,7 @@ def test_every_message_but_those_of_a_connection_has_an_address():
         assert (kind in osc.LONG) == (kind not in others), kind
     for kind, *fields in [*osc.SHORT.values(), *osc.LONG.values()]:
         command = next(one for one in messages.Command.__args__ if kind in one.model_fields["type"].annotation.__args__)
-        assert {*fields} <= {*command.model_fields} | {"seed"}, kind
+        assert {*fields} <= {*command.model_fields}, kind
 
 
 @pytest.mark.parametrize(
@@ -383,6 +400,8 @@ def test_every_message_but_those_of_a_connection_has_an_address():
         ("/seed", [7.0], {"type": "reset", "seed": 7}),
         ("/reset/seed", [0], {"type": "reset", "seed": 0}),
         ("/reset", [True], {"type": "reset"}),
+        ("/reset/height", [64], {"type": "reset", "height": 64}),
+        ("/prompt", ["a", 0.7, "b", 1.0], {"type": "switch_prompt", "prompts": [["a", 0.7], ["b", 1]]}),
         ("/strength/control_scale", [1], {"type": "set_strength", "control_scale": 1}),
         ("/set_strength", [0.5, 2.0], {"type": "set_strength", "noise_scale": 0.5, "control_scale": 2}),
         ("/picture/role", ["reference"], {"type": "remove_picture", "role": "reference"}),

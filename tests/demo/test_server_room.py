@@ -142,6 +142,31 @@ async def test_a_new_prompt_is_seen_within_three_blocks(room, http):
 
 
 @in_room()
+async def test_a_video_begins_anew_with_another_seed_and_size(room, http):
+    viewer = await Viewer(http).join()
+    await viewer.ask("switch_prompt", prompt="a boat")
+    await viewer.ask("set_optimization_preset", preset="turbo")
+    await numbers(viewer, 30)
+    assert (await viewer.ask("reset", seed=7, height=48, width=160))["type"] == "done"
+    for _ in range(100):
+        picture = await viewer.picture()
+        if picture.shape[:2] == (48, 160):
+            break
+    assert picture.shape == (48, 160, 3) and read_level(picture) == level("a boat")
+    state = await viewer.wait_for(lambda m: m["type"] == "state" and m["effective"]["seed"] == 7)
+    effective = state["effective"]
+    assert (effective["height"], effective["width"], room.inputs.size) == (48, 160, (48, 160))
+    assert room.config.precision == "int8"  # what was wished for before still holds
+    assert [pipeline.config.seed for pipeline in room.worker.source.opened] == [42, 7]
+    too_large = await viewer.ask("reset", height=160)
+    assert "at most 64x128 pixels together" in too_large["error"]
+    await viewer.ask("reset", seed=8)
+    await viewer.wait_for(lambda m: m["type"] == "state" and m["effective"]["seed"] == 8)
+    assert room.config.size == (48, 160)
+    await viewer.leave()
+
+
+@in_room()
 async def test_several_viewers_of_one_video(room, http):
     one, two = await Viewer(http).join(), await Viewer(http).join()
     seen = await asyncio.gather(numbers(one, 50), numbers(two, 50))

@@ -407,6 +407,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("docs/performance.md", "*", "python tests/measure/janus.py .*", _JANUS),
+    NotRun("docs/performance.md", "*", "python tests/measure/page_arrival.py", "needs Chromium; minutes"),
     NotRun("docs/performance.md", "*", "python tests/measure/cluster.py .*", _CLUSTER),
     NotRun("docs/api.md", "*", "longlive-optimized serve --publish janus://.*", _JANUS),
     NotRun("docs/api.md", "*", r"longlive-optimized serve --publish whip\+https://.*", _WHIP),

@@ -401,6 +401,7 @@ def others() -> dict[str, str]:
     plugin, overlap, merged = by_size(["plugin"]), runs("overlap")[-1], runs("merged-pass")[-1]
     delay, server, soak, blocks = (runs(topic)[-1] for topic in ("page", "server-soak", "soak", "endurance"))
     janus, sessions, cluster = runs("janus")[-1], runs("sessions"), runs("cluster")[-1]
+    arrival = runs("page-arrival")[-1]
     builds, compiled, install = runs("builds")[-1], runs("compile")[-1], runs("install")[-1]
     training, shown, demo = runs("tinyworld-training")[-1], runs("tinyworld")[-1], runs("demo")
     attributes = ("ground", "count", "motion", "colour", "form", "all")
@@ -461,6 +462,13 @@ def others() -> dict[str, str]:
         "janus_source": source([janus]),
         "janus_how": janus["notes"][0],
         "janus": table(named("viewers", "of", "cpu_ms_per_frame", "fps", "packets_per_frame", "by_one"), janus["rows"]),
+        "arrival_source": source([arrival]),
+        "arrival_how": arrival["notes"][0],
+        "arrival": table(
+            {"H×W": "size", "preset": "preset", "prompts": "prompts", "the page s": "page_s", "the look s": "look_s"}
+            | {"the engine s": "engine_s", "off ms": "off_ms"},
+            arrival["rows"],
+        ),
         "training_source": source([training]),
         "training_size": training["notes"][1],
         "training_table": table(

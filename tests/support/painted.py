@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import types
 import zlib
@@ -67,8 +68,10 @@ class PaintedPipeline:
 
         self.preset = next(filter(fits, PRESETS), "custom")
 
-    def reset(self) -> None:
+    def reset(self, seed: int | None = None) -> None:
         self.calls.append("reset")
+        if seed is not None:
+            self.config = dataclasses.replace(self.config, seed=seed)
 
     def end_replay(self) -> None:
         pass

@@ -286,11 +286,14 @@ class OptimizedScopePipeline(Closable):
         replay = self._replay
         return replay and (replay.done, replay.blocks)
 
-    def reset(self) -> None:
+    def reset(self, seed: int | None = None) -> None:
         """Start the stream, its statistics and the overlay anew, with the prompt and the preset that were wished for
-        last; weights and prompt cache stay.
+        last, and with another seed if one is given; weights and prompt cache stay.
         """
         self.end_replay()
+        if seed is not None:
+            with self._mail:
+                self._seed = seed
         if not self._begin_as_a_story():
             self._begin_anew()
 

@@ -27,6 +27,7 @@ from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
 from ..scope_integration.replay import Replay, check_fits, sized
 from .admission import Kind, share
+from .arrivals import Arrivals
 from .pacing import Pace
 
 if TYPE_CHECKING:
@@ -56,20 +57,22 @@ class Status:
 
 @dataclass(frozen=True)
 class BlockMade:
-    """A block that can be shown: how many frames it has and now wait, and the pipeline's figures after it."""
+    """A block that can be shown: how many frames it has and now wait, the pipeline's figures after it, and the number
+    of the prompt that it was made with."""
 
     frames: int
     waiting: int
     stats: dict
     gpu_bytes: int
+    prompt: int = 0
 
 
 @dataclass
 class Resize:
-    """A story of another size, the config of the stream that is to show it, and what was wished for since."""
+    """The config of a stream of another size, the story that it is to show, if any, and what was wished for since."""
 
     config: ScopeOptimizationConfig
-    story: Story
+    story: Story | None = None
     later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
 
 
@@ -84,6 +87,7 @@ class _Made:
     started: float
     denoised: float
     coming: int = 0  # frames that another thread waits for
+    prompt: int = 0  # its number
 
 
 class Feed:
@@ -118,9 +122,10 @@ class Feed:
         self.config, self.status, self.stats = config, Status("loading"), {}
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
-        self._prompt = prompt
+        self._prompt, self.arrivals = prompt, Arrivals(prompt)
         self._follows = False  # what is wished for is what a story says that is being replayed
         self._resize: Resize | None = None
+        self._seed: int | None = None  # with which the video is to begin anew
         self._story: Story | None = None  # of the stream before it was closed
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
@@ -182,6 +187,7 @@ class Feed:
                 return None
             self._taken_at, self._shown, self._stood_still = time.monotonic(), True, False
             self._changed.notify()
+            self.arrivals.take()
             self.scene, frame = self._frames.popleft()
             return frame
 
@@ -207,7 +213,7 @@ class Feed:
             config = dataclasses.replace(self.config_wished_for, height=height, width=width)
             check_fits(story, pipeline.engine, StreamSettings.of(config), pipeline.stream.networks.vae_type)
             begins = dataclasses.replace(config, **Replay(story).beginning, seed=story.seed)
-            self._resize = None
+            self._resize = self._seed = None
             if config.size == pipeline.config.size:
                 pipeline.replay(story)
             else:
@@ -228,11 +234,12 @@ class Feed:
         elif self.pipeline:
             wish(self.pipeline)
 
-    def switch_prompt(self, prompt: Prompt) -> None:
-        """Go over to ``prompt`` with the next block that begins."""
+    def switch_prompt(self, prompt: Prompt) -> int:
+        """Go over to ``prompt`` with the next block that begins; its number, as ``arrivals`` counts."""
         with self._changed:
             self._prompt, self._follows = prompt, False
             self._tell(self._ask_for_prompt)
+            return self.arrivals.ask(prompt)
 
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change the config with the next block that begins, how frames are shown at once. Raises ValueError as the
@@ -280,9 +287,24 @@ class Feed:
     def _drop_all(self) -> int:
         dropped = len(self._frames)
         self._frames.clear()
+        self.arrivals.clear()
         self._video += 1
         self._changed.notify()
         return dropped
+
+    def begin_with(self, **fields: int) -> int:
+        """Begin the video anew with another seed, height or width; how many frames that waited are dropped."""
+        with self._changed:
+            config, pipeline = dataclasses.replace(self.config_wished_for, **fields), self.pipeline
+            if pipeline is None:
+                self.config = config
+                return 0
+            self._wished = config
+            if config.size == pipeline.config.size:
+                self._resize, self._seed = None, config.seed
+            else:
+                self._resize = Resize(config)
+            return self.reset()
 
     def take_snapshot(self) -> Snapshot | None:
         """What the stream needs to go on elsewhere; None where it is not open, or has no block of its video yet. Waits
@@ -371,8 +393,9 @@ class Feed:
                 self.config = self._wished or self.pipeline.config
                 self._story = self.pipeline.recorder.story() or self._story
             self.pipeline, self.pace, self._shown = None, Pace(), False
-            self._wished = self._resize = None
+            self._wished = self._resize = self._seed = None
             self._frames.clear()
+            self.arrivals.clear()
             self._video_shown, self._begun = self._video, self._video - 1
             self._failures, self._retry_at = 0, float("-inf")
 
@@ -402,7 +425,9 @@ class Feed:
         replays, kind = pipeline.replaying is not None, self.kind
         if video != self._video_shown:
             if not replays:
-                pipeline.reset()
+                with self._changed:
+                    seed, self._seed = self._seed, None
+                pipeline.reset(seed)
             self._video_shown = video
         begins = video != self._begun
         source: dict = {} if replays else self._of_block(begins)
@@ -414,6 +439,8 @@ class Feed:
         if self.overlay and pipeline.overlay:
             pipeline.overlay.apply(block, pipeline.get_latency_stats())
         made, devices = _Made(HostCopy(block), video, begins, started, started), pipeline.engine.devices
+        with self._changed:
+            made.prompt = self.arrivals.number(pipeline.prompt)
         if not devices.async_vae:
             self._show(made)
             return
@@ -425,16 +452,19 @@ class Feed:
         made.denoised = time.perf_counter()
 
     def _change_size(self, before: OptimizedScopePipeline) -> None:
-        """Go on with a stream of another size, which begins as a story does."""
+        """Go on with a stream of another size, which may begin as a story does."""
         self._finish_decoding(0)
         with self._changed:
             resize = self._resize
         assert resize
         pipeline = self._worker.source.open(resize.config)
-        pipeline.replay(resize.story)
+        if resize.story:
+            pipeline.replay(resize.story)
         with self._changed:
             if self._resize is not resize:  # there is another wish
                 return
+            if resize.story is None:
+                self._ask_for_prompt(pipeline)
             for wish in resize.later:
                 wish(pipeline)
             self.pipeline, self._resize, self.pace = pipeline, None, Pace()
@@ -479,11 +509,13 @@ class Feed:
             if made.begins or len(pictures) != BLOCK_PIXEL_FRAMES:  # the decoder has begun anew
                 self._scenes += 1
             self._frames.extend((self._scenes, picture) for picture in pictures)
+            self.arrivals.made(made.prompt, len(pictures))
             waiting = len(self._frames)
         self._on_frames(pictures)
         self.stats = pipeline.get_latency_stats()
         gpus = [device for device in pipeline.engine.devices.all if device.type == "cuda"]
-        self._on_block(BlockMade(len(pictures), waiting, self.stats, sum(map(torch.cuda.memory_allocated, gpus))))
+        gpu_bytes = sum(map(torch.cuda.memory_allocated, gpus))
+        self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes, made.prompt))
 
     def _note_times(self, made: _Made, now: float, frames: int) -> None:
         halves = made.denoised - made.started, now - max(made.denoised, self._worker.decoded_at)

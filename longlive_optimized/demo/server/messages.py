@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ...config import PRESETS, preset_name
+from ...config import PRESETS, Size, Step, preset_name
 from ...keywords import Interpolation
 from ...story import Story
 from ..scope_integration.config import ShownFps, Speed
@@ -26,6 +26,8 @@ MAX_BYTES = 16_384
 MAX_STORY_BYTES = 65_536  # of a message with a story, which is all that a data channel takes
 LONGEST_PROMPT = 2000
 MOST_BLOCKS = 32  # of a transition: 24 seconds
+MOST_PROMPTS = 4  # at once
+MOST_STEPS = 8
 LONGEST_ERROR = 300
 
 
@@ -43,6 +45,8 @@ def _is_prompt(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_is_prompt)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Blocks = Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
 
 
@@ -57,11 +61,25 @@ class _Message(_Identified):
 
 
 class SwitchPrompt(_Message):
-    """Go over to a prompt; ``transition_blocks`` overrides the transition in force."""
+    """Go over to a prompt, or to several with weights; ``transition_blocks`` overrides the transition in force."""
 
     type: Literal["switch_prompt"]
-    prompt: Prompt
+    prompt: Prompt | None = None
+    prompts: Annotated[list[tuple[Prompt, Weight]], Field(min_length=1, max_length=MOST_PROMPTS)] | None = None
     transition_blocks: Blocks | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self):
+        if (self.prompt is None) == (self.prompts is None):
+            raise ValueError("switch_prompt must have either prompt or prompts")
+        if self.prompts and not any(weight for _, weight in self.prompts):
+            raise ValueError("prompts must have a weight above 0")
+        return self
+
+    @property
+    def what(self) -> str | tuple[tuple[str, float], ...]:
+        """The prompt as BlockRequest takes it."""
+        return self.prompt if self.prompts is None else tuple(self.prompts)  # pyright: ignore[reportReturnType]
 
 
 class SetOptimizationPreset(_Message):
@@ -70,9 +88,10 @@ class SetOptimizationPreset(_Message):
 
 
 class ChangeSettings(_Message):
-    """How the video is shown: the fields of ScopeOptimizationConfig that are said change, the others stay."""
+    """How the video is made and shown: the fields of ScopeOptimizationConfig that are said change, the others stay."""
 
     type: Literal["settings"]
+    denoising_steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MOST_STEPS)] = ()
     playback_speed: Speed = 1.0
     interpolation: Interpolation = "none"
     shown_fps: ShownFps | None = None
@@ -135,9 +154,18 @@ class RemovePicture(_Message):
 
 
 class Reset(_Message):
-    """Start the video anew with the prompt in force."""
+    """Start the video anew with the prompt in force, and with another seed or size if one is said."""
 
     type: Literal["reset"]
+    seed: Seed | None = None
+    height: Size | None = None
+    width: Size | None = None
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """What is said."""
+        said = {"seed": self.seed, "height": self.height, "width": self.width}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 class Replay(_Message):
@@ -175,6 +203,16 @@ def parse(message: str | bytes) -> Command:
         return _COMMAND.validate_json(message)
     except ValidationError as error:
         raise BadMessage(_faults(error), _id_of(message)) from None
+
+
+def commands() -> dict[str, list[str]]:
+    """What may be said: the fields of each type of message."""
+    return {
+        get_args(one.model_fields["type"].annotation)[0]: [
+            name for name in one.model_fields if name not in ("id", "type")
+        ]
+        for one in get_args(Command)
+    }
 
 
 def words(prompt: str | Sequence[tuple[str, float]]) -> str:

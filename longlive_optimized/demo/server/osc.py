@@ -159,8 +159,10 @@ def message_of(path: str, values: Sequence) -> str | None:
         if not values[0]:
             return None
         said = {}
+    elif kind == "switch_prompt" and len(values) >= 4 and len(values) % 2 == 0:
+        said = {"prompts": [[text, weight] for text, weight in zip(values[::2], values[1::2], strict=True)]}
     elif len(values) > len(order):
-        raise BadMessage(f"takes {' and '.join(order) or 'a field behind it, as in /settings/playback_speed'}")
+        raise BadMessage(f"it takes {' and '.join(order) or 'a field behind it, as in /settings/playback_speed'}")
     else:
         said = dict(zip(order, values, strict=False))
     said = {name: _plain(value, name in FLAGS) for name, value in said.items()}

@@ -9,19 +9,19 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import av
 import numpy as np
 from pydantic import ValidationError
 
-from ...clip import Format
+from ...clip import MEDIA_TYPES, Format
 from ...config import PRESETS, OptimizationConfig
 from ...media import cover, decode_picture
 from ...story import Story
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
-from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.prompt_box import Prompt, as_prompt
 from ..scope_integration.replay import sized
 from . import messages
 from .access import Refused, TokenBucket
@@ -127,7 +127,7 @@ class Room:
         self._offers, self._downloads, self._uploads, self._states = (
             TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS, UPLOADS, STATES)
         )
-        self._broadcast = Broadcast(self.feed, self.metrics, self._new_encoder)
+        self._broadcast = Broadcast(self.feed, self.metrics, self._new_encoder, self._say_shown)
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
         self._closed = self.was_watched = self._resumed = False
         self.metrics.follow(
@@ -333,6 +333,11 @@ class Room:
         pipeline = self.feed.pipeline
         return pipeline.preset if pipeline else preset_of(self.config)
 
+    def _say_shown(self, number: int, pts: int) -> None:
+        """Tell everyone which picture is the first one of a prompt, by the RTP time stamp that their browser sees."""
+        for peer in list(self._peers):
+            peer.send({"type": "shown", "number": number, "rtp": peer.track.rtp_time(pts)})
+
     def _watch(self, peer: Peer) -> None:
         self.was_watched = True
         self._broadcast.join(peer.track)
@@ -353,6 +358,8 @@ class Room:
                 "inputs": ["video", "control"] if self._steerable else ["video"],
                 "pictures": ["reference", "first_frame"] if self._steerable else [],
                 "resumed": self._resumed,
+                "commands": messages.commands(),
+                "formats": [*MEDIA_TYPES],
             }
         )
         self.tell_state()
@@ -384,13 +391,17 @@ class Room:
         match command:
             case messages.GetLatencyStats():
                 return {"type": "latency_stats", "stats": self._stats}
-            case messages.SwitchPrompt(prompt=text, transition_blocks=blocks):
-                self.feed.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
+            case messages.SwitchPrompt(what=what, transition_blocks=blocks):
+                number = self.feed.switch_prompt(self._prompt_of(what, blocks or self._transition))
+                self.tell_state(changed=command.type, by=peer.name)
+                return {"type": "done", "number": number}
             case messages.SetOptimizationPreset(preset=name):
                 self._configure(name, **self.config.preset_fields(name))
                 self._preset = name
             case messages.ChangeSettings(fields=fields):
                 self._configure(", ".join(f"{name} {value}" for name, value in sorted(fields.items())), **fields)
+                if "denoising_steps" in fields:
+                    self._preset = None
             case messages.SetTransition(blocks=blocks, blend=blend):
                 self._transition, self._blend = blocks, blend
             case messages.SetOverlay(enabled=enabled):
@@ -407,12 +418,19 @@ class Room:
                 self.inputs.control_scale = self.inputs.control_scale if control is None else control
             case messages.RemovePicture(role=role):
                 self.inputs.set_picture(role, None)
-            case messages.Reset():
-                self._begin_anew()
+            case messages.Reset(fields=fields):
+                self._begin_anew(fields)
             case messages.Replay(story=story):
                 self._replay(story)
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
+
+    def _prompt_of(self, what: str | Sequence[tuple[str, float]], blocks: int) -> Prompt:
+        """Raises BadMessage for more prompts than the blend takes."""
+        try:
+            return as_prompt(what, blend=self._blend, transition_blocks=blocks)
+        except ValueError as error:
+            raise messages.BadMessage(str(error)) from None
 
     def _configure(self, what: str, **fields) -> None:
         """Raises BadMessage for what cannot be, and where the others on the device would come too short."""
@@ -428,6 +446,36 @@ class Room:
         self.feed.configure(**fields)
         self._effective |= self._shown_with() if self._effective else {}
 
+    def _begin_anew(self, fields: dict[str, int] | None = None) -> None:
+        """fields: another seed or size. Raises BadMessage for a size that cannot be."""
+        if fields:
+            before, config = self.config.size, dataclasses.replace(self.feed.config_wished_for, **fields)
+            usual = self.worker.source.config.size
+            if math.prod(config.size) > math.prod(usual):
+                raise messages.BadMessage(
+                    f"height and width may have at most {usual[0]}x{usual[1]} pixels together, as the server's own"
+                )
+            if not self._host.may_have(self, config):
+                raise messages.BadMessage("the server has no room for this size beside the other streams")
+            if config.size != before:
+                self._check_memory(config)
+                self._forget_inputs()
+        dropped = self.feed.begin_with(**fields) if fields else self.feed.reset()
+        self._all.dropped.labels("reset").inc(dropped)
+
+    def _check_memory(self, config: ScopeOptimizationConfig) -> None:
+        """Raises BadMessage where a stream of this size does not fit beside those that are open."""
+        if not self.worker.has_memory_for(config):
+            size = "x".join(map(str, config.size))
+            raise messages.BadMessage(f"the server has no memory for a stream of {size} beside the others")
+
+    def _forget_inputs(self) -> None:
+        """They were of another size."""
+        if self._sender:
+            self._set_input(self._sender, None)
+        for role in ("reference", "first_frame"):
+            self.inputs.set_picture(role, None)
+
     def _replay(self, story: Story) -> None:
         """Raises BadMessage where the story does not fit the stream, or the device beside the others."""
         self._check(story)
@@ -436,7 +484,9 @@ class Room:
         except ValueError as error:
             raise messages.BadMessage(str(error)) from None
         self._preset = None
-        if self._sender:
+        if sized(story, self.worker.source.engine).size != self.config.size:
+            self._forget_inputs()
+        elif self._sender:
             self._set_input(self._sender, None)
         self._all.dropped.labels("reset").inc(dropped)
 
@@ -457,17 +507,14 @@ class Room:
                 f"story may have at most {most} pixels, as the server's own, got {height}x{width}"
             )
         config = dataclasses.replace(self.config, height=height, width=width)
-        if config.size != self.config.size and not self.worker.has_memory_for(config):
-            raise messages.BadMessage(f"the server has no memory for a stream of {height}x{width} beside the others")
+        if config.size != self.config.size:
+            self._check_memory(config)
         costly = [{name: getattr(each, name) for name in _COSTLY} for each in story.configs()]
         if not all(self._host.may_have(self, config.changed(**fields)) for fields in costly):
             raise messages.BadMessage("the server has no room for this story beside the other streams")
 
     def _with_preset(self, name: str) -> ScopeOptimizationConfig:
         return self.config.changed(**self.config.preset_fields(name))
-
-    def _begin_anew(self) -> None:
-        self._all.dropped.labels("reset").inc(self.feed.reset())
 
     def _set_input(self, peer: Peer, use: Use | None) -> None:
         """Raises BadMessage where it cannot be."""
@@ -519,6 +566,9 @@ class Room:
                 "status": self.doing,
                 "queue": self._host.position(self),
                 "prompt": messages.words(self.feed.prompt.prompt),
+                "prompts": None if isinstance(self.feed.prompt.prompt, str) else [*self.feed.prompt.prompt],
+                "asked": self.feed.arrivals.asked,
+                "shown": self.feed.arrivals.shown,
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset or self._preset_name,
                 "effective": self._effective or self._in_force(),
@@ -538,6 +588,7 @@ class Room:
             self._stats, self._effective = self.feed.stats, self._in_force()
             self._preset = self._preset or self._preset_name
             self.inputs.size = self.config.size
+            self._broadcast.set_rate(self._rate)
         if status.phase == "trouble":
             self.metrics.block_failed()
         self.tell_state()
@@ -563,6 +614,7 @@ class Room:
                 "waiting": block.waiting,
                 "shown_fps": self._broadcast.shown_fps,
                 "model_fps": self._broadcast.model_fps,
+                "prompt": block.prompt,
                 "stats": block.stats,
             }
         )
@@ -579,7 +631,7 @@ class Room:
     def _in_force(self) -> dict:
         """What the last block was really made with; before the first, what it will be made with."""
         config = self.config
-        names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width")
+        names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width", "seed")
         return (
             {name: getattr(config, name) for name in names}
             | self._shown_with()

@@ -99,22 +99,21 @@ def serving(place: Place, options: str = "") -> Iterator[tuple[str, list[str]]]:
 
 
 @says(API, "`longlive-optimized serve`: `POST /offer` takes")
-@says("README.md", "A page with the video over WebRTC, a prompt box, presets with their effective settings")
+@says("README.md", "The video over WebRTC fills the page; type anywhere, and it is the next prompt.")
+@says(API, "`/watch` is the video and its caption for other screens")
+@says(API, "`GET /guide` (`/s/NAME/guide`) is what the page tells those who write prompts")
 def pages_are_served(place: Place):
     with serving(place) as (address, _):
         page = ask(address)
         assert page.status == 200 and b"<video" in page.body and b"prompt" in page.body
-        for path in [
-            "style.css",
-            "app.js",
-            "connection.js",
-            "chart.js",
-            "prompts.js",
-            "settings.js",
-            "input.js",
-            "favicon.svg",
-        ]:
+        asked_for = re.findall(rb'(?:src|href)="([\w.]+)"', page.body)
+        assert len(asked_for) >= 4, page.body
+        for path in [*map(bytes.decode, asked_for), "watch", "s/main/watch?clean=1"]:
             assert ask(address + path).status == 200, path
+        guide = json.loads(ask(address + "guide").body)
+        assert guide == json.loads(ask(address + "s/another/guide").body)
+        assert guide.keys() == {"name", "builtin", "suggestions", "help", "sizes", "limits"}
+        assert guide["limits"].keys() == {"prompt", "transition_blocks", "pixels", "multiple"}
         asyncio.run(_watch(address))
         for path in ("status", "metrics", "healthz", "readyz", "recording?seconds=30"):
             found, head = ask(address + path), ask(address + path, "HEAD")
@@ -143,7 +142,7 @@ async def _watch(address: str) -> None:
                 assert answer["type"] == ("latency_stats" if kind == "get_latency_stats" else "done"), answer
             refused = await viewer.ask("set_optimization_preset", preset="fast")
             assert refused["type"] == "error" and "preset" in str(refused), refused
-            for kind in ("state", "block"):
+            for kind in ("state", "block", "shown"):
                 await viewer.wait_for(lambda message, kind=kind: message["type"] == kind)
             await viewer.leave()
 
@@ -170,7 +169,7 @@ def a_token_is_wanted(place: Place):
     with serving(place, f"--token {token} --origin {page}") as (address, _):
         address, _, fragment = address.partition("#")
         assert fragment == f"token={token}"
-        for path in ("status", "metrics", "recording.mp4"):
+        for path in ("status", "metrics", "recording.mp4", "guide"):
             assert ask(address + path).status == 401, path
             assert ask(address + path, Authorization=f"Bearer {token}").status in (200, 404, 409, 425, 503), path
         assert ask(address + "healthz").status == ask(address + "readyz").status == 200
