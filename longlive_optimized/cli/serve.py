@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -33,12 +34,15 @@ from .loading import (
     Width,
     console,
 )
+from .needs import extra, named
 from .publish import outlet
 from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
     from ..demo.scope_integration import ScopeOptimizationConfig
+    from ..demo.server.app import Beside
     from ..demo.server.feed import Status
+    from ..demo.server.osc import OscAddress
     from ..demo.server.sessions import Sessions
     from ..demo.server.settings import IceServer, ServerSettings
     from ..engine.loading import Progress
@@ -107,11 +111,21 @@ def serve(
     turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
     turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
     publish: Annotated[
-        str | None, typer.Option(help="janus://HOST[:PORT]/ROOM: publish the shared stream there, for many viewers.")
+        str | None,
+        typer.Option(
+            envvar="LONGLIVE_PUBLISH",
+            help="whip+https://HOST/PATH or janus://HOST/ROOM: publish the shared stream there, for many viewers.",
+        ),
     ] = None,
     publish_make_room: Annotated[
         bool, typer.Option("--publish-make-room", help="Make the room where it does not exist.")
     ] = False,
+    osc: Annotated[
+        str | None,
+        typer.Option(
+            help="PORT, on this machine alone, or HOST:PORT: take prompts and settings by Open Sound Control."
+        ),
+    ] = None,
     device: Device = None,
     vae_device: VaeDevice = None,
     text_device: TextDevice = None,
@@ -140,8 +154,9 @@ def serve(
             text_precision=text_precision != "auto",
             text_residence=text_residence != "auto",
             sessions_per_client=sessions_per_client is not None,
+            osc=osc,
         )
-        with _extra("cluster"):
+        with extra("cluster"):
             from ..demo.serving.command import run
         seats = _sessions(sessions)
         run(
@@ -174,7 +189,7 @@ def serve(
         )
         return
     numbers = read_gpus(gpus, device)
-    with _extra():
+    with extra():
         from ..demo.scope_integration import ScopeOptimizationConfig
         from ..demo.server.sessions import Sessions
         from ..demo.server.settings import ServerSettings
@@ -214,11 +229,13 @@ def serve(
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
     elsewhere = outlet(publish, publish_make_room, settings)
+    osc_at = None if osc is None else _osc_address(osc, settings)
     if os.environ.get("RANK", "0") != "0":
         _follow(model, config, device, join_ranks(numbers, device, leads=True))
         return
     have(model, text_precision=text_precision, control=control)
     with _listen(host, port) as listener:
+        beside = None if osc_at is None else _osc(osc_at)
         ranks = join_ranks(numbers, device, leads=True)
 
         def load(progress: Progress) -> EngineSource:
@@ -226,7 +243,7 @@ def serve(
 
         streams = Sessions(load, prompt, settings, outlet=elsewhere)
         streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
-        _run(streams, listener, _address(settings, listener), asks)
+        _run(streams, listener, _address(settings, listener), asks, beside)
     if streams.worker.error:
         raise streams.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
@@ -243,7 +260,7 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
-def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool) -> None:
+def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool, beside: Beside | None) -> None:
     """Serve until a signal comes or the model turns out not to load; asks: nobody has named one."""
     import uvicorn
 
@@ -252,7 +269,7 @@ def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool) -
     started = time.perf_counter()
     quiet = {"log_level": "warning", "access_log": False, "server_header": False}
     server = uvicorn.Server(
-        uvicorn.Config(create_app(streams), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
+        uvicorn.Config(create_app(streams, beside), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
     )
 
     def follow(status: Status) -> None:
@@ -316,6 +333,23 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
 
 
+def _osc_address(text: str, settings: ServerSettings) -> OscAddress:
+    """Where ``--osc`` listens. Raises ValueError naming the option."""
+    with extra("osc"):
+        from ..demo.server.osc import read_osc
+    with named("--osc"):
+        return read_osc(text, settings)
+
+
+def _osc(address: OscAddress) -> Beside:
+    """What obeys OSC there. Raises OSError naming the address."""
+    from ..demo.server.osc import bind, listening
+
+    receiver = bind(address)
+    console.print(f"OSC by UDP port {receiver.getsockname()[1]}")
+    return functools.partial(listening, receiver)
+
+
 def _address(settings: ServerSettings, listener: socket.socket) -> str:
     """The address of the page. What follows the # stays in the browser, out of logs."""
     host = socket.gethostname() if settings.address and settings.address.is_unspecified else settings.host
@@ -328,11 +362,3 @@ def _refuse_beside_cluster(**options: object) -> None:
     """Raises ValueError naming an option that a cluster's replicas do not take."""
     if given := [name for name, value in options.items() if value]:
         raise ValueError(f"--{given[0].replace('_', '-')} cannot be used with --cluster")
-
-
-@contextlib.contextmanager
-def _extra(name: str = "serve"):
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[{name}]'") from error

@@ -202,6 +202,10 @@ RUN: dict[str, Run] = {
     "longlive-optimized serve": Run(
         "timeout --preserve-status -s INT 20 longlive-optimized serve --port 0", (r"ready after \d",)
     ),
+    "longlive-optimized serve --osc 9000": Run(
+        "timeout --preserve-status -s INT 20 longlive-optimized serve --port 0 --osc 0",
+        (r"OSC by UDP port \d+", r"ready after \d"),
+    ),
     "longlive-optimized --verbose generate ...": Run(
         "longlive-optimized --verbose generate --prompt 'a red circle' --seconds 1 --out said.mp4",
         (r"registry: rms_norm runs on reference", r"VAE runs on ModulesCodec"),
@@ -367,6 +371,7 @@ _NET = "downloads many GB"
 _SCOPE = "needs a checkout of scope with its requirements"
 _JANUS = "needs Janus: tests/demo/test_server_janus.py publishes to it where it is installed"
 _DOCKER = "needs Docker: .ci/run builds the image where there is one"
+_WHIP = "needs an endpoint: tests/demo/test_server_whip.py makes one and publishes to it"
 _SUITE = "the suite itself, minutes: .ci/run runs it"
 _PROSE = "says nothing that a command could contradict"
 _RULE = "a rule for people who write"
@@ -404,7 +409,8 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/performance.md", "*", "python tests/measure/janus.py .*", _JANUS),
     NotRun("docs/performance.md", "*", "python tests/measure/page_arrival.py", "needs Chromium; minutes"),
     NotRun("docs/performance.md", "*", "python tests/measure/cluster.py .*", _CLUSTER),
-    NotRun("docs/api.md", "*", "longlive-optimized serve --publish .*", _JANUS),
+    NotRun("docs/api.md", "*", "longlive-optimized serve --publish janus://.*", _JANUS),
+    NotRun("docs/api.md", "*", r"longlive-optimized serve --publish whip\+https://.*", _WHIP),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
     NotRun(
         "docs/performance.md",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -66,15 +66,19 @@ class Offer(BaseModel):
     stream: Wishes = Wishes()
 
 
-def create_app(sessions: Sessions) -> FastAPI:
-    """The application of a server's streams, which opens and closes with them."""
+Beside = Callable[[Sessions], contextlib.AbstractAsyncContextManager[None]]
+
+
+def create_app(sessions: Sessions, beside: Beside | None = None) -> FastAPI:
+    """The application of a server's streams, which opens and closes with them; beside: what else is open then."""
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         with local_addresses(sessions.settings):
             await sessions.open()
             try:
-                yield
+                async with beside(sessions) if beside else contextlib.nullcontext():
+                    yield
             finally:
                 await sessions.close()
 

@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import av
 import numpy as np
@@ -64,6 +64,12 @@ class Host(Protocol):
     def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
         """Whether the device can make its stream with this config beside the others."""
         ...
+
+
+class Another(NamedTuple):
+    """Who changes something, and is no viewer; name: what viewers are told."""
+
+    name: str
 
 
 class Room:
@@ -372,7 +378,16 @@ class Room:
             self._count("failed")
             peer.send({"type": "error", "error": "the server failed to do this", "id": command and command.id})
 
-    def _obey(self, peer: Peer, command: messages.Command) -> dict:
+    def obey(self, message: str, by: str) -> None:
+        """Do what is said by another way than a viewer's connection: which, is told to all. Raises BadMessage."""
+        try:
+            self._obey(Another(by), messages.parse(message))
+        except messages.BadMessage:
+            self._count("bad")
+            raise
+        self._count("obeyed")
+
+    def _obey(self, peer: Peer | Another, command: messages.Command) -> dict:
         match command:
             case messages.GetLatencyStats():
                 return {"type": "latency_stats", "stats": self._stats}
@@ -395,6 +410,8 @@ class Room:
                 self.feed.set_paused(paused)
                 self._broadcast.wake()
             case messages.SetInput(use=use):
+                if not isinstance(peer, Peer):
+                    raise messages.BadMessage("only viewers send video")
                 self._set_input(peer, use)
             case messages.SetStrength(noise_scale=noise, control_scale=control):
                 self.inputs.noise_scale = self.inputs.noise_scale if noise is None else noise

@@ -29,6 +29,8 @@ from longlive_optimized.demo.server import (
     intake,
     messages,
     offer,
+    osc,
+    publishing,
     recording,
     room,
     rtc,
@@ -238,6 +240,40 @@ def options_of_streams(units: list[Unit]):
     }
     addresses = {names(unit.cells[0])[0] for unit in units if unit.cells[0].startswith("`/")}
     assert addresses == {"/", "/s/NAME/"} and sessions.MAIN == "main" and sessions.NAME.fullmatch("x" * 64)
+
+
+@lists(API, "Open Sound Control")
+def addresses_of_osc(units: list[Unit]):
+    values = {
+        "/prompt": ("a fox", 4),
+        "/preset": ("balanced",),
+        "/settings/playback_speed": (0.5,),
+        "/seed": (7,),
+        "/transition": (4, "slerp"),
+        "/overlay": (1,),
+        "/paused": (0,),
+        "/strength/noise_scale": (0.5,),
+        "/strength/control_scale": (1,),
+        "/picture/role": ("reference",),
+        "/reset": (1,),
+    }
+    listed = [name for unit in units for name in names(unit.cells[0]) if name.startswith("/")]
+    assert listed == [*values] and {name.split("/")[1] for name in listed} == {*osc.SHORT}
+    for address in listed:
+        message = osc.message_of(address, values[address])
+        assert message, address
+        messages.parse(message)
+    assert osc.message_of("/reset", [0]) is None
+
+
+@says(API, "Of what comes too fast, more than 64 messages in 20 ms", "A datagram may have 16 KiB")
+def bounds_of_osc():
+    assert (osc.MOST, osc.TICK, messages.MAX_BYTES) == (64, 0.02, 16 * 1024)
+
+
+@says(API, "`Retry-After` is over (10 minutes at most)", "One that is silent for 10 seconds is left")
+def bounds_of_whip():
+    assert (publishing.LONGEST_REST, rtc.GONE_SECONDS) == (600, 10)
 
 
 @says(API, "One process has one engine, and makes as many streams as its device can")
