@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import functools
+import logging
 import os
+import re
 import socket
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -91,8 +94,8 @@ def serve(
     keep: Annotated[float, typer.Option(help="Seconds that a stream without viewers stays open.", min=0)] = 60,
     queue: Annotated[int, typer.Option(help="Streams that may wait for a place.", min=0)] = 16,
     sessions_per_client: Annotated[
-        int, typer.Option(help="Streams that one address may have open or waiting.", min=1)
-    ] = 4,
+        int | None, typer.Option(help="Streams that one address may have open or waiting; 4 by default.", min=1)
+    ] = None,
     record_seconds: Annotated[int, typer.Option(help="Video kept for download; 0 keeps none.")] = 30,
     token: Annotated[
         str | None, typer.Option(envvar="LONGLIVE_TOKEN", help="What viewers must present, 16 characters or more.")
@@ -148,6 +151,9 @@ def serve(
             gpus=gpus,
             publish=publish,
             publish_make_room=publish_make_room,
+            text_precision=text_precision != "auto",
+            text_residence=text_residence != "auto",
+            sessions_per_client=sessions_per_client is not None,
             osc=osc,
         )
         with extra("cluster"):
@@ -216,9 +222,9 @@ def serve(
         private=private,
         keep_seconds=keep,
         max_queued=queue,
-        sessions_per_client=sessions_per_client,
         model=model,
         ask_for_model=asks,
+        **({} if sessions_per_client is None else {"sessions_per_client": sessions_per_client}),
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
@@ -272,11 +278,21 @@ def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool, b
         server.should_exit |= status.phase == "failed"
 
     streams.on_status = follow
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not (server.should_exit and _is_cut_off(record)))
     console.print(Text.assemble("open ", (address, "bold"), "  (Ctrl-C ends)"), soft_wrap=True)
     if asks:
         tell_of_the_real_one()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+
+
+def _is_cut_off(record: logging.LogRecord) -> bool:
+    """Whether it tells, at length, of a request that was under way when the server was to end."""
+    error = record.exc_info[1] if record.exc_info else None
+    return (
+        isinstance(error, asyncio.CancelledError)
+        or re.search("Cancel [0-9]+ running|CancelledError", record.getMessage()) is not None
+    )
 
 
 def _sessions(text: str) -> int | Literal["auto"]:

@@ -41,9 +41,9 @@ class Devices:
         self.ranks = ranks or Ranks()
         if self.ranks.count > 1:
             self._check_alone(vae_device=vae_device, text_device=text_device)
-        self.model = _checked(device)
-        self.vae = self.model if vae_device is None else _checked(vae_device, "vae_device")
-        self.text_asked = None if text_device is None else _checked(text_device, "text_device")
+        self.model = checked(device)
+        self.vae = self.model if vae_device is None else checked(vae_device, "vae_device")
+        self.text_asked = None if text_device is None else checked(text_device, "text_device")
         self._check_kinds(text_residence)
         self.at_model = Place(self.model)
         vae_apart = _apart(self.vae, self.model)
@@ -155,7 +155,7 @@ def _apart(device: torch.device, other: torch.device) -> bool:
     return device.type == other.type == "cuda" and device != other
 
 
-def _checked(device: str | torch.device | None, name: str = "device") -> torch.device:
+def checked(device: str | torch.device | None, name: str = "device") -> torch.device:
     """The device, with its index. Raises ValueError naming the argument."""
     foreign = foreign_gpu()
     if device is None:

@@ -101,6 +101,12 @@ class LongLiveEngine(Closable):
             raise TypeError(f"progress must be a function of (what, done, total), got {type(progress).__name__}")
         _check_loras(loras)
         self._asked = OptimizationConfig.of(config or OptimizationConfig()).sized(native_size(model_path))
+        ranks.agree(
+            {
+                **dataclasses.asdict(OptimizationConfig.of(self._asked)),
+                "loras": [(str(lora.path), lora.scale) for lora in loras],
+            }
+        )
         self.config = dataclasses.replace(self._asked, low_memory=bool(self._asked.low_memory))
         self._plan: MemoryPlan | None = None
         self.memory_fallback = ""

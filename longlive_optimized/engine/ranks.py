@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -147,6 +147,8 @@ class Ranks:
         self._failed: dict[int, tuple[int, str]] = {}  # by call: who failed first, and how
         self._verdicts: set[int] = set()  # calls that failed on all ranks alike
         self._outcomes: dict[int, _Outcomes] = {}  # rank 0's
+        self._points = 0  # at which this rank has said what must be equal
+        self._said: dict[int, dict[int, Mapping[str, str]]] = {}  # rank 0's, by point and rank
         self._aborting: threading.Thread | None = None
         self._closed = False
         self._requests: deque[tuple[Message, Sequence[Tensor]]] = deque()  # of one that follows
@@ -290,6 +292,38 @@ class Ranks:
                 raise RankError(self.broken)
         if send:
             send()
+        elif request is not None and not self.leads:
+            self._compare_call(request())
+
+    def agree(self, value: Mapping[str, Any]) -> None:
+        """Say what must be equal on all ranks, at this point of a call. Where it is not, the ranks break, soon: the
+        RankError names what differs."""
+        if self._link is None:
+            return
+        said = {name: repr(one) for name, one in value.items()}
+        with self._changed:
+            self._points += 1
+            if self.rank:
+                self._link.send({"kind": "said", "point": self._points, "said": said})
+            else:
+                self._compare(0, self._points, said)
+
+    def _compare_call(self, call: Call) -> None:
+        with contextlib.suppress(TypeError):  # for what the call itself will raise an error, on all ranks
+            arguments = packed([call.args, call.kwargs], [], _AnyStream())
+            self.agree({"call": call.name, f"arguments of {call.name}": arguments})
+
+    def _compare(self, rank: int, point: int, said: Mapping[str, str]) -> None:
+        """Rank 0 hears what a rank has said."""
+        by_rank = self._said.setdefault(point, {})
+        by_rank[rank] = said
+        first = by_rank.get(0, {})
+        for other, its in by_rank.items() if first else ():
+            if differs := [name for name in {*first, *its} if first.get(name) != its.get(name)]:
+                names = ", ".join(differs)
+                self._break(f"rank {other} differs from rank 0 in {names}: all must be started alike, and call alike")
+        if len(by_rank) == self.count:
+            del self._said[point]
 
     def _request(self, call: Call) -> Callable[[], None]:
         """Sends a call to those that follow. Raises TypeError where an argument cannot travel."""
@@ -410,6 +444,8 @@ class Ranks:
             kind = message["kind"]
             if kind == "call":
                 self._requests.append((message, tensors))
+            elif kind == "said":
+                self._compare(rank, message["point"], message["said"])
             elif kind == "outcome":
                 self._note(rank, message["call"], message["error"])
             elif kind == "failed":
@@ -437,6 +473,13 @@ class Ranks:
         with self._changed:
             if rank not in self._done:
                 self._break(f"rank {rank} has ended: start all {self.count} anew")
+
+
+class _AnyStream(dict[Any, int]):
+    """Streams have numbers only where rank 0 leads: here all have the same."""
+
+    def __missing__(self, stream: Any) -> int:
+        return 0
 
 
 _WAITED = "it waited for a rank that had failed"

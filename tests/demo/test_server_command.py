@@ -39,13 +39,21 @@ SMALL = ["serve", "--height", "32", "--width", "48", "--port", "0"]
         (["--turn", "turn:turn.example"], "--turn needs --turn-username and --turn-password"),
         (["--model", "/no/such/folder"], "/no/such/folder"),
         (["--host", "192.0.2.1", "--token", "correct-horse-battery"], "cannot listen on 192.0.2.1"),
+        (["--vae-device", "nowhere"], "--vae-device must be cuda, cuda:N or cpu, got 'nowhere'"),
+        (["--cluster", "--publish", "janus://localhost/1234"], "--publish cannot be used with --cluster"),
+        (["--cluster", "--publish-make-room"], "--publish-make-room cannot be used with --cluster"),
+        (["--cluster", "--sessions-per-client", "4"], "--sessions-per-client cannot be used with --cluster"),
+        (["--cluster", "--text-precision", "int8"], "--text-precision cannot be used with --cluster"),
+        (["--cluster", "--text-residence", "cpu"], "--text-residence cannot be used with --cluster"),
     ],
 )
-def test_mistakes_are_one_line(options, message, monkeypatch, capsys):
+def test_mistakes_are_one_line(options, message, monkeypatch, capsys, caplog):
     monkeypatch.setattr(sys, "argv", ["longlive-optimized", *SMALL, *options])
     with pytest.raises(SystemExit) as caught:
         main()
-    assert caught.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+    errors = capsys.readouterr().err
+    assert caught.value.code == 2 and message in " ".join(errors.split())
+    assert not [record for record in caplog.records if record.exc_info] and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("token", ["a+b/c=0123456789+/==", "a b&c#d%41?0123456789"])
@@ -54,6 +62,15 @@ def test_the_address_keeps_the_token(token):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = serve._address(ServerSettings(token=token), listener)
     assert parse_qs(urlsplit(address).fragment, strict_parsing=True) == {"token": [token]}
+
+
+def half_an_offer(address):
+    """A connection whose request has begun, and does not end."""
+    sent = b"POST /offer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", urlsplit(address).port), timeout=20)
+    connection.sendall(sent)
+    assert b"100 Continue" in connection.recv(100)  # it is being read
+    return connection
 
 
 def test_it_serves_and_ends_on_a_signal():
@@ -74,6 +91,7 @@ def test_it_serves_and_ends_on_a_signal():
             assert "ready after" in server.stderr.readline()
             with urllib.request.urlopen(address + "readyz", timeout=20) as answer:
                 assert answer.status == 200
+            stack.enter_context(half_an_offer(address))
             server.send_signal(how)
         for how, server in servers.items():
             _, errors = server.communicate(timeout=20)

@@ -130,6 +130,7 @@ async def test_bad_wishes_are_named_and_open_nothing(sessions, http, wishes, wor
 @pytest.mark.parametrize("name", ["a b", "x" * 65, "ä", "a.b", "%2e%2e"])
 async def test_names_that_are_none(sessions, http, name):
     assert (await http.get(f"/s/{name}")).status_code in (404, 422)
+    assert (await http.get(f"/s/{name}/status")).status_code in (404, 422)
     answer = await http.post(f"/s/{name}/offer", json={"type": "offer", "sdp": ""})
     assert answer.status_code in (404, 422) and list(sessions._rooms) == ["main"]
 

@@ -225,6 +225,23 @@ def one_leaves():
                 engine.generate_block(FOXES)
 
 
+def one_has_other_settings():
+    """Ranks that are not started alike would mix the rows of two videos."""
+    with Ranks.from_environment() as ranks:
+        config = OptimizationConfig(seed=ranks.rank, denoising_steps=(1000, 500), **SIZE)
+        with pytest.raises(RankError, match="rank 1 differs from rank 0 in seed: all must be started alike"):
+            LongLiveEngine("tiny", config, "cpu", ranks=ranks)
+
+
+def one_has_another_prompt():
+    with Ranks.from_environment() as ranks:
+        engine = small_engine(ranks)
+        engine.generate_block(FOXES)
+        with pytest.raises(RankError, match="rank 1 differs from rank 0 in arguments of generate_block"):
+            for _ in range(2):
+                engine.generate_block(BOATS if ranks.rank else FOXES)
+
+
 def out_of_memory(*args):
     raise torch.OutOfMemoryError("none left")
 
@@ -244,7 +261,9 @@ def forever(folder, leads):
         return time.time(), str(error)
 
 
-@pytest.mark.parametrize("work", [what_is_refused, one_fails, one_fails_alone, one_leaves])
+@pytest.mark.parametrize(
+    "work", [what_is_refused, one_fails, one_fails_alone, one_leaves, one_has_other_settings, one_has_another_prompt]
+)
 def test_errors(tmp_path, work):
     started = time.monotonic()
     results = on_ranks(tmp_path, 2, work)

@@ -180,7 +180,7 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
 
     @routes.post("/offer", dependencies=guarded)
     async def offer(request: Request, response: Response) -> dict:
-        offered = await read_offer(request)
+        offered = parse_offer(await read_body(request, "an offer", MAX_OFFER_BYTES))
         client = request.client.host if request.client else ""
         sdp, room = await sessions.admit(offered.sdp, request.path_params.get("name"), offered.stream, client)
         response.headers["Content-Location"] = f"/s/{room.name}/"
@@ -226,8 +226,8 @@ def page(name: str, kind: str):
     return send
 
 
-async def read_offer(request: Request) -> Offer:
-    body = await read_body(request, "an offer", MAX_OFFER_BYTES)
+def parse_offer(body: bytes) -> Offer:
+    """Raises Refused for what is no offer."""
     try:
         return Offer.model_validate_json(body)
     except ValidationError as error:

@@ -558,6 +558,8 @@ class Room:
 
     def _say_state(self) -> None:
         (changed, by), self._change, self._telling = self._change, (None, None), None
+        if not self._peers:  # nor need there be a model, whose config would be told
+            return
         self._tell(
             {
                 "type": "state",

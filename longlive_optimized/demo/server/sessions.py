@@ -127,8 +127,10 @@ class Sessions:
 
     def status(self, name: str | None = None) -> dict:
         """What a page needs to know before it can watch a stream, which may not be open yet; None is the shared one.
-        Without a name also how all streams are doing.
+        Without a name also how all streams are doing. Raises Refused for what is no name.
         """
+        if name:
+            check_name(name)
         room = self._rooms.get(name or MAIN)
         status = room.status() if room else self._status_of_none()
         everyone = {

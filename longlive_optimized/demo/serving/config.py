@@ -12,6 +12,7 @@ from ...config import Size, preset_name
 from ...weights.locate import TINY
 from ..scope_integration import ScopeOptimizationConfig
 from ..scope_integration.config import Speed
+from ..scope_integration.prompt_box import as_prompt
 from ..server.settings import ServerSettings
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
@@ -78,6 +79,8 @@ class ClusterConfig(BaseModel):
     @model_validator(mode="after")
     def _all_can_be_made(self):
         preset_name(self.preset)
+        if self.prompt is not None:
+            as_prompt(self.prompt)
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas must be at least replicas, {self.replicas}, got {self.max_replicas}")
         _ = self.stream, self.server("192.0.2.1" if self.host is None else self.host)

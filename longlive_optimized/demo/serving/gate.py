@@ -13,8 +13,19 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ...weights.locate import native_size
 from ..server.access import Access, Refused
-from ..server.app import MAX_OFFER_BYTES, MAX_PICTURE_BYTES, PAGE, add_redirects, guarded_app, page, read_body
+from ..server.app import (
+    MAX_OFFER_BYTES,
+    MAX_PICTURE_BYTES,
+    PAGE,
+    add_redirects,
+    guarded_app,
+    page,
+    parse_offer,
+    read_body,
+)
+from ..server.offer import BadOffer, Offer
 from ..server.room import ice_servers
 from ..server.sessions import MAIN, check_name, private_name
 from .config import ClusterConfig
@@ -80,6 +91,7 @@ class Gate:
             name = name or request.headers.get("x-session-id") or (private_name() if self._config.private else MAIN)
             check_name(name)
             body = await read_body(request, "an offer", MAX_OFFER_BYTES)
+            self._check(body)  # what a replica would refuse must take no seat
             return await self._send(request, await self._place(name), name, "offer", body)
 
         @app.post("/picture", dependencies=guarded)
@@ -115,6 +127,18 @@ class Gate:
             get(path)(page(name, kind))
             get("/s/{name}" + path)(page(name, kind))
         return app
+
+    def _check(self, body: bytes) -> None:
+        """Raise Refused for what is no offer to watch, and for wishes that cannot be."""
+        offered = parse_offer(body)
+        try:
+            Offer(offered.sdp)
+        except BadOffer as error:
+            raise Refused(400, str(error), "bad offer") from None
+        try:
+            offered.stream.config(self._config.stream.sized(native_size(self._config.model)))
+        except ValueError as error:
+            raise Refused(422, str(error), "bad wish") from None
 
     # --- where sessions are
 
