@@ -317,9 +317,9 @@ class Ranks:
         """Rank 0 hears what a rank has said."""
         by_rank = self._said.setdefault(point, {})
         by_rank[rank] = said
-        first = by_rank.get(0)
+        first = by_rank.get(0, {})
         for other, its in by_rank.items() if first else ():
-            if differs := [name for name in first | its if first.get(name) != its.get(name)]:
+            if differs := [name for name in {**first, **its} if first.get(name) != its.get(name)]:
                 names = ", ".join(differs)
                 self._break(f"rank {other} differs from rank 0 in {names}: all must be started alike, and call alike")
         if len(by_rank) == self.count:
