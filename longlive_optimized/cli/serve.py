@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -227,6 +228,7 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
     from ..config import OptimizationConfig
     from ..engine.engine import LongLiveEngine
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for rank 0, which then closes its ranks
     with ranks:
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
