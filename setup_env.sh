@@ -7,8 +7,8 @@
 # PYTHON  the interpreter to start from (python3); its own torch is used if it has one of at least 2.9
 # TORCH   what to install otherwise (torch==2.13.0)
 # VENV    where the environment goes (.venv)
-# LONGLIVE_CUDA  whether to compile the kernels for Hopper: ON, OFF, or AUTO, where there is an nvcc; test and lint take
-#                AUTO, the others ON where there are an nvcc and a Hopper GPU
+# LONGLIVE_CUDA  whether to compile the kernels for Hopper: ON, OFF, or AUTO, where there is an nvcc; if it is not set,
+#                test and lint take AUTO, the others ON where there are an nvcc and a Hopper GPU
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -40,39 +40,13 @@ make_venv() {
   fi
 }
 
-find_nvcc() { # where CMakeLists.txt looks, in its order
-  local nvcc
-  for nvcc in "${CUDACXX:-}" "$(command -v nvcc || true)" "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" /usr/local/cuda/bin/nvcc; do
-    if [[ -x $nvcc ]]; then echo "$nvcc" && return; fi
-  done
-}
-
-has_hopper() {
-  "$python" -c 'import sys, torch
-count = torch.cuda.device_count()
-sys.exit(all(torch.cuda.get_device_capability(i) != (9, 0) for i in range(count)))'
-}
-
-kernels() { # whether to compile them, as CMakeLists.txt takes it
-  if [[ -n ${LONGLIVE_CUDA:-} ]]; then
-    echo "$LONGLIVE_CUDA"
-  elif [[ $1 == lint || $1 == test ]]; then
-    echo AUTO
-  elif [[ -n $nvcc ]] && has_hopper; then
-    echo ON
-  else
-    echo OFF
-  fi
-}
-
-build() { # EXTRAS CUDA
+build() { # EXTRAS
   local how=(--no-build-isolation)
-  if [[ -n $nvcc && $2 != OFF ]] && ! torch_at_least "$python" 10; then
+  if [[ $cuda == ON ]] && ! torch_at_least "$python" 10; then
     say "this torch is too old to build against (the result will load on it): a newer one is downloaded for the build"
     how=()
   fi
-  "$python" -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.26" ninja
-  PATH="$(realpath "$VENV")/bin:$PATH" "$python" -m pip install --quiet "${how[@]}" "-Ccmake.define.LONGLIVE_CUDA=$2" --editable ".$1"
+  PATH="$(realpath "$VENV")/bin:$PATH" "$python" -m pip install --quiet "${how[@]}" --editable ".$1"
 }
 
 case ${1:-} in
@@ -81,18 +55,17 @@ case ${1:-} in
 esac
 say "$VENV: torch (several GB with CUDA), the package, its server and what its tests need; a few minutes"
 torch_at_least "$python" 9 || make_venv
-nvcc=$(find_nvcc)
+"$python" -m pip install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.26" ninja
 say "$("$python" -c 'import platform, torch
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-print(f"python {platform.python_version()}, torch {torch.__version__}, GPU: {gpu}", end="")'), nvcc: ${nvcc:-none}"
-cuda=$(kernels "${1:-}")
+print(f"python {platform.python_version()}, torch {torch.__version__}, GPU: {gpu}", end="")')"
+if [[ ${1:-} == lint || ${1:-} == test ]]; then export LONGLIVE_CUDA=${LONGLIVE_CUDA:-AUTO}; fi
+cuda=$("$python" csrc/build_backend.py)
 case $cuda in
   ON) say "building; the kernels for Hopper are compiled, which takes minutes" ;;
-  AUTO) say "building; the kernels for Hopper are compiled where there is an nvcc" ;;
   OFF) say "building without the kernels for Hopper: there is no such GPU with an nvcc, or LONGLIVE_CUDA says so" ;;
-  *) echo "LONGLIVE_CUDA must be ON, OFF or AUTO, got $cuda" >&2 && exit 2 ;;
 esac
-if [[ ${1:-} == lint ]]; then build "[lint]" "$cuda"; else build "[test]" "$cuda"; fi
+if [[ ${1:-} == lint ]]; then build "[lint]"; else build "[test]"; fi
 say "$VENV takes $(du -sh "$VENV" | cut -f1)"
 
 case ${1:-} in

@@ -7,14 +7,30 @@ if TYPE_CHECKING:
     from .config import OptimizationConfig
     from .engine.engine import LongLiveEngine
     from .engine.request import BlockRequest, Control
+    from .live import generate, stream
+    from .story import Story
+    from .video import Video
 
 __version__ = "0.1.0"
-__all__ = ["BlockRequest", "Control", "LongLiveEngine", "OptimizationConfig"]
+__all__ = [
+    "BlockRequest",
+    "Control",
+    "LongLiveEngine",
+    "OptimizationConfig",
+    "Story",
+    "Video",
+    "generate",
+    "stream",
+]
 _MODULES = {
     "BlockRequest": "engine.request",
     "Control": "engine.request",
     "LongLiveEngine": "engine.engine",
     "OptimizationConfig": "config",
+    "Story": "story",
+    "Video": "video",
+    "generate": "live",
+    "stream": "live",
 }
 
 

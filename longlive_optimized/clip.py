@@ -28,11 +28,10 @@ MP4 = {"crf": "18", "preset": "veryfast"}
 DITHER = "dither=bayer:bayer_scale=3"  # of GIF, a fixed pattern: what rests does not flicker
 GIF_CLOCK, WEBP_CLOCK = 100, 1000  # ticks a second
 ENDLESS = {"loop": "0"}
-TIME_BASE = Fraction(1, TRAINED_FPS)
 
 
 class Shot(NamedTuple):
-    """A picture, RGB uint8 [H, W, 3], from when on it is shown and for how long, in frames of 1/16 s."""
+    """A picture, RGB uint8 [H, W, 3], from when on it is shown and for how long, in frames of the clip."""
 
     picture: np.ndarray
     start: int
@@ -41,13 +40,20 @@ class Shot(NamedTuple):
 
 class Clip:
     """What is to be written. shots: begins to read them anew, in their order, the first at 0; GIF reads twice, so that
-    nothing need be held. scale: each pixel becomes so many in height and width.
+    nothing need be held. scale: each pixel becomes so many in height and width. fps: frames a second.
 
     Raises ValueError naming ``scale`` or ``seconds`` for what would be too large.
     """
 
     def __init__(
-        self, shots: Callable[[], Iterable[Shot]], height: int, width: int, frames: int, form: Format, scale: int = 1
+        self,
+        shots: Callable[[], Iterable[Shot]],
+        height: int,
+        width: int,
+        frames: int,
+        form: Format,
+        scale: int = 1,
+        fps: int = TRAINED_FPS,
     ):
         size = f"{scale * height}x{scale * width}"
         if scale * scale * height * width > MOST_PICTURE:
@@ -56,12 +62,12 @@ class Clip:
         if frames * scale * scale * height * width > MOST_CLIP[form]:
             most = MOST_CLIP[form] // (scale * scale * height * width)
             raise ValueError(
-                f"seconds: {form} of {size} may have at most {most / TRAINED_FPS:.3g}, and {frames / TRAINED_FPS:.3g} "
+                f"seconds: {form} of {size} may have at most {most / fps:.3g}, and {frames / fps:.3g} "
                 "were wanted: take fewer, a smaller scale, or mp4"
             )
         self._shots, self._few = shots, height * width <= FEW_PIXELS
         self._size, self._form, self._scale = (height, width), form, scale
-        self._height, self._width = scale * height, scale * width
+        self._height, self._width, self._fps = scale * height, scale * width, fps
 
     def write(self, target: Any) -> None:
         """Write it to a file object or path."""
@@ -70,12 +76,12 @@ class Clip:
 
     def _write_mp4(self, target: Any) -> None:
         with av.open(target, "w", format="mp4") as container:
-            stream = h264.add_stream(container, self._height, self._width, TRAINED_FPS, MP4)
+            stream = h264.add_stream(container, self._height, self._width, self._fps, MP4)
             stream.codec_context.thread_count = 1  # or the bytes depend on the number of cores
-            stream.time_base = Fraction(1, TRAINED_FPS)
+            stream.time_base = Fraction(1, self._fps)
             for shot in self._enlarged():
                 frame = h264.as_frame(shot.picture, self._height, self._width)
-                container.mux(stream.encode(_timed(frame, shot, TRAINED_FPS)))
+                container.mux(stream.encode(_timed(frame, shot, self._fps, self._fps)))
             container.mux(stream.encode())
 
     def _write_webp(self, target: Any) -> None:
@@ -84,13 +90,13 @@ class Clip:
             stream = self._add_stream(container, "libwebp_anim", "bgra" if self._few else "yuv420p", WEBP_CLOCK, own)
             for shot in self._enlarged():
                 frame = av.VideoFrame.from_ndarray(shot.picture, format="rgb24").reformat(format=stream.pix_fmt)
-                container.mux(stream.encode(_timed(frame, shot, WEBP_CLOCK)))
+                container.mux(stream.encode(_timed(frame, shot, WEBP_CLOCK, self._fps)))
             container.mux(stream.encode())
 
     def _write_gif(self, target: Any) -> None:
         palette, last = self._palette()
         graph = av.filter.Graph()
-        video, colours = _source(graph, self._height, self._width), graph.add_buffer(**_form_of(palette))
+        video, colours = _source(graph, self._height, self._width, self._fps), graph.add_buffer(**_form_of(palette))
         use, sink = graph.add("paletteuse", DITHER), graph.add("buffersink")
         video.link_to(use, 0, 0)
         colours.link_to(use, 0, 1)
@@ -98,31 +104,32 @@ class Clip:
         graph.configure()
         colours.push(palette)
         colours.push(None)
-        stays = _ticks(last.start + last.frames, GIF_CLOCK) - _ticks(last.start, GIF_CLOCK)
+        until, since = (_ticks(at, GIF_CLOCK, self._fps) for at in (last.start + last.frames, last.start))
+        stays = until - since
         with av.open(target, "w", format="gif", options=ENDLESS | {"final_delay": str(stays)}) as container:
             stream = self._add_stream(container, "gif", "pal8", GIF_CLOCK, {})
             waiting: deque[Shot] = deque()
             for shot in itertools.chain(self._enlarged(), [None]):
                 if shot:
                     waiting.append(shot)
-                video.push(_frame(shot) if shot else None)
+                video.push(_frame(shot, self._fps) if shot else None)
                 for frame in _pull(sink):
-                    container.mux(stream.encode(_timed(frame, waiting.popleft(), GIF_CLOCK)))
+                    container.mux(stream.encode(_timed(frame, waiting.popleft(), GIF_CLOCK, self._fps)))
             container.mux(stream.encode())
 
     def _palette(self) -> tuple[av.VideoFrame, Shot]:
         """The 256 colours that suit all pictures, and the last of these."""
         graph, last = av.filter.Graph(), None
-        video, find, sink = _source(graph, *self._size), graph.add("palettegen"), graph.add("buffersink")
+        video, find, sink = _source(graph, *self._size, self._fps), graph.add("palettegen"), graph.add("buffersink")
         video.link_to(find)
         find.link_to(sink)
         graph.configure()
         for last in self._shots():
-            video.push(_frame(last))
+            video.push(_frame(last, self._fps))
         video.push(None)
         (palette,) = _pull(sink)
         assert last
-        palette.pts, palette.time_base = 0, TIME_BASE
+        palette.pts, palette.time_base = 0, Fraction(1, self._fps)
         return palette, last
 
     def _add_stream(self, container, codec: str, pixels: str, clock: int, options: dict[str, str]):
@@ -141,22 +148,23 @@ def enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
     return picture if scale == 1 else picture.repeat(scale, 0).repeat(scale, 1)
 
 
-def _source(graph: av.filter.Graph, height: int, width: int):
-    return graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=TIME_BASE)
+def _source(graph: av.filter.Graph, height: int, width: int, fps: int):
+    base = Fraction(1, fps)
+    return graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=base)
 
 
-def _frame(shot: Shot) -> av.VideoFrame:
-    return _timed(av.VideoFrame.from_ndarray(shot.picture, format="rgb24"), shot, TRAINED_FPS)
+def _frame(shot: Shot, fps: int) -> av.VideoFrame:
+    return _timed(av.VideoFrame.from_ndarray(shot.picture, format="rgb24"), shot, fps, fps)
 
 
-def _timed(frame: av.VideoFrame, shot: Shot, clock: int) -> av.VideoFrame:
+def _timed(frame: av.VideoFrame, shot: Shot, clock: int, fps: int) -> av.VideoFrame:
     """A shot's frame with its time, in ticks of so many a second."""
-    frame.pts, frame.time_base = _ticks(shot.start, clock), Fraction(1, clock)
+    frame.pts, frame.time_base = _ticks(shot.start, clock, fps), Fraction(1, clock)
     return frame
 
 
-def _ticks(frames: int, clock: int) -> int:
-    return round(Fraction(frames * clock, TRAINED_FPS))
+def _ticks(frames: int, clock: int, fps: int) -> int:
+    return round(Fraction(frames * clock, fps))
 
 
 def _form_of(frame: av.VideoFrame) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: ``longlive-optimized generate | serve | make-checkpoint | bench | doctor``."""
+"""The command line: ``longlive-optimized generate | presets | serve | download | make-checkpoint | bench | doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.text import Text
 
-from . import bench, checkpoint, doctor, generate, serve
+from . import bench, checkpoint, doctor, download, generate, presets, serve
 from .loading import console, results
 from .mistakes import told
 from .threads import share_the_machine
@@ -24,7 +24,9 @@ app = typer.Typer(
     help="Real-time LongLive-1.3B.",
 )
 app.command("generate")(generate.generate)
+app.command("presets")(presets.presets)
 app.command("serve")(serve.serve)
+app.command("download")(download.download)
 app.command("make-checkpoint")(checkpoint.make_checkpoint)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")

@@ -14,7 +14,7 @@ from .loading import Height, LowMemory, MemoryLimit, TextPrecision, TextResidenc
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure operators, blocks and errors.")
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
-Model = Annotated[str, typer.Option(help="Model folder, or 'tiny'.")]
+Model = Annotated[str, typer.Option(help="Model folder, ORG/NAME of the hub, or 'tiny'.")]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu.")]
 Pixels = Annotated[int, typer.Option(help="A multiple of 16.")]
 Preset = Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
+import shutil
+import sysconfig
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    directory: Annotated[str | None, typer.Argument(help="A model folder to check, or 'tiny'.")] = None,
+    directory: Annotated[
+        str | None, typer.Argument(help="A model folder to check, ORG/NAME of the hub, or 'tiny'.")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Also read every file of DIRECTORY and compare it with its checksums.")
     ] = False,
@@ -49,6 +55,10 @@ def _versions() -> tuple[torch.device, torch.dtype]:
     table.add_row("python", platform.python_version())
     for name in ("longlive-optimized", "torch", "triton", "transformers", "safetensors", "av"):
         table.add_row(name, _version(name))
+    lacks = _triton_lacks()
+    table.add_row(
+        "for Triton on a GPU", f"{' and '.join(lacks)} missing" if lacks else "a C compiler, Python's headers"
+    )
     foreign = foreign_gpu()
     if torch.cuda.is_available() and not foreign:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -61,7 +71,17 @@ def _versions() -> tuple[torch.device, torch.dtype]:
     results.print(table)
     if foreign:
         console.print(f"there is {foreign}, but {SUPPORTED}", style="yellow", soft_wrap=True)
+    if lacks and device.type == "cuda":
+        advice = f"Triton's kernels cannot start without {' and '.join(lacks)}: install them (Debian: gcc python3-dev)"
+        console.print(advice, style="yellow", soft_wrap=True)
     return device, default_dtype("auto", device)
+
+
+def _triton_lacks() -> list[str]:
+    """What is not here of that with which Triton compiles, once, the few lines of C that launch a kernel."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return [what for what, there in (("a C compiler", compiler), ("Python's headers", headers)) if not there]
 
 
 def _version(name: str) -> str:
@@ -159,7 +179,8 @@ def _check_kept(files: ModelFiles, verify: bool) -> None:
 def _memory(directory: str, device: torch.device) -> None:
     """What each preset would take here, and part by part the one that engines begin with."""
     from ..config import PRESETS, OptimizationConfig
-    from ..engine.memory_plan import gib, memory_plan
+    from ..engine.memory_plan import memory_plan
+    from ..engine.memory_shares import gib
 
     plans = {name: memory_plan(directory, OptimizationConfig.preset(name), device) for name in PRESETS}  # pyright: ignore[reportArgumentType]
     plan = plans["balanced"]

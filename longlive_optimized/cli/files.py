@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +15,13 @@ from .loading import console
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 
 
-def check_file(option: str, path: Path | None, force: bool, suffix: str = "") -> None:
+def check_file(option: str, path: Path | None, force: bool, *suffixes: str) -> None:
     """Make the folder of a file to come and try to write there. Raises ValueError and OSError naming the option."""
     if path is None:
         return
     try:
-        if suffix and (path.suffix.lower() != suffix or (path.exists() and not path.is_file())):
-            raise ValueError(f"{option} must be an {suffix} file, got {str(path)!r}")
+        if suffixes and (path.suffix.lower() not in suffixes or (path.exists() and not path.is_file())):
+            raise ValueError(f"{option} must be {_listed(suffixes)} file, got {str(path)!r}")
         if is_device(path):
             return
         target = Path(os.path.realpath(path))  # a link stays one, also where what it names is not there yet
@@ -38,6 +39,11 @@ def check_file(option: str, path: Path | None, force: bool, suffix: str = "") ->
         if not error.strerror:  # it is one of the above
             raise
         raise OSError(f"{option}: {path} cannot be written: {error.strerror}") from error
+
+
+def _listed(suffixes: Sequence[str]) -> str:
+    *others, last = suffixes
+    return f"an {', '.join(others)} or {last}" if others else f"an {last}"
 
 
 def write_json(path: Path | None, value: object) -> None:

@@ -1,4 +1,4 @@
-"""``generate``: a prompt, and prompts to switch to, become an mp4."""
+"""``generate``: a prompt and prompts to switch to, or a story, become a file of video."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import re
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..config import PRESETS, OptimizationConfig, preset_name
+from ..config import PRESETS
+from ..story import VERSION, Story, StoryPrompt
 from ..text.clean import clean
+from ..video import FORMS, form_of
 from ..video_time import BLOCK_PIXEL_FRAMES, TRAINED_FPS
 from ..weights.locate import native_size
 from .files import Force, check_file, same_file, say_written, write_json
@@ -51,7 +53,7 @@ from .loading import (
     results,
 )
 from .ranks import Gpus, join_ranks, read_gpus
-from .video import Mp4Writer, Unwritten
+from .video import Gathered, Mp4Writer, Unwritten
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
     from ..engine.engine import LongLiveEngine
     from ..engine.timing import BlockTimes
+    from ..weights.user_lora import UserLora
 
 LENGTH = 5.0  # seconds, where nothing says another
 LONGEST_SIDE = 16128  # pixels, of square H.264 pictures by x264 and FFmpeg
@@ -84,10 +87,41 @@ def parse_switch(text: str) -> Switch:
     return Switch(3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds), prompt)
 
 
+def parse_steps(text: str | None) -> tuple[int, ...] | None:
+    """Read ``1000,750,500,250``. Raises ValueError; what the numbers must be is for the config to say."""
+    try:
+        return tuple(int(step) for step in text.split(",")) if text is not None else None
+    except ValueError:
+        raise ValueError(f"--steps must be numbers between commas, such as 1000,500,250, got {text!r}") from None
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Read ``FILE`` or ``FILE:SCALE``: the file's whole path, and 1 where no scale is given. Raises ValueError."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        number = float(scale) if colon else 1.0
+    except ValueError:  # the colon is the path's own
+        path, number = text, 1.0
+    path = path if colon and path else text
+    if not math.isfinite(number):
+        raise ValueError(f"--lora must be FILE or FILE:SCALE with a finite scale, got {text!r}")
+    return os.path.abspath(os.path.expanduser(path)), number
+
+
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to show.")],
-    out: Annotated[Path, typer.Option(help="The mp4 to write.")],
-    model: Annotated[str, typer.Option(help="Model folder, or 'tiny' for the built-in model.")] = "tiny",
+    out: Annotated[Path, typer.Option(help="The file to write: .mp4, .gif or .webp.")],
+    prompt: Annotated[str | None, typer.Option(help="What to show.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model folder, ORG/NAME of the hub, or 'tiny', the built-in one; tiny, or the story's.",
+            show_default=False,
+        ),
+    ] = None,
+    story: Annotated[
+        Path | None,
+        typer.Option(help="Play this story, from the server or by hand, in place of --prompt.", show_default=False),
+    ] = None,
     switch: Annotated[
         list[str] | None, typer.Option(metavar="SECONDS:TEXT", help="Also M:SS:TEXT; as often as wanted.")
     ] = None,
@@ -98,8 +132,33 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same video on one device.")] = 42,
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed gives the same video on one device; 42, or the story's.", show_default=False),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(PRESETS)}: 'longlive-optimized presets' says what each does; balanced.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Denoising steps in place of the preset's, such as 1000,500,250.", show_default=False),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Latent frames in the window, in place of the preset's.", show_default=False)
+    ] = None,
+    vae: Annotated[
+        Literal["wan", "lightvae", "tae", "lighttae"] | None,
+        typer.Option(
+            help="Which VAE; wan, the model's own. The others are faster, and lose detail.", show_default=False
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="A LoRA to merge; as often as wanted.")
+    ] = None,
     height: Height = None,
     width: Width = None,
     video: Video = None,
@@ -115,7 +174,15 @@ def generate(
     text_precision: TextPrecision = "auto",
     text_residence: TextResidence = "auto",
     keep_text_int8: KeepTextInt8 = False,
-    enlarge: Annotated[int, typer.Option(help="Write pictures so many times as large.", min=1)] = 1,
+    scale: Annotated[
+        int, typer.Option("--scale", "--enlarge", help="Write pictures so many times as large.", min=1)
+    ] = 1,
+    fps: Annotated[
+        int,
+        typer.Option(
+            help="Frames a second of the file; the model's are 16: others are faster or slower.", min=1, max=60
+        ),
+    ] = TRAINED_FPS,
     overlay: Annotated[bool, typer.Option("--overlay", help="Draw the latency panel into the video.")] = False,
     device: Device = None,
     vae_device: VaeDevice = None,
@@ -126,10 +193,9 @@ def generate(
 ) -> None:
     """Make a video."""
     numbers = read_gpus(gpus, device)
-    switches = sorted(map(parse_switch, switch or ()))
+    switches = {at.second: at.text for at in sorted(map(parse_switch, switch or ()))}
     if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"--seconds must be positive, got {seconds}")
-    clean(prompt)  # raises where there is nothing to show
     options = InputOptions(
         video=video,
         noise_scale=noise_scale,
@@ -140,43 +206,55 @@ def generate(
         last_frame=last_frame,
         control_scale=control_scale,
     )
-    config = OptimizationConfig.preset(
-        preset_name(preset),
-        height=height,
-        width=width,
-        seed=seed,
-        low_memory=low_memory,
-        memory_limit_gib=memory_limit,
-        text_precision=text_precision,
-        text_residence=text_residence,
-        keep_text_int8=keep_text_int8,
-        control=options.steers,
-    )
-    height, width = config.sized(native_size(model)).size
-    if enlarge * max(height, width) > LONGEST_SIDE:
-        if enlarge == 1:
+    own = {"model": model, "seed": seed, "height": height, "width": width}
+    own = {name: value for name, value in own.items() if value is not None}
+    if story is not None:
+        beside = {"--prompt": prompt, "--switch": switch, "--seconds": seconds, "--preset": preset, "--steps": steps}
+        _refuse(beside | {"--window": window, "--vae": vae, "--lora": lora} | dict(options.files))
+        told = _read_story(story, own)
+    else:
+        settings = {"denoising_steps": parse_steps(steps), "local_attn_size": window, "vae_type": vae}
+        told = _as_story(prompt, preset, settings, dict(map(parse_lora, lora or ())), own)
+    engine_fields = {
+        "low_memory": low_memory,
+        "memory_limit_gib": memory_limit,
+        "text_precision": None if text_precision == "auto" else text_precision,
+        "text_residence": text_residence,
+        "keep_text_int8": keep_text_int8,
+        "control": options.steers,
+    }
+    config = told.config(**{name: value for name, value in engine_fields.items() if value is not None})
+    loras = _loras(told, "--lora" if story is None else "--story")
+    height, width = config.sized(native_size(told.model)).size
+    if scale * max(height, width) > LONGEST_SIDE:
+        if scale == 1:
             raise ValueError(f"--height, --width: at most {LONGEST_SIDE} pixels fit into a video, got {height}x{width}")
-        raise ValueError(f"--enlarge must leave pictures of at most {LONGEST_SIDE} pixels a side, got {enlarge}")
+        raise ValueError(f"--scale must leave pictures of at most {LONGEST_SIDE} pixels a side, got {scale}")
     for option, path in options.files:
         for name, target in (("--out", out), ("--json", json_path)):
             if target and same_file(path, target):
                 raise ValueError(f"{name} must be another file than {option}, got {str(target)!r} for both")
     given = open_inputs(options, (height, width))
-    check_file("--out", out, force, ".mp4")
+    if story is None:
+        told = _with_length(told, seconds or given.length or LENGTH, switches, given)
+    frames = told.frames or sum(moment.frames for moment in told.moments(given.first_frames))
+    check_file("--out", out, force, *(f".{form}" for form in FORMS))
+    if gathered := out.suffix.lower() != ".mp4":
+        _check_gathered(out, height, width, frames, scale, fps)
     if json_path and same_file(json_path, out):
         raise ValueError(f"--json must be another file than --out, got {str(json_path)!r} for both")
     check_file("--json", json_path, force)
     ranks = join_ranks(numbers, device)
-    engine = load_engine(model, config, device, vae_device, text_device, ranks)
+    engine = load_engine(told.model, config, device, vae_device, text_device, ranks, loras)
     warmup = _warm_up(engine)
-    started = time.perf_counter()
-    frames, stopped = _frames(seconds or given.length or LENGTH, given), False
-    first = ranks.rank == 0
-    written = Mp4Writer(out, height, width, enlarge) if first else Unwritten()
+    started, stopped, first = time.perf_counter(), False, ranks.rank == 0
+    written: Mp4Writer | Gathered | Unwritten = Unwritten()
+    if first:
+        written = Gathered(out, scale, fps) if gathered else Mp4Writer(out, height, width, scale, fps)
     try:
         with written, ranks:
             try:
-                _write(engine, prompt, switches, frames, written, overlay, given)
+                _write(engine, told, frames, written, overlay, given)
             except KeyboardInterrupt:
                 stopped = True
     except ConnectionError:  # of ranks
@@ -189,23 +267,77 @@ def generate(
             Path(os.path.realpath(out)).unlink(missing_ok=True)
     wall = time.perf_counter() - started
     if first and written.frames:
-        report = _report(engine, preset, warmup, wall) | {"inputs": options.as_json()}
+        report = _report(engine, told.preset, warmup, wall) | {"inputs": options.as_json()}
         _print(report, out)
-        shown = f"{written.frames / TRAINED_FPS:.3g} s of {enlarge * width}x{enlarge * height}"
+        shown = f"{written.frames / fps:.3g} s of {scale * width}x{scale * height}"
         say_written(out, f", {shown}, {'stopped' if stopped else 'made'} after {wall:.1f} s")
         write_json(json_path, report)
     if stopped:
         raise typer.Exit(130)
 
 
-def _frames(seconds: float, given: Inputs) -> int:
-    """How many to make; whole blocks where the last one ends with a picture."""
+def _refuse(beside: Mapping[str, object]) -> None:
+    """Raises ValueError naming an option that is given beside a story."""
+    for option, given in beside.items():
+        if given is not None:
+            raise ValueError(f"{option} cannot be given beside --story, which says what the video is made from")
+
+
+def _read_story(path: Path, own: Mapping[str, Any]) -> Story:
+    """The story in a file, with what was chosen in its place."""
+    try:
+        story = Story.load(path)
+        story.check_recorded()
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"--story: {error}") from None
+    return Story.read({**story.as_dict(), **own})
+
+
+def _as_story(
+    prompt: str | None,
+    preset: str | None,
+    settings: Mapping[str, Any],
+    loras: Mapping[str, float],
+    own: Mapping[str, Any],
+) -> Story:
+    """A story of one prompt, whose length is not known yet."""
+    if prompt is None:
+        raise ValueError("--prompt, or in its place --story, must be given")
+    clean(prompt)  # raises where there is nothing to show
+    given = {name: value for name, value in settings.items() if value is not None}
+    begins = {"block": 0, "prompt": prompt}
+    fields = {"preset": preset or "balanced", "settings": given, "loras": loras, "blocks": 1, "prompts": [begins]}
+    return Story.read({"version": VERSION, **fields, **own})
+
+
+def _with_length(story: Story, seconds: float, switches: Mapping[float, str], given: Inputs) -> Story:
+    """The story of so many seconds, with later prompts; of whole blocks where the last one ends with a picture."""
+    later = (StoryPrompt(seconds=second, prompt=text) for second, text in switches.items())
     frames = round(seconds * TRAINED_FPS) or 1
-    if given.last is None:
-        return frames
-    return (
-        given.first_frames + max(0, math.ceil((frames - given.first_frames) / BLOCK_PIXEL_FRAMES)) * BLOCK_PIXEL_FRAMES
-    )
+    if given.last is not None:
+        more = math.ceil(max(0, frames - given.first_frames) / BLOCK_PIXEL_FRAMES)
+        frames = given.first_frames + more * BLOCK_PIXEL_FRAMES
+    told = {"blocks": None, "seconds": frames / TRAINED_FPS, "prompts": (*story.prompts, *later)}
+    return story.model_copy(update=told)
+
+
+def _loras(story: Story, option: str) -> list[UserLora]:
+    if not story.loras:
+        return []
+    try:
+        return story.user_loras()
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{option}: {error}") from None
+
+
+def _check_gathered(out: Path, height: int, width: int, frames: int, scale: int, fps: int) -> None:
+    """Raises ValueError for a GIF or WebP that would be too large."""
+    from ..clip import Clip
+
+    try:
+        Clip(tuple, height, width, frames, form_of("--out", out), scale, fps)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def _warm_up(engine: LongLiveEngine) -> float | None:
@@ -227,10 +359,9 @@ def _gpus(engine: LongLiveEngine) -> list[torch.device]:
 
 def _write(
     engine: LongLiveEngine,
-    prompt: str,
-    switches: Sequence[Switch],
+    story: Story,
     frames: int,
-    video: Mp4Writer | Unwritten,
+    video: Mp4Writer | Gathered | Unwritten,
     overlay: bool,
     given: Inputs,
 ) -> None:
@@ -238,7 +369,7 @@ def _write(
 
     count, speed = TextColumn("{task.completed}/{task.total} frames"), TextColumn("{task.fields[speed]}")
     columns = TextColumn("generating"), BarColumn(), count, TimeRemainingColumn(), speed
-    pending, copies = list(switches), deque()
+    seen, copies = [], deque()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=frames, speed="")
 
@@ -249,7 +380,7 @@ def _write(
             bar.update(task, completed=video.frames, speed=f"{last.interval:.0f} ms/block, {fps:.1f} fps")
 
         try:
-            for block in _blocks(engine, prompt, pending, frames, overlay, given):
+            for block in _blocks(engine, story, seen, frames, overlay, given):
                 copies.append(HostCopy(block))
                 if len(copies) > 1:  # one block late: this one is made, and decoded, while that one is written
                     write()
@@ -258,32 +389,30 @@ def _write(
                 write()
             raise
         write()
-    for late in pending:
-        console.print(
-            f"the video ended before the switch at {late.second:g} s to {late.text!r}", style="yellow", soft_wrap=True
-        )
+    for late in story.prompts:
+        if late not in seen and late.seconds is not None:
+            text = f"the video ended before the switch at {late.seconds:g} s to {late.what!r}"
+            console.print(text, style="yellow", soft_wrap=True)
 
 
 def _blocks(
-    engine: LongLiveEngine, prompt: str, switches: list[Switch], frames: int, overlay: bool, given: Inputs
+    engine: LongLiveEngine, story: Story, seen: list[StoryPrompt], frames: int, overlay: bool, given: Inputs
 ) -> Iterator[Tensor]:
-    """Blocks of so many frames in all, none of which is waited for; takes the switches that it comes to."""
+    """A story's blocks, none of which is waited for; notes the prompts that it has come to."""
     from ..demo.scope_integration.overlay import create_latency_overlay
     from ..engine.latency import LatencyMeter
-    from ..engine.request import BlockRequest
 
     meter, panel, made = LatencyMeter(engine), create_latency_overlay() if overlay else None, 0
-    while made < frames:
-        while switches and switches[0].second * TRAINED_FPS <= made:
-            prompt = switches.pop(0).text
-        coming = BLOCK_PIXEL_FRAMES if made else given.first_frames
-        fields = given.fields(made, is_last=made + coming >= frames)
-        block = engine.generate_block(BlockRequest(prompt, **fields))
+    for moment in story.moments(given.first_frames):
+        if moment.prompt not in seen[-1:]:
+            seen.append(moment.prompt)
+        moment.take_hold(engine, engine.stream)
+        fields = given.fields(made, is_last=made + moment.frames >= frames)
+        block = engine.generate_block(moment.request(**fields))
         if panel:
             panel.apply(block, meter.stats(frame_count=made))
-        block = block[: frames - made]
-        made += len(block)
-        yield block
+        made += moment.frames
+        yield block[: moment.frames]
 
 
 def _report(engine: LongLiveEngine, preset: str, warmup: float | None, wall: float) -> dict:

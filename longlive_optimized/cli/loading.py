@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from ..config import OptimizationConfig
     from ..engine.engine import LongLiveEngine
     from ..engine.ranks import Ranks
+    from ..weights.user_lora import UserLora
 
 # Texts are the user's: square brackets and colons in them mean nothing.
 console = Console(stderr=True, markup=False, highlight=False, emoji=False)  # progress and remarks
@@ -64,9 +66,13 @@ def load_engine(
     vae_device: str | None = None,
     text_device: str | None = None,
     ranks: Ranks | None = None,
+    loras: Sequence[UserLora] = (),
 ) -> LongLiveEngine:
-    """Load ``model`` and show how far it is."""
+    """Load ``model`` and show how far it is, and before that, what is to be downloaded of it."""
     from ..engine.engine import LongLiveEngine
+    from .download import have
+
+    have(model, config.vae_type, config.text_precision, config.control)
 
     columns = TextColumn("loading {task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
@@ -77,7 +83,7 @@ def load_engine(
                 tasks[what] = bar.add_task(what)
             bar.update(tasks[what], completed=done, total=total)
 
-        beside = {"vae_device": vae_device, "text_device": text_device, "ranks": ranks}
+        beside = {"vae_device": vae_device, "text_device": text_device, "ranks": ranks, "loras": loras}
         engine = LongLiveEngine(model, config, device, advance, **beside)
     where = ", ".join(str(device) for device in engine.devices.all if device.type == engine.device.type)
     where += f" on each of {ranks.count} ranks" if ranks and ranks.count > 1 else ""

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 _SAME = "bitrate codec device height host keep_text_int8 low_memory port preset prompt record_seconds seed text_device"
 _SAME += " text_precision text_residence token vae_device width"
 _OPTIONS = {name: "--" + name.replace("_", "-") for name in _SAME.split()} | {
+    "denoising_steps": "--steps",
     "directory": "DIRECTORY",
+    "local_attn_size": "--window",
     "memory_limit_gib": "--memory-limit",
     "ice_addresses": "--ice-address",
     "max_viewers": "--viewers",
     "model_path": "--model",
     "names": "OP",
     "origins": "--origin",
+    "vae_type": "--vae",
 }
 _SETTINGS = {
     "force=True": "--force",
@@ -28,6 +31,7 @@ _SETTINGS = {
 }
 _FORMS = {"--origin": "https://HOST[:PORT]", "--ice-address": "an IP address"}
 _SECRET = ("--token",)
+_IN_A_STORY = "--story: "
 _NAMED = re.compile(rf"^({'|'.join(_OPTIONS)})\b|\b({'|'.join(_OPTIONS)})\b(?= must )")
 
 
@@ -60,6 +64,8 @@ def _fault(found: Mapping) -> str:
 
 
 def _named(text: str) -> str:
+    if text.startswith(_IN_A_STORY):  # its fields are no options
+        return text
     text = _NAMED.sub(lambda name: _OPTIONS[name[0]], text)
     for words, option in _SETTINGS.items():
         text = text.replace(words, option)

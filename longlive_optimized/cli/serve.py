@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from rich.text import Text
 from ..config import PRESETS, preset_name
 from ..plain import whole
 from ..weights.locate import TINY
+from .download import have, tell_of_the_real_one
 from .loading import (
     Device,
     Height,
@@ -33,12 +35,15 @@ from .loading import (
     Width,
     console,
 )
+from .needs import extra, named
 from .publish import outlet
 from .ranks import Gpus, join_ranks, read_gpus
 
 if TYPE_CHECKING:
     from ..demo.scope_integration import ScopeOptimizationConfig
+    from ..demo.server.app import Beside
     from ..demo.server.feed import Status
+    from ..demo.server.osc import OscAddress
     from ..demo.server.sessions import Sessions
     from ..demo.server.settings import IceServer, ServerSettings
     from ..engine.loading import Progress
@@ -49,7 +54,14 @@ TINY_PROMPT = "a red circle and a blue square move left over a green field"
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="Model folder, or 'tiny' for the built-in model.")] = "tiny",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model folder, ORG/NAME of the hub, or 'tiny' for the built-in model, which is also the default; then "
+            "it is said how to get the real one.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "balanced",
     prompt: Annotated[str | None, typer.Option(help="What to show at first; the default suits the model.")] = None,
     host: Annotated[str, typer.Option(help="Address to bind; one that others can reach needs a token.")] = "127.0.0.1",
@@ -100,11 +112,21 @@ def serve(
     turn_username: Annotated[str | None, typer.Option(help="For --turn.")] = None,
     turn_password: Annotated[str | None, typer.Option(envvar="LONGLIVE_TURN_PASSWORD", help="For --turn.")] = None,
     publish: Annotated[
-        str | None, typer.Option(help="janus://HOST[:PORT]/ROOM: publish the shared stream there, for many viewers.")
+        str | None,
+        typer.Option(
+            envvar="LONGLIVE_PUBLISH",
+            help="whip+https://HOST/PATH or janus://HOST/ROOM: publish the shared stream there, for many viewers.",
+        ),
     ] = None,
     publish_make_room: Annotated[
         bool, typer.Option("--publish-make-room", help="Make the room where it does not exist.")
     ] = False,
+    osc: Annotated[
+        str | None,
+        typer.Option(
+            help="PORT, on this machine alone, or HOST:PORT: take prompts and settings by Open Sound Control."
+        ),
+    ] = None,
     device: Device = None,
     vae_device: VaeDevice = None,
     text_device: TextDevice = None,
@@ -115,6 +137,7 @@ def serve(
     replicas: Annotated[int | None, typer.Option(help="With --cluster: how many; one a GPU by default.", min=1)] = None,
 ) -> None:
     """Show live video on a page, and follow what is typed there."""
+    asks, model = model is None, model or TINY
     if replicas and not cluster:
         raise ValueError("--replicas goes with --cluster")
     if cluster:
@@ -132,8 +155,9 @@ def serve(
             text_precision=text_precision != "auto",
             text_residence=text_residence != "auto",
             sessions_per_client=sessions_per_client is not None,
+            osc=osc,
         )
-        with _extra("cluster"):
+        with extra("cluster"):
             from ..demo.serving.command import run
         seats = _sessions(sessions)
         run(
@@ -166,7 +190,7 @@ def serve(
         )
         return
     numbers = read_gpus(gpus, device)
-    with _extra():
+    with extra():
         from ..demo.scope_integration import ScopeOptimizationConfig
         from ..demo.server.sessions import Sessions
         from ..demo.server.settings import ServerSettings
@@ -199,15 +223,20 @@ def serve(
         private=private,
         keep_seconds=keep,
         max_queued=queue,
+        model=model,
+        ask_for_model=asks,
         **({} if sessions_per_client is None else {"sessions_per_client": sessions_per_client}),
     )
     if prompt is None:
         prompt = TINY_PROMPT if model == TINY else PROMPT
     elsewhere = outlet(publish, publish_make_room, settings)
+    osc_at = None if osc is None else _osc_address(osc, settings)
     if os.environ.get("RANK", "0") != "0":
         _follow(model, config, device, join_ranks(numbers, device, leads=True))
         return
+    have(model, text_precision=text_precision, control=control)
     with _listen(host, port) as listener:
+        beside = None if osc_at is None else _osc(osc_at)
         ranks = join_ranks(numbers, device, leads=True)
 
         def load(progress: Progress) -> EngineSource:
@@ -215,7 +244,7 @@ def serve(
 
         streams = Sessions(load, prompt, settings, outlet=elsewhere)
         streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
-        _run(streams, listener, _address(settings, listener))
+        _run(streams, listener, _address(settings, listener), asks, beside)
     if streams.worker.error:
         raise streams.worker.error
     # All is closed, but for a block that may be under way. Python would take seconds to take its libraries down.
@@ -233,8 +262,8 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 
 
-def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
-    """Serve until a signal comes or the model turns out not to load."""
+def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool, beside: Beside | None) -> None:
+    """Serve until a signal comes or the model turns out not to load; asks: nobody has named one."""
     import uvicorn
 
     from ..demo.server.app import create_app
@@ -242,7 +271,7 @@ def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
     started = time.perf_counter()
     quiet = {"log_level": "warning", "access_log": False, "server_header": False}
     server = uvicorn.Server(
-        uvicorn.Config(create_app(streams), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
+        uvicorn.Config(create_app(streams, beside), lifespan="on", ws="none", timeout_graceful_shutdown=1, **quiet)
     )
 
     def follow(status: Status) -> None:
@@ -253,6 +282,8 @@ def _run(streams: Sessions, listener: socket.socket, address: str) -> None:
     streams.on_status = follow
     logging.getLogger("uvicorn.error").addFilter(lambda record: not (server.should_exit and _is_cut_off(record)))
     console.print(Text.assemble("open ", (address, "bold"), "  (Ctrl-C ends)"), soft_wrap=True)
+    if asks:
+        tell_of_the_real_one()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 
@@ -304,6 +335,23 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
 
 
+def _osc_address(text: str, settings: ServerSettings) -> OscAddress:
+    """Where ``--osc`` listens. Raises ValueError naming the option."""
+    with extra("osc"):
+        from ..demo.server.osc import read_osc
+    with named("--osc"):
+        return read_osc(text, settings)
+
+
+def _osc(address: OscAddress) -> Beside:
+    """What obeys OSC there. Raises OSError naming the address."""
+    from ..demo.server.osc import bind, listening
+
+    receiver = bind(address)
+    console.print(f"OSC by UDP port {receiver.getsockname()[1]}")
+    return functools.partial(listening, receiver)
+
+
 def _address(settings: ServerSettings, listener: socket.socket) -> str:
     """The address of the page. What follows the # stays in the browser, out of logs."""
     host = socket.gethostname() if settings.address and settings.address.is_unspecified else settings.host
@@ -316,11 +364,3 @@ def _refuse_beside_cluster(**options: object) -> None:
     """Raises ValueError naming an option that a cluster's replicas do not take."""
     if given := [name for name, value in options.items() if value]:
         raise ValueError(f"--{given[0].replace('_', '-')} cannot be used with --cluster")
-
-
-@contextlib.contextmanager
-def _extra(name: str = "serve"):
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'longlive-optimized[{name}]'") from error

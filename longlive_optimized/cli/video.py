@@ -1,4 +1,4 @@
-"""Frames to an mp4 file."""
+"""Frames to a file: mp4, GIF or WebP."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..video_time import TRAINED_FPS
 
 
 class Mp4Writer:
-    """H.264, 16 frames a second, pictures ``enlarge`` times as large as they come; HD is BT.709, smaller ones BT.601,
-    and tagged so. Use as a context manager.
+    """H.264, pictures ``enlarge`` times as large as they come; HD is BT.709, smaller ones BT.601, and tagged so. Use as
+    a context manager. fps: frames a second.
 
     Its folder exists. Raises OSError where the file cannot be written.
     """
 
-    def __init__(self, path: Path, height: int, width: int, enlarge: int = 1):
+    def __init__(self, path: Path, height: int, width: int, enlarge: int = 1, fps: int = TRAINED_FPS):
         import av
 
         from .. import h264
@@ -27,8 +27,8 @@ class Mp4Writer:
         self._as_frame = h264.as_frame
         self._container = av.open(str(path), "w")
         self._size = enlarge * height, enlarge * width
-        self._stream = h264.add_stream(self._container, *self._size, TRAINED_FPS, {"crf": "18", "preset": "medium"})
-        self._stream.time_base = Fraction(1, TRAINED_FPS)
+        self._stream = h264.add_stream(self._container, *self._size, fps, {"crf": "18", "preset": "medium"})
+        self._stream.time_base = Fraction(1, fps)
         self.frames = 0
 
     def write(self, frames: np.ndarray) -> None:
@@ -44,6 +44,30 @@ class Mp4Writer:
     def __exit__(self, *error) -> None:
         self._container.mux(self._stream.encode())
         self._container.close()
+
+
+class Gathered:
+    """As Mp4Writer, for GIF and WebP: written at the end, as one picture's colours depend on all."""
+
+    def __init__(self, path: Path, enlarge: int, fps: int):
+        self._path, self._how, self._blocks = path, {"scale": enlarge, "fps": fps}, []
+        self.frames = 0
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append uint8 frames [T, H, W, 3]."""
+        self._blocks.append(frames)
+        self.frames += len(frames)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error) -> None:
+        import numpy as np
+
+        from ..video import Video
+
+        if self._blocks:
+            Video(np.concatenate(self._blocks)).save(self._path, **self._how)
 
 
 class Unwritten:

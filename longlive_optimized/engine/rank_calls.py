@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,17 +19,10 @@ from .snapshot import Snapshot
 if TYPE_CHECKING:
     from .stream import Stream
 
-
-class Numbers(Protocol):
-    """What streams are called by on all ranks."""
-
-    def __getitem__(self, stream: Any, /) -> int | str: ...
-
-
 _CLASSES = {cls.__name__: cls for cls in (BlockRequest, Control, UserLora)}
 
 
-def packed(value: Any, tensors: list[Tensor], numbers: Numbers) -> Any:
+def packed(value: Any, tensors: list[Tensor], numbers: Mapping[Any, int]) -> Any:
     """``value`` as JSON can say it; its tensors are appended to ``tensors``, its streams become their numbers.
 
     Raises TypeError for what cannot travel.

@@ -319,7 +319,7 @@ class Ranks:
         by_rank[rank] = said
         first = by_rank.get(0, {})
         for other, its in by_rank.items() if first else ():
-            if differs := [name for name in {**first, **its} if first.get(name) != its.get(name)]:
+            if differs := [name for name in {*first, *its} if first.get(name) != its.get(name)]:
                 names = ", ".join(differs)
                 self._break(f"rank {other} differs from rank 0 in {names}: all must be started alike, and call alike")
         if len(by_rank) == self.count:
@@ -475,11 +475,11 @@ class Ranks:
                 self._break(f"rank {rank} has ended: start all {self.count} anew")
 
 
-class _AnyStream:
-    """Streams have numbers only where rank 0 leads."""
+class _AnyStream(dict[Any, int]):
+    """Streams have numbers only where rank 0 leads: here all have the same."""
 
-    def __getitem__(self, stream: Any) -> str:
-        return type(stream).__name__
+    def __missing__(self, stream: Any) -> int:
+        return 0
 
 
 _WAITED = "it waited for a rank that had failed"

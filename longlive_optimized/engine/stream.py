@@ -21,6 +21,7 @@ from ..vae.band import Band
 from ..vae.codec import Codec
 from ..vae.stream import DecoderStream, EncoderStream
 from ..video_time import BLOCK_FRAMES
+from .closing import Closable
 from .control_input import ControlInput, Grey
 from .devices import Devices
 from .graphs import GraphCache, GraphSwitch
@@ -60,7 +61,7 @@ class SinkPass(NamedTuple):
     embedding: Tensor
 
 
-class Stream:
+class Stream(Closable):
     """One video: its settings, prompt, ring, VAE state, noise, position and times. Made by ``LongLiveEngine``; its
     blocks are made in ``engine.block``.
 
@@ -171,6 +172,14 @@ class Stream:
         """
         with self.devices.turn():
             return take(self, latents)
+
+    def close(self) -> None:
+        """Give its memory back to the engine's other streams; waits for a block under way. Any other use of it is then
+        a RuntimeError."""
+        with self.devices.turn():
+            if not self.closed:
+                self.devices.synchronize()
+                self._let_go("devices")
 
     def restart(self, seed: int | None = None) -> None:
         """Back to frame 0 with the prompt in force, and the transition under way."""

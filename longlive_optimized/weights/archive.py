@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import CheckpointError
+from .published import again
 
 _CHUNK = 1 << 24
 _MOST_DIRECTORY = 1 << 24  # bytes: over a hundred thousand records
@@ -285,4 +286,4 @@ def _bytes(record: Record, data: mmap.mmap) -> bytes:
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     size = path.stat().st_size
-    return CheckpointError(f"{path} is damaged or cut short ({size} bytes): {why}; download it again")
+    return CheckpointError(f"{path} is damaged or cut short ({size} bytes): {why}; download it again{again(path)}")

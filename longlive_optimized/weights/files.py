@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,11 @@ from torch import Tensor
 from ..model.config import ModelConfig
 from . import CheckpointError
 from .archive import check_archive, check_bare_pickles, verify_archive
+from .checksums import digest, hub_checksum
+from .published import again
 
 _NAMED, _LONGEST = 4, 100  # tensors named per kind of problem before the message only counts; letters of a name
 _NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-_CHUNK = 1 << 24
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,9 +57,9 @@ def verify(path: Path) -> str:
     Raises CheckpointError naming the file, and the record, that has changed; OSError.
     """
     head = _head(path)
-    if recorded := _hub_checksum(path):
-        if _digest(path, len(recorded)) != recorded:
-            raise CheckpointError(f"{path} is not as downloaded (its checksum differs): download it again")
+    if recorded := hub_checksum(path):
+        if digest(path, len(recorded)) != recorded:
+            raise CheckpointError(f"{path} is not as downloaded (its checksum differs): download it again{again(path)}")
         return "as downloaded"
     if not head.startswith(b"PK"):
         return "has no checksum to compare with"
@@ -149,11 +148,13 @@ def _head(path: Path) -> bytes:
 def _refuse_stand_ins(path: Path, head: bytes) -> None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
-        raise CheckpointError(f"{path} is empty: download it again")
+        raise CheckpointError(f"{path} is empty: download it again{again(path)}")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download went wrong")
+        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download went wrong{again(path)}")
     if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull`, or download it")
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull`, or download it{again(path)}"
+        )
 
 
 def _refuse_other_formats(path: Path, head: bytes) -> None:
@@ -189,27 +190,6 @@ def _pickled(path: Path, head: bytes) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # the unpickler raises whatever damaged opcodes lead it into
         size = path.stat().st_size
-        raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {error}; download it again") from error
-
-
-def _hub_checksum(path: Path) -> str:
-    """What the hub's client recorded of a file: its SHA-256, or git's SHA-1 of a small one; empty if nothing.
-
-    The cache names a file so; below a folder of ``hf download --local-dir`` it is the second line of a file beside.
-    """
-    real = path.resolve()
-    recorded = real.name if real.parent.name == "blobs" else ""
-    for root in path.absolute().parents:
-        note = root / ".cache/huggingface/download" / f"{path.absolute().relative_to(root)}.metadata"
-        if note.is_file():
-            recorded = "".join(note.read_text(errors="replace")[:1000].splitlines()[1:2]).strip().strip('"')
-            break
-    return recorded if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", recorded) else ""
-
-
-def _digest(path: Path, digits: int) -> str:
-    hashed = hashlib.sha256() if digits == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            hashed.update(chunk)
-    return hashed.hexdigest()
+        raise CheckpointError(
+            f"{path} is damaged or cut short ({size} bytes): {error}; download it again{again(path)}"
+        ) from error

@@ -73,7 +73,7 @@ def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
         (["--prompt", "a", "--seconds", "0"], "--seconds must be positive"),
         (["--prompt", "a", "--enlarge", "0"], "--enlarge"),
         (["--prompt", "a", "--height", "16144"], "error: --height, --width: at most 16128 pixels"),
-        (["--prompt", "a", "--enlarge", "400"], "error: --enlarge must leave pictures of at most 16128 pixels a side"),
+        (["--prompt", "a", "--enlarge", "400"], "error: --scale must leave pictures of at most 16128 pixels a side"),
         (["--prompt", "a", "--model", "/no/such/folder"], "error: --model: no /no/such/folder"),
     ],
 )
@@ -87,7 +87,7 @@ def test_mistakes_are_one_line(run, tmp_path, args, message):
 def test_what_is_no_mp4_is_named_before_anything_is_loaded(run, tmp_path, monkeypatch, out):
     monkeypatch.setattr(generate, "load_engine", lambda *args: 1 / 0)
     done = run("generate", "--prompt", "a", "--out", tmp_path / out, check=False)
-    assert done.returncode == 2 and "--out must be an .mp4 file, got" in done.stderr
+    assert done.returncode == 2 and "--out must be an .mp4, .gif or .webp file, got" in done.stderr
 
 
 def test_a_gpu_without_memory_is_one_line(run, tmp_path, monkeypatch):

@@ -40,6 +40,29 @@ def found(device, dtype) -> dict:
     return {path.operator: (path.backend, path.why) for path in paths(device, dtype)}
 
 
+@pytest.mark.parametrize(
+    ("programs", "headers", "lacks"),
+    [
+        (["gcc"], True, []),
+        (["clang"], True, []),
+        ([], True, ["a C compiler"]),
+        (["gcc"], False, ["Python's headers"]),
+        ([], False, ["a C compiler", "Python's headers"]),
+    ],
+)
+def test_what_triton_needs_to_start(monkeypatch, tmp_path, programs, headers, lacks):
+    for name in programs:
+        (tmp_path / name).touch(0o755)
+    if headers:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert longlive_optimized.cli.doctor._triton_lacks() == lacks
+    monkeypatch.setenv("CC", "/some/compiler")
+    assert "a C compiler" not in longlive_optimized.cli.doctor._triton_lacks()
+
+
 def test_every_operator_has_a_path_on_a_cpu():
     on_cpu = found(CPU, torch.float32)
     assert set(on_cpu) == set(OPS)

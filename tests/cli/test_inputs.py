@@ -181,7 +181,7 @@ def test_a_model_without_the_module_says_what_to_fetch(run, tmp_path, picture):
     make_checkpoint(tmp_path / "model", "tiny")
     options = "--model", tmp_path / "model", "--reference", picture, "--height", "32", "--width", "48"
     done = run("generate", "--prompt", "a fox", "--out", tmp_path / "x.mp4", *options, check=False)
-    assert done.returncode == 2 and "error: --model" in done.stderr and "hf download" in done.stderr
+    assert done.returncode == 2 and "error: --model" in done.stderr and "longlive-optimized download" in done.stderr
 
 
 def test_each_input_matters_and_the_report_names_it(run, folder, tmp_path, picture):

@@ -522,7 +522,7 @@ def test_another_vae_decodes_from_the_next_block_on(scope, monkeypatch):
     assert [len(block) for block in run(session, 1, vae_type="wan")] == [9]
     monkeypatch.undo()
     short = MemoryShort("memory is 1 GiB short")
-    monkeypatch.setattr("longlive_optimized.engine.engine.with_more_vaes", lambda *_: (_ for _ in ()).throw(short))
+    monkeypatch.setattr("longlive_optimized.engine.engine.with_another_vae", lambda *_: (_ for _ in ()).throw(short))
     assert [len(block) for block in run(session, 2, vae_type="tae")] == [12, 12]
     assert [message["message"] for message in told(scope, "longlive_error")][1:] == [f"vae_type: {short}, got 'tae'"]
     session.stop()

@@ -134,7 +134,9 @@ def test_without_the_file_it_loads_and_says_so(installed, pipeline_class, load, 
     session = wired(installed, FRAMES)
     assert len(run(session, 2, {FRAMES: pictures(12)})[0]) == 9
     [notice] = told(installed, "longlive_notice")
-    assert "VACE's module is missing" in notice and CONTROL_FILE.name in notice and "hf download" in notice
+    assert (
+        "VACE's module is missing" in notice and CONTROL_FILE.name in notice and "longlive-optimized download" in notice
+    )
     [error] = told(installed, "longlive_error")
     assert error.startswith(FRAMES) and "its file is missing" in error
     session.stop()

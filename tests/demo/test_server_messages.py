@@ -28,6 +28,8 @@ GOOD = [
     {"type": "set_strength", "control_scale": 0},
     {"type": "remove_picture", "role": "first_frame"},
     {"type": "reset"},
+    {"type": "reset", "seed": 7, "height": 64, "width": 96},
+    {"type": "replay", "story": {"version": 1, "blocks": 3, "prompts": [{"block": 0, "prompt": "a fox"}]}},
 ]
 
 
@@ -36,7 +38,8 @@ def test_good_messages(message):
     command = parse(json.dumps(message))
     for name, value in message.items():
         wanted = "quality_stream" if value == "quality" else value
-        assert getattr(command, name) == wanted
+        given = getattr(command, name)
+        assert (given.as_dict() if name == "story" else given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -49,8 +52,20 @@ def test_good_messages(message):
         ("{}", "type"),
         ('{"type": "shutdown"}', "does not match"),
         ('{"type": ["reset"]}', "does not match"),
-        ('{"type": "reset", "seed": 1}', "seed: Extra inputs"),
-        ('{"type": "switch_prompt"}', "prompt: Field required"),
+        ('{"type": "reset", "speed": 1}', "speed: Extra inputs"),
+        ('{"type": "reset", "seed": -1}', "seed"),
+        ('{"type": "reset", "seed": "1"}', "seed"),
+        ('{"type": "reset", "height": 40}', "height: .*multiple of 16"),
+        ('{"type": "reset", "width": 0}', "width"),
+        ('{"type": "switch_prompt"}', "either prompt or prompts"),
+        ('{"type": "switch_prompt", "prompt": "a", "prompts": [["a", 1]]}', "either prompt or prompts"),
+        ('{"type": "switch_prompt", "prompts": []}', "prompts"),
+        ('{"type": "switch_prompt", "prompts": [["a", 1], ["b", 1], ["c", 1], ["d", 1], ["e", 1]]}', "at most 4"),
+        ('{"type": "switch_prompt", "prompts": [["a", -1]]}', "prompts.*greater than or equal to 0"),
+        ('{"type": "switch_prompt", "prompts": [["a", 0], ["b", 0]]}', "a weight above 0"),
+        ('{"type": "switch_prompt", "prompts": [["a", NaN]]}', "prompts"),
+        ('{"type": "switch_prompt", "prompts": [["a"]]}', "prompts"),
+        ('{"type": "switch_prompt", "prompts": [[" ", 1]]}', "prompt must hold some text"),
         ('{"type": "switch_prompt", "prompt": "  "}', "prompt must hold some text"),
         ('{"type": "switch_prompt", "prompt": 3}', "prompt: Input should be a valid string"),
         ('{"type": "switch_prompt", "prompt": "%s"}' % ("x" * 2001), "at most 2000"),
@@ -60,7 +75,9 @@ def test_good_messages(message):
         ('{"type": "set_optimization_preset", "preset": "warp"}', "preset must be one of quality_stream"),
         ('{"type": "set_overlay", "enabled": "yes"}', "enabled"),
         ('{"type": "set_paused", "paused": 1}', "paused"),
-        ('{"type": "settings"}', "settings must have at least one of playback_speed, interpolation, shown_fps"),
+        ('{"type": "settings"}', "at least one of denoising_steps, playback_speed, interpolation, shown_fps"),
+        ('{"type": "settings", "denoising_steps": []}', "denoising_steps"),
+        ('{"type": "settings", "denoising_steps": [1001]}', "denoising_steps"),
         (
             '{"type": "settings", "playback_speed": 0.2}',
             "playback_speed: Input should be greater than or equal to 0.25",
@@ -84,6 +101,9 @@ def test_good_messages(message):
         ('{"type": "set_strength", "control_scale": "1"}', "control_scale"),
         ('{"type": "remove_picture", "role": "last_frame"}', "role"),
         ('{"type": "reset", "id": {}}', "id"),
+        ('{"type": "replay", "story": []}', "story: a story must be a JSON object, got list"),
+        ('{"type": "replay", "story": {"version": 1, "blocks": 2}}', "story: prompts must be given"),
+        ('{"type": "replay", "story": "%s"}' % ("x" * 65_536), "at most 65536 bytes"),
         ('{"type": "reset", "id": "%s"}' % ("x" * 65), "id"),
         (" " * 16_385, "at most 16384 bytes"),
         ("é" * 9000, "at most 16384 bytes"),
@@ -121,6 +141,7 @@ FIELDS = (
     "use",
     "role",
     "noise_scale",
+    "story",
 )
 TYPES = tuple({message["type"] for message in GOOD})
 NEARLY = st.builds(
@@ -141,3 +162,17 @@ def test_anything_is_a_command_or_a_bad_message(message):
 def test_the_presets_are_the_tables():
     assert [preset["name"] for preset in messages.presets()] == [*PRESETS]
     json.dumps(messages.presets())
+
+
+def test_prompts_have_weights():
+    command = parse('{"type": "switch_prompt", "prompts": [["a fox", 0.7], ["a boat", 1]]}')
+    assert command.what == (("a fox", 0.7), ("a boat", 1.0))
+    assert messages.words(command.what) == "a fox (0.7) + a boat (1)"
+    assert messages.words("a fox") == "a fox"
+
+
+def test_what_can_be_said_is_listed():
+    found = messages.commands()
+    assert {message["type"] for message in GOOD} <= found.keys()
+    for message in GOOD:
+        assert {*message} - {"type", "id"} <= {*found[message["type"]]}

@@ -1,17 +1,10 @@
-"""The page in a real browser, against the real command; skipped where there is no Chromium or Playwright.
-
-Playwright is told which Chromium to drive: its own downloads are not needed.
-"""
+"""The page in Chromium, against the real command."""
 
 import contextlib
 import http.server
 import io
-import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 
 import av
@@ -20,34 +13,11 @@ import pytest
 
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-from longlive_optimized.weights.random_checkpoint import make_checkpoint  # noqa: E402
+from longlive_optimized.weights.random_checkpoint import make_checkpoint
+from support.chromium import chromium, expect, faultless_page, is_live, plays, show, tab
+from support.served import serving
 
-sync_api.expect.set_options(timeout=20_000)  # for busy machines
 TOKEN = "correct-horse-battery"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("there is no Chromium: apt-get install chromium", allow_module_level=True)
-
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required "
-    "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream"  # a webcam that shows a green screen
-)
-# The page keeps its connections to itself; this remembers them, to be asked what they decoded.
-REMEMBER = """
-const Original = RTCPeerConnection; window.peers = [];
-window.RTCPeerConnection = class extends Original {
-  constructor(...all) { super(...all); peers.push(this); }
-  createDataChannel(...all) { return (window.channel = super.createDataChannel(...all)); }
-};
-"""
-RECEIVED = """
-async () => {
-  const report = [...(await peers.at(-1).getStats()).values()].find((r) => r.type === "inbound-rtp");
-  return { decoded: report.framesDecoded, freezes: report.freezeCount };
-}
-"""
 PAINTED = """
 (id) => {
   const canvas = document.getElementById(id), pen = canvas.getContext("2d");
@@ -57,58 +27,16 @@ PAINTED = """
 """
 
 
-@contextlib.contextmanager
-def serving(*options: str, port: int = 0):
-    """The command, running; its address."""
-    code = "from longlive_optimized.cli import main; main()"
-    small = ["--height", "32", "--width", "48", "--port", str(port)]
-    server = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", *small, *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
-    try:
-        address = re.search(r"http://\S+", server.stderr.readline()).group()
-        yield server, address
-    finally:
-        server.kill()
-        print(server.communicate()[1])  # seen where a test fails
-
-
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser):
-    """A page that may not log an error."""
-    context = browser.new_context(viewport={"width": 960, "height": 640}, accept_downloads=True)
-    context.add_init_script(REMEMBER)
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
-    assert not errors
-
-
-def is_live(page) -> None:
-    sync_api.expect(page.locator("#pill")).to_have_text(re.compile("live"), timeout=60_000)
-
-
-def plays(page, frames: int) -> dict:
-    """What happened while so many frames were decoded."""
-    before, now = page.evaluate(RECEIVED), None
-    for _ in range(600):
-        now = page.evaluate(RECEIVED)
-        if now["decoded"] >= before["decoded"] + frames:
-            return {name: now[name] - before[name] for name in now}
-        page.wait_for_timeout(100)
-    raise AssertionError(f"{before}, a minute later {now}")
+    with faultless_page(browser) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +46,6 @@ def address():
 
 
 def test_watch_write_choose_and_save(page, address):
-    expect = sync_api.expect
     page.goto(address)
     is_live(page)
     page.wait_for_timeout(2000)  # the browser settles on a buffer
@@ -128,40 +55,53 @@ def test_watch_write_choose_and_save(page, address):
         assert len(stretches) < 10, stretches
         stretches.append(plays(page, frames=60))
 
-    page.keyboard.press("/")
-    page.keyboard.type("a paper boat on a lake")
-    page.keyboard.press("Enter")
-    expect(page.locator("#shown-prompt")).to_have_text("a paper boat on a lake")
-    expect(page.locator("#history button")).to_have_text(["a paper boat on a lake"])
+    first = page.locator("#prompt").input_value()
+    show(page, "a paper boat on a lake")
+    expect(page.locator("#prompt")).to_have_value("a paper boat on a lake")
+    assert re.fullmatch(r"Seen \d+\.\d\d s after Enter.*", page.locator("#arrival-words").inner_text())
+    tab(page, "Prompts")
+    expect(page.locator("#history .words")).to_have_text(["a paper boat on a lake"])
+    expect(page.locator("#history img")).to_have_attribute("src", re.compile("^data:image/"))
+    page.get_by_text("Try", exact=True).click()  # folded since something was seen
     page.locator("#examples button").first.click()
-    expect(page.locator("#shown-prompt")).to_contain_text("red fox")
+    expect(page.locator("#prompt")).to_have_value(re.compile("red circle"))
+    expect(page.locator("#guide-help")).to_contain_text("triangle")
     page.focus("#prompt")
-    page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowUp")
     expect(page.locator("#prompt")).to_have_value("a paper boat on a lake")
     page.keyboard.press("Escape")
+    expect(page.locator("#prompt")).not_to_have_value("a paper boat on a lake")
+    assert first
 
-    page.get_by_role("button", name="realtime").click()
-    expect(page.locator("#effective")).to_contain_text("1000 500 250", timeout=20_000)
+    tab(page, "Look")
+    page.locator("#presets button[value=realtime]").click()
+    expect(page.locator("#effective")).to_contain_text("1000 500 250")
     expect(page.locator("#effective")).to_contain_text("float32")
     expect(page.locator("#effective")).to_contain_text(re.compile(r"Memory\d+\.\d GiB"))
-    expect(page.get_by_role("button", name="realtime")).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("5")  # turbo
-    expect(page.locator("#effective")).to_contain_text("int8", timeout=20_000)
+    expect(page.locator("#presets button[value=realtime]")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Alt+Digit5")  # turbo
+    expect(page.locator("#effective")).to_contain_text("int8")
 
+    tab(page, "Speed")
     expect(page.locator("#chart")).to_have_attribute(
         "aria-label", re.compile(r"Last block \d+ ms of \d+ ms, [\d.]+ frames a second")
     )
-    assert page.evaluate(PAINTED, "chart") > 5  # bars, lines and figures, smoothed
-    expect(page.locator("#figures")).to_contain_text("prompt switch")
+    for _ in range(100):
+        if page.evaluate(PAINTED, "chart") > 5:  # bars, lines and figures, smoothed
+            break
+        page.wait_for_timeout(50)
+    assert page.evaluate(PAINTED, "chart") > 5
+    expect(page.locator("#figures")).to_contain_text(re.compile(r"Enter to picture\d+\.\d\d s"))
 
+    tab(page, "Prompts")
     page.locator("#blocks button").nth(2).click()
     expect(page.locator("#blocks button").nth(2)).to_have_attribute("aria-checked", "true")
-    page.keyboard.press("o")
-    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("k")
+    page.keyboard.press("Alt+KeyO")
+    expect(page.locator("#overlay-figures")).to_contain_text("fps")
+    page.keyboard.press("Alt+KeyK")
     expect(page.locator("#pill")).to_have_text("paused")
-    page.keyboard.press("k")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Space")
     is_live(page)
 
     page.evaluate("channel.send('{')")  # answered by an error without an id
@@ -170,15 +110,14 @@ def test_watch_write_choose_and_save(page, address):
     expect(page.locator("#toast")).to_contain_text("exit")
 
     with page.expect_download() as download:
-        page.keyboard.press("s")
+        page.keyboard.press("Alt+KeyS")
     assert re.fullmatch(r"longlive-.*\.mp4", download.value.suggested_filename)
     with open(download.value.path(), "rb") as file, av.open(io.BytesIO(file.read())) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) >= 60 and frames[0].shape == (32, 48, 3) and frames[-1].std() > 5
+    assert len(frames) >= 60 and frames[0].shape == (128, 192, 3) and frames[-1].std() > 5
 
 
 def test_two_pages_busy_gone_and_back(page, browser):
-    expect = sync_api.expect
     with serving("--viewers", "1") as (server, address):
         page.goto(address)
         is_live(page)
@@ -200,7 +139,7 @@ def test_two_pages_busy_gone_and_back(page, browser):
 
 def test_a_token_is_asked_for_and_taken_from_the_address(page, address):
     page.goto(address.partition("#")[0])
-    sync_api.expect(page.locator("#veil-text")).to_contain_text("A token is needed")
+    expect(page.locator("#veil-text")).to_contain_text("A token is needed")
     page.goto("about:blank")
     page.goto(address)
     is_live(page)
@@ -213,6 +152,7 @@ def test_readable_on_a_phone(page, address):
     page.goto(address)
     is_live(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    tab(page, "Prompts")
     heights = page.evaluate("[...document.querySelectorAll('button')].map((b) => b.offsetHeight).filter((h) => h)")
     assert min(heights) >= 28 and len(heights) > 15
 
@@ -314,7 +254,7 @@ def steered(tmp_path_factory):
 
 def comes_in(page, words: str) -> None:
     note = page.locator("#input-note")
-    sync_api.expect(note).to_have_text(re.compile(rf"Your video is {words}\.$"), timeout=20_000)
+    expect(note).to_have_text(re.compile(rf"Your video is {words}\.$"), timeout=20_000)
 
 
 def source(page, name: str):
@@ -349,9 +289,9 @@ def becomes(page, **wanted) -> None:
 
 
 def test_a_webcam_and_a_file_go_in(page, steered, clip):
-    expect = sync_api.expect
     page.goto(steered)
     is_live(page)
+    tab(page, "Input")
     assert status(page)["use"] is None
     source(page, "Webcam").click()
     comes_in(page, "what the picture starts from")
@@ -382,9 +322,9 @@ def test_a_webcam_and_a_file_go_in(page, steered, clip):
 
 
 def test_a_webcam_ends_with_its_connection(page, steered):
-    expect = sync_api.expect
     page.goto(steered)
     is_live(page)
+    tab(page, "Input")
     source(page, "Webcam").click()
     comes_in(page, ".*")
     camera = page.evaluate_handle("document.getElementById('preview').srcObject.getTracks()[0]")
@@ -394,14 +334,15 @@ def test_a_webcam_ends_with_its_connection(page, steered):
 
 
 def test_another_viewer_takes_over(page, browser, steered):
-    expect = sync_api.expect
     page.goto(steered)
     is_live(page)
+    tab(page, "Input")
     source(page, "Webcam").click()
     comes_in(page, ".*")
     other = browser.new_page()
     other.goto(steered)
     is_live(other)
+    tab(other, "Input")
     expect(other.locator("#input-note")).to_have_text(re.compile("viewer \\d+'s video is"))
     source(other, "Webcam").click()
     comes_in(other, ".*")
@@ -429,9 +370,9 @@ DROP = """
 
 
 def test_pictures_are_dropped_shown_and_removed(page, browser, steered):
-    expect = sync_api.expect
     page.goto(steered)
     is_live(page)
+    tab(page, "Input")
     reference, first = (page.locator(f"#pictures li[data-role={role}]") for role in ("reference", "first_frame"))
     assert page.evaluate(DROP, ["image/png", "body", 300]) == [True, False]  # anywhere
     expect(reference).to_have_class(re.compile("given"))
@@ -447,6 +388,7 @@ def test_pictures_are_dropped_shown_and_removed(page, browser, steered):
     other = browser.new_page()
     other.goto(steered)
     is_live(other)
+    tab(other, "Input")
     expect(other.locator("#pictures .given")).to_have_count(2)
     expect(other.locator("#pictures .given canvas").first).to_be_hidden()  # it has not seen the picture
     other.close()
@@ -462,10 +404,11 @@ def test_pictures_are_dropped_shown_and_removed(page, browser, steered):
 def test_what_the_model_cannot_do_is_not_offered(page, address):
     page.goto(address)
     is_live(page)
+    tab(page, "Input")
     for there, name in [(True, "#sources"), (False, "#uses"), (False, "#pictures")]:
-        sync_api.expect(page.locator(name)).to_be_visible(visible=there)
+        expect(page.locator(name)).to_be_visible(visible=there)
     page.evaluate(DROP, ["image/png", "body", 100])
-    sync_api.expect(page.locator("#toast")).to_contain_text("takes no pictures")
+    expect(page.locator("#toast")).to_contain_text("takes no pictures")
     source(page, "Webcam").click()  # video to start from is always taken
     comes_in(page, "what the picture starts from")
 
@@ -474,11 +417,12 @@ def test_no_webcam_is_said(page, address):
     page.add_init_script("navigator.mediaDevices.getUserMedia = async () => { throw new Error('it is busy'); }")
     page.goto(address)
     is_live(page)
+    tab(page, "Input")
     source(page, "Webcam").click()
-    sync_api.expect(page.locator("#toast")).to_contain_text("No input: it is busy")
-    sync_api.expect(source(page, "None")).to_have_attribute("aria-checked", "true")
+    expect(page.locator("#toast")).to_contain_text("No input: it is busy")
+    expect(source(page, "None")).to_have_attribute("aria-checked", "true")
     page.set_input_files("#video-file", {"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"none"})
-    sync_api.expect(page.locator("#toast")).to_contain_text("a.mp4 is no video that this browser plays")
+    expect(page.locator("#toast")).to_contain_text("a.mp4 is no video that this browser plays")
 
 
 def test_the_last_choice_counts_and_a_webcam_may_go(page, steered):
@@ -491,6 +435,7 @@ def test_the_last_choice_counts_and_a_webcam_may_go(page, steered):
     """)
     page.goto(steered)
     is_live(page)
+    tab(page, "Input")
     source(page, "Webcam").click()
     source(page, "None").click()  # before it is there
     for _ in range(100):
@@ -503,12 +448,11 @@ def test_the_last_choice_counts_and_a_webcam_may_go(page, steered):
     source(page, "Webcam").click()
     comes_in(page, ".*")
     page.evaluate("window.camera.getTracks()[0].dispatchEvent(new Event('ended'))")
-    sync_api.expect(page.locator("#input-note")).to_have_text("")
+    expect(page.locator("#input-note")).to_have_text("")
     becomes(page, use=None)
 
 
 def test_a_stream_of_ones_own_a_queue_and_a_link_to_share(browser):
-    expect = sync_api.expect
     private = ("--private", "--sessions", "1", "--keep", "0.5", "--token", TOKEN)
     with serving(*private) as (_, address), contextlib.ExitStack() as stack:
         contexts = [browser.new_context() for _ in range(3)]
@@ -525,7 +469,8 @@ def test_a_stream_of_ones_own_a_queue_and_a_link_to_share(browser):
         expect(second.locator("#veil-title")).to_have_text("You are number 1 in the queue", timeout=60_000)
         expect(second.locator("#pill")).to_have_text("number 1 in the queue")
 
-        first.locator("#share").click()
+        tab(first, "Clips")
+        first.get_by_role("button", name="Copy link", exact=True).click()
         expect(first.locator("#toast")).to_contain_text("is copied")
         link = first.evaluate("navigator.clipboard.readText()")
         assert TOKEN not in link and link.partition("/s/")[2].partition("/")[0] in first.url

@@ -217,3 +217,10 @@ def test_what_is_closed_takes_no_more_and_leaves_no_thread():
     for thread in threads:
         thread.join(10)
     assert len(threads) == 2 and not any(thread.is_alive() for thread in threads)
+
+
+def test_pictures_of_another_size_begin_it_anew():
+    recorder = Recorder(seconds=10)
+    record(recorder, 40)
+    record(recorder, 5, LARGE)
+    assert [picture.shape[:2] for picture in decode(recorder.clip(10).result())[1]] == [LARGE] * 5

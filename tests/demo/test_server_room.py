@@ -70,6 +70,18 @@ async def numbers(viewer: Viewer, count: int) -> list[int]:
     return [read_number(await viewer.picture()) for _ in range(count)]
 
 
+@in_room(model="/home/someone/models", ask_for_model=False)
+async def test_viewers_are_told_the_models_name(room, http):
+    """Of a folder its name alone; of the hub's all; and whether there is to be asked for the real one."""
+    viewer = await Viewer(http).join()
+    told = await viewer.wait_for(lambda m: m["type"] == "state")
+    assert told["model"] == {"name": "models", "builtin": False, "ask": False}
+    await viewer.leave()
+    asks = ServerSettings(model="tiny", ask_for_model=True).shown_model
+    assert asks == {"name": "tiny", "builtin": True, "ask": True}
+    assert ServerSettings(model="a/b@v1").shown_model == {"name": "a/b@v1", "builtin": False, "ask": False}
+
+
 @in_room(tiny)
 async def test_a_peer_watches_the_tiny_model_and_controls_it(room, http):
     viewer = await Viewer(http).join()
@@ -126,6 +138,31 @@ async def test_a_new_prompt_is_seen_within_three_blocks(room, http):
     while read_level(picture := await viewer.picture()) != level("a boat"):
         pass
     assert read_number(picture) - asked <= 24
+    await viewer.leave()
+
+
+@in_room()
+async def test_a_video_begins_anew_with_another_seed_and_size(room, http):
+    viewer = await Viewer(http).join()
+    await viewer.ask("switch_prompt", prompt="a boat")
+    await viewer.ask("set_optimization_preset", preset="turbo")
+    await numbers(viewer, 30)
+    assert (await viewer.ask("reset", seed=7, height=48, width=160))["type"] == "done"
+    for _ in range(100):
+        picture = await viewer.picture()
+        if picture.shape[:2] == (48, 160):
+            break
+    assert picture.shape == (48, 160, 3) and read_level(picture) == level("a boat")
+    state = await viewer.wait_for(lambda m: m["type"] == "state" and m["effective"]["seed"] == 7)
+    effective = state["effective"]
+    assert (effective["height"], effective["width"], room.inputs.size) == (48, 160, (48, 160))
+    assert room.config.precision == "int8"  # what was wished for before still holds
+    assert [pipeline.config.seed for pipeline in room.worker.source.opened] == [42, 7]
+    too_large = await viewer.ask("reset", height=160)
+    assert "at most 64x128 pixels together" in too_large["error"]
+    await viewer.ask("reset", seed=8)
+    await viewer.wait_for(lambda m: m["type"] == "state" and m["effective"]["seed"] == 8)
+    assert room.config.size == (48, 160)
     await viewer.leave()
 
 

@@ -16,6 +16,7 @@ from longlive_optimized.demo.server.feed import Feed
 from longlive_optimized.demo.server.pacing import SLACK, shared_fps
 from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.demo.server.worker import Worker
+from longlive_optimized.engine.snapshot import Snapshot
 from longlive_optimized.engine.timing import percentile
 from support.painted import painted, read_number
 from support.sink import Sink, fingerprint
@@ -149,6 +150,26 @@ def test_a_newcomer_whose_first_block_takes_long_makes_nobody_late():
         time.sleep(2)
     for sink in sinks:
         assert percentile(sink.intervals(began), 0.97) < 1.5 / 16
+
+
+def test_one_that_stood_still_goes_before_others_until_it_has_shown_a_frame():
+    """A session of a server that is gone: who watches it has waited already."""
+    with working(painted(0.001)(None)) as worker:
+        prompt = Prompt("a fox", "linear", 1)
+        newcomer, moved = (Feed(worker, None, prompt, lambda status: None, lambda block: None) for _ in range(2))
+        moved.snapshot = Snapshot.__new__(Snapshot)
+        for feed in (newcomer, moved):
+            feed.set_watched(True)
+        assert moved.deadline <= time.monotonic() < newcomer.deadline - 1
+        for feed in (newcomer, moved):
+            feed.open_with(worker.source.open(worker.source.config))
+        assert moved.deadline <= time.monotonic() < newcomer.deadline - 1
+        for feed in (newcomer, moved):
+            feed.make_block()
+            assert feed.take() is not None
+            feed.set_watched(False)
+            feed.set_watched(True)
+        assert moved.deadline > time.monotonic() + 1
 
 
 def test_the_time_is_shared_fairly_where_it_is_short():

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.documents import api, house, model, readme, scope, served  # noqa: F401  (they register their claims)
+from support.documents import api, house, install, model, readme, scope, served  # noqa: F401  (they register their claims)
 from support.documents.account import DOCUMENTS, Account, NotRun, account, documents
 from support.documents.claims import CLAIMS, Claim
 from support.documents.markdown import Unit
@@ -88,6 +88,21 @@ RUN: dict[str, Run] = {
         prints=(r"\Atorch\.Size\(\[9, 64, 96, 3\]\)\n(torch\.Size\(\[12, 64, 96, 3\]\)\n){7}\Z",)
     ),
     "python: from longlive_optimized.demo.scope_integration import (": Run(prints=(r"\A\Z",)),
+    "longlive-optimized download": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download",
+        (r"daydreamlive/LongLive-1\.3B: models/longlive_base\.pt +4\.48 MB", r"ready to use as --model"),
+        partly="from a small hub on this machine",
+    ),
+    "longlive-optimized download [DIR]": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download models --vace --text bf16 --vae tae --yes",
+        (r"taew2_1\.pth", r"models_t5_umt5-xxl-enc-bf16\.pth", r"VACE_module", r"ready to use as --model"),
+        partly="from a small hub on this machine",
+    ),
+    "longlive-optimized download DIR": Run(
+        "python $CHECKOUT/tests/support/hub.py longlive-optimized download models && longlive-optimized doctor models",
+        (r"models is complete and its parts fit together",),
+        partly="from a small hub on this machine",
+    ),
     'longlive-optimized generate --model DIR --prompt "a red fox in the snow" --switch 0:04:"the fox leaps" '
     "--seconds 8 --out fox.mp4": Run(
         f'longlive-optimized generate {SMALL} --prompt "a red fox in the snow" --switch 0:04:"the fox leaps" '
@@ -106,6 +121,21 @@ RUN: dict[str, Run] = {
         (r"wrote fox\.mp4: .*, 1 s of 96x64", r"wrote in\.mp4: .*, 1 s of 96x64"),
         ("fox.mp4", "in.mp4"),
     ),
+    **dict.fromkeys(
+        [
+            f"longlive-optimized generate --story {story}"
+            for story in ("story.json --out fox.mp4", "FILE --out FILE.mp4")
+        ],
+        Run(
+            'echo \'{"version": 1, "seconds": 2, "prompts": [{"seconds": 0, "prompt": "a red circle"}, '
+            '{"seconds": 0.5, "prompt": "a white cross"}]}\' > told.json && '
+            "longlive-optimized generate --story told.json --out told.mp4 --force",
+            (r"wrote told\.mp4: .*, 2 s of 96x64",),
+            ("told.mp4",),
+        ),
+    ),
+    "python: import longlive_optimized": Run(prints=(r"\A\Z",), writes=("circle.mp4",)),
+    "longlive-optimized presets": Run(prints=(r"balanced +closest to the model", r"steps 1000,250; window 9; int8")),
     "longlive-optimized make-checkpoint DIR --config 1.3b --text tiny": Run(
         "longlive-optimized make-checkpoint full --config 1.3b --text tiny && longlive-optimized doctor full; "
         "rm -r full",
@@ -142,11 +172,26 @@ RUN: dict[str, Run] = {
         (r"ruff check\.+Passed", r"ruff format\.+Passed", r"clang-format\.+Passed", r"types\.+Passed"),
         where="checkout",
     ),
-    "pip install --no-build-isolation -Ccmake.define.LONGLIVE_CUDA=OFF -e .": Run(where="checkout"),
+    "LONGLIVE_CUDA=OFF pip install --no-build-isolation -e .": Run(where="checkout"),
     "pytest -q tests/kernels/test_rms_norm.py": Run(prints=PASSED, where="checkout"),
     "pytest -q tests/engine -k switch": Run(prints=PASSED, where="checkout"),
     "python tests/measure/report.py": Run(
         "python tests/measure/report.py && git diff --stat docs/performance.md", (r"\A\Z",), where="checkout"
+    ),
+    # docs/install.md
+    "LONGLIVE_CUDA=OFF pip install .": Run(
+        "LONGLIVE_CUDA=OFF pip wheel --no-deps --wheel-dir wheel . && ls wheel",
+        (r"-py3-none-any\.whl",),
+        where="checkout",
+    ),
+    "python tests/build/wheels.py wheels": Run(
+        "python tests/build/wheels.py wheels pure try",
+        (r"-py3-none-any\.whl: .* MB, built in", r"installed in \d+ s, used in \d+ s"),
+        where="checkout",
+        partly="the wheel that is compiled takes minutes",
+    ),
+    "python tests/measure/requirements.py": Run(
+        "python tests/measure/requirements.py && git diff --stat README.md", (r"\A\Z",), where="checkout"
     ),
     # docs/api.md, docs/architecture.md
     "longlive-optimized doctor DIR": Run(
@@ -156,6 +201,10 @@ RUN: dict[str, Run] = {
     "doctor DIR --verify": Run("longlive-optimized doctor $MODEL --verify", (r"no checksum",)),
     "longlive-optimized serve": Run(
         "timeout --preserve-status -s INT 20 longlive-optimized serve --port 0", (r"ready after \d",)
+    ),
+    "longlive-optimized serve --osc 9000": Run(
+        "timeout --preserve-status -s INT 20 longlive-optimized serve --port 0 --osc 0",
+        (r"OSC by UDP port \d+", r"ready after \d"),
     ),
     "longlive-optimized --verbose generate ...": Run(
         "longlive-optimized --verbose generate --prompt 'a red circle' --seconds 1 --out said.mp4",
@@ -296,6 +345,16 @@ RUN: dict[str, Run] = {
         prints=(r"out/one_video\.mp4: 93 frames",), writes=("out/one_video.mp4",), where="checkout"
     ),
     "python docs/examples/own_queue.py --blocks 6": Run(prints=(r"\n69 frames",), where="checkout"),
+    "python docs/examples/stream.py --frames 60 --out out/stream.gif": Run(
+        prints=(r"out/stream\.gif: 60 frames, 6 blocks",),
+        writes=("out/stream.gif", "out/stream.json"),
+        where="checkout",
+    ),
+    "python docs/examples/story.py --seconds 4 --out out/story.mp4": Run(
+        prints=(r"out/story\.mp4: 64 frames, the same twice: True",),
+        writes=("out/story.mp4", "out/story.json"),
+        where="checkout",
+    ),
     "python docs/examples/two_streams.py --blocks 6": Run(
         prints=(r"out/two_streams\.mp4: 69 frames of 2 streams",), writes=("out/two_streams.mp4",), where="checkout"
     ),
@@ -311,6 +370,8 @@ _MEASURED = "measured on an H200; tests/docs/test_performance.py holds figures t
 _NET = "downloads many GB"
 _SCOPE = "needs a checkout of scope with its requirements"
 _JANUS = "needs Janus: tests/demo/test_server_janus.py publishes to it where it is installed"
+_DOCKER = "needs Docker: .ci/run builds the image where there is one"
+_WHIP = "needs an endpoint: tests/demo/test_server_whip.py makes one and publishes to it"
 _SUITE = "the suite itself, minutes: .ci/run runs it"
 _PROSE = "says nothing that a command could contradict"
 _RULE = "a rule for people who write"
@@ -321,16 +382,15 @@ NOT_RUN: tuple[NotRun, ...] = (
     # Commands
     NotRun("README.md", "*", "./setup_env.sh test", _SUITE),
     NotRun("*", "*", "pytest -q", _SUITE),
-    NotRun("README.md", "Use", "hf download .*", _NET),
     NotRun("docs/api.md", "A model's files", "hf download --local-dir", _NET),
+    NotRun("docs/api.md", "From the hub", "hf auth login", "signs in at the hub"),
     NotRun("*", "*", "daydream-scope install .*", _SCOPE),
     NotRun("*", "*", r"pip install --no-build-isolation (-e )?\.", "compiles CUDA for minutes; without CUDA it is run"),
-    NotRun(
-        "README.md",
-        "*",
-        r"pip install (-Ccmake.define.LONGLIVE_CUDA=OFF )?\.",
-        "fetches torch for the build; tests/build makes such a wheel",
-    ),
+    NotRun("*", "*", r"pip install \.", "without CUDA it is run; tests/build makes such a wheel"),
+    NotRun("docs/install.md", "Containers", r"(LONGLIVE_CUDA=OFF )?docker compose up|\[compose.yaml\]", _DOCKER),
+    NotRun("docs/install.md", "Wheels", "Both were installed", "tests/build/wheels.py did, for minutes"),
+    NotRun("docs/install.md", "Beside scope", "scope's own environment", _SCOPE),
+    NotRun("README.md", "What it needs", "<!-- ", "marks for tests/measure/requirements.py"),
     NotRun(
         "docs/CONTRIBUTING.md", "*", "pip install -e '.*", "changes git's hooks; ./setup_env.sh lint installs the same"
     ),
@@ -347,8 +407,10 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/scope.md", "Tests", 'export SCOPE_CHECKOUT.*|pytest -s tests/demo/test_real_scope.py|"\\$.*', _SCOPE),
     NotRun("docs/performance.md", "*", "SCOPE_CHECKOUT=.*", _SCOPE),
     NotRun("docs/performance.md", "*", "python tests/measure/janus.py .*", _JANUS),
+    NotRun("docs/performance.md", "*", "python tests/measure/page_arrival.py", "needs Chromium; minutes"),
     NotRun("docs/performance.md", "*", "python tests/measure/cluster.py .*", _CLUSTER),
-    NotRun("docs/api.md", "*", "longlive-optimized serve --publish .*", _JANUS),
+    NotRun("docs/api.md", "*", "longlive-optimized serve --publish janus://.*", _JANUS),
+    NotRun("docs/api.md", "*", r"longlive-optimized serve --publish whip\+https://.*", _WHIP),
     NotRun("*", "*", "compute-sanitizer over pytest -m gpu .*", _GPU),
     NotRun(
         "docs/performance.md",

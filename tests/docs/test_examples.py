@@ -1,6 +1,8 @@
 """Every example runs, on the built-in model, and leaves what it says."""
 
+import ast
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +16,8 @@ VIDEOS = {
     "frame_loop": ({"frames": 12}, 12),
     "two_streams": ({"blocks": 1}, 9),
     "video_input": ({"blocks": 1}, 9),
+    "stream": ({"frames": 12}, 12),
+    "story": ({"seconds": 1}, 16),
 }
 
 
@@ -35,6 +39,32 @@ def test_a_video_is_made(name, tmp_path):
     example(name).main(**arguments, out=out)
     with av.open(str(out)) as video:
         assert sum(1 for _ in video.decode(video=0)) == frames
+
+
+def test_the_notebook_runs_cell_by_cell(tmp_path, monkeypatch):
+    """As a kernel does it: in one namespace, and what a cell ends with is shown."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "first_video.ipynb").read_text())
+    assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, len(notebook["cells"]))
+    space, shown = {}, []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None  # or it grows with each run
+            run_cell("".join(cell["source"]), space, shown)
+    assert [page[:7] for page in shown] == ["<video "] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"circle.mp4", "circle.gif", "story.json"}
+
+
+def run_cell(source: str, space: dict, shown: list[str]) -> None:
+    code = ast.parse(source)
+    if isinstance(code.body[-1], ast.Expr) and not source.rstrip().endswith(";"):
+        last = ast.Expression(code.body.pop().value)
+        exec(compile(code, "cell", "exec"), space)
+        value = eval(compile(last, "cell", "eval"), space)
+        if hasattr(value, "_repr_html_"):
+            shown.append(value._repr_html_())
+    else:
+        exec(compile(code, "cell", "exec"), space)
 
 
 def test_a_queue_is_filled_and_shown(capsys):

@@ -126,7 +126,7 @@ def test_control_without_its_module_is_refused_by_name(folder):
 def test_a_missing_module_is_an_error_where_it_is_wanted(tmp_path, folder):
     bare = make_checkpoint(tmp_path / "bare", "tiny")
     LongLiveEngine(bare, OptimizationConfig(**SIZE), device="cpu")
-    with pytest.raises(FileNotFoundError, match=f"{CONTROL_FILE.name}(.|\n)*hf download"):
+    with pytest.raises(FileNotFoundError, match=f"{CONTROL_FILE.name}(.|\n)*longlive-optimized download"):
         LongLiveEngine(bare, OptimizationConfig(control=True, **SIZE), device="cpu")
     engine = LongLiveEngine(folder, OptimizationConfig(**SIZE), device="cpu")
     with pytest.raises(ValueError, match="control cannot change while a stream runs"):

@@ -13,10 +13,12 @@ import torch
 from longlive_optimized import BlockRequest, Control, LongLiveEngine, OptimizationConfig, cli
 from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, create_optimized_scope_pipeline
 from longlive_optimized.engine import devices as devices_module
+from longlive_optimized.engine import memory_outline as outlining
 from longlive_optimized.engine import memory_plan as planning
 from longlive_optimized.engine.devices import Devices
 from longlive_optimized.engine.latency import LatencyMeter
-from longlive_optimized.engine.memory_plan import GIB, MemoryShort, check_fits, gpu_of, leaner_plans, plan_for
+from longlive_optimized.engine.memory_plan import MemoryShort, check_fits, gpu_of, leaner_plans, plan_for
+from longlive_optimized.engine.memory_shares import GIB, Asked, MemoryPlan
 from longlive_optimized.engine.places import Place
 from longlive_optimized.engine.timing import BlockTimer
 from longlive_optimized.kernels import native
@@ -294,15 +296,15 @@ def test_statistics_count_intervals(monkeypatch):
 def full_size(monkeypatch):
     """LongLive's own dimensions on Hopper GPUs, beside the built-in model's text encoder; GiB that each has."""
     vae, there = WanVae(device="meta"), {FIRST: 1000.0, SECOND: 1000.0, THIRD: 1000.0}
-    monkeypatch.setattr(planning, "outline", lambda files: (ModelConfig(), vae))
+    monkeypatch.setattr(outlining, "outline", lambda files: (ModelConfig(), vae))
     monkeypatch.setattr(native, "missing", lambda device: None)
     monkeypatch.setattr(planning, "available_on", lambda device, limit: int(min(there[device], limit or 1e9) * GIB))
     return there
 
 
-def planned(preset: str = "speed", vae=SECOND, text=SECOND, **changes) -> planning.MemoryPlan:
+def planned(preset: str = "speed", vae=SECOND, text=SECOND, **changes) -> MemoryPlan:
     config = OptimizationConfig.preset(preset, **changes).sized((480, 832))
-    return plan_for(locate("tiny"), config, FIRST, vae, text)
+    return plan_for(Asked(locate("tiny"), config, FIRST, vae, text))
 
 
 @pytest.mark.parametrize("preset", ["balanced", "speed"])
@@ -351,7 +353,7 @@ def test_a_text_encoder_stays_on_the_device_that_was_named(full_size):
     assert planned().choices.text_residence == "parked" and not planned().fits
     config, cpu = OptimizationConfig.preset("speed").sized((480, 832)), {"text_residence": "cpu"}
     for text, may in ((SECOND, False), (FIRST, False), (None, True)):
-        outlined = planning.Outline(locate("tiny"), config, FIRST, SECOND, text)
+        outlined = planning.Ladder(Asked(locate("tiny"), config, FIRST, SECOND, text))
         assert outlined.allows(cpu, outlined.first()) is may and outlined.allows(
             {"vae_in_parts": True}, outlined.first()
         )
@@ -364,12 +366,12 @@ def test_a_text_encoder_stays_on_the_device_that_was_named(full_size):
 def test_the_device_that_is_short_is_named(full_size):
     full_size[SECOND] = 2.4
     config = OptimizationConfig.preset("speed").sized((480, 832))
-    plan = plan_for(locate("tiny"), config, FIRST, SECOND, SECOND)
+    asked = Asked(locate("tiny"), config, FIRST, SECOND, SECOND)
     with pytest.raises(MemoryShort, match=r"480x832 takes .* of cuda:1 at least, 2\.4 GiB are there; what would do: "):
-        check_fits(plan, locate("tiny"), config)
-    config = dataclasses.replace(config, memory_limit_gib=1.5)
+        check_fits(plan_for(asked))
+    asked = asked._replace(config=dataclasses.replace(config, memory_limit_gib=1.5))
     with pytest.raises(MemoryShort, match=r" of cuda:0 at least, 1\.5 GiB are there \(memory_limit_gib=1\.5\)"):
-        check_fits(plan_for(locate("tiny"), config, FIRST, SECOND, SECOND), locate("tiny"), config)
+        check_fits(plan_for(asked))
 
 
 def test_a_plan_tells_of_each_device(full_size):
@@ -383,10 +385,7 @@ def test_a_plan_tells_of_each_device(full_size):
 
 def test_what_a_running_engine_gives_up_is_on_the_gpu_that_ran_out(full_size):
     plan = planned(low_memory=None)
-    config = OptimizationConfig.preset("speed").sized((480, 832))
-    chosen = {
-        short: [after.choices for after in leaner_plans(locate("tiny"), config, plan, short)] for short in (None, 0, 1)
-    }
+    chosen = {short: [after.choices for after in leaner_plans(plan, short)] for short in (None, 0, 1)}
     assert [choices.low_memory for choices in chosen[0]] == [True]
     assert [(choices.text_residence, choices.vae_in_parts) for choices in chosen[1][:2]] == [
         ("parked", False),

@@ -15,12 +15,15 @@ from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import MAX_WINDOW
 from longlive_optimized.demo.scope_plugin.load_params import ESTIMATED_VRAM, LoadParams
 from longlive_optimized.engine import engine as engine_module
+from longlive_optimized.engine import memory_outline as outlining
 from longlive_optimized.engine import memory_plan as planning
 from longlive_optimized.engine.devices import Devices
 from longlive_optimized.engine.graphs import GraphCache
 from longlive_optimized.engine.latency import LatencyMeter
 from longlive_optimized.engine.live_bytes import passing_bytes, storage_bytes
-from longlive_optimized.engine.memory_plan import GIB, MEASURED, MemoryShort, Outline, memory_plan, plan_for, plans_for
+from longlive_optimized.engine.memory_outline import Outline
+from longlive_optimized.engine.memory_plan import MemoryShort, memory_plan, plan_for, plans_for
+from longlive_optimized.engine.memory_shares import GIB, MEASURED, Asked
 from longlive_optimized.engine.ranks import Ranks
 from longlive_optimized.kernels import native
 from longlive_optimized.model.config import ModelConfig
@@ -134,7 +137,7 @@ MEASURED_GIB = {
 def full_size(monkeypatch):
     """LongLive's own dimensions, on a Hopper GPU that is not there, beside the built-in model's text encoder."""
     vae = WanVae(device="meta")
-    monkeypatch.setattr(planning, "outline", lambda files: (ModelConfig(), vae))
+    monkeypatch.setattr(outlining, "outline", lambda files: (ModelConfig(), vae))
     monkeypatch.setattr(native, "missing", lambda device: None)
     monkeypatch.setattr(planning, "available_on", lambda device, limit: None if limit is None else int(limit * GIB))
 
@@ -143,7 +146,7 @@ def full_size(monkeypatch):
 def test_parts_at_full_size_are_those_that_were_measured(mode, full_size):
     preset = "balanced" if mode == "balanced" else "speed"
     low = mode == "low"
-    plan = plan_for(locate("tiny"), OptimizationConfig.preset(preset, low_memory=low).sized((480, 832)), CUDA)
+    plan = plan_for(Asked(locate("tiny"), OptimizationConfig.preset(preset, low_memory=low).sized((480, 832)), CUDA))
     parts = dict(plan.parts)
     parts["VAE's stream"] += parts["VAE"]  # measured together
     for name in parts.keys() & MEASURED_GIB[mode].keys():
@@ -166,14 +169,14 @@ def test_a_plan_is_what_a_gpu_took(row, full_size, big_text):
     """The most that torch had reserved, and 0.79 GiB beside it: never more than planned, and at most 5 % less."""
     chosen = {name: row["plan"][name] for name in ("text_precision", "text_residence", "low_memory")}
     size = tuple(map(int, row["size"].split("×")))
-    plan = plan_for(locate("tiny"), OptimizationConfig.preset(row["preset"], **chosen).sized(size), CUDA)
+    plan = plan_for(Asked(locate("tiny"), OptimizationConfig.preset(row["preset"], **chosen).sized(size), CUDA))
     assert 0.95 <= (row["reserved_gib"] + 0.79) * GIB / plan.peak <= 1
     assert 0.9 <= row["allocated_gib"] * GIB / plan.allocated <= 1
 
 
 def test_the_published_vae_takes_what_was_measured():
     """``modules_gib`` of the decoder: 5.35, with weights."""
-    outlined = Outline(locate("tiny"), OptimizationConfig(height=480, width=832, model_dtype="bfloat16"), CPU)
+    outlined = Outline(Asked(locate("tiny"), OptimizationConfig(height=480, width=832, model_dtype="bfloat16"), CPU))
     outlined._vae = WanVae(device="meta").bfloat16()
     outlined._dimensions = ModelConfig()
     whole, parts = (outlined._video(outlined._vae, False, in_parts) for in_parts in (False, True))
@@ -204,12 +207,12 @@ def big_text(monkeypatch):
     def of(files, device, dtype, precision, residence):
         return footprint(shapes, "bf16" if precision == "auto" else precision, residence, dtype)
 
-    monkeypatch.setattr(planning, "text_footprint", of)
+    monkeypatch.setattr(outlining, "text_footprint", of)
 
 
 def test_choices_come_from_fast_to_lean(full_size, big_text):
     config = OptimizationConfig.preset("speed", memory_limit_gib=1).sized((480, 832))
-    plans = [*plans_for(locate("tiny"), config, CUDA)]
+    plans = [*plans_for(Asked(locate("tiny"), config, CUDA))]
     assert [plan.peak for plan in plans] == sorted({plan.peak for plan in plans}, reverse=True)
     taken = [
         [name for name, a, b in zip(one.choices._fields, one.choices, other.choices, strict=True) if a != b]
@@ -238,22 +241,24 @@ def test_what_there_is_is_the_least_that_anyone_allows(monkeypatch):
     ("preset", "size", "gib"), [("balanced", (480, 832), 15.5), ("speed", (480, 832), 11.5), ("speed", (480, 832), 23)]
 )
 def test_cards_of_users_are_served(preset, size, gib, full_size, big_text):
-    plan = plan_for(locate("tiny"), OptimizationConfig.preset(preset, memory_limit_gib=gib).sized(size), CUDA)
+    plan = plan_for(Asked(locate("tiny"), OptimizationConfig.preset(preset, memory_limit_gib=gib).sized(size), CUDA))
     assert plan.fits and plan.peak <= gib * GIB
-    faster = [*plans_for(locate("tiny"), OptimizationConfig.preset(preset, memory_limit_gib=gib).sized(size), CUDA)]
+    faster = [
+        *plans_for(Asked(locate("tiny"), OptimizationConfig.preset(preset, memory_limit_gib=gib).sized(size), CUDA))
+    ]
     assert not any(other.fits for other in faster[: faster.index(plan)])
 
 
 def test_what_scope_is_told_is_the_plans(full_size, big_text, monkeypatch):
     monkeypatch.setattr(native, "missing", lambda device: "no Hopper GPU")
     monkeypatch.setattr("longlive_optimized.vae.packed.codec._takes_triton", lambda device: False)
-    footprint = planning.text_footprint
+    footprint = outlining.text_footprint
 
     def in_float8(files, device, dtype, precision, residence):
         return footprint(files, device, dtype, "fp8", residence)
 
-    monkeypatch.setattr(planning, "text_footprint", in_float8)
-    plan = plan_for(locate("tiny"), LoadParams().engine_config(), CUDA)
+    monkeypatch.setattr(outlining, "text_footprint", in_float8)
+    plan = plan_for(Asked(locate("tiny"), LoadParams().engine_config(), CUDA))
     assert not plan.costs and math.ceil(plan.peak / GIB) == ESTIMATED_VRAM
 
 
@@ -268,20 +273,20 @@ FIXED = {
 def test_what_is_fixed_never_changes(name, full_size, big_text):
     value, holds = FIXED[name]
     config = OptimizationConfig.preset("speed", memory_limit_gib=1, **{name: value}).sized((480, 832))
-    plans = [*plans_for(locate("tiny"), config, CUDA)]
+    plans = [*plans_for(Asked(locate("tiny"), config, CUDA))]
     assert len(plans) > 1 and all(map(holds, plans))
 
 
 def test_bf16_presets_keep_their_weights(full_size):
-    plans = [*plans_for(locate("tiny"), OptimizationConfig(memory_limit_gib=1).sized((480, 832)), CUDA)]
+    plans = [*plans_for(Asked(locate("tiny"), OptimizationConfig(memory_limit_gib=1).sized((480, 832)), CUDA))]
     assert not any(plan.choices.low_memory for plan in plans)
 
 
 def test_what_does_not_fit_is_one_error_that_says_what_would(full_size, big_text):
     config = OptimizationConfig.preset("balanced", memory_limit_gib=9, text_residence="gpu").sized((480, 832))
-    plan = plan_for(locate("tiny"), config, CUDA)
+    plan = plan_for(Asked(locate("tiny"), config, CUDA))
     with pytest.raises(MemoryShort) as error:
-        planning.check_fits(plan, locate("tiny"), config)
+        planning.check_fits(plan)
     said = str(error.value)
     assert said.startswith("memory is ") and "GiB short: 480x832 takes " in said and "(memory_limit_gib=9)" in said
     assert "9.0 GiB are there" in said and "what would do: " in said and "320x576" not in said.split("would do")[0]
@@ -290,9 +295,9 @@ def test_what_does_not_fit_is_one_error_that_says_what_would(full_size, big_text
 
 def test_where_nothing_fits_nothing_is_advised(gpu_of):
     gpu_of(0.1)
-    config = OptimizationConfig(height=32, width=48)
+    asked = Asked(locate("tiny"), OptimizationConfig(height=32, width=48), CUDA)
     with pytest.raises(MemoryShort, match=r"0\.1 GiB are there; no smaller setting would do$"):
-        planning.check_fits(plan_for(locate("tiny"), config, CUDA), locate("tiny"), config)
+        planning.check_fits(plan_for(asked))
 
 
 def test_another_vae_is_in_the_plan_from_when_it_is_asked_for():
@@ -320,7 +325,7 @@ def test_a_vae_that_does_not_fit_is_one_error_before_it_is_loaded(taken, gpu_of,
     engine = LongLiveEngine("tiny", OptimizationConfig(height=32, width=64), CPU)
     codec, load = engine.stream.networks.codec, engine_module.load_vae
     gpu_of(100)
-    plan = plan_for(engine.files, engine.config, CUDA)
+    plan = plan_for(Asked(engine.files, engine.config, CUDA))
     if taken == "by the plan":
         plan = dataclasses.replace(plan, available=plan.peak)
     else:
@@ -334,19 +339,19 @@ def test_a_vae_that_does_not_fit_is_one_error_before_it_is_loaded(taken, gpu_of,
     engine._plan = dataclasses.replace(plan, available=100 * GIB)
     monkeypatch.setattr(engine_module, "load_vae", load)
     engine.use_vae("tae")
-    grown, more = engine.memory_plan, locate("tiny", "tae")
+    grown = engine.memory_plan
     assert grown.fits and grown.peak > plan.peak and grown.parts["VAE tae"] > 0
-    leaner = [*planning.leaner_plans(engine.files, engine.config, grown, more_vaes=[more])]
+    leaner = [*planning.leaner_plans(grown)]
     assert leaner and all(each.parts["VAE tae"] for each in leaner)
 
 
 def test_a_vae_counts_where_it_lies(gpu_of):
     gpu_of(100)
-    files, config = locate("tiny"), OptimizationConfig(height=32, width=64)
-    plan = plan_for(files, config, CUDA, torch.device("cuda", 1))
-    grown = planning.with_more_vaes(files, config, plan, [locate("tiny", "lighttae")])
+    config = OptimizationConfig(height=32, width=64)
+    plan = plan_for(Asked(locate("tiny"), config, CUDA, torch.device("cuda", 1)))
+    grown = planning.with_another_vae(plan, locate("tiny", "lighttae"))
     assert grown.parts == plan.parts and grown.others[0].parts["VAE lighttae"] > 0
-    assert grown.choices == plan.choices and grown.vae_device == plan.vae_device
+    assert grown.choices == plan.choices
 
 
 def test_an_engine_follows_its_plan(full_size, big_text, caplog):
@@ -379,7 +384,7 @@ def ranks_of(count, least=0):
 def test_ranks_share_what_passes_take_and_choose_alike(full_size, big_text):
     """Weights and ring are whole on each rank; what the one with the least room must do, all do."""
     files, config = locate("tiny"), OptimizationConfig.preset("balanced").sized((480, 832))
-    one, two, eight = (plan_for(files, config, CUDA, ranks=ranks_of(count)) for count in (1, 2, 8))
+    one, two, eight = (plan_for(Asked(files, config, CUDA, ranks=ranks_of(count))) for count in (1, 2, 8))
     assert one.parts == two.parts == eight.parts and one.working > two.working > eight.working > one.working // 8
     assert one.available is two.available is None
     engine = LongLiveEngine.__new__(LongLiveEngine)
@@ -418,7 +423,7 @@ def test_a_limit_refuses_nothing_on_a_cpu():
 
 def test_a_plan_is_told_in_words_and_numbers(gpu_of):
     gpu_of(10)
-    plan = plan_for(locate("tiny"), OptimizationConfig(height=64, width=96), CUDA)
+    plan = plan_for(Asked(locate("tiny"), OptimizationConfig(height=64, width=96), CUDA))
     assert str(plan) == f"{plan.peak / GIB:.1f} GiB of 10.0 GiB that there are on cuda:0"
     said = plan.as_json()
     assert said["available_gib"] == 10 and said["peak_gib"] == round(plan.peak / GIB, 2) and said["costs"] == []
@@ -550,7 +555,7 @@ def test_opening_a_stream_falls_back_too(monkeypatch):
     engine.model.hold_int8()
     calls = []
 
-    class Short(planning.Stream):
+    class Short(outlining.Stream):
         def __init__(self, *args, **how):
             calls.append(args)
             if len(calls) == 1:
@@ -664,7 +669,9 @@ def test_a_gpu_video_goes_on_where_memory_runs_out(monkeypatch, caplog):
 def test_control_at_full_size(preset, more, full_size):
     """VACE's module has 1.37 GiB in bfloat16, an encoder of one latent frame at a time about 1.9 beside its weights."""
     config = OptimizationConfig.preset(preset, low_memory=False).sized((480, 832))
-    without, plan = (plan_for(locate("tiny"), dataclasses.replace(config, control=on), CUDA) for on in (False, True))
+    without, plan = (
+        plan_for(Asked(locate("tiny"), dataclasses.replace(config, control=on), CUDA)) for on in (False, True)
+    )
     assert plan.parts["control"] / GIB == pytest.approx(2 * 734_975_232 / GIB)
     assert plan.parts["passes"] - without.parts["passes"] < 0.1 * GIB
     assert plan.parts["control's encoder"] / GIB == pytest.approx({"balanced": 1.98, "speed": 1.39}[preset], rel=0.05)

@@ -28,7 +28,8 @@ import torch
 
 from longlive_optimized import BlockRequest, LongLiveEngine
 from longlive_optimized.config import OptimizationConfig
-from longlive_optimized.engine.memory_plan import GIB, MemoryPlan, MemoryShort
+from longlive_optimized.engine.memory_plan import MemoryShort
+from longlive_optimized.engine.memory_shares import GIB, MemoryPlan
 from longlive_optimized.engine.timing import percentile
 
 PRESETS, SIZES = ("balanced", "speed"), ((480, 832), (320, 576))

@@ -57,6 +57,11 @@ def by_size(topics: Sequence[str], kind: str | None = None) -> Found:
     return {size: found[size] for size in SIZES}
 
 
+def of_kind(run: Run, kind: str) -> list[dict]:
+    """A run's rows of one table."""
+    return [row for row in run["rows"] if row["table"] == kind]
+
+
 def rows_of(found: Found) -> list[dict]:
     return [row for row, _ in found.values()]
 
@@ -396,7 +401,8 @@ def others() -> dict[str, str]:
     plugin, overlap, merged = by_size(["plugin"]), runs("overlap")[-1], runs("merged-pass")[-1]
     delay, server, soak, blocks = (runs(topic)[-1] for topic in ("page", "server-soak", "soak", "endurance"))
     janus, sessions, cluster = runs("janus")[-1], runs("sessions"), runs("cluster")[-1]
-    builds, compiled = runs("builds")[-1], runs("compile")[-1]
+    arrival = runs("page-arrival")[-1]
+    builds, compiled, install = runs("builds")[-1], runs("compile")[-1], runs("install")[-1]
     training, shown, demo = runs("tinyworld-training")[-1], runs("tinyworld")[-1], runs("demo")
     attributes = ("ground", "count", "motion", "colour", "form", "all")
     steered = runs("tinyworld-control")
@@ -456,6 +462,13 @@ def others() -> dict[str, str]:
         "janus_source": source([janus]),
         "janus_how": janus["notes"][0],
         "janus": table(named("viewers", "of", "cpu_ms_per_frame", "fps", "packets_per_frame", "by_one"), janus["rows"]),
+        "arrival_source": source([arrival]),
+        "arrival_how": arrival["notes"][0],
+        "arrival": table(
+            {"H×W": "size", "preset": "preset", "prompts": "prompts", "the page s": "page_s", "the look s": "look_s"}
+            | {"the engine s": "engine_s", "off ms": "off_ms"},
+            arrival["rows"],
+        ),
         "training_source": source([training]),
         "training_size": training["notes"][1],
         "training_table": table(
@@ -474,6 +487,15 @@ def others() -> dict[str, str]:
         "demo_table": table(
             {"block ms": "block_ms", "of which decoding": "decode_ms", "frames/s": "fps"},
             [row for run in demo for row in run["rows"]],
+        ),
+        "install_source": source([install]),
+        "install_state": install["state"],
+        "install_software": install["software"],
+        "fresh_table": table({"until": "until", "s": "s"}, of_kind(install, "fresh")),
+        "wheels_table": table(
+            {"wheel": "wheel", "MB": "mb", "built s": "built_s", "Python": "python", "beside": "beside"}
+            | {"installed s": "installed_s", "used s": "used_s"},
+            of_kind(install, "wheels"),
         ),
         "endurance_source": source([blocks]),
         "endurance": f"{made['blocks']} blocks of a small model in {made['seconds']} s; memory {made['memory']}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import types
 import zlib
@@ -27,6 +28,8 @@ class PaintedPipeline:
     """
 
     fallback_blocks = 0
+    replaying = None
+    recorder = types.SimpleNamespace(story=lambda: None)
 
     def __init__(self, config: ScopeOptimizationConfig, block_seconds: float = 0.0, control: bool = False):
         self.config, self.block_seconds = config, block_seconds
@@ -65,8 +68,13 @@ class PaintedPipeline:
 
         self.preset = next(filter(fits, PRESETS), "custom")
 
-    def reset(self) -> None:
+    def reset(self, seed: int | None = None) -> None:
         self.calls.append("reset")
+        if seed is not None:
+            self.config = dataclasses.replace(self.config, seed=seed)
+
+    def end_replay(self) -> None:
+        pass
 
     def get_latency_stats(self) -> dict:
         counts = {"frame_count": len(self.painted), "fallback_blocks": self.fallback_blocks}

@@ -84,8 +84,7 @@ def test_a_missing_one_is_named_with_what_gets_it(folder):
     with pytest.raises(FileNotFoundError, match=f"lacks control; looked for .*{CONTROL_FILE}") as caught:
         locate(folder, control=True)
     command = str(caught.value).splitlines()[-1].split()
-    assert command[:3] == ["hf", "download", "daydreamlive/WanVideo_comfy"] and command[3] == CONTROL_FILE.name
-    assert command[-1] == str(folder / CONTROL_FILE.parent)  # where it is then found
+    assert command == ["longlive-optimized", "download", str(folder), "--vace"]
     (folder / CONTROL_FILE).parent.mkdir()
     (folder / CONTROL_FILE).symlink_to(folder / "gone")
     assert locate(folder).control is None

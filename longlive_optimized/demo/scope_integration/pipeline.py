@@ -6,7 +6,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Unpack, cast
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...config import CHANGEABLE, PRESETS, OptimizationConfig, StreamSettings
+from ...engine.closing import Closable
 from ...engine.engine import LongLiveEngine
 from ...engine.latency import LatencyMeter
 from ...engine.loading import Progress
@@ -23,16 +24,19 @@ from ...engine.snapshot import Snapshot
 from ...engine.stream import Stream
 from ...keywords import ConfigFields, FrameFields, PresetName, SourceFields, SwitchFields
 from ...plain import did_you_mean, flag, whole
+from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES, LATENT_PIXEL_FRAMES
 from .config import ScopeOptimizationConfig, whole_wish
 from .frame_queue import FrameQueue
 from .overlay import LatencyOverlay, create_latency_overlay
 from .prompt_box import Prompt, PromptBox, as_prompt
+from .replay import Replay, check_fits
+from .story_recorder import StoryRecorder
 
 _OVERLAY_FIELDS = ("enable_latency_overlay", "overlay_position", "overlay_opacity")
 
 
-class OptimizedScopePipeline:
+class OptimizedScopePipeline(Closable):
     """LongLive as a stream of frames, with prompts and presets that may change at any time, from any thread.
 
     model_path: a folder of LongLive's or scope's layout, or ``"tiny"``.
@@ -66,7 +70,7 @@ class OptimizedScopePipeline:
         engine = LongLiveEngine(
             model_path, own, device, progress, vae_device=vae_device, text_device=text_device, ranks=ranks
         )
-        self._show(engine, engine.stream, config.sized(engine.config.size))
+        self._show(engine, engine.stream, config.sized(engine.config.size), owned=True)
 
     @classmethod
     def on(
@@ -103,14 +107,20 @@ class OptimizedScopePipeline:
             before = dataclasses.asdict(snapshot.settings)
             pipeline._show(engine, engine.open_stream(snapshot=snapshot), config)
             pipeline._changes = {name: settings[name] for name in CHANGEABLE if settings[name] != before[name]}
+            pipeline.recorder.cannot_hold("another stream's snapshot")
         pipeline._warm |= flag("warm", warm) or snapshot is not None
         return pipeline
 
-    def _show(self, engine: LongLiveEngine, stream: Stream, config: ScopeOptimizationConfig) -> None:
-        self.engine, self.stream, self.config = engine, stream, config
+    def _show(
+        self, engine: LongLiveEngine, stream: Stream, config: ScopeOptimizationConfig, owned: bool = False
+    ) -> None:
+        self.engine, self.stream, self.config, self._owned = engine, stream, config, owned
         self.overlay = self._new_overlay()
         self._queue, self._prompts = FrameQueue(), PromptBox()
         self._meter = LatencyMeter(engine, stream)
+        self.recorder = StoryRecorder(engine, stream)
+        self._replay: Replay | None = None
+        self._seed: int | None = None  # with which the video is to begin anew
         self._delivered = 0
         self.scene = self._scenes = 0
         self._warm = engine.device.type != "cuda"
@@ -124,12 +134,15 @@ class OptimizedScopePipeline:
 
         On CUDA the first frame does this if it was not done before. Statistics leave it out.
         """
-        num_frames = whole("num_frames", num_frames, 1)
+        self._warm_up(whole("num_frames", num_frames, 1))
+        self.end_replay()
+
+    def _warm_up(self, num_frames: int = 50) -> None:
         with self._lock:
             self._apply_config()
             self.engine.warmup(math.ceil(num_frames / BLOCK_PIXEL_FRAMES), self.stream)
             self._warm = True
-            self.reset()
+            self._begin_anew()
 
     def generate_frame(self, prompt: str | Sequence[tuple[str, float]], **kwargs: Unpack[FrameFields]) -> Tensor:
         """The next frame, float32 [3, H, W] in [0, 1] on the device, without overlay.
@@ -191,12 +204,25 @@ class OptimizedScopePipeline:
         kwargs: ``blend`` and ``transition_blocks`` of BlockRequest. Raises ValueError or TypeError naming the fault.
         """
         prompt = as_prompt(new_prompt, **_only(dict(kwargs), "blend", "transition_blocks"))
-        self._prompts.switch(prompt, time.monotonic(), self._debounce)
+        with self._mail:
+            self._replay = None
+            self._prompts.switch(prompt, time.monotonic(), self._debounce)
 
     def get_latency_stats(self) -> dict[str, float]:
         """The fields of LatencyStats, as measured up to the last block that the device has finished."""
         own = {"frame_count": self._delivered, "dropped_frames": self._queue.dropped, "preset": self.preset}
         return dataclasses.asdict(self._meter.stats(**own))
+
+    @property
+    def prompt(self) -> str | Sequence[tuple[str, float]] | None:
+        """What the last block was made with; None before the first."""
+        current = self._prompts.current
+        return current.prompt if current else None
+
+    @property
+    def wished(self) -> Prompt | None:
+        """The prompt that was asked for last; None before any."""
+        return self._prompts.wished
 
     @property
     def preset(self) -> str:
@@ -223,13 +249,57 @@ class OptimizedScopePipeline:
         with self._mail:
             self.config.changed(**cast(ConfigFields, self._changes | changes))
             self._changes |= changes
+            if any(name in CHANGEABLE for name in changes):
+                self._replay = None
 
-    def reset(self) -> None:
-        """Start the stream, its statistics and the overlay anew, with the prompt and the preset that were wished for
-        last; weights and prompt cache stay.
+    def story(self) -> Story:
+        """What the blocks so far were made from, since the stream was opened: see ``Story``. RuntimeError before the
+        first one."""
+        if story := self.recorder.story():
+            return story
+        raise RuntimeError("there is no story yet: no block has been made")
+
+    def replay(self, story: Story | Mapping[str, Any]) -> None:
+        """Begin anew with the next block and make the story's video again, with all that it says, the seed too; behind
+        its end the video goes on with its last prompt. Any wish of prompt, preset or settings, and a reset, end it.
+
+        ``blocks`` are then the story's bit for bit, on the same kind of device with the same software. Raises
+        ValueError for what is no story, and naming what does not fit this stream, or cannot be made again; nothing has
+        changed then.
         """
+        read = Story.read(story)
+        check_fits(read, self.engine, self.stream.settings, self.stream.networks.vae_type)
+        replay = Replay(read)
+        with self._mail:
+            self._replay, self._seed = replay, read.seed
+            self._changes |= replay.beginning
+            self._prompts.play(replay.prompt)
+
+    def end_replay(self) -> None:
+        """Go on with what is in force now, or will be as the story begins."""
+        with self._mail:
+            self._replay = None
+
+    @property
+    def replaying(self) -> tuple[int, int] | None:
+        """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
+        replay = self._replay
+        return replay and (replay.done, replay.blocks)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start the stream, its statistics and the overlay anew, with the prompt and the preset that were wished for
+        last, and with another seed if one is given; weights and prompt cache stay.
+        """
+        self.end_replay()
+        if seed is not None:
+            with self._mail:
+                self._seed = seed
+        if not self._begin_as_a_story():
+            self._begin_anew()
+
+    def _begin_anew(self, seed: int | None = None) -> None:
         with self._lock:
-            self.engine.reset(self.stream)
+            self.engine.reset(self.stream, seed)
             self._meter.reset()
             self._queue.clear()
             self._prompts.hold_nothing_back()
@@ -237,13 +307,24 @@ class OptimizedScopePipeline:
             if self.overlay:
                 self.overlay.reset()
 
+    def close(self) -> None:
+        """Give its memory back: the stream's, and the engine's if it has made that itself. Any other use of it is then
+        a RuntimeError."""
+        if self.closed:
+            return
+        with self._lock:
+            (self.engine if self._owned else self.stream).close()
+            self._let_go("_lock")
+
     @property
     def _debounce(self) -> float:
         return self.config.prompt_debounce_ms / 1e3
 
     def _ask(self, prompt: Prompt, steps: Sequence[int] | None) -> None:
         """Take a call's arguments for wishes where they changed; at once, so that what comes meanwhile is later."""
-        self._prompts.follow(prompt, time.monotonic(), self._debounce)
+        with self._mail:
+            if self._prompts.follow(prompt, time.monotonic(), self._debounce):
+                self._replay = None
         if steps != self._steps:
             self._steps = steps
             if steps:
@@ -251,7 +332,8 @@ class OptimizedScopePipeline:
 
     def _get_ready(self) -> None:
         if not self._warm:
-            self.warmup()
+            self._warm_up()
+        self._begin_as_a_story()
         self._apply_config()
 
     def _refuse_while_frames_wait(self) -> None:
@@ -260,12 +342,12 @@ class OptimizedScopePipeline:
 
     def _make_block(self, first_latent_first: bool = False, **source: Unpack[SourceFields]) -> Tensor:
         """The next block; where the prompt is new, with ``first_latent_first`` what can be shown soonest of it."""
-        now = time.monotonic()
+        now, replay = time.monotonic(), self._next_of_replay()
         prompt, wish = self._prompts.take(now, self._debounce)
         blocks = prompt.transition_blocks or self._smooth_blocks()
         switched, position = wish if self._delivered else None, self.stream.position
         try:
-            request = BlockRequest(prompt.prompt, prompt.blend, blocks, **source)
+            request = replay.moment.request() if replay else BlockRequest(prompt.prompt, prompt.blend, blocks, **source)
             block = self.engine.generate_block(request, self.stream, bool(switched) and first_latent_first)
         except BaseException:
             if wish:
@@ -275,7 +357,42 @@ class OptimizedScopePipeline:
             self._scenes += 1
         if switched:
             self._meter.block_was_switch((now - switched.asked_at) * 1e3)
+        self.recorder.made(request, position == 0)
+        if replay:
+            self._go_on(replay)
         return block
+
+    def _begin_as_a_story(self) -> bool:
+        """Begin anew where a story is to be replayed that has not begun; whether there was one, which may have ended
+        since."""
+        with self._mail:
+            seed, self._seed = self._seed, None
+            if self._replay:
+                self._replay.begun = True
+        if seed is None:
+            return False
+        self._begin_anew(seed)
+        self.config = dataclasses.replace(self.config, seed=seed)
+        self.recorder.begin_anew()
+        return True
+
+    def _next_of_replay(self) -> Replay | None:
+        """Bring the stream to where the next block of a replay begins; None where there is none."""
+        with self._mail:
+            replay = self._replay
+            if replay is None or not replay.begun:
+                return None
+            self._prompts.play(replay.prompt)
+            self._changes |= replay.changes
+        replay.moment.take_hold(self.engine, self.stream)
+        self._apply_config()
+        return replay
+
+    def _go_on(self, replay: Replay) -> None:
+        if not replay.go_on():
+            with self._mail:
+                if self._replay is replay:
+                    self._replay = None
 
     def _smooth_blocks(self) -> int:
         """Blocks over which a new prompt is reached, where the caller does not say."""

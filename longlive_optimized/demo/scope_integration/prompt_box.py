@@ -40,14 +40,22 @@ class PromptBox:
         with self._lock:
             self._ask(prompt, now, debounce)
 
-    def follow(self, argument: Prompt, now: float, debounce: float) -> None:
-        """Ask for ``argument`` if it differs from the last one: repeating an old prompt does not undo a switch, at
-        another pace neither."""
+    def follow(self, argument: Prompt, now: float, debounce: float) -> bool:
+        """Ask for ``argument`` if it differs from the last one, and say so: repeating an old prompt does not undo a
+        switch, at another pace neither."""
         with self._lock:
             what = argument._replace(transition_blocks=None)
-            if what != self._argument:
-                self._argument = what
-                self._ask(argument, now, debounce)
+            if what == self._argument:
+                return False
+            self._argument = what
+            self._ask(argument, now, debounce)
+            return True
+
+    @property
+    def wished(self) -> Prompt | None:
+        """What was asked for last, in force or not yet; None where nothing was."""
+        with self._lock:
+            return self._wish.prompt if self._wish else self._current
 
     def take(self, now: float, debounce: float) -> tuple[Prompt, Wish | None]:
         """The prompt of the block that begins now, and the wish that it fulfils, if any. RuntimeError without any."""
@@ -67,6 +75,17 @@ class PromptBox:
         """The block that was to fulfil ``wish`` has failed: it stands again, unless there is a newer one."""
         with self._lock:
             self._current, self._wish = None, self._wish or wish
+
+    def play(self, prompt: Prompt) -> None:
+        """The next block is of ``prompt``, which is no wish: what was asked for before is forgotten."""
+        with self._lock:
+            self._current, self._wish, self._burst = prompt, None, False
+
+    @property
+    def current(self) -> Prompt | None:
+        """The prompt of the block that was begun last; None before the first, and after one that failed."""
+        with self._lock:
+            return self._current
 
     def hold_nothing_back(self) -> None:
         """The next block is of the last prompt that was asked for, even within a burst."""

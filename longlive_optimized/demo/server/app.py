@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -18,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from ...clip import MEDIA_TYPES, MOST_SCALE, Format
 from .access import Access, Refused
+from .guide import guide
 from .inputs import Role
 from .rtc import local_addresses
 from .sessions import MAIN, Sessions, check_name, private_name
@@ -26,20 +28,22 @@ from .wishes import Wishes
 MAX_OFFER_BYTES = 65_536
 MAX_PICTURE_BYTES = 8 * 2**20
 BODY_SECONDS = 10.0  # within which an offer or a picture must be there
-PAGE = {  # what there is to be served; no path of a request is ever looked up in a file system
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/connection.js": ("connection.js", "text/javascript; charset=utf-8"),
-    "/input.js": ("input.js", "text/javascript; charset=utf-8"),
-    "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
-    "/prompts.js": ("prompts.js", "text/javascript; charset=utf-8"),
-    "/settings.js": ("settings.js", "text/javascript; charset=utf-8"),
-    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
+FILES = {  # what there is to be served, listed once: no path of a request is ever looked up in a file system
+    file.name: KINDS[Path(file.name).suffix]
+    for file in resources.files(__name__.rpartition(".")[0]).joinpath("page").iterdir()
+    if Path(file.name).suffix in KINDS
+}
+ADDRESSES = {"index.html": "/", "watch.html": "/watch"}
+PAGE = {ADDRESSES.get(name, f"/{name}"): (name, kind) for name, kind in FILES.items()}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'",
+    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -62,15 +66,19 @@ class Offer(BaseModel):
     stream: Wishes = Wishes()
 
 
-def create_app(sessions: Sessions) -> FastAPI:
-    """The application of a server's streams, which opens and closes with them."""
+Beside = Callable[[Sessions], contextlib.AbstractAsyncContextManager[None]]
+
+
+def create_app(sessions: Sessions, beside: Beside | None = None) -> FastAPI:
+    """The application of a server's streams, which opens and closes with them; beside: what else is open then."""
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         with local_addresses(sessions.settings):
             await sessions.open()
             try:
-                yield
+                async with beside(sessions) if beside else contextlib.nullcontext():
+                    yield
             finally:
                 await sessions.close()
 
@@ -164,6 +172,12 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
     async def status(request: Request) -> dict:
         return sessions.status(request.path_params.get("name"))
 
+    @get("/guide", dependencies=guarded)
+    async def the_guide() -> dict:
+        if not sessions.ready:
+            raise Refused(503, "there is no guide before the model is loaded", "loading")
+        return guide(sessions.worker.source)
+
     @routes.post("/offer", dependencies=guarded)
     async def offer(request: Request, response: Response) -> dict:
         offered = parse_offer(await read_body(request, "an offer", MAX_OFFER_BYTES))
@@ -177,6 +191,10 @@ def _stream_routes(sessions: Sessions, guarded: list) -> APIRouter:
         room = sessions.room(request.path_params.get("name", MAIN))
         await room.set_picture(seat, role, lambda: read_body(request, "a picture", MAX_PICTURE_BYTES))
         return {"type": "done"}
+
+    @get("/story", dependencies=guarded)
+    async def story(request: Request) -> dict:
+        return sessions.room(request.path_params.get("name", MAIN)).story()
 
     @get("/recording", dependencies=guarded)
     @get("/recording.mp4", dependencies=guarded)

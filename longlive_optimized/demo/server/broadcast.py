@@ -35,7 +35,8 @@ class Broadcast:
     no frame is skipped here, as at most a block waits, but pictures between frames are where there is no time for them.
     Belongs to one event loop.
 
-    new_encoder: makes that of a codec, by name, for all viewers who take it.
+    new_encoder: makes that of a codec, by name, for all viewers who take it. on_prompt: called with the number of a
+    prompt and a time stamp, as the first picture of it is shown.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Broadcast:
         feed: Feed,
         metrics: StreamMetrics,
         new_encoder: Callable[[str], SharedEncoder],
+        on_prompt: Callable[[int, int], None] = lambda number, pts: None,
     ):
         self._feed, self._metrics, self._new_encoder = feed, metrics, new_encoder
+        self._on_prompt, self._prompt = on_prompt, 0  # the number of the prompt that is shown
         self._encoders: dict[str, SharedEncoder] = {}
         self._tracks: set[ViewerTrack] = set()
         self._clock, self._start = FrameClock(), 0.0
@@ -74,6 +77,11 @@ class Broadcast:
                 encoder.close()
                 del self._encoders[track.codec]
         self._feed.set_watched(bool(self._tracks))
+
+    def set_rate(self, rate: int) -> None:
+        """The picture asks for so many bits per second."""
+        for encoder in self._encoders.values():
+            encoder.set_rate(rate)
 
     def wake(self) -> None:
         """Frames may have come."""
@@ -111,17 +119,18 @@ class Broadcast:
         if frame is None:
             await self._repeat()
             return
+        prompt = self._feed.arrivals.shown
         picture = await loop.run_in_executor(self._thread, to_yuv, frame)
         interval, fps = self._feed.interval, self._feed.config_wished_for.picture_fps
         due = self._clock.next(loop.time(), interval)
         for encoder in self._encoders.values():
             encoder.fps = fps or 1 / interval
         for tween in self._tweens.next(picture, self._feed.scene, due, interval, fps):
-            await self._show_tween(tween, fps)
+            await self._show_tween(tween, fps, prompt)
         self._last = picture
         self._count(due)
 
-    async def _show_tween(self, tween: Tween, fps: float | None) -> None:
+    async def _show_tween(self, tween: Tween, fps: float | None, prompt: int) -> None:
         loop = asyncio.get_running_loop()
         if fps and loop.time() > tween.at + 1 / fps:  # the next one is due already
             self._metrics.tween_skipped()
@@ -130,6 +139,9 @@ class Broadcast:
         await asyncio.sleep(tween.at - loop.time())
         self._show(picture, tween.at)
         self._pictures.note(tween.at)
+        if prompt != self._prompt and (tween.weight or tween.before is tween.after):  # or it is the frame before
+            self._prompt = prompt
+            self._on_prompt(prompt, self._pts(tween.at))
 
     def _count(self, due: float) -> None:
         if self._before is not None:
@@ -151,7 +163,11 @@ class Broadcast:
 
     def _show(self, picture: np.ndarray, due: float) -> None:
         for encoder in self._encoders.values():
-            encoder.show(picture, round((due - self._start) * RTP_CLOCK))
+            encoder.show(picture, self._pts(due))
+
+    def _pts(self, due: float) -> int:
+        """A picture's time stamp."""
+        return round((due - self._start) * RTP_CLOCK)
 
 
 class Rate:

@@ -65,6 +65,9 @@ class ViewerTrack(MediaStreamTrack):
         self._clock = asyncio.get_running_loop().time
         self._joined = self._clock()
         self.codec, self.rate = "", None
+        self._sender: RTCRtpSender | None = None
+        self._pts: int | None = None  # of the packet that was taken last
+        self._origin: int | None = None  # RTP time of the time stamp 0
         self.ask_for_key: Callable[[], None] = lambda: None
 
     def send(self, packet: av.Packet, is_key: bool) -> None:
@@ -87,7 +90,7 @@ class ViewerTrack(MediaStreamTrack):
 
     def follow(self, sender: RTCRtpSender) -> None:
         """Hear what its viewer's feedback says of the rate, and ask for a key frame where they need one."""
-        handle = sender._handle_rtcp_packet
+        handle, self._sender = sender._handle_rtcp_packet, sender
 
         async def hear(packet) -> None:
             await handle(packet)
@@ -101,13 +104,26 @@ class ViewerTrack(MediaStreamTrack):
 
     async def recv(self) -> av.Packet:
         """The next packet for the viewer."""
+        self._find_origin()
         while not self._waiting:
             if self.readyState != "live":
                 raise MediaStreamError
             self._some.clear()
             await self._some.wait()
         self._sent.inc()
-        return self._waiting.popleft()
+        packet = self._waiting.popleft()
+        self._pts = packet.pts
+        return packet
+
+    def rtp_time(self, pts: int) -> int | None:
+        """The RTP time stamp with which the viewer gets a picture; None before it is known."""
+        return None if self._origin is None else (self._origin + pts) % 2**32
+
+    def _find_origin(self) -> None:
+        """aiortc begins RTP times with a random one, which it keeps to itself: its last packet tells it."""
+        if self._origin is None and self._pts is not None:
+            stamp = vars(self._sender).get("_RTCRtpSender__rtp_timestamp") if self._sender else None
+            self._origin = None if stamp is None else (stamp - self._pts) % 2**32
 
     def stop(self) -> None:
         """End the track."""
@@ -158,6 +174,10 @@ class SharedEncoder:
             self._dropped.inc()
         self._pictures.append((picture, pts))
         self._some.set()
+
+    def set_rate(self, rate: int) -> None:
+        """The picture asks for so many bits per second from now on: it has another size."""
+        self._full, self._rate_at = rate, float("-inf")
 
     def ask_for_key(self) -> None:
         """Make one of the next frames a key frame."""

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 import torch
 
+from ...config import CHANGEABLE, StreamSettings
 from ...engine.host_copy import HostCopy
 from ...engine.ranks import RankError
 from ...engine.snapshot import Snapshot
 from ...keywords import ConfigFields
+from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.replay import Replay, check_fits, sized
 from .admission import Kind, share
+from .arrivals import Arrivals
 from .pacing import Pace
 
 if TYPE_CHECKING:
@@ -52,12 +57,23 @@ class Status:
 
 @dataclass(frozen=True)
 class BlockMade:
-    """A block that can be shown: how many frames it has and now wait, and the pipeline's figures after it."""
+    """A block that can be shown: how many frames it has and now wait, the pipeline's figures after it, and the number
+    of the prompt that it was made with."""
 
     frames: int
     waiting: int
     stats: dict
     gpu_bytes: int
+    prompt: int = 0
+
+
+@dataclass
+class Resize:
+    """The config of a stream of another size, the story that it is to show, if any, and what was wished for since."""
+
+    config: ScopeOptimizationConfig
+    story: Story | None = None
+    later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
 
 
 @dataclass
@@ -71,6 +87,7 @@ class _Made:
     started: float
     denoised: float
     coming: int = 0  # frames that another thread waits for
+    prompt: int = 0  # its number
 
 
 class Feed:
@@ -105,7 +122,11 @@ class Feed:
         self.config, self.status, self.stats = config, Status("loading"), {}
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
-        self._prompt = prompt
+        self._prompt, self.arrivals = prompt, Arrivals(prompt)
+        self._follows = False  # what is wished for is what a story says that is being replayed
+        self._resize: Resize | None = None
+        self._seed: int | None = None  # with which the video is to begin anew
+        self._story: Story | None = None  # of the stream before it was closed
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
         self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
@@ -119,6 +140,7 @@ class Feed:
         self._failures, self._retry_at = 0, float("-inf")
         self._waits_since = self._taken_at = float("-inf")  # for its first frame; when the last one was taken
         self._shown = False  # whether a frame was taken since it is open and watched
+        self._stood_still = False  # whether it goes on from a snapshot, and no frame was taken yet
 
     # --- what those who watch do
 
@@ -163,25 +185,70 @@ class Feed:
         with self._changed:
             if self._paused or not self._frames:
                 return None
-            self._taken_at, self._shown = time.monotonic(), True
+            self._taken_at, self._shown, self._stood_still = time.monotonic(), True, False
             self._changed.notify()
+            self.arrivals.take()
             self.scene, frame = self._frames.popleft()
             return frame
 
-    def switch_prompt(self, prompt: Prompt) -> None:
-        """Go over to ``prompt`` with the next block that begins."""
+    @property
+    def replaying(self) -> tuple[int, int] | None:
+        """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
+        pipeline = self.pipeline
+        return pipeline and pipeline.replaying
+
+    def story(self) -> Story | None:
+        """What the video was made from, since the stream was opened; None before its first block."""
+        pipeline = self.pipeline
+        return (pipeline and pipeline.recorder.story()) or self._story
+
+    def replay(self, story: Story) -> int:
+        """Begin the video anew as the story has it; how many frames that waited are dropped. Raises ValueError where it
+        does not fit the stream, or that is not open."""
         with self._changed:
-            self._prompt = prompt
-            if self.pipeline:
-                self._ask_for_prompt(self.pipeline)
+            pipeline = self.pipeline
+            if pipeline is None:
+                raise ValueError("the stream is not open yet")
+            height, width = sized(story, pipeline.engine).size
+            config = dataclasses.replace(self.config_wished_for, height=height, width=width)
+            check_fits(story, pipeline.engine, StreamSettings.of(config), pipeline.stream.networks.vae_type)
+            begins = dataclasses.replace(config, **Replay(story).beginning, seed=story.seed)
+            self._resize = self._seed = None
+            if config.size == pipeline.config.size:
+                pipeline.replay(story)
+            else:
+                self._resize = Resize(begins, story)
+            self._follows, self._wished = True, begins
+            return self._drop_all()
+
+    def end_replay(self) -> None:
+        """Go on with what is in force."""
+        with self._changed:
+            self._follows = False
+            self._tell(lambda pipeline: pipeline.end_replay())
+
+    def _tell(self, wish: Callable[[OptimizedScopePipeline], None]) -> None:
+        """Wish for something of the pipeline, or of the one in its place, where it is to be of another size."""
+        if self._resize:
+            self._resize.later.append(wish)
+        elif self.pipeline:
+            wish(self.pipeline)
+
+    def switch_prompt(self, prompt: Prompt) -> int:
+        """Go over to ``prompt`` with the next block that begins; its number, as ``arrivals`` counts."""
+        with self._changed:
+            self._prompt, self._follows = prompt, False
+            self._tell(self._ask_for_prompt)
+            return self.arrivals.ask(prompt)
 
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change the config with the next block that begins, how frames are shown at once. Raises ValueError as the
         pipeline's ``configure`` does."""
         with self._changed:
             before, wished = self.kind, self.config_wished_for.changed(**changes)
+            self._follows &= not any(name in CHANGEABLE for name in changes)
             if self.pipeline:
-                self.pipeline.configure(**changes)
+                self._tell(lambda pipeline: pipeline.configure(**changes))
                 self._wished = wished
             else:
                 self.config = wished
@@ -214,11 +281,30 @@ class Feed:
     def reset(self) -> int:
         """Begin the video anew; how many frames that waited are dropped. A block under way is dropped too."""
         with self._changed:
-            dropped = len(self._frames)
-            self._frames.clear()
-            self._video += 1
-            self._changed.notify()
-            return dropped
+            self.end_replay()
+            return self._drop_all()
+
+    def _drop_all(self) -> int:
+        dropped = len(self._frames)
+        self._frames.clear()
+        self.arrivals.clear()
+        self._video += 1
+        self._changed.notify()
+        return dropped
+
+    def begin_with(self, **fields: int) -> int:
+        """Begin the video anew with another seed, height or width; how many frames that waited are dropped."""
+        with self._changed:
+            config, pipeline = dataclasses.replace(self.config_wished_for, **fields), self.pipeline
+            if pipeline is None:
+                self.config = config
+                return 0
+            self._wished = config
+            if config.size == pipeline.config.size:
+                self._resize, self._seed = None, config.seed
+            else:
+                self._resize = Resize(config)
+            return self.reset()
 
     def take_snapshot(self) -> Snapshot | None:
         """What the stream needs to go on elsewhere; None where it is not open, or has no block of its video yet. Waits
@@ -242,9 +328,10 @@ class Feed:
 
     @property
     def deadline(self) -> float:
-        """When its next frame is late: those who watch have none left. The first ones are late after a while only."""
+        """When its next frame is late: those who watch have none left. The first ones are late after a while only, but
+        those that go on from a snapshot at once: they were waited for elsewhere."""
         if not self._shown:
-            return self._waits_since + PATIENCE
+            return self._waits_since + (0.0 if self.snapshot or self._stood_still else PATIENCE)
         return self._taken_at + (len(self._frames) + self._coming + 1) * self.interval
 
     @property
@@ -290,6 +377,7 @@ class Feed:
     def open_with(self, pipeline: OptimizedScopePipeline) -> None:
         """Take a pipeline, whose video begins with the prompt and the pause in force."""
         with self._changed:
+            self._stood_still = self.snapshot is not None
             self.pipeline, self.config, self.snapshot = pipeline, pipeline.config, None
             self._ask_for_prompt(pipeline)
             self._waits_since = time.monotonic()
@@ -303,9 +391,11 @@ class Feed:
         with self._changed:
             if self.pipeline:
                 self.config = self._wished or self.pipeline.config
+                self._story = self.pipeline.recorder.story() or self._story
             self.pipeline, self.pace, self._shown = None, Pace(), False
-            self._wished = None
+            self._wished = self._resize = self._seed = None
             self._frames.clear()
+            self.arrivals.clear()
             self._video_shown, self._begun = self._video, self._video - 1
             self._failures, self._retry_at = 0, float("-inf")
 
@@ -326,18 +416,31 @@ class Feed:
     def _make_block(self) -> None:
         pipeline = self.pipeline
         assert pipeline
+        if self._resize:
+            self._change_size(pipeline)
+            pipeline = self.pipeline
+            assert pipeline
         self._finish_decoding(1)
         started, video = time.perf_counter(), self._video
+        replays, kind = pipeline.replaying is not None, self.kind
         if video != self._video_shown:
-            pipeline.reset()
+            if not replays:
+                with self._changed:
+                    seed, self._seed = self._seed, None
+                pipeline.reset(seed)
             self._video_shown = video
         begins = video != self._begun
-        block = pipeline.next_block(**self._of_block(begins))
+        source: dict = {} if replays else self._of_block(begins)
+        block = pipeline.next_block(**source)
+        if replays:
+            self._follow_replay(pipeline, kind)
         self._begun = video
         self.blocks += 1
         if self.overlay and pipeline.overlay:
             pipeline.overlay.apply(block, pipeline.get_latency_stats())
         made, devices = _Made(HostCopy(block), video, begins, started, started), pipeline.engine.devices
+        with self._changed:
+            made.prompt = self.arrivals.number(pipeline.prompt)
         if not devices.async_vae:
             self._show(made)
             return
@@ -347,6 +450,39 @@ class Feed:
         self._decoding.append(self._worker.reader.submit(self._show, made))
         _wait_for(devices.model)  # not for the VAE's
         made.denoised = time.perf_counter()
+
+    def _change_size(self, before: OptimizedScopePipeline) -> None:
+        """Go on with a stream of another size, which may begin as a story does."""
+        self._finish_decoding(0)
+        with self._changed:
+            resize = self._resize
+        assert resize
+        pipeline = self._worker.source.open(resize.config)
+        if resize.story:
+            pipeline.replay(resize.story)
+        with self._changed:
+            if self._resize is not resize:  # there is another wish
+                return
+            if resize.story is None:
+                self._ask_for_prompt(pipeline)
+            for wish in resize.later:
+                wish(pipeline)
+            self.pipeline, self._resize, self.pace = pipeline, None, Pace()
+            self.stats = pipeline.get_latency_stats()
+            self._worker.share_out()
+        self._worker.give_back()
+        self.say(Status("ready"))
+
+    def _follow_replay(self, pipeline: OptimizedScopePipeline, kind: Kind) -> None:
+        """Take for wished what a story has wished for, unless a viewer has wished for more."""
+        with self._changed:
+            if self._follows and (prompt := pipeline.wished):
+                self._prompt, config = prompt, pipeline.config
+                now = {name: getattr(config, name) for name in CHANGEABLE}
+                self._wished = dataclasses.replace(self.config_wished_for, **now)
+            if self.kind != kind:
+                self.pace = Pace()
+                self._worker.share_out()
 
     def _finish_decoding(self, left: int) -> None:
         """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
@@ -373,11 +509,13 @@ class Feed:
             if made.begins or len(pictures) != BLOCK_PIXEL_FRAMES:  # the decoder has begun anew
                 self._scenes += 1
             self._frames.extend((self._scenes, picture) for picture in pictures)
+            self.arrivals.made(made.prompt, len(pictures))
             waiting = len(self._frames)
         self._on_frames(pictures)
         self.stats = pipeline.get_latency_stats()
         gpus = [device for device in pipeline.engine.devices.all if device.type == "cuda"]
-        self._on_block(BlockMade(len(pictures), waiting, self.stats, sum(map(torch.cuda.memory_allocated, gpus))))
+        gpu_bytes = sum(map(torch.cuda.memory_allocated, gpus))
+        self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes, made.prompt))
 
     def _note_times(self, made: _Made, now: float, frames: int) -> None:
         halves = made.denoised - made.started, now - max(made.denoised, self._worker.decoded_at)
@@ -394,6 +532,8 @@ class Feed:
         with self._changed:
             if self._failures > 1:
                 self._video += 1  # it was not a passing fault: give up what the stream remembers
+                self._resize = None
+                self.end_replay()
             self._retry_at = time.monotonic() + delay
         self.say(Status("trouble", first_line(error), retry_in=delay))
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
-from ...config import PRESETS, preset_name
+from ...config import PRESETS, Size, Step, preset_name
 from ...keywords import Interpolation
+from ...story import Story
 from ..scope_integration.config import ShownFps, Speed
 from ..scope_integration.prompt_box import as_prompt
 
 MAX_BYTES = 16_384
+MAX_STORY_BYTES = 65_536  # of a message with a story, which is all that a data channel takes
 LONGEST_PROMPT = 2000
 MOST_BLOCKS = 32  # of a transition: 24 seconds
+MOST_PROMPTS = 4  # at once
+MOST_STEPS = 8
 LONGEST_ERROR = 300
 
 
@@ -31,6 +45,8 @@ def _is_prompt(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_is_prompt)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Blocks = Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
 
 
@@ -45,11 +61,25 @@ class _Message(_Identified):
 
 
 class SwitchPrompt(_Message):
-    """Go over to a prompt; ``transition_blocks`` overrides the transition in force."""
+    """Go over to a prompt, or to several with weights; ``transition_blocks`` overrides the transition in force."""
 
     type: Literal["switch_prompt"]
-    prompt: Prompt
+    prompt: Prompt | None = None
+    prompts: Annotated[list[tuple[Prompt, Weight]], Field(min_length=1, max_length=MOST_PROMPTS)] | None = None
     transition_blocks: Blocks | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self):
+        if (self.prompt is None) == (self.prompts is None):
+            raise ValueError("switch_prompt must have either prompt or prompts")
+        if self.prompts and not any(weight for _, weight in self.prompts):
+            raise ValueError("prompts must have a weight above 0")
+        return self
+
+    @property
+    def what(self) -> str | tuple[tuple[str, float], ...]:
+        """The prompt as BlockRequest takes it."""
+        return self.prompt if self.prompts is None else tuple(self.prompts)  # pyright: ignore[reportReturnType]
 
 
 class SetOptimizationPreset(_Message):
@@ -58,9 +88,10 @@ class SetOptimizationPreset(_Message):
 
 
 class ChangeSettings(_Message):
-    """How the video is shown: the fields of ScopeOptimizationConfig that are said change, the others stay."""
+    """How the video is made and shown: the fields of ScopeOptimizationConfig that are said change, the others stay."""
 
     type: Literal["settings"]
+    denoising_steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MOST_STEPS)] = ()
     playback_speed: Speed = 1.0
     interpolation: Interpolation = "none"
     shown_fps: ShownFps | None = None
@@ -123,9 +154,25 @@ class RemovePicture(_Message):
 
 
 class Reset(_Message):
-    """Start the video anew with the prompt in force."""
+    """Start the video anew with the prompt in force, and with another seed or size if one is said."""
 
     type: Literal["reset"]
+    seed: Seed | None = None
+    height: Size | None = None
+    width: Size | None = None
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """What is said."""
+        said = {"seed": self.seed, "height": self.height, "width": self.width}
+        return {name: value for name, value in said.items() if value is not None}
+
+
+class Replay(_Message):
+    """Begin anew and make a story's video again (docs/api.md, Stories)."""
+
+    type: Literal["replay"]
+    story: Annotated[Story, BeforeValidator(Story.read)]
 
 
 Command = (
@@ -140,6 +187,7 @@ Command = (
     | SetStrength
     | RemovePicture
     | Reset
+    | Replay
 )
 _COMMAND = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 
@@ -148,12 +196,28 @@ def parse(message: str | bytes) -> Command:
     """The command in a message. Raises BadMessage saying what is wrong with it."""
     if not isinstance(message, str):
         raise BadMessage("a message must be text, not bytes")
-    if len(message) > MAX_BYTES or len(message.encode(errors="replace")) > MAX_BYTES:
-        raise BadMessage(f"a message may have at most {MAX_BYTES} bytes")
+    most = MAX_STORY_BYTES if '"replay"' in message[:MAX_STORY_BYTES] else MAX_BYTES
+    if len(message) > most or len(message.encode(errors="replace")) > most:
+        raise BadMessage(f"a message may have at most {most} bytes")
     try:
         return _COMMAND.validate_json(message)
     except ValidationError as error:
         raise BadMessage(_faults(error), _id_of(message)) from None
+
+
+def commands() -> dict[str, list[str]]:
+    """What may be said: the fields of each type of message."""
+    return {
+        get_args(one.model_fields["type"].annotation)[0]: [
+            name for name in one.model_fields if name not in ("id", "type")
+        ]
+        for one in get_args(Command)
+    }
+
+
+def words(prompt: str | Sequence[tuple[str, float]]) -> str:
+    """A prompt in one line; of several, with their weights."""
+    return prompt if isinstance(prompt, str) else " + ".join(f"{text} ({weight:g})" for text, weight in prompt)
 
 
 def presets() -> list[dict]:
@@ -163,7 +227,8 @@ def presets() -> list[dict]:
 
 def _faults(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{'.'.join(map(str, f['loc'][1:])) or 'message'}: {f['msg']}" for f in faults)
+    said = ((f["loc"][1:], f["msg"].removeprefix("Value error, ")) for f in faults)
+    return "; ".join(f"{'.'.join(map(str, where)) or 'message'}: {what}" for where, what in said)
 
 
 def _id_of(message: str) -> int | str | None:

@@ -1,7 +1,7 @@
 """A stream is published elsewhere too, for more viewers than this machine can send to.
 
 What is sent there are the packets that its viewers get, encoded once for all. Where to is an ``Outlet``'s matter;
-``janus.py`` has the one there is.
+a room of Janus's is ``janus.py``, a WHIP endpoint ``whip.py``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ from .encoding import ViewerTrack
 log = logging.getLogger(__name__)
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before another attempt; twice as long after each that fails
+LONGEST_REST = 600.0  # seconds that the other end may ask for
 CLOSE_SECONDS = 3.0  # that the end of an attempt may take
 SPREAD = 0.2  # of a wait: servers that lost the same thing do not come back all at once
 
 
 class Lost(Exception):
-    """Publishing ended, or could not begin: why, in words for whoever runs the server."""
+    """Publishing ended, or could not begin: why, in words for whoever runs the server.
+
+    wait: seconds for which the other end wants to be left alone.
+    """
+
+    def __init__(self, why: str, wait: float = 0.0):
+        super().__init__(why)
+        self.wait = wait
 
 
 class Outlet(Protocol):
@@ -86,14 +94,16 @@ class Publisher:
 
     async def _run(self) -> None:
         while True:
+            wanted = 0.0
             try:
                 await self._publish()
             except Lost as error:
                 self._tell(str(error))
+                wanted = error.wait
             except Exception as error:  # it goes on, whatever the other end does
                 log.exception("publishing to %s failed", self._outlet.address)
                 self._tell(f"{type(error).__name__}: {error}")
-            await self._rest()
+            await self._rest(min(wanted, LONGEST_REST))
 
     async def _publish(self) -> None:
         track = self._new_track()
@@ -116,8 +126,8 @@ class Publisher:
             log.warning("not publishing to %s: %s", self._outlet.address, why)
         self._lost = why
 
-    async def _rest(self) -> None:
-        seconds = self._wait * random.uniform(1 - SPREAD, 1 + SPREAD)
+    async def _rest(self, least: float) -> None:
+        seconds = max(self._wait * random.uniform(1 - SPREAD, 1 + SPREAD), least)
         self._wait = min(2 * self._wait, LONGEST_WAIT)
         self._again_at = self._clock() + seconds
         await asyncio.sleep(seconds)

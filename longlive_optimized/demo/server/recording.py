@@ -128,9 +128,11 @@ class Recorder:
 
     def _add(self, frames: np.ndarray, first: int) -> None:
         try:
+            if frames.shape[1:3] != self._size:  # which one file cannot hold
+                self._forget()
+                self._size = frames.shape[1:3]
             for number, picture in enumerate(frames, first):
                 if self._open is None:
-                    self._size = picture.shape[:2]
                     self._open = _Segment(number, *self._size)
                 self._open.add(picture, number)
                 if self._open.full:
@@ -138,6 +140,12 @@ class Recorder:
         except Exception:  # nobody waits for it
             log.exception("frames could not be recorded")
             self._open = None
+
+    def _forget(self) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+        self._done.clear()
 
     def _close_segment(self, segment: _Segment) -> None:
         self._done.append(segment.close())

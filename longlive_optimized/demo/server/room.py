@@ -7,19 +7,22 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import av
 import numpy as np
 from pydantic import ValidationError
 
-from ...clip import Format
-from ...config import PRESETS
+from ...clip import MEDIA_TYPES, Format
+from ...config import PRESETS, OptimizationConfig
 from ...media import cover, decode_picture
+from ...story import Story
 from ..scope_integration import LatencyStats, ScopeOptimizationConfig
-from ..scope_integration.prompt_box import Prompt
+from ..scope_integration.prompt_box import Prompt, as_prompt
+from ..scope_integration.replay import sized
 from . import messages
 from .access import Refused, TokenBucket
 from .broadcast import Broadcast
@@ -44,6 +47,8 @@ MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
 CLOSE_SECONDS = 1.0  # that viewers may take at the end
 
+_COSTLY = "denoising_steps", "local_attn_size", "precision"
+
 NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
 
 
@@ -59,6 +64,12 @@ class Host(Protocol):
     def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
         """Whether the device can make its stream with this config beside the others."""
         ...
+
+
+class Another(NamedTuple):
+    """Who changes something, and is no viewer; name: what viewers are told."""
+
+    name: str
 
 
 class Room:
@@ -108,6 +119,7 @@ class Room:
         self._blend: Literal["linear", "slerp"] = "linear"
         self._stats = dataclasses.asdict(LatencyStats())
         self._effective, self._input = {}, {}
+        self._replayed: tuple[int, int] | None = None
         self._sender: Peer | None = None
         self._publisher: Publisher | None = None
         self._change, self._telling = (None, None), None
@@ -115,7 +127,7 @@ class Room:
         self._offers, self._downloads, self._uploads, self._states = (
             TokenBucket(*limit, self._loop.time) for limit in (OFFERS, DOWNLOADS, UPLOADS, STATES)
         )
-        self._broadcast = Broadcast(self.feed, self.metrics, self._new_encoder)
+        self._broadcast = Broadcast(self.feed, self.metrics, self._new_encoder, self._say_shown)
         self._clock = asyncio.create_task(self._broadcast.run(), name=f"frame clock of {self.label}")
         self._closed = self.was_watched = self._resumed = False
         self.metrics.follow(
@@ -253,6 +265,12 @@ class Room:
             raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
         return data
 
+    def story(self) -> dict:
+        """What the video was made from, as a story has it. Raises Refused where there is nothing."""
+        if story := self.feed.story():
+            return story.as_dict()
+        raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
+
     async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
         """Use a picture that a viewer sends, a PNG, JPEG or WebP file, which is read if it is wanted; a first frame
         begins the video anew. Raises Refused.
@@ -271,6 +289,7 @@ class Room:
             picture = await self._loop.run_in_executor(None, self._decode, await read())
         except ValueError as error:
             raise Refused(422, str(error), "bad picture") from None
+        self.feed.end_replay()
         self.inputs.set_picture(role, picture)
         if role == "first_frame":
             self._begin_anew()
@@ -314,6 +333,11 @@ class Room:
         pipeline = self.feed.pipeline
         return pipeline.preset if pipeline else preset_of(self.config)
 
+    def _say_shown(self, number: int, pts: int) -> None:
+        """Tell everyone which picture is the first one of a prompt, by the RTP time stamp that their browser sees."""
+        for peer in list(self._peers):
+            peer.send({"type": "shown", "number": number, "rtp": peer.track.rtp_time(pts)})
+
     def _watch(self, peer: Peer) -> None:
         self.was_watched = True
         self._broadcast.join(peer.track)
@@ -334,6 +358,8 @@ class Room:
                 "inputs": ["video", "control"] if self._steerable else ["video"],
                 "pictures": ["reference", "first_frame"] if self._steerable else [],
                 "resumed": self._resumed,
+                "commands": messages.commands(),
+                "formats": [*MEDIA_TYPES],
             }
         )
         self.tell_state()
@@ -352,17 +378,30 @@ class Room:
             self._count("failed")
             peer.send({"type": "error", "error": "the server failed to do this", "id": command and command.id})
 
-    def _obey(self, peer: Peer, command: messages.Command) -> dict:
+    def obey(self, message: str, by: str) -> None:
+        """Do what is said by another way than a viewer's connection: which, is told to all. Raises BadMessage."""
+        try:
+            self._obey(Another(by), messages.parse(message))
+        except messages.BadMessage:
+            self._count("bad")
+            raise
+        self._count("obeyed")
+
+    def _obey(self, peer: Peer | Another, command: messages.Command) -> dict:
         match command:
             case messages.GetLatencyStats():
                 return {"type": "latency_stats", "stats": self._stats}
-            case messages.SwitchPrompt(prompt=text, transition_blocks=blocks):
-                self.feed.switch_prompt(Prompt(text, self._blend, blocks or self._transition))
+            case messages.SwitchPrompt(what=what, transition_blocks=blocks):
+                number = self.feed.switch_prompt(self._prompt_of(what, blocks or self._transition))
+                self.tell_state(changed=command.type, by=peer.name)
+                return {"type": "done", "number": number}
             case messages.SetOptimizationPreset(preset=name):
                 self._configure(name, **self.config.preset_fields(name))
                 self._preset = name
             case messages.ChangeSettings(fields=fields):
                 self._configure(", ".join(f"{name} {value}" for name, value in sorted(fields.items())), **fields)
+                if "denoising_steps" in fields:
+                    self._preset = None
             case messages.SetTransition(blocks=blocks, blend=blend):
                 self._transition, self._blend = blocks, blend
             case messages.SetOverlay(enabled=enabled):
@@ -371,16 +410,27 @@ class Room:
                 self.feed.set_paused(paused)
                 self._broadcast.wake()
             case messages.SetInput(use=use):
+                if not isinstance(peer, Peer):
+                    raise messages.BadMessage("only viewers send video")
                 self._set_input(peer, use)
             case messages.SetStrength(noise_scale=noise, control_scale=control):
                 self.inputs.noise_scale = self.inputs.noise_scale if noise is None else noise
                 self.inputs.control_scale = self.inputs.control_scale if control is None else control
             case messages.RemovePicture(role=role):
                 self.inputs.set_picture(role, None)
-            case messages.Reset():
-                self._begin_anew()
+            case messages.Reset(fields=fields):
+                self._begin_anew(fields)
+            case messages.Replay(story=story):
+                self._replay(story)
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
+
+    def _prompt_of(self, what: str | Sequence[tuple[str, float]], blocks: int) -> Prompt:
+        """Raises BadMessage for more prompts than the blend takes."""
+        try:
+            return as_prompt(what, blend=self._blend, transition_blocks=blocks)
+        except ValueError as error:
+            raise messages.BadMessage(str(error)) from None
 
     def _configure(self, what: str, **fields) -> None:
         """Raises BadMessage for what cannot be, and where the others on the device would come too short."""
@@ -396,8 +446,75 @@ class Room:
         self.feed.configure(**fields)
         self._effective |= self._shown_with() if self._effective else {}
 
-    def _begin_anew(self) -> None:
-        self._all.dropped.labels("reset").inc(self.feed.reset())
+    def _begin_anew(self, fields: dict[str, int] | None = None) -> None:
+        """fields: another seed or size. Raises BadMessage for a size that cannot be."""
+        if fields:
+            before, config = self.config.size, dataclasses.replace(self.feed.config_wished_for, **fields)
+            usual = self.worker.source.config.size
+            if math.prod(config.size) > math.prod(usual):
+                raise messages.BadMessage(
+                    f"height and width may have at most {usual[0]}x{usual[1]} pixels together, as the server's own"
+                )
+            if not self._host.may_have(self, config):
+                raise messages.BadMessage("the server has no room for this size beside the other streams")
+            if config.size != before:
+                self._check_memory(config)
+                self._forget_inputs()
+        dropped = self.feed.begin_with(**fields) if fields else self.feed.reset()
+        self._all.dropped.labels("reset").inc(dropped)
+
+    def _check_memory(self, config: ScopeOptimizationConfig) -> None:
+        """Raises BadMessage where a stream of this size does not fit beside those that are open."""
+        if not self.worker.has_memory_for(config):
+            size = "x".join(map(str, config.size))
+            raise messages.BadMessage(f"the server has no memory for a stream of {size} beside the others")
+
+    def _forget_inputs(self) -> None:
+        """They were of another size."""
+        if self._sender:
+            self._set_input(self._sender, None)
+        for role in ("reference", "first_frame"):
+            self.inputs.set_picture(role, None)
+
+    def _replay(self, story: Story) -> None:
+        """Raises BadMessage where the story does not fit the stream, or the device beside the others."""
+        self._check(story)
+        try:
+            dropped = self.feed.replay(story)
+        except ValueError as error:
+            raise messages.BadMessage(str(error)) from None
+        self._preset = None
+        if sized(story, self.worker.source.engine).size != self.config.size:
+            self._forget_inputs()
+        elif self._sender:
+            self._set_input(self._sender, None)
+        self._all.dropped.labels("reset").inc(dropped)
+
+    def _check(self, story: Story) -> None:
+        """Raises BadMessage for what is too much here."""
+        for name in ("denoising_steps", "local_attn_size"):
+            most = max(_extent(config, name) for config in (self.config, *map(self._with_preset, PRESETS)))
+            if any(_extent(config, name) > most for config in story.configs()):
+                raise messages.BadMessage(f"story has more {name} than the presets and this stream, {most}")
+        if max(map(len, story.texts)) > messages.LONGEST_PROMPT:
+            raise messages.BadMessage(f"story has a prompt of more than {messages.LONGEST_PROMPT} characters")
+        if story.loras:
+            raise messages.BadMessage("story has loras, which all streams of a server share: play it by generate")
+        (height, width), usual = sized(story, self.worker.source.engine).size, self.worker.source.config
+        if height * width > math.prod(usual.size):
+            most = "x".join(map(str, usual.size))
+            raise messages.BadMessage(
+                f"story may have at most {most} pixels, as the server's own, got {height}x{width}"
+            )
+        config = dataclasses.replace(self.config, height=height, width=width)
+        if config.size != self.config.size:
+            self._check_memory(config)
+        costly = [{name: getattr(each, name) for name in _COSTLY} for each in story.configs()]
+        if not all(self._host.may_have(self, config.changed(**fields)) for fields in costly):
+            raise messages.BadMessage("the server has no room for this story beside the other streams")
+
+    def _with_preset(self, name: str) -> ScopeOptimizationConfig:
+        return self.config.changed(**self.config.preset_fields(name))
 
     def _set_input(self, peer: Peer, use: Use | None) -> None:
         """Raises BadMessage where it cannot be."""
@@ -409,6 +526,7 @@ class Room:
             self._sender.intake.want(False)
         self._sender = peer if use else None
         if use:
+            self.feed.end_replay()
             self.inputs.start(use, peer.name)
         else:
             self.inputs.stop()
@@ -449,14 +567,19 @@ class Room:
                 "by": by,
                 "status": self.doing,
                 "queue": self._host.position(self),
-                "prompt": self.feed.prompt.prompt,
+                "prompt": messages.words(self.feed.prompt.prompt),
+                "prompts": None if isinstance(self.feed.prompt.prompt, str) else [*self.feed.prompt.prompt],
+                "asked": self.feed.arrivals.asked,
+                "shown": self.feed.arrivals.shown,
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset or self._preset_name,
                 "effective": self._effective or self._in_force(),
                 "input": self.inputs.state(),
+                "replaying": self._replaying(),
                 "overlay": self.feed.overlay,
                 "paused": self.feed.paused,
                 "viewers": self.people,
+                "model": self.settings.shown_model,
             }
         )
 
@@ -467,6 +590,7 @@ class Room:
             self._stats, self._effective = self.feed.stats, self._in_force()
             self._preset = self._preset or self._preset_name
             self.inputs.size = self.config.size
+            self._broadcast.set_rate(self._rate)
         if status.phase == "trouble":
             self.metrics.block_failed()
         self.tell_state()
@@ -481,9 +605,9 @@ class Room:
         if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
             self._all.switch_ms.observe(block.stats["prompt_switch_ms"])
         self._stats = block.stats
-        in_force, inputs = self._in_force(), self.inputs.state()
-        if (in_force, inputs) != (self._effective, self._input):
-            self._effective, self._input = in_force, inputs
+        in_force, inputs, replaying = self._in_force(), self.inputs.state(), self.feed.replaying
+        if (in_force, inputs, replaying) != (self._effective, self._input, self._replayed):
+            self._effective, self._input, self._replayed = in_force, inputs, replaying
             self.tell_state()
         self._tell(
             {
@@ -492,6 +616,7 @@ class Room:
                 "waiting": block.waiting,
                 "shown_fps": self._broadcast.shown_fps,
                 "model_fps": self._broadcast.model_fps,
+                "prompt": block.prompt,
                 "stats": block.stats,
             }
         )
@@ -501,10 +626,14 @@ class Room:
         """Blocks that were made again without 8 bits since the last reset."""
         return int(self._stats["fallback_blocks"])
 
+    def _replaying(self) -> dict | None:
+        replaying = self.feed.replaying
+        return replaying and {"block": replaying[0], "blocks": replaying[1]}
+
     def _in_force(self) -> dict:
         """What the last block was really made with; before the first, what it will be made with."""
         config = self.config
-        names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width")
+        names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width", "seed")
         return (
             {name: getattr(config, name) for name in names}
             | self._shown_with()
@@ -543,6 +672,12 @@ class Room:
 def ice_servers(settings: ServerSettings) -> list[dict]:
     """The STUN and TURN servers for a page to use."""
     return [dataclasses.asdict(server) for server in settings.ice_servers]
+
+
+def _extent(config: OptimizationConfig, name: str) -> int:
+    """A setting that takes time, in a number: that of a list is its length."""
+    value = getattr(config, name)
+    return value if isinstance(value, int) else len(value)
 
 
 def preset_of(config: ScopeOptimizationConfig) -> str:

@@ -132,26 +132,9 @@ class Peer:
             self.close_soon()
 
     async def _watch(self) -> None:
-        """Close when the viewer has vanished: it is sent packets and sends none, not even reports of what it got."""
-        at_first = heard = sent = None
-        silent = 0.0
-        while silent < GONE_SECONDS:
-            before, heard_before = sent, heard
-            heard, sent = await self._traffic()
-            at_first = heard if at_first is None else at_first
-            if heard != heard_before:
-                silent = 0.0
-            elif sent != before and heard != at_first:  # one who never reports at all is left to aioice
-                silent += LOOK_SECONDS
-            await asyncio.sleep(LOOK_SECONDS)
+        await vanished(self._connection)
         log.warning("%s has vanished", self.name)
         self.close_soon()
-
-    async def _traffic(self) -> tuple[int, int]:
-        """Packets that came from the viewer, and packets of video sent."""
-        stats = (await self._connection.getStats()).values()
-        came = sum(one.packetsReceived for one in stats if one.type == "transport")
-        return came, sum(one.packetsSent for one in stats if one.type == "outbound-rtp")
 
     def _take_channel(self, channel) -> None:
         if self._channel is not None:
@@ -164,6 +147,28 @@ class Peer:
         channel.on("message", lambda message: self._on_message(self, message))
         channel.on("close", self.close_soon)
         self._on_open(self)
+
+
+async def vanished(connection: RTCPeerConnection) -> None:
+    """Wait until the other end has vanished: it is sent packets and sends none, not even reports of what it got."""
+    at_first = heard = sent = None
+    silent = 0.0
+    while silent < GONE_SECONDS:
+        before, heard_before = sent, heard
+        heard, sent = await _traffic(connection)
+        at_first = heard if at_first is None else at_first
+        if heard != heard_before:
+            silent = 0.0
+        elif sent != before and heard != at_first:  # one who never reports at all is left to aioice
+            silent += LOOK_SECONDS
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _traffic(connection: RTCPeerConnection) -> tuple[int, int]:
+    """Packets that came from the other end, and packets of video sent."""
+    stats = (await connection.getStats()).values()
+    came = sum(one.packetsReceived for one in stats if one.type == "transport")
+    return came, sum(one.packetsSent for one in stats if one.type == "outbound-rtp")
 
 
 @contextlib.contextmanager
@@ -186,10 +191,11 @@ def local_addresses(settings: ServerSettings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def all_addresses(besides: str) -> Iterator[None]:
+def all_addresses(besides: str | None) -> Iterator[None]:
     """Within it, the connections that this task opens use one address of this machine, and all but loopback besides,
-    whatever the others use."""
-    token = _chosen.set([*dict.fromkeys([besides, *_host_addresses(use_ipv4=True, use_ipv6=True)])])
+    whatever the others use; None adds no address."""
+    one = [besides] if besides else []
+    token = _chosen.set([*dict.fromkeys([*one, *_host_addresses(use_ipv4=True, use_ipv6=True)])])
     try:
         yield
     finally:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, IPvAnyAddress, model_validator
 from pydantic.dataclasses import dataclass
 
 from ...plain import plain
+from ...weights.locate import TINY
+from ...weights.published import as_repository
 
 SHORTEST_TOKEN = 16
 PORTS = {"http": 80, "https": 443}
@@ -68,6 +71,8 @@ class ServerSettings:
     keep_seconds: that a stream which nobody watches stays open.
     max_queued: streams that may wait for a place.
     sessions_per_client: streams that one address may have open or waiting.
+    model: what is loaded, as viewers are told, who see no folder but its name. ask_for_model: nobody named one, so that
+        the page says how to get the real one.
     """
 
     host: str = "127.0.0.1"
@@ -84,6 +89,8 @@ class ServerSettings:
     keep_seconds: Annotated[float, BeforeValidator(plain), Field(ge=0, allow_inf_nan=False)] = 60.0
     max_queued: Annotated[int, Field(ge=0)] = 16
     sessions_per_client: Annotated[int, Field(ge=1)] = 4
+    model: str = "tiny"
+    ask_for_model: Annotated[bool, BeforeValidator(plain)] = False
 
     @model_validator(mode="after")
     def _others_need_a_token(self):
@@ -100,6 +107,12 @@ class ServerSettings:
             return ipaddress.ip_address("127.0.0.1" if self.host == "localhost" else self.host)
         except ValueError:
             return None
+
+    @property
+    def shown_model(self) -> dict[str, str | bool]:
+        """The model as viewers are told."""
+        name = self.model if as_repository(self.model) else PurePath(self.model).name
+        return {"name": name, "builtin": self.model == TINY, "ask": self.ask_for_model}
 
     @property
     def loopback(self) -> bool:

@@ -236,6 +236,10 @@ class Worker:
 
     def _close(self, feed: Feed) -> None:
         feed.close_stream()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give memory back that a closed stream had; its thread's."""
         if self.source.engine.device.type == "cuda":
             self.source.engine.devices.release()
 

@@ -109,7 +109,14 @@ class ClusterConfig(BaseModel):
         ice: list[dict[str, str | None]] = [{"urls": self.stun}] if self.stun else []
         if self.turn:
             ice.append({"urls": self.turn, "username": self.turn_username, "credential": self.turn_password})
-        fields |= {"host": host, "ice_servers": ice, "private": True, "sessions": self.seats, "max_queued": 0}
+        fields |= {
+            "model": self.model,
+            "host": host,
+            "ice_servers": ice,
+            "private": True,
+            "sessions": self.seats,
+            "max_queued": 0,
+        }
         return _SETTINGS.validate_json(json.dumps(fields | {"sessions_per_client": self.seats}))
 
 

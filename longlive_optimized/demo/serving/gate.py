@@ -108,6 +108,20 @@ class Gate:
         async def recording(request: Request, name: str = MAIN) -> Response:
             return await self._send(request, await self._open_at(name), name, "recording")
 
+        @get("/guide", dependencies=guarded)
+        @get("/s/{name}/guide", dependencies=guarded)
+        async def guide(request: Request, name: str = MAIN) -> Response:
+            replicas = await self._desk.addresses.remote()
+            if not replicas:
+                raise Refused(503, "there is no guide before the model is loaded", "loading")
+            check_name(name)
+            return await self._send(request, next(iter(replicas.values())), name, "guide")
+
+        @get("/story", dependencies=guarded)
+        @get("/s/{name}/story", dependencies=guarded)
+        async def story(request: Request, name: str = MAIN) -> Response:
+            return await self._send(request, await self._open_at(name), name, "story")
+
         add_redirects(app, self._config.private)
         for path, (name, kind) in PAGE.items():
             get(path)(page(name, kind))

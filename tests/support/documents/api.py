@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 
 import pytest
 import torch
 
+import longlive_optimized
 from longlive_optimized import BlockRequest, Control, LongLiveEngine, OptimizationConfig
 from longlive_optimized.config import CHANGEABLE, MAX_WINDOW, StreamSettings
 from longlive_optimized.demo.scope_integration import (
@@ -18,12 +20,14 @@ from longlive_optimized.demo.scope_integration import (
     ScopeOptimizationConfig,
     create_latency_overlay,
     create_optimized_scope_pipeline,
+    story_recorder,
 )
 from longlive_optimized.engine.latency import WINDOW
 from longlive_optimized.engine.snapshot import Snapshot
 from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
+from longlive_optimized.story import MOST_BLOCKS, OF_ENGINE, Story
 from longlive_optimized.weights.locate import native_size
 from longlive_optimized.weights.user_lora import UserLora
 
@@ -96,7 +100,8 @@ def what_a_text_encoder_takes():
     "What the config says itself (`text_precision`, `text_residence`, `low_memory`) is never changed.",
 )
 def memory_is_planned(units: list[Unit]):
-    from longlive_optimized.engine.memory_plan import STEPS, MemoryShort, memory_plan
+    from longlive_optimized.engine.memory_plan import MemoryShort, memory_plan
+    from longlive_optimized.engine.memory_shares import STEPS
 
     steps = [(name, value) for change, _ in STEPS for name, value in change.items()]
     assert [name for name, _ in steps] == [
@@ -110,11 +115,12 @@ def memory_is_planned(units: list[Unit]):
 
 @says(API, "A VAE on a GPU of its own takes one latent frame at a time before `low_memory` is tried.")
 def a_vae_by_itself_gives_way_first():
-    from longlive_optimized.engine.memory_plan import Outline
+    from longlive_optimized.engine.memory_plan import Ladder
+    from longlive_optimized.engine.memory_shares import Asked
     from longlive_optimized.weights.locate import locate
 
     gpus = torch.device("cuda", 0), torch.device("cuda", 1)
-    steps = Outline(locate("tiny"), OptimizationConfig(height=32, width=48), *gpus).steps
+    steps = Ladder(Asked(locate("tiny"), OptimizationConfig(height=32, width=48), *gpus)).steps
     changed = [name for change, _ in steps for name in change]
     assert changed.index("vae_in_parts") < changed.index("low_memory")
 
@@ -160,9 +166,9 @@ def _methods(rows: list[list[str]], of: type) -> None:
 
 @lists(API, "The engine: blocks")
 def the_engine(units: list[Unit]):
-    assert len(units) == 12
+    assert len(units) == 13
     _methods([unit.cells for unit in units], LongLiveEngine)
-    _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device"})
+    _all_are_listed(units, LongLiveEngine, but={"synchronize", "stream", "device", "model_name"})
 
 
 def _all_are_listed(units: list[Unit], of: type, but: set[str] = frozenset()) -> None:
@@ -293,6 +299,45 @@ def strength_of_video_input(place: Place):
 def imports(units: list[Unit]):
     for unit in units:
         exec(names(unit.text)[0].replace("…", "*"), {})
+
+
+@says(API, "`longlive_optimized.generate(prompt, seconds=None,", "`longlive_optimized.stream(prompt, model=")
+def a_call_and_a_loop(units: list[Unit]):
+    said = names(units[0].text)[0]
+    name = said.partition("(")[0].rpartition(".")[2]
+    same_signature(said.rpartition("optimized.")[2], getattr(longlive_optimized, name), method=False)
+
+
+@says(API, "Engine, its streams, pipeline and `stream(...)` have `close()`")
+def all_can_be_closed(place: Place):
+    place.passes("tests/engine/test_close.py tests/demo/test_live.py")
+
+
+@says(API, '"version": 1, "model": "tiny", "seed": 7, "preset": "balanced", "height": 64, "width": 96')
+def a_story_as_it_is_shown(units: list[Unit]):
+    story = Story.read(json.loads(units[0].text))
+    moments = [*story.moments()]
+    assert (len(moments), moments[4].preset, moments[12].loras) == (20, "ultra", {"paint.safetensors": 0.2})
+    assert (moments[8].prompt.transition_blocks, moments[16].restart, moments[16].seed) == (3, True, 8)
+
+
+@lists(API, "Stories")
+def fields_of_a_story(units: list[Unit]):
+    rows = {name: unit.cells for unit in units for name in names(unit.cells[0])}
+    assert {*Story.model_fields} <= {*rows} and {"block", "prompt"} <= {*rows}
+    assert {*names(rows["settings"][1])} == {"use_cuda_graphs", "vae_type", *OF_ENGINE}
+
+
+@says(API, "A story is what a video was made from, as JSON")
+@says(API, "A recording holds 48 KiB of prompts and changes and 200000 blocks")
+def stories(place: Place):
+    assert (story_recorder.MOST_BYTES, MOST_BLOCKS) == (48 * 1024, 200_000)
+    place.passes("tests/engine/test_story.py tests/demo/test_server_story.py")
+
+
+@says(API, "`generate` writes an mp4, a GIF or an animated WebP", "All are checked before the model is loaded.")
+def files_from_the_command_line(place: Place):
+    place.passes("tests/cli/test_stories.py")
 
 
 @says(API, "A `Stream` is one video.")
@@ -457,3 +502,14 @@ def verified(place: Place):
     code += "; from longlive_optimized.weights.files import verify; from pathlib import Path"
     ran = place.run(f"python -c \"{code}; print(verify(Path('sums.pt')))\"")
     assert ran.status == 0 and "no checksum" not in ran.text, ran.text
+
+
+@says(
+    API,
+    "only the rest comes",
+    "checked before; on a disk that gets full what has arrived stays",
+    "is never replaced without `--force`",
+)
+def the_hub_on_loopback(place: Place):
+    ran = place.run("python -m pytest -q tests/weights/test_hub.py tests/cli/test_download.py", place.checkout)
+    assert ran.status == 0 and re.search(r"\d{2} passed", ran.text), ran.text

@@ -79,13 +79,6 @@ def seeds():
     assert torch.equal(next(first.block(3, 3)), next(later.block(0, 3)))
 
 
-@says(CONTRIBUTING, "CUDA kernels too where there are an nvcc and a Hopper GPU")
-@says("README.md", "They are compiled where there is such a GPU, for `test`, or with `LONGLIVE_CUDA=ON`.")
-def who_gets_kernels():
-    setup = " ".join(source("setup_env.sh").split())
-    assert "$1 == test ]]; then echo AUTO elif [[ -n $nvcc ]] && has_hopper; then echo ON else echo OFF" in setup
-
-
 @lists(CONTRIBUTING, "Add an operator", "item")
 def steps_of_an_operator(units: list[Unit]):
     assert len(units) == 7

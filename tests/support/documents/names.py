@@ -18,7 +18,8 @@ ELSEWHERE = frozenset(
     "NOT_RUN run_commands negotiated TORCH_CUDA_ARCH_LIST symlinks NAME_kernel test_NAME kConstant pow "
     "patch_size qk_norm cross_attn_norm timestep_shift num_frame_per_block use_infinite_attention inference use_ema "
     "interactive_inference generator_optimizer critic_optimizer block_mask seq_len context_noise warp_denoising_step "
-    "num_output_frames switch_frame_indices SwitchCausalInferencePipeline conditioning_embeds_updated".split()
+    "num_output_frames switch_frame_indices SwitchCausalInferencePipeline conditioning_embeds_updated ffmpeg rtsp v4l2 "
+    "video10 rawvideo".split()
 )
 _PLACEHOLDER = re.compile(r"[A-Z]{1,10}|[a-z]\w?|_(?:s|gib)|a_by_ours")
 

@@ -29,6 +29,8 @@ from longlive_optimized.demo.server import (
     intake,
     messages,
     offer,
+    osc,
+    publishing,
     recording,
     room,
     rtc,
@@ -97,22 +99,21 @@ def serving(place: Place, options: str = "") -> Iterator[tuple[str, list[str]]]:
 
 
 @says(API, "`longlive-optimized serve`: `POST /offer` takes")
-@says("README.md", "A page with the video over WebRTC, a prompt box, presets with their effective settings")
+@says("README.md", "The video over WebRTC fills the page; type anywhere, and it is the next prompt.")
+@says(API, "`/watch` is the video and its caption for other screens")
+@says(API, "`GET /guide` (`/s/NAME/guide`) is what the page tells those who write prompts")
 def pages_are_served(place: Place):
     with serving(place) as (address, _):
         page = ask(address)
         assert page.status == 200 and b"<video" in page.body and b"prompt" in page.body
-        for path in [
-            "style.css",
-            "app.js",
-            "connection.js",
-            "chart.js",
-            "prompts.js",
-            "settings.js",
-            "input.js",
-            "favicon.svg",
-        ]:
+        asked_for = re.findall(rb'(?:src|href)="([\w.]+)"', page.body)
+        assert len(asked_for) >= 4, page.body
+        for path in [*map(bytes.decode, asked_for), "watch", "s/main/watch?clean=1"]:
             assert ask(address + path).status == 200, path
+        guide = json.loads(ask(address + "guide").body)
+        assert guide == json.loads(ask(address + "s/another/guide").body)
+        assert guide.keys() == {"name", "builtin", "suggestions", "help", "sizes", "limits"}
+        assert guide["limits"].keys() == {"prompt", "transition_blocks", "pixels", "multiple"}
         asyncio.run(_watch(address))
         for path in ("status", "metrics", "healthz", "readyz", "recording?seconds=30"):
             found, head = ask(address + path), ask(address + path, "HEAD")
@@ -141,7 +142,7 @@ async def _watch(address: str) -> None:
                 assert answer["type"] == ("latency_stats" if kind == "get_latency_stats" else "done"), answer
             refused = await viewer.ask("set_optimization_preset", preset="fast")
             assert refused["type"] == "error" and "preset" in str(refused), refused
-            for kind in ("state", "block"):
+            for kind in ("state", "block", "shown"):
                 await viewer.wait_for(lambda message, kind=kind: message["type"] == kind)
             await viewer.leave()
 
@@ -157,6 +158,7 @@ _MESSAGES = {
     "set_input": {"use": None},
     "remove_picture": {"role": "reference"},
     "reset": {},
+    "replay": {"story": {"version": 1, "blocks": 2, "prompts": [{"block": 0, "prompt": "a red circle"}]}},
     "set_paused": {"paused": True},
 }
 
@@ -167,7 +169,7 @@ def a_token_is_wanted(place: Place):
     with serving(place, f"--token {token} --origin {page}") as (address, _):
         address, _, fragment = address.partition("#")
         assert fragment == f"token={token}"
-        for path in ("status", "metrics", "recording.mp4"):
+        for path in ("status", "metrics", "recording.mp4", "guide"):
             assert ask(address + path).status == 401, path
             assert ask(address + path, Authorization=f"Bearer {token}").status in (200, 404, 409, 425, 503), path
         assert ask(address + "healthz").status == ask(address + "readyz").status == 200
@@ -197,6 +199,7 @@ def messages_and_limits(units: list[Unit]):
         messages.LONGEST_PROMPT,
         messages.MOST_BLOCKS,
     ]
+    assert limits["message with a story"] == [messages.MAX_STORY_BYTES / 1024]
     assert limits["left unread by the viewer"] == [rtc.MOST_UNREAD / 1024]
     assert limits["`state`"] == [*reversed(room.STATES)]
     rate, burst = room.OFFERS
@@ -237,6 +240,40 @@ def options_of_streams(units: list[Unit]):
     }
     addresses = {names(unit.cells[0])[0] for unit in units if unit.cells[0].startswith("`/")}
     assert addresses == {"/", "/s/NAME/"} and sessions.MAIN == "main" and sessions.NAME.fullmatch("x" * 64)
+
+
+@lists(API, "Open Sound Control")
+def addresses_of_osc(units: list[Unit]):
+    values = {
+        "/prompt": ("a fox", 4),
+        "/preset": ("balanced",),
+        "/settings/playback_speed": (0.5,),
+        "/seed": (7,),
+        "/transition": (4, "slerp"),
+        "/overlay": (1,),
+        "/paused": (0,),
+        "/strength/noise_scale": (0.5,),
+        "/strength/control_scale": (1,),
+        "/picture/role": ("reference",),
+        "/reset": (1,),
+    }
+    listed = [name for unit in units for name in names(unit.cells[0]) if name.startswith("/")]
+    assert listed == [*values] and {name.split("/")[1] for name in listed} == {*osc.SHORT}
+    for address in listed:
+        message = osc.message_of(address, values[address])
+        assert message, address
+        messages.parse(message)
+    assert osc.message_of("/reset", [0]) is None
+
+
+@says(API, "Of what comes too fast, more than 64 messages in 20 ms", "A datagram may have 16 KiB")
+def bounds_of_osc():
+    assert (osc.MOST, osc.TICK, messages.MAX_BYTES) == (64, 0.02, 16 * 1024)
+
+
+@says(API, "`Retry-After` is over (10 minutes at most)", "One that is silent for 10 seconds is left")
+def bounds_of_whip():
+    assert (publishing.LONGEST_REST, rtc.GONE_SECONDS) == (600, 10)
 
 
 @says(API, "One process has one engine, and makes as many streams as its device can")

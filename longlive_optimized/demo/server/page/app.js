@@ -1,213 +1,223 @@
 // The page: what the server says is shown, what the viewer does is sent.
 
+import { Advice } from "./advice.js";
+import { Arrival } from "./arrival.js";
 import { Chart } from "./chart.js";
+import { Clips } from "./clips.js";
 import { Connection } from "./connection.js";
+import { at, make, store, stored } from "./dom.js";
+import { Drawer } from "./drawer.js";
+import { History } from "./history.js";
 import { Input } from "./input.js";
+import { restWhenIdle, takeKeys } from "./keys.js";
+import { Mix } from "./mix.js";
 import { Prompts } from "./prompts.js";
-import { Settings } from "./settings.js";
+import { announce, toast } from "./say.js";
+import { Settings, wantedFps } from "./settings.js";
+import { Stage } from "./stage.js";
+import { Story } from "./story.js";
+import { CHANGES, promptWords } from "./words.js";
 
-const at = (id) => document.getElementById(id);
-const chart = new Chart(at("chart"));
+const FIGURES = "longlive figures";
+const FADE = 8_000; // ms that an arrival's time is seen
+const BLOCK = 1_200; // ms until a prompt's picture is worth keeping
+let you = "", hello = null, state = null, fps = 0, guide = { suggestions: [], sizes: [], help: "" };
+let link = { phase: "connecting" }, arrived = null, clock = 0, figuresShown = stored(FIGURES, false) === true;
+
 const connection = new Connection(new URLSearchParams(location.hash.slice(1)).get("token"));
-const prompts = new Prompts((prompt) => ask({ type: "switch_prompt", prompt }));
-const settings = new Settings(ask);
+const arrival = new Arrival();
+const stage = new Stage((seen, rtp) => { arrival.picture(seen, rtp); if (stage.pictures === 1) show(); });
+const chart = new Chart(at("chart"));
+const can = (type, field) => Boolean(hello?.commands?.[type]) && (!field || hello.commands[type].includes(field));
+const settings = new Settings(ask, begin);
+const history = new History(restore, showAgain);
+const prompts = new Prompts((prompt) => { mix.start(prompt); goOver({ prompt }); }, () => history.prompts);
+const mix = new Mix((pairs) => goOver({ prompts: pairs }));
 const input = new Input(connection, ask, toast);
-let you = "", state = null, recordSeconds = 0, pictures = 0, fps = 0, streamLink = "";
+const story = new Story(connection, (wanted) => ask({ type: "replay", story: wanted }), toast);
+const clips = new Clips(connection, toast, () => link.phase === "live");
+const drawer = new Drawer((tab) => story.seen(tab === "tab-prompts"));
+const advice = new Advice({
+  presets: () => settings.presets,
+  preset: (preset) => ask({ type: "set_optimization_preset", preset }),
+  sizes: () => (can("reset", "height") ? guide.sizes : []),
+  size: (height, width) => begin({ height, width }),
+});
 
 function ask(command) {
   return connection.ask(command).catch((error) => toast(error.message));
 }
 
+// Go over to a prompt, or to several with their weights.
+function goOver(what) {
+  const since = performance.now();
+  arrival.ask(what, ask({ type: "switch_prompt", ...what }), since);
+}
+
+function showAgain({ prompt, prompts: pairs }) {
+  if (pairs) goOver({ prompts: pairs });
+  else prompts.submit(prompt);
+}
+
+// The video anew, with another seed or size, or as an entry of the history was.
+function begin({ what = state.prompts ? { prompts: state.prompts } : { prompt: state.prompt }, seed, height, width, preset }) {
+  const { effective } = state, other = Object.entries({ seed, height, width }).filter(([name, value]) => value !== undefined && value !== effective[name]);
+  if (preset && preset !== effective.preset && hello.presets.some(({ name }) => name === preset)) ask({ type: "set_optimization_preset", preset });
+  goOver(what);
+  ask({ type: "reset", ...Object.fromEntries(other) });
+}
+
+function restore(entry) {
+  const { prompt, prompts: pairs, settings: before } = entry;
+  begin({ what: pairs ? { prompts: pairs } : { prompt }, ...before });
+}
+
 // --- what the server says
 
-connection.addEventListener("stream", ({ detail }) => {
-  const video = at("video");
-  video.srcObject = detail;
-  pictures = 0;
-  const count = () => { pictures++; showVeil(); video.requestVideoFrameCallback(count); };
-  video.requestVideoFrameCallback?.(count);
-  video.addEventListener("playing", () => { pictures ||= 1; showVeil(); }, { once: true });
-  video.play().catch(() => { /* it is muted, so this is a page that went away */ });
-});
+connection.addEventListener("stream", ({ detail }) => stage.attach(detail.stream, detail.receiver));
 
-let link = { phase: "connecting" };
 connection.addEventListener("state", ({ detail }) => {
   link = detail;
   const away = detail.phase !== "live";
-  if (away) { pictures = 0; at("people").textContent = ""; input.away(); }
-  for (const id of ["pause", "overlay", "reset", "save", "share", "send", "transition", "preset", "input"]) at(id).disabled = away;
-  showVeil();
+  if (away) { stage.away(); input.away(); advice.away(); arrival.begin(); at("people").textContent = ""; }
+  for (const id of ["pause", "reset", "save", "clip-save", "share", "share-watch", "send", "burnt", "look", "input", "mix-fields", "transition"]) at(id).disabled = away;
+  show();
 });
 
 connection.addEventListener("message", ({ detail: message }) => {
   if (message.type === "hello") greet(message);
   if (message.type === "state") showState(message);
   if (message.type === "block") showBlock(message);
+  if (message.type === "shown") arrival.shown(message);
   if (message.type === "error" && !message.asked) toast(message.error); // others are told to whoever asked
 });
 
-function greet(hello) {
+async function greet(message) {
+  hello = message;
   you = hello.you;
-  streamLink = hello.link;
-  recordSeconds = hello.record_seconds;
-  at("save").hidden = !recordSeconds;
-  at("save").textContent = `Save last ${recordSeconds} s`;
-  at("screen").style.setProperty("--ratio", `${hello.width} / ${hello.height}`);
-  settings.offer(hello.presets);
+  arrival.begin();
+  stage.greet(hello);
+  settings.greet(hello, can);
   input.greet(hello);
+  clips.greet(hello);
+  story.greet(can);
+  mix.greet(can);
   if (hello.resumed) toast("The stream has moved to another machine, and goes on there");
+  const answer = await connection.fetch("guide").catch(() => null);
+  if (!answer?.ok) return;
+  guide = await answer.json();
+  prompts.suggest(guide.suggestions);
+  settings.offerSizes(guide.sizes);
+  at("guide-help").textContent = guide.help;
+  at("prompt").maxLength = guide.limits?.prompt ?? 2000;
+  at("model-name").textContent = guide.builtin ? "the built-in model" : guide.name;
 }
 
-const CHANGES = {
-  switch_prompt: "changed the prompt", set_optimization_preset: "changed the preset", set_transition: "changed the transition", settings: "changed the speed",
-  set_overlay: "switched the overlay", set_paused: "pressed pause", reset: "started over",
-  set_input: "changed the input", set_strength: "changed a strength", set_picture: "gave a picture", remove_picture: "removed a picture",
-};
-
 function showState(news) {
+  const before = state;
   state = news;
   at("pause").ariaPressed = String(news.paused);
-  at("pause").textContent = news.paused ? "Go on" : "Pause";
-  at("overlay").ariaPressed = String(news.overlay);
-  at("shown-prompt").textContent = news.prompt;
+  at("pause-words").textContent = news.paused ? "Go on" : "Pause";
+  at("burnt").checked = news.overlay;
   at("people").textContent = news.viewers > 1 ? `${news.viewers} watching · you are ${you}` : "";
+  at("real-model").hidden = !news.model?.ask;
+  prompts.show(news.prompt);
+  if (!before) mix.start(news.prompt);
+  mix.state(news);
   settings.show(news);
+  settings.showLoras(news.loras);
+  story.state(news);
   input.show(news);
-  const trouble = news.status.phase === "trouble";
+  arrival.state(news);
+  const trouble = news.status.phase === "trouble", words = `A block failed: ${news.status.detail}. The next try is in ${news.status.retry_in} s.`;
   at("notice").hidden = !trouble;
-  if (trouble) at("notice").textContent = `A block failed: ${news.status.detail}. The next try is in ${news.status.retry_in} s.`;
+  if (trouble && at("notice").textContent !== words) at("notice").textContent = words;
   if (news.by && news.by !== you) toast(`${news.by} ${CHANGES[news.changed] ?? "changed something"}`);
-  showVeil();
+  show();
 }
 
 function showBlock(block) {
-  const { stats } = block, target = state?.effective.model_fps ?? 16;
-  chart.add(stats.block_ms, (1e3 * block.frames) / target, block.model_fps);
-  const figures = [
+  arrival.block(block);
+  if (!state) return;
+  const { stats } = block, wanted = wantedFps(state.effective);
+  chart.add(stats.block_ms, (1e3 * block.frames) / wanted, block.model_fps ?? block.shown_fps);
+  const rows = [
     ["block", stats.block_ms.toFixed(0), "ms"], ["frame", stats.current_ms.toFixed(1), "ms"], ["p99", stats.p99_ms.toFixed(1), "ms"],
-    ["engine", stats.fps.toFixed(1), "fps"], ["shown", block.shown_fps.toFixed(1), "fps"],
-    ["prompt switch", stats.prompt_switch_ms ? stats.prompt_switch_ms.toFixed(0) : "–", "ms"], ["frames", stats.frame_count, ""],
+    ["engine", stats.fps.toFixed(1), "fps"], ["shown", block.shown_fps.toFixed(1), "fps"], ["arriving", stage.rate.toFixed(1), "fps"],
+    ["prompt, engine", stats.prompt_switch_ms ? (stats.prompt_switch_ms / 1e3).toFixed(2) : "–", "s"],
+    ["Enter to picture", arrived ? arrived.seconds.toFixed(2) : "–", "s"], ["frames", stats.frame_count, ""],
   ];
-  at("figures").replaceChildren(...figures.map(([name, value, unit]) => {
-    const cell = document.createElement("div"), term = document.createElement("dt"), text = document.createElement("dd"), small = document.createElement("small");
-    term.textContent = name;
-    text.textContent = `${value} `;
-    small.textContent = unit;
-    text.append(small);
-    cell.append(term, text);
-    return cell;
-  }));
-  fps = block.model_fps;
-  showPill();
+  at("figures").replaceChildren(...rows.map(([name, value, unit]) => make("div", {}, make("dt", { textContent: name }), make("dd", {}, `${value} `, make("small", { textContent: unit })))));
+  stage.figures([
+    ["shown", `${block.shown_fps.toFixed(1)} fps`], ["block", `${stats.block_ms.toFixed(0)} of ${((1e3 * block.frames) / wanted).toFixed(0)} ms`],
+    ["Enter to picture", arrived ? `${arrived.seconds.toFixed(2)} s` : "–"], ["preset", state.effective.preset.replaceAll("_", " ")],
+  ]);
+  const takes = (stats.block_ms / 1e3).toFixed(2), lasts = (block.frames / wanted).toFixed(2);
+  at("speed-words").textContent = `The model takes ${takes} s for a block of ${block.frames} frames, which are shown for ${lasts} s: ${stats.block_ms / 1e3 > block.frames / wanted ? "too long" : "fast enough"}.`;
+  fps = block.shown_fps;
+  advice.look(block, state, stage.rate);
+  show();
 }
 
-function showPill() {
-  const paused = state?.paused, trouble = state?.status.phase === "trouble";
-  const live = link.phase === "live" && pictures > 0;
-  const waits = state?.queue ? `number ${state.queue} in the queue` : "starting";
-  const text = !live ? (link.phase === "live" ? waits : link.phase) : trouble ? "trouble" : paused ? "paused" : fps ? `live · ${fps.toFixed(0)} fps` : "live";
-  at("pill").textContent = text;
-  at("pill").dataset.mood = live && !trouble && !paused ? "live" : ["gone", "lost", "refused", "blocked"].includes(link.phase) || trouble ? "bad" : "wait";
-}
+const show = () => stage.show(link, state, fps);
 
-function showVeil() {
-  const words = veilWords();
-  at("veil").classList.toggle("gone", !words);
-  if (words) {
-    at("veil-title").textContent = words.title;
-    at("veil-text").textContent = words.text ?? "";
-    at("veil-progress").hidden = words.progress === undefined;
-    if (words.progress >= 0) at("veil-progress").value = words.progress;
-    else at("veil-progress").removeAttribute("value");
-    at("veil-button").hidden = !words.again;
-  }
-  showPill();
-}
+// --- a prompt on its way
 
-function veilWords() {
-  const { phase, detail, stage, done, total } = link;
-  const soon = link.delay ? ` Trying again in ${Math.round(link.delay / 1e3)} s.` : "";
-  switch (phase) {
-    case "live":
-      if (state?.queue) return { title: `You are number ${state.queue} in the queue`, text: "All places are taken. The video starts by itself.", progress: -1 };
-      return pictures || state?.paused ? null : { title: "The first frames are being made", text: "They come in blocks of twelve.", progress: -1 };
-    case "connecting": return { title: "Connecting" };
-    case "loading":
-      if (stage === "failed") return { title: "The model could not be loaded", text: detail, again: true };
-      if (stage === "warming up") return { title: "Warming up", text: "Kernels are compiled and captured.", progress: -1 };
-      return { title: detail ? `Loading the ${detail}` : "Loading", text: "The video starts by itself.", progress: total ? done / total : -1 };
-    case "busy":
-      if (link.queue) return { title: `You are number ${link.queue} in the queue`, text: "All places are taken. The video starts by itself.", progress: -1 };
-      return { title: "The server is busy", text: `${capital(detail)}.${soon}`, again: true };
-    case "refused": return { title: "The server says no", text: `${capital(detail)}.`, again: true };
-    case "blocked": return { title: "No way for the video", text: `${blockedBy()}${soon}`, again: true };
-    case "lost": return { title: "The connection was lost", text: soon, again: true };
-    default: return { title: "The server is gone", text: `It does not answer.${soon}`, again: true };
-  }
-}
+arrival.addEventListener("change", () => {
+  const { pending } = arrival;
+  clearInterval(clock);
+  at("arrival").dataset.phase = pending ? "arriving" : "";
+  if (!pending) return;
+  const tick = () => {
+    at("arrival-words").textContent = state?.paused ? "Arrives when the video goes on" : pending.own ? "Arriving" : "Another viewer's prompt is arriving";
+    at("arrival-clock").textContent = `${((performance.now() - pending.since) / 1e3).toFixed(1)} s`;
+  };
+  tick();
+  clock = setInterval(tick, 100);
+});
 
-function blockedBy() {
-  if (/Firefox/.test(navigator.userAgent) && ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname)) {
-    return "Firefox takes no video from 127.0.0.1: start the server with --ice-address and another address of its machine.";
-  }
-  return "The server answers, but its video does not arrive: something on the way blocks UDP. A TURN server helps (serve --turn).";
-}
-
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-
-let fading;
-function toast(text) {
-  at("toast").textContent = text;
-  at("toast").classList.add("shown");
-  clearTimeout(fading);
-  fading = setTimeout(() => at("toast").classList.remove("shown"), 4_000);
-}
+arrival.addEventListener("arrived", ({ detail }) => {
+  arrived = detail.own ? detail : arrived;
+  const engine = detail.engine ? ` · the engine took ${detail.engine.toFixed(2)} s` : "";
+  at("arrival").dataset.phase = "arrived";
+  at("arrival-words").textContent = detail.own ? `Seen ${detail.seconds.toFixed(2)} s after Enter${engine}` : "Another viewer's prompt is seen";
+  at("arrival-clock").textContent = "";
+  const prompt = promptWords(detail.what);
+  announce(`Seen: ${prompt}`);
+  setTimeout(() => { if (!arrival.pending) at("arrival").dataset.phase = ""; }, FADE);
+  const { seed, preset, height, width } = state.effective;
+  if (detail.own) history.add({ prompt, prompts: detail.what.prompts, settings: { seed, preset, height, width } });
+  setTimeout(() => history.picture(prompt, stage.snapshot()), BLOCK);
+  story.refresh();
+});
 
 // --- what the viewer does
 
 const pause = () => ask({ type: "set_paused", paused: !state?.paused });
-const overlay = () => ask({ type: "set_overlay", enabled: !state?.overlay });
 const startOver = () => ask({ type: "reset" });
-const full = () => (document.fullscreenElement ? document.exitFullscreen() : at("screen").requestFullscreen?.())?.catch(() => {});
+const full = () => (document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen?.())?.catch(() => {});
+const help = () => at("help").showModal();
 
-async function save() {
-  if (!recordSeconds || link.phase !== "live") return;
-  at("save").disabled = true;
-  try {
-    const answer = await connection.fetch(`recording?seconds=${recordSeconds}`);
-    if (!answer.ok) throw new Error((await answer.json()).error);
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(await answer.blob());
-    link.download = `longlive-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.mp4`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  } catch (error) {
-    toast(`No recording: ${error.message}`);
-  }
-  at("save").disabled = false;
+function figures(on = !figuresShown) {
+  figuresShown = on;
+  store(FIGURES, on);
+  at("overlay").ariaPressed = String(on);
+  at("overlay-figures").hidden = !on;
 }
 
-// The stream's own address, with a token for it alone.
-async function share() {
-  const root = location.pathname.replace(/s\/[^/]+\/$/, "");
-  const address = new URL(root + streamLink, location).href;
-  try {
-    await navigator.clipboard.writeText(address);
-    toast("The link to this stream is copied");
-  } catch {
-    prompt("The link to this stream", address);
-  }
-}
-
-for (const [id, action] of Object.entries({ pause, overlay, reset: startOver, save, share, full })) at(id).addEventListener("click", action);
+const save = () => clips.save();
+for (const [id, action] of Object.entries({ pause, reset: startOver, save, full, overlay: () => figures(), "help-button": help })) at(id).addEventListener("click", action);
 at("veil-button").addEventListener("click", () => connection.retry());
-at("help-button").addEventListener("click", () => at("help").showModal());
+at("burnt").addEventListener("change", ({ target }) => ask({ type: "set_overlay", enabled: target.checked }));
+at("full").hidden = !document.fullscreenEnabled;
+addEventListener("fullscreenchange", () => { at("full").ariaPressed = String(Boolean(document.fullscreenElement)); });
 
-const KEYS = { k: pause, o: overlay, r: startOver, s: save, f: full, "/": () => prompts.focus(), "?": () => at("help").showModal() };
-addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || at("help").open || /^(TEXTAREA|INPUT)$/.test(event.target.tagName)) return;
-  const action = KEYS[event.key.toLowerCase()] ?? (/^[1-9]$/.test(event.key) ? () => settings.choose(Number(event.key) - 1) : null);
-  if (action) { event.preventDefault(); action(); }
-});
-
+takeKeys(prompts, {
+  KeyK: pause, KeyO: () => figures(), KeyR: startOver, KeyS: save, KeyF: full, KeyD: () => drawer.toggle(), KeyH: help,
+  preset: (i) => settings.choose(i),
+}, pause);
+for (const id of ["pill", "advice-why"]) at(id).addEventListener("click", () => drawer.open("tab-speed", true));
+restWhenIdle(() => link.phase === "live" && stage.pictures > 0 && at("ideas").hidden && !drawer.isOpen && !prompts.isEdited && !arrival.pending && at("advice").hidden && !document.querySelector("header :focus-visible, #help[open]"));
+figures(figuresShown);
+show();
 connection.run();

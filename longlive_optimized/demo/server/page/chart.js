@@ -4,12 +4,11 @@ const KEPT = 80;
 const MARGIN = { left: 40, right: 34, top: 10, bottom: 6 };
 
 export class Chart {
-  #canvas; #colours; #blocks = [];
+  #canvas; #colours = {}; #blocks = [];
 
   constructor(canvas) {
     this.#canvas = canvas;
-    const style = getComputedStyle(document.documentElement);
-    this.#colours = Object.fromEntries(["good", "warn", "blue", "soft", "line", "text"].map((name) => [name, style.getPropertyValue(`--${name}`)]));
+    for (const query of ["(prefers-color-scheme: light)", "(forced-colors: active)"]) matchMedia(query).addEventListener("change", () => this.#draw());
     new ResizeObserver(() => this.#draw()).observe(canvas);
   }
 
@@ -26,13 +25,17 @@ export class Chart {
   #draw() {
     const canvas = this.#canvas, ratio = devicePixelRatio || 1;
     const width = canvas.clientWidth, height = canvas.clientHeight;
+    if (!width) return; // it is not seen
+    const style = getComputedStyle(document.documentElement);
+    this.#colours = Object.fromEntries(["good", "warn", "blue", "soft", "line", "text"].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    pen.font = "11px system-ui, sans-serif";
+    pen.font = `${Math.round(parseFloat(style.fontSize) * 0.75)}px system-ui, sans-serif`;
     pen.textBaseline = "middle";
-    const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom };
+    const room = parseFloat(style.fontSize) / 15; // what figures take, in a larger script
+    const box = { left: MARGIN.left * room, right: width - MARGIN.right * room, top: MARGIN.top, bottom: height - MARGIN.bottom };
     const blocks = this.#blocks;
     const mostMs = ceiling(Math.max(50, ...blocks.map((b) => Math.max(b.ms, b.budget) * 1.08)));
     const mostFps = ceiling(Math.max(10, ...blocks.map((b) => b.fps * 1.15)));

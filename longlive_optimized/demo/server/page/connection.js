@@ -1,6 +1,6 @@
 // A viewer's connection: made, kept, and made again. Says how it stands by events:
 //   "state"   detail {phase, ...}: connecting, loading, busy, refused, gone, lost or live
-//   "stream"  detail: the MediaStream
+//   "stream"  detail {stream, receiver}: the MediaStream, and the RTCRtpReceiver that it comes from
 //   "message" detail: what the server said
 
 const GIVE_UP = 15_000; // ms for a connection to come about
@@ -9,6 +9,7 @@ const SLOWEST = 5_000; // ms between attempts
 const IN_QUEUE = 2_000; // ms between attempts of one who waits for a seat
 const SILENCE = 2_000; // ms without a word after which the server is asked whether it still has the stream
 const NUMBERS = ["height", "width", "seed"];
+const WISHES = ["prompt", "preset", ...NUMBERS];
 
 export class Connection extends EventTarget {
   #token; #peer = null; #video = null; #channel = null; #wake = null; #ids = 0; #waiting = new Map();
@@ -116,7 +117,7 @@ export class Connection extends EventTarget {
     peer.addEventListener("track", async (event) => {
       const stream = event.streams[0] ?? new MediaStream([event.track]);
       if (before) await firstPicture(stream);
-      this.#tell("stream", stream);
+      this.#tell("stream", { stream, receiver: event.receiver });
       before?.close();
     });
     const channel = (this.#channel = peer.createDataChannel("control"));
@@ -183,6 +184,6 @@ function firstPicture(stream) {
 
 // What the address asks of a stream that is opened by it: ?preset=ultra&height=320&width=576&seed=7&prompt=...
 function wishes() {
-  const asked = [...new URLSearchParams(location.search)];
+  const asked = [...new URLSearchParams(location.search)].filter(([name]) => WISHES.includes(name));
   return Object.fromEntries(asked.map(([name, text]) => [name, NUMBERS.includes(name) ? Number(text) : text]));
 }

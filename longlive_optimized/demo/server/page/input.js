@@ -1,15 +1,12 @@
 // What the video is made from beside the prompt: a webcam or a file, sent as it plays, and pictures.
 
-import { segments } from "./settings.js";
+import { at, choice, picks, place, segments, slider } from "./dom.js";
 
-const SOURCES = { none: "None", webcam: "Webcam", file: "File…" };
-const USES = { video: "Start from it", control: "Follow it" };
+const SOURCES = [["none", "None"], ["webcam", "Webcam"], ["file", "File…"]];
+const USES = [["video", "Start from it"], ["control", "Follow it"]];
 const FPS = 24; // most that is sent a second: a block takes as many as it has frames
 const BITS_PER_PIXEL = 0.2;
 const USUAL_WIDTH = 640; // pixels that a webcam is asked for, where the model's picture is smaller
-const STEADY = 100; // ms between two positions of a slider that are sent
-
-const at = (id) => document.getElementById(id);
 
 export class Input {
   #connection; #ask; #toast; #hello = null; #input = null; #use = "video"; #source = "none"; #sending = false; #turn = 0; #role = "reference";
@@ -19,10 +16,8 @@ export class Input {
     this.#connection = connection;
     this.#ask = ask;
     this.#toast = toast;
-    segments("sources", Object.keys(SOURCES), (source) => this.#choose(source));
-    segments("uses", Object.keys(USES), (use) => this.#turnTo(use));
-    for (const button of document.querySelectorAll("#sources button")) button.textContent = SOURCES[button.value];
-    for (const button of document.querySelectorAll("#uses button")) button.textContent = USES[button.value];
+    segments("sources", SOURCES, (source) => this.#choose(source));
+    segments("uses", USES, (use) => this.#turnTo(use));
     slider("noise", (noise_scale) => this.#ask({ type: "set_strength", noise_scale }));
     slider("scale", (control_scale) => this.#ask({ type: "set_strength", control_scale }));
     picks("video-file", (file) => this.#start("file", file));
@@ -123,8 +118,8 @@ export class Input {
 
   #mark() {
     const others = this.#input?.use && !this.#sending;
-    for (const button of document.querySelectorAll("#sources button")) button.ariaChecked = String(!others && button.value === this.#source);
-    for (const button of document.querySelectorAll("#uses button")) button.ariaChecked = String(button.value === this.#use);
+    choice("sources", others ? null : this.#source);
+    choice("uses", this.#use);
     at("preview").hidden = this.#source === "none";
   }
 
@@ -198,28 +193,4 @@ async function paint(canvas, file, { width, height }) {
   pen.fillRect(0, 0, width, height);
   pen.imageSmoothingQuality = "high";
   pen.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
-}
-
-// A file chooser, which forgets what was chosen: the same file may be chosen again.
-function picks(id, take) {
-  at(id).addEventListener("change", ({ target }) => {
-    if (target.files[0]) take(target.files[0]);
-    target.value = "";
-  });
-}
-
-// Sends where it stands, a few times a second, the last position always.
-function slider(id, send) {
-  let timer = null, wanted;
-  at(id).addEventListener("input", ({ target }) => {
-    wanted = Number(target.value); // what the server says meanwhile may move it
-    at(`${id}-value`).textContent = wanted.toFixed(2);
-    timer ??= setTimeout(() => { timer = null; send(wanted); }, STEADY);
-  });
-}
-
-function place(id, value) {
-  if (document.activeElement === at(id)) return; // it is being moved
-  at(id).value = value;
-  at(`${id}-value`).textContent = value.toFixed(2);
 }

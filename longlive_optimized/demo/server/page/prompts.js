@@ -1,41 +1,55 @@
-// The prompt box: what was written before, and what might be.
+// The caption line: what is shown, and what is to be shown.
 
-const EXAMPLES = [
-  "a red fox walks through fresh snow, morning light, film grain",
-  "the fox leaps over a frozen stream in slow motion",
-  "a paper boat drifts down a rainy street at night, neon reflections",
-  "a hot air balloon rises over terraced green hills at dawn",
-  "an astronaut tends a small garden inside a glass dome on Mars",
-  "a koi pond seen from above, petals fall on the water",
-];
-const KEPT = 20;
-const STORE = "longlive prompts";
+import { at, make } from "./dom.js";
+
+const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
 
 export class Prompts {
-  #box; #send; #history = read(); #place = -1; #draft = "";
+  #box = at("prompt"); #send; #past; #place = -1; #draft = ""; #edited = false; #shown = "";
 
-  // send: called with a prompt that is to be shown.
-  constructor(send) {
+  // send: called with a prompt that is to be shown. past: gives earlier ones, the newest first.
+  constructor(send, past) {
     this.#send = send;
-    this.#box = document.getElementById("prompt");
-    const form = document.getElementById("prompt-form");
-    form.addEventListener("submit", (event) => { event.preventDefault(); this.#submit(this.#box.value); });
+    this.#past = past;
+    at("prompt-form").addEventListener("submit", (event) => { event.preventDefault(); this.submit(this.#box.value); });
     this.#box.addEventListener("keydown", (event) => this.#key(event));
-    list("examples", EXAMPLES, (text) => this.#submit(text));
-    this.#showHistory();
+    this.#box.addEventListener("input", () => { this.#edited = true; this.#fit(); });
+    this.#box.addEventListener("focus", () => { if (!this.#edited) this.#box.select(); });
+    this.#box.addEventListener("blur", () => { if (!this.#box.value.trim()) this.#revert(); });
+    let width = 0;
+    new ResizeObserver(() => { if (width !== (width = this.#box.clientWidth)) this.#fit(); }).observe(this.#box);
   }
 
-  focus() { this.#box.focus(); this.#box.select(); }
+  // What is written next replaces what is there.
+  take() { this.#box.focus(); this.#box.select(); }
 
-  #submit(text) {
+  get isEdited() { return this.#edited; }
+
+  submit(text) {
     const prompt = text.trim();
     if (!prompt) return;
-    this.#box.value = prompt;
-    this.#history = [prompt, ...this.#history.filter((old) => old !== prompt)].slice(0, KEPT);
     this.#place = -1;
-    write(this.#history);
-    this.#showHistory();
+    this.#edited = false;
+    this.#write(prompt);
     this.#send(prompt);
+    if (TOUCH.matches) this.#box.blur(); // the keyboard covers the picture
+    else if (document.activeElement === this.#box) this.#box.select(); // what is written next replaces it
+  }
+
+  // The prompt in force, whoever asked for it.
+  show(prompt) {
+    this.#shown = prompt;
+    if (!this.#edited && this.#box.value !== prompt) this.#write(prompt);
+  }
+
+  suggest(suggestions) {
+    const list = (texts) => texts.map((text) => {
+      const button = make("button", { type: "button", textContent: text });
+      button.addEventListener("click", () => this.submit(text));
+      return make("li", {}, button);
+    });
+    at("examples").replaceChildren(...list(suggestions));
+    at("ideas-list").replaceChildren(...list(suggestions.filter((text) => text !== this.#shown).slice(0, 2)));
   }
 
   #key(event) {
@@ -43,49 +57,42 @@ export class Prompts {
     if (isComposing) return;
     if (key === "Enter" && !shiftKey) {
       event.preventDefault();
-      this.#submit(box.value);
+      this.submit(box.value);
     } else if (key === "ArrowUp" && !box.value.slice(0, box.selectionStart).includes("\n")) {
       this.#recall(event, this.#place + 1);
     } else if (key === "ArrowDown" && !box.value.slice(box.selectionEnd).includes("\n")) {
       this.#recall(event, this.#place - 1);
     } else if (key === "Escape") {
+      this.#revert();
       box.blur();
     }
   }
 
   #recall(event, place) {
-    if (place < -1 || place >= this.#history.length) return;
+    const past = this.#past().filter((text) => text !== this.#shown);
+    if (place < -1 || place >= past.length) return;
     event.preventDefault();
     if (this.#place === -1) this.#draft = this.#box.value;
     this.#place = place;
-    this.#box.value = place === -1 ? this.#draft : this.#history[place];
+    this.#edited = true;
+    this.#write(place === -1 ? this.#draft : past[place]);
+    this.#box.setSelectionRange(0, 0);
   }
 
-  #showHistory() {
-    document.getElementById("history-section").hidden = !this.#history.length;
-    list("history", this.#history.slice(0, 8), (text) => this.#submit(text));
+  #revert() {
+    this.#edited = false;
+    this.#place = -1;
+    this.#write(this.#shown);
   }
-}
 
-function list(id, texts, choose) {
-  document.getElementById(id).replaceChildren(...texts.map((text) => {
-    const item = document.createElement("li"), button = document.createElement("button");
-    button.type = "button";
-    button.textContent = button.title = text;
-    button.addEventListener("click", () => choose(text));
-    item.append(button);
-    return item;
-  }));
-}
+  #write(text) {
+    this.#box.value = text;
+    this.#fit();
+  }
 
-// Storage may be forbidden or hold anything.
-function read() {
-  try {
-    const found = JSON.parse(localStorage.getItem(STORE));
-    return Array.isArray(found) ? found.filter((text) => typeof text === "string").slice(0, KEPT) : [];
-  } catch { return []; }
-}
-
-function write(history) {
-  try { localStorage.setItem(STORE, JSON.stringify(history)); } catch { /* then it lasts as long as the page */ }
+  // As many lines as it has, up to what the style allows.
+  #fit() {
+    this.#box.style.height = "auto";
+    this.#box.style.height = `${this.#box.scrollHeight + this.#box.offsetHeight - this.#box.clientHeight}px`;
+  }
 }

@@ -1,35 +1,58 @@
-// Presets, transitions, and what is really in force.
+// Presets, transitions, the model's settings, and what is really in force.
+
+import { at, choice, make, place, segments, slider } from "./dom.js";
+import { presetWords } from "./words.js";
 
 const BLOCK = 12; // frames
 const LENGTHS = [1, 2, 4, 8];
+const STEPS = { 1: [1000], 2: [1000, 250], 3: [1000, 500, 250], 4: [1000, 750, 500, 250], 5: [1000, 800, 600, 400, 200], 6: [1000, 850, 700, 550, 400, 200] };
+const SPEEDS = [0.25, 0.5, 1, 1.5, 2, 4];
+const PICTURES = [["none", "as made"], [24, "24"], [30, "30"], [60, "60"]]; // between frames two are mixed
+const times = (value) => `${Number(value.toFixed(2))} ×`;
+const sizeOf = (size) => size.join("x");
 
 export class Settings {
-  #ask; #presets = []; #state = null;
+  #ask; #begin; #presets = []; #state = null; #sized = false;
 
-  // ask: sends a command.
-  constructor(ask) {
+  // ask: sends a command. begin: starts the video anew with another seed or size.
+  constructor(ask, begin) {
     this.#ask = ask;
-    segments("blocks", LENGTHS, (blocks) => this.#transition({ blocks }));
-    segments("blend", ["linear", "slerp"], (blend) => this.#transition({ blend }));
-    for (const button of document.querySelectorAll("#blend button")) button.textContent = { linear: "linear", slerp: "spherical" }[button.value];
+    this.#begin = begin;
+    segments("blocks", LENGTHS.map((blocks) => [blocks, blocks === 1 ? "at once" : `${blocks} blocks`]), (blocks) => this.#transition({ blocks: Number(blocks) }));
+    segments("blend", [["linear", "linear"], ["slerp", "spherical"]], (blend) => this.#transition({ blend }));
+    segments("steps", Object.keys(STEPS).map((n) => [n, n]), (n) => this.#set({ denoising_steps: STEPS[n] }));
+    segments("speed", SPEEDS.map((speed) => [speed, times(speed)]), (speed) => this.#set({ playback_speed: Number(speed) }));
+    segments("pictures-shown", PICTURES, (fps) => this.#set(fps === "none" ? { interpolation: "none" } : { interpolation: "blend", shown_fps: Number(fps) }));
+    at("seed-form").addEventListener("submit", (event) => { event.preventDefault(); this.#begin({ seed: Number(at("seed").value) }); });
+    at("seed-new").addEventListener("click", () => this.#begin({ seed: Math.floor(Math.random() * 1e6) }));
+    at("size").addEventListener("change", ({ target }) => { const [height, width] = target.value.split("x").map(Number); this.#begin({ height, width }); });
   }
 
-  // The presets that there are, once they are known.
-  offer(presets) {
+  get presets() { return this.#presets; }
+
+  // What there is to choose, once it is known; can(type, field): whether the server takes a message, and that field.
+  greet({ presets, loras }, can) {
     this.#presets = presets;
-    document.getElementById("presets").replaceChildren(...presets.map((preset, i) => {
-      const button = document.createElement("button"), rate = document.createElement("span"), small = document.createElement("small");
-      button.type = "button";
-      button.value = preset.name;
-      button.title = `steps ${preset.denoising_steps.join(" ")}, attention window of ${preset.local_attn_size} latent frames`;
-      button.ariaKeyShortcuts = String(i + 1);
-      button.textContent = preset.name.replace("_", " ");
-      rate.textContent = preset.precision;
-      small.textContent = `${preset.denoising_steps.length} steps · window ${preset.local_attn_size}`;
-      button.append(rate, small);
+    at("presets").replaceChildren(...presets.map((preset, i) => {
+      const { name, title, text, steps, numbers } = presetWords(preset);
+      const button = make("button", { type: "button", value: preset.name, title: `${numbers} (Alt+${i + 1})`, ariaKeyShortcuts: `Alt+${i + 1}` },
+        make("strong", { textContent: title }), make("span", { textContent: `${name} · ${steps}` }), make("small", { textContent: text }));
       button.addEventListener("click", () => this.choose(i));
       return button;
     }));
+    at("seed-form").hidden = !can("reset", "seed");
+    this.#sized = can("reset", "height");
+    at("steps-row").hidden = !can("settings", "denoising_steps");
+    at("speed-row").hidden = !can("settings", "playback_speed");
+    at("pictures-row").hidden = !can("settings", "interpolation");
+    this.#offerLoras(can("settings", "loras") ? loras ?? [] : []);
+  }
+
+  // The sizes that suit the model.
+  offerSizes(sizes) {
+    at("size-row").hidden = !this.#sized || sizes.length < 2;
+    at("size").replaceChildren(...sizes.map(([height, width]) => make("option", { value: `${height}x${width}`, textContent: `${width} × ${height}` })));
+    this.#showSize();
   }
 
   choose(i) {
@@ -39,44 +62,69 @@ export class Settings {
   show(state) {
     this.#state = state;
     const { effective, preset, transition } = state;
-    for (const button of document.querySelectorAll("#presets button")) {
+    for (const button of at("presets").children) {
       button.ariaPressed = String(button.value === effective.preset);
       button.classList.toggle("coming", button.value === preset && preset !== effective.preset);
     }
-    for (const button of document.querySelectorAll("#blocks button")) {
-      const blocks = Number(button.value), seconds = (blocks * BLOCK) / effective.model_fps;
-      button.textContent = blocks === 1 ? "at once" : `${Number(seconds.toFixed(1))} s`;
-      button.ariaChecked = String(blocks === transition.blocks);
+    choice("blocks", transition.blocks);
+    for (const button of at("blocks").children) {
+      const seconds = (Number(button.value) * BLOCK) / wantedFps(effective);
+      if (button.value !== "1") button.textContent = `${Number(seconds.toFixed(1))} s`;
     }
-    for (const button of document.querySelectorAll("#blend button")) {
-      button.ariaChecked = String(button.value === transition.blend);
-      button.disabled = transition.blocks === 1;
-    }
+    choice("blend", transition.blend);
+    for (const button of at("blend").children) button.disabled = transition.blocks === 1;
+    choice("steps", effective.denoising_steps.length);
+    choice("speed", effective.playback_speed);
+    choice("pictures-shown", effective.interpolation === "none" ? "none" : effective.shown_fps ?? 30);
+    if (document.activeElement !== at("seed") && effective.seed !== undefined) at("seed").value = effective.seed;
+    this.#showSize();
     this.#showEffective(effective);
   }
 
+  #showSize() {
+    if (!this.#state) return;
+    const { height, width } = this.#state.effective, here = sizeOf([height, width]);
+    if (at("size").options.length && ![...at("size").options].some(({ value }) => value === here)) {
+      at("size").prepend(make("option", { value: here, textContent: `${width} × ${height}` }));
+    }
+    at("size").value = here;
+  }
+
+  #offerLoras(loras) {
+    at("loras").hidden = !loras.length;
+    at("loras").replaceChildren(make("p", { className: "name", textContent: "LoRAs" }), ...loras.flatMap(({ name, scale }, i) => {
+      const id = `lora-${i}`;
+      return [make("p", { className: "strength" }, make("label", { htmlFor: id, textContent: name }), make("input", { id, type: "range", min: -1, max: 2, step: 0.05, value: scale }), make("output", { id: `${id}-value`, textContent: scale.toFixed(2) }))];
+    }));
+    loras.forEach(({ name }, i) => slider(`lora-${i}`, (scale) => this.#set({ loras: { [name]: scale } })));
+  }
+
+  showLoras(loras = []) { loras.forEach(({ scale }, i) => at(`lora-${i}`) && place(`lora-${i}`, scale)); }
+
   #showEffective(effective) {
     const rows = {
+      Preset: effective.preset.replaceAll("_", " "),
       Steps: effective.denoising_steps.join(" "),
       Window: `${effective.local_attn_size} latent frames`,
       Precision: effective.precision,
-      Speed: `${effective.model_fps} frames of the world a second`,
+      Wanted: `${wantedFps(effective)} fps`,
       Picture: `${effective.width} × ${effective.height}`,
+      Seed: effective.seed ?? "–",
       Device: effective.device + (effective.cuda_graphs ? ", CUDA graphs" : ""),
       Memory: memory(effective.memory),
     };
-    document.getElementById("effective").replaceChildren(...Object.entries(rows).flatMap(([name, value]) => {
-      const term = document.createElement("dt"), text = document.createElement("dd");
-      term.textContent = name;
-      text.textContent = value;
-      return [term, text];
-    }));
+    at("effective").replaceChildren(...Object.entries(rows).flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })]));
   }
+
+  #set(fields) { this.#ask({ type: "settings", ...fields }); }
 
   #transition(change) {
     this.#ask({ type: "set_transition", ...(this.#state?.transition ?? { blocks: 1, blend: "linear" }), ...change });
   }
 }
+
+// Model frames that are to be shown a second.
+export const wantedFps = ({ model_fps, target_fps }) => model_fps ?? target_fps;
 
 // What the plan says: how much, other GPUs by their names, and what was chosen so that it fits.
 function memory({ costs, others = {}, ...first }) {
@@ -87,24 +135,4 @@ function memory({ costs, others = {}, ...first }) {
 function gib({ peak_gib, available_gib }) {
   const most = available_gib === null ? "" : ` of ${available_gib.toFixed(1)}`;
   return `${peak_gib.toFixed(1)}${most} GiB`;
-}
-
-// A row of buttons of which one is chosen; arrow keys go from one to the next.
-export function segments(id, values, choose) {
-  const row = document.getElementById(id);
-  row.replaceChildren(...values.map((value) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.value = value;
-    button.textContent = value;
-    button.role = "radio";
-    button.ariaChecked = "false";
-    button.addEventListener("click", () => choose(value));
-    return button;
-  }));
-  row.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const next = step && row.children[[...row.children].indexOf(event.target) + step];
-    if (next) { next.focus(); next.click(); }
-  });
 }

@@ -1,0 +1,37 @@
+"""What the built-in model's page tells those who write prompts: its world in words, and prompts that it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .render import NATIVE
+from .world import COLOURS, FORMS, GROUNDS, MAX_SHAPES
+
+SUGGESTIONS = (
+    "a red circle and a blue square move left over a green field",
+    "a yellow triangle drifts up over a black night",
+    "a white cross, a red disc and a green box glide right across a grey road",
+    "a purple square rests on a blue sea",
+    "a green circle and a white triangle slide down over a brown desert",
+    "over a black sky, a yellow disc and a purple cross move right",
+)
+SIZES = (NATIVE,)
+
+
+def help_text() -> str:
+    """What a prompt of this world is made of."""
+    return (
+        f"This model is a small one, for trying things out. It knows one to {MAX_SHAPES} shapes ({_list(FORMS)}) in "
+        f"{_list(COLOURS)}, over a ground ({_list(_grounds())}), that move left, right, up or down, or rest. Other "
+        "words mean little to it."
+    )
+
+
+def _grounds() -> list[str]:
+    names = {"green": "field", "blue": "sea", "grey": "road", "brown": "desert", "black": "night"}
+    return [f"{ground} {names[ground]}" for ground in GROUNDS]
+
+
+def _list(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
