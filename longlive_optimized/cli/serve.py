@@ -154,7 +154,6 @@ def serve(
             publish_make_room=publish_make_room,
             text_precision=text_precision != "auto",
             text_residence=text_residence != "auto",
-            sessions_per_client=sessions_per_client is not None,
             osc=osc,
         )
         with extra("cluster"):
@@ -177,6 +176,7 @@ def serve(
             private=private,
             keep_seconds=keep,
             max_queued=queue,
+            sessions_per_client=sessions_per_client,
             record_seconds=record_seconds,
             token=token,
             origins=tuple(origin or ()),
