@@ -80,7 +80,10 @@ def test_it_serves_and_ends_on_a_signal():
         servers = {  # side by side: most of the time is theirs, until they are ready
             how: stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-c", code, *SMALL], stderr=subprocess.PIPE, text=True, env=environment
+                    [sys.executable, "-c", code, *SMALL, "--model", "tiny"],
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=environment,
                 )
             )
             for how in endings
