@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import re
+import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -153,7 +154,6 @@ def serve(
             publish_make_room=publish_make_room,
             text_precision=text_precision != "auto",
             text_residence=text_residence != "auto",
-            sessions_per_client=sessions_per_client is not None,
             osc=osc,
         )
         with extra("cluster"):
@@ -176,6 +176,7 @@ def serve(
             private=private,
             keep_seconds=keep,
             max_queued=queue,
+            sessions_per_client=sessions_per_client,
             record_seconds=record_seconds,
             token=token,
             origins=tuple(origin or ()),
@@ -256,6 +257,7 @@ def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ran
     from ..config import OptimizationConfig
     from ..engine.engine import LongLiveEngine
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for rank 0, which then closes its ranks
     with ranks:
         LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
 

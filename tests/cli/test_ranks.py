@@ -62,12 +62,12 @@ def test_serve(ends):
     with on_two("serve", "--port", "0") as (first, other):
         address = re.search(r"(http://\S+)/", first.stderr.readline())[1]
         asyncio.run(watch(address))
-        (first if ends == "by a signal" else other).send_signal(
-            signal.SIGINT if ends == "by a signal" else signal.SIGKILL
-        )
         if ends == "by a signal":
+            for each in other, first:  # a terminal's Ctrl-C comes to all
+                each.send_signal(signal.SIGINT)
             assert (first.wait(30), other.wait(30)) == (0, 0), other.communicate()
         else:
+            other.kill()
             said = first.communicate(timeout=30)[1]
             assert first.returncode == 2 and "rank 1 has ended" in said
 

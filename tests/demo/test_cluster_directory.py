@@ -53,6 +53,21 @@ def test_those_who_wait_have_places_and_go_in_their_order(directory, clock):
     assert directory.position("three") == 1
 
 
+def test_one_address_may_have_so_many_open_or_waiting(clock):
+    directory = Directory(9, 60.0, lambda data: data, clock, per_client=2)
+    report(directory, seats=1)
+    assert directory.enter("one", client="x").kind == "go"
+    directory.placed("one", "a")
+    assert directory.enter("two", client="x").kind == "wait"
+    assert directory.enter("three", client="x").kind == "many" and directory.position("three") is None
+    assert directory.enter("three", client="y").kind == "wait"
+    assert directory.enter("one", client="x").kind == "at" and directory.enter("two", client="x").kind == "wait"
+    assert directory.enter("one", moves=True).kind == "wait"  # nobody's wish
+    clock.now += PATIENCE + 1
+    report(directory, sessions=["one"])  # the second has given up
+    assert directory.enter("three", client="x").kind == "wait"
+
+
 def test_who_does_not_ask_again_loses_the_place(directory, clock):
     report(directory)
     open_at(directory, "one")

@@ -9,9 +9,11 @@ pytest.importorskip("yaml")
 
 import yaml
 from pydantic import ValidationError
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
-from longlive_optimized.demo.serving import ClusterConfig
+from longlive_optimized.demo.serving import ClusterConfig, app
 
 FILES = Path(__file__).parents[2] / "docs" / "cluster"
 TOKEN = "correct horse battery"
@@ -50,6 +52,14 @@ def test_what_cannot_be_is_named_at_once(fields, named, monkeypatch):
     monkeypatch.delenv("LONGLIVE_TURN_PASSWORD", raising=False)
     with pytest.raises(ValidationError, match=named):
         ClusterConfig(**{"host": "127.0.0.1"} | fields)
+
+
+def test_serve_run_takes_arguments():
+    """As its command line and Serve's files give them: Ray makes a ClusterConfig of texts by name."""
+    built = call_user_app_builder_with_args_if_necessary(app, {"seats": "3", "host": "127.0.0.1", "gpus": "0"})
+    assert isinstance(built, Application)
+    with pytest.raises(ValidationError, match="seat"):
+        call_user_app_builder_with_args_if_necessary(app, {"seat": "3", "host": "127.0.0.1"})
 
 
 def test_a_token_is_not_repeated():

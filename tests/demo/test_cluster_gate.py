@@ -18,15 +18,16 @@ from support.server_peer import Viewer
 
 
 class Desk:
-    """Notes which sessions it is asked for; all seats are taken."""
+    """Notes which sessions it is asked for, and by whom; all seats are taken."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.clients, self.answer = [], set(), Entry("wait", position=1)
         self.place = SimpleNamespace(remote=self._place)
 
-    async def _place(self, name):
+    async def _place(self, name, client):
         self.asked.append(name)
-        return Entry("wait", position=1)
+        self.clients.add(client)
+        return self.answer
 
 
 def at_the_gate(scene):
@@ -65,6 +66,18 @@ def test_a_wish_that_cannot_be_takes_no_seat():
                 await viewer.watch()
             assert refused.value.response.status_code == (503 if asked else 422) and desk.asked == asked
             await viewer.leave()
+
+    at_the_gate(scene)
+
+
+def test_who_has_as_many_as_one_may_have_is_told():
+    async def scene(http, desk):
+        desk.answer, viewer = Entry("many"), Viewer(http, stream="/s/one")
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            await viewer.watch()
+        answer = refused.value.response
+        assert (answer.status_code, answer.json()["code"]) == (429, "too many") and desk.clients == {"127.0.0.1"}
+        await viewer.leave()
 
     at_the_gate(scene)
 

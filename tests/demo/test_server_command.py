@@ -42,7 +42,6 @@ SMALL = ["serve", "--height", "32", "--width", "48", "--port", "0"]
         (["--vae-device", "nowhere"], "--vae-device must be cuda, cuda:N or cpu, got 'nowhere'"),
         (["--cluster", "--publish", "janus://localhost/1234"], "--publish cannot be used with --cluster"),
         (["--cluster", "--publish-make-room"], "--publish-make-room cannot be used with --cluster"),
-        (["--cluster", "--sessions-per-client", "4"], "--sessions-per-client cannot be used with --cluster"),
         (["--cluster", "--text-precision", "int8"], "--text-precision cannot be used with --cluster"),
         (["--cluster", "--text-residence", "cpu"], "--text-residence cannot be used with --cluster"),
     ],
@@ -81,7 +80,10 @@ def test_it_serves_and_ends_on_a_signal():
         servers = {  # side by side: most of the time is theirs, until they are ready
             how: stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-c", code, *SMALL], stderr=subprocess.PIPE, text=True, env=environment
+                    [sys.executable, "-c", code, *SMALL, "--model", "tiny"],
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=environment,
                 )
             )
             for how in endings

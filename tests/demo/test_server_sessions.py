@@ -430,6 +430,30 @@ async def test_people_who_come_and_go_leave_nothing_behind(sessions, http):
     assert not sessions._timers and not sessions._queue
 
 
+@with_streams(sessions=1, keep_seconds=1)
+async def test_a_shared_stream_that_cannot_be_opened_for_nobody_comes_back(sessions, http):
+    """Its viewer has just left when it gets a place, and there is no memory for it."""
+    one = await Viewer(http, stream="/s/one").join()
+    await one.frame()
+    waits = await Viewer(http).join()
+    await one.leave()
+    await until(lambda: not sessions.room("one").people)
+    await asyncio.sleep(0.5)
+    source, open_stream = sessions.worker.source, sessions.worker.source.open
+
+    def fail(config):
+        raise MemoryError("no memory for it")
+
+    source.open = fail
+    await waits.leave()
+    await until(lambda: sessions.main.feed.status.phase == "failed")
+    source.open = open_stream
+    await until(lambda: "main" not in sessions.names)
+    viewer = await Viewer(http).join()
+    await viewer.frame()
+    await viewer.leave()
+
+
 def test_names():
     for name in ("a", "A-b_9", "x" * 64, private_name()):
         check_name(name)

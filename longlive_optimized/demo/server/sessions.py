@@ -309,7 +309,7 @@ class Sessions:
     def _rest(self, room: Room) -> None:
         """Nobody has come back: close it, or let others have its place if it is the shared one."""
         self._timers.pop(room.name, None)
-        if room.name == MAIN and not self.settings.private:
+        if room.name == MAIN and not self.settings.private and room.feed.status.phase != "failed":
             self._resting.add(MAIN)
             self._leave_queue(room)
         else:

@@ -224,7 +224,8 @@ class Worker:
         except RankError:
             raise
         except Exception as error:  # of this stream: the others go on
-            log.error("a stream could not be opened", exc_info=error)
+            wish = isinstance(error, ValueError)  # that cannot be: no fault of ours
+            log.error("a stream could not be opened: %s", error, exc_info=None if wish else error)
             with self.changed:
                 if feed in self._feeds:
                     self._feeds.remove(feed)

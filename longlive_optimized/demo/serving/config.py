@@ -31,7 +31,8 @@ class ClusterConfig(BaseModel):
     gpus, cpus: that a replica takes; 0 GPUs for a model on the CPU.
     upscale_seconds, downscale_seconds: that seats must have been short, or too many, before replicas come or go.
     private: each new visitor has a session of their own; else all who name none share one.
-    max_queued: sessions that may wait for a seat.
+    max_queued: sessions that may wait for a seat. sessions_per_client: that one address may have open or waiting; None
+        is any number: behind a load balancer all seem to have its address.
     keep_seconds: that a session lives on when nobody watches it, or its replica is gone and nobody has asked for it.
     snapshot_blocks: a session's state is kept whenever it has made so many blocks.
     drain_seconds: that a replica which is to go has to hand over its sessions.
@@ -60,6 +61,7 @@ class ClusterConfig(BaseModel):
     downscale_seconds: Annotated[float, Field(gt=0)] = 300
     private: bool = True
     max_queued: Annotated[int, Field(ge=0)] = 64
+    sessions_per_client: Annotated[int, Field(ge=1)] | None = None
     keep_seconds: Annotated[float, Field(ge=1)] = 60
     snapshot_blocks: Annotated[int, Field(ge=1)] = 4
     drain_seconds: Annotated[float, Field(ge=1)] = 60

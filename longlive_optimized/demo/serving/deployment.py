@@ -1,6 +1,6 @@
 """What Ray Serve runs: a gate, and replicas that come and go."""
 
-from __future__ import annotations
+# Without the future's annotations, which are texts: from its parameter's class Ray knows what ``app`` takes.
 
 import contextlib
 from collections.abc import AsyncIterator

@@ -30,7 +30,9 @@ class Desk:
     """
 
     def __init__(self, config: ClusterConfig):
-        self._directory = Directory(config.max_queued, config.keep_seconds, ray.put)
+        self._directory = Directory(
+            config.max_queued, config.keep_seconds, ray.put, per_client=config.sessions_per_client
+        )
         self._replicas: DeploymentHandle | None = None
         self._tasks: set[asyncio.Task] = set()
 
@@ -77,13 +79,14 @@ class Desk:
         """``Directory.status``."""
         return self._directory.status()
 
-    async def place(self, name: str) -> Entry:
-        """Where a session is, which is opened if it is nowhere and there is a seat; ``soon`` if that takes too long."""
+    async def place(self, name: str, client: str = "") -> Entry:
+        """Where a session is, which is opened if it is nowhere and there is a seat; ``soon`` if that takes too long.
+        client: who asks."""
         entry = Entry("soon")
         loop = asyncio.get_running_loop()
         end = loop.time() + PLACING
         while entry.kind == "soon" and loop.time() < end:
-            entry = self._directory.enter(name)
+            entry = self._directory.enter(name, client=client)
             if entry.kind == "go":
                 entry = await self._open(name)
             elif entry.kind == "soon":

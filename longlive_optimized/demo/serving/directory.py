@@ -31,9 +31,9 @@ class Report:
 class Entry:
     """Where a session is, or what its viewer is to do. ``at``: it is at ``address``. ``go``: open it at a replica,
     there is a seat. ``soon``: somebody does that already. ``wait``: all seats are taken, ``position`` counts from 1.
-    ``full``: too many wait."""
+    ``full``: too many wait. ``many``: who asks has as many as one may have."""
 
-    kind: Literal["at", "go", "soon", "wait", "full"]
+    kind: Literal["at", "go", "soon", "wait", "full", "many"]
     address: str = ""
     position: int = 0
 
@@ -41,7 +41,7 @@ class Entry:
 class Directory:
     """Belongs to one thread. keep: puts bytes where they outlive the replica that sent them, and gives what finds them.
 
-    max_queued, keep_seconds: ClusterConfig's.
+    max_queued, keep_seconds, per_client (sessions_per_client): ClusterConfig's.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class Directory:
         keep_seconds: float,
         keep: Callable[[bytes], Any],
         clock: Callable[[], float] = time.monotonic,
+        per_client: int | None = None,
     ):
+        self._per_client, self._clients = per_client, dict[str, str]()  # who asked for a session first
         self._max_queued, self._keep_seconds, self._keep, self._clock = max_queued, keep_seconds, keep, clock
         self._replicas: dict[str, Report] = {}
         self._heard: dict[str, float] = {}
@@ -86,8 +88,9 @@ class Directory:
 
     # --- what the gate asks and says
 
-    def enter(self, name: str, moves: bool = False) -> Entry:
-        """Where a session is, or what to do about it. moves: it is to leave the replica that it is at."""
+    def enter(self, name: str, moves: bool = False, client: str = "") -> Entry:
+        """Where a session is, or what to do about it. moves: it is to leave the replica that it is at. client: who
+        asks."""
         self._tidy()
         if not moves and (owner := self._owners.get(name)):
             return Entry("at", self._replicas[owner[0]].address)
@@ -95,10 +98,14 @@ class Directory:
             return Entry("soon")
         now = self._clock()
         if name not in self._queue:
+            known = moves or name in self._orphans
+            if not known and client and self._per_client and self._of(client) >= self._per_client:
+                return Entry("many")
             if not self._free() and len(self._queue) >= self._max_queued:
                 return Entry("full")
-            first = moves or name in self._orphans  # they have had a seat
-            self._queue = {name: now} | self._queue if first else self._queue | {name: now}
+            # Those that are known have had a seat.
+            self._queue = {name: now} | self._queue if known else self._queue | {name: now}
+            self._clients.setdefault(name, client)
         self._queue[name] = now
         position = [*self._queue].index(name) + 1
         if position > self._free():
@@ -173,6 +180,12 @@ class Directory:
         self._owners.pop(name, None)
         self._orphans.pop(name, None)
         self._saved.pop(name, None)
+
+    def _of(self, client: str) -> int:
+        """Sessions that were first asked for by ``client``, and are open, waited for or to go on."""
+        alive = {*self._owners, *self._queue, *self._coming, *self._orphans}
+        self._clients = {name: who for name, who in self._clients.items() if name in alive}
+        return sum(who == client for who in self._clients.values())
 
     def _taken(self, replica: str) -> int:
         return sum(owner == replica for owner, _ in self._owners.values())

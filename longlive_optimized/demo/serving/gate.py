@@ -92,7 +92,8 @@ class Gate:
             check_name(name)
             body = await read_body(request, "an offer", MAX_OFFER_BYTES)
             self._check(body)  # what a replica would refuse must take no seat
-            return await self._send(request, await self._place(name), name, "offer", body)
+            client = request.client.host if request.client else ""
+            return await self._send(request, await self._place(name, client), name, "offer", body)
 
         @app.post("/picture", dependencies=guarded)
         @app.post("/s/{name}/picture", dependencies=guarded)
@@ -152,14 +153,17 @@ class Gate:
             return address
         raise Refused(404, f"no stream {name[:70]!r} is open: whoever watches it first opens it", "no stream")
 
-    async def _place(self, name: str) -> str:
+    async def _place(self, name: str, client: str) -> str:
         """The address of the replica that has a session, which is opened if none has. Raises Refused."""
-        entry = await self._desk.place.remote(name)
+        entry = await self._desk.place.remote(name, client)
         match entry.kind:
             case "at":
                 return entry.address
             case "wait":
                 raise Waits(entry.position)
+            case "many":
+                most = self._config.sessions_per_client
+                raise Refused(429, f"you have {most} sessions, and may have no more: close one first", "too many")
             case "full":
                 raise Refused(503, "all seats are taken, and too many wait for one: try again later", "full")
         raise Refused(503, "the session could not be opened: try again in a moment", "busy")
