@@ -13,7 +13,7 @@ from ..weights.published import ABOUT, LONGLIVE, Repository, Wishes, as_reposito
 from .loading import console, results
 
 if TYPE_CHECKING:
-    from ..weights.hub import Plan
+    from ..weights.hub_plan import Plan
 
 
 def download(
@@ -35,7 +35,7 @@ def download(
     ] = False,
 ) -> None:
     """Download what is missing of the real model; the same command goes on where it was interrupted."""
-    from ..weights.hub import make_plan
+    from ..weights.hub_plan import make_plan
     from ..weights.locate import locate
 
     if (repository := as_repository(model)) is None:
@@ -107,7 +107,7 @@ def tell_of_the_real_one() -> None:
 
 def _show(plan: Plan) -> None:
     """What there is, with sizes."""
-    from ..weights.hub import free_bytes, size_text
+    from ..weights.hub_plan import free_bytes, size_text
 
     widest = max(len(str(item)) for item in plan.items)
     for item in plan.items:
