@@ -442,6 +442,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("README.md", "Measured", ".", _MEASURED),
     NotRun("README.md", "Use it in scope", ".", _SCOPE),
     NotRun("README.md", "Limits", "- (Batch of one|Attention over|What the warm-up|The pipeline makes)", _GPU),
+    NotRun("README.md", "Limits", "- The published weights could not be had", "what was not done"),
     NotRun("README.md", "Limits", "- The built-in model", "a remark on pictures; bench quality scores what it knows"),
     NotRun(
         "README.md",
