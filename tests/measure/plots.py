@@ -1,14 +1,16 @@
-"""Draw prompt-switch.svg and frame-rates.svg from docs/measurements: ``python docs/plots.py``."""
+"""Draw docs/prompt-switch.svg and frame-rates.svg from docs/measurements: ``python tests/measure/plots.py``."""
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-DOCS = Path(__file__).parent
-SIZES = ("480×832", "320×576")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from measure.report import ROOT, SIZES, by_size, newest
+
 COLOURS = {"waits": "#e3e6ea", "text": "#9ec5e8", "recache": "#f6c177", "denoise": "#a5d6a7", "decode": "#c3a6e0"}
 INK, PALE, LINE, ROW = "#20242b", "#68707c", "#d5d9df", 46
 LEFT, WIDTH, RIGHT = 110, 720, 90
@@ -22,22 +24,9 @@ class Part(NamedTuple):
     colour: str
 
 
-def rows_of(topic: str, kind: str) -> list[dict]:
-    """A topic's rows of one table, oldest first."""
-    paths = (DOCS / "measurements").glob(f"{topic}-[0-9]*.json")
-    runs = [(json.loads(path.read_text()), int(path.stem.rpartition("-")[2])) for path in paths]
-    runs.sort(key=lambda run: (run[0]["date"], run[1]))
-    return [row for run, _ in runs for row in run["rows"] if row.get("table") == kind]
-
-
-def newest(topic: str, size: str, kind: str) -> dict:
-    """The newest of these rows with this size."""
-    return [row for row in rows_of(topic, kind) if row["size"] == size][-1]
-
-
 def switch_of(size: str) -> list[Part]:
     """From Enter, half-way through a block, to the new prompt's pictures."""
-    row, block = newest("prompt-switch", size, "prompt switch"), newest("block", size, "block")
+    (row, _), (block, _) = by_size(["prompt-switch"], "prompt switch")[size], by_size(["block"], "block")[size]
     first, rest = row["decode_ms"]
     return [
         Part("the block under way", block["block_ms"]["median"] / 2, "waits"),
@@ -73,8 +62,9 @@ def prompt_switch() -> str:
 
 def frame_rates() -> str:
     """A bar for each preset and size: frames a second."""
-    found = {(row["size"], row["preset"]): row["fps"] for row in rows_of("presets", "presets")}
-    found |= {(size, "balanced"): newest("block", size, "block")["fps"] for size in SIZES}
+    rows = newest(["presets"], lambda row: (row["size"], row["preset"]), "presets")
+    found = {key: row["fps"] for key, (row, _) in rows.items()}
+    found |= {(size, "balanced"): row["fps"] for size, (row, _) in by_size(["block"], "block").items()}
     most, body, top = max(found.values()), [], 54.0
     presets = sorted({preset for _, preset in found}, key=lambda preset: found[SIZES[0], preset])
     for preset in presets:
@@ -118,4 +108,4 @@ def _mark(x: float, top: float, text: str) -> str:
 
 if __name__ == "__main__":
     for name, svg in pictures().items():
-        (DOCS / name).write_text(svg)
+        (ROOT / "docs" / name).write_text(svg)
