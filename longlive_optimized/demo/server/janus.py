@@ -13,7 +13,7 @@ from .encoding import ViewerTrack
 from .janus_link import Link, Refused
 from .offer import BadOffer
 from .publishing import Lost
-from .rtc import all_addresses, first_codec, preferred
+from .rtc import first_codec, sending_offer
 from .settings import ServerSettings
 
 FORM = "janus://HOST[:PORT][/PATH]/ROOM, or januss:// for a connection over TLS"
@@ -106,11 +106,8 @@ class JanusRoom:
 
     async def _connect(self, link: Link, track: ViewerTrack) -> None:
         """Send the track, once its codec is agreed upon."""
-        transceiver = link.pc.addTransceiver(track, direction="sendonly")
-        transceiver.setCodecPreferences(preferred(self._settings.codec))
-        # Those that viewers come to need not reach Janus, as loopback; that of the WebSocket does.
-        with all_addresses(besides=link.local_address):
-            await link.pc.setLocalDescription(await link.pc.createOffer())
+        # Addresses that viewers come to need not reach Janus, as loopback; that of the WebSocket does.
+        sender = await sending_offer(link.pc, track, self._settings.codec, besides=link.local_address)
         offer = {"type": "offer", "sdp": link.pc.localDescription.sdp}
         try:
             answer = await link.ask({"request": "publish"}, offer)
@@ -123,7 +120,7 @@ class JanusRoom:
         except (BadOffer, ValueError) as error:
             codecs = "VP8 nor H264 of the Baseline profile: its videocodec has to allow one of them"
             raise Lost(f"room {self._room} takes neither {codecs}") from error
-        track.follow(transceiver.sender)
+        track.follow(sender)
         await link.connected()
 
 

@@ -202,6 +202,18 @@ def all_addresses(besides: str | None) -> Iterator[None]:
         _chosen.reset(token)
 
 
+async def sending_offer(
+    connection: RTCPeerConnection, track: ViewerTrack, codec: str, besides: str | None
+) -> RTCRtpSender:
+    """Let a connection offer the track, and nothing else; what sends it. The offer, with all addresses of
+    ``all_addresses``, is then its local description. codec: the name of the one that is preferred."""
+    transceiver = connection.addTransceiver(track, direction="sendonly")
+    transceiver.setCodecPreferences(preferred(codec))
+    with all_addresses(besides):
+        await connection.setLocalDescription(await connection.createOffer())
+    return transceiver.sender
+
+
 def preferred(name: str) -> list:
     """All codecs, those of that name first."""
     known = RTCRtpSender.getCapabilities("video").codecs

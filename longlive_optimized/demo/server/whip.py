@@ -15,7 +15,7 @@ from aiortc import RTCBundlePolicy, RTCConfiguration, RTCIceServer, RTCPeerConne
 from .encoding import ViewerTrack
 from .offer import BadOffer
 from .publishing import Lost
-from .rtc import all_addresses, first_codec, preferred, vanished
+from .rtc import first_codec, sending_offer, vanished
 from .settings import ServerSettings, as_token
 from .whip_http import Signalling, tls
 
@@ -72,11 +72,9 @@ class WhipEndpoint:
 
     async def _connect(self, connection: RTCPeerConnection, signalling: Signalling, track: ViewerTrack) -> None:
         """Send the track, once its codec is agreed upon."""
-        transceiver = connection.addTransceiver(track, direction="sendonly")
-        transceiver.setCodecPreferences(preferred(self._settings.codec))
-        # Those that viewers come to need not reach the endpoint, as loopback; the one that leads there does.
-        with all_addresses(besides=await _address_towards(self._to)):
-            await connection.setLocalDescription(await connection.createOffer())
+        # Addresses that viewers come to need not reach the endpoint, as loopback; the one that leads there does.
+        towards = await _address_towards(self._to)
+        sender = await sending_offer(connection, track, self._settings.codec, besides=towards)
         answer = await signalling.offer(connection.localDescription.sdp)
         if found := re.search(r"^a=(inactive|sendonly)\s*$", answer, re.MULTILINE):
             raise Lost(f"the endpoint takes no video: its answer says {found[1]}")
@@ -87,7 +85,7 @@ class WhipEndpoint:
             raise Lost("the endpoint takes no video: its answer rejects it") from None
         except Exception as error:  # aiortc's parser raises whatever its parts do
             raise Lost(f"the endpoint's answer cannot be used: {type(error).__name__}: {error}") from error
-        track.follow(transceiver.sender)
+        track.follow(sender)
         await _connected(connection)
 
 
