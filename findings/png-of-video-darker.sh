@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# A PNG that FFmpeg has written of a video's frame is darker in Chromium than the video beside it, though every pixel is the same.
+#
+# Versions: av 18.1.0 (FFmpeg 8.1.2) and imageio-ffmpeg 0.8.1 (FFmpeg 9.0.2) from PyPI, playwright 1.65.2; the Chromium that is installed (here 156).
+# Who meets it: pages with posters, thumbnails or last frames in front of a video, and tests that compare a screenshot with a frame. FFmpeg
+#   hands the video's tags on to the PNG (chunks cICP, gAMA and cHRM: BT.709's curve). Chromium takes them at their word in a picture, and for
+#   sRGB in a video. FFmpeg's library also notes the video's range (16 to 235) of pixels that have the full one; its command does not.
+# Guess: the same pixels are shown as the same colours.
+# Seen (a tagged H.264 of four colours, and its first frame, in a canvas):
+#   the video:            20,20,20   64,64,64   128,128,128   201,60,33
+#   PNG by PyAV:          11,11,11   62,62,62   129,129,129   200,55,23
+#   PNG by ffmpeg:        6,6,6      54,54,54   121,121,121   196,47,17
+#   PNG without its tags: 19,19,19   64,64,64   128,128,128   199,58,29
+# What helps: a frame made anew of its pixels, VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24"), has no tags.
+# Without Chromium there is nothing to see, and the script says so. Exits non-zero if the behaviour changes.
+set -euo pipefail
+chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
+if [ -z "$chromium" ]; then
+  echo "there is no Chromium: nothing to see"
+  exit 0
+fi
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+python3 -m venv "$scratch/venv"
+"$scratch/venv/bin/pip" install --quiet --only-binary :all: "av==18.1.0" "imageio-ffmpeg==0.8.1" "playwright==1.65.2" numpy
+cd "$scratch"
+"$scratch/venv/bin/python" - "$chromium" <<'PYTHON'
+import base64
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import imageio_ffmpeg
+import numpy as np
+from playwright.sync_api import sync_playwright
+
+COLOURS = (20, 20, 20), (64, 64, 64), (128, 128, 128), (200, 60, 30)
+SHOW = """async ([kind, source]) => {
+  const shown = document.createElement(kind);
+  shown.muted = true; shown.src = source; document.body.append(shown);
+  if (kind === "img") await shown.decode();
+  else { const first = new Promise((done) => shown.requestVideoFrameCallback(done)); await shown.play(); await first; }
+  const canvas = document.createElement("canvas");
+  canvas.width = 256; canvas.height = 64;
+  const drawn = canvas.getContext("2d");
+  drawn.drawImage(shown, 0, 0);
+  return [0, 1, 2, 3].map((n) => [...drawn.getImageData(64 * n + 32, 5, 1, 1).data].slice(0, 3));
+}"""
+
+picture = np.repeat(np.array([COLOURS], np.uint8), 64, 1).repeat(64, 0)
+with av.open("video.mp4", "w") as container:
+    stream = container.add_stream("libx264", rate=16, options={"crf": "1"})
+    stream.width, stream.height, stream.pix_fmt = 256, 64, "yuv420p"
+    context = stream.codec_context
+    context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+    for _ in range(16):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1)))
+    container.mux(stream.encode())
+
+
+def png(frame):
+    encoder = av.CodecContext.create("png", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 256, 64, "rgb24", Fraction(1, 16)
+    frame.pts = 0
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+
+
+with av.open("video.mp4") as container:
+    frame = next(container.decode(video=0)).reformat(format="rgb24")
+plain = av.VideoFrame.from_ndarray(frame.to_ndarray(), format="rgb24")
+ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+subprocess.run([ffmpeg, "-v", "error", "-i", "video.mp4", "-frames:v", "1", "-update", "1", "still.png"], check=True)
+video, by_ffmpeg = (open(name, "rb").read() for name in ("video.mp4", "still.png"))
+assert np.array_equal(av.VideoFrame.to_ndarray(next(av.open("still.png").decode(video=0)), format="rgb24"), frame.to_ndarray())
+shown = {
+    "the video": ("video", "video/mp4", video),
+    "PNG by PyAV": ("img", "image/png", png(frame)),
+    "PNG by ffmpeg": ("img", "image/png", by_ffmpeg),
+    "PNG without its tags": ("img", "image/png", png(plain)),
+}
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=sys.argv[1], args=["--no-sandbox", "--disable-gpu"])
+    print("Chromium", browser.version)
+    page = browser.new_page()
+    for name, (kind, media, data) in shown.items():
+        source = f"data:{media};base64,{base64.b64encode(data).decode()}"
+        shown[name] = page.evaluate(SHOW, [kind, source])
+        print(f"{name + ':':21}", *("{},{},{}".format(*colour).ljust(11) for colour in shown[name]))
+    browser.close()
+off = {name: np.abs(np.array(colours) - COLOURS) for name, colours in shown.items()}
+assert off["the video"].max() < 5 and off["PNG without its tags"].max() < 5, shown
+assert off["PNG by PyAV"][0].min() > 5 and off["PNG by ffmpeg"][:3].min() > 5, shown
+PYTHON
