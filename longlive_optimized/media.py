@@ -162,6 +162,8 @@ def _on_white(frame: av.VideoFrame) -> av.VideoFrame:
     import av
     import numpy as np
 
+    if frame.format.name == "yuva420p":  # (findings/pyav-rgba-last-columns.sh)
+        frame = frame.reformat(format="yuva444p")
     rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
     opacity = rgba[..., 3:]
     rgb = (rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255

@@ -156,6 +156,16 @@ def test_what_is_transparent_is_white(tmp_path):
     assert np.array_equal(read_picture(tmp_path / "a.png"), picture[..., :3])  # as scope reads it
 
 
+@pytest.mark.parametrize("width", [2, 18, 34, 40, 66, 340])
+def test_lossy_webp_with_transparency_is_whole(tmp_path, width):
+    """Up to the last column, at widths of which FFmpeg leaves columns unwritten on its straight way to RGBA."""
+    picture = np.full((32, width, 4), (200, 60, 30, 255), np.uint8)
+    picture[:8, :, 3] = 0
+    (tmp_path / "a.webp").write_bytes(encoded(picture, "libwebp", "yuva420p"))
+    for read in (read_upright(tmp_path / "a.webp"), first(tmp_path / "a.webp")):
+        assert (read[:7] == 255).all() and np.abs(read[10:].astype(int) - (200, 60, 30)).max() < 16
+
+
 def test_what_is_no_video_is_named(tmp_path):
     text, prose, sound = tmp_path / "a.mp4", tmp_path / "a.txt", tmp_path / "a.wav"
     for path in (text, prose):
