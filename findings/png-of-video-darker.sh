@@ -6,12 +6,12 @@
 #   hands the video's tags on to the PNG (chunks cICP, gAMA and cHRM: BT.709's curve). Chromium takes them at their word in a picture, and for
 #   sRGB in a video. FFmpeg's library also notes the video's range (16 to 235) of pixels that have the full one; its command does not.
 # Guess: the same pixels are shown as the same colours.
-# Seen (a tagged H.264 of four colours, and its first frame, in a canvas):
+# Seen (a tagged H.264 of four colours, and its first frame, saved by frame.save("still.png") and by ffmpeg's command, in a canvas):
 #   the video:            20,20,20   64,64,64   128,128,128   201,60,33
 #   PNG by PyAV:          11,11,11   62,62,62   129,129,129   200,55,23
 #   PNG by ffmpeg:        6,6,6      54,54,54   121,121,121   196,47,17
 #   PNG without its tags: 19,19,19   64,64,64   128,128,128   199,58,29
-# What helps: a frame made anew of its pixels, VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24"), has no tags.
+# What helps: a frame made anew of its pixels, VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24").
 # Without Chromium there is nothing to see, and the script says so. Exits non-zero if the behaviour changes.
 set -euo pipefail
 chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
@@ -28,7 +28,7 @@ cd "$scratch"
 import base64
 import subprocess
 import sys
-from fractions import Fraction
+from pathlib import Path
 
 import av
 import imageio_ffmpeg
@@ -60,32 +60,31 @@ with av.open("video.mp4", "w") as container:
     container.mux(stream.encode())
 
 
-def png(frame):
-    encoder = av.CodecContext.create("png", "w")
-    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 256, 64, "rgb24", Fraction(1, 16)
-    frame.pts = 0
-    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+def first(path):
+    with av.open(path) as container:
+        return next(container.decode(video=0))
 
 
-with av.open("video.mp4") as container:
-    frame = next(container.decode(video=0)).reformat(format="rgb24")
-plain = av.VideoFrame.from_ndarray(frame.to_ndarray(), format="rgb24")
+frame = first("video.mp4")
+pixels = frame.to_ndarray(format="rgb24")
+frame.save("pyav.png")
+av.VideoFrame.from_ndarray(pixels, format="rgb24").save("plain.png")
 ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
-subprocess.run([ffmpeg, "-v", "error", "-i", "video.mp4", "-frames:v", "1", "-update", "1", "still.png"], check=True)
-video, by_ffmpeg = (open(name, "rb").read() for name in ("video.mp4", "still.png"))
-assert np.array_equal(av.VideoFrame.to_ndarray(next(av.open("still.png").decode(video=0)), format="rgb24"), frame.to_ndarray())
+subprocess.run([ffmpeg, "-v", "error", "-i", "video.mp4", "-frames:v", "1", "-update", "1", "ffmpeg.png"], check=True)
+for name in ("pyav.png", "plain.png", "ffmpeg.png"):
+    assert np.array_equal(first(name).to_ndarray(format="rgb24"), pixels), name
 shown = {
-    "the video": ("video", "video/mp4", video),
-    "PNG by PyAV": ("img", "image/png", png(frame)),
-    "PNG by ffmpeg": ("img", "image/png", by_ffmpeg),
-    "PNG without its tags": ("img", "image/png", png(plain)),
+    "the video": ("video", "video/mp4", "video.mp4"),
+    "PNG by PyAV": ("img", "image/png", "pyav.png"),
+    "PNG by ffmpeg": ("img", "image/png", "ffmpeg.png"),
+    "PNG without its tags": ("img", "image/png", "plain.png"),
 }
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=sys.argv[1], args=["--no-sandbox", "--disable-gpu"])
     print("Chromium", browser.version)
     page = browser.new_page()
-    for name, (kind, media, data) in shown.items():
-        source = f"data:{media};base64,{base64.b64encode(data).decode()}"
+    for name, (kind, media, path) in shown.items():
+        source = f"data:{media};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
         shown[name] = page.evaluate(SHOW, [kind, source])
         print(f"{name + ':':21}", *("{},{},{}".format(*colour).ljust(11) for colour in shown[name]))
     browser.close()
