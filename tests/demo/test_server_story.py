@@ -25,9 +25,9 @@ CIRCLE, SQUARE = "a red circle moves left over a green field", "a blue square re
 class Watched:
     """A source whose streams' blocks are kept, with the latents behind each."""
 
-    def __init__(self):
+    def __init__(self, loras=()):
         self.config = ScopeOptimizationConfig.preset_balanced(**SIZE, enable_latency_overlay=False)
-        self.engine = LongLiveEngine("tiny", OptimizationConfig.of(self.config), "cpu")
+        self.engine = LongLiveEngine("tiny", OptimizationConfig.of(self.config), "cpu", loras=loras)
         self.blocks: list[tuple[np.ndarray, torch.Tensor]] = []
 
     def open(self, config, snapshot=None):
@@ -269,7 +269,10 @@ async def test_what_cannot_be_replayed_is_refused_and_nothing_changes(source, ro
         ({"settings": {"model_dtype": "bfloat16"}}, "story must have the stream's model_dtype, 'auto'"),
         ({"settings": {"denoising_steps": [9, 8, 7, 6, 5]}}, "story has more denoising_steps than the presets"),
         ({"changes": [{"block": 1, "settings": {"local_attn_size": 64}}]}, "story has more local_attn_size than"),
-        ({"loras": {"/etc/passwd": 1}}, "story has loras, which all streams of a server share"),
+        (
+            {"loras": {"/etc/passwd": 1}},
+            "story has LoRAs that are not served here, passwd: start the server with --lora",
+        ),
         ({"prompts": []}, "story: prompts must have at least 1 item"),
         ({"blocks": 10**6}, "story: blocks must be less than or equal to 200000"),
         ({"version": 2}, "version must be 1"),

@@ -327,6 +327,11 @@ class Feed:
         return self.pace.is_time(len(self._frames), self._fps, self._coming, ahead, self._worker.share, most)
 
     @property
+    def turns_loras(self) -> bool:
+        """Whether its next block merges LoRAs at other scales."""
+        return bool(self.replaying and self.pipeline and self.pipeline.turns_loras)
+
+    @property
     def deadline(self) -> float:
         """When its next frame is late: those who watch have none left. The first ones are late after a while only, but
         those that go on from a snapshot at once: they were waited for elsewhere."""

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import av
@@ -64,6 +64,13 @@ class Host(Protocol):
     def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
         """Whether the device can make its stream with this config beside the others."""
         ...
+
+    def turns_loras(self, room: Room) -> bool:
+        """Whether its viewers may turn LoRAs, which act in all streams."""
+        ...
+
+    def turn_loras(self, room: Room, scales: Mapping[str, float], by: str, story: bool = False) -> None:
+        """Merge LoRAs at other scales, as one of a room's viewers says, or its story, and tell those of the others."""
 
 
 class Another(NamedTuple):
@@ -268,7 +275,7 @@ class Room:
     def story(self) -> dict:
         """What the video was made from, as a story has it. Raises Refused where there is nothing."""
         if story := self.feed.story():
-            return story.as_dict()
+            return self.worker.loras.told(story).as_dict()
         raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
 
     async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
@@ -358,11 +365,22 @@ class Room:
                 "inputs": ["video", "control"] if self._steerable else ["video"],
                 "pictures": ["reference", "first_frame"] if self._steerable else [],
                 "resumed": self._resumed,
-                "commands": messages.commands(),
+                "commands": self._commands(),
+                "loras": self._loras(),
                 "formats": [*MEDIA_TYPES],
             }
         )
         self.tell_state()
+
+    def _commands(self) -> dict[str, list[str]]:
+        """What this stream can be told."""
+        commands = messages.commands()
+        if not (self.worker.loras.merged and self._host.turns_loras(self)):
+            commands["settings"].remove("loras")
+        return commands
+
+    def _loras(self) -> list[dict]:
+        return [{"name": name, "scale": scale} for name, scale in self.worker.loras.wished.items()]
 
     def _hear(self, peer: Peer, message: str | bytes) -> None:
         command = None
@@ -398,10 +416,14 @@ class Room:
             case messages.SetOptimizationPreset(preset=name):
                 self._configure(name, **self.config.preset_fields(name))
                 self._preset = name
-            case messages.ChangeSettings(fields=fields):
-                self._configure(", ".join(f"{name} {value}" for name, value in sorted(fields.items())), **fields)
+            case messages.ChangeSettings(fields=fields, loras=scales):
+                self._check_loras(scales)
+                if fields:
+                    self._configure(", ".join(f"{name} {value}" for name, value in sorted(fields.items())), **fields)
                 if "denoising_steps" in fields:
                     self._preset = None
+                if scales:
+                    self._host.turn_loras(self, scales, peer.name)
             case messages.SetTransition(blocks=blocks, blend=blend):
                 self._transition, self._blend = blocks, blend
             case messages.SetOverlay(enabled=enabled):
@@ -421,7 +443,7 @@ class Room:
             case messages.Reset(fields=fields):
                 self._begin_anew(fields)
             case messages.Replay(story=story):
-                self._replay(story)
+                self._replay(story, peer.name)
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
 
@@ -445,6 +467,26 @@ class Room:
             )
         self.feed.configure(**fields)
         self._effective |= self._shown_with() if self._effective else {}
+
+    def _check_loras(self, scales: Mapping[str, float]) -> None:
+        """Raises BadMessage where these cannot be had from here."""
+        if not scales:
+            return
+        if not self.worker.loras.merged:
+            raise messages.BadMessage("loras: none are served: start the server with --lora, which no cluster has")
+        if not self._host.turns_loras(self):
+            raise messages.BadMessage(f"loras: they act in all streams of the server, and {self._who_turns}")
+        try:
+            self.worker.loras.check(scales)
+        except ValueError as error:
+            raise messages.BadMessage(f"loras: {error}") from None
+
+    @property
+    def _who_turns(self) -> str:
+        """Why this stream's viewers may turn no LoRAs."""
+        if self.settings.private:
+            return "none is shared: they stay as the server was started"
+        return "only those who watch the shared one may turn them"
 
     def _begin_anew(self, fields: dict[str, int] | None = None) -> None:
         """fields: another seed or size. Raises BadMessage for a size that cannot be."""
@@ -476,13 +518,15 @@ class Room:
         for role in ("reference", "first_frame"):
             self.inputs.set_picture(role, None)
 
-    def _replay(self, story: Story) -> None:
+    def _replay(self, story: Story, by: str) -> None:
         """Raises BadMessage where the story does not fit the stream, or the device beside the others."""
-        self._check(story)
         try:
+            story = self.worker.loras.ours(story)
+            self._check(story)
             dropped = self.feed.replay(story)
         except ValueError as error:
             raise messages.BadMessage(str(error)) from None
+        self._host.turn_loras(self, self.worker.loras.beginning(story), by, story=True)
         self._preset = None
         if sized(story, self.worker.source.engine).size != self.config.size:
             self._forget_inputs()
@@ -498,8 +542,11 @@ class Room:
                 raise messages.BadMessage(f"story has more {name} than the presets and this stream, {most}")
         if max(map(len, story.texts)) > messages.LONGEST_PROMPT:
             raise messages.BadMessage(f"story has a prompt of more than {messages.LONGEST_PROMPT} characters")
-        if story.loras:
-            raise messages.BadMessage("story has loras, which all streams of a server share: play it by generate")
+        turns = self.worker.loras.beginning(story) != self.worker.loras.wished
+        if (turns or any(change.loras for change in story.changes)) and not self._host.turns_loras(self):
+            raise messages.BadMessage(
+                f"story has other scales of LoRAs than are in force: they act in all streams, and {self._who_turns}"
+            )
         (height, width), usual = sized(story, self.worker.source.engine).size, self.worker.source.config
         if height * width > math.prod(usual.size):
             most = "x".join(map(str, usual.size))
@@ -573,7 +620,8 @@ class Room:
                 "shown": self.feed.arrivals.shown,
                 "transition": {"blocks": self._transition, "blend": self._blend},
                 "preset": self._preset or self._preset_name,
-                "effective": self._effective or self._in_force(),
+                "effective": (self._effective or self._in_force()) | {"loras": self.worker.loras.merged},
+                "loras": self._loras(),
                 "input": self.inputs.state(),
                 "replaying": self._replaying(),
                 "overlay": self.feed.overlay,
@@ -595,6 +643,12 @@ class Room:
             self.metrics.block_failed()
         self.tell_state()
         self._host.room_changed(self)
+
+    def take_loras(self, fault: str) -> None:
+        """Other scales were merged, or could not be: tell everyone, and why those who may turn them."""
+        if fault and self._host.turns_loras(self):
+            self._tell({"type": "error", "error": f"LoRAs: {fault}", "id": None})
+        self.tell_state()
 
     def _take_block(self, block: BlockMade) -> None:
         if self._closed:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 
 from ...engine.loading import Progress
 from ..scope_integration import ScopeOptimizationConfig
@@ -60,7 +60,7 @@ class Sessions:
             raise ValueError("what is published is the stream that all share: a server with private ones has none")
         self.settings, self.metrics, self.on_status = settings, Metrics(), on_status
         self.overlay = False  # whether streams begin with the latency panel
-        self.worker = Worker(load, self._from_thread)
+        self.worker = Worker(load, self._from_thread(self._take_status), self._from_thread(self._take_loras))
         self._prompt, self._outlet = as_prompt(prompt, transition_blocks=1), outlet
         self._admission = Admission(settings.sessions)
         self._rooms: dict[str, Room] = {}
@@ -223,6 +223,17 @@ class Sessions:
         others = [other.feed.share for other in self._opened() if other is not room]
         return self._admission.may_change(others, room.feed.share, room.feed.share_with(config))
 
+    def turns_loras(self, room: Room) -> bool:
+        """Whether its viewers may turn LoRAs, which act in all streams: those of the shared one may."""
+        return self._is_shared(room)
+
+    def turn_loras(self, room: Room, scales: Mapping[str, float], by: str, story: bool = False) -> None:
+        """Merge LoRAs at other scales, as one of a room's viewers says, or its story, and tell those of the others."""
+        if self.worker.turn_loras(scales, room.feed if story else None):
+            for other in self._rooms.values():
+                if other is not room:
+                    other.tell_state(changed="loras", by=f"{by} of {room.label}")
+
     # --- opening and closing
 
     def _open_room(self, name: str, wishes: Wishes, client: str) -> Room:
@@ -300,6 +311,9 @@ class Sessions:
     def _opened(self) -> list[Room]:
         return [room for room in self._rooms.values() if self._is_open(room)]
 
+    def _is_shared(self, room: Room) -> bool:
+        return room.name == MAIN and not self.settings.private
+
     def _is_open(self, room: Room) -> bool:
         return self.worker.has(room.feed)
 
@@ -309,7 +323,7 @@ class Sessions:
     def _rest(self, room: Room) -> None:
         """Nobody has come back: close it, or let others have its place if it is the shared one."""
         self._timers.pop(room.name, None)
-        if room.name == MAIN and not self.settings.private and room.feed.status.phase != "failed":
+        if self._is_shared(room) and room.feed.status.phase != "failed":
             self._resting.add(MAIN)
             self._leave_queue(room)
         else:
@@ -363,9 +377,18 @@ class Sessions:
         for room in self._rooms.values():
             room.tell_state()
 
-    def _from_thread(self, status: Status) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._take_status, status)
+    def _take_loras(self, fault: str) -> None:
+        for room in self._rooms.values():
+            room.take_loras(fault)
+
+    def _from_thread(self, take: Callable) -> Callable:
+        """``take``, for the worker's thread to call: it runs in the event loop."""
+
+        def post(news: Status | str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(take, news)
+
+        return post
 
 
 def private_name() -> str:

@@ -27,6 +27,7 @@ from longlive_optimized.demo.server import (
     encoding,
     inputs,
     intake,
+    loras,
     messages,
     offer,
     osc,
@@ -199,6 +200,8 @@ def messages_and_limits(units: list[Unit]):
         messages.LONGEST_PROMPT,
         messages.MOST_BLOCKS,
     ]
+    assert limits["scale of a LoRA"] == [messages.MOST_LORA_SCALE] * 2
+    assert limits["LoRAs are merged"] == [1 / loras.REST]
     assert limits["message with a story"] == [messages.MAX_STORY_BYTES / 1024]
     assert limits["left unread by the viewer"] == [rtc.MOST_UNREAD / 1024]
     assert limits["`state`"] == [*reversed(room.STATES)]
@@ -248,6 +251,7 @@ def addresses_of_osc(units: list[Unit]):
         "/prompt": ("a fox", 4),
         "/preset": ("balanced",),
         "/settings/playback_speed": (0.5,),
+        "/lora/ink": (0.8,),
         "/seed": (7,),
         "/transition": (4, "slerp"),
         "/overlay": (1,),
@@ -342,6 +346,13 @@ def the_speed_of_the_world(place: Place):
         with pytest.raises(ValueError, match=name):
             config.changed(**{name: bad})
     place.passes("tests/demo/test_interpolation.py tests/demo/test_video_track.py")
+
+
+@says(API, "`longlive-optimized serve --lora FILE[:SCALE]`, as often as wanted, merges [LoRAs](#loras)")
+@says(API, "All streams have the engine's weights, so a LoRA acts in all of them")
+@says(API, "Files are named without their folders: `generate --story` looks for them beside the story")
+def turned_loras(place: Place):
+    place.passes("tests/demo/test_server_loras.py")
 
 
 @says(API, "A viewer whose offer's video section is `sendrecv` may send video")
