@@ -30,6 +30,7 @@ GOOD = [
     {"type": "remove_picture", "role": "first_frame"},
     {"type": "reset"},
     {"type": "reset", "seed": 7, "height": 64, "width": 96},
+    {"type": "stop_replay", "id": "x"},
     {"type": "replay", "story": {"version": 1, "blocks": 3, "prompts": [{"block": 0, "prompt": "a fox"}]}},
 ]
 

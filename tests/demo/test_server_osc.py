@@ -193,6 +193,18 @@ async def test_the_specifications_own_bytes_are_understood(sender, sessions, htt
     assert told(caplog) == []
 
 
+def test_a_lora_is_named_by_its_address():
+    """Percent-encoded, as OSC's addresses have no spaces."""
+    for scale in (1, 1.0, 0.25):
+        said = json.loads(message_of("/lora/my%20ink", [scale]))
+        assert said == {"type": "settings", "loras": {"my ink": scale}}
+
+
+def test_a_button_stops_a_replay_when_it_is_pressed():
+    assert message_of("/stop_replay", []) == message_of("/stop_replay", [1.0]) == '{"type": "stop_replay"}'
+    assert message_of("/stop_replay", [0]) is None
+
+
 WRONG = [
     (packet("/prompt"), "prompt"),
     (packet("/prompt", ""), "prompt"),

@@ -180,6 +180,12 @@ class Replay(_Message):
     story: Annotated[Story, BeforeValidator(Story.read)]
 
 
+class StopReplay(_Message):
+    """Go on from where a replay is, with the prompt and the settings in force there."""
+
+    type: Literal["stop_replay"]
+
+
 Command = (
     SwitchPrompt
     | SetOptimizationPreset
@@ -193,6 +199,7 @@ Command = (
     | RemovePicture
     | Reset
     | Replay
+    | StopReplay
 )
 _COMMAND = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 

@@ -48,8 +48,10 @@ SHORT = {  # the message, and the fields that its values are for, in their order
     "picture": ("remove_picture",),
     "reset": ("reset",),
     "seed": ("reset", "seed"),
+    "stop_replay": ("stop_replay",),
 }
 LONG = {kind: (kind, *fields) for name, (kind, *fields) in SHORT.items() if name not in ("seed", "lora")}
+BUTTONS = "reset", "stop_replay"  # which say 1, and 0 when they are let go
 FLAGS = "enabled", "paused"  # for which controllers send 0 and 1
 
 
@@ -160,7 +162,7 @@ def message_of(path: str, values: Sequence) -> str | None:
         if not values:
             raise BadMessage("a value is missing")
         said = {fields[0]: values[0] if len(values) == 1 else list(values)}
-    elif kind == "reset" and not order and len(values) == 1:  # a button, which says 1, and 0 when it is let go
+    elif kind in BUTTONS and not order and len(values) == 1:
         if not values[0]:
             return None
         said = {}

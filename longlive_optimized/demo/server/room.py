@@ -444,6 +444,8 @@ class Room:
                 self._begin_anew(fields)
             case messages.Replay(story=story):
                 self._replay(story, peer.name)
+            case messages.StopReplay():
+                self.feed.end_replay()
         self.tell_state(changed=command.type, by=peer.name)
         return {"type": "done"}
 

@@ -160,6 +160,7 @@ _MESSAGES = {
     "remove_picture": {"role": "reference"},
     "reset": {},
     "replay": {"story": {"version": 1, "blocks": 2, "prompts": [{"block": 0, "prompt": "a red circle"}]}},
+    "stop_replay": {},
     "set_paused": {"paused": True},
 }
 
@@ -260,6 +261,7 @@ def addresses_of_osc(units: list[Unit]):
         "/strength/control_scale": (1,),
         "/picture/role": ("reference",),
         "/reset": (1,),
+        "/stop_replay": (1,),
     }
     listed = [name for unit in units for name in names(unit.cells[0]) if name.startswith("/")]
     assert listed == [*values] and {name.split("/")[1] for name in listed} == {*osc.SHORT}
