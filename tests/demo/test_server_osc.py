@@ -269,13 +269,13 @@ WRONG = [
 @with_osc()
 async def test_what_is_wrong_is_told_once_and_changes_nothing(sender, sessions, http, caplog, data, wanted):
     feed = sessions.main.feed
-    before = feed.prompt, feed.config_wished_for, feed.overlay, feed.paused, sessions.main._transition
+    before = feed.prompt, feed.config_wished_for, feed.overlay, feed.paused, sessions.main.commands.transition
     sender.send(*[data] * 5)
     await until(lambda: told(caplog))
     sender.send(data)
     sender.say("/strength", 0.75)  # which is obeyed
     await until(lambda: sessions.main.inputs.noise_scale == 0.75)
-    assert (feed.prompt, feed.config_wished_for, feed.overlay, feed.paused, sessions.main._transition) == before
+    assert (feed.prompt, feed.config_wished_for, feed.overlay, feed.paused, sessions.main.commands.transition) == before
     assert len(told(caplog)) == 1 and wanted in told(caplog)[0], told(caplog)
     assert len(told(caplog)[0]) < 600 and "Traceback" not in caplog.text
 

@@ -23,7 +23,7 @@ from ...engine.snapshot import Snapshot
 from ...keywords import ConfigFields
 from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
-from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from ..scope_integration import LatencyStats, OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
 from ..scope_integration.replay import Replay, check_fits, sized
 from .admission import Kind, share
@@ -100,7 +100,7 @@ class Feed:
         whether or not they will be shown; they must not be changed.
     of_block: called in the worker's thread before each block, with whether it is a video's first: what the block is
         made from beside the prompt, as fields of a BlockRequest. It must not wait.
-    pipeline, stats: the stream and its figures of late, once it is open; before that None and nothing.
+    pipeline, stats: the stream and its figures of late, once it is open; before that None and zeros.
     scene: of the frame that was taken last; another one where the video has begun anew in between.
 
     ``open_with``, ``make_block`` and ``close_stream`` are the worker's thread's. All else may be called from any
@@ -119,7 +119,8 @@ class Feed:
     ):
         self._worker, self._changed = worker, worker.changed
         self._on_status, self._on_block, self._of_block, self._on_frames = on_status, on_block, of_block, on_frames
-        self.config, self.status, self.stats = config, Status("loading"), {}
+        self.config, self.status = config, Status("loading")
+        self.stats = dataclasses.asdict(LatencyStats())
         self.pipeline: OptimizedScopePipeline | None = None
         self.overlay, self.pace = False, Pace()
         self._prompt, self.arrivals = prompt, Arrivals(prompt)

@@ -16,7 +16,7 @@ from ..scope_integration.prompt_box import Prompt, as_prompt
 from .access import ClientBuckets, Refused, stream_token
 from .admission import Admission, Kind, load, share
 from .encoding import allow_bitrate, fit_bitrate
-from .feed import Status
+from .feed import Feed, Status
 from .metrics import Metrics
 from .publishing import Outlet
 from .room import Room, ice_servers
@@ -218,21 +218,25 @@ class Sessions:
         """Its place in the queue, from 1 on; None for one that does not wait."""
         return self._queue.index(room) + 1 if room in self._queue else None
 
-    def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
-        """Whether the device can make its stream with this config beside the others."""
-        others = [other.feed.share for other in self._opened() if other is not room]
-        return self._admission.may_change(others, room.feed.share, room.feed.share_with(config))
+    def may_have(self, feed: Feed, config: ScopeOptimizationConfig) -> bool:
+        """Whether the device can make a stream with this config beside the others."""
+        others = [other.feed.share for other in self._opened() if other.feed is not feed]
+        return self._admission.may_change(others, feed.share, feed.share_with(config))
 
-    def turns_loras(self, room: Room) -> bool:
-        """Whether its viewers may turn LoRAs, which act in all streams: those of the shared one may."""
-        return self._is_shared(room)
+    def why_no_loras(self, feed: Feed) -> str:
+        """Why its viewers may turn no LoRAs: those of the shared stream may, and nobody where there is none."""
+        if self.settings.private:
+            return "none is shared: they stay as the server was started"
+        shared = self._rooms.get(MAIN)
+        return "" if shared and shared.feed is feed else "only those who watch the shared one may turn them"
 
-    def turn_loras(self, room: Room, scales: Mapping[str, float], by: str, story: bool = False) -> None:
-        """Merge LoRAs at other scales, as one of a room's viewers says, or its story, and tell those of the others."""
-        if self.worker.turn_loras(scales, room.feed if story else None):
-            for other in self._rooms.values():
-                if other is not room:
-                    other.tell_state(changed="loras", by=f"{by} of {room.label}")
+    def turn_loras(self, feed: Feed, scales: Mapping[str, float], by: str, story: bool = False) -> None:
+        """Merge LoRAs at other scales, as a viewer of the shared stream says, or its story, and tell those of the
+        others."""
+        if self.worker.turn_loras(scales, feed if story else None):
+            for room in self._rooms.values():
+                if room.feed is not feed:
+                    room.tell_state(changed="loras", by=f"{by} of {MAIN}")
 
     # --- opening and closing
 
@@ -311,9 +315,6 @@ class Sessions:
     def _opened(self) -> list[Room]:
         return [room for room in self._rooms.values() if self._is_open(room)]
 
-    def _is_shared(self, room: Room) -> bool:
-        return room.name == MAIN and not self.settings.private
-
     def _is_open(self, room: Room) -> bool:
         return self.worker.has(room.feed)
 
@@ -323,7 +324,7 @@ class Sessions:
     def _rest(self, room: Room) -> None:
         """Nobody has come back: close it, or let others have its place if it is the shared one."""
         self._timers.pop(room.name, None)
-        if self._is_shared(room) and room.feed.status.phase != "failed":
+        if room.name == MAIN and not self.settings.private and room.feed.status.phase != "failed":
             self._resting.add(MAIN)
             self._leave_queue(room)
         else:
