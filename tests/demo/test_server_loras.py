@@ -122,7 +122,7 @@ async def test_a_lora_is_turned_for_all_streams(source, sessions, http):
     assert state["loras"] == listed()
     main, lobby = sessions.main, sessions.room("lobby")
     await until(lambda: told_blocks(main) > 2 and told_blocks(lobby) > 2)
-    scene, at = lobby.feed.scene, told_blocks(lobby)
+    scene, at = lobby.feed.frames.scene, told_blocks(lobby)
     assert (await one.ask("settings", loras={"ink": -0.5}))["type"] == "done"
     state = await two.wait_for(lambda m: m["type"] == "state" and m["changed"] == "settings")
     assert state["by"] == "viewer 1" and state["loras"] == listed(ink=-0.5)
@@ -135,7 +135,7 @@ async def test_a_lora_is_turned_for_all_streams(source, sessions, http):
     await until(lambda: told_blocks(lobby) > at + 3)
     (change,) = lobby.feed.story().changes
     assert change.loras == {str(source.files[0]): -0.5} and change.block >= at
-    assert lobby.feed.scene == scene  # without a cut
+    assert lobby.feed.frames.scene == scene  # without a cut
     refused = await guest.ask("settings", loras={"ink": 1.0})
     assert refused["error"].startswith("loras: they act in all streams of the server, and only those who watch the sh")
     await asyncio.gather(*(viewer.leave() for viewer in (one, two, guest)))

@@ -329,7 +329,7 @@ async def test_a_stream_that_cannot_be_made_larger_goes_on(source, room, http):
     small = {"version": 1, "height": 32, "width": 32, "blocks": 3, "prompts": [{"block": 0, "prompt": SQUARE}]}
     assert (await viewer.ask("replay", story=small))["type"] == "done"
     await viewer.wait_for(lambda m: m["type"] == "state" and m["status"]["phase"] == "trouble")
-    await until(lambda: room.feed.status.phase == "ready" and room.feed._resize is None)
+    await until(lambda: room.feed.status.phase == "ready" and room.feed.resize is None)
     blocks = len(source.blocks)
     await made(source, blocks + 2)
     assert room.feed.config_in_force.size == (32, 48) and room.feed.replaying is None
@@ -375,7 +375,7 @@ async def test_video_that_comes_in_is_said_in_the_story(source, room, http):
     viewer = await Viewer(http).join()
     await made(source, 2)
     video = [np.zeros((32, 48, 3), np.uint8)] * 13
-    room.inputs.of_block = room.feed._of_block = lambda begins: {"video": video, "noise_scale": 0.5}
+    room.inputs.of_block = room.feed.of_block = lambda begins: {"video": video, "noise_scale": 0.5}
     at = len(source.blocks)
     await made(source, at + 3)
     count = await stop(viewer, room, source)
@@ -384,7 +384,7 @@ async def test_video_that_comes_in_is_said_in_the_story(source, room, http):
     (entry,) = story["unrecorded"]
     assert entry["what"] == "video input" and at <= entry["block"] <= at + 1
     assert "video input" in (await viewer.ask("replay", story=story))["error"]
-    room.feed._of_block = room.inputs.of_block = lambda begins: {}
+    room.feed.of_block = room.inputs.of_block = lambda begins: {}
     await viewer.leave()
 
 

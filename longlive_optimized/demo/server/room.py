@@ -110,7 +110,7 @@ class Room:
         self._closed = self.was_watched = self._resumed = False
         self.metrics.follow(
             viewers=lambda: self.people,
-            waiting=lambda: self.feed.waiting,
+            waiting=lambda: len(self.feed.frames),
             fps=lambda: self._broadcast.model_fps,
             p99_ms=lambda: self._broadcast.p99_ms,
         )

@@ -77,7 +77,7 @@ class Sessions:
         self._openings = ClientBuckets(*OPENINGS, self._loop.time)
         figures = self.metrics
         figures.viewers.set_function(lambda: sum(room.people for room in self._rooms.values()))
-        figures.waiting.set_function(lambda: sum(room.feed.waiting for room in self._rooms.values()))
+        figures.waiting.set_function(lambda: sum(len(room.feed.frames) for room in self._rooms.values()))
         figures.fallbacks.set_function(lambda: sum(room.fallback_blocks for room in self._rooms.values()))
         figures.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
         figures.open.set_function(lambda: len(self._opened()))

@@ -30,8 +30,8 @@ class State:
         return {
             "prompt": messages.words(prompt),
             "prompts": None if isinstance(prompt, str) else [*prompt],
-            "asked": feed.arrivals.asked,
-            "shown": feed.arrivals.shown,
+            "asked": feed.frames.arrivals.asked,
+            "shown": feed.frames.arrivals.shown,
             "transition": {"blocks": commands.transition, "blend": commands.blend},
             "preset": commands.preset or self.preset_name,
             "effective": made_with | self._at_once(),

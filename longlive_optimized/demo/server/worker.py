@@ -19,6 +19,7 @@ from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from .admission import Costs, Kind
 from .feed import Feed, Status, first_line
 from .loras import Loras
+from .making import Making
 from .pacing import shared_fps
 from .source import Source
 
@@ -238,7 +239,8 @@ class Worker:
         return min(due, key=lambda feed: feed.deadline, default=None)
 
     def _make_block(self, feed: Feed) -> None:
-        feed.make_block()
+        assert feed.making
+        feed.making.make_block()
         self._follow_loras(feed)
 
     def _merge_loras(self) -> None:
@@ -281,7 +283,7 @@ class Worker:
                 self._spare = None
                 pipeline = self.source.open(config)
                 self._weigh(before, config)
-            feed.open_with(pipeline)
+            feed.open_with(Making(feed, self, pipeline))
         except RankError:
             raise
         except Exception as error:  # of this stream: the others go on
