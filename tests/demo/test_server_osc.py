@@ -20,7 +20,6 @@ pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 pytest.importorskip("pythonosc")
 
-from demo.test_server_room import value
 from pythonosc.osc_bundle_builder import IMMEDIATELY, OscBundleBuilder
 from pythonosc.osc_message_builder import OscMessageBuilder
 
@@ -32,6 +31,7 @@ from longlive_optimized.demo.server.osc import OscAddress, bind, listening, mess
 from longlive_optimized.demo.server.settings import ServerSettings
 from support.event_loop import as_test, nothing_left
 from support.painted import painted
+from support.room import value
 from support.server_peer import Viewer, visit_all
 
 TOKEN = "a-token/of the*server"

@@ -15,8 +15,6 @@ import pytest
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
-from demo.test_server_room import numbers, value
-
 from longlive_optimized.demo.server import rtc
 from longlive_optimized.demo.server import sessions as sessions_module
 from longlive_optimized.demo.server.access import ClientBuckets, Refused, stream_token
@@ -25,6 +23,7 @@ from longlive_optimized.demo.server.settings import ServerSettings
 from longlive_optimized.demo.server.wishes import Wishes
 from support.event_loop import as_test, nothing_left
 from support.painted import level, painted, read_level
+from support.room import numbers, value
 from support.server_peer import Viewer, visit_all
 
 PAINTED = painted()

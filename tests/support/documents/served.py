@@ -323,7 +323,9 @@ def offers():
 
 @says(API, "The others are answered by `done`, or by `error` with a text")
 def answers(place: Place):
-    place.passes("tests/demo/test_server_messages.py tests/demo/test_server_room.py tests/demo/test_server_access.py")
+    place.passes(
+        "tests/demo/test_server_messages.py tests/demo/test_server_commands.py tests/demo/test_server_access.py"
+    )
 
 
 @says(API, "`GET /recording?seconds=30&format=mp4&scale=1`")
@@ -331,7 +333,7 @@ def answers(place: Place):
 def clips(place: Place):
     assert {*clip.MEDIA_TYPES} == {"mp4", "gif", "webp"} and clip.FEW_PIXELS == 32_768
     assert (recording.MOST_KEPT, recording.MOST_WAITING) == (256 * 2**20, 64 * 2**20)
-    place.passes("tests/demo/test_server_recording.py tests/demo/test_server_room.py")
+    place.passes("tests/demo/test_server_recording.py tests/demo/test_server_routes.py")
 
 
 @says(API, "The model's time has 16 frames a second")
