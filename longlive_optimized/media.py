@@ -33,7 +33,8 @@ def read_picture(path: str | PathLike[str]) -> np.ndarray:
     """The picture in a file (PNG, JPEG, WebP ...; a video's first frame), uint8 [H, W, 3], as scope reads it: not
     turned, transparency left out.
 
-    Raises FileNotFoundError, and ValueError naming a file that holds no picture, or one of more than 2^26 pixels.
+    Raises FileNotFoundError, and ValueError naming a file that holds no picture, one in tiles (HEIC of phones), or one
+    of more than 2^26 pixels.
     """
     return _first(path).to_ndarray(format="rgb24")
 
@@ -51,8 +52,8 @@ def read_video(path: str | PathLike[str], size: tuple[int, int] | None = None) -
 
     Raises as ``read_picture`` and ``cover``.
     """
-    for second, frame in _decoded(path):
-        yield Shown(second, _upright(frame) if size is None else cover(frame, *size))
+    for second, frame, aspect in _decoded(path):
+        yield Shown(second, _upright(frame, aspect) if size is None else cover(frame, *size, aspect))
 
 
 def video_seconds(path: str | PathLike[str]) -> float | None:
@@ -94,38 +95,41 @@ _MARKS = {
 }
 
 
-def cover(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+def cover(frame: av.VideoFrame, height: int, width: int, aspect: float = 1) -> np.ndarray:
     """A frame as it is meant to be seen, uint8 [height, width, 3]: upright, what is transparent white, scaled to cover
-    that size, what protrudes cut off on both sides alike. Raises ValueError for a strip."""
+    that size, what protrudes cut off on both sides alike. aspect: the width of its pixels, in their height. Raises
+    ValueError for a strip."""
     import numpy as np
 
-    if max(frame.height, frame.width) > MOST_ELONGATED * min(frame.height, frame.width):
-        raise ValueError(f"a picture's sides must be in proportions of 1 to 8, got {frame.width}x{frame.height}")
+    shown = frame.height, frame.width * aspect
+    if max(shown) > MOST_ELONGATED * min(shown):
+        raise ValueError(f"a picture's sides must be in proportions of 1 to 8, got {round(shown[1])}x{shown[0]}")
     turns = _quarter_turns(frame)
     lying = (width, height) if turns % 2 else (height, width)
-    scale = max(lying[0] / frame.height, lying[1] / frame.width)
-    size = max(lying[0], round(frame.height * scale)), max(lying[1], round(frame.width * scale))
+    scale = max(lying[0] / shown[0], lying[1] / shown[1])
+    size = max(lying[0], round(shown[0] * scale)), max(lying[1], round(shown[1] * scale))
     picture = _rgb(_on_white(frame), *size, "AREA" if scale < 1 else "BICUBIC")
     top, left = (size[0] - lying[0]) // 2, (size[1] - lying[1]) // 2
     return np.ascontiguousarray(np.rot90(picture[top : top + lying[0], left : left + lying[1]], turns))
 
 
 def _first(path: str | PathLike[str]) -> av.VideoFrame:
-    for _, frame in _decoded(path):
+    for _, frame, _ in _decoded(path):
         return frame
     raise ValueError(f"{path} holds no picture")
 
 
-def _decoded(path: str | PathLike[str]) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames, and their seconds since the first."""
+def _decoded(path: str | PathLike[str]) -> Iterator[tuple[float, av.VideoFrame, float]]:
+    """For each frame its seconds since the first, and the width of its pixels, in their height."""
     with _opened(path) as file:
         stream, first = file.streams.video[0], None
+        aspect = float(stream.sample_aspect_ratio or 1)
         for number, frame in enumerate(file.decode(stream)):
-            if frame.width * frame.height > MOST_PIXELS:
+            if frame.width * frame.height * max(1, aspect) > MOST_PIXELS:
                 raise ValueError(f"{path} holds pictures of {frame.width}x{frame.height}, which is too large")
             time = number / float(stream.average_rate or _USUAL_RATE) if frame.time is None else frame.time
             first = time if first is None else first
-            yield time - first, frame
+            yield time - first, frame, aspect
 
 
 @contextlib.contextmanager
@@ -138,15 +142,17 @@ def _opened(path: str | PathLike[str]) -> Iterator[InputContainer]:
         with av.open(str(path)) as file:
             if not file.streams.video or file.format.name == "tty":  # FFmpeg paints what texts say
                 raise ValueError(f"{path} holds no picture")
+            if file.streams.video[0].disposition & av.stream.Disposition.dependent:  # FFmpeg's streams are its tiles
+                raise ValueError(f"{path} holds a picture in tiles, as phones write HEIC: save it as JPEG or PNG")
             yield file
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a picture or video: {error.strerror or error}") from error
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def _upright(frame: av.VideoFrame, aspect: float = 1) -> np.ndarray:
     import numpy as np
 
-    picture = _rgb(_on_white(frame), frame.height, frame.width, "BICUBIC")
+    picture = _rgb(_on_white(frame), frame.height, max(1, round(frame.width * aspect)), "BICUBIC")
     return np.ascontiguousarray(np.rot90(picture, _quarter_turns(frame)))
 
 
@@ -156,6 +162,8 @@ def _on_white(frame: av.VideoFrame) -> av.VideoFrame:
     import av
     import numpy as np
 
+    if frame.format.name == "yuva420p":  # (findings/pyav-rgba-last-columns.sh)
+        frame = frame.reformat(format="yuva444p")
     rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
     opacity = rgba[..., 3:]
     rgb = (rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255

@@ -1,6 +1,9 @@
 """Files of pictures and video against their pixels and times, and what is no such file."""
 
+import base64
 import io
+import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -76,6 +79,54 @@ def test_a_phones_videos_stand_upright(tmp_path, clockwise):
         assert shown.shape == upright.shape and np.abs(shown.astype(int) - upright).mean() < 8
 
 
+def anamorphic(path, picture, aspect):
+    """An mp4 of one picture whose pixels are ``aspect`` times as wide as high."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=16, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "rgb24"
+        stream.codec_context.sample_aspect_ratio = aspect
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(("aspect", "lying"), [(Fraction(2), (64, 192)), (Fraction(1, 2), (64, 48))])
+def test_pixels_that_are_no_squares_become_squares(tmp_path, aspect, lying):
+    """As in DV and HDV, whose pictures are broader or narrower than their numbers of pixels."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, 48:] = 255
+    path = anamorphic(tmp_path / "a.mp4", picture, aspect)
+    wanted = np.zeros((*lying, 3), int)
+    wanted[:, lying[1] // 2 :] = 255
+    assert read_picture(path).shape == picture.shape  # as scope reads it
+    for shown in (first(path), first(path, lying)):
+        assert shown.shape == wanted.shape and np.abs(shown - wanted).mean() < 4
+    middle = lying[1] // 2
+    cut = first(path, (64, 32))  # what protrudes on both sides is cut off
+    assert np.abs(cut - wanted[:, middle - 16 : middle + 16]).mean() < 12
+    with pytest.raises(ValueError, match="1 to 8, got 960x64"):
+        first(anamorphic(tmp_path / "b.mp4", picture, Fraction(10)), lying)
+
+
+# 128x64 in two tiles of 64x64, written by libheif
+TILED = (
+    "eNpdkb9PwlAQx+/1Fe2AQgImRJGocdA4EQbZaJTFRP8CF2p/yCUtvJTGwIYadydnB2d1djNxMHE2/g+6OAkDpt5rCyovvd69z3177/UO"
+    "AIpO0BNNG02g5aFTlrGHhgPABp4dGBCv1abl+kkMAs0AplYWLUNCBn3Qye+j2zYZBXUdOFGW6MZeAyUOlKUJK5AyZpUJy5EdILacaCfz"
+    "C7SxlaTWsY8W/IFMlm2emOX/kP/CeYGBN7nKAIUvyL+gMNvk89gRdnJ0n0z+Spc+3WVcyi6jROkTRt/DIUCGN6hKQWdpFoZSwKWCy6f0"
+    "oOgGJbd2GJvKXK+cpq7e9zZvW8piWpPoWb40/Yj0s3X26N+vyXNzZtv1W6bbJTwHM/2p6+mJZQV2MWqOplE1WEfhjcdGnefsgoOinnE1"
+    "BTx2NHb0bWc8OQu946hxStTfihdPMr/B7tTCqFf9CL/Oax398EYNqsQzMV9+q4WvT9vFxg8nQWCd"
+)
+
+
+def test_a_picture_in_tiles_is_refused(tmp_path):
+    """FFmpeg's library gives the tiles, each as a stream, and PyAV not how they lie."""
+    path = tmp_path / "a.heic"
+    path.write_bytes(zlib.decompress(base64.b64decode(TILED)))
+    for read in (read_picture, read_upright, first, video_seconds):
+        with pytest.raises(ValueError, match=r"a\.heic holds a picture in tiles, .* save it as JPEG or PNG"):
+            read(path)
+
+
 def test_pictures_from_bytes(tmp_path):
     picture = random_picture(64, 96)
     data = encoded(picture, "png", "rgb24")
@@ -103,6 +154,16 @@ def test_what_is_transparent_is_white(tmp_path):
     assert np.array_equal(cover(decode_picture(data, 10_000), 64, 96), read)
     assert np.array_equal(first(tmp_path / "a.png", (64, 96)), read)
     assert np.array_equal(read_picture(tmp_path / "a.png"), picture[..., :3])  # as scope reads it
+
+
+@pytest.mark.parametrize("width", [2, 18, 34, 40, 66, 340])
+def test_lossy_webp_with_transparency_is_whole(tmp_path, width):
+    """Up to the last column, at widths of which FFmpeg leaves columns unwritten on its straight way to RGBA."""
+    picture = np.full((32, width, 4), (200, 60, 30, 255), np.uint8)
+    picture[:8, :, 3] = 0
+    (tmp_path / "a.webp").write_bytes(encoded(picture, "libwebp", "yuva420p"))
+    for read in (read_upright(tmp_path / "a.webp"), first(tmp_path / "a.webp")):
+        assert (read[:7] == 255).all() and np.abs(read[10:].astype(int) - (200, 60, 30)).max() < 16
 
 
 def test_what_is_no_video_is_named(tmp_path):
