@@ -75,9 +75,9 @@ class LongLiveEngine(Closable):
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
-    given up because memory ran out all the same: empty if nothing was; ``loras``, which are merged now. One engine may
-    hold several streams; calls from several threads take turns on the device. ``close`` it, or use it as a context,
-    where the memory is wanted for something else.
+    given up because memory ran out all the same: empty if nothing was; ``loras``, which are merged now, and ``merges``,
+    how often ``set_loras`` has merged some. One engine may hold several streams; calls from several threads take turns
+    on the device. ``close`` it, or use it as a context, where the memory is wanted for something else.
     """
 
     @made_on_all_ranks
@@ -147,7 +147,7 @@ class LongLiveEngine(Closable):
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._grey = Grey()
-        self.loras = tuple(loras)
+        self.loras, self.merges = tuple(loras), 0
         self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
         self._mixed = False  # weights of other LoRA scales beside each other
         self._unmerged: Unmerged | None = None
@@ -371,7 +371,7 @@ class LongLiveEngine(Closable):
             except BaseException:
                 self._mixed = True
                 raise
-            self._mixed, self.loras = False, tuple(loras)
+            self._mixed, self.loras, self.merges = False, tuple(loras), self.merges + 1
 
     @on_all_ranks
     def keep_loras(self, loras: Sequence[UserLora]) -> int:
