@@ -452,6 +452,27 @@ async def test_a_wish_behind_a_story_counts(source, sessions, http, monkeypatch)
     await viewer.leave()
 
 
+@with_loras()
+async def test_a_story_that_begins_with_what_is_still_to_be_merged(source, sessions, http, monkeypatch):
+    """It is no other video with these scales, in whichever stream: their merge does not end it."""
+    viewer, guest = await Viewer(http).join(), await Viewer(http, stream="/s/lobby").join()
+    main, lobby = sessions.main, sessions.room("lobby")
+    await until(lambda: told_blocks(main) and told_blocks(lobby))
+    monkeypatch.setattr(loras_module, "REST", 0.5)  # for each of two streams
+    await viewer.ask("settings", loras={"ink": 0.1})
+    await told(viewer, ink=0.1)
+    await viewer.ask("settings", loras={"ink": 0.6})
+    story = {"version": 1, **SIZE, "blocks": 500, "prompts": [{"block": 0, "prompt": SQUARE}]}
+    story |= {"loras": {"ink.safetensors": 0.6, "oil.safetensors": OIL}}
+    for each in (viewer, guest):
+        assert (await each.ask("replay", story=story))["type"] == "done"
+    assert [scales["ink"] for _, scales in source.merges] == [0.1]
+    await told(viewer, ink=0.6)
+    await until(lambda: all((room.feed.replaying or (0, 0))[0] > 1 for room in (main, lobby)))
+    assert [scales["ink"] for _, scales in source.merges] == [0.1, 0.6]
+    await asyncio.gather(viewer.leave(), guest.leave())
+
+
 def test_scales_that_come_back_between_two_blocks_are_in_the_story(source):
     """The window was computed anew, though the scales are as they were."""
     source.begin()

@@ -57,7 +57,7 @@ class Worker:
         self.device, self.memory = "", {}
         self.status, self.error = Status("loading"), None
         self.changed, self.costs, self.share = threading.Condition(), Costs(), math.inf
-        self.loras, self._merges, self._turns = Loras(), 0, None
+        self.loras, self._merges = Loras(), 0
         self._feeds: list[Feed] = []
         self._leaving: list[Feed] = []
         self._spare: OptimizedScopePipeline | None = None  # one that is warmed up, and nobody's
@@ -126,7 +126,6 @@ class Worker:
             if {**before, **scales} == before:
                 return False
             self.loras.wish(scales)
-            self._turns = feed
             self._end_replays(feed)
             self.changed.notify()
             return True
@@ -244,8 +243,6 @@ class Worker:
         self._follow_loras(feed)
 
     def _merge_loras(self) -> None:
-        with self.changed:
-            feed = self._turns
         try:
             self.loras.merge()
         except RankError:
@@ -254,16 +251,17 @@ class Worker:
             log.error("other scales of LoRAs could not be merged: %s", error)
             self._on_loras(first_line(error))
             return
-        self._follow_loras(feed)
+        self._follow_loras()  # what is replayed now was begun since they were wished for, and begins with them
 
-    def _follow_loras(self, feed: Feed | None) -> None:
-        """Where other scales were merged, by the story of ``feed`` or because they were wished for: what other streams
-        replay would be another video."""
+    def _follow_loras(self, feed: Feed | None = None) -> None:
+        """Where other scales were merged, everyone is told; by the story of ``feed``, what other streams replay would
+        be another video."""
         if self.loras.merges != self._merges:
             self._merges = self.loras.merges
             with self.changed:
                 self.loras.rest(sum(feed.watched for feed in self._feeds))
-            self._end_replays(feed)
+            if feed:
+                self._end_replays(feed)
             self._on_loras("")
 
     def _end_replays(self, but: Feed | None) -> None:
