@@ -143,17 +143,19 @@ class Moment(NamedTuple):
     restart: bool
     seed: int | None
 
+    def turns(self, engine: LongLiveEngine) -> bool:
+        """Whether an engine's LoRAs have other scales from this block on, or are computed anew."""
+        other = any(self.loras.get(str(lora.path), lora.scale) != lora.scale for lora in engine.loras)
+        return bool(self.loras) and (self.block > 0 or other)
+
     def turned(self, engine: LongLiveEngine) -> list[UserLora]:
-        """An engine's LoRAs with their scales before this block; none where they stay, and nothing is computed anew."""
-        if not self.loras:
-            return []
-        scaled = [dataclasses.replace(lora, scale=self.loras.get(str(lora.path), lora.scale)) for lora in engine.loras]
-        return scaled if self.block or scaled != [*engine.loras] else []
+        """An engine's LoRAs with their scales from this block on. Raises FileNotFoundError."""
+        return [dataclasses.replace(lora, scale=self.loras.get(str(lora.path), lora.scale)) for lora in engine.loras]
 
     def take_hold(self, engine: LongLiveEngine, stream: Stream) -> None:
         """Bring a stream, and its engine's LoRAs, to what the block is made with."""
-        if scaled := self.turned(engine):
-            engine.set_loras(scaled)
+        if self.turns(engine):
+            engine.set_loras(self.turned(engine))
         if self.restart:
             engine.reset(stream, self.seed)
         if "vae_type" in self.settings:

@@ -473,6 +473,69 @@ async def test_a_story_that_begins_with_what_is_still_to_be_merged(source, sessi
     await asyncio.gather(viewer.leave(), guest.leave())
 
 
+@with_loras()
+async def test_stories_of_other_sizes_turn_no_faster(source, sessions, http, monkeypatch):
+    monkeypatch.setattr(loras_module, "REST", 0.5)
+    viewer = await Viewer(http).join()
+    await made(source, 1)
+    story = {"version": 1, "blocks": 500, "prompts": [{"block": 0, "prompt": SQUARE}]}
+    for i in range(6):
+        size = SIZE if i % 2 else {"height": 16, "width": 32}
+        scales = {"loras": {"ink.safetensors": i / 10, "oil.safetensors": OIL}}
+        assert (await viewer.ask("replay", story=story | size | scales))["type"] == "done"
+        await asyncio.sleep(0.1)
+    await told(viewer, ink=0.5)
+    assert np.diff([at for at, _ in source.merges]).min() > 0.49
+    await viewer.leave()
+
+
+@with_loras()
+async def test_a_file_that_is_gone(source, sessions, http, monkeypatch, caplog):
+    """Scales stay, and a story that turns it ends; the streams go on, and viewers are told of no folder."""
+    monkeypatch.setattr(loras_module, "REST", 1.0)
+    viewer, room = await Viewer(http).join(), sessions.main
+    await made(source, 1)
+    kept, ink = source.files[0].read_bytes(), source.files[0]
+    turns = [{"block": i, "loras": {ink.name: i / 100}} for i in range(1, 40)]
+    story = {"version": 1, **SIZE, "blocks": 40, "prompts": [{"block": 0, "prompt": SQUARE}], "changes": turns}
+    story |= {"loras": {ink.name: INK, "oil.safetensors": OIL}}
+    try:
+        assert (await viewer.ask("replay", story=story))["type"] == "done"
+        await until(lambda: source.merges)
+        ink.unlink()
+        await until(lambda: room.feed.replaying is None)
+        await viewer.ask("settings", loras={"ink": 0.5})
+        fault = await viewer.wait_for(lambda m: m["type"] == "error")
+        assert fault["error"] == "LoRAs: a LoRA's path must name a file: there is none at ink.safetensors"
+        await viewer.wait_for(lambda m: m["type"] == "state" and m["status"]["phase"] == "trouble")
+        blocks = len(source.blocks)
+        await made(source, blocks + 3)
+        assert not any(str(ink.parent) in json.dumps(message) for message in viewer.heard)
+        assert len(caplog.records) < 10
+    finally:
+        ink.write_bytes(kept)
+        source.engine.keep_loras(source.engine.loras)
+    await viewer.leave()
+
+
+def test_what_is_wished_while_it_is_merged(source):
+    """Whoever asks in the midst of that is told the new scales, not those before."""
+
+    class Meanwhile(Loras):
+        @property
+        def merged(self):
+            before = super().merged
+            if self._wish:
+                self.merge()
+            return before
+
+    source.begin()
+    ours = Meanwhile()
+    ours.serve(source.engine)
+    ours.wish({"ink": 0.4})
+    assert ours.wished == {"ink": 0.4, "oil": OIL}
+
+
 def test_scales_that_come_back_between_two_blocks_are_in_the_story(source):
     """The window was computed anew, though the scales are as they were."""
     source.begin()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longlive_optimized.demo.server.broadcast import Broadcast
-from longlive_optimized.demo.server.pacing import SLACK, FrameClock, Pace
+from longlive_optimized.demo.server.pacing import SLACK, FrameClock, Pace, retry_delay
 from longlive_optimized.video_time import BLOCK_PIXEL_FRAMES as BLOCK
 
 
@@ -145,3 +145,8 @@ def test_a_clock_ends_when_it_is_told_to_as_frames_come(turns):
         return bool(ended)
 
     assert asyncio.run(cancelled())
+
+
+def test_tries_become_rare_and_never_end():
+    """A night of failures, too, which are more than a float's powers of two."""
+    assert [retry_delay(failures, 0.5, 30.0) for failures in (1, 2, 3, 7, 10_000)] == [0.5, 1.0, 2.0, 30.0, 30.0]

@@ -252,6 +252,7 @@ async def test_a_replay_is_stopped_before_it_has_begun(source, room, http):
     viewer = await Viewer(http).join()
     await made(source, 1)
     for size in (SIZE, {"height": 32, "width": 32}):
+        await viewer.ask("switch_prompt", prompt=SQUARE)
         await stop(viewer, room, source)
         viewer.say({"type": "replay", "story": LONG | size})
         assert (await viewer.ask("stop_replay"))["type"] == "done"
@@ -260,7 +261,7 @@ async def test_a_replay_is_stopped_before_it_has_begun(source, room, http):
         await until(lambda wide=wide: room.config.width == wide and room.config.seed == 3 and told_blocks(room) == 5)
         told = room.feed.story()
         assert (told.seed, [entry.what for entry in told.prompts], told.changes) == (3, [CIRCLE], ())
-        assert room.feed.replaying is None
+        assert room.feed.replaying is None and room.feed.prompt.prompt == CIRCLE
         await viewer.ask("reset", seed=8)
         await until(lambda: room.config.seed == 8)
     await viewer.leave()

@@ -60,10 +60,10 @@ class BlockMade:
 
 @dataclass
 class Resize:
-    """The config of a stream of another size, the story that it is to show, if any, and what was wished for since."""
+    """The config of a stream of another size, what it is to replay, if anything, and what was wished for since."""
 
     config: ScopeOptimizationConfig
-    story: Story | None = None
+    replay: Replay | None = None
     later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
 
 
@@ -182,13 +182,14 @@ class Feed:
             height, width = sized(story, pipeline.engine).size
             config = dataclasses.replace(self.config_wished_for, height=height, width=width)
             check_fits(story, pipeline.engine, StreamSettings.of(config), pipeline.stream.networks.vae_type)
-            begins = dataclasses.replace(config, **Replay(story).beginning, seed=story.seed)
+            replay = Replay(story)
+            begins = dataclasses.replace(config, **replay.beginning, seed=story.seed)
             self.resize = self._seed = None
             if config.size == pipeline.config.size:
                 pipeline.replay(story)
             else:
-                self.resize = Resize(begins, story)
-            self._follows, self._wished = True, begins
+                self.resize = Resize(begins, replay)
+            self._follows, self._wished, self._prompt = True, begins, replay.prompt
             return self._drop_all()
 
     def end_replay(self) -> None:
@@ -297,7 +298,10 @@ class Feed:
     @property
     def turns_loras(self) -> bool:
         """Whether its next block merges LoRAs at other scales."""
-        return bool(self.replaying and self.pipeline and self.pipeline.turns_loras)
+        pipeline, resize = self.pipeline, self.resize
+        if resize:
+            return bool(resize.replay and pipeline and resize.replay.moment.turns(pipeline.engine))
+        return bool(self.replaying and pipeline and pipeline.turns_loras)
 
     @property
     def deadline(self) -> float:
@@ -381,7 +385,7 @@ class Feed:
         with self._changed:
             if self.resize is not resize:
                 return False
-            if resize.story is None:
+            if resize.replay is None:
                 self._ask_for_prompt(pipeline)
             for wish in resize.later:
                 wish(pipeline)
@@ -421,7 +425,7 @@ class Feed:
         return self.config_wished_for.model_fps
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, shortened."""
-    text = str(error).strip() or type(error).__name__
+def first_line(error: Exception, rewrite: Callable[[str], str] = str) -> str:
+    """What an error says, rewritten and then shortened."""
+    text = rewrite(str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:300]

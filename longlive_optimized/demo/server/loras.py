@@ -13,6 +13,7 @@ from ...plain import did_you_mean
 from ...story import Story
 from ...weights.user_lora import UserLora
 from .messages import MOST_LORA_SCALE
+from .pacing import retry_delay
 
 REST = 1.0  # seconds between two merges, for each stream that is watched: each computes its window anew
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds after a merge that failed half-way, doubled each time
@@ -66,7 +67,8 @@ class Loras:
     @property
     def wished(self) -> dict[str, float]:
         """As they will be merged."""
-        return self.merged | (self._wish or {})
+        wish = self._wish or {}  # first: it may be merged meanwhile
+        return self.merged | wish
 
     def check(self, scales: Mapping[str, float]) -> None:
         """Raises ValueError where one of these is not served."""
@@ -98,8 +100,8 @@ class Loras:
             self._forget(wish)
             raise
         except Exception:
-            delay = min(FIRST_DELAY * 2**self._failures, LONGEST_DELAY)
-            self._failures, self.rests_until = self._failures + 1, time.monotonic() + delay
+            self._failures += 1
+            self.rests_until = time.monotonic() + retry_delay(self._failures, FIRST_DELAY, LONGEST_DELAY)
             raise
         self._forget(wish)
 
@@ -110,6 +112,12 @@ class Loras:
     def _forget(self, wish: dict[str, float]) -> None:
         if self._wish is wish:  # there is no newer one
             self._wish = None
+
+    def without_folders(self, text: str) -> str:
+        """A text as viewers may be told it, who see no folder."""
+        for lora in self.files:
+            text = text.replace(str(lora.path), lora.path.name)
+        return text
 
     # --- stories
 

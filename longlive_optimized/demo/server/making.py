@@ -17,6 +17,7 @@ from ...engine.ranks import RankError
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import OptimizedScopePipeline
 from .feed import BlockMade, Feed, Resize, Status, first_line
+from .pacing import retry_delay
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -110,8 +111,8 @@ class Making:
         """Go on with a stream of another size, which may begin as a story does."""
         self._finish_decoding(0)
         pipeline = self._worker.source.open(resize.config)
-        if resize.story:
-            pipeline.replay(resize.story)
+        if resize.replay:
+            pipeline.replay(resize.replay.story)
         with self._changed:
             if not self._feed.take_size(resize, pipeline):
                 return
@@ -163,11 +164,12 @@ class Making:
 
     def _stumble(self, error: Exception) -> None:
         self._failures += 1
-        delay = min(FIRST_DELAY * 2 ** (self._failures - 1), LONGEST_DELAY)
+        delay = retry_delay(self._failures, FIRST_DELAY, LONGEST_DELAY)
         log.error("a block failed, the next try is in %g s", delay, exc_info=error)
         # A second failure is no passing fault: what the stream remembers is given up.
         self._feed.rest(delay, anew=self._failures > 1)
-        self._feed.say(Status("trouble", first_line(error), retry_in=delay))
+        words = first_line(error, self._worker.loras.without_folders)
+        self._feed.say(Status("trouble", words, retry_in=delay))
 
 
 def _wait_for(device: torch.device) -> None:

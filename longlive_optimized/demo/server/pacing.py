@@ -16,6 +16,11 @@ RECENT = 8  # blocks that count
 SETTLED = 4  # blocks, of which the last is the first to count: before, kernels compile and the window is not full
 
 
+def retry_delay(failures: int, first: float, longest: float) -> float:
+    """Seconds until the next try after so many failures in a row: doubled each time."""
+    return min(first * 2.0 ** min(failures - 1, 64), longest)  # more would be no float
+
+
 class Pace:
     """Follows how long a stream's blocks take.
 

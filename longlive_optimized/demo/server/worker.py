@@ -249,7 +249,7 @@ class Worker:
             raise
         except Exception as error:
             log.error("other scales of LoRAs could not be merged: %s", error)
-            self._on_loras(first_line(error))
+            self._on_loras(first_line(error, self.loras.without_folders))
             return
         self._follow_loras()  # what is replayed now was begun since they were wished for, and begins with them
 
