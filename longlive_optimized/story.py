@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -267,6 +268,30 @@ class Story(_Part):
                     f"story cannot be replayed: from {at} on it was made from what it does not hold: {entry.what}"
                     f"{shorter}"
                 )
+
+    @property
+    def length(self) -> int:
+        """How many ``moments`` there are, without going through them."""
+        if self.blocks is not None:
+            return self.blocks
+        most, anew = cast(int, self.frames), [change for change in self.changes if change.restart]
+        by_block = sorted((change.block for change in anew if change.block is not None), reverse=True)
+        by_second = sorted((c.seconds * TRAINED_FPS for c in anew if c.seconds is not None), reverse=True)
+        block = begun = 0
+        while begun < most:
+            restart = block == 0
+            while by_block and by_block[-1] <= block:
+                by_block.pop()
+                restart = True
+            while by_second and by_second[-1] <= begun:
+                by_second.pop()
+                restart = True
+            block, begun = block + 1, begun + (FIRST_PIXEL_FRAMES if restart else BLOCK_PIXEL_FRAMES)
+            ahead = [(end - begun) / BLOCK_PIXEL_FRAMES for end in (most, *by_second[-1:])]
+            ahead += [number - block for number in by_block[-1:]]
+            alike = max(0, math.ceil(min(ahead)))
+            block, begun = block + alike, begun + alike * BLOCK_PIXEL_FRAMES
+        return block
 
     def moments(self, first_frames: int = FIRST_PIXEL_FRAMES) -> Iterator[Moment]:
         """What each block is made with, in order. first_frames: pixel frames of a first block, 13 from video."""

@@ -349,6 +349,8 @@ async def test_what_cannot_be_replayed_is_refused_and_nothing_changes(source, ro
         ({"height": 64}, "story may have at most 32x48 pixels"),
         ({"height": 20}, "story: height must be a multiple of 16, got 20"),
         ({"prompts": [{"block": 0, "prompt": "x" * 2001}]}, "story has a prompt of more than 2000 characters"),
+        ({"prompts": [{"block": 0, "prompts": [["x", 1]] * 5}]}, "story has more than 4 prompts at once"),
+        ({"changes": [{"block": 1, "settings": {"vae_type": "lighttae"}}]}, "story may not change vae_type here"),
         ({"model": "LongLive-1.3B"}, "story must be of the model that is loaded, 'tiny', got 'LongLive-1.3B'"),
         ({"settings": {"sink_size": 0}}, "story must have the stream's sink_size, 3, in its settings, got 0"),
         ({"settings": {"vae_type": "tae"}}, "story must have the stream's vae_type, 'wan', got 'tae'"),

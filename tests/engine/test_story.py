@@ -1,8 +1,11 @@
 """A story is read as it is meant, or refused with the field's name."""
 
 import json
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longlive_optimized.story import MOST_BYTES, Story
 
@@ -54,6 +57,26 @@ def test_a_restart_is_a_first_block_again():
     read = [*Story.read(story).moments()]
     assert [m.frames for m in read] == [9, 12, 9, 12, 6]
     assert [(m.restart, m.seed) for m in read] == [(False, None)] * 2 + [(True, 7)] + [(False, None)] * 2
+
+
+@given(
+    st.one_of(st.integers(1, 60).map(lambda n: {"blocks": n}), st.floats(0.01, 40).map(lambda s: {"seconds": s})),
+    st.sets(st.integers(0, 60), max_size=6),
+    st.sets(st.integers(0, 640).map(lambda frame: frame / 16) | st.floats(0, 40), max_size=6),
+)
+def test_its_length_is_known_without_going_through_it(length, blocks, seconds):
+    changes = [{"block": block, "restart": True} for block in blocks if block < length.get("blocks", 200_000)]
+    end = length.get("seconds") or length["blocks"] * 12 / 16
+    changes += [{"seconds": second, "restart": True} for second in seconds if second < end]
+    story = Story.read({"version": 1, **length, "prompts": [FOX], "changes": changes})
+    assert story.length == sum(1 for _ in story.moments())
+
+
+def test_the_length_of_a_long_story_takes_no_time():
+    """A server is told it in a message of a hundred bytes."""
+    began = time.perf_counter()
+    assert Story.read({"version": 1, "seconds": 149_999, "prompts": [FOX]}).length == 199_999
+    assert time.perf_counter() - began < 0.1
 
 
 def test_changes_add_up():

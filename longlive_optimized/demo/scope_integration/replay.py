@@ -20,7 +20,7 @@ class Replay:
 
     def __init__(self, story: Story):
         self.story, self.begun, self.done = story, False, 0
-        self.blocks = story.blocks or sum(1 for _ in story.moments())
+        self.blocks = story.length
         config = story.config()
         self.beginning: dict[str, Any] = {**PRESETS[story.preset]}
         self.beginning |= {name: getattr(config, name) for name in CHANGEABLE if name in OF_STREAM}

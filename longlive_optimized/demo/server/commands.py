@@ -207,12 +207,17 @@ class Commands:
 
     def _check(self, story: Story) -> None:
         """Raises BadMessage for what is too much here."""
+        configs = story.configs()
         for name in ("denoising_steps", "local_attn_size"):
             most = max(_extent(config, name) for config in (self._config, *map(self._with_preset, PRESETS)))
-            if any(_extent(config, name) > most for config in story.configs()):
+            if any(_extent(config, name) > most for config in configs):
                 raise BadMessage(f"story has more {name} than the presets and this stream, {most}")
+        if len({config.vae_type for config in configs}) > 1:
+            raise BadMessage("story may not change vae_type here: no other VAE is loaded while others watch")
         if max(map(len, story.texts)) > messages.LONGEST_PROMPT:
             raise BadMessage(f"story has a prompt of more than {messages.LONGEST_PROMPT} characters")
+        if any(len(entry.prompts or ()) > messages.MOST_PROMPTS for entry in story.prompts):
+            raise BadMessage(f"story has more than {messages.MOST_PROMPTS} prompts at once")
         loras = self._worker.loras
         turns = loras.beginning(story) != loras.wished or any(change.loras for change in story.changes)
         if turns and (why := self._others.why_no_loras(self._feed)):
@@ -224,8 +229,8 @@ class Commands:
         config = dataclasses.replace(self._config, height=height, width=width)
         if config.size != self._config.size:
             self._check_memory(config)
-        costly = [{name: getattr(each, name) for name in _COSTLY} for each in story.configs()]
-        if not all(self._others.may_have(self._feed, config.changed(**fields)) for fields in costly):
+        costly = {tuple((name, getattr(each, name)) for name in _COSTLY) for each in configs}
+        if not all(self._others.may_have(self._feed, config.changed(**dict(fields))) for fields in costly):
             raise BadMessage("the server has no room for this story beside the other streams")
 
     def _with_preset(self, name: str) -> ScopeOptimizationConfig:
