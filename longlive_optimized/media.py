@@ -180,4 +180,4 @@ def _rgb(frame: av.VideoFrame, height: int, width: int, interpolation: str) -> n
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
     """Counterclockwise, to make it upright."""
-    return round(frame.rotation / 90) % 4
+    return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0  # of a matrix that turns nothing

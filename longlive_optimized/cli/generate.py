@@ -9,7 +9,7 @@ import re
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -106,6 +106,16 @@ def parse_lora(text: str) -> tuple[str, float]:
     if not math.isfinite(number):
         raise ValueError(f"--lora must be FILE or FILE:SCALE with a finite scale, got {text!r}")
     return os.path.abspath(os.path.expanduser(path)), number
+
+
+def parse_loras(texts: Sequence[str]) -> dict[str, float]:
+    """What ``parse_lora`` reads in each, by file. Raises ValueError, also for a file that is named twice."""
+    scales: dict[str, float] = {}
+    for path, scale in map(parse_lora, texts):
+        if path in scales:
+            raise ValueError(f"--lora must name each file once, got {path} twice")
+        scales[path] = scale
+    return scales
 
 
 def generate(
@@ -214,7 +224,7 @@ def generate(
         told = _read_story(story, own)
     else:
         settings = {"denoising_steps": parse_steps(steps), "local_attn_size": window, "vae_type": vae}
-        told = _as_story(prompt, preset, settings, dict(map(parse_lora, lora or ())), own)
+        told = _as_story(prompt, preset, settings, parse_loras(lora or ()), own)
     engine_fields = {
         "low_memory": low_memory,
         "memory_limit_gib": memory_limit,

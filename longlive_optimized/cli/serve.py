@@ -23,7 +23,7 @@ from ..config import PRESETS, preset_name
 from ..plain import whole
 from ..weights.locate import TINY
 from .download import have, tell_of_the_real_one
-from .generate import parse_lora
+from .generate import parse_loras
 from .loading import (
     Device,
     Height,
@@ -314,7 +314,7 @@ def _loras(texts: Sequence[str]) -> list[UserLora]:
     """Raises ValueError and FileNotFoundError naming the option."""
     from ..demo.server.loras import served
 
-    scales = dict(map(parse_lora, texts))
+    scales = parse_loras(texts)
     try:
         return served(scales)
     except (ValueError, FileNotFoundError) as error:

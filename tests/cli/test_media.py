@@ -79,6 +79,15 @@ def test_a_phones_videos_stand_upright(tmp_path, clockwise):
         assert shown.shape == upright.shape and np.abs(shown.astype(int) - upright).mean() < 8
 
 
+def test_a_matrix_of_zeros_turns_nothing(tmp_path):
+    picture = random_picture(32, 48)
+    path = lossless(tmp_path / "a.mp4", [picture] * 2, codec="libx264rgb", pix_fmt="rgb24")
+    data = path.read_bytes()
+    at = data.index(b"tkhd") + 44
+    path.write_bytes(data[:at] + bytes(36) + data[at + 36 :])
+    assert read_upright(path).shape == first(path).shape == picture.shape
+
+
 def anamorphic(path, picture, aspect):
     """An mp4 of one picture whose pixels are ``aspect`` times as wide as high."""
     with av.open(str(path), "w") as container:

@@ -9,7 +9,7 @@ from demo.test_live import webp_times
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.cli import generate as command
-from longlive_optimized.cli.generate import parse_lora, parse_steps
+from longlive_optimized.cli.generate import parse_lora, parse_loras, parse_steps
 from longlive_optimized.cli.presets import WORDS
 from longlive_optimized.config import PRESETS
 from support.loras import for_the_built_in_model
@@ -125,6 +125,13 @@ def test_loras_as_they_are_given(text, wanted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path, scale = wanted
     assert parse_lora(text) == (str(tmp_path / path), scale)
+
+
+def test_a_lora_that_is_given_twice_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_loras(["a.pt:2", "b.pt"]) == {str(tmp_path / "a.pt"): 2.0, str(tmp_path / "b.pt"): 1.0}
+    with pytest.raises(ValueError, match=r"--lora must name each file once, got .*a\.pt twice"):
+        parse_loras(["a.pt:0.5", "b.pt", "./a.pt"])
 
 
 def test_steps_as_they_are_given():

@@ -603,6 +603,10 @@ def test_loras_that_can_be_served(tmp_path):
             served({paths[0]: scale})
     with pytest.raises(ValueError, match="finite"):
         served({paths[0]: math.nan})
+    for name in ("a\nb.pt", "caf\udce9.pt"):  # the latter as Python has it where it is no UTF-8
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match="which viewers and stories cannot say: rename it"):
+            served({str(tmp_path / name): 1.0})
     with pytest.raises(FileNotFoundError, match="there is none at"):
         served({str(tmp_path / "none.pt"): 1.0})
     assert served({}) == [] and Loras().merged == Loras().wished == {} and not Loras().is_due(0.0)

@@ -20,11 +20,13 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds after a merge that failed half
 
 
 def served(scales: Mapping[str, float]) -> list[UserLora]:
-    """LoRAs that can be served, of their files' paths and scales. Raises ValueError for two of one name and for a scale
-    out of bounds, and what UserLora raises."""
+    """LoRAs that can be served, of their files' paths and scales. Raises ValueError for two of one name, for a name
+    that is no text and for a scale out of bounds, and what UserLora raises."""
     loras = [UserLora(path, scale) for path, scale in scales.items()]  # pyright: ignore[reportArgumentType]
     names = [name_of(lora) for lora in loras]
     for name in names:
+        if not name.isprintable():  # as Python has bytes that are no UTF-8, too
+            raise ValueError(f"a file is called {name!r}, which viewers and stories cannot say: rename it")
         if names.count(name) > 1:
             raise ValueError(f"two files are called {name!r}, by which viewers and stories name a LoRA: rename one")
     for lora in loras:
