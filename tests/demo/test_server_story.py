@@ -1,6 +1,7 @@
 """A server's session as a story, and the story played again: the same video, bit for bit."""
 
 import asyncio
+import gc
 import json
 
 import numpy as np
@@ -319,6 +320,35 @@ async def test_a_story_of_another_size(source, room, http):
     await until(lambda: room.recorder._done or room.recorder._open)
     while (await viewer.picture()).shape != (32, 48, 3):
         pass
+    await viewer.leave()
+
+
+@in_a_room
+async def test_what_is_wished_while_a_size_waits_takes_no_memory(source, room, http):
+    """However much is said while the video is paused, the last words count."""
+    viewer = await Viewer(http).join()
+    await made(source, 1)
+    await stop(viewer, room, source)
+    await viewer.ask("reset", height=32, width=32)
+
+    def say(times):
+        for i in range(times):
+            room.obey(json.dumps({"type": "switch_prompt", "prompt": f"{CIRCLE} {i}"}), "someone")
+            room.obey(json.dumps({"type": "settings", "playback_speed": 1 + i / times}), "someone")
+            room.obey('{"type": "stop_replay"}', "someone")
+
+    say(100)  # prompts whose numbers are known are some
+    gc.collect()
+    before = len(gc.get_objects())
+    say(1000)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 1000
+    await viewer.ask("settings", interpolation="blend", shown_fps=48)
+    await viewer.ask("settings", interpolation="none")
+    await viewer.ask("set_paused", paused=False)
+    await until(lambda: room.config.width == 32 and room.feed.story())
+    assert room.config.playback_speed == 1.999 and room.feed.pipeline.prompt == f"{CIRCLE} 999"
+    assert room.config.interpolation == "none" and room.config.shown_fps is None
     await viewer.leave()
 
 

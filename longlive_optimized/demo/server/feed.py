@@ -17,6 +17,7 @@ from ...keywords import ConfigFields
 from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
 from ..scope_integration import LatencyStats, OptimizedScopePipeline, ScopeOptimizationConfig
+from ..scope_integration.config import whole_wish
 from ..scope_integration.prompt_box import Prompt
 from ..scope_integration.replay import Replay, check_fits, sized
 from .admission import Kind, share
@@ -60,11 +61,16 @@ class BlockMade:
 
 @dataclass
 class Resize:
-    """The config of a stream of another size, what it is to replay, if anything, and what was wished for since."""
+    """The config of a stream of another size, and what it is to replay, if anything.
+
+    What was wished for since: changes: of the config. ends: that the replay does not go on. asks: another prompt.
+    """
 
     config: ScopeOptimizationConfig
     replay: Replay | None = None
-    later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
+    changes: ConfigFields = field(default_factory=ConfigFields)
+    ends: bool = False
+    asks: bool = False
 
 
 class Feed:
@@ -196,20 +202,19 @@ class Feed:
         """Go on with what is in force."""
         with self._changed:
             self._follows = False
-            self._tell(lambda pipeline: pipeline.end_replay())
-
-    def _tell(self, wish: Callable[[OptimizedScopePipeline], None]) -> None:
-        """Wish for something of the pipeline, or of the one in its place, where it is to be of another size."""
-        if self.resize:
-            self.resize.later.append(wish)
-        elif self.pipeline:
-            wish(self.pipeline)
+            if self.resize:
+                self.resize.ends = True
+            elif self.pipeline:
+                self.pipeline.end_replay()
 
     def switch_prompt(self, prompt: Prompt) -> int:
         """Go over to ``prompt`` with the next block that begins; its number, as ``arrivals`` counts."""
         with self._changed:
             self._prompt, self._follows = prompt, False
-            self._tell(self._ask_for_prompt)
+            if self.resize:
+                self.resize.asks = True
+            elif self.pipeline:
+                self._ask_for_prompt(self.pipeline)
             return self.frames.arrivals.ask(prompt)
 
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
@@ -218,8 +223,11 @@ class Feed:
         with self._changed:
             before, wished = self.kind, self.config_wished_for.changed(**changes)
             self._follows &= not any(name in CHANGEABLE for name in changes)
+            if self.resize:
+                self.resize.changes |= whole_wish(changes)
+            elif self.pipeline:
+                self.pipeline.configure(**changes)
             if self.pipeline:
-                self._tell(lambda pipeline: pipeline.configure(**changes))
                 self._wished = wished
             else:
                 self.config = wished
@@ -385,10 +393,11 @@ class Feed:
         with self._changed:
             if self.resize is not resize:
                 return False
-            if resize.replay is None:
+            if resize.ends:
+                pipeline.end_replay()
+            if resize.replay is None or resize.asks:
                 self._ask_for_prompt(pipeline)
-            for wish in resize.later:
-                wish(pipeline)
+            pipeline.configure(**resize.changes)
             self.resize, self.pace = None, Pace()
             self.stats = pipeline.get_latency_stats()
             self._worker.share_out()
