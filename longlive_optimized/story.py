@@ -270,10 +270,17 @@ class Story(_Part):
                 )
 
     @property
+    def changes_vae(self) -> bool:
+        """Whether its blocks are not all decoded by the VAE that it begins with."""
+        return any("vae_type" in change.settings for change in self.changes)
+
+    @property
     def length(self) -> int:
-        """How many ``moments`` there are, without going through them."""
+        """How many ``moments`` there are, mostly without going through them."""
         if self.blocks is not None:
             return self.blocks
+        if self.changes_vae:
+            return sum(1 for _ in self.moments())
         most, anew = cast(int, self.frames), [change for change in self.changes if change.restart]
         by_block = sorted((change.block for change in anew if change.block is not None), reverse=True)
         by_second = sorted((c.seconds * TRAINED_FPS for c in anew if c.seconds is not None), reverse=True)
@@ -304,7 +311,7 @@ class Story(_Part):
                 by_second.append((cast(float, entry.seconds) * TRAINED_FPS, number, entry))
         heapq.heapify(by_block)
         heapq.heapify(by_second)
-        begun, most, prompt = 0, self.frames, self.prompts[0]
+        begun, most, prompt, vae = 0, self.frames, self.prompts[0], self.config().vae_type
         for block in itertools.count():
             if block >= self.blocks if self.blocks is not None else begun >= cast(int, most):
                 return
@@ -316,7 +323,9 @@ class Story(_Part):
             prompts = [entry for entry in entries if isinstance(entry, StoryPrompt)]
             prompt = prompts[-1] if prompts else prompt
             moment = _joined(block, prompt, [entry for entry in entries if isinstance(entry, StoryChange)])
-            frames = first_frames if block == 0 or moment.restart else BLOCK_PIXEL_FRAMES
+            before, vae = vae, moment.settings.get("vae_type", vae)
+            anew = block == 0 or moment.restart or vae != before  # another VAE begins as with a first block
+            frames = first_frames if anew else BLOCK_PIXEL_FRAMES
             frames = frames if most is None else min(frames, most - begun)
             begun += frames
             yield moment._replace(frames=frames)

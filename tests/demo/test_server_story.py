@@ -466,6 +466,23 @@ def test_a_pipelines_story_without_a_server(source):
     assert other.story() == story
 
 
+def test_a_story_that_changes_the_vae_is_replayed_twice(source):
+    """The stream is then decoded by the VAE that the story ended with."""
+    change = {"block": 1, "settings": {"vae_type": "lighttae"}}
+    story = {"version": 1, **SIZE, "blocks": 3, "prompts": [{"block": 0, "prompt": CIRCLE}], "changes": [change]}
+    pipeline = OptimizedScopePipeline.on(source.engine, source.config, warm=True)
+    seen = []
+    for _ in range(2):
+        pipeline.replay(story)
+        seen.append([pipeline.next_block().clone() for _ in range(3)])
+        assert pipeline.story().changes == Story.read(story).changes and "vae_type" not in pipeline.story().settings
+    wanted = [torch.from_numpy(block) for block, _ in played(Story.read(story), source.engine)]
+    assert all(map(torch.equal, seen[0], wanted)) and all(map(torch.equal, seen[1], wanted))
+    with pytest.raises(ValueError, match="story must have the stream's vae_type, 'lighttae', got 'wan'"):
+        pipeline.replay({**story, "changes": []})
+    pipeline.close()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_story_on_a_gpu():

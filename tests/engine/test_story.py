@@ -59,6 +59,13 @@ def test_a_restart_is_a_first_block_again():
     assert [(m.restart, m.seed) for m in read] == [(False, None)] * 2 + [(True, 7)] + [(False, None)] * 2
 
 
+def test_another_vae_begins_as_with_a_first_block():
+    """One that is the same already does not."""
+    changes = [{"block": i, "settings": {"vae_type": vae}} for i, vae in ((1, "wan"), (2, "tae"), (3, "tae"))]
+    story = Story.read({"version": 1, "seconds": 3, "prompts": [FOX], "changes": changes})
+    assert [moment.frames for moment in story.moments()] == [9, 12, 9, 12, 6] and story.length == 5
+
+
 @given(
     st.one_of(st.integers(1, 60).map(lambda n: {"blocks": n}), st.floats(0.01, 40).map(lambda s: {"seconds": s})),
     st.sets(st.integers(0, 60), max_size=6),

@@ -268,7 +268,8 @@ class OptimizedScopePipeline(Closable):
         changed then.
         """
         read = Story.read(story)
-        check_fits(read, self.engine, self.stream.settings, self.stream.networks.vae_type)
+        vae_type = read.config().vae_type if read.changes_vae else self.stream.networks.vae_type
+        check_fits(read, self.engine, self.stream.settings, vae_type)
         replay = Replay(read)
         with self._mail:
             self._replay, self._seed = replay, read.seed

@@ -26,7 +26,8 @@ class Replay:
         self.beginning |= {name: getattr(config, name) for name in CHANGEABLE if name in OF_STREAM}
         self._moments = story.moments()
         first = next(self._moments)
-        self.moment = first._replace(loras=story.loras | first.loras)
+        vae = {"vae_type": config.vae_type} if story.changes_vae else {}  # the stream may be where such a story ended
+        self.moment = first._replace(loras=story.loras | first.loras, settings=vae | first.settings)
 
     @property
     def prompt(self) -> Prompt:
