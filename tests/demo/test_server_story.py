@@ -255,8 +255,10 @@ async def test_a_replay_is_stopped_before_it_has_begun(source, room, http):
     for size in (SIZE, {"height": 32, "width": 32}):
         await viewer.ask("switch_prompt", prompt=SQUARE)
         await stop(viewer, room, source)
-        viewer.say({"type": "replay", "story": LONG | size})
+        assert (await viewer.ask("replay", story=LONG | size))["type"] == "done"
+        assert room.feed.replaying == (0, LONG["blocks"])  # the page has its button
         assert (await viewer.ask("stop_replay"))["type"] == "done"
+        assert room.feed.replaying is None
         await viewer.ask("set_paused", paused=False)
         wide = size["width"]
         await until(lambda wide=wide: room.config.width == wide and room.config.seed == 3 and told_blocks(room) == 5)

@@ -72,6 +72,11 @@ class Resize:
     ends: bool = False
     asks: bool = False
 
+    @property
+    def replays(self) -> Replay | None:
+        """What it will replay."""
+        return None if self.ends else self.replay
+
 
 class Feed:
     """What is wished for of a stream, whose blocks are made while someone watches, and its frames until they are taken.
@@ -170,7 +175,9 @@ class Feed:
     @property
     def replaying(self) -> tuple[int, int] | None:
         """How many blocks of a story have been made again, and how many it has; None where none is being replayed."""
-        pipeline = self.pipeline
+        pipeline, resize = self.pipeline, self.resize
+        if resize:
+            return resize.replays and (0, resize.replays.blocks)
         return pipeline and pipeline.replaying
 
     def story(self) -> Story | None:
@@ -212,7 +219,7 @@ class Feed:
         with self._changed:
             self._prompt, self._follows = prompt, False
             if self.resize:
-                self.resize.asks = True
+                self.resize.asks = self.resize.ends = True
             elif self.pipeline:
                 self._ask_for_prompt(self.pipeline)
             return self.frames.arrivals.ask(prompt)
@@ -225,6 +232,7 @@ class Feed:
             self._follows &= not any(name in CHANGEABLE for name in changes)
             if self.resize:
                 self.resize.changes |= whole_wish(changes)
+                self.resize.ends |= any(name in CHANGEABLE for name in changes)
             elif self.pipeline:
                 self.pipeline.configure(**changes)
             if self.pipeline:
@@ -308,7 +316,7 @@ class Feed:
         """Whether its next block merges LoRAs at other scales."""
         pipeline, resize = self.pipeline, self.resize
         if resize:
-            return bool(resize.replay and pipeline and resize.replay.moment.turns(pipeline.engine))
+            return bool(resize.replays and pipeline and resize.replays.moment.turns(pipeline.engine))
         return bool(self.replaying and pipeline and pipeline.turns_loras)
 
     @property
