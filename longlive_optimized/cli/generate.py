@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import re
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -268,7 +269,9 @@ def generate(
     wall = time.perf_counter() - started
     if first and written.frames:
         report = _report(engine, told.preset, warmup, wall) | {"inputs": options.as_json()}
-        _print(report, out)
+        moments = told.moments(given.first_frames)
+        switched = {new.block for old, new in itertools.pairwise(moments) if new.prompt is not old.prompt}
+        _print(report, out, switched)
         shown = f"{written.frames / fps:.3g} s of {scale * width}x{scale * height}"
         say_written(out, f", {shown}, {'stopped' if stopped else 'made'} after {wall:.1f} s")
         write_json(json_path, report)
@@ -327,7 +330,8 @@ def _loras(story: Story, option: str) -> list[UserLora]:
     try:
         return story.user_loras()
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{option}: {error}") from None
+        beside = "; a story's LoRAs are looked for beside it" if option == "--story" else ""
+        raise type(error)(f"{option}: {error}{beside}") from None
 
 
 def _check_gathered(out: Path, height: int, width: int, frames: int, scale: int, fps: int) -> None:
@@ -459,7 +463,8 @@ def summarise(blocks: list[BlockTimes]) -> dict:
     }
 
 
-def _print(report: dict, out: Path) -> None:
+def _print(report: dict, out: Path, switched: Set[int]) -> None:
+    """switched: the blocks that begin a prompt; others compute the window anew for LoRAs, or as a transition ends."""
     summary = report["summary"]
     table = Table(title=f"{out}: {report['device']}, {report['precision']}, {report['preset']}", title_justify="left")
     table.add_column("median of steady blocks")
@@ -470,5 +475,6 @@ def _print(report: dict, out: Path) -> None:
     table.add_row("pixel frame", f"{summary['frame_ms']:.1f}  ({summary['fps']:.1f} fps)")
     for block in report["blocks"]:
         if block["index"] and "recache" in block["stages"]:
-            table.add_row(f"block {block['index']}, prompt switch", f"{block['total']:.1f}")
+            why = "prompt switch" if block["index"] in switched else "recache"
+            table.add_row(f"block {block['index']}, {why}", f"{block['total']:.1f}")
     results.print(table)
