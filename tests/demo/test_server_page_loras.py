@@ -84,6 +84,7 @@ def test_sliders_turn_loras_for_all(browser, address, tmp_path):
         download.value.save_as(file)
         story = json.loads(file.read_text())
         assert story["loras"] == {"ink.safetensors": 0.8, "oil.safetensors": 2.5}
+        expect(page.locator("#toast")).to_contain_text("put it beside ink.safetensors, oil.safetensors")
         assert story["changes"][-1]["loras"] == {"oil.safetensors": -0.5}
         page.set_input_files("#story-file", file)
         expect(page.locator("#replaying")).to_contain_text(re.compile("Playing a story"))

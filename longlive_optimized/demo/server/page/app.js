@@ -109,6 +109,7 @@ async function greet(message) {
   prompts.suggest(guide.suggestions);
   settings.offerSizes(guide.sizes);
   at("guide-help").textContent = guide.help;
+  if (guide.builtin) at("ideas-title").textContent = "It knows shapes. Try";
   at("prompt").maxLength = guide.limits?.prompt ?? 2000;
   at("model-name").textContent = guide.builtin ? "the built-in model" : guide.name;
 }
