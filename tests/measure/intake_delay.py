@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import aioice.ice
+import numpy as np
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender
 from aiortc.jitterbuffer import JitterBuffer
 
@@ -42,8 +43,15 @@ class Timed(Sent):
     """Notes when it gives a picture; after so many it pauses."""
 
     def __init__(self, count: int, fps: float, height: int, width: int):
-        super().__init__(lambda number: numbered(number % 2048, height, width, 90), fps)
+        super().__init__(self._picture, fps)
         self.count, self.given = count, []
+        self._noise = np.random.default_rng(0).integers(60, 120, (height, width, 3), dtype=np.uint8)
+
+    def _picture(self, number: int) -> np.ndarray:
+        """Its number above noise that moves, so that a frame has several packets."""
+        picture = numbered(number, *self._noise.shape[:2], 90)
+        picture[64:] = np.roll(self._noise, 8 * number, 1)[64:]
+        return picture
 
     async def recv(self):
         if self.sent == self.count:
