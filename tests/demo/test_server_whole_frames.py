@@ -216,6 +216,19 @@ def test_whatever_the_network_does_frames_are_whole_in_order_and_once(seed):
     assert len(order) >= len(before)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flood_of_nonsense_is_bounded(seed):
+    rng, buffer = random.Random(seed), FrameBuffer()
+    number = time = 0
+    for _ in range(20_000):
+        number += rng.choice([1, 1, 1, 2, -3, 511, 512, 513, 32_767, 32_768, -100])
+        time += rng.choice([0, 0, 1, -1, 2**31])
+        one = packet(number, time, rng.choice([b"", b"."]), rng.random() < 0.1, ssrc=rng.random() < 0.999)
+        buffer.add(one)
+        assert len(buffer._waiting) <= CAPACITY
+        assert all(buffer._next <= waiting < buffer._next + CAPACITY for waiting in buffer._waiting)
+
+
 def test_a_part_of_a_key_frame_is_none():
     key = b"\x10\x02\x00\x9d\x01\x2a\x40\x00"
     assert begins_video("VP8", key) and not begins_video("vp8", key[1:]) and not begins_video("VP8", b"")
