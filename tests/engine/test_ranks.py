@@ -96,7 +96,7 @@ def led(lora):
             with pytest.raises(RuntimeError, match=r"rank 1 follows rank 0: let it call engine.follow\(\)"):
                 engine.open_stream()
             engine.follow()
-            return {number: stream.history for number, stream in ranks._streams.items()}
+            return {number: stream.history for number, stream in ranks._requests.streams.items()}
         made = everything(engine, lora)
         with pytest.raises(TypeError, match="request must be a BlockRequest"):
             engine.generate_block("a fox")
