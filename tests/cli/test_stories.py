@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.cli import generate as command
-from longlive_optimized.cli.generate import parse_lora, parse_steps
 from longlive_optimized.cli.presets import WORDS
+from longlive_optimized.cli.story import parse_lora, parse_steps
 from longlive_optimized.config import PRESETS
 from longlive_optimized.weights.locate import locate
 
