@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from ..plain import size_text
 from ..weights.published import ABOUT, LONGLIVE, Repository, Wishes, as_repository, command
 from .loading import console, results
 
@@ -107,7 +108,7 @@ def tell_of_the_real_one() -> None:
 
 def _show(plan: Plan) -> None:
     """What there is, with sizes."""
-    from ..weights.hub_plan import free_bytes, size_text
+    from ..weights.hub_plan import free_bytes
 
     widest = max(len(str(item)) for item in plan.items)
     for item in plan.items:

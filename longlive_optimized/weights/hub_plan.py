@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..plain import size_text
 from .checksums import digest, hub_checksum, is_checksum, record_of, recorded_commit
 from .hub_errors import as_ours
 from .published import LONGLIVE, Repository, Wishes, command, parts, shelf
@@ -155,15 +156,6 @@ def free_bytes(folder: Path) -> int:
     """Bytes that are free where ``folder`` is, or will be."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     return shutil.disk_usage(there).free
-
-
-def size_text(nbytes: float) -> str:
-    """``5.7 GB``."""
-    for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} GB"
 
 
 class _Lists:

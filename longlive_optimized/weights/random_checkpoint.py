@@ -25,6 +25,7 @@ from torch import Tensor
 from ..model.config import ModelConfig
 from ..model.control import control_shapes
 from ..model.transformer import generator_shapes
+from ..plain import size_text
 from ..vae.config import TaeConfig, VaeConfig
 from ..vae.tae import Tae
 from ..vae.wan.model import WanVae
@@ -124,7 +125,7 @@ def _write_all(root: Path, name: str, full_text: bool, control: bool, seed: int,
         files.append(_File(CONTROL_FILE, control_shapes(_CONFIGS[name][0]), _control_rule, torch.bfloat16))
     total, done = sum(file.bytes for file in files), 0
     if shutil.disk_usage(root).free < total:
-        raise OSError(f"directory: the disk has too little room, {total / 1e9:.2g} GB are needed")
+        raise OSError(f"directory: the disk has too little room, {size_text(total)} are needed")
     for size in (size for file in files for size in _write(root / file.path, file, seed)):
         done += size
         if progress:
