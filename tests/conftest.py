@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["support.hub_fixture"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has one core; read when torch is imported
 ROOT = Path(__file__).parents[1]
 # "python -m pytest" puts the checkout first on the path, where it would hide an installed package and its library.
