@@ -47,7 +47,8 @@ def engine_with(lora, ranks=None):
 
 
 def small_engine(ranks):
-    return LongLiveEngine("tiny", OptimizationConfig(denoising_steps=(1000, 500), **SIZE), "cpu", ranks=ranks)
+    config = OptimizationConfig(denoising_steps=(1000,), vae_type="tae", **SIZE)
+    return LongLiveEngine("tiny", config, "cpu", ranks=ranks)
 
 
 def everything(engine, lora, brief=False):
