@@ -32,12 +32,11 @@ from ..weights.load import (
     keep_unmerged,
     load_control,
     load_generator,
-    load_text_encoder,
     load_vae,
     refill_generator,
 )
 from ..weights.locate import locate, native_size
-from ..weights.text import check_text
+from ..weights.text import check_text, load_text_encoder
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
