@@ -69,10 +69,7 @@ def fetch_shown(plan: Plan) -> None:
     """Get what is missing, and show how far it is."""
     from ..weights.hub import fetch
 
-    columns = (
-        *(TextColumn("downloading"), BarColumn(), DownloadColumn()),
-        *(TransferSpeedColumn(), TimeRemainingColumn()),
-    )
+    columns = TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=plan.size, completed=plan.size - plan.missing)
         try:

@@ -216,10 +216,8 @@ class _InCache:
     def item(self, repository: Repository, commit: str, file: str, size: int, checksum: str, part: str) -> Item:
         home = cache_folder() / ("models--" + repository.name.replace("/", "--"))
         base, blob = home / "snapshots" / commit, home / "blobs" / checksum
-        begun, lock = (
-            blob.with_name(f"{checksum}.incomplete"),
-            cache_folder() / ".locks" / home.name / f"{checksum}.lock",
-        )
+        begun = blob.with_name(f"{checksum}.incomplete")
+        lock = cache_folder() / ".locks" / home.name / f"{checksum}.lock"
         made = Item(repository, commit, file, size, checksum, base / file, base, begun, lock)
         cached, scopes = in_cache(repository, file, commit), in_scope(repository, file)
         if cached:
