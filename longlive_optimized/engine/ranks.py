@@ -21,7 +21,7 @@ from ..model.shard import Shard
 from .rank_agreement import Agreement
 from .rank_bond import Bond, RankError
 from .rank_calls import Call
-from .rank_link import Message
+from .rank_link import Link, Message
 from .rank_outcomes import Outcomes
 from .rank_requests import Requests
 from .rank_start import Standing, meet, standing
@@ -75,11 +75,10 @@ class Ranks:
         """
         ranks = cls()
         if mine := standing(device, backend, timeout):
-            ranks._join(mine, leads, timeout)
+            ranks._join(mine, meet(mine, timeout), leads, timeout)
         return ranks
 
-    def _join(self, mine: Standing, leads: bool, timeout: float) -> None:
-        link = meet(mine, timeout)
+    def _join(self, mine: Standing, link: Link, leads: bool, timeout: float) -> None:
         self.rank, self.count, self.device, self.leads = mine.rank, mine.count, mine.device, leads
         self.capturable = mine.backend == "nccl"
         bond = self._bond = Bond(mine.rank, mine.count, link, lambda error: self.on_broken(error))
