@@ -30,7 +30,7 @@ def frame_rates():
     assert TRAINED_FPS == 16 and round(25 / TRAINED_FPS, 1) == 1.6
 
 
-@lists(README, "Use")
+@lists(README, "Presets")
 def presets(units: list[Unit]):
     said = {}
     for cells in body(units, "preset"):
@@ -90,7 +90,7 @@ def torch_that_is_installed(units: list[Unit]):
     assert said and f"TORCH=${{TORCH:-{said[1]}}}" in (ROOT / "setup_env.sh").read_text(), said
 
 
-@says(README, "(extra `demo`)", "(by hand: the extra `serve`)")
+@says(README, "(extra `demo`)")
 def extras():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert "aiortc" in extra["demo"] and {"aiortc", "fastapi", "uvicorn"} <= {*extra["serve"]}
@@ -105,7 +105,7 @@ def examples():
     assert all(len(p.read_text().splitlines()) <= 60 for p in programs)
 
 
-@lists(README, "Where things are", "shell")
+@lists(README, "How it works", "shell")
 def rooms(units: list[Unit]):
     inside = ""
     for unit in units:
@@ -115,7 +115,7 @@ def rooms(units: list[Unit]):
         inside = name if name == "longlive_optimized/" else inside
 
 
-@says(README, "The panel is made for pictures from about 200 pixels on; at the built-in model's 64×96 it hides them.")
+@says(README, "The panel is made for pictures from about 200 pixels on")
 def the_panel():
     import torch
 
@@ -200,7 +200,7 @@ def speed_of_the_built_in_model():
     assert round(min(rates), -1) == 30 and max(rates) <= 76, rates
 
 
-@says(README, "what scope has downloaded is used where it is", "the folder of\nscope's models does too")
+@says(README, "what scope has downloaded is used where it is", "scope's models, or of a LongLive download")
 def folders_of_models(place: Place):
     code = """
 import shutil, sys
