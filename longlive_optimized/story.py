@@ -143,12 +143,17 @@ class Moment(NamedTuple):
     restart: bool
     seed: int | None
 
+    def turned(self, engine: LongLiveEngine) -> list[UserLora]:
+        """An engine's LoRAs with their scales before this block; none where they stay, and nothing is computed anew."""
+        if not self.loras:
+            return []
+        scaled = [dataclasses.replace(lora, scale=self.loras.get(str(lora.path), lora.scale)) for lora in engine.loras]
+        return scaled if self.block or scaled != [*engine.loras] else []
+
     def take_hold(self, engine: LongLiveEngine, stream: Stream) -> None:
         """Bring a stream, and its engine's LoRAs, to what the block is made with."""
-        if self.loras:
-            engine.set_loras(
-                [dataclasses.replace(lora, scale=self.loras.get(str(lora.path), lora.scale)) for lora in engine.loras]
-            )
+        if scaled := self.turned(engine):
+            engine.set_loras(scaled)
         if self.restart:
             engine.reset(stream, self.seed)
         if "vae_type" in self.settings:

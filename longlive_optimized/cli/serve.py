@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from ..config import PRESETS, preset_name
 from ..plain import whole
 from ..weights.locate import TINY
 from .download import have, tell_of_the_real_one
+from .generate import parse_lora
 from .loading import (
     Device,
     Height,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from ..demo.server.settings import IceServer, ServerSettings
     from ..engine.loading import Progress
     from ..engine.ranks import Ranks
+    from ..weights.user_lora import UserLora
 
 PROMPT = "a red fox walks through fresh snow, morning light, film grain"
 TINY_PROMPT = "a red circle and a blue square move left over a green field"
@@ -76,6 +79,12 @@ def serve(
     control: Annotated[
         bool, typer.Option("--control", help="Load VACE's module, 1.5 GB: viewers may send control video and pictures.")
     ] = False,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:SCALE]", help="A LoRA to merge, as often as wanted; viewers may turn it, for all streams."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed and prompt begin the same video.")] = 42,
     playback_speed: Annotated[
         float, typer.Option(help="How fast the world goes at first: times 16 frames a second, 0.25 to 4.")
@@ -146,6 +155,7 @@ def serve(
             memory_limit=memory_limit,
             keep_text_int8=keep_text_int8,
             control=control,
+            lora=lora,
             overlay=overlay,
             vae_device=vae_device,
             text_device=text_device,
@@ -196,6 +206,7 @@ def serve(
         from ..demo.server.settings import ServerSettings
         from ..demo.server.source import EngineSource
 
+    loras = _loras(lora or ())
     config = ScopeOptimizationConfig.preset(
         preset_name(preset),
         height=height,
@@ -232,7 +243,7 @@ def serve(
     elsewhere = outlet(publish, publish_make_room, settings)
     osc_at = None if osc is None else _osc_address(osc, settings)
     if os.environ.get("RANK", "0") != "0":
-        _follow(model, config, device, join_ranks(numbers, device, leads=True))
+        _follow(model, config, device, join_ranks(numbers, device, leads=True), loras)
         return
     have(model, text_precision=text_precision, control=control)
     with _listen(host, port) as listener:
@@ -240,7 +251,7 @@ def serve(
         ranks = join_ranks(numbers, device, leads=True)
 
         def load(progress: Progress) -> EngineSource:
-            return EngineSource(model, config, device, progress, vae_device, text_device, ranks)
+            return EngineSource(model, config, device, progress, vae_device, text_device, ranks, loras)
 
         streams = Sessions(load, prompt, settings, outlet=elsewhere)
         streams.overlay, ranks.on_broken = overlay, streams.worker.give_up
@@ -252,14 +263,16 @@ def serve(
     os._exit(0)
 
 
-def _follow(model: str, config: ScopeOptimizationConfig, device: str | None, ranks: Ranks) -> None:
+def _follow(
+    model: str, config: ScopeOptimizationConfig, device: str | None, ranks: Ranks, loras: Sequence[UserLora]
+) -> None:
     """Do what rank 0 does, as long as it serves."""
     from ..config import OptimizationConfig
     from ..engine.engine import LongLiveEngine
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for rank 0, which then closes its ranks
     with ranks:
-        LongLiveEngine(model, OptimizationConfig.of(config), device, ranks=ranks).follow()
+        LongLiveEngine(model, OptimizationConfig.of(config), device, loras=loras, ranks=ranks).follow()
 
 
 def _run(streams: Sessions, listener: socket.socket, address: str, asks: bool, beside: Beside | None) -> None:
@@ -295,6 +308,17 @@ def _is_cut_off(record: logging.LogRecord) -> bool:
         isinstance(error, asyncio.CancelledError)
         or re.search("Cancel [0-9]+ running|CancelledError", record.getMessage()) is not None
     )
+
+
+def _loras(texts: Sequence[str]) -> list[UserLora]:
+    """Raises ValueError and FileNotFoundError naming the option."""
+    from ..demo.server.loras import served
+
+    scales = dict(map(parse_lora, texts))
+    try:
+        return served(scales)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"--lora: {error}") from None
 
 
 def _sessions(text: str) -> int | Literal["auto"]:

@@ -32,12 +32,11 @@ from ..weights.load import (
     keep_unmerged,
     load_control,
     load_generator,
-    load_text_encoder,
     load_vae,
     refill_generator,
 )
 from ..weights.locate import locate, native_size
-from ..weights.text import check_text
+from ..weights.text import check_text, load_text_encoder
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
@@ -75,9 +74,9 @@ class LongLiveEngine(Closable):
 
     Raises FileNotFoundError or CheckpointError naming the file, and MemoryShort where no choice that the config leaves
     fits a GPU, before anything reaches the device. ``memory_plan`` says what was chosen; memory_fallback, what was
-    given up because memory ran out all the same: empty if nothing was; ``loras``, which are merged now. One engine may
-    hold several streams; calls from several threads take turns on the device. ``close`` it, or use it as a context,
-    where the memory is wanted for something else.
+    given up because memory ran out all the same: empty if nothing was; ``loras``, which are merged now, and ``merges``,
+    how often ``set_loras`` has merged some. One engine may hold several streams; calls from several threads take turns
+    on the device. ``close`` it, or use it as a context, where the memory is wanted for something else.
     """
 
     @made_on_all_ranks
@@ -147,7 +146,7 @@ class LongLiveEngine(Closable):
         self.load_seconds = time.perf_counter() - started
         self.prompts = PromptCache(self._encode, self.config.prompt_cache_size if self.config.use_prompt_cache else 0)
         self._grey = Grey()
-        self.loras = tuple(loras)
+        self.loras, self.merges = tuple(loras), 0
         self._model_path, self._vaes = model_path, {self.config.vae_type: (self.codec, self._grey)}
         self._mixed = False  # weights of other LoRA scales beside each other
         self._unmerged: Unmerged | None = None
@@ -209,12 +208,10 @@ class LongLiveEngine(Closable):
         does not fit, and for a snapshot's VAE what ``use_vae`` raises, before anything changes.
         """
         own = {"height": height, "width": width, "seed": seed}
-        if snapshot is not None:
-            others = {**settings, **{name: value for name, value in own.items() if value is not None}}
-            if total_frames is not None:
-                others["total_frames"] = total_frames
-            return self._resumed(snapshot, sorted(others))
         changes = {**settings, **{name: value for name, value in own.items() if value is not None}}
+        if snapshot is not None:
+            others = [*changes, *(["total_frames"] if total_frames is not None else [])]
+            return self._resumed(snapshot, sorted(others))
         if total_frames is not None:
             total_frames = whole("total_frames", total_frames, 1)
         chosen = dataclasses.replace(StreamSettings.of(self.config), **changes)
@@ -371,7 +368,7 @@ class LongLiveEngine(Closable):
             except BaseException:
                 self._mixed = True
                 raise
-            self._mixed, self.loras = False, tuple(loras)
+            self._mixed, self.loras, self.merges = False, tuple(loras), self.merges + 1
 
     @on_all_ranks
     def keep_loras(self, loras: Sequence[UserLora]) -> int:

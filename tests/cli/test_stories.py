@@ -5,32 +5,18 @@ import json
 import av
 import numpy as np
 import pytest
-import torch
 from demo.test_live import webp_times
-from safetensors.torch import save_file
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.cli import generate as command
-from longlive_optimized.cli.generate import parse_lora, parse_steps
 from longlive_optimized.cli.presets import WORDS
+from longlive_optimized.cli.story import parse_lora, parse_steps
 from longlive_optimized.config import PRESETS
-from longlive_optimized.weights.locate import locate
+from support.loras import for_the_built_in_model
 
 CIRCLE, SQUARE = "a red circle moves left over a green field", "a blue square rests on a black night"
 SMALL = {"height": 32, "width": 48}
 SIZE = ["--height", "32", "--width", "48", "--device", "cpu"]
-
-
-def write_lora(path):
-    """Random numbers for all queries of the built-in model."""
-    config = json.loads(locate("tiny").config.read_text())
-    random = torch.Generator().manual_seed(0)
-    tensors = {}
-    for module in (f"diffusion_model.blocks.{i}.self_attn.q" for i in range(config["num_layers"])):
-        tensors[f"{module}.lora_A.weight"] = torch.randn(4, config["dim"], generator=random)
-        tensors[f"{module}.lora_B.weight"] = torch.randn(config["dim"], 4, generator=random)
-    save_file(tensors, path)
-    return path
 
 
 class Kept:
@@ -100,7 +86,7 @@ def test_options_of_the_config(run, tmp_path, kept):
 
 
 def test_a_lora_is_merged(run, tmp_path, kept):
-    lora = write_lora(tmp_path / "paint.safetensors")
+    lora = for_the_built_in_model(tmp_path / "paint.safetensors")
     for scale in ("0", "0.5", "1"):
         name = f"{lora}:{scale}" if scale != "1" else str(lora)
         run(
@@ -121,7 +107,7 @@ def test_a_lora_is_merged(run, tmp_path, kept):
 
 
 def test_a_story_with_a_lora(run, tmp_path, kept):
-    write_lora(tmp_path / "paint.safetensors")
+    for_the_built_in_model(tmp_path / "paint.safetensors")
     changes = [{"block": 1, "loras": {"paint.safetensors": 0}}]
     more = {"loras": {"paint.safetensors": 1}, "changes": changes, "blocks": 2}
     prompts = [{"block": 0, "prompt": CIRCLE}]

@@ -44,6 +44,10 @@ SMALL = ["serve", "--height", "32", "--width", "48", "--port", "0"]
         (["--cluster", "--publish-make-room"], "--publish-make-room cannot be used with --cluster"),
         (["--cluster", "--text-precision", "int8"], "--text-precision cannot be used with --cluster"),
         (["--cluster", "--text-residence", "cpu"], "--text-residence cannot be used with --cluster"),
+        (["--cluster", "--lora", "ink.safetensors"], "--lora cannot be used with --cluster"),
+        (["--lora", "none.safetensors"], "--lora: a LoRA's path must name a file: there is none at"),
+        (["--lora", "none.safetensors:nan"], "--lora must be FILE or FILE:SCALE with a finite scale"),
+        (["--lora", "."], "--lora: a LoRA's path must name a file, and"),
     ],
 )
 def test_mistakes_are_one_line(options, message, monkeypatch, capsys, caplog):

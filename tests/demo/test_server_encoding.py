@@ -15,7 +15,6 @@ pytest.importorskip("fastapi")
 
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, pack_remb_fci
-from demo.test_server_room import in_room, numbers, value
 
 from longlive_optimized.demo.server import encoding
 from longlive_optimized.demo.server.broadcast import to_yuv
@@ -24,6 +23,7 @@ from longlive_optimized.demo.server.metrics import Metrics
 from longlive_optimized.video_time import RTP_CLOCK
 from support.event_loop import as_test
 from support.painted import numbered, painted, read_number
+from support.room import in_room, numbers, value
 from support.server_peer import Viewer
 
 HEIGHT, WIDTH, RATE = 64, 128, 1_000_000

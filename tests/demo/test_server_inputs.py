@@ -14,7 +14,6 @@ pytest.importorskip("fastapi")
 
 from aiortc.jitterbuffer import JitterBuffer
 from aiortc.rtp import RtcpByePacket
-from demo.test_server_room import in_room, numbers, value
 
 from longlive_optimized import Control
 from longlive_optimized.demo.scope_integration import ScopeOptimizationConfig
@@ -25,6 +24,7 @@ from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.weights.random_checkpoint import make_checkpoint
 from support.clips import encoded, random_picture
 from support.painted import numbered, painted, read_number
+from support.room import in_room, numbers, value
 from support.sent import Sent
 from support.server_peer import Viewer
 

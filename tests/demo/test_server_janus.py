@@ -19,7 +19,6 @@ pytest.importorskip("fastapi")
 pytest.importorskip("janus_client")
 
 from aiortc.codecs import vpx
-from demo.test_server_room import numbers, value
 
 from longlive_optimized.demo.server import encoding, publishing
 from longlive_optimized.demo.server.janus import JanusAddress, JanusRoom, JanusSecrets
@@ -27,6 +26,7 @@ from longlive_optimized.demo.server.rtc import local_addresses
 from longlive_optimized.demo.server.settings import ServerSettings
 from support.janus_server import MISSING, janus, subscribers
 from support.painted import painted
+from support.room import numbers, value
 from support.server_peer import Viewer, visit_all
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

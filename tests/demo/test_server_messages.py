@@ -18,6 +18,7 @@ GOOD = [
     {"type": "settings", "playback_speed": 0.25},
     {"type": "settings", "playback_speed": 4, "interpolation": "blend", "shown_fps": 24, "id": 9},
     {"type": "settings", "interpolation": "none", "shown_fps": None},
+    {"type": "settings", "loras": {"ink": -5, "my oil": 0.5}},
     {"type": "get_latency_stats", "id": 7},
     {"type": "set_transition", "blocks": 8, "blend": "slerp"},
     {"type": "set_overlay", "enabled": True},
@@ -29,6 +30,7 @@ GOOD = [
     {"type": "remove_picture", "role": "first_frame"},
     {"type": "reset"},
     {"type": "reset", "seed": 7, "height": 64, "width": 96},
+    {"type": "stop_replay", "id": "x"},
     {"type": "replay", "story": {"version": 1, "blocks": 3, "prompts": [{"block": 0, "prompt": "a fox"}]}},
 ]
 
@@ -75,7 +77,10 @@ def test_good_messages(message):
         ('{"type": "set_optimization_preset", "preset": "warp"}', "preset must be one of quality_stream"),
         ('{"type": "set_overlay", "enabled": "yes"}', "enabled"),
         ('{"type": "set_paused", "paused": 1}', "paused"),
-        ('{"type": "settings"}', "at least one of denoising_steps, playback_speed, interpolation, shown_fps"),
+        ('{"type": "settings"}', "at least one of denoising_steps, playback_speed, interpolation, shown_fps, loras"),
+        ('{"type": "settings", "loras": {}}', "loras: Dictionary should have at least 1 item"),
+        ('{"type": "settings", "loras": {"ink": NaN}}', "loras.ink: Input should be"),
+        ('{"type": "settings", "loras": {"ink": 5.5}}', "loras.ink: Input should be less than or equal to 5"),
         ('{"type": "settings", "denoising_steps": []}', "denoising_steps"),
         ('{"type": "settings", "denoising_steps": [1001]}', "denoising_steps"),
         (

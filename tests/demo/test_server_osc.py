@@ -20,7 +20,6 @@ pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 pytest.importorskip("pythonosc")
 
-from demo.test_server_room import value
 from pythonosc.osc_bundle_builder import IMMEDIATELY, OscBundleBuilder
 from pythonosc.osc_message_builder import OscMessageBuilder
 
@@ -32,6 +31,7 @@ from longlive_optimized.demo.server.osc import OscAddress, bind, listening, mess
 from longlive_optimized.demo.server.settings import ServerSettings
 from support.event_loop import as_test, nothing_left
 from support.painted import painted
+from support.room import value
 from support.server_peer import Viewer, visit_all
 
 TOKEN = "a-token/of the*server"
@@ -193,6 +193,18 @@ async def test_the_specifications_own_bytes_are_understood(sender, sessions, htt
     assert told(caplog) == []
 
 
+def test_a_lora_is_named_by_its_address():
+    """Percent-encoded, as OSC's addresses have no spaces."""
+    for scale in (1, 1.0, 0.25):
+        said = json.loads(message_of("/lora/my%20ink", [scale]))
+        assert said == {"type": "settings", "loras": {"my ink": scale}}
+
+
+def test_a_button_stops_a_replay_when_it_is_pressed():
+    assert message_of("/stop_replay", []) == message_of("/stop_replay", [1.0]) == '{"type": "stop_replay"}'
+    assert message_of("/stop_replay", [0]) is None
+
+
 WRONG = [
     (packet("/prompt"), "prompt"),
     (packet("/prompt", ""), "prompt"),
@@ -215,6 +227,13 @@ WRONG = [
     (packet("/settings/playback_speed", 1.0, 2.0), "playback_speed: Input should be a valid number"),
     (packet("/settings/shown_fps", 30), "shown_fps"),
     (packet("/settings/type", "reset"), "type"),
+    (packet("/lora/ink", 0.5), "loras: none are served"),
+    (packet("/lora/ink", 7.0), "loras.ink: Input should be less than or equal to 5"),
+    (packet("/lora/ink", "much"), "loras.ink: Input should be a valid number"),
+    (packet("/lora/ink"), "it takes a LoRA's name behind it and its scale, as in /lora/paint 0.8"),
+    (packet("/lora/ink", 1.0, 2.0), "it takes a LoRA's name behind it and its scale"),
+    (packet("/lora", 1.0), "it takes a LoRA's name behind it and its scale"),
+    (packet("/settings/loras", 1.0), "loras: Input should be an object"),
     (packet("/overlay", 2), "enabled: Input should be a valid boolean"),
     (packet("/overlay", "on"), "enabled: Input should be a valid boolean"),
     (packet("/transition", 4, "cubic"), "blend: Input should be 'linear' or 'slerp'"),
@@ -250,13 +269,13 @@ WRONG = [
 @with_osc()
 async def test_what_is_wrong_is_told_once_and_changes_nothing(sender, sessions, http, caplog, data, wanted):
     feed = sessions.main.feed
-    before = feed.prompt, feed.config_wished_for, feed.overlay, feed.paused, sessions.main._transition
+    before = feed.prompt, feed.config_wished_for, feed.overlay, feed.paused, sessions.main.commands.transition
     sender.send(*[data] * 5)
     await until(lambda: told(caplog))
     sender.send(data)
     sender.say("/strength", 0.75)  # which is obeyed
     await until(lambda: sessions.main.inputs.noise_scale == 0.75)
-    assert (feed.prompt, feed.config_wished_for, feed.overlay, feed.paused, sessions.main._transition) == before
+    assert (feed.prompt, feed.config_wished_for, feed.overlay, feed.paused, sessions.main.commands.transition) == before
     assert len(told(caplog)) == 1 and wanted in told(caplog)[0], told(caplog)
     assert len(told(caplog)[0]) < 600 and "Traceback" not in caplog.text
 

@@ -316,6 +316,34 @@ def test_a_story_file_is_played_by_the_server(page, tmp_path):
     page.keyboard.press("Alt+Digit6")
 
 
+def test_a_story_is_stopped_or_prompted_away(page, tmp_path):
+    """By the button, and by who writes a prompt: the video goes on from there."""
+    file = tmp_path / "story.json"
+    prompts = [{"block": 0, "prompt": GREEN}, {"block": 12, "prompt": BLACK}]
+    story = {"version": 1, "seed": 3, "blocks": 80, "height": 64, "width": 96, "preset": "ultra", "prompts": prompts}
+    file.write_text(json.dumps(story))
+    tab(page, "Prompts")
+    said = page.locator("#replaying")
+    for stop in ("button", "prompt"):
+        page.set_input_files("#story-file", file)
+        expect(said).to_contain_text(re.compile("Playing a story: 0:0[1-4] of 1:00"))
+        expect(page.locator("#prompt")).to_have_value(GREEN)
+        if stop == "button":
+            said.get_by_role("button", name="Stop").click()
+        else:
+            page.evaluate("document.activeElement.blur()")
+            page.keyboard.type("a white cro")
+            page.wait_for_timeout(500)
+            expect(said).to_be_visible()  # it is not sent yet
+            page.keyboard.type("ss")
+            page.keyboard.press("Enter")
+        expect(said).to_be_hidden()
+    expect(page.locator("#arrival")).to_have_attribute("data-phase", "arrived")
+    page.wait_for_timeout(8000)  # the story would have changed the prompt
+    expect(page.locator("#prompt")).to_have_value("a white cross")
+    expect(page.locator("#effective")).to_contain_text("Seed3")
+
+
 def test_live_regions_do_not_chatter(page):
     page.evaluate("""() => {
       window.said = [];

@@ -15,7 +15,6 @@ pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
 from demo.test_server_encoding import decoded
-from demo.test_server_room import value
 
 from longlive_optimized.cli import publish
 from longlive_optimized.demo.server import publishing
@@ -25,6 +24,7 @@ from longlive_optimized.demo.server.sessions import Sessions
 from longlive_optimized.demo.server.settings import ServerSettings
 from support.event_loop import as_test, nothing_left
 from support.painted import painted
+from support.room import value
 from support.server_peer import Viewer, visit_all
 
 

@@ -86,7 +86,7 @@ def test_its_first_block_is_made_before_anyone_comes_and_is_the_next_one():
             room = sessions.resume("one", saved)
             await blocks(room, 1)
             async with asyncio.timeout(10):
-                while room.feed.waiting < len(frames):
+                while len(room.feed.frames) < len(frames):
                     await asyncio.sleep(0.02)
             shown = np.stack([room.feed.take() for _ in range(len(frames))])
             assert np.array_equal(shown, frames)

@@ -15,8 +15,6 @@ import pytest
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
-from demo.test_server_room import numbers, value
-
 from longlive_optimized.demo.server import rtc
 from longlive_optimized.demo.server import sessions as sessions_module
 from longlive_optimized.demo.server.access import ClientBuckets, Refused, stream_token
@@ -25,6 +23,7 @@ from longlive_optimized.demo.server.settings import ServerSettings
 from longlive_optimized.demo.server.wishes import Wishes
 from support.event_loop import as_test, nothing_left
 from support.painted import level, painted, read_level
+from support.room import numbers, value
 from support.server_peer import Viewer, visit_all
 
 PAINTED = painted()
@@ -414,18 +413,22 @@ async def test_people_who_come_and_go_leave_nothing_behind(sessions, http):
                 await viewer.wait_for(lambda m: m["type"] == "block")
             await viewer.leave()
 
-    async def quiet() -> tuple[int, int]:
+    async def closed() -> None:
         await until(lambda: list(sessions._rooms) == ["main"] and not sessions._closing)
+
+    def counted() -> tuple[int, int]:
         pools = "asyncio_", "AnyIO"  # which fill up
         threads = [one for one in threading.enumerate() if not one.name.startswith(pools)]
         return len(asyncio.all_tasks()), len(threads)
 
     await asyncio.gather(*map(come_and_go, range(8)))
-    before = await quiet()
+    await closed()
+    before = counted()
     for turn in range(4):
         await asyncio.gather(*(come_and_go(8 * turn + i) for i in range(8)))
-    after = await quiet()
-    assert after[0] <= before[0] and after[1] <= before[1] and len(made) >= 4 * 40
+    await closed()
+    assert len(made) >= 4 * 40
+    await until(lambda: all(now <= then for now, then in zip(counted(), before, strict=True)))  # threads end in a while
     await until(lambda: (gc.collect(), not any(one() for one in made))[1])
     assert not sessions._timers and not sessions._queue
 

@@ -25,9 +25,9 @@ CIRCLE, SQUARE = "a red circle moves left over a green field", "a blue square re
 class Watched:
     """A source whose streams' blocks are kept, with the latents behind each."""
 
-    def __init__(self):
+    def __init__(self, loras=()):
         self.config = ScopeOptimizationConfig.preset_balanced(**SIZE, enable_latency_overlay=False)
-        self.engine = LongLiveEngine("tiny", OptimizationConfig.of(self.config), "cpu")
+        self.engine = LongLiveEngine("tiny", OptimizationConfig.of(self.config), "cpu", loras=loras)
         self.blocks: list[tuple[np.ndarray, torch.Tensor]] = []
 
     def open(self, config, snapshot=None):
@@ -181,6 +181,91 @@ async def test_the_last_wish_ends_a_replay(source, room, http):
     await viewer.leave()
 
 
+LONG = {"version": 1, **SIZE, "seed": 3, "blocks": 60, "prompts": [{"block": 0, "prompt": CIRCLE}]}
+LONG["prompts"] += [{"block": 2, "prompt": SQUARE}, {"block": 8, "prompt": CIRCLE}]
+LONG["changes"] = [{"block": 1, "preset": "realtime"}, {"block": 9, "preset": "ultra"}]
+
+
+async def plays(room, blocks):
+    """Wait until so many blocks of a story are made again."""
+    await until(lambda: (room.feed.replaying or (0, 0))[0] >= blocks)
+
+
+@in_a_room
+async def test_a_replay_is_stopped_and_the_video_goes_on(source, room, http):
+    """Without a cut, with what is in force there; every viewer is told."""
+    viewer, other = await Viewer(http).join(), await Viewer(http).join()
+    assert (await viewer.ask("replay", story=LONG))["type"] == "done"
+    await plays(room, 4)
+    assert (await other.ask("stop_replay"))["type"] == "done"
+    assert room.feed.replaying is None
+    state = await viewer.wait_for(lambda m: m["type"] == "state" and m["changed"] == "stop_replay")
+    assert (state["by"], state["replaying"], state["prompt"]) == ("viewer 2", None, SQUARE)
+    assert state["effective"]["preset"] == state["preset"] == "realtime" and state["effective"]["seed"] == 3
+    blocks = len(source.blocks)
+    await made(source, blocks + 7)  # beyond where the story changes prompt and preset
+    told = room.feed.story()
+    assert not any(change.restart for change in told.changes) and told.seed == 3
+    assert room.feed.prompt.prompt == room.feed.pipeline.prompt == SQUARE
+    assert room.feed.config_in_force.local_attn_size == 9 and room.feed.pipeline.preset == "realtime"
+
+    # There is nothing to stop: nothing changes.
+    before = room.feed.story()
+    assert (await viewer.ask("stop_replay"))["type"] == "done"
+    await made(source, len(source.blocks) + 2)
+    told = room.feed.story()
+    assert (told.prompts, told.changes) == (before.prompts, before.changes) and room.feed.prompt.prompt == SQUARE
+    await asyncio.gather(viewer.leave(), other.leave())
+
+
+@in_a_room
+async def test_what_ends_a_replay_and_what_does_not(source, room, http):
+    """A prompt goes on from where the story is, at once and without a cut; what changes no block does not end it."""
+    viewer = await Viewer(http).join()
+    assert (await viewer.ask("replay", story=LONG))["type"] == "done"
+    await plays(room, 3)
+    for harmless in (
+        {"type": "settings", "playback_speed": 4.0},
+        {"type": "set_overlay", "enabled": True},
+        {"type": "set_transition", "blocks": 3},
+        {"type": "set_strength", "noise_scale": 0.4},
+        {"type": "set_paused", "paused": True},
+        {"type": "set_paused", "paused": False},
+        {"type": "switch_prompt", "prompt": " "},  # no prompt
+        {"type": "settings", "denoising_steps": []},
+    ):
+        await viewer.ask(**harmless)
+        assert room.feed.replaying, harmless
+    assert (await viewer.ask("switch_prompt", prompt="a white cross"))["type"] == "done"
+    assert room.feed.replaying is None
+    at = told_blocks(room)
+    await until(lambda: told_blocks(room) >= at + 8)
+    told = room.feed.story()
+    assert [entry.what for entry in told.prompts][-1] == "a white cross" and told.prompts[-1].transition_blocks == 3
+    assert at <= told.prompts[-1].block <= at + 1 and not any(change.restart for change in told.changes)
+    await viewer.leave()
+
+
+@in_a_room
+async def test_a_replay_is_stopped_before_it_has_begun(source, room, http):
+    """It begins as the story does, also where that is of another size, and follows it no further."""
+    viewer = await Viewer(http).join()
+    await made(source, 1)
+    for size in (SIZE, {"height": 32, "width": 32}):
+        await stop(viewer, room, source)
+        viewer.say({"type": "replay", "story": LONG | size})
+        assert (await viewer.ask("stop_replay"))["type"] == "done"
+        await viewer.ask("set_paused", paused=False)
+        wide = size["width"]
+        await until(lambda wide=wide: room.config.width == wide and room.config.seed == 3 and told_blocks(room) == 5)
+        told = room.feed.story()
+        assert (told.seed, [entry.what for entry in told.prompts], told.changes) == (3, [CIRCLE], ())
+        assert room.feed.replaying is None
+        await viewer.ask("reset", seed=8)
+        await until(lambda: room.config.seed == 8)
+    await viewer.leave()
+
+
 @in_a_room
 async def test_wishes_before_a_replay_has_begun_count(source, room, http):
     """The story's beginning, with its seed and settings, but for what was wished for later."""
@@ -244,7 +329,7 @@ async def test_a_stream_that_cannot_be_made_larger_goes_on(source, room, http):
     small = {"version": 1, "height": 32, "width": 32, "blocks": 3, "prompts": [{"block": 0, "prompt": SQUARE}]}
     assert (await viewer.ask("replay", story=small))["type"] == "done"
     await viewer.wait_for(lambda m: m["type"] == "state" and m["status"]["phase"] == "trouble")
-    await until(lambda: room.feed.status.phase == "ready" and room.feed._resize is None)
+    await until(lambda: room.feed.status.phase == "ready" and room.feed.resize is None)
     blocks = len(source.blocks)
     await made(source, blocks + 2)
     assert room.feed.config_in_force.size == (32, 48) and room.feed.replaying is None
@@ -269,7 +354,10 @@ async def test_what_cannot_be_replayed_is_refused_and_nothing_changes(source, ro
         ({"settings": {"model_dtype": "bfloat16"}}, "story must have the stream's model_dtype, 'auto'"),
         ({"settings": {"denoising_steps": [9, 8, 7, 6, 5]}}, "story has more denoising_steps than the presets"),
         ({"changes": [{"block": 1, "settings": {"local_attn_size": 64}}]}, "story has more local_attn_size than"),
-        ({"loras": {"/etc/passwd": 1}}, "story has loras, which all streams of a server share"),
+        (
+            {"loras": {"/etc/passwd": 1}},
+            "story has LoRAs that are not served here, passwd: start the server with --lora",
+        ),
         ({"prompts": []}, "story: prompts must have at least 1 item"),
         ({"blocks": 10**6}, "story: blocks must be less than or equal to 200000"),
         ({"version": 2}, "version must be 1"),
@@ -287,7 +375,7 @@ async def test_video_that_comes_in_is_said_in_the_story(source, room, http):
     viewer = await Viewer(http).join()
     await made(source, 2)
     video = [np.zeros((32, 48, 3), np.uint8)] * 13
-    room.inputs.of_block = room.feed._of_block = lambda begins: {"video": video, "noise_scale": 0.5}
+    room.inputs.of_block = room.feed.of_block = lambda begins: {"video": video, "noise_scale": 0.5}
     at = len(source.blocks)
     await made(source, at + 3)
     count = await stop(viewer, room, source)
@@ -296,7 +384,7 @@ async def test_video_that_comes_in_is_said_in_the_story(source, room, http):
     (entry,) = story["unrecorded"]
     assert entry["what"] == "video input" and at <= entry["block"] <= at + 1
     assert "video input" in (await viewer.ask("replay", story=story))["error"]
-    room.feed._of_block = room.inputs.of_block = lambda begins: {}
+    room.feed.of_block = room.inputs.of_block = lambda begins: {}
     await viewer.leave()
 
 

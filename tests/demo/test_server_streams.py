@@ -13,6 +13,7 @@ from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, Sc
 from longlive_optimized.demo.scope_integration.prompt_box import Prompt
 from longlive_optimized.demo.server.admission import FULL, Admission, Costs, Kind, load, share
 from longlive_optimized.demo.server.feed import Feed
+from longlive_optimized.demo.server.making import Making
 from longlive_optimized.demo.server.pacing import SLACK, shared_fps
 from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.demo.server.worker import Worker
@@ -162,10 +163,10 @@ def test_one_that_stood_still_goes_before_others_until_it_has_shown_a_frame():
             feed.set_watched(True)
         assert moved.deadline <= time.monotonic() < newcomer.deadline - 1
         for feed in (newcomer, moved):
-            feed.open_with(worker.source.open(worker.source.config))
+            feed.open_with(Making(feed, worker, worker.source.open(worker.source.config)))
         assert moved.deadline <= time.monotonic() < newcomer.deadline - 1
         for feed in (newcomer, moved):
-            feed.make_block()
+            feed.making.make_block()
             assert feed.take() is not None
             feed.set_watched(False)
             feed.set_watched(True)
@@ -241,7 +242,7 @@ def test_a_stream_that_is_closed_lets_go_of_everything_and_may_come_back():
         worker.remove(feed)
         while feed.pipeline:
             time.sleep(0.002)
-        assert feed.waiting == 0 and not worker.has(feed) and feed.take() is None
+        assert len(feed.frames) == 0 and not worker.has(feed) and feed.take() is None
         worker.add(feed)
         with Sink(feed) as sink:
             sink.wait(12)

@@ -18,7 +18,6 @@ pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
-from demo.test_server_room import numbers, value
 from starlette.responses import Response
 from typer.testing import CliRunner
 
@@ -30,6 +29,7 @@ from longlive_optimized.demo.server.settings import ServerSettings
 from longlive_optimized.demo.server.whip import WhipEndpoint, read_whip
 from support.event_loop import as_test, nothing_left
 from support.painted import painted
+from support.room import numbers, value
 from support.server_peer import Viewer, visit_all
 from support.whip_server import WhipServer, certificate
 

@@ -11,7 +11,7 @@ import torch
 
 from longlive_optimized.demo.scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from longlive_optimized.demo.scope_integration.prompt_box import Prompt
-from longlive_optimized.demo.server import feed as feed_module
+from longlive_optimized.demo.server import making as making_module
 from longlive_optimized.demo.server.feed import Feed
 from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.demo.server.worker import Worker
@@ -59,9 +59,9 @@ def wait_for(look, seconds=20):
 
 def settle(watched: Watched) -> int:
     """How many frames wait when nothing moves any more."""
-    wait_for(lambda: watched.feed.waiting)
+    wait_for(lambda: len(watched.feed.frames))
     time.sleep(0.2)
-    return watched.feed.waiting
+    return len(watched.feed.frames)
 
 
 def test_frames_come_in_order_and_none_is_lost():
@@ -73,7 +73,7 @@ def test_nothing_is_made_unless_someone_watches():
     with Watched(watched=False) as watched:
         wait_for(lambda: "ready" in watched.phases())
         time.sleep(0.2)
-        assert watched.feed.waiting == 0 and not watched.feed.pipeline.blocks
+        assert len(watched.feed.frames) == 0 and not watched.feed.pipeline.blocks
         watched.feed.set_watched(True)
         watched.take()
 
@@ -94,7 +94,7 @@ def test_it_does_not_run_ahead(block_seconds):
 def test_a_prompt_shows_in_the_next_block_that_begins():
     with Watched() as watched:
         settle(watched)
-        waiting = watched.feed.waiting
+        waiting = len(watched.feed.frames)
         watched.feed.switch_prompt(BOAT)
         shown = [read_level(watched.take()) for _ in range(waiting + 1)]
         assert shown == [level("a fox")] * waiting + [level("a boat")]
@@ -112,7 +112,7 @@ def test_a_pause_holds_and_loses_nothing():
 
 def test_a_reset_drops_what_waits_and_what_is_being_made():
     with Watched(painted(0.3)) as watched:
-        wait_for(lambda: watched.feed.waiting)  # 9 wait
+        wait_for(lambda: len(watched.feed.frames))  # 9 wait
         for _ in range(9):
             watched.take()
         wait_for(lambda: len(watched.feed.pipeline.blocks) == 2)  # the second one has begun
@@ -131,11 +131,11 @@ def test_a_reset_drops_frames_that_wait():
 
 def test_a_reset_begins_another_scene_and_a_block_does_not():
     with Watched() as watched:
-        scenes = [(watched.take(), watched.feed.scene)[1] for _ in range(33)]
+        scenes = [(watched.take(), watched.feed.frames.scene)[1] for _ in range(33)]
         assert len({*scenes}) == 1
         watched.feed.reset()
-        assert (watched.take(), watched.feed.scene)[1] == scenes[0] + 1
-        assert {(watched.take(), watched.feed.scene)[1] for _ in range(23)} == {scenes[0] + 1}
+        assert (watched.take(), watched.feed.frames.scene)[1] == scenes[0] + 1
+        assert {(watched.take(), watched.feed.frames.scene)[1] for _ in range(23)} == {scenes[0] + 1}
 
 
 def test_whoever_keeps_frames_gets_all_that_were_made():
@@ -146,7 +146,7 @@ def test_whoever_keeps_frames_gets_all_that_were_made():
     worker.add(feed)
     worker.start()
     feed.set_watched(True)
-    wait_for(lambda: feed.waiting >= 9)
+    wait_for(lambda: len(feed.frames) >= 9)
     feed.reset()
     wait_for(lambda: sum(map(len, kept)) >= 21)
     feed.set_paused(True)
@@ -156,7 +156,7 @@ def test_whoever_keeps_frames_gets_all_that_were_made():
 
 
 def test_errors_are_told_and_outlived(monkeypatch):
-    monkeypatch.setattr(feed_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(making_module, "FIRST_DELAY", 0.01)
     with Watched() as watched:
         settle(watched)
         pipeline, failures = watched.feed.pipeline, iter(range(3))
@@ -201,7 +201,7 @@ def test_loading_says_how_far_it_is():
         watched.take()
 
 
-class Decoded(feed_module.HostCopy):
+class Decoded(making_module.HostCopy):
     """A copy that is waited for as long as a block takes to decode."""
 
     seconds = 0.2
@@ -220,7 +220,7 @@ def beside(monkeypatch):
     """Makes pipelines whose transformer takes so many seconds, and whose VAE, on a device of its own, as many."""
 
     def make(block_seconds: float = 0.2, speed: float = 25 / 16):
-        monkeypatch.setattr(feed_module, "HostCopy", Decoded)
+        monkeypatch.setattr(making_module, "HostCopy", Decoded)
 
         def load(progress):
             made = painted(block_seconds)(progress)
@@ -253,7 +253,7 @@ def test_beside_decoding_it_does_not_run_ahead(beside):
 
 def test_a_reset_drops_what_is_being_decoded(beside):
     with Watched(beside()) as watched:
-        wait_for(lambda: watched.feed.waiting)
+        wait_for(lambda: len(watched.feed.frames))
         for _ in range(9):
             watched.take()
         wait_for(lambda: len(watched.feed.pipeline.painted) == 21)  # made, and not yet decoded
@@ -263,16 +263,16 @@ def test_a_reset_drops_what_is_being_decoded(beside):
 
 
 def test_a_decoding_that_fails_is_told_and_outlived(beside, monkeypatch):
-    monkeypatch.setattr(feed_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(making_module, "FIRST_DELAY", 0.01)
     with Watched(beside(0.02)) as watched:
         with monkeypatch.context() as patch:
             watched.take()
             patch.setattr(Decoded, "frames", lambda copy: 1 / 0)
             while "trouble" not in watched.phases():
                 watched.feed.take()
-        taken = watched.feed.waiting
+        taken = len(watched.feed.frames)
         assert [watched.take().shape for _ in range(taken + 13)]
-        assert watched.phases()[-1] == "ready" and watched.feed._coming <= 12
+        assert watched.phases()[-1] == "ready" and watched.feed.frames.coming <= 12
 
 
 def test_stop_does_not_wait_for_ever():

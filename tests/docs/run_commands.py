@@ -209,6 +209,12 @@ RUN: dict[str, Run] = {
         "timeout --preserve-status -s INT 20 longlive-optimized serve --port 0 --osc 0",
         (r"OSC by UDP port \d+", r"ready after \d"),
     ),
+    "longlive-optimized serve --lora FILE[:SCALE]": Run(
+        "PYTHONPATH=$CHECKOUT/tests python -c 'from pathlib import Path; import support.loras as loras; "
+        'loras.for_the_built_in_model(Path("ink.pt"))\' && '
+        "timeout --preserve-status -s INT 20 longlive-optimized serve --port 0 --lora ink.pt:0.5",
+        (r"ready after \d",),
+    ),
     "longlive-optimized --verbose generate ...": Run(
         "longlive-optimized --verbose generate --prompt 'a red circle' --seconds 1 --out said.mp4",
         (r"registry: rms_norm runs on reference", r"VAE runs on ModulesCodec"),

@@ -1,5 +1,6 @@
 """LoRA files as trainers write them, with random numbers, for the tiny checkpoint."""
 
+import json
 import math
 
 import torch
@@ -7,6 +8,7 @@ from safetensors.torch import save_file
 
 from longlive_optimized.model.transformer import generator_shapes
 from longlive_optimized.weights.load import load_generator
+from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.random_checkpoint import TINY
 from support.networks import stored
 
@@ -75,6 +77,16 @@ def write(path, tensors, header=None):
     tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     save_file(tensors, path, metadata=header) if path.suffix == ".safetensors" else torch.save(tensors, path)
     return path
+
+
+def for_the_built_in_model(path, seed=0):
+    """A file with random numbers for all queries of the built-in model."""
+    config = json.loads(locate("tiny").config.read_text())
+    random, tensors = torch.Generator().manual_seed(seed), {}
+    for module in (f"diffusion_model.blocks.{i}.self_attn.q" for i in range(config["num_layers"])):
+        tensors[f"{module}.lora_A.weight"] = torch.randn(4, config["dim"], generator=random)
+        tensors[f"{module}.lora_B.weight"] = torch.randn(config["dim"], 4, generator=random)
+    return write(path, tensors)
 
 
 def merged(model_files, *loras, dtype=torch.float32):

@@ -133,7 +133,7 @@ def painted_engine(control: bool) -> types.SimpleNamespace:
     cpu = torch.device("cpu")
     devices = types.SimpleNamespace(model=cpu, all=(cpu,), async_vae=False)
     control = object() if control else None
-    return types.SimpleNamespace(device=cpu, devices=devices, memory_plan=plan, control=control)
+    return types.SimpleNamespace(device=cpu, devices=devices, memory_plan=plan, control=control, loras=(), merges=0)
 
 
 def painted(block_seconds: float = 0.0, control: bool = False, **fields) -> Callable:

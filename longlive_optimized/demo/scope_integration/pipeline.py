@@ -286,6 +286,12 @@ class OptimizedScopePipeline(Closable):
         replay = self._replay
         return replay and (replay.done, replay.blocks)
 
+    @property
+    def turns_loras(self) -> bool:
+        """Whether the next block, of a story that is being replayed, begins with other scales of the engine's LoRAs."""
+        replay = self._replay
+        return replay is not None and bool(replay.moment.turned(self.engine))
+
     def reset(self, seed: int | None = None) -> None:
         """Start the stream, its statistics and the overlay anew, with the prompt and the preset that were wished for
         last, and with another seed if one is given; weights and prompt cache stay.

@@ -45,6 +45,7 @@ class StoryRecorder:
         self._identity: tuple | None = None
         self._before: dict[str, Any] = {}
         self._loras: dict[str, float] = {}
+        self._merges = 0
 
     def cannot_hold(self, what: str) -> None:
         """From the next block on the video is made from this, too."""
@@ -90,7 +91,7 @@ class StoryRecorder:
         return Story.read({**self._header, "blocks": blocks, **kept})
 
     def _begin(self) -> None:
-        self._before, self._loras = self._now(), self._scales()
+        self._before, self._loras, self._merges = self._now(), self._scales(), self._engine.merges
         preset: PresetName = _preset_of(self._before) or "balanced"
         usual = dataclasses.asdict(OptimizationConfig.preset(preset))
         settings = {name: value for name, value in self._before.items() if value != usual[name] and name != "seed"}
@@ -107,7 +108,7 @@ class StoryRecorder:
         }
 
     def _note_change(self, restart: bool) -> None:
-        now, scales = self._now(), self._scales()
+        now, scales, merges = self._now(), self._scales(), self._engine.merges
         changed = {name: value for name, value in now.items() if value != self._before[name]}
         entry: dict[str, Any] = {"seed": changed.pop("seed")} if "seed" in changed else {}
         preset = _preset_of(now)
@@ -116,11 +117,12 @@ class StoryRecorder:
             changed = {name: value for name, value in changed.items() if name not in PRESETS[preset]}
         if changed:
             entry["settings"] = changed
-        if scales != self._loras:
-            entry["loras"] = {path: scale for path, scale in scales.items() if self._loras.get(path) != scale}
+        if scales and merges != self._merges:  # the window is computed anew, also where the scales are as they were
+            others = {path: scale for path, scale in scales.items() if self._loras.get(path) != scale}
+            entry["loras"] = others or scales
         if restart:
             entry["restart"] = True
-        self._before, self._loras = now, scales
+        self._before, self._loras, self._merges = now, scales, merges
         if entry:
             self._add(self._changes, entry)
 

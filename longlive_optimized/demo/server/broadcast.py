@@ -119,13 +119,13 @@ class Broadcast:
         if frame is None:
             await self._repeat()
             return
-        prompt = self._feed.arrivals.shown
+        prompt = self._feed.frames.arrivals.shown
         picture = await loop.run_in_executor(self._thread, to_yuv, frame)
         interval, fps = self._feed.interval, self._feed.config_wished_for.picture_fps
         due = self._clock.next(loop.time(), interval)
         for encoder in self._encoders.values():
             encoder.fps = fps or 1 / interval
-        for tween in self._tweens.next(picture, self._feed.scene, due, interval, fps):
+        for tween in self._tweens.next(picture, self._feed.frames.scene, due, interval, fps):
             await self._show_tween(tween, fps, prompt)
         self._last = picture
         self._count(due)

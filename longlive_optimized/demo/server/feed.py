@@ -1,41 +1,32 @@
-"""One stream as the worker sees it: its blocks, the frames of them that wait, and what is wished for."""
+"""One stream as the worker sees it: what is wished for, and when its next block must begin."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
-import torch
 
 from ...config import CHANGEABLE, StreamSettings
-from ...engine.host_copy import HostCopy
-from ...engine.ranks import RankError
 from ...engine.snapshot import Snapshot
 from ...keywords import ConfigFields
 from ...story import Story
 from ...video_time import BLOCK_PIXEL_FRAMES
-from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
+from ..scope_integration import LatencyStats, OptimizedScopePipeline, ScopeOptimizationConfig
 from ..scope_integration.prompt_box import Prompt
 from ..scope_integration.replay import Replay, check_fits, sized
 from .admission import Kind, share
-from .arrivals import Arrivals
+from .frames import Frames
 from .pacing import Pace
 
 if TYPE_CHECKING:
+    from .making import Making
     from .worker import Worker
 
-log = logging.getLogger(__name__)
-
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds after an error, doubled each time
 PATIENCE = 2.0  # seconds that a stream's first frames may take, when those of others would be late
 FIRST_BLOCK = 3.0  # times what a later block takes, at most: graphs are captured
 UNKNOWN_BLOCK = 0.5  # seconds that a block is taken to need before any was measured
@@ -76,23 +67,8 @@ class Resize:
     later: list[Callable[[OptimizedScopePipeline], None]] = field(default_factory=list)
 
 
-@dataclass
-class _Made:
-    """A block on its way to the host, of the video with this number, which it may begin. Where the VAE is beside it,
-    the transformer was through with it at ``denoised``; else all its time counts as decoding."""
-
-    copy: HostCopy
-    video: int
-    begins: bool
-    started: float
-    denoised: float
-    coming: int = 0  # frames that another thread waits for
-    prompt: int = 0  # its number
-
-
 class Feed:
-    """Makes a stream's blocks while someone watches, and keeps their frames until they are taken. Where the VAE has a
-    GPU of its own, a block may begin while the one before is decoded, whose frames the worker's other thread waits for.
+    """What is wished for of a stream, whose blocks are made while someone watches, and its frames until they are taken.
 
     config: of its pipeline; None is the source's, once that is loaded. prompt: the first one.
     on_status, on_block: called in the worker's threads; they must not block.
@@ -100,11 +76,13 @@ class Feed:
         whether or not they will be shown; they must not be changed.
     of_block: called in the worker's thread before each block, with whether it is a video's first: what the block is
         made from beside the prompt, as fields of a BlockRequest. It must not wait.
-    pipeline, stats: the stream and its figures of late, once it is open; before that None and nothing.
-    scene: of the frame that was taken last; another one where the video has begun anew in between.
+    making, stats: what makes its blocks and their figures of late, once it is open; before that None and zeros.
+    frames: that wait. blocks: made so far. retry_at: when one may be tried again, after an error. pace: how long they
+    take. video: counts how often it has begun anew since it was opened. resize: what it is to go on with, if that is of
+    another size.
 
-    ``open_with``, ``make_block`` and ``close_stream`` are the worker's thread's. All else may be called from any
-    thread; none waits for the device or for a block.
+    What is below "the worker's thread" is that thread's. All else may be called from any thread; none waits for the
+    device or for a block.
     """
 
     def __init__(
@@ -118,31 +96,30 @@ class Feed:
         on_frames: Callable[[np.ndarray], None] = lambda frames: None,
     ):
         self._worker, self._changed = worker, worker.changed
-        self._on_status, self._on_block, self._of_block, self._on_frames = on_status, on_block, of_block, on_frames
-        self.config, self.status, self.stats = config, Status("loading"), {}
-        self.pipeline: OptimizedScopePipeline | None = None
-        self.overlay, self.pace = False, Pace()
-        self._prompt, self.arrivals = prompt, Arrivals(prompt)
+        self._on_status, self.on_block, self.of_block, self.on_frames = on_status, on_block, of_block, on_frames
+        self.config, self.status = config, Status("loading")
+        self.stats = dataclasses.asdict(LatencyStats())
+        self.making: Making | None = None
+        self.overlay, self.pace, self.frames = False, Pace(), Frames(prompt)
+        self._prompt = prompt
         self._follows = False  # what is wished for is what a story says that is being replayed
-        self._resize: Resize | None = None
+        self.resize: Resize | None = None
         self._seed: int | None = None  # with which the video is to begin anew
         self._story: Story | None = None  # of the stream before it was closed
         self.snapshot: Snapshot | None = None  # what it goes on from, once it is opened
-        self.blocks = 0  # made so far
         self._wished: ScopeOptimizationConfig | None = None  # as it will be with the next block
-        self._frames: deque[tuple[int, np.ndarray]] = deque()  # with the scene of each
-        self.scene = self._scenes = 0
-        self._decoding: deque[Future[None]] = deque()  # blocks whose frames are waited for
-        self._coming = 0  # frames of these
         self._watched = self._paused = False
-        self._video = self._video_shown = 0  # counts resets: those asked for, and those done
-        self._begun = -1  # the last video that has a block
-        self._failures, self._retry_at = 0, float("-inf")
-        self._waits_since = self._taken_at = float("-inf")  # for its first frame; when the last one was taken
-        self._shown = False  # whether a frame was taken since it is open and watched
+        self.blocks = self.video = 0
+        self.retry_at = float("-inf")
         self._stood_still = False  # whether it goes on from a snapshot, and no frame was taken yet
 
     # --- what those who watch do
+
+    @property
+    def pipeline(self) -> OptimizedScopePipeline | None:
+        """The stream; None where it is not open."""
+        making = self.making
+        return making and making.pipeline
 
     @property
     def config_in_force(self) -> ScopeOptimizationConfig:
@@ -159,11 +136,6 @@ class Feed:
     def interval(self) -> float:
         """Seconds between frames when they are shown evenly."""
         return self.pace.interval(self._fps, self._worker.share)
-
-    @property
-    def waiting(self) -> int:
-        """Frames that can be taken."""
-        return len(self._frames)
 
     @property
     def prompt(self) -> Prompt:
@@ -183,13 +155,11 @@ class Feed:
     def take(self) -> np.ndarray | None:
         """The next frame, uint8 [H, W, 3]; None if none is ready or the video is paused."""
         with self._changed:
-            if self._paused or not self._frames:
+            if self._paused or not self.frames:
                 return None
-            self._taken_at, self._shown, self._stood_still = time.monotonic(), True, False
+            self._stood_still = False
             self._changed.notify()
-            self.arrivals.take()
-            self.scene, frame = self._frames.popleft()
-            return frame
+            return self.frames.take()
 
     @property
     def replaying(self) -> tuple[int, int] | None:
@@ -213,11 +183,11 @@ class Feed:
             config = dataclasses.replace(self.config_wished_for, height=height, width=width)
             check_fits(story, pipeline.engine, StreamSettings.of(config), pipeline.stream.networks.vae_type)
             begins = dataclasses.replace(config, **Replay(story).beginning, seed=story.seed)
-            self._resize = self._seed = None
+            self.resize = self._seed = None
             if config.size == pipeline.config.size:
                 pipeline.replay(story)
             else:
-                self._resize = Resize(begins, story)
+                self.resize = Resize(begins, story)
             self._follows, self._wished = True, begins
             return self._drop_all()
 
@@ -229,8 +199,8 @@ class Feed:
 
     def _tell(self, wish: Callable[[OptimizedScopePipeline], None]) -> None:
         """Wish for something of the pipeline, or of the one in its place, where it is to be of another size."""
-        if self._resize:
-            self._resize.later.append(wish)
+        if self.resize:
+            self.resize.later.append(wish)
         elif self.pipeline:
             wish(self.pipeline)
 
@@ -239,7 +209,7 @@ class Feed:
         with self._changed:
             self._prompt, self._follows = prompt, False
             self._tell(self._ask_for_prompt)
-            return self.arrivals.ask(prompt)
+            return self.frames.arrivals.ask(prompt)
 
     def configure(self, **changes: Unpack[ConfigFields]) -> None:
         """Change the config with the next block that begins, how frames are shown at once. Raises ValueError as the
@@ -266,7 +236,7 @@ class Feed:
         """Blocks are made only while someone watches."""
         with self._changed:
             if watched and not self._watched:
-                self._waits_since, self._shown = time.monotonic(), False
+                self.frames.are_awaited(self._patience)
             self._watched = watched
             self._worker.share_out()
             self._changed.notify()
@@ -274,7 +244,8 @@ class Feed:
     def set_paused(self, paused: bool) -> None:
         """Hold the video where it is: no frame is handed out, and none made."""
         with self._changed:
-            self._paused, self._taken_at = paused, time.monotonic()
+            self._paused = paused
+            self.frames.hold()
             self._worker.share_out()
             self._changed.notify()
 
@@ -285,12 +256,9 @@ class Feed:
             return self._drop_all()
 
     def _drop_all(self) -> int:
-        dropped = len(self._frames)
-        self._frames.clear()
-        self.arrivals.clear()
-        self._video += 1
+        self.video += 1
         self._changed.notify()
-        return dropped
+        return self.frames.drop()
 
     def begin_with(self, **fields: int) -> int:
         """Begin the video anew with another seed, height or width; how many frames that waited are dropped."""
@@ -301,22 +269,22 @@ class Feed:
                 return 0
             self._wished = config
             if config.size == pipeline.config.size:
-                self._resize, self._seed = None, config.seed
+                self.resize, self._seed = None, config.seed
             else:
-                self._resize = Resize(config)
+                self.resize = Resize(config)
             return self.reset()
 
     def take_snapshot(self) -> Snapshot | None:
         """What the stream needs to go on elsewhere; None where it is not open, or has no block of its video yet. Waits
         for a block under way."""
-        pipeline = self.pipeline
-        return pipeline.stream.snapshot() if pipeline and self._begun == self._video else None
+        making = self.making
+        return making.pipeline.stream.snapshot() if making and making.begun == self.video else None
 
     # --- when its next block must begin; with the worker's lock
 
     def is_active(self, now: float) -> bool:
         """Whether it wants blocks."""
-        return self._watched and not self._paused and now >= self._retry_at
+        return self._watched and not self._paused and now >= self.retry_at
 
     def is_time(self, others: Sequence[Feed]) -> bool:
         """Whether its next block should begin, before which those of the others may be made. Where one of theirs is a
@@ -324,20 +292,17 @@ class Feed:
         ahead = math.fsum(feed.block_seconds for feed in others)
         begins = any(feed.pace.longest is None for feed in others)
         most = BLOCK_PIXEL_FRAMES * (2 if begins else 1)
-        return self.pace.is_time(len(self._frames), self._fps, self._coming, ahead, self._worker.share, most)
+        return self.pace.is_time(len(self.frames), self._fps, self.frames.coming, ahead, self._worker.share, most)
+
+    @property
+    def turns_loras(self) -> bool:
+        """Whether its next block merges LoRAs at other scales."""
+        return bool(self.replaying and self.pipeline and self.pipeline.turns_loras)
 
     @property
     def deadline(self) -> float:
-        """When its next frame is late: those who watch have none left. The first ones are late after a while only, but
-        those that go on from a snapshot at once: they were waited for elsewhere."""
-        if not self._shown:
-            return self._waits_since + (0.0 if self.snapshot or self._stood_still else PATIENCE)
-        return self._taken_at + (len(self._frames) + self._coming + 1) * self.interval
-
-    @property
-    def retry_at(self) -> float:
-        """When it may be tried again, after an error."""
-        return self._retry_at
+        """When its next frame is late: those who watch have none left."""
+        return self.frames.late_at(self.interval)
 
     @property
     def frame_seconds(self) -> float | None:
@@ -367,6 +332,12 @@ class Feed:
         frame = self._worker.costs.of(self.kind)
         return UNKNOWN_BLOCK if frame is None else FIRST_BLOCK * BLOCK_PIXEL_FRAMES * frame
 
+    @property
+    def _patience(self) -> float:
+        """Seconds after which the first frames are late: a while, but of a stream that goes on from a snapshot, where
+        they were waited for elsewhere, none."""
+        return 0.0 if self.snapshot or self._stood_still else PATIENCE
+
     # --- the worker's thread
 
     def say(self, status: Status) -> None:
@@ -374,107 +345,64 @@ class Feed:
         self.status = status
         self._on_status(status)
 
-    def open_with(self, pipeline: OptimizedScopePipeline) -> None:
-        """Take a pipeline, whose video begins with the prompt and the pause in force."""
+    def open_with(self, making: Making) -> None:
+        """Make blocks with a pipeline, whose video begins with the prompt and the pause in force."""
+        pipeline = making.pipeline
         with self._changed:
             self._stood_still = self.snapshot is not None
-            self.pipeline, self.config, self.snapshot = pipeline, pipeline.config, None
+            self.making, self.config, self.snapshot = making, pipeline.config, None
             self._ask_for_prompt(pipeline)
-            self._waits_since = time.monotonic()
+            self.frames.are_awaited(self._patience)
             self.stats = pipeline.get_latency_stats()
         self.say(Status("ready"))
 
     def close_stream(self) -> None:
         """Let go of the pipeline and all frames; what was wished for stays."""
-        with contextlib.suppress(Exception):  # of a block that nobody will see
-            self._finish_decoding(0)
+        making = self.making
+        if making:
+            making.close()
         with self._changed:
-            if self.pipeline:
-                self.config = self._wished or self.pipeline.config
-                self._story = self.pipeline.recorder.story() or self._story
-            self.pipeline, self.pace, self._shown = None, Pace(), False
-            self._wished = self._resize = self._seed = None
-            self._frames.clear()
-            self.arrivals.clear()
-            self._video_shown, self._begun = self._video, self._video - 1
-            self._failures, self._retry_at = 0, float("-inf")
+            if making:
+                self.config = self._wished or making.pipeline.config
+                self._story = making.pipeline.recorder.story() or self._story
+            self.making, self.pace, self.video = None, Pace(), 0
+            self._wished = self.resize = self._seed = None
+            self.frames.drop()
+            self.retry_at = float("-inf")
 
-    def make_block(self) -> None:
-        """Make a block; if that fails, those who watch are told, and it is tried again a while later. Raises RankError,
-        after which there is no second try."""
-        try:
-            self._make_block()
-        except RankError:
-            raise
-        except Exception as error:  # whatever it is: the next try may succeed, and other streams go on
-            self._stumble(error)
-            return
-        if self._failures:
-            self._failures = 0
-            self.say(Status("ready"))
+    def take_seed(self) -> int | None:
+        """The seed with which the video is to begin anew; None is that in force."""
+        with self._changed:
+            seed, self._seed = self._seed, None
+            return seed
 
-    def _make_block(self) -> None:
-        pipeline = self.pipeline
-        assert pipeline
-        if self._resize:
-            self._change_size(pipeline)
-            pipeline = self.pipeline
-            assert pipeline
-        self._finish_decoding(1)
-        started, video = time.perf_counter(), self._video
-        replays, kind = pipeline.replaying is not None, self.kind
-        if video != self._video_shown:
-            if not replays:
-                with self._changed:
-                    seed, self._seed = self._seed, None
-                pipeline.reset(seed)
-            self._video_shown = video
-        begins = video != self._begun
-        source: dict = {} if replays else self._of_block(begins)
-        block = pipeline.next_block(**source)
-        if replays:
-            self._follow_replay(pipeline, kind)
-        self._begun = video
-        self.blocks += 1
-        if self.overlay and pipeline.overlay:
-            pipeline.overlay.apply(block, pipeline.get_latency_stats())
-        made, devices = _Made(HostCopy(block), video, begins, started, started), pipeline.engine.devices
+    def take_size(self, resize: Resize, pipeline: OptimizedScopePipeline) -> bool:
+        """Go on with a pipeline of another size, and with later wishes; False where another size is wished for."""
         with self._changed:
-            made.prompt = self.arrivals.number(pipeline.prompt)
-        if not devices.async_vae:
-            self._show(made)
-            return
-        made.coming = len(block)
-        with self._changed:
-            self._coming += made.coming
-        self._decoding.append(self._worker.reader.submit(self._show, made))
-        _wait_for(devices.model)  # not for the VAE's
-        made.denoised = time.perf_counter()
-
-    def _change_size(self, before: OptimizedScopePipeline) -> None:
-        """Go on with a stream of another size, which may begin as a story does."""
-        self._finish_decoding(0)
-        with self._changed:
-            resize = self._resize
-        assert resize
-        pipeline = self._worker.source.open(resize.config)
-        if resize.story:
-            pipeline.replay(resize.story)
-        with self._changed:
-            if self._resize is not resize:  # there is another wish
-                return
+            if self.resize is not resize:
+                return False
             if resize.story is None:
                 self._ask_for_prompt(pipeline)
             for wish in resize.later:
                 wish(pipeline)
-            self.pipeline, self._resize, self.pace = pipeline, None, Pace()
+            self.resize, self.pace = None, Pace()
             self.stats = pipeline.get_latency_stats()
             self._worker.share_out()
-        self._worker.give_back()
-        self.say(Status("ready"))
+            return True
 
-    def _follow_replay(self, pipeline: OptimizedScopePipeline, kind: Kind) -> None:
-        """Take for wished what a story has wished for, unless a viewer has wished for more."""
+    def rest(self, seconds: float, anew: bool) -> None:
+        """Make no block for so many seconds; ``anew``: and then begin anew."""
+        with self._changed:
+            if anew:
+                self.video += 1
+                self.resize = None
+                self.end_replay()
+            self.retry_at = time.monotonic() + seconds
+
+    def follow_replay(self, kind: Kind) -> None:
+        """Take for wished what a story has wished for, unless a viewer has wished for more; kind: before that."""
+        pipeline = self.pipeline
+        assert pipeline
         with self._changed:
             if self._follows and (prompt := pipeline.wished):
                 self._prompt, config = prompt, pipeline.config
@@ -483,59 +411,6 @@ class Feed:
             if self.kind != kind:
                 self.pace = Pace()
                 self._worker.share_out()
-
-    def _finish_decoding(self, left: int) -> None:
-        """Wait until no more than so many blocks are waited for. Raises what went wrong with them."""
-        while self._decoding and (len(self._decoding) > left or self._decoding[0].done()):
-            self._decoding.popleft().result()
-
-    def _show(self, made: _Made) -> None:
-        """Let a block's frames be taken, once they are there; not those of a video that has been given up."""
-        try:
-            pictures = made.copy.frames()
-        except BaseException:
-            with self._changed:
-                self._coming -= made.coming
-                self._changed.notify()
-            raise
-        now, pipeline = time.perf_counter(), self.pipeline
-        assert pipeline
-        with self._changed:
-            self._coming -= made.coming
-            self._changed.notify()
-            if made.video != self._video:
-                return
-            self._note_times(made, now, len(pictures))
-            if made.begins or len(pictures) != BLOCK_PIXEL_FRAMES:  # the decoder has begun anew
-                self._scenes += 1
-            self._frames.extend((self._scenes, picture) for picture in pictures)
-            self.arrivals.made(made.prompt, len(pictures))
-            waiting = len(self._frames)
-        self._on_frames(pictures)
-        self.stats = pipeline.get_latency_stats()
-        gpus = [device for device in pipeline.engine.devices.all if device.type == "cuda"]
-        gpu_bytes = sum(map(torch.cuda.memory_allocated, gpus))
-        self._on_block(BlockMade(len(pictures), waiting, self.stats, gpu_bytes, made.prompt))
-
-    def _note_times(self, made: _Made, now: float, frames: int) -> None:
-        halves = made.denoised - made.started, now - max(made.denoised, self._worker.decoded_at)
-        self._worker.decoded_at = now
-        seconds = self.pace.block_took(sum(halves), frames, max(halves))
-        if self.pace.settled:
-            self._worker.costs.note(self.kind, seconds)
-        self._worker.share_out()
-
-    def _stumble(self, error: Exception) -> None:
-        self._failures += 1
-        delay = min(FIRST_DELAY * 2 ** (self._failures - 1), LONGEST_DELAY)
-        log.error("a block failed, the next try is in %g s", delay, exc_info=error)
-        with self._changed:
-            if self._failures > 1:
-                self._video += 1  # it was not a passing fault: give up what the stream remembers
-                self._resize = None
-                self.end_replay()
-            self._retry_at = time.monotonic() + delay
-        self.say(Status("trouble", first_line(error), retry_in=delay))
 
     def _ask_for_prompt(self, pipeline: OptimizedScopePipeline) -> None:
         prompt = self._prompt
@@ -550,12 +425,3 @@ def first_line(error: Exception) -> str:
     """What an error says, shortened."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
-
-
-def _wait_for(device: torch.device) -> None:
-    """Until what this thread has enqueued there is done; without burning the core that the encoders need."""
-    if device.type != "cuda":
-        return
-    done = torch.cuda.Event(blocking=True)
-    done.record(torch.cuda.current_stream(device))
-    done.synchronize()

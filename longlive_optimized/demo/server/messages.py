@@ -28,6 +28,8 @@ LONGEST_PROMPT = 2000
 MOST_BLOCKS = 32  # of a transition: 24 seconds
 MOST_PROMPTS = 4  # at once
 MOST_STEPS = 8
+MOST_LORA_SCALE = 5.0  # either way
+MOST_LORAS = 64  # in a message
 LONGEST_ERROR = 300
 
 
@@ -47,6 +49,7 @@ def _is_prompt(text: str) -> str:
 Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT), AfterValidator(_is_prompt)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+LoraScale = Annotated[float, Field(ge=-MOST_LORA_SCALE, le=MOST_LORA_SCALE, allow_inf_nan=False)]
 Blocks = Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
 
 
@@ -88,25 +91,27 @@ class SetOptimizationPreset(_Message):
 
 
 class ChangeSettings(_Message):
-    """How the video is made and shown: the fields of ScopeOptimizationConfig that are said change, the others stay."""
+    """How the video is made and shown: the fields of ScopeOptimizationConfig that are said change, the others stay; and
+    scales of LoRAs, by name."""
 
     type: Literal["settings"]
     denoising_steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=MOST_STEPS)] = ()
     playback_speed: Speed = 1.0
     interpolation: Interpolation = "none"
     shown_fps: ShownFps | None = None
+    loras: Annotated[dict[str, LoraScale], Field(min_length=1, max_length=MOST_LORAS)] = {}
 
     @model_validator(mode="after")
     def _says_something(self):
-        if not self.fields:
+        if not self.model_fields_set - {"type", "id"}:
             names = ", ".join(name for name in type(self).model_fields if name not in ("type", "id"))
             raise ValueError(f"settings must have at least one of {names}")
         return self
 
     @property
     def fields(self) -> dict:
-        """Those that are said."""
-        return {name: getattr(self, name) for name in self.model_fields_set - {"type", "id"}}
+        """Those of the config that are said."""
+        return {name: getattr(self, name) for name in self.model_fields_set - {"type", "id", "loras"}}
 
 
 class GetLatencyStats(_Message):
@@ -175,6 +180,12 @@ class Replay(_Message):
     story: Annotated[Story, BeforeValidator(Story.read)]
 
 
+class StopReplay(_Message):
+    """Go on from where a replay is, with the prompt and the settings in force there."""
+
+    type: Literal["stop_replay"]
+
+
 Command = (
     SwitchPrompt
     | SetOptimizationPreset
@@ -188,6 +199,7 @@ Command = (
     | RemovePicture
     | Reset
     | Replay
+    | StopReplay
 )
 _COMMAND = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 

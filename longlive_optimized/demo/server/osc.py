@@ -40,6 +40,7 @@ SHORT = {  # the message, and the fields that its values are for, in their order
     "prompt": ("switch_prompt", "prompt", "transition_blocks"),
     "preset": ("set_optimization_preset", "preset"),
     "settings": ("settings",),
+    "lora": ("settings", "loras"),
     "transition": ("set_transition", "blocks", "blend"),
     "overlay": ("set_overlay", "enabled"),
     "paused": ("set_paused", "paused"),
@@ -47,8 +48,10 @@ SHORT = {  # the message, and the fields that its values are for, in their order
     "picture": ("remove_picture",),
     "reset": ("reset",),
     "seed": ("reset", "seed"),
+    "stop_replay": ("stop_replay",),
 }
-LONG = {kind: (kind, *fields) for name, (kind, *fields) in SHORT.items() if name != "seed"}
+LONG = {kind: (kind, *fields) for name, (kind, *fields) in SHORT.items() if name not in ("seed", "lora")}
+BUTTONS = "reset", "stop_replay"  # which say 1, and 0 when they are let go
 FLAGS = "enabled", "paused"  # for which controllers send 0 and 1
 
 
@@ -151,11 +154,15 @@ def message_of(path: str, values: Sequence) -> str | None:
     if name not in SHORT | LONG or len(fields) > 1:
         raise BadMessage(f"there is no such address: it begins with one of {', '.join(f'/{name}' for name in SHORT)}")
     kind, *order = (SHORT | LONG)[name]
-    if fields:
+    if name == "lora":
+        if not fields or len(values) != 1:
+            raise BadMessage("it takes a LoRA's name behind it and its scale, as in /lora/paint 0.8")
+        said = {"loras": {unquote(fields[0]): _plain(values[0], False)}}
+    elif fields:
         if not values:
             raise BadMessage("a value is missing")
         said = {fields[0]: values[0] if len(values) == 1 else list(values)}
-    elif kind == "reset" and not order and len(values) == 1:  # a button, which says 1, and 0 when it is let go
+    elif kind in BUTTONS and not order and len(values) == 1:
         if not values[0]:
             return None
         said = {}

@@ -1,4 +1,4 @@
-"""One stream and those who watch it: everything between the viewers' messages and the pipeline."""
+"""One stream and those who watch it: they are let in, heard, and told."""
 
 from __future__ import annotations
 
@@ -7,28 +7,23 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import math
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
-import av
 import numpy as np
-from pydantic import ValidationError
 
 from ...clip import MEDIA_TYPES, Format
-from ...config import PRESETS, OptimizationConfig
 from ...media import cover, decode_picture
-from ...story import Story
-from ..scope_integration import LatencyStats, ScopeOptimizationConfig
-from ..scope_integration.prompt_box import Prompt, as_prompt
-from ..scope_integration.replay import sized
+from ..scope_integration import ScopeOptimizationConfig
+from ..scope_integration.prompt_box import Prompt
 from . import messages
 from .access import Refused, TokenBucket
 from .broadcast import Broadcast
+from .commands import NO_CONTROL, Another, Commands, Others
 from .encoding import SharedEncoder, ViewerTrack, fit_bitrate
 from .feed import BlockMade, Feed, Status
-from .inputs import Inputs, Role, Use
+from .inputs import Inputs, Role
 from .metrics import Metrics, StreamMetrics
 from .offer import BadOffer
 from .publishing import Outlet, Publisher
@@ -36,6 +31,7 @@ from .recording import Recorder
 from .rtc import Peer
 from .saved import Saved
 from .settings import ServerSettings
+from .state import State
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -47,12 +43,8 @@ MOST_PICTURE_PIXELS = 2**24  # of one that is sent
 STATES = 10.0, 20  # that everyone is told; in a burst of changes the last one tells them all
 CLOSE_SECONDS = 1.0  # that viewers may take at the end
 
-_COSTLY = "denoising_steps", "local_attn_size", "precision"
 
-NO_CONTROL = "the model here takes no control video and no pictures: start the server with --control"
-
-
-class Host(Protocol):
+class Host(Others, Protocol):
     """What a room asks of whoever has many of them."""
 
     def room_changed(self, room: Room) -> None:
@@ -61,22 +53,11 @@ class Host(Protocol):
     def position(self, room: Room) -> int | None:
         """Its place among those that wait to be opened, from 1 on; None for one that is open."""
 
-    def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
-        """Whether the device can make its stream with this config beside the others."""
-        ...
-
-
-class Another(NamedTuple):
-    """Who changes something, and is no viewer; name: what viewers are told."""
-
-    name: str
-
 
 class Room:
-    """Lets viewers in, does what they say, and tells all of them.
+    """Lets viewers in, has done what they say, and tells all of them.
 
-    Everyone may control, and the last word counts; everyone is told what was changed, and by whom.
-    Belongs to one event loop, in which it is made.
+    Everyone is told what was changed, and by whom. Belongs to one event loop, in which it is made.
 
     name: of the stream. link: the page's address, below the server's, for those who are to see this stream alone.
     label: what it is called in figures. opened_by: the client whose stream it counts as. was_watched: whether anyone's
@@ -115,12 +96,9 @@ class Room:
         )
         self._peers: set[Peer] = set()
         self._names = itertools.count(1)
-        self._transition, self._preset = 1, None
-        self._blend: Literal["linear", "slerp"] = "linear"
-        self._stats = dataclasses.asdict(LatencyStats())
-        self._effective, self._input = {}, {}
-        self._replayed: tuple[int, int] | None = None
-        self._sender: Peer | None = None
+        self.commands = Commands(self.feed, self.inputs, worker, host, metrics)
+        self._state = State(self.feed, self.inputs, self.commands, worker)
+        self._switch_ms = 0.0  # of the last prompt that was counted
         self._publisher: Publisher | None = None
         self._change, self._telling = (None, None), None
         self._loop = asyncio.get_running_loop()
@@ -132,7 +110,7 @@ class Room:
         self._closed = self.was_watched = self._resumed = False
         self.metrics.follow(
             viewers=lambda: self.people,
-            waiting=lambda: self.feed.waiting,
+            waiting=lambda: len(self.feed.frames),
             fps=lambda: self._broadcast.model_fps,
             p99_ms=lambda: self._broadcast.p99_ms,
         )
@@ -200,12 +178,12 @@ class Room:
             "phase": self.doing["phase"],
             "queue": self._host.position(self),
             "viewers": self.people,
-            "preset": self._preset_name,
+            "preset": self._state.preset_name,
             "height": height,
             "width": width,
             "fps": self._broadcast.model_fps,
             "p99_interval_ms": round(self._broadcast.p99_ms, 1),
-            "block_ms": self._stats["block_ms"],
+            "block_ms": self.feed.stats["block_ms"],
         }
 
     async def admit(self, sdp: str) -> str:
@@ -217,7 +195,7 @@ class Room:
                 503, f"no seat is free, of {self.settings.max_viewers}: try again when someone has left", "busy"
             )
         track = ViewerTrack(self._all)
-        on = self._watch, self._greet, self._hear, self._take_frame, self._forget
+        on = self._watch, self._greet, self._hear, self.commands.take_frame, self._forget
         peer = Peer(f"viewer {next(self._names)}", track, self.settings, *on)
         self._peers.add(peer)
         self._host.room_changed(self)
@@ -233,14 +211,14 @@ class Room:
         snapshot = self.feed.take_snapshot()
         if snapshot is None:
             return None
-        how = {"transition": self._transition, "blend": self._blend, "preset": self._preset}
-        return Saved(
-            self.feed.config_wished_for, self.feed.prompt, snapshot, self.feed.overlay, self.feed.paused, **how
-        )
+        feed, commands = self.feed, self.commands
+        how = {"transition": commands.transition, "blend": commands.blend, "preset": commands.preset}
+        return Saved(feed.config_wished_for, feed.prompt, snapshot, feed.overlay, feed.paused, **how)
 
     def go_on_from(self, saved: Saved) -> None:
         """Before it is opened: go on where another server's stream was. The first block is made at once."""
-        self._transition, self._blend, self._preset = saved.transition, saved.blend, saved.preset
+        commands = self.commands
+        commands.transition, commands.blend, commands.preset = saved.transition, saved.blend, saved.preset
         self._resumed = True
         self.feed.snapshot, self.feed.overlay = saved.snapshot, saved.overlay
         self.feed.set_paused(saved.paused)
@@ -268,7 +246,7 @@ class Room:
     def story(self) -> dict:
         """What the video was made from, as a story has it. Raises Refused where there is nothing."""
         if story := self.feed.story():
-            return story.as_dict()
+            return self.worker.loras.told(story).as_dict()
         raise Refused(404, "nothing has been made yet: someone must watch first", "empty")
 
     async def set_picture(self, seat: str, role: Role, read: Callable[[], Awaitable[bytes]]) -> None:
@@ -281,7 +259,7 @@ class Room:
         )
         if peer is None:
             raise Refused(403, "pictures are for viewers to send: 'hello' tells each of them their seat", "seat")
-        if not self._steerable:
+        if not self.commands.steerable:
             raise Refused(409, NO_CONTROL, "off")
         if not self._uploads.take():
             raise Refused(429, "too many pictures: try again in a moment", "busy")
@@ -289,10 +267,7 @@ class Room:
             picture = await self._loop.run_in_executor(None, self._decode, await read())
         except ValueError as error:
             raise Refused(422, str(error), "bad picture") from None
-        self.feed.end_replay()
-        self.inputs.set_picture(role, picture)
-        if role == "first_frame":
-            self._begin_anew()
+        self.commands.use_picture(role, picture)
         self.tell_state(changed="set_picture", by=peer.name)
 
     def publish(self, outlet: Outlet) -> None:
@@ -323,16 +298,6 @@ class Room:
     def _decode(self, data: bytes) -> np.ndarray:
         return cover(decode_picture(data, MOST_PICTURE_PIXELS), *self.inputs.size)
 
-    @property
-    def _steerable(self) -> bool:
-        """Whether the model takes control video and pictures."""
-        return self.worker.source.engine.control is not None
-
-    @property
-    def _preset_name(self) -> str:
-        pipeline = self.feed.pipeline
-        return pipeline.preset if pipeline else preset_of(self.config)
-
     def _say_shown(self, number: int, pts: int) -> None:
         """Tell everyone which picture is the first one of a prompt, by the RTP time stamp that their browser sees."""
         for peer in list(self._peers):
@@ -355,10 +320,11 @@ class Room:
                 "height": config.height,
                 "record_seconds": self.settings.record_seconds,
                 "seat": peer.seat,
-                "inputs": ["video", "control"] if self._steerable else ["video"],
-                "pictures": ["reference", "first_frame"] if self._steerable else [],
+                "inputs": ["video", "control"] if self.commands.steerable else ["video"],
+                "pictures": ["reference", "first_frame"] if self.commands.steerable else [],
                 "resumed": self._resumed,
-                "commands": messages.commands(),
+                "commands": self.commands.known(),
+                "loras": self._state.loras(),
                 "formats": [*MEDIA_TYPES],
             }
         )
@@ -368,7 +334,7 @@ class Room:
         command = None
         try:
             command = messages.parse(message)
-            peer.send(self._obey(peer, command) | {"id": command.id})
+            peer.send(self._obey(command, peer) | {"id": command.id})
             self._count("obeyed")
         except messages.BadMessage as error:
             self._count("bad")
@@ -381,165 +347,23 @@ class Room:
     def obey(self, message: str, by: str) -> None:
         """Do what is said by another way than a viewer's connection: which, is told to all. Raises BadMessage."""
         try:
-            self._obey(Another(by), messages.parse(message))
+            self._obey(messages.parse(message), Another(by))
         except messages.BadMessage:
             self._count("bad")
             raise
         self._count("obeyed")
 
-    def _obey(self, peer: Peer | Another, command: messages.Command) -> dict:
-        match command:
-            case messages.GetLatencyStats():
-                return {"type": "latency_stats", "stats": self._stats}
-            case messages.SwitchPrompt(what=what, transition_blocks=blocks):
-                number = self.feed.switch_prompt(self._prompt_of(what, blocks or self._transition))
-                self.tell_state(changed=command.type, by=peer.name)
-                return {"type": "done", "number": number}
-            case messages.SetOptimizationPreset(preset=name):
-                self._configure(name, **self.config.preset_fields(name))
-                self._preset = name
-            case messages.ChangeSettings(fields=fields):
-                self._configure(", ".join(f"{name} {value}" for name, value in sorted(fields.items())), **fields)
-                if "denoising_steps" in fields:
-                    self._preset = None
-            case messages.SetTransition(blocks=blocks, blend=blend):
-                self._transition, self._blend = blocks, blend
-            case messages.SetOverlay(enabled=enabled):
-                self.feed.overlay = enabled
-            case messages.SetPaused(paused=paused):
-                self.feed.set_paused(paused)
-                self._broadcast.wake()
-            case messages.SetInput(use=use):
-                if not isinstance(peer, Peer):
-                    raise messages.BadMessage("only viewers send video")
-                self._set_input(peer, use)
-            case messages.SetStrength(noise_scale=noise, control_scale=control):
-                self.inputs.noise_scale = self.inputs.noise_scale if noise is None else noise
-                self.inputs.control_scale = self.inputs.control_scale if control is None else control
-            case messages.RemovePicture(role=role):
-                self.inputs.set_picture(role, None)
-            case messages.Reset(fields=fields):
-                self._begin_anew(fields)
-            case messages.Replay(story=story):
-                self._replay(story)
-        self.tell_state(changed=command.type, by=peer.name)
-        return {"type": "done"}
-
-    def _prompt_of(self, what: str | Sequence[tuple[str, float]], blocks: int) -> Prompt:
-        """Raises BadMessage for more prompts than the blend takes."""
-        try:
-            return as_prompt(what, blend=self._blend, transition_blocks=blocks)
-        except ValueError as error:
-            raise messages.BadMessage(str(error)) from None
-
-    def _configure(self, what: str, **fields) -> None:
-        """Raises BadMessage for what cannot be, and where the others on the device would come too short."""
-        try:
-            config = self.feed.config_wished_for.changed(**fields)
-        except ValidationError as error:
-            raise messages.BadMessage(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-        if not self._host.may_have(self, config):
-            raise messages.BadMessage(
-                f"the server has no room for {what} beside the other streams: it takes more of its time than what is "
-                "in force"
-            )
-        self.feed.configure(**fields)
-        self._effective |= self._shown_with() if self._effective else {}
-
-    def _begin_anew(self, fields: dict[str, int] | None = None) -> None:
-        """fields: another seed or size. Raises BadMessage for a size that cannot be."""
-        if fields:
-            before, config = self.config.size, dataclasses.replace(self.feed.config_wished_for, **fields)
-            usual = self.worker.source.config.size
-            if math.prod(config.size) > math.prod(usual):
-                raise messages.BadMessage(
-                    f"height and width may have at most {usual[0]}x{usual[1]} pixels together, as the server's own"
-                )
-            if not self._host.may_have(self, config):
-                raise messages.BadMessage("the server has no room for this size beside the other streams")
-            if config.size != before:
-                self._check_memory(config)
-                self._forget_inputs()
-        dropped = self.feed.begin_with(**fields) if fields else self.feed.reset()
-        self._all.dropped.labels("reset").inc(dropped)
-
-    def _check_memory(self, config: ScopeOptimizationConfig) -> None:
-        """Raises BadMessage where a stream of this size does not fit beside those that are open."""
-        if not self.worker.has_memory_for(config):
-            size = "x".join(map(str, config.size))
-            raise messages.BadMessage(f"the server has no memory for a stream of {size} beside the others")
-
-    def _forget_inputs(self) -> None:
-        """They were of another size."""
-        if self._sender:
-            self._set_input(self._sender, None)
-        for role in ("reference", "first_frame"):
-            self.inputs.set_picture(role, None)
-
-    def _replay(self, story: Story) -> None:
-        """Raises BadMessage where the story does not fit the stream, or the device beside the others."""
-        self._check(story)
-        try:
-            dropped = self.feed.replay(story)
-        except ValueError as error:
-            raise messages.BadMessage(str(error)) from None
-        self._preset = None
-        if sized(story, self.worker.source.engine).size != self.config.size:
-            self._forget_inputs()
-        elif self._sender:
-            self._set_input(self._sender, None)
-        self._all.dropped.labels("reset").inc(dropped)
-
-    def _check(self, story: Story) -> None:
-        """Raises BadMessage for what is too much here."""
-        for name in ("denoising_steps", "local_attn_size"):
-            most = max(_extent(config, name) for config in (self.config, *map(self._with_preset, PRESETS)))
-            if any(_extent(config, name) > most for config in story.configs()):
-                raise messages.BadMessage(f"story has more {name} than the presets and this stream, {most}")
-        if max(map(len, story.texts)) > messages.LONGEST_PROMPT:
-            raise messages.BadMessage(f"story has a prompt of more than {messages.LONGEST_PROMPT} characters")
-        if story.loras:
-            raise messages.BadMessage("story has loras, which all streams of a server share: play it by generate")
-        (height, width), usual = sized(story, self.worker.source.engine).size, self.worker.source.config
-        if height * width > math.prod(usual.size):
-            most = "x".join(map(str, usual.size))
-            raise messages.BadMessage(
-                f"story may have at most {most} pixels, as the server's own, got {height}x{width}"
-            )
-        config = dataclasses.replace(self.config, height=height, width=width)
-        if config.size != self.config.size:
-            self._check_memory(config)
-        costly = [{name: getattr(each, name) for name in _COSTLY} for each in story.configs()]
-        if not all(self._host.may_have(self, config.changed(**fields)) for fields in costly):
-            raise messages.BadMessage("the server has no room for this story beside the other streams")
-
-    def _with_preset(self, name: str) -> ScopeOptimizationConfig:
-        return self.config.changed(**self.config.preset_fields(name))
-
-    def _set_input(self, peer: Peer, use: Use | None) -> None:
-        """Raises BadMessage where it cannot be."""
-        if use == "control" and not self._steerable:
-            raise messages.BadMessage(NO_CONTROL)
-        if use and not peer.intake.possible:
-            raise messages.BadMessage("this connection sends no video: offer its video section as sendrecv")
-        if self._sender and self._sender is not peer:
-            self._sender.intake.want(False)
-        self._sender = peer if use else None
-        if use:
-            self.feed.end_replay()
-            self.inputs.start(use, peer.name)
-        else:
-            self.inputs.stop()
-        peer.intake.want(bool(use))
-
-    def _take_frame(self, peer: Peer, frame: av.VideoFrame) -> None:
-        if peer is self._sender:
-            self.inputs.offer(frame)
+    def _obey(self, command: messages.Command, by: Peer | Another) -> dict:
+        answer = self.commands.obey(command, by)
+        if isinstance(command, messages.SetPaused):
+            self._broadcast.wake()
+        if not isinstance(command, messages.GetLatencyStats):
+            self.tell_state(changed=command.type, by=by.name)
+        return answer
 
     def _forget(self, peer: Peer) -> None:
         self._peers.discard(peer)
-        if peer is self._sender:
-            self._set_input(peer, None)
+        self.commands.forget(peer)
         self._broadcast.leave(peer.track)
         self.tell_state()
         self._host.room_changed(self)
@@ -567,17 +391,7 @@ class Room:
                 "by": by,
                 "status": self.doing,
                 "queue": self._host.position(self),
-                "prompt": messages.words(self.feed.prompt.prompt),
-                "prompts": None if isinstance(self.feed.prompt.prompt, str) else [*self.feed.prompt.prompt],
-                "asked": self.feed.arrivals.asked,
-                "shown": self.feed.arrivals.shown,
-                "transition": {"blocks": self._transition, "blend": self._blend},
-                "preset": self._preset or self._preset_name,
-                "effective": self._effective or self._in_force(),
-                "input": self.inputs.state(),
-                "replaying": self._replaying(),
-                "overlay": self.feed.overlay,
-                "paused": self.feed.paused,
+                **self._state.as_json(),
                 "viewers": self.people,
                 "model": self.settings.shown_model,
             }
@@ -587,8 +401,7 @@ class Room:
         if self._closed:
             return
         if status.phase == "ready":
-            self._stats, self._effective = self.feed.stats, self._in_force()
-            self._preset = self._preset or self._preset_name
+            self._state.is_news()
             self.inputs.size = self.config.size
             self._broadcast.set_rate(self._rate)
         if status.phase == "trouble":
@@ -596,18 +409,22 @@ class Room:
         self.tell_state()
         self._host.room_changed(self)
 
+    def take_loras(self, fault: str) -> None:
+        """Other scales were merged, or could not be: tell everyone, and why those who may turn them."""
+        if fault and not self._host.why_no_loras(self.feed):
+            self._tell({"type": "error", "error": f"LoRAs: {fault}", "id": None})
+        self.tell_state()
+
     def _take_block(self, block: BlockMade) -> None:
         if self._closed:
             return
         self._broadcast.wake()
         self.metrics.block_made(block.frames, block.stats["block_ms"])
         self._all.gpu_bytes.set(block.gpu_bytes)
-        if block.stats["prompt_switch_ms"] not in (0.0, self._stats["prompt_switch_ms"]):
-            self._all.switch_ms.observe(block.stats["prompt_switch_ms"])
-        self._stats = block.stats
-        in_force, inputs, replaying = self._in_force(), self.inputs.state(), self.feed.replaying
-        if (in_force, inputs, replaying) != (self._effective, self._input, self._replayed):
-            self._effective, self._input, self._replayed = in_force, inputs, replaying
+        switch_ms, self._switch_ms = self._switch_ms, block.stats["prompt_switch_ms"]
+        if self._switch_ms not in (0.0, switch_ms):
+            self._all.switch_ms.observe(self._switch_ms)
+        if self._state.is_news():
             self.tell_state()
         self._tell(
             {
@@ -624,33 +441,7 @@ class Room:
     @property
     def fallback_blocks(self) -> int:
         """Blocks that were made again without 8 bits since the last reset."""
-        return int(self._stats["fallback_blocks"])
-
-    def _replaying(self) -> dict | None:
-        replaying = self.feed.replaying
-        return replaying and {"block": replaying[0], "blocks": replaying[1]}
-
-    def _in_force(self) -> dict:
-        """What the last block was really made with; before the first, what it will be made with."""
-        config = self.config
-        names = ("denoising_steps", "local_attn_size", "target_fps", "drop_frames_on_lag", "height", "width", "seed")
-        return (
-            {name: getattr(config, name) for name in names}
-            | self._shown_with()
-            | {
-                "preset": self._preset_name,
-                "precision": self._stats["precision"] if self.feed.pipeline else config.precision,
-                "cuda_graphs": self._stats["cuda_graphs_active"],
-                "device": self.worker.device,
-                "memory": self.worker.memory,
-            }
-        )
-
-    def _shown_with(self) -> dict:
-        """How frames are shown, which changes at once."""
-        config = self.feed.config_wished_for
-        names = "playback_speed", "interpolation", "shown_fps", "model_fps"
-        return {name: getattr(config, name) for name in names}
+        return int(self.feed.stats["fallback_blocks"])
 
     def _keep_frames(self, frames: np.ndarray) -> None:
         if self.recorder:
@@ -672,18 +463,3 @@ class Room:
 def ice_servers(settings: ServerSettings) -> list[dict]:
     """The STUN and TURN servers for a page to use."""
     return [dataclasses.asdict(server) for server in settings.ice_servers]
-
-
-def _extent(config: OptimizationConfig, name: str) -> int:
-    """A setting that takes time, in a number: that of a list is its length."""
-    value = getattr(config, name)
-    return value if isinstance(value, int) else len(value)
-
-
-def preset_of(config: ScopeOptimizationConfig) -> str:
-    """The preset that a config is; ``custom`` if it is none."""
-
-    def fits(name: str) -> bool:
-        return all(getattr(config, field) == value for field, value in config.preset_fields(name).items())
-
-    return next(filter(fits, PRESETS), "custom")

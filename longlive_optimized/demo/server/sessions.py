@@ -8,7 +8,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 
 from ...engine.loading import Progress
 from ..scope_integration import ScopeOptimizationConfig
@@ -16,7 +16,7 @@ from ..scope_integration.prompt_box import Prompt, as_prompt
 from .access import ClientBuckets, Refused, stream_token
 from .admission import Admission, Kind, load, share
 from .encoding import allow_bitrate, fit_bitrate
-from .feed import Status
+from .feed import Feed, Status
 from .metrics import Metrics
 from .publishing import Outlet
 from .room import Room, ice_servers
@@ -60,7 +60,7 @@ class Sessions:
             raise ValueError("what is published is the stream that all share: a server with private ones has none")
         self.settings, self.metrics, self.on_status = settings, Metrics(), on_status
         self.overlay = False  # whether streams begin with the latency panel
-        self.worker = Worker(load, self._from_thread)
+        self.worker = Worker(load, self._from_thread(self._take_status), self._from_thread(self._take_loras))
         self._prompt, self._outlet = as_prompt(prompt, transition_blocks=1), outlet
         self._admission = Admission(settings.sessions)
         self._rooms: dict[str, Room] = {}
@@ -77,7 +77,7 @@ class Sessions:
         self._openings = ClientBuckets(*OPENINGS, self._loop.time)
         figures = self.metrics
         figures.viewers.set_function(lambda: sum(room.people for room in self._rooms.values()))
-        figures.waiting.set_function(lambda: sum(room.feed.waiting for room in self._rooms.values()))
+        figures.waiting.set_function(lambda: sum(len(room.feed.frames) for room in self._rooms.values()))
         figures.fallbacks.set_function(lambda: sum(room.fallback_blocks for room in self._rooms.values()))
         figures.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
         figures.open.set_function(lambda: len(self._opened()))
@@ -218,10 +218,25 @@ class Sessions:
         """Its place in the queue, from 1 on; None for one that does not wait."""
         return self._queue.index(room) + 1 if room in self._queue else None
 
-    def may_have(self, room: Room, config: ScopeOptimizationConfig) -> bool:
-        """Whether the device can make its stream with this config beside the others."""
-        others = [other.feed.share for other in self._opened() if other is not room]
-        return self._admission.may_change(others, room.feed.share, room.feed.share_with(config))
+    def may_have(self, feed: Feed, config: ScopeOptimizationConfig) -> bool:
+        """Whether the device can make a stream with this config beside the others."""
+        others = [other.feed.share for other in self._opened() if other.feed is not feed]
+        return self._admission.may_change(others, feed.share, feed.share_with(config))
+
+    def why_no_loras(self, feed: Feed) -> str:
+        """Why its viewers may turn no LoRAs: those of the shared stream may, and nobody where there is none."""
+        if self.settings.private:
+            return "none is shared: they stay as the server was started"
+        shared = self._rooms.get(MAIN)
+        return "" if shared and shared.feed is feed else "only those who watch the shared one may turn them"
+
+    def turn_loras(self, feed: Feed, scales: Mapping[str, float], by: str, story: bool = False) -> None:
+        """Merge LoRAs at other scales, as a viewer of the shared stream says, or its story, and tell those of the
+        others."""
+        if self.worker.turn_loras(scales, feed if story else None):
+            for room in self._rooms.values():
+                if room.feed is not feed:
+                    room.tell_state(changed="loras", by=f"{by} of {MAIN}")
 
     # --- opening and closing
 
@@ -363,9 +378,18 @@ class Sessions:
         for room in self._rooms.values():
             room.tell_state()
 
-    def _from_thread(self, status: Status) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._take_status, status)
+    def _take_loras(self, fault: str) -> None:
+        for room in self._rooms.values():
+            room.take_loras(fault)
+
+    def _from_thread(self, take: Callable) -> Callable:
+        """``take``, for the worker's thread to call: it runs in the event loop."""
+
+        def post(news: Status | str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(take, news)
+
+        return post
 
 
 def private_name() -> str:

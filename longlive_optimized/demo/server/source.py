@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from ...engine.engine import LongLiveEngine
 from ...engine.loading import Progress
 from ...engine.ranks import Ranks
 from ...engine.snapshot import Snapshot
+from ...weights.user_lora import UserLora
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 
 
@@ -27,7 +29,7 @@ class Source(Protocol):
 
 
 class EngineSource:
-    """A LongLiveEngine; arguments and errors are its own."""
+    """A LongLiveEngine; arguments and errors are its own. Of ``loras`` it keeps what other scales are merged from."""
 
     def __init__(
         self,
@@ -38,11 +40,14 @@ class EngineSource:
         vae_device: str | torch.device | None = None,
         text_device: str | torch.device | None = None,
         ranks: Ranks | None = None,
+        loras: Sequence[UserLora] = (),
     ):
         own = OptimizationConfig.of(config)
         self.engine = LongLiveEngine(
-            model_path, own, device, progress, vae_device=vae_device, text_device=text_device, ranks=ranks
+            model_path, own, device, progress, loras, vae_device=vae_device, text_device=text_device, ranks=ranks
         )
+        if loras:
+            self.engine.keep_loras(loras)
         self.config = config.sized(self.engine.config.size)
 
     def open(self, config: ScopeOptimizationConfig, snapshot: Snapshot | None = None) -> OptimizedScopePipeline:

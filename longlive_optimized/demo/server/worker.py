@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -18,6 +18,8 @@ from ...engine.ranks import RankError
 from ..scope_integration import OptimizedScopePipeline, ScopeOptimizationConfig
 from .admission import Costs, Kind
 from .feed import Feed, Status, first_line
+from .loras import Loras
+from .making import Making
 from .pacing import shared_fps
 from .source import Source
 
@@ -32,10 +34,11 @@ class Worker:
 
     load: called in the thread with a progress callback.
     on_status: called in the thread when the engine's status changes; it must not block.
+    on_loras: likewise, when other scales of LoRAs are merged; with what went wrong, if they could not be.
     source, device, memory: there when the status is ``ready``: the loaded model, its device's name, its memory plan.
     changed: the lock of all that feeds and worker share, notified when there may be something to do.
     share: frames a second of each stream that the device can keep up, now that so many are watched.
-    costs: what streams take here.
+    costs: what streams take here. loras: the engine's.
     reader: the thread that waits for frames which another GPU decodes. decoded_at: when the last block could be shown.
 
     All methods may be called from any thread; none waits for the device or for a block, but ``stop``.
@@ -44,11 +47,17 @@ class Worker:
     source: Source
     reader: ThreadPoolExecutor
 
-    def __init__(self, load: Callable[[Progress], Source], on_status: Callable[[Status], None] = lambda status: None):
-        self._load, self._on_status = load, on_status
+    def __init__(
+        self,
+        load: Callable[[Progress], Source],
+        on_status: Callable[[Status], None] = lambda status: None,
+        on_loras: Callable[[str], None] = lambda fault: None,
+    ):
+        self._load, self._on_status, self._on_loras = load, on_status, on_loras
         self.device, self.memory = "", {}
         self.status, self.error = Status("loading"), None
         self.changed, self.costs, self.share = threading.Condition(), Costs(), math.inf
+        self.loras, self._merges, self._turns = Loras(), 0, None
         self._feeds: list[Feed] = []
         self._leaving: list[Feed] = []
         self._spare: OptimizedScopePipeline | None = None  # one that is warmed up, and nobody's
@@ -109,6 +118,19 @@ class Worker:
         active = [feed for feed in self._feeds if feed.pipeline and feed.is_active(now)]
         self.share = shared_fps(feed.demand for feed in active)
 
+    def turn_loras(self, scales: Mapping[str, float], feed: Feed | None = None) -> bool:
+        """Merge these scales, by name, before the next block of any stream, soon; False where they are wished for
+        already. It ends what streams replay, but for ``feed``, whose story has them."""
+        with self.changed:
+            before = self.loras.wished
+            if {**before, **scales} == before:
+                return False
+            self.loras.wish(scales)
+            self._turns = feed
+            self._end_replays(feed)
+            self.changed.notify()
+            return True
+
     def has_memory_for(self, config: ScopeOptimizationConfig) -> bool:
         """Whether one more stream of this size will fit a GPU, going by those that were opened."""
         device = self.source.engine.device
@@ -134,6 +156,8 @@ class Worker:
 
     def _begin(self) -> None:
         self.source = self._load(self._progress)
+        self.loras.serve(self.source.engine)
+        self._merges = self.loras.merges
         if self._stopping:
             return
         device = self.source.engine.device
@@ -193,21 +217,60 @@ class Worker:
                 now = time.monotonic()
                 if self._leaving:
                     return functools.partial(self._close, self._leaving.pop())
+                if self.loras.is_due(now):
+                    return self._merge_loras
                 feed = self._first_to_be_late(now)
                 unopened = next((one for one in self._feeds if not one.pipeline), None)
                 if unopened and (feed is None or unopened.deadline < now):
                     return functools.partial(self._open, unopened)
                 if feed:
-                    return feed.make_block
-                retries = [feed.retry_at for feed in self._feeds if feed.watched and feed.retry_at > now]
-                self.changed.wait(min(retries) - now if retries else None)
+                    return functools.partial(self._make_block, feed)
+                times = [feed.retry_at for feed in self._feeds if feed.watched and feed.retry_at > now]
+                times += [self.loras.rests_until] if self.loras.rests_until > now else []
+                self.changed.wait(min(times) - now if times else None)
         return None
 
     def _first_to_be_late(self, now: float) -> Feed | None:
         """Of the feeds whose next block should begin, the one with the earliest deadline."""
         active = [feed for feed in self._feeds if feed.pipeline and feed.is_active(now)]
         due = [feed for feed in active if feed.is_time([other for other in active if other is not feed])]
+        if now < self.loras.rests_until:
+            due = [feed for feed in due if not feed.turns_loras]
         return min(due, key=lambda feed: feed.deadline, default=None)
+
+    def _make_block(self, feed: Feed) -> None:
+        assert feed.making
+        feed.making.make_block()
+        self._follow_loras(feed)
+
+    def _merge_loras(self) -> None:
+        with self.changed:
+            feed = self._turns
+        try:
+            self.loras.merge()
+        except RankError:
+            raise
+        except Exception as error:
+            log.error("other scales of LoRAs could not be merged: %s", error)
+            self._on_loras(first_line(error))
+            return
+        self._follow_loras(feed)
+
+    def _follow_loras(self, feed: Feed | None) -> None:
+        """Where other scales were merged, by the story of ``feed`` or because they were wished for: what other streams
+        replay would be another video."""
+        if self.loras.merges != self._merges:
+            self._merges = self.loras.merges
+            with self.changed:
+                self.loras.rest(sum(feed.watched for feed in self._feeds))
+            self._end_replays(feed)
+            self._on_loras("")
+
+    def _end_replays(self, but: Feed | None) -> None:
+        with self.changed:
+            for feed in self._feeds:
+                if feed is not but:
+                    feed.end_replay()
 
     def _open(self, feed: Feed) -> None:
         try:
@@ -220,7 +283,7 @@ class Worker:
                 self._spare = None
                 pipeline = self.source.open(config)
                 self._weigh(before, config)
-            feed.open_with(pipeline)
+            feed.open_with(Making(feed, self, pipeline))
         except RankError:
             raise
         except Exception as error:  # of this stream: the others go on

@@ -113,7 +113,7 @@ class Replica:
             log.exception("what session %s should go on from could not be read: it begins anew", name[:8])
             return False
         room = self.sessions.resume(name, saved)
-        await self._until(lambda: room.feed.waiting or room.feed.paused, FIRST_BLOCK)
+        await self._until(lambda: len(room.feed.frames) or room.feed.paused, FIRST_BLOCK)
         return True
 
     async def _until(self, there: Callable[[], object], seconds: float) -> None:

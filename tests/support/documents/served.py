@@ -27,6 +27,7 @@ from longlive_optimized.demo.server import (
     encoding,
     inputs,
     intake,
+    loras,
     messages,
     offer,
     osc,
@@ -159,6 +160,7 @@ _MESSAGES = {
     "remove_picture": {"role": "reference"},
     "reset": {},
     "replay": {"story": {"version": 1, "blocks": 2, "prompts": [{"block": 0, "prompt": "a red circle"}]}},
+    "stop_replay": {},
     "set_paused": {"paused": True},
 }
 
@@ -199,6 +201,8 @@ def messages_and_limits(units: list[Unit]):
         messages.LONGEST_PROMPT,
         messages.MOST_BLOCKS,
     ]
+    assert limits["scale of a LoRA"] == [messages.MOST_LORA_SCALE] * 2
+    assert limits["LoRAs are merged"] == [1 / loras.REST]
     assert limits["message with a story"] == [messages.MAX_STORY_BYTES / 1024]
     assert limits["left unread by the viewer"] == [rtc.MOST_UNREAD / 1024]
     assert limits["`state`"] == [*reversed(room.STATES)]
@@ -248,6 +252,7 @@ def addresses_of_osc(units: list[Unit]):
         "/prompt": ("a fox", 4),
         "/preset": ("balanced",),
         "/settings/playback_speed": (0.5,),
+        "/lora/ink": (0.8,),
         "/seed": (7,),
         "/transition": (4, "slerp"),
         "/overlay": (1,),
@@ -256,6 +261,7 @@ def addresses_of_osc(units: list[Unit]):
         "/strength/control_scale": (1,),
         "/picture/role": ("reference",),
         "/reset": (1,),
+        "/stop_replay": (1,),
     }
     listed = [name for unit in units for name in names(unit.cells[0]) if name.startswith("/")]
     assert listed == [*values] and {name.split("/")[1] for name in listed} == {*osc.SHORT}
@@ -317,7 +323,9 @@ def offers():
 
 @says(API, "The others are answered by `done`, or by `error` with a text")
 def answers(place: Place):
-    place.passes("tests/demo/test_server_messages.py tests/demo/test_server_room.py tests/demo/test_server_access.py")
+    place.passes(
+        "tests/demo/test_server_messages.py tests/demo/test_server_commands.py tests/demo/test_server_access.py"
+    )
 
 
 @says(API, "`GET /recording?seconds=30&format=mp4&scale=1`")
@@ -325,7 +333,7 @@ def answers(place: Place):
 def clips(place: Place):
     assert {*clip.MEDIA_TYPES} == {"mp4", "gif", "webp"} and clip.FEW_PIXELS == 32_768
     assert (recording.MOST_KEPT, recording.MOST_WAITING) == (256 * 2**20, 64 * 2**20)
-    place.passes("tests/demo/test_server_recording.py tests/demo/test_server_room.py")
+    place.passes("tests/demo/test_server_recording.py tests/demo/test_server_routes.py")
 
 
 @says(API, "The model's time has 16 frames a second")
@@ -342,6 +350,13 @@ def the_speed_of_the_world(place: Place):
         with pytest.raises(ValueError, match=name):
             config.changed(**{name: bad})
     place.passes("tests/demo/test_interpolation.py tests/demo/test_video_track.py")
+
+
+@says(API, "`longlive-optimized serve --lora FILE[:SCALE]`, as often as wanted, merges [LoRAs](#loras)")
+@says(API, "All streams have the engine's weights, so a LoRA acts in all of them")
+@says(API, "Files are named without their folders: `generate --story` looks for them beside the story")
+def turned_loras(place: Place):
+    place.passes("tests/demo/test_server_loras.py")
 
 
 @says(API, "A viewer whose offer's video section is `sendrecv` may send video")

@@ -34,7 +34,7 @@ const history = new History(restore, showAgain);
 const prompts = new Prompts((prompt) => { mix.start(prompt); goOver({ prompt }); }, () => history.prompts);
 const mix = new Mix((pairs) => goOver({ prompts: pairs }));
 const input = new Input(connection, ask, toast);
-const story = new Story(connection, (wanted) => ask({ type: "replay", story: wanted }), toast);
+const story = new Story(connection, (wanted) => ask({ type: "replay", story: wanted }), () => ask({ type: "stop_replay" }), toast);
 const clips = new Clips(connection, toast, () => link.phase === "live");
 const drawer = new Drawer((tab) => story.seen(tab === "tab-prompts"));
 const advice = new Advice({

@@ -65,19 +65,28 @@ export function picks(id, take) {
 }
 
 const STEADY = 100; // ms between two positions of a slider that are sent
+const REST = 1_000; // ms since its last move for which a slider stays where it was moved to
+const moving = new Map(); // sliders that are being moved: what puts each where the server says, once it rests
 
 // Sends where a slider stands, a few times a second, the last position always.
 export function slider(id, send, words = (value) => value.toFixed(2)) {
-  let timer = null, wanted;
+  let timer = null, rest = null, wanted;
   at(id).addEventListener("input", ({ target }) => {
     wanted = Number(target.value); // what the server says meanwhile may move it
     at(`${id}-value`).textContent = words(wanted);
     timer ??= setTimeout(() => { timer = null; send(wanted); }, STEADY);
+    moving.set(id, moving.get(id));
+    clearTimeout(rest);
+    rest = setTimeout(() => { const put = moving.get(id); moving.delete(id); put?.(); }, REST);
   });
 }
 
 export function place(id, value, words = (number) => number.toFixed(2)) {
-  if (document.activeElement === at(id)) return; // it is being moved
-  at(id).value = value;
-  at(`${id}-value`).textContent = words(value);
+  const put = () => {
+    if (!at(id)) return;
+    at(id).value = value;
+    at(`${id}-value`).textContent = words(value);
+  };
+  if (moving.has(id)) moving.set(id, put);
+  else put();
 }

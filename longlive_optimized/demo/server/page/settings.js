@@ -45,7 +45,7 @@ export class Settings {
     at("steps-row").hidden = !can("settings", "denoising_steps");
     at("speed-row").hidden = !can("settings", "playback_speed");
     at("pictures-row").hidden = !can("settings", "interpolation");
-    this.#offerLoras(can("settings", "loras") ? loras ?? [] : []);
+    this.#offerLoras(loras ?? [], can("settings", "loras"));
   }
 
   // The sizes that suit the model.
@@ -90,16 +90,28 @@ export class Settings {
     at("size").value = here;
   }
 
-  #offerLoras(loras) {
+  // turns: whether this stream's viewers may turn them.
+  #offerLoras(loras, turns) {
+    const who = turns ? "For all streams of this server." : "They are the same in all streams, and not turned in this one.";
     at("loras").hidden = !loras.length;
-    at("loras").replaceChildren(make("p", { className: "name", textContent: "LoRAs" }), ...loras.flatMap(({ name, scale }, i) => {
+    at("loras").replaceChildren(make("p", { className: "name", textContent: "LoRAs" }), ...loras.map(({ name, scale }, i) => {
       const id = `lora-${i}`;
-      return [make("p", { className: "strength" }, make("label", { htmlFor: id, textContent: name }), make("input", { id, type: "range", min: -1, max: 2, step: 0.05, value: scale }), make("output", { id: `${id}-value`, textContent: scale.toFixed(2) }))];
-    }));
+      const range = { min: Math.min(-1, Math.floor(scale)), max: Math.max(2, Math.ceil(scale)), step: 0.05 };
+      return make("p", { className: "strength" }, make("label", { htmlFor: id, textContent: name }), make("input", { id, type: "range", ...range, value: scale, disabled: !turns }), make("output", { id: `${id}-value`, textContent: scale.toFixed(2) }));
+    }), make("p", { className: "hint", textContent: who }));
     loras.forEach(({ name }, i) => slider(`lora-${i}`, (scale) => this.#set({ loras: { [name]: scale } })));
   }
 
-  showLoras(loras = []) { loras.forEach(({ scale }, i) => at(`lora-${i}`) && place(`lora-${i}`, scale)); }
+  // As they are wished for; the range follows.
+  showLoras(loras = []) {
+    loras.forEach(({ scale }, i) => {
+      const input = at(`lora-${i}`);
+      if (!input) return;
+      if (scale < input.min) input.min = Math.floor(scale);
+      if (scale > input.max) input.max = Math.ceil(scale);
+      place(`lora-${i}`, scale);
+    });
+  }
 
   #showEffective(effective) {
     const rows = {
@@ -110,6 +122,7 @@ export class Settings {
       Wanted: `${wantedFps(effective)} fps`,
       Picture: `${effective.width} × ${effective.height}`,
       Seed: effective.seed ?? "–",
+      ...loraRows(effective.loras),
       Device: effective.device + (effective.cuda_graphs ? ", CUDA graphs" : ""),
       Memory: memory(effective.memory),
     };
@@ -125,6 +138,11 @@ export class Settings {
 
 // Model frames that are to be shown a second.
 export const wantedFps = ({ model_fps, target_fps }) => model_fps ?? target_fps;
+
+function loraRows(loras = {}) {
+  const scales = Object.entries(loras).map(([name, scale]) => `${name} ${scale.toFixed(2)}`);
+  return scales.length ? { LoRAs: scales.join(", ") } : {};
+}
 
 // What the plan says: how much, other GPUs by their names, and what was chosen so that it fits.
 function memory({ costs, others = {}, ...first }) {

@@ -11,18 +11,22 @@ const timeOf = ({ block, seconds }) => seconds ?? block * BLOCK_SECONDS;
 export class Story {
   #connection; #replay; #toast; #busy = false; #seen = false;
 
-  // replay: sends a story to be played.
-  constructor(connection, replay, toast) {
+  // replay: sends a story to be played. stop: ends that.
+  constructor(connection, replay, stop, toast) {
     this.#connection = connection;
     this.#replay = replay;
     this.#toast = toast;
+    at("replaying-stop").addEventListener("click", stop);
     at("story-save").addEventListener("click", () => this.#with((story) => download(new Blob([JSON.stringify(story, null, 2)], { type: "application/json" }), `longlive-story-${stamp()}.json`)));
     at("story-again").addEventListener("click", () => this.#with((story) => this.#replay(story)));
     at("story-load").addEventListener("click", () => at("story-file").click());
     picks("story-file", (file) => this.#play(file));
   }
 
-  greet(can) { at("story-section").hidden = !can("replay"); }
+  greet(can) {
+    at("story-section").hidden = !can("replay");
+    at("replaying-stop").hidden = !can("stop_replay");
+  }
 
   // Whether the timeline is looked at.
   seen(seen) {

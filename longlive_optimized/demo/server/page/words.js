@@ -20,7 +20,7 @@ export const CHANGES = {
   switch_prompt: "changed the prompt", set_optimization_preset: "changed the preset", set_transition: "changed the transition",
   set_overlay: "switched the burnt-in figures", set_paused: "pressed pause", reset: "started over",
   set_input: "changed the input", set_strength: "changed a strength", set_picture: "gave a picture", remove_picture: "removed a picture",
-  settings: "changed a setting", replay: "plays a story",
+  settings: "changed a setting", loras: "turned a LoRA, for all streams", replay: "plays a story", stop_replay: "stopped the story",
 };
 
 // A prompt in one line; of several, with their weights.
