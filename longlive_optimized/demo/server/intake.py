@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import queue
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import av
 from aiortc import MediaStreamTrack, RTCRtpCodecParameters, RTCRtpReceiver, RTCRtpTransceiver
-from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.jitterbuffer import JitterBuffer
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtcpByePacket
 
 from .encoding import is_key_frame
 from .whole_frames import EncodedFrame, FrameBuffer, begins_video, can_replace
+
+if TYPE_CHECKING:
+    from aiortc.jitterbuffer import JitterFrame
 
 MOST_UNDECODED = 30  # frames that may wait for the decoder; more are dropped, up to the next key frame
 LOOK_SECONDS = 0.2  # between two looks at what comes
