@@ -9,8 +9,8 @@ from demo.test_live import webp_times
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.cli import generate as command
-from longlive_optimized.cli.generate import parse_lora, parse_steps
 from longlive_optimized.cli.presets import WORDS
+from longlive_optimized.cli.story import parse_lora, parse_steps
 from longlive_optimized.config import PRESETS
 from support.loras import for_the_built_in_model
 
