@@ -135,6 +135,7 @@ def _decoded(path: str | PathLike[str]) -> Iterator[tuple[float, av.VideoFrame, 
 @contextlib.contextmanager
 def _opened(path: str | PathLike[str]) -> Iterator[InputContainer]:
     import av
+    from av.stream import Disposition
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -142,7 +143,7 @@ def _opened(path: str | PathLike[str]) -> Iterator[InputContainer]:
         with av.open(str(path)) as file:
             if not file.streams.video or file.format.name == "tty":  # FFmpeg paints what texts say
                 raise ValueError(f"{path} holds no picture")
-            if file.streams.video[0].disposition & av.stream.Disposition.dependent:  # FFmpeg's streams are its tiles
+            if file.streams.video[0].disposition & Disposition.dependent:  # FFmpeg's streams are its tiles
                 raise ValueError(f"{path} holds a picture in tiles, as phones write HEIC: save it as JPEG or PNG")
             yield file
     except av.FFmpegError as error:

@@ -1,4 +1,5 @@
-"""Plain values: numbers and lists of NumPy, OpenCV and torch as Python's own; names that were meant; dtype names."""
+"""Plain values: numbers and lists of NumPy, OpenCV and torch as Python's own; names that were meant; dtypes and
+sizes in words."""
 
 from __future__ import annotations
 
@@ -48,3 +49,12 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def dtype_name(dtype: Any) -> str:
     """A torch dtype as statistics say it: ``bf16``, ``float32``."""
     return str(dtype).removeprefix("torch.").replace("bfloat16", "bf16")
+
+
+def size_text(nbytes: float) -> str:
+    """Bytes as people read them, to three digits: ``12.3 kB``, ``5.68 GB``."""
+    for unit in ("bytes", "kB", "MB"):
+        if nbytes < 999.5:  # what rounds to 1000 is of the next unit
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} GB" if nbytes < 999.5 else f"{nbytes:.0f} GB"

@@ -1,5 +1,6 @@
 """Runs before any test module is imported, in each of pytest-xdist's workers too."""
 
+import gc
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["support.hub_fixture"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has one core; read when torch is imported
 ROOT = Path(__file__).parents[1]
 # "python -m pytest" puts the checkout first on the path, where it would hide an installed package and its library.
@@ -30,3 +32,13 @@ from longlive_optimized.kernels import native  # noqa: E402
 def pytest_report_header() -> str:
     """What is tested: without the CUDA library the suite passes on the other backends alone."""
     return f"package: {Path(longlive_optimized.__file__).parent}, CUDA library: {'yes' if native.load() else 'no'}"
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: the collector, which some tests call often, need not look at them again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -140,9 +141,14 @@ def measure_baseline(engine: LongLiveEngine, blocks: int) -> dict:
     return {"baseline_dit_ms": statistics.median(times[fill:]), "baseline_blocks": blocks}
 
 
-def run(engine: LongLiveEngine, blocks: int, baseline_blocks: int) -> dict:
-    """One row: the engine, prompt switches, with graphs a preset switch, without graphs; the baseline."""
+def run(engine: LongLiveEngine, blocks: int, baseline_blocks: int, tell: Callable[[str], object]) -> dict:
+    """One row: the engine, prompt switches, with graphs a preset switch, without graphs; the baseline. ``tell`` is told
+    what begins."""
     config = engine.config
+    tell(f"{blocks} blocks")
+    measured = measure_engine(engine, blocks)
+    tell("prompt switches")
+    measured |= measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5))
     row = {
         "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -156,15 +162,16 @@ def run(engine: LongLiveEngine, blocks: int, baseline_blocks: int) -> dict:
         "text_precision": engine.text.precision,
         "text_residence": engine.text.residence,
         "load_s": engine.load_seconds,
-        **measure_engine(engine, blocks),
-        **measure_switches(engine, max(3, blocks // 10), max(3, blocks // 5)),
+        **measured,
     }
     if engine.stream.cuda_graphs_active:
+        tell("parts of a block, a preset switch, blocks without graphs")
         row["shares"] = measure_shares(engine, PROMPT)
         row |= measure_preset_switch(engine)
         engine.configure(use_cuda_graphs=False)
         row["ungraphed_dit_ms"] = measure_engine(engine, max(1, blocks // 5))["dit_ms"]
     if baseline_blocks:
+        tell(f"{baseline_blocks} blocks of the baseline")
         row |= measure_baseline(engine, baseline_blocks)
         row["baseline_over_engine"] = row["baseline_dit_ms"] / row["dit_ms"]
     return row

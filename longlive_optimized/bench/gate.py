@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,15 +21,22 @@ VAE_MEDIAN_DB = 38.0  # of the same latents decoded by the VAE in int8; the wors
 
 
 def run(
-    engine: LongLiveEngine, model: str, presets: Sequence[str], seeds: int, blocks: int, by_part: bool = False
+    engine: LongLiveEngine,
+    model: str,
+    presets: Sequence[str],
+    seeds: int,
+    blocks: int,
+    tell: Callable[[str], object],
+    by_part: bool = False,
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """Figures of each preset, and a picture of those in 8 bits, if there are any.
+    """Figures of each preset, and a picture of those in 8 bits, if there are any. ``tell`` is told what begins.
 
     The engine's positions must be ``base``, its own stream's; the blocks are made with relative ones. Turns TF32 off.
     """
     forward, table, pictures = ForwardErrors(engine), {}, []
     prompts = prompts_of(model)
     for name in presets:
+        tell(f"errors of {name}")
         fields = engine.config.preset_fields(name)
         engine.configure(**fields)
         row = table[name] = {"precision": engine.stream.precision, **forward.measure(seeds)}
@@ -41,6 +48,7 @@ def run(
         pictures.append(picture(pairs))
         if by_part:
             row["change_by_part"] = error_by_part(engine, settings, prompts[0])
+    tell("errors of the VAE")
     report = {"presets": table, "decoder": decoder_errors(engine, seeds), "vae_int8": int8_figures(engine, blocks)}
     return report, torch.cat(pictures) if pictures else None
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from ..config import PRESETS, OptimizationConfig, preset_name
@@ -67,7 +70,9 @@ def block(
         text_residence=text_residence,
     )
     engine = load_engine(model, config, device)
-    _show(f"{height}x{width}, {preset}", run(engine, blocks, baseline_blocks), json_path)
+    with _measuring() as tell:
+        row = run(engine, blocks, baseline_blocks, tell)
+    _show(f"{height}x{width}, {preset}", row, json_path)
 
 
 @app.command()
@@ -85,7 +90,10 @@ def vae(
     from ..bench.vae import run
 
     engine = load_engine(model, OptimizationConfig(height=height, width=width), device)
-    _show(f"{height}x{width}, VAE", run(engine, blocks), json_path)
+    with _measuring() as tell:
+        tell(f"{blocks} calls of each kind")
+        row = run(engine, blocks)
+    _show(f"{height}x{width}, VAE", row, json_path)
 
 
 @app.command()
@@ -104,8 +112,11 @@ def switch(
     from ..bench.block import measure_switches
 
     engine = load_engine(model, OptimizationConfig.preset(preset_name(preset), height=height, width=width), device)
-    engine.warmup()
-    _show(f"{height}x{width}, {preset}", measure_switches(engine, switches, switches), json_path)
+    with _measuring() as tell:
+        tell(f"{switches} prompt switches from a block's boundary, and {switches} from anywhere")
+        engine.warmup()
+        row = measure_switches(engine, switches, switches)
+    _show(f"{height}x{width}, {preset}", row, json_path)
 
 
 @app.command()
@@ -143,9 +154,11 @@ def quality(
 
     engine = load_engine(model, OptimizationConfig(height=height, width=width, positions="base"), device)
     height, width = engine.config.size
-    report, picture = gate.run(engine, model, names, seeds, blocks, by_part)
-    if scores := gate.scores(model, device, names, prompts, seconds):
-        report["scores"] = scores
+    with _measuring() as tell:
+        report, picture = gate.run(engine, model, names, seeds, blocks, tell, by_part)
+        tell("what pictures show")
+        if scores := gate.scores(model, device, names, prompts, seconds):
+            report["scores"] = scores
     report["failures"] = gate.failures(report)
     if picture_path and picture is not None:
         write_png(picture_path, picture)
@@ -157,6 +170,16 @@ def quality(
         console.print(failure, style="red", soft_wrap=True)
     if report["failures"]:
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _measuring() -> Iterator[Callable[[str], None]]:
+    """Shows what is measured, and for how long by now."""
+    columns = SpinnerColumn(), TextColumn("measuring {task.description}", markup=False), TimeElapsedColumn()
+    # Rarely, as what draws it takes the time of what is measured.
+    with Progress(*columns, console=console, transient=True, refresh_per_second=1) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what: bar.update(task, description=what)
 
 
 def _show(title: str, row: dict, json_path: Path | None) -> None:

@@ -108,12 +108,12 @@ def _operators(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def _presets(device: torch.device, dtype: torch.dtype) -> None:
-    from ..config import PRESETS
+    from ..config import HEIGHT, PIXELS_PER_TOKEN, PRESETS, WIDTH
     from ..model.config import ModelConfig
     from ..model.precision import runs_in
     from ..vae.backends import path_of
 
-    model, tokens = ModelConfig(), 30 * 52
+    model, tokens = ModelConfig(), (HEIGHT // PIXELS_PER_TOKEN) * (WIDTH // PIXELS_PER_TOKEN)
     table = Table("preset", "transformer", "VAE", "why not faster", title="presets, 480x832", title_justify="left")
     for name, preset in PRESETS.items():
         precision = preset["precision"]

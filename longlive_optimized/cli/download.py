@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from ..plain import size_text
 from ..weights.published import ABOUT, LONGLIVE, Repository, Wishes, as_repository, command
 from .loading import console, results
 
@@ -68,10 +69,7 @@ def fetch_shown(plan: Plan) -> None:
     """Get what is missing, and show how far it is."""
     from ..weights.hub import fetch
 
-    columns = (
-        *(TextColumn("downloading"), BarColumn(), DownloadColumn()),
-        *(TransferSpeedColumn(), TimeRemainingColumn()),
-    )
+    columns = TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=plan.size, completed=plan.size - plan.missing)
         try:
@@ -107,7 +105,7 @@ def tell_of_the_real_one() -> None:
 
 def _show(plan: Plan) -> None:
     """What there is, with sizes."""
-    from ..weights.hub_plan import free_bytes, size_text
+    from ..weights.hub_plan import free_bytes
 
     widest = max(len(str(item)) for item in plan.items)
     for item in plan.items:

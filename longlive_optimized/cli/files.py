@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ..plain import size_text
 from .loading import console
 
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
@@ -76,12 +77,4 @@ def same_file(one: Path, other: Path) -> bool:
 def say_written(path: Path, note: str = "") -> None:
     """``wrote FILE: 12.3 kB``, and ``note``."""
     files = [path] if not path.is_dir() else [file for file in path.rglob("*") if file.is_file()]
-    console.print(f"wrote {path}: {_size(sum(file.stat().st_size for file in files))}{note}", soft_wrap=True)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+    console.print(f"wrote {path}: {size_text(sum(file.stat().st_size for file in files))}{note}", soft_wrap=True)

@@ -23,7 +23,6 @@ from ..config import PRESETS, preset_name
 from ..plain import whole
 from ..weights.locate import TINY
 from .download import have, tell_of_the_real_one
-from .generate import parse_loras
 from .loading import (
     Device,
     Height,
@@ -40,6 +39,7 @@ from .loading import (
 from .needs import extra, named
 from .publish import outlet
 from .ranks import Gpus, join_ranks, read_gpus
+from .story import parse_loras
 
 if TYPE_CHECKING:
     from ..demo.scope_integration import ScopeOptimizationConfig

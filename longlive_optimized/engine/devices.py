@@ -60,6 +60,11 @@ class Devices:
         return tuple(dict.fromkeys((self.model, self.vae, self.text)))
 
     @property
+    def gpus(self) -> tuple[torch.device, ...]:
+        """Those of ``all`` that are GPUs."""
+        return tuple(device for device in self.all if device.type == "cuda")
+
+    @property
     def async_vae(self) -> bool:
         """Whether the VAE is on another GPU than the transformer, so that both work at once."""
         return self.model.type == self.vae.type == "cuda" and self.vae != self.model
@@ -120,13 +125,12 @@ class Devices:
 
     def synchronize(self) -> None:
         """Wait for the devices."""
-        for device in self.all:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+        for device in self.gpus:
+            torch.cuda.synchronize(device)
 
     def release(self) -> None:
         """Give memory back that the allocator keeps and nobody uses; waits for the devices."""
-        if any(device.type == "cuda" for device in self.all):
+        if self.gpus:
             torch.cuda.empty_cache()
 
 

@@ -32,12 +32,11 @@ from ..weights.load import (
     keep_unmerged,
     load_control,
     load_generator,
-    load_text_encoder,
     load_vae,
     refill_generator,
 )
 from ..weights.locate import locate, native_size
-from ..weights.text import check_text
+from ..weights.text import check_text, load_text_encoder
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
@@ -209,12 +208,10 @@ class LongLiveEngine(Closable):
         does not fit, and for a snapshot's VAE what ``use_vae`` raises, before anything changes.
         """
         own = {"height": height, "width": width, "seed": seed}
-        if snapshot is not None:
-            others = {**settings, **{name: value for name, value in own.items() if value is not None}}
-            if total_frames is not None:
-                others["total_frames"] = total_frames
-            return self._resumed(snapshot, sorted(others))
         changes = {**settings, **{name: value for name, value in own.items() if value is not None}}
+        if snapshot is not None:
+            others = [*changes, *(["total_frames"] if total_frames is not None else [])]
+            return self._resumed(snapshot, sorted(others))
         if total_frames is not None:
             total_frames = whole("total_frames", total_frames, 1)
         chosen = dataclasses.replace(StreamSettings.of(self.config), **changes)

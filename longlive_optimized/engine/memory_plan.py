@@ -107,12 +107,6 @@ def gpu_of(error: torch.OutOfMemoryError) -> int | None:
     return int(named[1]) if named else None
 
 
-def _without(costs: tuple[str, ...], change: Mapping[str, object]) -> tuple[str, ...]:
-    """Without the costs of a choice that ``change`` takes back."""
-    [name] = change
-    return tuple(cost for cost in costs if not any(name in changed and cost == words for changed, words in STEPS))
-
-
 def check_fits(plan: MemoryPlan) -> None:
     """Raises MemoryShort, with what is missing and what would do."""
     if plan.fits:
@@ -205,3 +199,9 @@ class Ladder:
         available = {each.device: each.available for each in plan.devices}
         after = self.outline.plan(plan.choices._replace(**change), available, (*_without(plan.costs, change), cost))
         return after if after.relieves(plan) else None
+
+
+def _without(costs: tuple[str, ...], change: Mapping[str, object]) -> tuple[str, ...]:
+    """Without the costs of a choice that ``change`` takes back."""
+    [name] = change
+    return tuple(cost for cost in costs if not any(name in changed and cost == words for changed, words in STEPS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from .stream import Stream
+
+
+class Call(NamedTuple):
+    """What all ranks do: a method's name, the engine or stream that it is of, and its arguments."""
+
+    name: str
+    of: Any
+    args: list
+    kwargs: dict
+
 
 _CLASSES = {cls.__name__: cls for cls in (BlockRequest, Control, UserLora)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple, Unpack
 
 import torch
@@ -101,8 +102,8 @@ class Stream(Closable):
     ):
         self.networks, self.settings, self.total_frames = networks, settings, total_frames
         self.devices, self._graphs, self.shard = devices, graphs, devices.ranks.shard
-        rows, columns = _grid(settings)
-        self.shard.check(rows * columns, settings.size)
+        grid = _grid(settings)
+        self.shard.check(math.prod(grid), settings.size)
         self._bands = _bands(self.shard, settings)
         graphs.turn(settings.use_cuda_graphs)
         model = networks.model
@@ -110,7 +111,7 @@ class Stream(Closable):
         self._new_ring = functools.partial(
             RingCache,
             model.config,
-            _grid(settings),
+            grid,
             sink=settings.sink_size,
             relative=settings.positions == "relative",
             dtype=model.kv_dtype,
@@ -120,13 +121,12 @@ class Stream(Closable):
         )
         self.new_graphs = functools.partial(GraphCache, graphs, devices.vae)
         self.timer = BlockTimer(devices.at_model, named=named)
-        rows, columns = settings.size
-        latent = (model.config.in_dim, rows // LATENT_SCALE, columns // LATENT_SCALE)
+        latent = (model.config.in_dim, *(side // LATENT_SCALE for side in settings.size))
         self._like = torch.empty(latent, dtype=model.latent_dtype, device=model.device)
         self._pass_control = None
         self._new_coders()
         if networks.control:
-            self._pass_control = PassControl(networks.control, _grid(settings), BLOCK_FRAMES + 1, self.shard)
+            self._pass_control = PassControl(networks.control, grid, BLOCK_FRAMES + 1, self.shard)
         self.passes = self._new_passes(settings.local_attn_size, self.int8_keys)
         self.undecoded = self.given = 0
         self.reset()

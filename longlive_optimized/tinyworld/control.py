@@ -27,8 +27,9 @@ from ..model.control import EVERY, ControlBranch
 from ..model.transformer import Transformer
 from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, BLOCK_PIXEL_FRAMES, FIRST_PIXEL_FRAMES
-from ..weights.load import load_generator, load_text_encoder, load_vae
+from ..weights.load import load_generator, load_vae
 from ..weights.locate import CONTROL_FILE, locate
+from ..weights.text import load_text_encoder
 from . import forward as training
 from .autoencode import encode, normalise
 from .render import GRID, NATIVE, layouts, render

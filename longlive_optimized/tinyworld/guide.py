@@ -23,7 +23,7 @@ def help_text() -> str:
     return (
         f"This model is a small one, for trying things out. It knows one to {MAX_SHAPES} shapes ({_list(FORMS)}) in "
         f"{_list(COLOURS)}, over a ground ({_list(_grounds())}), that move left, right, up or down, or rest. Other "
-        "words mean little to it."
+        f"words mean little to it, nor can it paint pictures of other sizes than {NATIVE[1]} × {NATIVE[0]}."
     )
 
 

@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from ..plain import size_text
 from . import CheckpointError
 from .checksums import digest, hub_checksum, record_of
 from .hub_errors import as_ours, is_passing
-from .hub_plan import Item, Plan, is_it, make_plan, size_text
+from .hub_plan import Item, Plan, is_it, make_plan
 from .published import VAE_FILES, Wishes, as_repository, command
 from .stored import stored
 

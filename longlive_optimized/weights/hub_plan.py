@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..plain import size_text
 from .checksums import digest, hub_checksum, is_checksum, record_of, recorded_commit
 from .hub_errors import as_ours
 from .published import LONGLIVE, Repository, Wishes, command, parts, shelf
@@ -157,15 +158,6 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def size_text(nbytes: float) -> str:
-    """``5.7 GB``."""
-    for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} GB"
-
-
 class _Lists:
     """Each repository's commit and files, with size and checksum, asked for once."""
 
@@ -224,10 +216,8 @@ class _InCache:
     def item(self, repository: Repository, commit: str, file: str, size: int, checksum: str, part: str) -> Item:
         home = cache_folder() / ("models--" + repository.name.replace("/", "--"))
         base, blob = home / "snapshots" / commit, home / "blobs" / checksum
-        begun, lock = (
-            blob.with_name(f"{checksum}.incomplete"),
-            cache_folder() / ".locks" / home.name / f"{checksum}.lock",
-        )
+        begun = blob.with_name(f"{checksum}.incomplete")
+        lock = cache_folder() / ".locks" / home.name / f"{checksum}.lock"
         made = Item(repository, commit, file, size, checksum, base / file, base, begun, lock)
         cached, scopes = in_cache(repository, file, commit), in_scope(repository, file)
         if cached:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..plain import size_text
 from ..text.linear import Blocks
 from . import CheckpointError
 from .files import some, tensors_in
@@ -99,7 +100,7 @@ def check_room(source: Path, nbytes: int) -> None:
     if not os.access(folder, os.W_OK):
         raise OSError(f"keep_text_int8: {folder} cannot be written to")
     if shutil.disk_usage(folder).free < nbytes:
-        raise OSError(f"keep_text_int8: {folder} has too little room, {nbytes / 1e9:.2g} GB are needed")
+        raise OSError(f"keep_text_int8: {folder} has too little room, {size_text(nbytes)} are needed")
 
 
 def remove_abandoned(source: Path) -> None:

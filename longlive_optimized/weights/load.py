@@ -24,22 +24,9 @@ from .files import Reading, check_tensors, model_config, some, tensors_in
 from .locate import ModelFiles
 from .lora import open_adapter
 from .terms import Adapter, Term, merge
-from .text import BytesDone, load_text_encoder, open_text
+from .text import BytesDone, open_text
 from .unmerged import Unmerged
 from .user_lora import UserLora, open_user_loras
-
-__all__ = [
-    "BytesDone",
-    "check",
-    "check_loras",
-    "keep_unmerged",
-    "load_control",
-    "load_generator",
-    "load_text_encoder",
-    "load_vae",
-    "read_generator",
-    "refill_generator",
-]
 
 
 def check(files: ModelFiles, control: bool = False) -> None:

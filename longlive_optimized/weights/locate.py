@@ -9,7 +9,18 @@ from pathlib import Path
 
 from ..config import HEIGHT, WIDTH
 from .checksums import record_of
-from .published import CONTROL_FILE, VAE_FILES, Wishes, again, as_repository, command
+from .published import (
+    CONTROL_FILE,
+    GENERATOR,
+    LORA,
+    TEXT_FILES,
+    TOKENIZER,
+    VAE_FILES,
+    Wishes,
+    again,
+    as_repository,
+    command,
+)
 from .stored import stored
 
 TINY = "tiny"
@@ -117,22 +128,22 @@ def places(root: Path, vae_type: str) -> dict[str, list[Path]]:
     """Where each part may lie in a folder of models, best first."""
     shelves = (root, root.parent)
     small_vaes, wan_video = ([shelf / name for shelf in shelves] for name in ("Autoencoders", "WanVideo_comfy"))
-    models = [folder / "models" for folder in (root / "longlive_models", root, root / "LongLive-1.3B")]
+    homes = [root / "longlive_models", root, root / "LongLive-1.3B"]
     wan = [shelf / "Wan2.1-T2V-1.3B" for base in shelves for shelf in (base / "wan_models", base)]
     # Only the LoRA of the generator that is used: never one from another layout.
-    home = next((folder for folder in models if (folder / "longlive_base.pt").is_file()), models[0])
+    home = next((folder for folder in homes if (folder / GENERATOR).is_file()), homes[0])
     return {
         "config": [folder / "config.json" for folder in wan],
-        "generator": [folder / "longlive_base.pt" for folder in models],
-        "lora": [home / "lora.pt"],
+        "generator": [folder / GENERATOR for folder in homes],
+        "lora": [home / LORA],
         "control": [
             *(shelf / CONTROL_FILE for shelf in shelves),
             *(folder.with_name("Wan2.1-VACE-1.3B") / "diffusion_pytorch_model.safetensors" for folder in wan),
         ],
         "vae": [folder / VAE_FILES[vae_type] for folder in (wan if vae_type == "wan" else small_vaes)],
         "text": [
-            *(folder / "models_t5_umt5-xxl-enc-bf16.pth" for folder in wan),
-            *(folder / "umt5-xxl-enc-fp8_e4m3fn.safetensors" for folder in wan_video),
+            *(folder / TEXT_FILES["bf16"] for folder in wan),
+            *(folder / TEXT_FILES["fp8"] for folder in wan_video),
         ],
-        "tokenizer": [folder / "google" / "umt5-xxl" / "tokenizer.json" for folder in wan],
+        "tokenizer": [folder / TOKENIZER for folder in wan],
     }

@@ -26,6 +26,7 @@ VAE_FILES = {
 }
 GENERATOR, LORA = "models/longlive_base.pt", "models/lora.pt"
 TEXT_FILES = {"fp8": "umt5-xxl-enc-fp8_e4m3fn.safetensors", "bf16": "models_t5_umt5-xxl-enc-bf16.pth"}
+TOKENIZER = "google/umt5-xxl/tokenizer.json"
 CONTROL_FILE = Path("WanVideo_comfy", "Wan2_1-VACE_module_1_3B_bf16.safetensors")
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -90,7 +91,7 @@ def parts(repository: Repository, wishes: Wishes) -> list[Part]:
         Part("config", wan, "config.json"),
         Part("vae", vae, VAE_FILES[wishes.vae]),
         # Scope reads the same folder with a tokenizer of another kind, which wants the files beside.
-        Part("tokenizer", wan, "google/umt5-xxl/tokenizer.json", beside="google/umt5-xxl"),
+        Part("tokenizer", wan, TOKENIZER, beside=str(Path(TOKENIZER).parent)),
         Part("text", text, TEXT_FILES[wishes.text]),
     ]
     control = [Part("control", video, CONTROL_FILE.name)] if wishes.control else []

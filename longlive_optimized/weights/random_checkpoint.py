@@ -25,18 +25,19 @@ from torch import Tensor
 from ..model.config import ModelConfig
 from ..model.control import control_shapes
 from ..model.transformer import generator_shapes
+from ..plain import size_text
 from ..vae.config import TaeConfig, VaeConfig
 from ..vae.tae import Tae
 from ..vae.wan.model import WanVae
-from .load import BytesDone
-from .locate import CONTROL_FILE, VAE_FILES
 from .lora import adapter_shapes
+from .published import CONTROL_FILE, GENERATOR, LORA, TEXT_FILES, TOKENIZER, VAE_FILES
 from .random_tokenizer import write_tokenizer
+from .text import BytesDone
 
 TINY = ModelConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=64)
 _CONFIGS = {"tiny": (TINY, VaeConfig(base=8), 8), "1.3b": (ModelConfig(), VaeConfig(), 256)}  # model, VAE, LoRA rank
 _SMALL_VAES = {"tiny": (VaeConfig(base=4), TaeConfig(8, (16, 12, 8, 8))), "1.3b": (VaeConfig(base=24), TaeConfig())}
-_MODELS = Path("longlive_models", "models")
+_LONGLIVE = Path("longlive_models")
 _WAN = Path("wan_models", "Wan2.1-T2V-1.3B")
 _SMALL = Path("Autoencoders")
 _MMAP_OPTIONS = threading.Lock()  # torch keeps them for the whole process
@@ -117,14 +118,14 @@ def write_small_vaes(root: Path) -> None:
 
 
 def _write_all(root: Path, name: str, full_text: bool, control: bool, seed: int, progress: BytesDone | None) -> None:
-    vocabulary = write_tokenizer(root / _WAN / "google" / "umt5-xxl")
+    vocabulary = write_tokenizer((root / _WAN / TOKENIZER).parent)
     _CONFIGS[name][0].to_json(root / _WAN / "config.json")
     files = _checkpoint_files(name, vocabulary, full_text)
     if control:
         files.append(_File(CONTROL_FILE, control_shapes(_CONFIGS[name][0]), _control_rule, torch.bfloat16))
     total, done = sum(file.bytes for file in files), 0
     if shutil.disk_usage(root).free < total:
-        raise OSError(f"directory: the disk has too little room, {total / 1e9:.2g} GB are needed")
+        raise OSError(f"directory: the disk has too little room, {size_text(total)} are needed")
     for size in (size for file in files for size in _write(root / file.path, file, seed)):
         done += size
         if progress:
@@ -138,11 +139,11 @@ def _checkpoint_files(name: str, vocabulary: int, full_text: bool) -> list[_File
     adapter, bf16 = adapter_shapes(generator, rank), torch.bfloat16
     text = _text_shapes(config, vocabulary, full_text)
     return [
-        _File(_MODELS / "longlive_base.pt", generator, _generator_rule, bf16, "generator", "model."),
-        _File(_MODELS / "lora.pt", adapter, _adapter_rule, bf16, "generator_lora"),
+        _File(_LONGLIVE / GENERATOR, generator, _generator_rule, bf16, "generator", "model."),
+        _File(_LONGLIVE / LORA, adapter, _adapter_rule, bf16, "generator_lora"),
         _File(_WAN / VAE_FILES["wan"], wan, _vae_rule, torch.float32),
         *_small_vae_files(*_SMALL_VAES[name], torch.float32),
-        _File(_WAN / "models_t5_umt5-xxl-enc-bf16.pth", text, _text_rule, bf16),
+        _File(_WAN / TEXT_FILES["bf16"], text, _text_rule, bf16),
     ]
 
 

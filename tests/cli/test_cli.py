@@ -14,8 +14,8 @@ import torch
 
 import longlive_optimized.cli
 from longlive_optimized.cli import generate
-from longlive_optimized.cli.generate import parse_switch
 from longlive_optimized.cli.mistakes import told
+from longlive_optimized.cli.story import parse_switch
 from longlive_optimized.config import OptimizationConfig
 from longlive_optimized.engine import memory_plan
 from longlive_optimized.engine.engine import LongLiveEngine

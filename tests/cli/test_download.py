@@ -15,22 +15,30 @@ pytest.importorskip("huggingface_hub")
 from huggingface_hub import constants
 
 from longlive_optimized.cli import download
+from longlive_optimized.plain import size_text
 from longlive_optimized.weights.locate import locate
-from support.hub import LONGLIVE, PIECE, Repo, alone, contents
+from support.hub import LONGLIVE, PIECE, Repo
 
 TOKEN = "hf_averysecrettokenofatester"
 BASE = "longlive_base.pt"
 
 
-@pytest.fixture(scope="session")
-def files(tmp_path_factory):
-    return contents(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture
-def hub(files, tmp_path, monkeypatch):
-    with alone(files, tmp_path, monkeypatch) as hub:
-        yield hub
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (12_345, "12.3 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (999_999_999, "1 GB"),
+        (5_684_000_000, "5.68 GB"),
+        (2_345_678_000_000, "2346 GB"),
+    ],
+)
+def test_sizes_in_words(nbytes, text):
+    assert size_text(nbytes) == text
 
 
 def test_sizes_are_said_first(run, hub, tmp_path):

@@ -9,8 +9,8 @@ from demo.test_live import webp_times
 
 from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
 from longlive_optimized.cli import generate as command
-from longlive_optimized.cli.generate import parse_lora, parse_loras, parse_steps
 from longlive_optimized.cli.presets import WORDS
+from longlive_optimized.cli.story import parse_lora, parse_loras, parse_steps
 from longlive_optimized.config import PRESETS
 from support.loras import for_the_built_in_model
 
@@ -111,10 +111,18 @@ def test_a_story_with_a_lora(run, tmp_path, kept):
     changes = [{"block": 1, "loras": {"paint.safetensors": 0}}]
     more = {"loras": {"paint.safetensors": 1}, "changes": changes, "blocks": 2}
     prompts = [{"block": 0, "prompt": CIRCLE}]
-    run("generate", "--story", story_file(tmp_path, prompts=prompts, **more), "--out", tmp_path / "a.mp4")
+    done = run("generate", "--story", story_file(tmp_path, prompts=prompts, **more), "--out", tmp_path / "a.mp4")
+    assert "block 1, recache" in done.stdout and "prompt switch" not in done.stdout
     first, second = kept.blocks
     plain = by_hand([BlockRequest(CIRCLE)] * 2, seed=5)
     assert not np.array_equal(first, plain[:9]) and len(second) == 12
+
+
+def test_a_story_whose_lora_lies_elsewhere(run, tmp_path):
+    story = story_file(tmp_path, prompts=[{"block": 0, "prompt": CIRCLE}], loras={"paint.safetensors": 1})
+    done = run("generate", "--story", story, "--out", tmp_path / "a.mp4", check=False)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2 and f"there is none at {tmp_path}/paint.safetensors; a story's LoRAs" in said, said
 
 
 @pytest.mark.parametrize(

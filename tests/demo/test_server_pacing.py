@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longlive_optimized.demo.server.broadcast import Broadcast
+from longlive_optimized.demo.server.broadcast import RATE_WINDOW, Broadcast, Rate
 from longlive_optimized.demo.server.pacing import SLACK, FrameClock, Pace, retry_delay
 from longlive_optimized.video_time import BLOCK_PIXEL_FRAMES as BLOCK
 
@@ -145,6 +145,28 @@ def test_a_clock_ends_when_it_is_told_to_as_frames_come(turns):
         return bool(ended)
 
     assert asyncio.run(cancelled())
+
+
+@given(st.floats(2, 120), st.integers(2, 400), st.floats(0, 1e6))
+def test_a_rate_is_true_from_the_second_picture_on(fps, count, start):
+    rate = Rate()
+    for i in range(count):
+        rate.note(start + i / fps)
+        assert i == 0 or rate.at(start + i / fps) == pytest.approx(fps, abs=1 / RATE_WINDOW + 1e-3 * fps)
+
+
+def test_a_rate_falls_in_a_silence_and_is_taken_anew_after_it():
+    rate = Rate()
+    assert rate.at(5) == 0
+    for i in range(33):
+        rate.note(5 + i / 16)
+    assert rate.at(8) == pytest.approx(16 / RATE_WINDOW, abs=1 / RATE_WINDOW) and rate.at(9.01) == 0
+    rate.note(60)
+    assert rate.at(60) == rate.at(61) == 0  # one alone tells none
+    rate.note(61.25)
+    rate.note(61.5)
+    assert rate.at(61.5) == pytest.approx(2 / 1.5)
+    assert rate.at(63) == 1  # of the last two seconds
 
 
 def test_tries_become_rare_and_never_end():

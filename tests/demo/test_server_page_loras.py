@@ -26,8 +26,8 @@ def address(tmp_path_factory):
         yield address
 
 
-def in_force(page, text: str) -> None:
-    expect(page.locator("#effective")).to_contain_text(f"LoRAs{text}")
+def in_force(page, text: str, seconds: float = 20) -> None:
+    expect(page.locator("#effective")).to_contain_text(f"LoRAs{text}", timeout=1e3 * seconds)
 
 
 def test_sliders_turn_loras_for_all(browser, address, tmp_path):
@@ -84,11 +84,12 @@ def test_sliders_turn_loras_for_all(browser, address, tmp_path):
         download.value.save_as(file)
         story = json.loads(file.read_text())
         assert story["loras"] == {"ink.safetensors": 0.8, "oil.safetensors": 2.5}
+        expect(page.locator("#toast")).to_contain_text("put it beside ink.safetensors, oil.safetensors")
         assert story["changes"][-1]["loras"] == {"oil.safetensors": -0.5}
         page.set_input_files("#story-file", file)
         expect(page.locator("#replaying")).to_contain_text(re.compile("Playing a story"))
         in_force(guest, "ink 0.80, oil 2.50")
-        in_force(guest, f"ink {turned:.2f}, oil -0.50")
+        in_force(guest, f"ink {turned:.2f}, oil -0.50", seconds=60)  # a replay takes as long as the session
         guest.set_input_files("#story-file", file)
         expect(guest.locator("#toast")).to_contain_text("story has other scales of LoRAs than are in force")
         file.write_text(json.dumps(story | {"loras": {"chalk.pt": 1}, "changes": []}))

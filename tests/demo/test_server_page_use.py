@@ -287,6 +287,7 @@ def test_a_session_is_a_story_that_is_saved_and_played(page, tmp_path):
     file = tmp_path / "story.json"
     download.value.save_as(file)
     assert json.loads(file.read_text()) == STORY
+    expect(page.locator("#toast")).to_have_text("The story is saved")
     page.set_input_files("#story-file", file)
     for _ in range(100):
         if page.evaluate("sent.length"):

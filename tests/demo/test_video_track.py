@@ -66,7 +66,7 @@ def test_times_are_of_the_wall_clock(seconds, speed, preset):
     fields = {**ScopeOptimizationConfig.preset_fields(preset), "playback_speed": speed}
     track = PipelineVideoTrack(still := Still(seconds, **fields), "a fox")
     frame = 1 / (16 * speed)
-    seen = asyncio.run(watch(track, 3))
+    seen = asyncio.run(watch(track, 1.2 + 1.2 * seconds))  # a block and a half
     track.stop()
     assert seen[0][0] == 0 and all(abs(stamp - arrival) < 0.2 for stamp, arrival in seen)
     gaps = [after - before for (before, _), (after, _) in itertools.pairwise(seen)]
@@ -192,8 +192,7 @@ def test_a_track_takes_the_place_of_another(codec, monkeypatch):
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("fps", [16, 24, 30])
-@pytest.mark.parametrize("ending", ["mp4", "mkv", "webm"])
+@pytest.mark.parametrize(("ending", "fps"), [("mp4", 16), ("mp4", 24), ("mp4", 30), ("mkv", 24), ("webm", 30)])
 def test_a_recorder_of_aiortcs_gets_the_times_right(ending, fps, tmp_path):
     """To 1/30 of a second, which is all that it keeps."""
     path = tmp_path / f"a.{ending}"

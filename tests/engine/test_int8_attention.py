@@ -30,7 +30,7 @@ def engine(request) -> Iterator[LongLiveEngine]:
     device, values8 = request.param
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("longlive_optimized.engine.stream.values_in_8_bits", lambda *where: values8)
-        yield LongLiveEngine("tiny", OptimizationConfig(height=32, width=64), device)
+        yield LongLiveEngine("tiny", OptimizationConfig(height=32, width=64, vae_type="tae"), device)
 
 
 def blocks(engine, stream, *prompts, **wishes) -> list[torch.Tensor]:

@@ -47,7 +47,8 @@ def engine_with(lora, ranks=None):
 
 
 def small_engine(ranks):
-    return LongLiveEngine("tiny", OptimizationConfig(denoising_steps=(1000, 500), **SIZE), "cpu", ranks=ranks)
+    config = OptimizationConfig(denoising_steps=(1000,), vae_type="tae", **SIZE)
+    return LongLiveEngine("tiny", config, "cpu", ranks=ranks)
 
 
 def everything(engine, lora, brief=False):
@@ -96,7 +97,7 @@ def led(lora):
             with pytest.raises(RuntimeError, match=r"rank 1 follows rank 0: let it call engine.follow\(\)"):
                 engine.open_stream()
             engine.follow()
-            return {number: stream.history for number, stream in ranks._streams.items()}
+            return {number: stream.history for number, stream in ranks._requests.streams.items()}
         made = everything(engine, lora)
         with pytest.raises(TypeError, match="request must be a BlockRequest"):
             engine.generate_block("a fox")

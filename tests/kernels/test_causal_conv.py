@@ -204,6 +204,9 @@ REAL = {
     "level-3": ((Kind.CAUSAL, 96, 96, (120, 104), 4, "identity"), {}),
     "up": ((Kind.UP, 192, 96, (60, 52), 3), {}),
 }
+# In float32 Triton's tiles are small, and its interpreter takes seconds. What differs in these cases, outputs, history
+# and more channels or pixels, is of no dtype: bfloat16 finds it.
+SLOW = ("causal-192-in-3-tiles", "causal-384", "identity", "shortcut", "no-act", "no-raw", "no-history")
 ALL = [pytest.param(c, id=n) for n, c in (CASES | ODD).items()]
 ALL += [pytest.param(c, id=n, marks=pytest.mark.gpu) for n, c in REAL.items()]
 
@@ -211,6 +214,8 @@ ALL += [pytest.param(c, id=n, marks=pytest.mark.gpu) for n, c in REAL.items()]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", ALL)
 def test_matches_float64(run, backend, device, case, dtype):
+    if truncated(backend, device) and dtype == torch.float32 and case in map(CASES.get, SLOW):
+        pytest.skip("an interpreter is slow")
     shape, options = case
     net = Network(*shape).rounded(dtype)
     args = arguments(net, device, **options)
@@ -256,8 +261,9 @@ def test_folding_an_enlarged_frame_changes_roundings_only():
 @pytest.mark.parametrize(("channels", "act"), [(96, True), (384, True), (384, False)])
 def test_adds_in_place(run, backend, device, channels, act):
     """The residual stream is advanced where it lies, also where 384 channels are computed in two parts."""
-    kind = Kind.POINT if (backend, device) == ("triton", "cpu") else Kind.CAUSAL  # an interpreter is slow
-    net = Network(kind, channels, channels, (9, 18), 2, "identity").rounded(torch.bfloat16)
+    # An interpreter is slow: there a point of 136 pixels, which are two tiles of it.
+    kind, size = (Kind.POINT, (8, 17)) if truncated(backend, device) else (Kind.CAUSAL, (9, 18))
+    net = Network(kind, channels, channels, size, 2, "identity").rounded(torch.bfloat16)
     apart, args = arguments(net, device, act=act), arguments(net, device, act=act)
     run(*apart.values())
     args["raw"], args["raw_frames"] = args["residual"], args["residual_frames"]

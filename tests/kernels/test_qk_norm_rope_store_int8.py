@@ -7,7 +7,7 @@ import torch
 
 from longlive_optimized.kernels.qk_norm_rope_store import qk_norm_rope_store, qk_norm_rope_store_int8
 from support.emulated import run_on_a_cpu
-from support.keys import SLOTS, SPARE, check_integers, mixed, runs_of, scales_of, turns
+from support.keys import SLOTS, SPARE, check_integers, mixed, runs_of, scales_of, traced_heads, turns
 from support.spoiled import other_device, other_order
 
 OP = qk_norm_rope_store_int8
@@ -207,7 +207,7 @@ def test_bad_input_is_named_and_nothing_written(backend, device, name, spoil):
 
 
 def test_registered_properly(device):
-    args = inputs(torch.float32, device, slots=(0, 5))
+    args = inputs(torch.float32, device, slots=(0, 5), head_dim=traced_heads(device))
     for name in ("k_scale", "v_ring", "k_sink"):  # opcheck compares them, and NaN is not equal to itself
         args[name] = torch.zeros_like(args[name])
     torch.library.opcheck(OP.torch_op, (*args.values(), EPS))

@@ -7,7 +7,7 @@ import torch
 
 from longlive_optimized.kernels.quantize_keys import dequantize_keys, quantize_keys
 from support.graphs import captured
-from support.keys import SPARE, check_integers, mixed, runs_of, scales_of
+from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, traced_heads
 from support.spoiled import other_device, other_order
 
 OP = quantize_keys
@@ -178,7 +178,7 @@ def test_frames_of_no_whole_runs_are_refused(backend, device):
 
 
 def test_registered_properly(device):
-    args = inputs(torch.float32, device)
+    args = inputs(torch.float32, device, head_dim=traced_heads(device))
     args["k_scale"].zero_()  # opcheck compares, and NaN is not equal to itself
     torch.library.opcheck(OP.torch_op, tuple(args.values()))
 

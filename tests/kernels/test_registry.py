@@ -107,9 +107,10 @@ def test_the_choice_is_logged_once(args, monkeypatch, caplog):
     assert [r.getMessage() for r in caplog.records] == ["modulate_norm runs on reference"]
 
 
-@pytest.mark.parametrize(("value", "outcome"), [("reference", "reference"), ("", "None"), ("gpu", "ValueError")])
+@pytest.mark.parametrize(("value", "outcome"), [("reference", "reference"), ("", "None")])
 def test_the_environment_can_force(value, outcome):
+    """What it must not be, the command line's tests say."""
     code = "from longlive_optimized.kernels import registry; print(registry.forced())"
     env = {**os.environ, "LONGLIVE_BACKEND": value, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert outcome in (done.stderr if done.returncode else done.stdout)
+    assert done.stdout.strip() == outcome

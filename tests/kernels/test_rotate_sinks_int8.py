@@ -5,22 +5,23 @@ import torch
 
 from longlive_optimized.kernels.rotate_sinks import rotate_sinks, rotate_sinks_int8
 from support.graphs import captured
-from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, turns
+from support.keys import SPARE, check_integers, mixed, runs_of, scales_of, traced_heads, turns
 
 OP = rotate_sinks_int8
 HEAD_DIM, TIME_PAIRS, UNWRITTEN = 128, 22, -128
 NAMES = ("k_sink", "rope_time", "rope_space", "k_offset", "k_ring", "k_scale")
 
 
-def case(dtype, device, layers=2, sinks=3, tokens=8, heads=3, slots=8) -> dict:
+def case(dtype, device, layers=2, sinks=3, tokens=8, heads=3, slots=8, head_dim=HEAD_DIM) -> dict:
     """The rings hold what is never written: -128 and NaN."""
     torch.manual_seed(0)
+    time_pairs = head_dim // 2 - 2 * (head_dim // 6)
     args = (
-        torch.randn(layers, sinks, tokens, heads, HEAD_DIM).to(device, dtype),
-        turns(sinks, TIME_PAIRS, dtype=dtype, device=device),
-        turns(tokens, HEAD_DIM // 2 - TIME_PAIRS, dtype=dtype, device=device),
-        torch.randn(layers, heads, HEAD_DIM, device=device),
-        torch.full((layers, slots, tokens, heads, HEAD_DIM), UNWRITTEN, dtype=torch.int8, device=device),
+        torch.randn(layers, sinks, tokens, heads, head_dim).to(device, dtype),
+        turns(sinks, time_pairs, dtype=dtype, device=device),
+        turns(tokens, head_dim // 2 - time_pairs, dtype=dtype, device=device),
+        torch.randn(layers, heads, head_dim, device=device),
+        torch.full((layers, slots, tokens, heads, head_dim), UNWRITTEN, dtype=torch.int8, device=device),
         torch.full((layers, heads, slots * tokens // 8 + SPARE), torch.nan, device=device),
     )
     return dict(zip(NAMES, args, strict=True))
@@ -122,7 +123,7 @@ def test_frames_of_no_whole_runs_are_refused(backend, device):
 
 
 def test_registered_properly(device):
-    args = case(torch.float32, device)
+    args = case(torch.float32, device, head_dim=traced_heads(device))
     args["k_scale"].zero_()  # opcheck compares, and NaN is not equal to itself
     torch.library.opcheck(OP.torch_op, tuple(args.values()))
 

@@ -57,6 +57,7 @@ def prompt_switch() -> str:
             if part.name == "first pictures":
                 body.append(_mark(LEFT + at * scale, top, f"first new picture, {at:.0f} ms"))
     body.append(_text(LEFT, 24, "Enter, half-way through a block: how long until the new prompt is seen", size=14))
+    body.append(_text(LEFT, 42, "blue: the prompt is encoded; violet: pictures are decoded", colour=PALE))
     return _picture(body, 54 + len(SIZES) * (ROW + 34))
 
 

@@ -11,6 +11,12 @@ def turns(*shape: int, dtype: torch.dtype, device: torch.device | str) -> torch.
     return torch.stack((angle.cos(), angle.sin()), -1).to(device, torch.promote_types(dtype, torch.float32))
 
 
+def traced_heads(device: torch.device | str) -> int:
+    """Channels of a head for an operator that is traced: as many as the CUDA kernel takes, or a few on a CPU, where
+    tracing all steps of mixing 128 takes seconds."""
+    return 128 if torch.device(device).type == "cuda" else 8
+
+
 def mixed(x: torch.Tensor) -> torch.Tensor:
     """By a Hadamard matrix, element by element of it, of as many channels as a power of two divides a head's."""
     size = x.shape[-1] & -x.shape[-1]

@@ -19,9 +19,18 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
+def _context() -> multiprocessing.context.BaseContext:
+    """Of new processes. Without CUDA, which cannot be forked, they have torch and the package as they begin."""
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["longlive_optimized.engine.engine", "transformers.models.umt5.modeling_umt5"])
+    return context
+
+
 def start_ranks(folder: Path, count: int, work: Callable, *args) -> list:
     """``work(*args)`` in so many new processes, with what torchrun would set; ``result_of`` has what it returns."""
-    context, port = multiprocessing.get_context("spawn"), str(_free_port())
+    context, port = _context(), str(_free_port())
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = []
     for rank in range(count):

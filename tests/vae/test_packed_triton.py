@@ -45,7 +45,7 @@ def on_triton(monkeypatch):
 class TestInterpreted:
     def test_decodes_as_the_reference_does(self, on_triton):
         enter, ran = on_triton
-        codec = PackedCodec(randomised(VaeConfig(base=16)))
+        codec = PackedCodec(randomised(VaeConfig(base=8)))
         parts = [noise(1, (1, 1), seed) for seed in range(2)]
         want = decode(codec, parts)
         with enter():

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from longlive_optimized.weights import CheckpointError
 from longlive_optimized.weights.files import open_checkpoint
-from longlive_optimized.weights.load import check, load_generator, load_text_encoder, load_vae
+from longlive_optimized.weights.load import check, load_generator, load_vae
+from longlive_optimized.weights.text import load_text_encoder
 
 CHECKPOINTS = ["generator", "lora", "vae", "text"]
 HTML = b"\n<!DOCTYPE html>\n<html><body>404</body></html>"

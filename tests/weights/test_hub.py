@@ -23,7 +23,7 @@ from longlive_optimized.weights.checksums import digest
 from longlive_optimized.weights.load import check
 from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.published import Repository, Wishes, as_repository
-from support.hub import LONGLIVE, PIECE, VIDEO, WAN, WAN_AI, Repo, alone, contents, is_large
+from support.hub import LONGLIVE, PIECE, VIDEO, WAN, WAN_AI, Repo, is_large
 
 TOKEN = "hf_averysecrettokenofatester"
 MODEL = Repository(LONGLIVE)
@@ -33,17 +33,6 @@ NEEDED = {
     VIDEO: {"umt5-xxl-enc-fp8_e4m3fn.safetensors"},
 }
 BASE = "longlive_base.pt"
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory):
-    return contents(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture
-def hub(files, tmp_path, monkeypatch):
-    with alone(files, tmp_path, monkeypatch) as hub:
-        yield hub
 
 
 def size_of(hub, needed=NEEDED):

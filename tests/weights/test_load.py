@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from longlive_optimized.weights import CheckpointError, load
-from longlive_optimized.weights.load import check, load_generator, load_text_encoder, load_vae, read_generator
+from longlive_optimized.weights.load import check, load_generator, load_vae, read_generator
 from longlive_optimized.weights.locate import locate
 from longlive_optimized.weights.random_checkpoint import TINY
+from longlive_optimized.weights.text import load_text_encoder
 from support import networks
 
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 
 from longlive_optimized.vae.state import CausalState
 from longlive_optimized.weights import random_checkpoint
-from longlive_optimized.weights.load import check, load_generator, load_text_encoder, load_vae
+from longlive_optimized.weights.load import check, load_generator, load_vae
 from longlive_optimized.weights.locate import VAE_FILES, locate
 from longlive_optimized.weights.random_checkpoint import TINY, make_checkpoint
 from longlive_optimized.weights.random_tokenizer import write_tokenizer
+from longlive_optimized.weights.text import load_text_encoder
 from support.networks import stored
 
 

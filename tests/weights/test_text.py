@@ -283,7 +283,7 @@ class TestKept:
                 check_text(files, "cpu", "int8", keep=True)
         with monkeypatch.context() as patch:
             patch.setattr(kept.shutil, "disk_usage", lambda _: type("", (), {"free": 10})())
-            with pytest.raises(OSError, match=r"^keep_text_int8: .* has too little room, \S+ GB are needed"):
+            with pytest.raises(OSError, match=r"^keep_text_int8: .* has too little room, [\d.]+ [kM]B are needed"):
                 check_text(files, "cpu", "int8", keep=True)
         check_text(files, "cpu", "int8", keep=True)
 

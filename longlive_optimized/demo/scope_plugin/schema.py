@@ -18,7 +18,7 @@ from scope.core.pipelines.base_schema import (  # pyright: ignore[reportMissingI
 
 from ... import __version__
 from ...config import PRESETS
-from ...weights.locate import CONTROL_FILE
+from ...weights.published import CONTROL_FILE
 from .call_params import Corner as CORNERS
 from .home import docs_url
 from .load_params import ESTIMATED_VRAM, LoadParams

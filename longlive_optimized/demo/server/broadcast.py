@@ -171,21 +171,30 @@ class Broadcast:
 
 
 class Rate:
-    """How many there were a second, of late."""
+    """How many there were a second, of late: since the first one, or the last silence, where that is not long ago."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque()
+        self._first = 0.0
 
     def note(self, now: float) -> None:
         """There was one more."""
+        self._forget(now)
+        if not self._times:
+            self._first = now
         self._times.append(now)
-        self.at(now)
 
     def at(self, now: float) -> float:
-        """So many a second until now."""
+        """So many a second until now; 0 where there was one alone."""
+        self._forget(now)
+        since = now - self._first
+        if since >= RATE_WINDOW:
+            return len(self._times) / RATE_WINDOW
+        return (len(self._times) - 1) / since if len(self._times) > 1 else 0.0
+
+    def _forget(self, now: float) -> None:
         while self._times and self._times[0] < now - RATE_WINDOW:
             self._times.popleft()
-        return len(self._times) / RATE_WINDOW
 
 
 def to_yuv(frame: np.ndarray) -> np.ndarray:

@@ -6,18 +6,25 @@ import asyncio
 import contextlib
 import queue
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import av
-from aiortc import MediaStreamTrack, RTCRtpReceiver, RTCRtpTransceiver
+from aiortc import MediaStreamTrack, RTCRtpCodecParameters, RTCRtpReceiver, RTCRtpTransceiver
 from aiortc.jitterbuffer import JitterBuffer
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtcpByePacket
 
 from .encoding import is_key_frame
+from .whole_frames import EncodedFrame, FrameBuffer, begins_video, can_replace
+
+if TYPE_CHECKING:
+    from aiortc.jitterbuffer import JitterFrame
 
 MOST_UNDECODED = 30  # frames that may wait for the decoder; more are dropped, up to the next key frame
 LOOK_SECONDS = 0.2  # between two looks at what comes
 STUCK = 5  # looks at which packets came and no frame
+# aiortc has no public names for them: what makes frames of packets, and their way to the decoder's thread.
+BUFFER, QUEUE = "_RTCRtpReceiver__jitter_buffer", "_RTCRtpReceiver__decoder_queue"
 
 
 class Intake:
@@ -29,8 +36,10 @@ class Intake:
     def __init__(self, transceiver: RTCRtpTransceiver, take: Callable[[av.VideoFrame], None]):
         self._transceiver, self._receiver, self._take = transceiver, transceiver.receiver, take
         self._gate = Gate()
-        # aiortc has no public name for it: encoded frames go through it to the decoder's thread.
-        vars(self._receiver)["_RTCRtpReceiver__decoder_queue"] = self._gate
+        self._ends_frames = _can_end_frames(self._receiver)
+        vars(self._receiver)[QUEUE] = self._gate
+        if self._ends_frames:
+            self._make_buffer()
         _outlive_goodbyes(self._receiver)
         self._draining: asyncio.Future | None = None
         self._asking: asyncio.Future | None = None
@@ -87,11 +96,16 @@ class Intake:
             elif heard != before:
                 stuck += 1
             if stuck >= STUCK:
-                vars(self._receiver)["_RTCRtpReceiver__jitter_buffer"] = JitterBuffer(capacity=512, is_video=True)
+                self._make_buffer()
                 self._gate.whole, stuck = False, 0
             if not self._gate.whole:
                 for source in heard:
                     await self._receiver._send_rtcp_pli(source)
+
+    def _make_buffer(self) -> None:
+        """Forget all packets that came."""
+        buffer = FrameBuffer() if self._ends_frames else JitterBuffer(capacity=512, is_video=True)
+        vars(self._receiver)[BUFFER] = buffer
 
 
 class Gate(queue.Queue):
@@ -107,14 +121,23 @@ class Gate(queue.Queue):
         self.frames = 0
 
     def put(self, item: tuple | None, block: bool = True, timeout: float | None = None) -> None:
-        if item is not None:
-            self.frames += 1
-            room = self.wanted and self.qsize() < MOST_UNDECODED
-            codec, frame = item
-            self.whole = room and (self.whole or is_key_frame(codec.name, frame.data))
-            if not self.whole:
-                return
-        super().put(item, block, timeout)
+        if item is None:
+            super().put(None, block, timeout)
+            return
+        codec, frame = item
+        self._offer(codec, frame)
+        for one in getattr(frame, "later", ()):
+            one.timestamp += frame.timestamp
+            self._offer(codec, one)
+
+    def _offer(self, codec: RTCRtpCodecParameters, frame: JitterFrame | EncodedFrame) -> None:
+        self.frames += 1
+        gap = getattr(frame, "after_gap", False)
+        room = self.wanted and self.qsize() < MOST_UNDECODED
+        begins = is_key_frame(codec.name, frame.data) and (not gap or begins_video(codec.name, frame.data))
+        self.whole = room and (begins or (self.whole and not gap))
+        if self.whole:
+            super().put((codec, frame))
 
     def drop(self) -> None:
         """Leave out what waits, but not the decoder's end."""
@@ -124,6 +147,12 @@ class Gate(queue.Queue):
                 ended |= self.get_nowait() is None
         if ended:
             super().put(None)
+
+
+def _can_end_frames(receiver: RTCRtpReceiver) -> bool:
+    """Whether the installed aiortc is one whose frames can be taken when they are whole; else they are a frame late."""
+    held = vars(receiver)
+    return can_replace(held.get(BUFFER)) and isinstance(held.get(QUEUE), queue.Queue)
 
 
 def _outlive_goodbyes(receiver: RTCRtpReceiver) -> None:

@@ -109,6 +109,7 @@ async function greet(message) {
   prompts.suggest(guide.suggestions);
   settings.offerSizes(guide.sizes);
   at("guide-help").textContent = guide.help;
+  if (guide.builtin) at("ideas-title").textContent = "It knows shapes. Try";
   at("prompt").maxLength = guide.limits?.prompt ?? 2000;
   at("model-name").textContent = guide.builtin ? "the built-in model" : guide.name;
 }
@@ -142,8 +143,8 @@ function showBlock(block) {
   const { stats } = block, wanted = wantedFps(state.effective);
   chart.add(stats.block_ms, (1e3 * block.frames) / wanted, block.model_fps ?? block.shown_fps);
   const rows = [
-    ["block", stats.block_ms.toFixed(0), "ms"], ["frame", stats.current_ms.toFixed(1), "ms"], ["p99", stats.p99_ms.toFixed(1), "ms"],
-    ["engine", stats.fps.toFixed(1), "fps"], ["shown", block.shown_fps.toFixed(1), "fps"], ["arriving", stage.rate.toFixed(1), "fps"],
+    ["block", stats.block_ms.toFixed(0), "ms"], ["frame", stats.current_ms.toFixed(1), "ms"], ["frame, p99", stats.p99_ms.toFixed(1), "ms"],
+    ["engine, mean", stats.fps.toFixed(1), "fps"], ["shown", block.shown_fps.toFixed(1), "fps"], ["arriving", stage.rate.toFixed(1), "fps"],
     ["prompt, engine", stats.prompt_switch_ms ? (stats.prompt_switch_ms / 1e3).toFixed(2) : "–", "s"],
     ["Enter to picture", arrived ? arrived.seconds.toFixed(2) : "–", "s"], ["frames", stats.frame_count, ""],
   ];

@@ -17,7 +17,7 @@ export class Story {
     this.#replay = replay;
     this.#toast = toast;
     at("replaying-stop").addEventListener("click", stop);
-    at("story-save").addEventListener("click", () => this.#with((story) => download(new Blob([JSON.stringify(story, null, 2)], { type: "application/json" }), `longlive-story-${stamp()}.json`)));
+    at("story-save").addEventListener("click", () => this.#with((story) => this.#save(story)));
     at("story-again").addEventListener("click", () => this.#with((story) => this.#replay(story)));
     at("story-load").addEventListener("click", () => at("story-file").click());
     picks("story-file", (file) => this.#play(file));
@@ -56,6 +56,12 @@ export class Story {
       if (!quiet) this.#toast(`No story: ${error.message}`);
     }
     this.#busy = false;
+  }
+
+  #save(story) {
+    download(new Blob([JSON.stringify(story, null, 2)], { type: "application/json" }), `longlive-story-${stamp()}.json`);
+    const loras = Object.keys(story.loras ?? {});
+    this.#toast(`The story is saved${loras.length ? `: to make it again, put it beside ${loras.join(", ")}` : ""}`);
   }
 
   async #play(file) {
