@@ -109,7 +109,7 @@ def test_forwards_that_8_bits_cannot_make_are_counted():
     engine = LongLiveEngine("tiny", OptimizationConfig(**SIZE, precision="int8", positions="base"), "cpu")
     assert engine.stream.precision == "int8" and engine.stream.ring.holds_int8
     engine.model.blocks[-1].ffn_out.int8_scale[0] = float("nan")  # behind all keys and values
-    report, _ = gate.run(engine, "tiny", ["ultra"], seeds=1, blocks=1)
+    report, _ = gate.run(engine, "tiny", ["ultra"], seeds=1, blocks=1, tell=print)
     row = report["presets"]["ultra"]
     assert row["not_finite_int8"] == 2 and row["max_flow_error_int8"] == 0 < row["context_worst_int8"] < 0.1
     assert len(gate.failures(report)) == 2
@@ -126,7 +126,7 @@ def test_every_part_and_layer_changes_something(engine):
 
 def test_the_gate_wants_base_positions(engine):
     with pytest.raises(ValueError, match="positions must be 'base'"):
-        gate.run(engine, "tiny", ["speed"], seeds=1, blocks=1)
+        gate.run(engine, "tiny", ["speed"], seeds=1, blocks=1, tell=print)
 
 
 def test_the_vae_in_int8_has_bounds_of_its_own():

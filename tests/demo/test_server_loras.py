@@ -14,7 +14,19 @@ import torch
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
 
-from demo.test_server_story import CIRCLE, SIZE, SQUARE, Watched, made, played, same, stop, told_blocks, until
+from demo.test_server_story import (
+    CIRCLE,
+    SIZE,
+    SQUARE,
+    Watched,
+    made,
+    played,
+    replayed,
+    same,
+    stop,
+    told_blocks,
+    until,
+)
 from demo.test_server_streams import feed_of, working
 
 from longlive_optimized import LongLiveEngine, generate
@@ -88,11 +100,13 @@ def with_loras(**settings):
     return decorate
 
 
-async def told(viewer: Viewer, **scales: float) -> dict:
-    """The state in which these scales are in force."""
-    return await viewer.wait_for(
-        lambda m: m["type"] == "state" and m["effective"]["loras"] == {"ink": INK, "oil": OIL} | scales
-    )
+async def told(viewer: Viewer, last: dict | None = None, **scales: float) -> dict:
+    """The state in which these scales are in force: the ``last`` one that was heard, or a later one."""
+
+    def is_so(message: dict) -> bool:
+        return message["type"] == "state" and message["effective"]["loras"] == {"ink": INK, "oil": OIL} | scales
+
+    return last if last and is_so(last) else await viewer.wait_for(is_so)
 
 
 def listed(**scales: float) -> list[dict]:
@@ -124,12 +138,12 @@ async def test_a_lora_is_turned_for_all_streams(source, sessions, http):
     await until(lambda: told_blocks(main) > 2 and told_blocks(lobby) > 2)
     scene, at = lobby.feed.frames.scene, told_blocks(lobby)
     assert (await one.ask("settings", loras={"ink": -0.5}))["type"] == "done"
-    state = await two.wait_for(lambda m: m["type"] == "state" and m["changed"] == "settings")
-    assert state["by"] == "viewer 1" and state["loras"] == listed(ink=-0.5)
-    state = await guest.wait_for(lambda m: m["type"] == "state" and m["changed"] == "loras")
-    assert state["by"] == "viewer 1 of main" and state["loras"] == listed(ink=-0.5)
-    for viewer in (one, two, guest):
-        await told(viewer, ink=-0.5)
+    seen = await two.wait_for(lambda m: m["type"] == "state" and m["changed"] == "settings")
+    assert seen["by"] == "viewer 1" and seen["loras"] == listed(ink=-0.5)
+    heard = await guest.wait_for(lambda m: m["type"] == "state" and m["changed"] == "loras")
+    assert heard["by"] == "viewer 1 of main" and heard["loras"] == listed(ink=-0.5)
+    for viewer, last in ((one, None), (two, seen), (guest, heard)):
+        await told(viewer, last, ink=-0.5)
     assert all(map(torch.equal, weights(source.engine), weights(fresh(source, ink=-0.5))))
     assert [scales for _, scales in source.merges] == [{"ink": -0.5, "oil": OIL}]
     await until(lambda: told_blocks(lobby) > at + 3)
@@ -165,11 +179,10 @@ async def test_a_story_turns_no_faster_than_a_viewer(source, sessions, http, mon
     story |= {"loras": {"ink.safetensors": 0}}
     wanted = played(Story.read(sessions.worker.loras.ours(Story.read(story))), fresh(source, ink=0.0, oil=0.0))
     assert (await viewer.ask("replay", story=story))["type"] == "done"
-    await until(lambda: room.feed.replaying is None and told_blocks(room) >= 4)
+    shown = await replayed(room, source, 4)
     assert np.diff([at for at, _ in source.merges]).min() > 0.49
     assert [scales["ink"] for _, scales in source.merges] == [0.0, 0.1, 0.2, 0.3]
-    begin = len(source.blocks) - told_blocks(room)
-    assert same(source.blocks[begin : begin + 4], wanted)
+    assert same(shown, wanted)
     await viewer.leave()
 
 
@@ -229,7 +242,7 @@ async def test_what_is_no_scale_changes_nothing(source, sessions, http):
     await viewer.leave()
 
 
-@with_loras(private=True)
+@with_loras(private=True, keep_seconds=0.2)
 async def test_nobody_turns_what_strangers_see(source, sessions, http):
     """On a server of private streams, the one that is called like the shared one too."""
     for stream in ("/s/mine", "/s/main"):
@@ -338,9 +351,7 @@ async def test_a_session_is_replayed_to_the_last_bit(source, sessions, http, tmp
     source.blocks.clear()
     await viewer.ask("set_paused", paused=False)
     assert (await viewer.ask("replay", story=story))["type"] == "done"
-    await until(lambda: room.feed.replaying is None and told_blocks(room) >= count)
-    begin = len(source.blocks) - told_blocks(room)
-    assert same(source.blocks[begin : begin + count], first)
+    assert same(await replayed(room, source, count), first)
     state = await told(viewer, ink=1.5, oil=0.0)
     assert state["loras"] == listed(ink=1.5, oil=0.0)
     again = (await http.get("/story")).json()
@@ -356,9 +367,7 @@ async def test_a_story_without_loras_is_played_without_them(source, sessions, ht
     await made(source, 1)
     source.blocks.clear()
     assert (await viewer.ask("replay", story=plain))["type"] == "done"
-    await until(lambda: room.feed.replaying is None and told_blocks(room) >= 3)
-    begin = len(source.blocks) - told_blocks(room)
-    assert same(source.blocks[begin : begin + 3], wanted)
+    assert same(await replayed(room, source, 3), wanted)
     await told(viewer, ink=0.0, oil=0.0)
     await viewer.leave()
 

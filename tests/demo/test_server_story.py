@@ -30,6 +30,7 @@ class Watched:
         self.config = ScopeOptimizationConfig.preset_balanced(**SIZE, enable_latency_overlay=False)
         self.engine = LongLiveEngine("tiny", OptimizationConfig.of(self.config), "cpu", loras=loras)
         self.blocks: list[tuple[np.ndarray, torch.Tensor]] = []
+        self.last = 0, 0  # how many there were when the last one came, and how many its stream's story had
 
     def open(self, config, snapshot=None):
         pipeline = OptimizedScopePipeline.on(self.engine, config, warm=True, snapshot=snapshot)
@@ -38,6 +39,7 @@ class Watched:
         def next_block(**source):
             block = make(**source)
             self.blocks.append((block.numpy().copy(), pipeline.stream.history[-3:].clone()))
+            self.last = len(self.blocks), pipeline.story().blocks
             return block
 
         pipeline.next_block = next_block
@@ -85,6 +87,13 @@ def told_blocks(room):
     """How many blocks the session's story has."""
     story = room.feed.story()
     return story.blocks if story else 0
+
+
+async def replayed(room, source, count):
+    """The first blocks of the story that is being replayed, when it has been; one of before may have been under way."""
+    await until(lambda: room.feed.replaying is None and source.last[1] >= count)
+    blocks, told = source.last
+    return source.blocks[blocks - told : blocks - told + count]
 
 
 def same(one, other):
@@ -149,10 +158,7 @@ async def test_a_session_is_replayed_to_the_last_bit(source, room, http):
     assert (await viewer.ask("replay", story=told))["type"] == "done"
     state = await viewer.wait_for(lambda m: m["type"] == "state" and m["replaying"] and m["replaying"]["block"] > 2)
     assert state["replaying"]["blocks"] == count
-    # A block of before may have been under way.
-    await until(lambda: room.feed.replaying is None and told_blocks(room) >= count)
-    begin = len(source.blocks) - room.feed.story().blocks
-    assert same(source.blocks[begin : begin + count], first)
+    assert same(await replayed(room, source, count), first)
     await viewer.wait_for(lambda m: m["type"] == "state" and m["replaying"] is None and m["prompt"] == SQUARE)
     await until(lambda: told_blocks(room) > count)  # and it goes on
     again = room.feed.story().as_dict()
