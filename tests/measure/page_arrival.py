@@ -17,9 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.chromium import chromium, is_live, show
+from support.chromium import live_page, show
 from support.looks import LOOK
-from support.served import serving
 
 GROUNDS = "a yellow triangle rests on a brown desert", "a yellow triangle rests on a black night"
 SAID = re.compile(r"Seen ([\d.]+) s after Enter · the engine took ([\d.]+) s")
@@ -52,10 +51,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     options = "--model", "tiny", "--preset", arguments.preset, "--height", "64", "--width", "96"
-    with serving(*options) as (_, address), chromium() as browser:
-        page = browser.new_page(viewport={"width": 960, "height": 640})
-        page.goto(address)
-        is_live(page)
+    with live_page(*options, viewport={"width": 960, "height": 640}) as page:
         found = measure(page, arguments.prompts)
     columns = {
         "page": [row[0] for row in found],

@@ -20,8 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from longlive_optimized import Video
-from support.chromium import chromium, is_live, show
-from support.served import serving
+from support.chromium import live_page, show
 
 SIZE = {"width": 760, "height": 580}
 SHOWN = (608, 464)
@@ -67,10 +66,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     file = parser.parse_args().file
     options = "--model", "tiny", "--preset", "balanced", "--height", "64", "--width", "96"
-    with serving(*options) as (_, address), chromium() as browser:
-        page = browser.new_page(viewport=SIZE, color_scheme="dark")
-        page.goto(address)
-        is_live(page)
+    with live_page(*options, viewport=SIZE, color_scheme="dark") as page:
         show(page, PROMPTS[1])
         page.wait_for_timeout(6000)
         film, begun = Film(page), time.time()

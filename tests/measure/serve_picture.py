@@ -13,8 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.chromium import chromium, is_live, show, tab
-from support.served import serving
+from support.chromium import live_page, show, tab
 
 SIZE = {"width": 1280, "height": 760}
 SEEN = 1500  # ms until a prompt's picture is kept
@@ -32,10 +31,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     file = parser.parse_args().file
     options = "--model", "tiny", "--preset", "quality_stream", "--height", "64", "--width", "96"
-    with serving(*options) as (_, address), chromium() as browser:
-        page = browser.new_page(viewport=SIZE, color_scheme="dark")
-        page.goto(address)
-        is_live(page)
+    with live_page(*options, viewport=SIZE, color_scheme="dark") as page:
         for prompt in PROMPTS:
             show(page, prompt)
             page.wait_for_timeout(SEEN)

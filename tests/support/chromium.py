@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from .served import serving
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
 expect = sync_api.expect
 expect.set_options(timeout=20_000)  # for busy machines
@@ -65,6 +67,16 @@ def faultless_page(browser, width: int = 960, height: int = 640, **how) -> Itera
 def is_live(page) -> None:
     """Wait until pictures come."""
     expect(page.locator("#pill")).to_have_text(re.compile("live"), timeout=60_000)
+
+
+@contextlib.contextmanager
+def live_page(*options: str, **how) -> Iterator[sync_api.Page]:
+    """The page of ``serve`` with these options, when pictures come."""
+    with serving(*options) as (_, address), chromium() as browser:
+        page = browser.new_page(**how)
+        page.goto(address)
+        is_live(page)
+        yield page
 
 
 def plays(page, frames: int) -> dict:
