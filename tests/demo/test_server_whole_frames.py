@@ -11,13 +11,14 @@ import pytest
 pytest.importorskip("aiortc")
 
 import aioice.ice
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCRtpSender
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection
 from aiortc.jitterbuffer import JitterBuffer
 from aiortc.rtp import RtpPacket
 
 from longlive_optimized.demo.server import whole_frames
 from longlive_optimized.demo.server.intake import BUFFER, QUEUE, Gate, Intake
 from longlive_optimized.demo.server.whole_frames import CAPACITY, EncodedFrame, FrameBuffer, begins_video
+from support.one_way import join
 
 
 def packet(number, time, data=b"", marker=0, ssrc=1):
@@ -348,13 +349,7 @@ async def received(track, codec, seconds, anew=False):
     one = Intake(receiver.addTransceiver("video", "recvonly"), lambda frame: taken.append(now()))
     receiver.on("track", one.follow)
     one.want(True)
-    sender.addTrack(track)
-    codecs = [known for known in RTCRtpSender.getCapabilities("video").codecs if known.mimeType == f"video/{codec}"]
-    sender.getTransceivers()[0].setCodecPreferences(codecs)
-    await sender.setLocalDescription(await sender.createOffer())
-    await receiver.setRemoteDescription(sender.localDescription)
-    await receiver.setLocalDescription(await receiver.createAnswer())
-    await sender.setRemoteDescription(receiver.localDescription)
+    await join(sender, receiver, track, codec)
     end = now() + seconds
     while now() < end and len(taken) < track._count:
         if anew and len(taken) == 2:

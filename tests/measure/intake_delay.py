@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import aioice.ice
 import numpy as np
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender
+from aiortc import RTCConfiguration, RTCPeerConnection
 from aiortc.jitterbuffer import JitterBuffer
 
 from longlive_optimized.demo.server.intake import BUFFER, Intake
+from support.one_way import join
 from support.painted import numbered, read_number
 from support.sent import Sent
 
@@ -96,15 +97,9 @@ async def measure(kind: type[Intake], codec: str, fps: int, args: argparse.Names
     intake = kind(receiver.addTransceiver("video", "recvonly"), take)
     receiver.on("track", intake.follow)
     intake.want(True)
-    sender.addTrack(track)
-    codecs = [known for known in RTCRtpSender.getCapabilities("video").codecs if known.mimeType == f"video/{codec}"]
-    sender.getTransceivers()[0].setCodecPreferences(codecs)
-    await sender.setLocalDescription(await sender.createOffer())
-    await receiver.setRemoteDescription(sender.localDescription)
-    await receiver.setLocalDescription(await receiver.createAnswer())
+    await join(sender, receiver, track, codec)
     for i, peer in enumerate((sender, receiver)):
         hinder(peer, args.loss, args.way / 1000, random.Random(args.seed + i))
-    await sender.setRemoteDescription(receiver.localDescription)
     while track.sent < track.count:
         await asyncio.sleep(0.1)
     await asyncio.sleep(3)
