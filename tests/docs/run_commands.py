@@ -315,7 +315,7 @@ RUN: dict[str, Run] = {
     ),
     "pytest -m gpu tests/engine/test_graphs.py": selects("pytest -m gpu tests/engine/test_graphs.py"),
     # docs/scope.md, docs/tinyworld.md
-    "pytest tests/demo/test_scope_plugin.py tests/parity": Run(prints=PASSED, where="checkout"),
+    "pytest tests/demo/test_scope_plugin*.py tests/parity": Run(prints=PASSED, where="checkout"),
     "python -m longlive_optimized.tinyworld.evaluate sheet --prompts 4 --png FILE": Run(
         'python -m longlive_optimized.tinyworld.evaluate sheet --prompts 4 --png sheet.png && python -c "import av; '
         "a, b = (next(av.open(name).decode(video=0)).to_ndarray(format='rgb24').astype(int) "

@@ -58,11 +58,11 @@ def least_noise():
     assert session.SMALLEST_NOISE == 0.1
 
 
-@says(SCOPE, "`pytest tests/demo/test_scope_plugin.py tests/parity` runs the plugin under a double of scope")
+@says(SCOPE, "`pytest tests/demo/test_scope_plugin*.py tests/parity` runs the plugin under a double of scope")
 @says(SCOPE, "Over the data channel, as messages. scope repeats what it was sent with every call")
 @lists(SCOPE, "Where it differs on purpose", "item")
 def under_the_double(place: Place):
-    place.passes("tests/demo/test_scope_plugin.py tests/parity")
+    place.passes("tests/demo/test_scope_plugin*.py tests/parity")
 
 
 @lists(SCOPE, "Parameters", "item")
