@@ -12,24 +12,33 @@ from ..vae.wan.model import WanVae
 from ..video_time import BLOCK_FRAMES, pixel_of
 from . import coupling
 from .autoencode import encode, normalise
-from .networks import Size
+from .nearest import captions, sample_text, wordings
 from .render import render, send
 from .vocabulary import LONGEST, batch_of_ids
 from .world import Scene, caption, sample_scene
 
-LENGTH = 27  # latent frames of a clip in the bank
+LENGTH = 27  # latent frames of a clip in the bank that never changes scene
 CUTS = (3, 6, 9, 12, 15)  # where a clip of the bank may turn into another scene: block boundaries
+AFTER = 6  # latent frames from there on
+_AGAIN = 0.15  # share of these where the same is said in other words, and goes on
 _WORDINGS = 4  # captions of each scene in the bank
+_LOOSE = 0.25  # share of the scenes that no sentence says, but words at random
 _ENCODED = 60  # clips that are encoded at once
 
 
 def clips(
-    scenes: list[tuple[Scene, ...]], centres: Tensor, latents: int, cut: int | None, size: Size, device: torch.device
+    scenes: list[tuple[Scene, ...]],
+    centres: Tensor,
+    latents: int,
+    cut: int | None,
+    size: tuple[int, int],
+    device: torch.device,
+    anew: Tensor | None = None,
 ) -> Tensor:
     """Frames [B, 3, 4 latents - 3, H, W] in [-1, 1] of shapes that begin at ``centres``, see ``render``; ``cut``: the
-    latent frame at which the second scene begins."""
+    latent frame at which the second scene begins, at ``anew``."""
     at = None if cut is None else pixel_of(cut)
-    frames = render(scenes, centres, 4 * latents - 3, size.height, size.width, at, device)
+    frames = render(scenes, centres, 4 * latents - 3, *size, at, device, anew=anew)
     return frames.movedim(-1, 1) / 127.5 - 1
 
 
@@ -44,22 +53,30 @@ class Clips(NamedTuple):
     latents: Tensor  # [B, frames, C, h, w]
     before: Tensor  # ids [B, L] of captions of the scene before the cut
     after: Tensor  # and from there on
-    marks: Tensor  # int64 [B, 3]: the layout that they begin with, see ``coupling``
+    marks: Tensor  # int64 [B, 3]: the layout that the last scene begins with, see ``coupling``; -1 where one goes on
+
+
+class _Said(NamedTuple):
+    """A scene, and texts that are read as it."""
+
+    scene: Scene
+    texts: list[str]
 
 
 class Bank:
-    """``count`` encoded clips of training scenes, of which half never change scene and the others do at one of CUTS;
-    and three times as many openings, which are one block long.
+    """``count`` encoded clips of training scenes of one size, of which a sixth never changes scene and the others do at
+    one of CUTS; and four thirds as many openings, which are one block long.
 
     It lies on ``device`` and is drawn from there by torch's generator for it: nothing waits for the host.
     """
 
-    def __init__(self, vae: WanVae, size: Size, count: int, seed: int, device: torch.device):
+    def __init__(self, vae: WanVae, size: tuple[int, int], count: int, seed: int, device: torch.device):
         self._vae, self._size, self._device = vae, size, device
         random, generator = Random(seed), torch.Generator().manual_seed(seed)
-        self._openings = self._make(3 * count, BLOCK_FRAMES, None, random, generator)
-        shares = {None: count // 2} | {cut: -(-count // (2 * len(CUTS))) for cut in CUTS}
-        self._groups = {cut: self._make(share, LENGTH, cut, random, generator) for cut, share in shares.items()}
+        self._openings = self._make(4 * count // 3, BLOCK_FRAMES, None, random, generator)
+        lengths = {None: LENGTH} | {cut: cut + AFTER for cut in CUTS}
+        share = -(-count // len(lengths))
+        self._groups = {cut: self._make(share, frames, cut, random, generator) for cut, frames in lengths.items()}
 
     def draw(self, cut: int | None, count: int) -> Clips:
         """``count`` random clips that change scene at latent frame ``cut``, float32, in one of their wordings."""
@@ -76,25 +93,44 @@ class Bank:
         return Clips(group.latents[index].float(), before, after, group.marks[index])
 
     def _make(self, count: int, frames: int, cut: int | None, random: Random, generator: torch.Generator) -> Clips:
-        scenes = [tuple(sample_scene(random, held_out=False) for _ in range(2)) for _ in range(count)]
-        first, second = zip(*scenes, strict=True)
-        size = self._size.height, self._size.width
-        marks = coupling.draw(count, size, generator)
-        centres = coupling.centres(marks, first, size)
-        latents, batch = [], _ENCODED * LENGTH // frames
+        before = after = [_say(random) for _ in range(count)]
+        marks = coupling.draw(count, self._size, generator)
+        first = second = [said.scene for said in before]
+        centres = anew = coupling.centres(marks, first, self._size)
+        if cut is not None:
+            again = torch.rand(count, 1, generator=generator) < _AGAIN
+            after = [_reworded(old, random) if same else _say(random) for old, same in zip(before, again, strict=True)]
+            second = [said.scene for said in after]
+            moved = centres + coupling.velocities(first, self._size)[:, None] * pixel_of(cut)
+            marks = coupling.draw(count, self._size, generator)
+            anew = torch.where(again[:, None], moved, coupling.centres(marks, second, self._size, begins=False))
+            marks = marks.masked_fill(again, -1)
+        scenes = [*zip(first, second, strict=True)]
+        latents, batch = [], max(1, _ENCODED * LENGTH // frames)
         for some in (slice(start, start + batch) for start in range(0, count, batch)):
-            made = clips(scenes[some], centres[some], frames, cut, self._size, self._device)
+            made = clips(scenes[some], centres[some], frames, cut, self._size, self._device, anew[some])
             latents.append(self._encode(made))
-        before = self._wordings(first, random)
-        after = before if cut is None else self._wordings(second, random)
-        return Clips(torch.cat(latents), before, after, marks.to(self._device))
+        ids = self._ids(before)
+        return Clips(torch.cat(latents), ids, ids if cut is None else self._ids(after), marks.to(self._device))
 
     @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:
         frames = frames.to(self._vae.conv2.weight.dtype).contiguous(memory_format=torch.channels_last_3d)
         return normalise(encode(self._vae, frames)[0].float()).to(torch.bfloat16)
 
-    def _wordings(self, scenes: tuple[Scene, ...], random: Random) -> Tensor:
-        """Ids [scenes, _WORDINGS, L] of captions, L = LONGEST."""
-        texts = [caption(scene, random) for scene in scenes for _ in range(_WORDINGS)]
-        return batch_of_ids(texts, LONGEST).view(len(scenes), _WORDINGS, -1).to(self._device)
+    def _ids(self, said: list[_Said]) -> Tensor:
+        """Ids [scenes, _WORDINGS, LONGEST] of what is said."""
+        ids = batch_of_ids([text for each in said for text in each.texts], LONGEST)
+        return ids.view(len(said), _WORDINGS, -1).to(self._device)
+
+
+def _say(random: Random) -> _Said:
+    """A scene of the training combinations in some wordings: sentences, or words at random."""
+    if random.random() < _LOOSE:
+        text, scene = sample_text(random)
+        return _Said(scene, wordings(text, scene, _WORDINGS, random))
+    return _reworded(_Said(sample_scene(random, held_out=False), []), random)
+
+
+def _reworded(said: _Said, random: Random) -> _Said:
+    return _Said(said.scene, captions(said.scene, _WORDINGS, random))

@@ -1,4 +1,5 @@
-"""Trained stages to a checkpoint in LongLive's public layout, which the engine loads like any other.
+"""Trained stages to a checkpoint in LongLive's public layout, which the engine loads like any other; and back, so that
+training goes on from what was shipped.
 
 ``python -m longlive_optimized.tinyworld.export TRAINED FOLDER`` with the folder that ``train`` has filled.
 """
@@ -11,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..weights.locate import VAE_FILES
+from ..weights.load import load_generator
+from ..weights.locate import VAE_FILES, locate
 from ..weights.lora import adapter_shapes
 from ..weights.random_checkpoint import write_small_vaes
-from .checkpoint import load, save
+from .checkpoint import half, load, named, save
 from .networks import SIZES, Size, new_text, new_transformer, new_vae
 from .vocabulary import write_tokenizer
 
@@ -44,6 +46,21 @@ def export(trained: Path, folder: Path, size: Size) -> None:
     save(folder / _WAN / VAE_FILES["wan"], _rounded(vae.state_dict()))
     save(folder / _WAN / "models_t5_umt5-xxl-enc-bf16.pth", _rounded(text.state_dict()))
     write_small_vaes(folder)
+
+
+def take(model: str | Path, out: Path, size: Size) -> None:
+    """Write the stages' files as if they had been trained to the weights of ``model``, a folder or 'tiny'.
+
+    Raises FileNotFoundError where it is no checkpoint, RuntimeError where it is one of another size or vocabulary.
+    """
+    files = locate(model)
+    vae, text = new_vae(size, 0), new_text(size, 0)
+    for part, path in ((vae, files.vae), (text, files.text)):
+        part.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    transformer = load_generator(files, torch.device("cpu"), torch.float32)
+    for stage, parts in {"vae": {"vae": vae}, "flow": {"model": transformer, "text": text}}.items():
+        content = {"step": 0, "seconds": 0.0, "done": True, "average": half(named(parts))}
+        save(out / f"{stage}.pt", content)
 
 
 def _rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

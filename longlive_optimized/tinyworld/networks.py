@@ -11,7 +11,7 @@ from ..model.config import ModelConfig
 from ..model.transformer import Transformer
 from ..vae.config import VaeConfig
 from ..vae.wan.model import WanVae
-from .render import NATIVE
+from . import render
 from .umt5 import TextConfig, TextNetwork
 from .vocabulary import pieces
 
@@ -21,18 +21,17 @@ _LOG_VARIANCE = -5.0  # of the first latents' noise
 
 @dataclass(frozen=True)
 class Size:
-    """Dimensions of everything, and of the frames that it is trained on."""
+    """Dimensions of everything, and of the frames, height and width, that it is trained on: most on the first."""
 
     model: ModelConfig
     vae: VaeConfig
     text: TextConfig
-    height: int
-    width: int
+    frames: tuple[tuple[int, int], ...]
 
 
-def _size(model: ModelConfig, vae: VaeConfig, height: int, width: int) -> Size:
+def _size(model: ModelConfig, vae: VaeConfig, *frames: tuple[int, int]) -> Size:
     text = TextConfig(len(pieces()), dim=model.text_dim, ffn_dim=2 * model.text_dim, heads=4, layers=2)
-    return Size(model, vae, text, height, width)
+    return Size(model, vae, text, frames)
 
 
 SIZES = {
@@ -40,14 +39,14 @@ SIZES = {
     "tiny": _size(
         ModelConfig(dim=256, ffn_dim=448, freq_dim=128, num_heads=2, num_layers=5, text_len=48, text_dim=64),
         VaeConfig(base=16, multipliers=(1, 2, 2, 2)),
-        *NATIVE,
+        *render.SIZES,
     ),
     # To try the training out on a CPU.
     "micro": _size(
         ModelConfig(dim=64, ffn_dim=128, freq_dim=32, num_heads=1, num_layers=2, text_len=24, text_dim=16),
         VaeConfig(base=8, multipliers=(1, 2, 2, 2)),
-        32,
-        48,
+        (32, 48),
+        (48, 32),
     ),
 }
 

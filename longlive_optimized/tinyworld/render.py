@@ -13,6 +13,7 @@ from ..weights.locate import TINY_SIZE
 from .world import COLOURS, FORMS, GROUNDS, MAX_SHAPES, MOTIONS, Scene
 
 NATIVE = TINY_SIZE
+SIZES = (NATIVE, (192, 128), (128, 128), (96, 144))  # height and width, that the built-in model is trained at
 GRID = 8  # shapes start on whole latent cells, and there cross one in four frames: few cases for a narrow VAE
 SILHOUETTE = 190.0  # of 255
 _SHADE = 0.06  # the ground is so much lighter at the top and darker at the bottom
@@ -27,12 +28,13 @@ class Scale(NamedTuple):
 
 
 def scale_of(height: int, width: int) -> Scale:
-    """The world's lengths in frames of that size: they grow with the shorter side. Raises ValueError."""
+    """The world's lengths in frames of that size: they grow with the shorter side up to some size, beyond which there
+    is more room between shapes. Raises ValueError."""
     for name, value in (("height", height), ("width", width)):
         if not isinstance(value, int) or value < 32 or value % 16:
             raise ValueError(f"{name} must be a multiple of 16 from 32 on, got {value!r}")
-    side = min(height, width)
-    return Scale(radius=side * 0.15, speed=side / 32, apart=side * 0.4)
+    side = min(height, width, 96)
+    return Scale(radius=side * 0.15, speed=min(side, 64) / 32, apart=side * 0.4)
 
 
 def form_distance(form: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -41,7 +43,8 @@ def form_distance(form: Tensor, y: Tensor, x: Tensor) -> Tensor:
     triangle = torch.maximum(ax * math.cos(math.pi / 6) - y * 0.5 - 0.55, y - 0.72)  # its top is at y = -1.1
     bars = torch.minimum(torch.maximum(ax - 0.34, ay - 1.0), torch.maximum(ax - 1.0, ay - 0.34))
     distances = {"circle": (x * x + y * y).sqrt() - 0.94, "square": torch.maximum(ax, ay) - 0.84}
-    distances |= {"triangle": triangle, "cross": bars}
+    ring = ((x * x + y * y).sqrt() - 0.72).abs() - 0.24
+    distances |= {"triangle": triangle, "cross": bars, "ring": ring}
     result = torch.zeros_like(x)
     for index, name in enumerate(FORMS):
         result = torch.where(form == index, distances[name], result)
@@ -80,12 +83,13 @@ def render(
     cut: int | None = None,
     device: torch.device | str = "cpu",
     silhouettes: bool = False,
+    anew: Tensor | None = None,
 ) -> Tensor:
     """uint8 frames [B, T, H, W, 3] of B clips, whose shapes leave on one side and come back on the other.
 
-    scenes: one for each clip, or two, of which the second begins at frame ``cut``; shapes keep their places, shape by
-    shape in the scenes' order. centres [B, MAX_SHAPES, 2]: where they stand in frame 0, see ``layouts``.
-    silhouettes: all shapes grey, on black.
+    scenes: one for each clip, or two, of which the second begins at frame ``cut``. centres [B, MAX_SHAPES, 2]: where
+    shapes stand in frame 0, see ``layouts``. anew [B, MAX_SHAPES, 2]: where they stand in frame ``cut``; without it
+    they keep their places, shape by shape in the scenes' order. silhouettes: all shapes grey, on black.
     """
     radius, speed, _ = scale_of(height, width)
     time = torch.arange(frames, device=device)
@@ -99,9 +103,11 @@ def render(
         ground, colour = torch.zeros_like(ground), torch.full_like(colour, SILHOUETTE)
     shade = 1 + _SHADE * (1 - 2 * y / (height - 1))
     picture = ground[:, :, :, None, None] * shade.expand(height, width)  # [B, T, 3, H, W]
-    centres = send(centres, device)
+    places = send(centres, device)[:, None] + moved[:, :, None]  # [B, T, MAX_SHAPES, 2]
+    if anew is not None and cut is not None:
+        places[:, cut:] += (send(anew, device) - places[:, cut])[:, None]
     for i in range(MAX_SHAPES):
-        centre = centres[:, i, None] + moved
+        centre = places[:, :, i]
         dy, dx = (_wrap(p - centre[..., a, None, None], n) for a, p, n in ((0, y, height), (1, x, width)))
         dy, dx = torch.broadcast_tensors(dy / radius, dx / radius)
         cover = (0.5 - radius * form_distance(form[:, :, i, None, None], dy, dx)).clamp(0, 1)

@@ -2,9 +2,10 @@
 
 All blocks of a stream are denoised at once, each at its own noise level, from the clean latents before it, as the
 script says. Pasts are not only the clips' own: half are disturbed by noise, some are the network's guesses, so that it
-goes on well from what it will have made itself. Where a stream begins, the noise decides on its layout (``coupling``);
-whatever follows is decided by the past: so few steps can make it, and half of the noise levels are those of the
-presets' steps. Openings are the hardest to learn and the quickest to train on: they come first, and most often.
+goes on well from what it will have made itself. Where a stream begins, or shows another scene than its prompt says, the
+noise decides on the layout (``coupling``); whatever follows is decided by the past: so few steps can make it, and half
+of the noise levels are those of the presets' steps. Such first blocks are the hardest to learn and the quickest to
+train on: they come first, and most often.
 """
 
 from __future__ import annotations
@@ -23,22 +24,25 @@ from ..video_time import BLOCK_FRAMES, pixel_of
 from . import coupling
 from .adherence import tally, videos_of
 from .checkpoint import load
-from .data import Bank, Clips, tokens
+from .data import AFTER, Bank, Clips, tokens
 from .forward import forward
 from .networks import Size, new_text, new_transformer, new_vae
 from .sample import Streams
 from .score import score
 from .script import Script
 from .stage import Sample
-from .tasks import NOW, PAST, SINKS, Task, draw_task, opening
+from .tasks import NOW, SINKS, Task, draw_task, opening
 from .world import Scene, sample_scene
 
 _DISTURBED = 0.3  # largest noise level in the past that is not declared
 _OPENINGS_UNTIL = 0.25  # share of the first training that is openings only
 _OPENINGS = 8  # of them in the place of one stream
+_FEW = 15  # rows of a task of which there are twice as many in a batch
 _GUESSES_FROM, _GUESSES_EVERY = 0.5, 3  # share of the training after which pasts are guesses; and in which steps
 _DECIDES = 0.9  # noise level from which the noise says where shapes stand; below, what lies under it does
 _LEAST = 0.01  # noise level that is trained
+_WHOLE = 0.6  # share of the steps and clips that are of the first size
+_STRANGE = 0.2  # share of the streams before a change whose past is not of one scene; as many fade into noise
 _SCHEDULES = [make_schedule((1000, 750, 500, 250), kind) for kind in ("longlive", "scope")]
 
 
@@ -94,7 +98,7 @@ class FlowStage:
         self.text = new_text(size, seed).to(device, dtype)
         self.parts: dict[str, nn.Module] = {"model": self.model, "text": self.text}
         self._levels = torch.tensor([step.sigma for schedule in _SCHEDULES for step in schedule], device=device)
-        self._passes: dict[Task, nn.Module] = {}
+        self._passes: dict[tuple[Task, torch.Size], nn.Module] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._steps = 0
 
@@ -102,25 +106,37 @@ class FlowStage:
         """Draw from other random numbers from here on, and other clips; if trained before, without openings alone."""
         self._openings_until = 0.0 if again else _OPENINGS_UNTIL
         self.random = Random(seed)
-        self.bank = Bank(self.vae, self.size, self.clips, seed, self.device)
+        most, *others = self.size.frames
+        shares = {most: _WHOLE if others else 1.0} | dict.fromkeys(others, (1 - _WHOLE) / max(1, len(others)))
+        self._shares = [*shares.values()]
+        self.banks = [
+            Bank(self.vae, frames, round(self.clips * share), seed + i, self.device)
+            for i, (frames, share) in enumerate(shares.items())
+        ]
 
     def losses(self, batch: int, progress: float) -> dict[str, Tensor]:
-        """The flow's mean squared error over all denoised frames, and over those of streams' first blocks."""
-        task = opening() if progress < self._openings_until else draw_task(self.random)
-        rows, clip, other = _rows(task, self.device), *self._clips(task, batch)
+        """The flow's mean squared error over all denoised frames, and over those of first blocks: of streams, and after
+        a change."""
+        (bank,) = self.random.choices(self.banks, self._shares)
+        only = progress < self._openings_until
+        task = opening() if only else draw_task(self.random, plain=bank is not self.banks[0])
+        rows, clip, other = _rows(task, self.device), *self._clips(task, bank, batch)
         latents = torch.stack((clip.latents, other.latents))[rows.which, :, rows.frame].transpose(0, 1)
         prompts = self._prompts(task, clip, other)
         sigma = self._noise_levels(rows, len(latents))
         x = torch.where(
             rows.is_noisy[:, None, None, None],
             _in_noise(task, clip, sigma, latents),
-            self._past(task, latents, prompts, progress),
+            self._past(task, clip, latents, prompts, progress),
         )
         flow = self._flow(task, x, 1000 * sigma, prompts)
         # The flow leads from x to the clip, also where something else lies under the noise.
         wanted = (x - latents) / sigma.clamp(min=_LEAST)[:, :, None, None, None]
         errors = (flow.float() - wanted).square().mean((0, 2, 3, 4))[rows.noisy]
-        return {"loss": errors.mean()} | ({"first": errors[:BLOCK_FRAMES].mean()} if task.begins else {})
+        losses = {"loss": errors.mean()}
+        if task.decided is not None:
+            losses["first" if task.cut is None else "changed"] = errors[:BLOCK_FRAMES].mean()
+        return losses
 
     @torch.no_grad()
     def sample(self, count: int, blocks: int = 10) -> Sample:
@@ -128,7 +144,7 @@ class FlowStage:
         and of the second."""
         before, after = ([sample_scene(self.random, held_out=True) for _ in range(count)] for _ in range(2))
         streams, made = Streams(self.model, self._embed(before)), []
-        latent = self.size.model.in_dim, self.size.height // 8, self.size.width // 8
+        latent = self.size.model.in_dim, *(side // 8 for side in self.size.frames[0])
         shape = len(_SCHEDULES[0]), count, BLOCK_FRAMES, *latent
         for block in range(blocks):
             if block == blocks // 2:
@@ -145,9 +161,10 @@ class FlowStage:
 
     def _flow(self, task: Task, *given: Tensor) -> Tensor:
         """Flow of a task's rows from latents, timesteps and prompts, until the next call."""
-        if task not in self._passes:
-            self._passes[task] = self._new_passes(task, *given)
-        return self._passes[task](*given)
+        key = task, given[0].shape
+        if key not in self._passes:
+            self._passes[key] = self._new_passes(task, *given)
+        return self._passes[key](*given)
 
     @torch.enable_grad()
     def _new_passes(self, task: Task, x: Tensor, timesteps: Tensor, prompts: Tensor) -> nn.Module:
@@ -162,20 +179,20 @@ class FlowStage:
     def _embed(self, scenes: list[Scene]) -> Tensor:
         return self.text(tokens(scenes, self.random, self.device), self.size.model.text_len)
 
-    def _clips(self, task: Task, batch: int) -> tuple[Clips, Clips]:
+    def _clips(self, task: Task, bank: Bank, batch: int) -> tuple[Clips, Clips]:
         """The streams' clips, and those of the sinks, which are the same ones in half of the steps."""
         if task.opening:
-            clip = self.bank.draw_openings(_OPENINGS * batch)
+            clip = bank.draw_openings(_OPENINGS * batch)
             return clip, clip
-        clip, other = self.bank.draw(task.cut, batch), self.bank.draw(task.cut, batch)
+        if len(task.script.rows) <= _FEW:
+            batch *= 2
+        clip, other = bank.draw(task.cut, batch), bank.draw(task.cut, batch)
         return clip, clip if self.random.random() < 0.5 else other
 
     def _prompts(self, task: Task, clip: Clips, other: Clips) -> Tensor:
-        """Embeddings [B, P, text_len, text_dim] of NOW, PAST and SINKS, as far as the task has them; a stream keeps to
-        one wording."""
-        ids = {NOW: clip.after, PAST: clip.before, SINKS: other.before}
-        if other is clip:
-            ids[SINKS] = ids[NOW] if task.cut is None else ids[PAST]
+        """Embeddings [B, P, text_len, text_dim] of NOW and SINKS, as far as the task has them; a stream keeps to one
+        wording."""
+        ids = {NOW: clip.after, SINKS: clip.after if other is clip and task.cut is None else other.before}
         roles = range(1 + max(row.prompt for row in task.script.rows))
         encoded = self.text(torch.cat([ids[role] for role in roles]), self.size.model.text_len)
         return torch.stack(encoded.chunk(len(roles)), 1)
@@ -188,16 +205,17 @@ class FlowStage:
         levels = self._levels[(step * 2 * len(self._levels)).long().clamp(max=len(self._levels) - 1)]
         return rows.is_noisy * torch.where(step < 0.5, levels, level)
 
-    def _past(self, task: Task, latents: Tensor, prompts: Tensor, progress: float) -> Tensor:
+    def _past(self, task: Task, clip: Clips, latents: Tensor, prompts: Tensor, progress: float) -> Tensor:
         """What is shown of the past, for every row: the clips, or what the network makes of them."""
         self._steps += 1
         if task.opening:
             return latents
-        if progress >= _GUESSES_FROM and self._steps % _GUESSES_EVERY == 0:
+        if task.guessed and progress >= _GUESSES_FROM and self._steps % _GUESSES_EVERY == 0:
             return self._guesses(task, latents, prompts)
         # Noise of which the network is not told, in half of the streams.
         strength = _DISTURBED * torch.rand(len(latents), 1, 1, 1, 1, device=self.device)
-        return latents + strength * (torch.rand_like(strength) < 0.5) * torch.randn_like(latents)
+        past = latents + strength * (torch.rand_like(strength) < 0.5) * torch.randn_like(latents)
+        return past if task.cut is None else _estranged(task, clip, past)
 
     @torch.no_grad()
     def _guesses(self, task: Task, latents: Tensor, prompts: Tensor) -> Tensor:
@@ -213,13 +231,33 @@ class FlowStage:
 def _in_noise(task: Task, clip: Clips, sigma: Tensor, latents: Tensor) -> Tensor:
     """Latents [B, R, C, h, w] in noise of levels sigma [B, R].
 
-    Where a stream begins in much of it, the noise decides on the clip's layout. What lies under it is another stream's
+    Where a scene begins in much of it, the noise decides on the clip's layout. What lies under it is another stream's
     then: a step that follows the first one finds there a layout that other noise had decided on.
     """
     s, noise = sigma[:, :, None, None, None], torch.randn_like(latents)
     x = (1 - s) * latents + s * noise
-    if task.begins:
-        first, s = slice(BLOCK_FRAMES), s[:, :BLOCK_FRAMES]
+    if task.decided is not None:
+        first = slice(task.decided, task.decided + BLOCK_FRAMES)
+        s = s[:, first]
         begun = coupling.write((1 - s) * latents.roll(1, 0)[:, first] + s * noise[:, first], clip.marks)
-        x[:, first] = torch.where(s >= _DECIDES, begun, x[:, first])
+        decides = (s >= _DECIDES) & (clip.marks[:, :1, None, None, None] >= 0)
+        x[:, first] = torch.where(decides, begun, x[:, first])
     return x
+
+
+def _estranged(task: Task, clip: Clips, past: Tensor) -> Tensor:
+    """The past of streams before a change, as it comes about where prompts are new or strange: its older blocks show
+    some other scene, or the one that is asked for, or all of it fades into noise. A past that goes on stays."""
+    rows, batch, cut = _rows(task, past.device), len(past), cast("int", task.cut)
+    old = ~rows.is_noisy & (rows.frame < cut) & (clip.marks[:, :1] >= 0)  # [B, R]
+    older = old & (rows.frame < BLOCK_FRAMES * torch.randint(cut // BLOCK_FRAMES, (batch, 1), device=past.device))
+    kind = torch.rand(batch, 1, device=past.device)
+    asked_for = clip.latents[:, torch.where(rows.frame < cut, cut + rows.frame % AFTER, rows.frame)]
+    fading = torch.rand(batch, 1, device=past.device) * (kind > 1 - _STRANGE)
+    for chosen, shown in (
+        (older & (kind < _STRANGE / 2), past.roll(1, 0)),
+        (older & (kind >= _STRANGE / 2) & (kind < _STRANGE), asked_for),
+        (old, torch.lerp(past, torch.randn_like(past), fading[:, :, None, None, None])),
+    ):
+        past = torch.where(chosen[:, :, None, None, None], shown, past)
+    return past

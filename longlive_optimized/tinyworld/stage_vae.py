@@ -67,7 +67,7 @@ class VaeStage:
             if weight.ndim == 5:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
         self.parts: dict[str, nn.Module] = {"vae": self.vae}
-        self._reconstructions: dict[int, nn.Module] = {}  # by latent frames
+        self._reconstructions: dict[torch.Size, nn.Module] = {}  # by the frames' shape
         self._steps = 0
 
     def begin(self, seed: int, again: bool = False) -> None:
@@ -81,15 +81,15 @@ class VaeStage:
         frames = self._clips(max(1, batch * 5 // latents), latents)
         places = latents, frames.shape[3] // 8, frames.shape[4] // 8
         noise = torch.randn(len(frames), self.size.vae.z_dim, *places, device=self.device)
-        if latents not in self._reconstructions:
-            self._reconstructions[latents] = self._new_reconstruction(frames, noise)
-        return dict(zip(_LOSSES, self._reconstructions[latents](frames, noise), strict=True))
+        if frames.shape not in self._reconstructions:
+            self._reconstructions[frames.shape] = self._new_reconstruction(frames, noise)
+        return dict(zip(_LOSSES, self._reconstructions[frames.shape](frames, noise), strict=True))
 
     @torch.no_grad()
     def sample(self, count: int) -> Sample:
         """Clips after the way through the VAE, and its noise; pictures of each clip before and after."""
         scenes = [sample_scene(self.random, held_out=True) for _ in range(count)]
-        frames = self._render([(scene,) for scene in scenes], _LATENTS[-1], None)
+        frames = self._render([(scene,) for scene in scenes], _LATENTS[-1], None, self.size.frames[0])
         made = torch.cat([_decode(self.vae, _encode(self.vae, some)[0]) for some in frames.split(8)])
         error = (made.clamp(-1, 1) - frames).square().mean().item()
         before, after = (list(to_uint8(part).permute(0, 2, 3, 4, 1).cpu()) for part in (frames, made))
@@ -101,8 +101,8 @@ class VaeStage:
     @torch.no_grad()
     def finish(self) -> None:
         """Give the latents the mean and deviation that the engine expects of them."""
-        means = torch.cat([_encode(self.vae, self._clips(8, _LATENTS[-1]))[0] for _ in range(16)])
-        latents = means.transpose(0, 1).flatten(1).double()
+        clips = (_encode(self.vae, self._clips(8, _LATENTS[-1]))[0] for _ in range(16))
+        latents = torch.cat([means.transpose(0, 1).flatten(1) for means in clips], 1).double()
         fold_statistics(self.vae, latents.mean(1), latents.std(1).clamp(min=_SMALLEST_STD))
 
     def _new_reconstruction(self, *sample: Tensor) -> nn.Module:
@@ -114,10 +114,11 @@ class VaeStage:
 
     def _clips(self, batch: int, latents: int) -> Tensor:
         pairs = [tuple(sample_scene(self.random, held_out=False) for _ in range(2)) for _ in range(batch)]
-        return self._render(pairs, latents, self.random.choice((None, *range(1, latents))))
+        cut, size = self.random.choice((None, *range(1, latents))), self.random.choice(self.size.frames)
+        return self._render(pairs, latents, cut, size)
 
-    def _render(self, scenes: list, latents: int, cut: int | None) -> Tensor:
+    def _render(self, scenes: list, latents: int, cut: int | None, size: tuple[int, int]) -> Tensor:
         generator = torch.Generator().manual_seed(self.random.getrandbits(31))
-        centres = layouts(len(scenes), self.size.height, self.size.width, generator)
-        frames = clips(scenes, centres, latents, cut, self.size, self.device)
+        centres, anew = (layouts(len(scenes), *size, generator) for _ in range(2))
+        frames = clips(scenes, centres, latents, cut, size, self.device, anew)
         return frames.contiguous(memory_format=torch.channels_last_3d)

@@ -1,5 +1,5 @@
-"""What the flow stage trains on: a stream's first block, its first blocks, its midst, or a change of prompt, as scripts
-over clips."""
+"""What the flow stage trains on: a stream's first block, its first blocks, its midst, or a change of prompt and what
+follows, as scripts over clips."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from functools import cache
 from random import Random
 
 from ..video_time import BLOCK_FRAMES
-from .data import CUTS
+from .data import AFTER, CUTS
 from .script import Script
 
-# Prompts of a script's rows: of what is denoised; of what came before a change of prompt; and of the sinks, where an
-# even earlier prompt made them.
-NOW, PAST, SINKS = range(3)
+NOW, SINKS = range(2)  # prompts of a script's rows: of what is denoised; and of sinks that an earlier prompt made
 
 _FRAMES = 8 * BLOCK_FRAMES  # of a script that is no switch
-_AFTER = 4 * BLOCK_FRAMES  # frames under the new prompt
-_FAR = tuple(BLOCK_FRAMES * n for n in (8, 9, 11, 15, 23, 39, 71, 135, 199, 263, 334))  # where a midst begins
+_FAR = tuple(BLOCK_FRAMES * n for n in (8, 15, 39, 135, 334))  # where a midst begins
+_SHARES = {"opening": 5, "change": 7, "beginning": 2, "midst": 3, "switch": 3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,31 +28,36 @@ class Task:
     script: Script
     sources: list[tuple[int, int]]
     cut: int | None  # the latent frame at which the clip changes scene
-
-    @property
-    def begins(self) -> bool:
-        """Whether its first row is a stream's first frame, made from noise."""
-        return self.script.rows[0].noisy
+    decided: int | None  # the first row of the block on whose layout the noise decides
 
     @property
     def opening(self) -> bool:
         """Whether it is one block and nothing else."""
         return len(self.script.passes) == 1
 
+    @property
+    def guessed(self) -> bool:
+        """Whether a pass sees as clean what another denoises."""
+        rows = [*zip(self.script.rows, self.sources, strict=True)]
+        return bool({source for row, source in rows if row.noisy} & {source for row, source in rows if not row.noisy})
 
-def draw_task(random: Random) -> Task:
-    """An opening, the hardest and the shortest, as often as one of the others, for one of the windows in which a block
-    sees the one before it."""
-    if random.random() < 0.5:
-        return opening()
-    window = random.choice((12, 12, 12, 9))
-    kind = random.choice(("beginning", "midst", "midst", "switch", "switch"))
-    if kind == "beginning":
-        return beginning(window)
-    if kind == "midst":
-        positions = random.choice(("relative", "relative", "base"))
-        return midst(window, positions, _FAR[0] if positions == "relative" else random.choice(_FAR))
-    return switch(window, random.choice(CUTS))
+
+def draw_task(random: Random, plain: bool = False) -> Task:
+    """One of the kinds of tasks, for one of the windows in which a block sees the one before it; ``plain``: for the
+    window and the positions that streams have if nothing else is said."""
+    window = 12 if plain else random.choice((12, 12, 12, 9))
+    match random.choices([*_SHARES], [*_SHARES.values()])[0]:
+        case "opening":
+            return opening()
+        case "change":
+            return switch(window, random.choice(CUTS), 1)
+        case "beginning":
+            return beginning(window)
+        case "midst":
+            positions = "relative" if plain else random.choice(("relative", "relative", "base"))
+            return midst(window, positions, _FAR[0] if positions == "relative" else random.choice(_FAR))
+        case _:
+            return switch(12, random.choice(CUTS))
 
 
 @cache
@@ -62,7 +65,7 @@ def opening() -> Task:
     """The first block of a stream."""
     script = Script()
     script.noisy(0, NOW)
-    return Task(script, [(0, row.frame) for row in script.rows], None)
+    return Task(script, [(0, row.frame) for row in script.rows], None, 0)
 
 
 @cache
@@ -72,7 +75,7 @@ def beginning(window: int) -> Task:
     for start in range(0, _FRAMES, BLOCK_FRAMES):
         script.noisy(start, NOW)
         script.clean(start, NOW)
-    return Task(script, [(0, row.frame) for row in script.rows], None)
+    return Task(script, [(0, row.frame) for row in script.rows], None, 0)
 
 
 @cache
@@ -92,18 +95,25 @@ def midst(window: int, positions: str, first: int) -> Task:
         row.frame: (1, row.frame) if row.frame < BLOCK_FRAMES else (0, row.frame - first + BLOCK_FRAMES)
         for row in script.rows
     }
-    return Task(script, [place[row.frame] for row in script.rows], None)
+    return Task(script, [place[row.frame] for row in script.rows], None, None)
 
 
 @cache
-def switch(window: int, cut: int) -> Task:
-    """A stream up to frame ``cut``, its window once more under the next prompt, and four blocks under that."""
+def switch(window: int, cut: int, blocks: int = AFTER // BLOCK_FRAMES) -> Task:
+    """A stream at frame ``cut``: its window under the next prompt, and ``blocks`` under that.
+
+    Passes whose keys nothing sees are left out: of what was before, only the sinks stay that a recache leaves as they
+    are, and the last block has no context pass.
+    """
     script = Script(window)
-    old_sinks = cut > window  # then the recache leaves them as they are
-    for start in range(0, cut, BLOCK_FRAMES):
-        script.clean(start, SINKS if old_sinks and start == 0 else PAST)
+    old_sinks = cut > window
+    if old_sinks:
+        script.clean(0, SINKS)
     script.recache(cut, NOW)
-    for start in range(cut, cut + _AFTER, BLOCK_FRAMES):
+    first = len(script.rows)
+    for start in range(cut, cut + blocks * BLOCK_FRAMES, BLOCK_FRAMES):
+        if start > cut:
+            script.clean(start - BLOCK_FRAMES, NOW)
         script.noisy(start, NOW)
-        script.clean(start, NOW)
-    return Task(script, [(int(old_sinks and row.frame < BLOCK_FRAMES), row.frame) for row in script.rows], cut)
+    sources = [(int(old_sinks and row.frame < BLOCK_FRAMES), row.frame) for row in script.rows]
+    return Task(script, sources, cut, first)

@@ -1,12 +1,14 @@
-"""The world's words as a tokenizer: one piece a word, in the form of umT5's; any other text has ids too.
+"""The world's words as a tokenizer, in the form of umT5's: one piece a word.
 
-The file is what the text room reads. ``ids`` gives the same numbers for captions with no library, for training.
+A word is read by the longest known one that it begins with: ``circles`` is ``circle`` and ``<unk>``. A word that begins
+with none is ``<unk>``. The file is what the text room reads; ``ids`` gives the same numbers with no library, for
+training.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import string
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,24 +18,40 @@ from torch import Tensor
 
 from .world import words
 
-_SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2 as in umT5
+_SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 _BEGIN = "\u2581"  # the mark of a word's beginning
 _MARKS = ",."
 EOS = 1
-LONGEST = 24  # ids that a caption may have
+UNKNOWN = 2
+LONGEST = 40  # ids that a text of the training may have
 
 
 @cache
 def pieces() -> tuple[str, ...]:
-    """Every piece, in the order of ids: words, and what spells others: marks, letters, digits, bytes."""
-    single = [*_MARKS, _BEGIN, *string.ascii_lowercase, *string.digits]
-    return (*_SPECIAL, *(_BEGIN + word for word in words()), *single, *(f"<0x{byte:02X}>" for byte in range(256)))
+    """Every piece, in the order of ids: words and marks."""
+    return (*_SPECIAL, *(_BEGIN + word for word in words()), *_MARKS)
 
 
-def ids(caption: str) -> list[int]:
-    """Ids of a caption of this world, ``</s>`` at the end; KeyError for any other text's words."""
-    spaced = "".join(f" {c}" if c in _MARKS else c for c in caption)
-    return [_index()[word if word in _MARKS else _BEGIN + word] for word in spaced.split()] + [EOS]
+def ids(text: str) -> list[int]:
+    """Ids of a text, ``</s>`` at the end."""
+    found = itertools.chain.from_iterable(map(_ids_of_word, text.lower().split()))
+    # The tokenizer makes one of neighbours within a word only, and so does this.
+    return [*found, EOS]
+
+
+@cache
+def _ids_of_word(word: str) -> list[int]:
+    lengths = range(len(word), 0, -1)
+    known = next((n for n in lengths if _BEGIN + word[:n] in _index()), 0)
+    found = [_index()[_BEGIN + word[:known]] if known else UNKNOWN]
+    for is_mark, run in itertools.groupby(word[known:], _MARKS.__contains__):
+        found += [_index()[mark] for mark in run] if is_mark else [UNKNOWN]
+    return found[1:] if found[:2] == [UNKNOWN] * 2 else found
+
+
+def known_words(text: str) -> list[str]:
+    """The words that a text is read as; what is unknown is left out."""
+    return [pieces()[i].removeprefix(_BEGIN) for i in ids(text) if i > UNKNOWN]
 
 
 @cache
@@ -52,14 +70,13 @@ def write_tokenizer(folder: Path, text_len: int) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` (AutoTokenizer reads them) into a new folder."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    # A word costs 1, as any single piece does; a byte costs more than any spelling without it.
-    costs = [0.0 if piece in _SPECIAL else -20.0 if piece.startswith("<0x") else -1.0 for piece in pieces()]
+    costs = [0.0 if piece in _SPECIAL else -1.0 for piece in pieces()]
     vocabulary = list(zip(pieces(), costs, strict=True))
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=True))
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=UNKNOWN, byte_fallback=False))
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in _SPECIAL])
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS)])
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))

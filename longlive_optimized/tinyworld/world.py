@@ -24,6 +24,8 @@ COLOURS: dict[str, RGB] = {
     "blue": (50, 80, 235),
     "purple": (150, 40, 170),
     "white": (245, 245, 245),
+    "pink": (250, 140, 190),
+    "cyan": (60, 210, 230),
 }
 GROUNDS: dict[str, RGB] = {
     "green": (60, 110, 55),
@@ -31,8 +33,9 @@ GROUNDS: dict[str, RGB] = {
     "grey": (125, 125, 130),
     "brown": (205, 140, 80),
     "black": (20, 20, 30),
+    "white": (222, 228, 235),
 }
-FORMS = ("circle", "square", "triangle", "cross")
+FORMS = ("circle", "square", "triangle", "cross", "ring")
 MOTIONS: dict[str, tuple[int, int]] = {  # (rows, columns) per frame, in units of the world's speed
     "left": (0, -1),
     "right": (0, 1),
@@ -42,18 +45,34 @@ MOTIONS: dict[str, tuple[int, int]] = {  # (rows, columns) per frame, in units o
 }
 MAX_SHAPES = 3
 
-_FORM_WORDS = {
+FORM_WORDS = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
     "triangle": ("triangle",),
     "cross": ("cross", "plus"),
+    "ring": ("ring", "hoop"),
 }
-_GROUND_WORDS = {
+GROUND_WORDS = {
     "green": ("field", "meadow"),
     "blue": ("sea", "lake"),
     "grey": ("road", "floor"),
     "brown": ("desert", "dune"),
     "black": ("night", "sky"),
+    "white": ("snow", "ice"),
+}
+# Everyday words, read as the nearest that the world has (``nearest``).
+MORE_GROUND_WORDS = {
+    "green": ("grass", "forest", "garden", "park"),
+    "blue": ("water", "ocean", "river", "rain"),
+    "grey": ("street", "city", "stone", "fog"),
+    "brown": ("sand", "beach", "earth", "wood"),
+    "black": ("space", "dark", "cave"),
+    "white": ("winter", "cloud", "paper"),
+}
+MORE_MOTION_WORDS = {
+    "up": ("rise", "rising", "fly", "flies", "climb", "jump", "leap"),
+    "down": ("fall", "sink", "drop"),
+    "still": ("sit", "sleep", "stop", "wait", "stand"),
 }
 _DIRECTION_WORDS = {
     "left": ("left", "to the left", "leftward"),
@@ -115,6 +134,27 @@ def _expect(name: str, value: str, known) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
+THINGS = {
+    "sun": Shape("yellow", "circle"),
+    "moon": Shape("white", "circle"),
+    "star": Shape("yellow", "cross"),
+    "ball": Shape("red", "circle"),
+    "apple": Shape("red", "circle"),
+    "fox": Shape("red", "triangle"),
+    "fire": Shape("red", "triangle"),
+    "tree": Shape("green", "triangle"),
+    "fish": Shape("cyan", "triangle"),
+    "boat": Shape("white", "triangle"),
+    "bird": Shape("white", "cross"),
+    "flower": Shape("pink", "cross"),
+    "cat": Shape("purple", "square"),
+    "house": Shape("pink", "square"),
+    "car": Shape("blue", "square"),
+    "wheel": Shape("white", "ring"),
+    "bubble": Shape("cyan", "ring"),
+}
+
+
 def sample_scene(random: Random, *, held_out: bool) -> Scene:
     """A scene of the training combinations, or of those held out: any count, ground, colours, forms and motion."""
     while True:
@@ -151,14 +191,14 @@ def one_wrong(scene: Scene, random: Random) -> Scene:
 def caption(scene: Scene, random: Random) -> str:
     """One of the sentences that mean ``scene``."""
     shapes = random.sample(scene.shapes, len(scene.shapes))
-    things = [f"a {shape.colour} {random.choice(_FORM_WORDS[shape.form])}" for shape in shapes]
+    things = [f"a {shape.colour} {random.choice(FORM_WORDS[shape.form])}" for shape in shapes]
     subject = " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
     several = len(things) > 1
     if scene.motion == "still":
         verb = random.choice(_RESTS)[several]
     else:
         verb = f"{random.choice(_MOVES)[several]} {random.choice(_DIRECTION_WORDS[scene.motion])}"
-    place = f"{random.choice(_PLACES)} a {scene.ground} {random.choice(_GROUND_WORDS[scene.ground])}"
+    place = f"{random.choice(_PLACES)} a {scene.ground} {random.choice(GROUND_WORDS[scene.ground])}"
     sentence = f"{place}, {subject} {verb}" if random.random() < 0.3 else f"{subject} {verb} {place}"
     return sentence + random.choice(("", "."))
 
@@ -167,9 +207,9 @@ def read_caption(text: str) -> Scene:
     """The scene that a caption means; ValueError where it means none."""
     found = re.findall("[a-z]+", text.lower())
     pairs = list(itertools.pairwise(found))
-    shapes = [Shape(a, form) for a, b in pairs for form, names in _FORM_WORDS.items() if a in COLOURS and b in names]
+    shapes = [Shape(a, form) for a, b in pairs for form, names in FORM_WORDS.items() if a in COLOURS and b in names]
     grounds = [
-        ground for pair in pairs for ground, names in _GROUND_WORDS.items() if pair[0] == ground and pair[1] in names
+        ground for pair in pairs for ground, names in GROUND_WORDS.items() if pair[0] == ground and pair[1] in names
     ]
     still = {word for verbs in _RESTS for verb in verbs for word in verb.split()} & set(found)
     named = {"left", "right", "up", "down"} & {word.removesuffix("ward") for word in found}
@@ -180,9 +220,9 @@ def read_caption(text: str) -> Scene:
 
 
 def words() -> list[str]:
-    """Every word and mark of the captions, sorted."""
+    """Every word that is known, sorted."""
     phrases: Iterator[str] = itertools.chain(
-        ("a", "and"), COLOURS, GROUNDS, _PLACES, *_FORM_WORDS.values(), *_GROUND_WORDS.values(),
-        *_DIRECTION_WORDS.values(), *_MOVES, *_RESTS,
+        ("a", "and"), COLOURS, GROUNDS, _PLACES, *FORM_WORDS.values(), *GROUND_WORDS.values(),
+        *_DIRECTION_WORDS.values(), *_MOVES, *_RESTS, THINGS, *MORE_GROUND_WORDS.values(), *MORE_MOTION_WORDS.values(),
     )  # fmt: skip
     return sorted({word for phrase in phrases for word in phrase.split()})
