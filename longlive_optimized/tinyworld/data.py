@@ -114,6 +114,7 @@ class Bank:
         return Clips(torch.cat(latents), ids, ids if cut is None else self._ids(after), marks.to(self._device))
 
     @torch.no_grad()
+    @torch.backends.cudnn.flags(enabled=True, benchmark=False)  # few batches of many shapes
     def _encode(self, frames: Tensor) -> Tensor:
         frames = frames.to(self._vae.conv2.weight.dtype).contiguous(memory_format=torch.channels_last_3d)
         return normalise(encode(self._vae, frames)[0].float()).to(torch.bfloat16)

@@ -24,11 +24,26 @@ from ..engine.stream import Stream
 from ..video_time import TRAINED_FPS
 from .adherence import look, spread, tally
 from .control import measure as follows
+from .nearest import nearest
 from .pictures import contact_sheet, write_png
 from .render import GRID, NATIVE
 from .score import Score, score
 from .world import Scene, caption, sample_scene
 
+FOREIGN = (  # what people try
+    "a fox walks through fresh snow, morning light, film grain",
+    "cinematic shot of an astronaut riding a horse on Mars, 8k, highly detailed",
+    "un chat noir dort sur un canap\u00e9 rouge",
+    "\u4e00\u53ea\u72d0\u72f8\u7a7f\u8fc7\u96ea\u5730",
+    "asdf qwer zxcv",
+    "portrait of a woman, oil on canvas",
+    "0123456789 {}[]();",
+    "???",
+    "neon city at night in the rain, a car drives by",
+    "waves crash on a rocky beach at sunset, drone footage",
+    "Zwei Hunde spielen im Garten",
+    "a cup of coffee on a wooden table, steam rises, close-up",
+)
 _WINDOWS, _STEPS = (12, 9, 6), ((1000, 750, 500, 250), (1000, 500, 250), (1000, 250))
 
 
@@ -73,6 +88,20 @@ class Evaluation:
             for each, block in zip(scores, blocks[-3:], strict=True):
                 each.append(score(block, after))
         return {f"block {i}": tally(each) for i, each in enumerate(scores, 1)}
+
+    def foreign(self, count: int) -> dict[str, dict[str, float]]:
+        """Share of a sensible prompt's attributes met by the first, second and third block after two foreign prompts of
+        one to four blocks each; and share of the attributes of the scene nearest to the second one met by its last."""
+        scores: list[list[Score]] = [[], [], [], []]
+        for scene, text, stream in self._streams(count):
+            random = Random(text)
+            for strange in random.sample(FOREIGN, 2):
+                last = [self._block(stream, strange) for _ in range(random.randint(1, 4))][-1]
+            scores[0].append(score(last, nearest(strange)))
+            for each in scores[1:]:
+                each.append(score(self._block(stream, text), scene))
+        names = ("nearest", "block 1", "block 2", "block 3")
+        return {name: tally(each) for name, each in zip(names, scores, strict=True)}
 
     def sheet(self, count: int) -> Tensor:
         """A picture of switches: two blocks before and three after, with recache, and below it the same without."""
@@ -142,7 +171,7 @@ def _row(name: str, table: dict[str, float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the measurements named and print their tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    measures = "adherence", "switches", "no-recache", "long", "presets", "precision", "control", "sheet"
+    measures = "adherence", "switches", "no-recache", "foreign", "long", "presets", "precision", "control", "sheet"
     parser.add_argument("measures", nargs="+", choices=measures)
     parser.add_argument("--model", default="tiny", help="folder, or 'tiny'")
     parser.add_argument("--prompts", type=int, default=8, help="or streams, or switches")
@@ -167,6 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
                 found = {f"{seconds:g} s": own.adherence(n, seconds, **settings)}
             case "switches" | "no-recache":
                 found = own.switches(n, recache=measure == "switches")
+            case "foreign":
+                found = own.foreign(n)
             case "long":
                 found = own.long(n, options.minutes, **settings)
             case "presets":

@@ -30,7 +30,7 @@ from .stage_vae import VaeStage
 
 STAGES = {stage.name: stage for stage in (VaeStage, FlowStage)}
 _BETAS = (0.9, 0.95)
-_WARM, _COOL = 100, 0.3  # steps until the full rate; share of the training in which it falls to nothing
+_WARM, _COOL = 100, 0.6  # steps until the full rate; share of the training in which it falls to nothing
 _AVERAGED = 0.05  # the weights' average looks back on so large a share of the steps: it is what a stage leaves
 _SAVE_EVERY, _LOG_EVERY = 60, 5  # seconds
 _SHOWN = 12  # videos on a contact sheet
@@ -86,11 +86,12 @@ class Trainer:
 
     def run(self, deadline: float, batch: int, samples: int) -> None:
         """Train until the stage is done, or until ``deadline`` on the monotonic clock."""
-        clock = logged = saved = time.monotonic()
+        clock = time.monotonic()
         begun = zlib.crc32(f"{self.stage.name} {self.seed} {self.step}".encode())
         torch.manual_seed(begun)
         self.stage.begin(begun, self.again)
         print(f"{self.stage.name}: data ready after {time.monotonic() - clock:.1f} s", flush=True)
+        clock = logged = saved = time.monotonic()
         seen, since = defaultdict(list), self.step
         while self.progress < 1 and clock < deadline:
             for name, value in self.train_step(batch).items():
