@@ -24,6 +24,7 @@ from ..engine.sampler import make_schedule
 from ..engine.stream import Stream
 from ..model.precision import PLAIN, Parts, Policy
 from ..model.ring_cache import RingCache
+from ..tinyworld.vocabulary import known_to
 from ..tinyworld.world import caption, sample_scene
 from ..video_time import BLOCK_FRAMES, blocks_of
 from ..weights.locate import TINY
@@ -53,7 +54,8 @@ def prompts_of(model: str) -> list[str]:
     if model != TINY:
         return [PROMPT, "a paper boat on a lake, seen from above"]
     dice = [Random(f"teacher {i}") for i in range(2)]
-    return [caption(sample_scene(each, held_out=True), each) for each in dice]
+    known = known_to(TINY)
+    return [caption(sample_scene(each, held_out=True, known=known), each) for each in dice]
 
 
 def forced_pairs(engine: LongLiveEngine, settings: StreamSettings, prompts: Sequence[str], blocks: int) -> list[Pair]:

@@ -35,7 +35,8 @@ from .autoencode import encode, normalise
 from .render import GRID, NATIVE, layouts, render
 from .score import centre_of, shown
 from .script import Script
-from .world import Scene, caption, sample_scene
+from .vocabulary import known_to
+from .world import WHOLE, Known, Scene, caption, sample_scene
 
 _LATENTS = 4 * BLOCK_FRAMES  # of a clip
 _FRAMES = 4 * _LATENTS - 3
@@ -83,6 +84,7 @@ class Training:
         torch.manual_seed(seed)
         self.branch = new_branch(self.model)
         self._levels = torch.tensor(_LEVELS, device=device)
+        self._known = known_to(model)
         self._random, self._generator, self._off_grid = Random(seed), torch.Generator().manual_seed(seed), off_grid
         parts = [self._make(min(50, clips - start)) for start in range(0, clips, 50)]
         self._bank = Clips(*map(torch.cat, zip(*parts, strict=True)))
@@ -120,7 +122,7 @@ class Training:
 
     @torch.no_grad()
     def _make(self, count: int) -> Clips:
-        scenes = [sample_scene(self._random, held_out=False) for _ in range(count)]
+        scenes = [sample_scene(self._random, held_out=False, known=self._known) for _ in range(count)]
         centres = starts(count, self._off_grid, self._generator)
         of_clip = [(scene,) for scene in scenes], centres, _FRAMES, *NATIVE
         frames, outlines = (
@@ -214,12 +216,18 @@ def outlines(scene: Scene, centres: Tensor, blocks: int) -> list[Tensor]:
 
 
 def measure(
-    engine: LongLiveEngine, prompts: int, blocks: int = 4, seed: int = 0, scale: float = 1.0, off: int = 0
+    engine: LongLiveEngine,
+    prompts: int,
+    blocks: int = 4,
+    seed: int = 0,
+    scale: float = 1.0,
+    off: int = 0,
+    known: Known = WHOLE,
 ) -> dict[str, float]:
     """How well videos of held-out prompts follow silhouettes that their noise knows nothing of: ``overlap``, shown
     shapes' intersection with the silhouette by their union; ``pixels``, from centre to centre, of single shapes; and
     ``score``, the share of the prompt's attributes met. ``off``: pixels, down and to the right, that silhouettes stand
-    off the grid on which shapes start in training."""
+    off the grid on which shapes start in training. ``known``: the part of the world that the model knows."""
     from .adherence import tally
     from .score import score
 
@@ -227,7 +235,7 @@ def measure(
     scores = []
     for i in range(prompts):
         random, generator = Random(f"{seed} control {i}"), torch.Generator().manual_seed(seed + i)
-        scene = sample_scene(random, held_out=True)
+        scene = sample_scene(random, held_out=True, known=known)
         text, video = caption(scene, random), outlines(scene, layouts(1, *NATIVE, generator) + off, blocks)
         stream, made = engine.open_stream(seed=seed + 10**6 * i), []
         for frames in video:

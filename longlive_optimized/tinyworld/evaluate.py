@@ -22,13 +22,15 @@ from ..engine.engine import LongLiveEngine
 from ..engine.request import BlockRequest
 from ..engine.stream import Stream
 from ..video_time import TRAINED_FPS
+from ..weights.locate import TINY
 from .adherence import look, spread, tally
 from .control import measure as follows
 from .nearest import nearest
 from .pictures import contact_sheet, write_png
-from .render import GRID, NATIVE
+from .render import GRID, NATIVE, SIZES
 from .score import Score, score
-from .world import Scene, caption, sample_scene
+from .vocabulary import known_to
+from .world import WHOLE, Known, Scene, caption, sample_scene
 
 FOREIGN = (  # what people try
     "a fox walks through fresh snow, morning light, film grain",
@@ -50,14 +52,16 @@ _WINDOWS, _STEPS = (12, 9, 6), ((1000, 750, 500, 250), (1000, 500, 250), (1000, 
 class Evaluation:
     """Streams of held-out prompts through one engine; the same for the same seed."""
 
-    def __init__(self, engine: LongLiveEngine, seed: int = 0):
-        self.engine, self.seed = engine, seed
+    def __init__(self, engine: LongLiveEngine, seed: int = 0, known: Known = WHOLE):
+        self.engine, self.seed, self.known = engine, seed, known
 
     @classmethod
     def of(cls, model: str, device: str | None = None, seed: int = 0, **changes) -> Evaluation:
-        """Of a model's folder, or 'tiny', at the world's own size; ``changes`` are fields of the engine's config."""
-        config = OptimizationConfig(height=NATIVE[0], width=NATIVE[1], **changes)
-        return cls(LongLiveEngine(model, config, device), seed)
+        """Of a model's folder, or 'tiny', at its own size and of what it knows; ``changes`` are fields of the engine's
+        config."""
+        height, width = NATIVE if model == TINY else SIZES[0]
+        config = OptimizationConfig(height=height, width=width, **changes)
+        return cls(LongLiveEngine(model, config, device), seed, known_to(model))
 
     def adherence(self, prompts: int, seconds: float, **settings) -> dict[str, float]:
         """Share of attributes met by whole videos of ``seconds``, with these StreamSettings; and blocks a second."""
@@ -113,7 +117,7 @@ class Evaluation:
         for _, text, stream in self._streams(count):
             random = Random(text)
             blocks = [self._block(stream, text) for _ in range(random.randint(2, 9))]
-            after = sample_scene(random, held_out=True)
+            after = sample_scene(random, held_out=True, known=self.known)
             text = caption(after, random)
             if not recache:
                 self._leave_old_keys(stream, text)
@@ -131,7 +135,7 @@ class Evaluation:
     def _streams(self, count: int, **settings) -> Iterator[tuple[Scene, str, Stream]]:
         for i in range(count):
             random = Random(f"{self.seed} {i}")
-            scene = sample_scene(random, held_out=True)
+            scene = sample_scene(random, held_out=True, known=self.known)
             yield scene, caption(scene, random), self.engine.open_stream(seed=self.seed + 10**6 * i, **settings)
 
     def _block(self, stream: Stream, text: str) -> Tensor:
@@ -204,8 +208,9 @@ def main(arguments: list[str] | None = None) -> None:
                 found = own.presets(n, seconds)
             case "control":
                 steered = Evaluation.of(options.model, options.device, options.seed, control=True).engine
-                found = {f"scale {s:g}": follows(steered, n, seed=options.seed, scale=s) for s in (0, 1)}
-                found[f"scale 1, {GRID // 2} pixels off"] = follows(steered, n, seed=options.seed, off=GRID // 2)
+                given = {"seed": options.seed, "known": own.known}
+                found = {f"scale {s:g}": follows(steered, n, scale=s, **given) for s in (0, 1)}
+                found[f"scale 1, {GRID // 2} pixels off"] = follows(steered, n, off=GRID // 2, **given)
             case "precision":
                 found = precisions(options.model, n, seconds, options.device, options.seed)
         results[measure] = found

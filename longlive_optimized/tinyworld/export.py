@@ -49,7 +49,7 @@ def export(trained: Path, folder: Path, size: Size) -> None:
 
 
 def take(model: str | Path, out: Path, size: Size) -> None:
-    """Write the stages' files as if they had been trained to the weights of ``model``, a folder or 'tiny'.
+    """Write the stages' files as if they had been trained to the weights of the folder ``model``.
 
     Raises FileNotFoundError where it is no checkpoint, RuntimeError where it is one of another size or vocabulary.
     """

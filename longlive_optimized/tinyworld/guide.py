@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..weights.locate import TINY
 from .render import NATIVE
-from .world import COLOURS, FORMS, GROUNDS, MAX_SHAPES
+from .vocabulary import known_to
+from .world import GROUND_WORDS, MAX_SHAPES
 
 SUGGESTIONS = (
     "a red circle and a blue square move left over a green field",
@@ -20,16 +22,14 @@ SIZES = (NATIVE,)
 
 def help_text() -> str:
     """What a prompt of this world is made of."""
+    known = known_to(TINY)
+    grounds = [f"{ground} {GROUND_WORDS[ground][0]}" for ground in known.grounds]
     return (
-        f"This model is a small one, for trying things out. It knows one to {MAX_SHAPES} shapes ({_list(FORMS)}) in "
-        f"{_list(COLOURS)}, over a ground ({_list(_grounds())}), that move left, right, up or down, or rest. Other "
-        f"words mean little to it, nor can it paint pictures of other sizes than {NATIVE[1]} × {NATIVE[0]}."
+        f"This model is a small one, for trying things out. It knows one to {MAX_SHAPES} shapes "
+        f"({_list(known.forms)}) in {_list(known.colours)}, over a ground ({_list(grounds)}), that move left, right, "
+        "up or down, or rest. Other words mean little to it, nor can it paint pictures of other sizes than "
+        f"{NATIVE[1]} × {NATIVE[0]}."
     )
-
-
-def _grounds() -> list[str]:
-    names = {"green": "field", "blue": "sea", "grey": "road", "brown": "desert", "black": "night"}
-    return [f"{ground} {names[ground]}" for ground in GROUNDS]
 
 
 def _list(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Any text as the nearest scene: what is said of shapes, ground and motion holds, the rest is filled in.
 
-The rule that the built-in model is trained on, in words: a colour belongs to the next thing named; a thing whose colour
-is not said has its own, or is red; a second thing of a colour, or a fourth, is left out; where none is named there is a
+The rule that models are trained on, in words: a colour belongs to the next thing named; a thing whose colour is not
+said has its own, or is yellow; a second thing of a colour, or a fourth, is left out; where none is named there is a
 circle. The first ground and the first motion named hold; without them things move right over a grey ground, which is
 also what lies under a thing of the ground's colour.
 """
@@ -27,7 +27,7 @@ from .world import (
     caption,
 )
 
-_COLOUR, _FORM, _GROUND, _MOTION = "red", "circle", "grey", "right"  # where nothing is said
+_COLOUR, _FORM, _GROUND, _MOTION = "yellow", "circle", "grey", "right"  # where nothing is said
 _STRANGE = "q"  # no known word begins so
 _EMPTY = 0.2  # share of texts with no known word
 _MOST_WORDS, _MOST_STRANGE = 9, 14

@@ -13,7 +13,7 @@ from ..weights.locate import TINY_SIZE
 from .world import COLOURS, FORMS, GROUNDS, MAX_SHAPES, MOTIONS, Scene
 
 NATIVE = TINY_SIZE
-SIZES = (NATIVE, (192, 128), (128, 128), (96, 144))  # height and width, that the built-in model is trained at
+SIZES = ((128, 192), (192, 128), (128, 128), (96, 144))  # height and width, that models are trained at now
 GRID = 8  # shapes start on whole latent cells, and there cross one in four frames: few cases for a narrow VAE
 SILHOUETTE = 190.0  # of 255
 _SHADE = 0.06  # the ground is so much lighter at the top and darker at the bottom

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import half, load, named, save
+from .export import take
 from .networks import SIZES
 from .pictures import contact_sheet, write_png
 from .stage import Stage
@@ -193,14 +194,12 @@ class Trainer:
             file.write(line + "\n")
 
 
-def begin_again(stage: Stage, out: Path) -> bool:
+def begin_again(stage: Stage, out: Path) -> None:
     """Give a stage, if done, the weights that it left, to be trained once more; its file becomes STAGE.before."""
     path = out / f"{stage.name}.pt"
-    done = torch.load(path, map_location="cpu", weights_only=True)["done"]
-    if done:
+    if torch.load(path, map_location="cpu", weights_only=True)["done"]:
         load(path, stage.parts)
         path.replace(path.with_suffix(".before"))
-    return done
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -211,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--call-minutes", type=float, default=math.inf, help="that this call may take")
     parser.add_argument("--steps", type=int, help="of each stage, instead of the minutes")
+    parser.add_argument("--from", dest="model", metavar="MODEL", help="folder whose weights to train once more")
     parser.add_argument("--again", action="store_true", help="train stages that are done once more, from there")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rate", type=float, help="of learning")
@@ -222,6 +222,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.call_minutes
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.model and not any((options.out / f"{name}.pt").exists() for name in STAGES):
+        take(options.model, options.out, SIZES[options.size])
+        options.again = True
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and scripts have many
     torch.set_float32_matmul_precision("high")
@@ -232,7 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
         stage = STAGES[name](SIZES[options.size], options.out, device, dtype, options.seed)
         stage.rate = options.rate or stage.rate
         stage.clips = options.clips or stage.clips
-        again = options.again and begin_again(stage, options.out)
+        if options.again:
+            begin_again(stage, options.out)
+        again = (options.out / f"{name}.before").is_file()
         minutes = options.minutes * stage.share / shares
         trainer = Trainer(stage, options.out, options.seed, minutes, options.steps, again)
         if not trainer.done:

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .world import words
+from ..weights.locate import locate
+from .world import Known, known_by, words
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 _BEGIN = "\u2581"  # the mark of a word's beginning
@@ -57,6 +58,12 @@ def known_words(text: str) -> list[str]:
 @cache
 def _index() -> dict[str, int]:
     return {piece: i for i, piece in enumerate(pieces())}
+
+
+def known_to(model: str | Path) -> Known:
+    """The part of the world whose words the tokenizer of a model has, of a folder or 'tiny'."""
+    raw = json.loads((locate(model).tokenizer / "tokenizer.json").read_text())
+    return known_by({piece.removeprefix(_BEGIN) for piece, _ in raw["model"]["vocab"]})
 
 
 def batch_of_ids(captions: Sequence[str], length: int | None = None) -> Tensor:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 RGB = tuple[int, int, int]
 
@@ -155,12 +156,32 @@ THINGS = {
 }
 
 
-def sample_scene(random: Random, *, held_out: bool) -> Scene:
+class Known(NamedTuple):
+    """A part of the world: what a model knows of it."""
+
+    colours: tuple[str, ...] = tuple(COLOURS)
+    grounds: tuple[str, ...] = tuple(GROUNDS)
+    forms: tuple[str, ...] = FORMS
+
+
+WHOLE = Known()
+
+
+def known_by(vocabulary: Container[str]) -> Known:
+    """The part of the world that can be named with these words alone."""
+    return Known(
+        tuple(name for name in COLOURS if name in vocabulary),
+        tuple(name for name in GROUNDS if all(word in vocabulary for word in (name, *GROUND_WORDS[name]))),
+        tuple(name for name in FORMS if all(word in vocabulary for word in FORM_WORDS[name])),
+    )
+
+
+def sample_scene(random: Random, *, held_out: bool, known: Known = WHOLE) -> Scene:
     """A scene of the training combinations, or of those held out: any count, ground, colours, forms and motion."""
     while True:
-        ground = random.choice(list(GROUNDS))
-        colours = random.sample([name for name in COLOURS if name != ground], random.randint(1, MAX_SHAPES))
-        shapes = tuple(Shape(colour, random.choice(FORMS)) for colour in colours)
+        ground = random.choice(known.grounds)
+        colours = random.sample([name for name in known.colours if name != ground], random.randint(1, MAX_SHAPES))
+        shapes = tuple(Shape(colour, random.choice(known.forms)) for colour in colours)
         scene = Scene(shapes, ground, random.choice(list(MOTIONS)))
         if scene.held_out == held_out:
             return scene

@@ -24,7 +24,7 @@ from .published import (
 from .stored import stored
 
 TINY = "tiny"
-TINY_SIZE = (128, 192)  # height and width that the built-in model is trained at
+TINY_SIZE = (64, 96)  # height and width that the built-in model is trained at
 _BUILT_IN = Path(__file__).parents[1] / "tinyworld" / "trained"
 _OPTIONAL = "lora", "control"
 
