@@ -253,11 +253,11 @@ def _estranged(task: Task, clip: Clips, past: Tensor) -> Tensor:
     older = old & (rows.frame < BLOCK_FRAMES * torch.randint(cut // BLOCK_FRAMES, (batch, 1), device=past.device))
     kind = torch.rand(batch, 1, device=past.device)
     asked_for = clip.latents[:, torch.where(rows.frame < cut, cut + rows.frame % AFTER, rows.frame)]
-    fading = torch.rand(batch, 1, device=past.device) * (kind > 1 - _STRANGE)
+    faded = torch.lerp(past, torch.randn_like(past), torch.rand(batch, 1, 1, 1, 1, device=past.device))
     for chosen, shown in (
         (older & (kind < _STRANGE / 2), past.roll(1, 0)),
         (older & (kind >= _STRANGE / 2) & (kind < _STRANGE), asked_for),
-        (old, torch.lerp(past, torch.randn_like(past), fading[:, :, None, None, None])),
+        (old & (kind > 1 - _STRANGE), faded),
     ):
         past = torch.where(chosen[:, :, None, None, None], shown, past)
     return past

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..video_time import TRAINED_FPS
-from .render import NATIVE, layouts, render
+from .render import SIZES, layouts, render
 from .score import score
 from .world import Scene, one_wrong, sample_scene
 
@@ -84,7 +84,7 @@ def examples(count: int, seed: int, frames: int, size: tuple[int, int]) -> Itera
         yield scene, render([(scene,)], places[i : i + 1], frames, *size)[0]
 
 
-def study(damage: str, count: int, seed: int = 0, frames: int = 33, size: tuple[int, int] = NATIVE) -> Reliability:
+def study(damage: str, count: int, seed: int = 0, frames: int = 33, size: tuple[int, int] = SIZES[0]) -> Reliability:
     """Score ``count`` clips after a damage of DAMAGES, each also against a scene with one attribute changed."""
     torch.manual_seed(seed)
     random, true, accepted, wrong, noise = Random(seed + 1), 0, 0, 0, 0
@@ -102,8 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--height", type=int, default=NATIVE[0])
-    parser.add_argument("--width", type=int, default=NATIVE[1])
+    parser.add_argument("--height", type=int, default=SIZES[0][0])
+    parser.add_argument("--width", type=int, default=SIZES[0][1])
     options = parser.parse_args(arguments)
     for damage in DAMAGES:
         print(

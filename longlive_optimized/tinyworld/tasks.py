@@ -15,7 +15,7 @@ NOW, SINKS = range(2)  # prompts of a script's rows: of what is denoised; and of
 
 _FRAMES = 8 * BLOCK_FRAMES  # of a script that is no switch
 _FAR = tuple(BLOCK_FRAMES * n for n in (8, 15, 39, 135, 334))  # where a midst begins
-_SHARES = {"opening": 5, "change": 7, "beginning": 2, "midst": 3, "switch": 3}
+_SHARES = {"opening": 6, "change": 9, "beginning": 1, "midst": 2, "switch": 3}
 
 
 @dataclass(frozen=True, eq=False)

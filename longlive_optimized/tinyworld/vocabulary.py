@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..weights.locate import locate
-from .world import Known, known_by, words
+from .world import WHOLE, Known, known_by, words
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2
 _BEGIN = "\u2581"  # the mark of a word's beginning
@@ -61,9 +61,11 @@ def _index() -> dict[str, int]:
 
 
 def known_to(model: str | Path) -> Known:
-    """The part of the world whose words the tokenizer of a model has, of a folder or 'tiny'."""
+    """The part of the world whose words the tokenizer of a model has, of a folder or 'tiny'; the whole where it has
+    none of them."""
     raw = json.loads((locate(model).tokenizer / "tokenizer.json").read_text())
-    return known_by({piece.removeprefix(_BEGIN) for piece, _ in raw["model"]["vocab"]})
+    known = known_by({piece.removeprefix(_BEGIN) for piece, _ in raw["model"]["vocab"]})
+    return known if all(known) else WHOLE
 
 
 def batch_of_ids(captions: Sequence[str], length: int | None = None) -> Tensor:

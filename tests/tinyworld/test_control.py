@@ -138,7 +138,7 @@ class Obedient:
 
 
 def test_following_is_measured():
-    exact, off = (measure(Obedient(pixels), 6, blocks=2) for pixels in (0, 5))
+    exact, off = (measure(Obedient(pixels), 12, blocks=2) for pixels in (0, 5))
     assert exact["overlap"] > 0.8 and exact["pixels"] < 0.7
     assert off["overlap"] < 0.7 and abs(off["pixels"] - 5) < 0.7
     assert {"overlap", "pixels"} < exact.keys()

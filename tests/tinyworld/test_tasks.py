@@ -3,10 +3,17 @@
 from random import Random
 
 import pytest
+import torch
+from tinyworld.test_forward import CONFIG, LATENT, random
 
-from longlive_optimized.tinyworld.data import CUTS, LENGTH
-from longlive_optimized.tinyworld.tasks import NOW, PAST, SINKS, beginning, draw_task, midst, opening, switch
+from longlive_optimized.model.transformer import Transformer
+from longlive_optimized.tinyworld.data import AFTER, CUTS, LENGTH
+from longlive_optimized.tinyworld.forward import forward
+from longlive_optimized.tinyworld.script import Script
+from longlive_optimized.tinyworld.tasks import NOW, SINKS, beginning, draw_task, midst, opening, switch
 from longlive_optimized.video_time import pixel_of
+
+PAST = 2  # the prompt of what came before, where it is shown
 
 
 def rows_seen(task, step):
@@ -18,28 +25,34 @@ def test_pixels_of_latents():
 
 
 def test_all_kinds_come_up_and_stay_within_their_clips():
-    random, kinds, tasks, openings = Random(0), set(), set(), 0
+    dice, kinds, tasks, blocks = Random(0), set(), set(), []
     for _ in range(600):
-        task = draw_task(random)
+        task = draw_task(dice)
         tasks.add(task)
-        openings += task.opening
+        last = LENGTH if task.cut is None else task.cut + AFTER
         assert len(task.sources) == len(task.script.rows)
-        assert all(0 <= frame < LENGTH and which in (0, 1) for which, frame in task.sources)
+        assert all(0 <= frame < last and which in (0, 1) for which, frame in task.sources)
         kinds.add((task.script.window, task.cut, task.script.relative))
         noisy = [row.noisy for row in task.script.rows]
         assert any(noisy) and all(noisy) == task.opening
-        assert task.begins == (task.script.rows[0].frame == 0 and noisy[0])
+        assert task.decided == (noisy.index(True) if task.cut is not None or noisy[0] else None)
         assert {row.prompt for row in task.script.rows if row.noisy} == {NOW}
+        blocks.append(sum(noisy) // 3 if task.cut is not None else "opening" if task.opening else "stream")
     assert {window for window, _, _ in kinds} == {12, 9}
     assert {cut for _, cut, _ in kinds} == {None, *CUTS}
     assert {relative for _, _, relative in kinds} == {True, False}
     assert len(tasks) < 50  # each is made once
-    assert 240 < openings < 360
+    assert {kind: blocks.count(kind) > 50 for kind in blocks} == dict.fromkeys(("opening", "stream", 1, 2), True)
+
+
+def test_plain_tasks_are_for_streams_of_which_nothing_else_is_said():
+    tasks = {draw_task(Random(i), plain=True) for i in range(300)}
+    assert {(task.script.window, task.script.relative) for task in tasks} == {(12, True)} and len(tasks) == 13
 
 
 def test_an_opening_is_one_block_from_noise():
     task = opening()
-    assert task.opening and task.begins and not beginning(12).opening and beginning(12).begins
+    assert task.opening and task.decided == 0 == beginning(12).decided and not beginning(12).opening
     assert task.sources == [(0, 0), (0, 1), (0, 2)] and [row.noisy for row in task.script.rows] == [True] * 3
 
 
@@ -66,15 +79,51 @@ def test_a_stream_s_midst(positions):
         assert at[3] - at[2] == 1 if positions == "relative" else at[:3] == [0, 1, 2] and at[3] > 20
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("window", [12, 9, 6])
-def test_a_switch(window, cut):
-    task = switch(window, cut)
-    denoised = [step for step in task.script.passes if task.script.rows[step.rows[0]].noisy]
-    assert [task.script.rows[step.rows[0]].frame for step in denoised] == [cut, cut + 3, cut + 6, cut + 9]
+def test_a_switch(window, cut, blocks):
+    task = switch(window, cut, blocks)
+    rows = task.script.rows
+    denoised = [step for step in task.script.passes if rows[step.rows[0]].noisy]
+    assert [rows[step.rows[0]].frame for step in denoised] == [cut, cut + 3][:blocks]
+    assert task.decided == denoised[0].rows[0] and not task.opening
     first = rows_seen(task, denoised[0])
-    old = [row.prompt for row, _ in first if row.frame < 3]
-    assert old == [SINKS if cut > window else NOW] * 3
+    assert [row.prompt for row, _ in first if row.frame < 3] == [SINKS if cut > window else NOW] * 3
     assert {row.prompt for row, _ in first if 3 <= row.frame < cut} <= {NOW}
-    assert max(frame for _, frame in task.sources) == cut + 11 < LENGTH
-    assert {row.prompt for row in task.script.rows if row.frame < cut} <= {PAST, SINKS, NOW}
+    assert {which for row, (which, _) in first if row.frame < 3} == {int(cut > window)}
+    assert all(frame == row.frame for row, (_, frame) in first)
+    assert max(frame for _, frame in task.sources) == cut + 3 * blocks - 1 < cut + AFTER
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("window", [12, 9, 6])
+def test_passes_that_nothing_sees_are_missed_by_nobody(window, cut):
+    """The flow of the blocks after a switch, in float64, is that of a stream of which no pass is left out."""
+    torch.manual_seed(0)
+    model = Transformer(CONFIG, dtype=torch.float64)
+    for weight in model.parameters():
+        weight.data.normal_(0, 0.15)
+    whole = Script(window)
+    for start in range(0, cut, 3):
+        whole.clean(start, SINKS if start == 0 and cut > window else PAST)
+    whole.recache(cut, NOW)
+    for start in (cut, cut + 3):
+        whole.noisy(start, NOW)
+        whole.clean(start, NOW)
+    latents, prompts = random(2, 2, cut + AFTER, *LATENT), random(2, 3, 6, 20, seed=2)  # [noisy, streams, frames, ...]
+
+    def flow(script):
+        x = torch.stack([latents[int(row.noisy), :, row.frame] for row in script.rows], 1)
+        times = torch.tensor([[700.0 * row.noisy for row in script.rows]] * 2, dtype=torch.float64)
+        noisy = [i for i, row in enumerate(script.rows) if row.noisy]
+        return forward(model, x, times, prompts, script).flow[:, noisy]
+
+    short = switch(window, cut).script
+    assert len(short.rows) < len(whole.rows)
+    torch.testing.assert_close(flow(short), flow(whole), rtol=0, atol=1e-12)
+
+
+def test_what_is_seen_as_clean_and_denoised_can_be_guessed():
+    assert beginning(12).guessed and midst(12, "relative", 24).guessed and switch(12, 6).guessed
+    assert not opening().guessed and not switch(12, 6, 1).guessed

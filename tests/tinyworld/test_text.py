@@ -4,12 +4,16 @@ from random import Random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from longlive_optimized.text.clean import clean
 from longlive_optimized.text.encoder import TextEncoder, checkpoint_shapes, config_of
 from longlive_optimized.text.tokenizer import Tokenizer
+from longlive_optimized.tinyworld import vocabulary
 from longlive_optimized.tinyworld.umt5 import TextConfig, TextNetwork
-from longlive_optimized.tinyworld.vocabulary import batch_of_ids, ids, pieces, write_tokenizer
-from longlive_optimized.tinyworld.world import caption, sample_scene
+from longlive_optimized.tinyworld.vocabulary import UNKNOWN, batch_of_ids, ids, known_to, pieces, write_tokenizer
+from longlive_optimized.tinyworld.world import COLOURS, FORMS, GROUNDS, Known, caption, known_by, sample_scene, words
 
 TEXT_LEN = 48
 
@@ -33,11 +37,35 @@ def test_ids_for_training_are_the_tokenizer_s(tokenizer):
         assert len(ids(text)) <= TEXT_LEN // 2  # every word is one piece
 
 
-def test_any_text_has_ids(tokenizer):
-    said = tokenizer("A Red CIRCLE, and a blue square move left over a green field.")
-    assert said == ids("a red circle, and a blue square move left over a green field.")
-    for text in ("A fox leaps 3 times", "über ñ 狐", "a-b/c", "redcircle"):
-        assert 2 not in tokenizer(text), text  # <unk>
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("A Red CIRCLE, moves.", "a red circle , moves ."),
+        ("foxes leap", "fox ? leap"),
+        ("über ñ 狐", "? ? ?"),
+        ("circle!!! , x,y", "circle ? ? , ? , ?"),
+        ("redcircle", "red ?"),
+    ],
+)
+def test_a_word_is_read_by_the_longest_known_one_that_it_begins_with(tokenizer, text, pieces):
+    known = {"?": UNKNOWN} | {piece.removeprefix("\u2581"): i for i, piece in enumerate(vocabulary.pieces())}
+    assert tokenizer(text) == ids(text) == [*(known[piece] for piece in pieces.split()), 1]
+
+
+STRANGE = st.text("abcdefnorgu.,!é狐-", min_size=1, max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(words()) | STRANGE, min_size=1, max_size=8))
+def test_any_text_has_the_same_ids(tokenizer, parts):
+    for text in (" ".join(parts), "".join(parts)):
+        assert tokenizer(text) == ids(clean(text)), text
+
+
+def test_what_a_model_knows_is_read_off_its_words():
+    assert known_by(set(words())) == Known() == (tuple(COLOURS), tuple(GROUNDS), FORMS)
+    assert known_by({"red", "blue", "sea", "disc", "circle", "cross"}) == (("red", "blue"), (), ("circle",))
+    assert {"red", "blue"} < {*known_to("tiny").colours} and "circle" in known_to("tiny").forms
 
 
 def test_batches_are_padded():

@@ -25,8 +25,8 @@ from longlive_optimized.vae.config import VaeConfig
 SIZE = networks._size(
     ModelConfig(dim=32, ffn_dim=32, freq_dim=16, num_heads=1, num_layers=2, text_len=32, text_dim=16),
     VaeConfig(base=4, multipliers=(1, 1, 1, 1)),
-    32,
-    32,
+    (32, 32),
+    (32, 48),
 )
 CPU = torch.device("cpu")
 
