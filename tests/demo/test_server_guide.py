@@ -13,7 +13,8 @@ from longlive_optimized.demo.scope_integration import ScopeOptimizationConfig
 from longlive_optimized.demo.server.guide import SUGGESTIONS, guide
 from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.tinyworld import guide as tiny
-from longlive_optimized.tinyworld.world import COLOURS, FORMS, read_caption, words
+from longlive_optimized.tinyworld.vocabulary import known_to
+from longlive_optimized.tinyworld.world import read_caption
 from support.server_peer import visit
 
 
@@ -24,9 +25,12 @@ def loaded(name, height: int, width: int):
 
 def test_the_built_in_model_knows_all_that_is_suggested():
     assert len({read_caption(text) for text in tiny.SUGGESTIONS}) == len(tiny.SUGGESTIONS) >= 5
-    known = {*words()}
-    assert all(word.strip(",") in known for text in tiny.SUGGESTIONS for word in text.split())
-    assert all(word in tiny.help_text() for word in (*COLOURS, *FORMS))
+    known = known_to("tiny")
+    for scene in map(read_caption, tiny.SUGGESTIONS):
+        assert scene.ground in known.grounds
+        assert all(shape.colour in known.colours and shape.form in known.forms for shape in scene.shapes)
+    assert all(word in tiny.help_text() for word in (*known.colours, *known.forms))
+    assert all(f"{ground} " in tiny.help_text() for ground in known.grounds)
 
 
 def test_a_real_model_has_suggestions_of_its_own():
