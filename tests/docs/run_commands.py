@@ -337,6 +337,13 @@ RUN: dict[str, Run] = {
         ("x.mp4",),
         partly="the control is a video of the built-in model",
     ),
+    "longlive-optimized generate --model tests/tinyworld/half_trained --height 128 --width 192 --prompt "
+    '"a sun sinks into the sea" --seconds 4 --enlarge 3 --out x.mp4': Run(
+        "longlive-optimized generate --model $CHECKOUT/tests/tinyworld/half_trained --height 128 --width 192 --prompt "
+        '"a sun sinks into the sea" --seconds 4 --enlarge 3 --out x.mp4',
+        (r"wrote x\.mp4: .*, 4 s of 576x384",),
+        ("x.mp4",),
+    ),
     # docs/several_gpus.md
     "python: from longlive_optimized import BlockRequest, LongLiveEngine": Run(
         prints=(r"\Atorch\.Size\(\[9, 64, 96, 3\]\)\n\Z",)
@@ -436,6 +443,18 @@ NOT_RUN: tuple[NotRun, ...] = (
         "Tinyworld",
         "python -m longlive_optimized.tinyworld.train",
         "trains for minutes on a GPU",
+    ),
+    NotRun(
+        "docs/tinyworld.md",
+        "A larger one, in training",
+        "python -m longlive_optimized.tinyworld.train --from .*",
+        "trains on a GPU",
+    ),
+    NotRun(
+        "docs/tinyworld.md",
+        "A larger one, in training",
+        "python -m longlive_optimized.tinyworld.export DIR FOLDER",
+        "wants what a GPU has trained; tests/tinyworld/test_train.py exports",
     ),
     NotRun("docs/tinyworld.md", "Control", "python -m longlive_optimized.tinyworld.control FOLDER", "trains on a GPU"),
     NotRun(
