@@ -22,7 +22,7 @@ CUTS = (3, 6, 9, 12, 15)  # where a clip of the bank may turn into another scene
 AFTER = 6  # latent frames from there on
 _AGAIN = 0.15  # share of these where the same is said in other words, and goes on
 _WORDINGS = 4  # captions of each scene in the bank
-_LOOSE = 0.25  # share of the scenes that no sentence says, but words at random
+_LOOSE = 0.2  # share of the scenes that no sentence says, but words at random
 _ENCODED = 60  # clips that are encoded at once
 
 
@@ -99,7 +99,8 @@ class Bank:
         centres = anew = coupling.centres(marks, first, self._size)
         if cut is not None:
             again = torch.rand(count, 1, generator=generator) < _AGAIN
-            after = [_reworded(old, random) if same else _say(random) for old, same in zip(before, again, strict=True)]
+            pairs = zip(before, again, strict=True)
+            after = [_sentences(old.scene, random) if same else _say(random) for old, same in pairs]
             second = [said.scene for said in after]
             moved = centres + coupling.velocities(first, self._size)[:, None] * pixel_of(cut)
             marks = coupling.draw(count, self._size, generator)
@@ -130,8 +131,8 @@ def _say(random: Random) -> _Said:
     if random.random() < _LOOSE:
         text, scene = sample_text(random)
         return _Said(scene, wordings(text, scene, _WORDINGS, random))
-    return _reworded(_Said(sample_scene(random, held_out=False), []), random)
+    return _sentences(sample_scene(random, held_out=False), random)
 
 
-def _reworded(said: _Said, random: Random) -> _Said:
-    return _Said(said.scene, captions(said.scene, _WORDINGS, random))
+def _sentences(scene: Scene, random: Random) -> _Said:
+    return _Said(scene, captions(scene, _WORDINGS, random))
