@@ -141,9 +141,12 @@ async def _watch(address: str) -> None:
             for kind, fields in _MESSAGES.items():
                 answer = await viewer.ask(kind, **fields)
                 assert answer["type"] == ("latency_stats" if kind == "get_latency_stats" else "done"), answer
+                if kind == "switch_prompt":  # what follows drops its frames, and pauses
+                    shown = {"type": "shown", "number": answer["number"]}
+                    await viewer.wait_for(lambda message, shown=shown: shown.items() <= message.items())
             refused = await viewer.ask("set_optimization_preset", preset="fast")
             assert refused["type"] == "error" and "preset" in str(refused), refused
-            for kind in ("state", "block", "shown"):
+            for kind in ("state", "block"):
                 await viewer.wait_for(lambda message, kind=kind: message["type"] == kind)
             await viewer.leave()
 
