@@ -39,6 +39,7 @@ from longlive_optimized.demo.server import (
 )
 from longlive_optimized.demo.server.settings import SHORTEST_TOKEN, ServerSettings
 from longlive_optimized.video_time import TRAINED_FPS
+from longlive_optimized.weights.locate import TINY_SIZE
 
 from ..server_peer import Viewer
 from .claims import lists, says
@@ -137,7 +138,7 @@ async def _watch(address: str) -> None:
         with rtc.local_addresses(ServerSettings()):
             viewer = await Viewer(http, label="of any name").join()
             for _ in range(15):
-                assert (await viewer.frame()).width == 96
+                assert (await viewer.frame()).width == TINY_SIZE[1]
             for kind, fields in _MESSAGES.items():
                 answer = await viewer.ask(kind, **fields)
                 assert answer["type"] == ("latency_stats" if kind == "get_latency_stats" else "done"), answer
