@@ -9,6 +9,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ..config import HEIGHT, WIDTH
+from ..weights.locate import TINY_SIZE
+
 if TYPE_CHECKING:
     from ..config import OptimizationConfig
     from ..engine.engine import LongLiveEngine
@@ -21,11 +24,15 @@ results = Console(markup=False, highlight=False, emoji=False)  # what was asked 
 
 Height = Annotated[
     int | None,
-    typer.Option(help="Pixels, a multiple of 16; 480 by default, of the built-in model 64.", show_default=False),
+    typer.Option(
+        help=f"Pixels, a multiple of 16; {HEIGHT} by default, of the built-in model {TINY_SIZE[0]}.", show_default=False
+    ),
 ]
 Width = Annotated[
     int | None,
-    typer.Option(help="Pixels, a multiple of 16; 832 by default, of the built-in model 96.", show_default=False),
+    typer.Option(
+        help=f"Pixels, a multiple of 16; {WIDTH} by default, of the built-in model {TINY_SIZE[1]}.", show_default=False
+    ),
 ]
 LowMemory = Annotated[
     bool | None,

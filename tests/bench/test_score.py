@@ -8,6 +8,7 @@ def test_every_preset_and_dtype_is_scored(monkeypatch):
     assert len(evaluate._STEPS) == len(evaluate._WINDOWS) == 3
     monkeypatch.setattr(evaluate, "_STEPS", evaluate._STEPS[1:])
     monkeypatch.setattr(evaluate, "_WINDOWS", (9,))
+    monkeypatch.setattr(evaluate, "NATIVE", (64, 96))
     table = score.run("cpu", 1, 2.0, ["balanced", "turbo"])
     assert list(table) == ["3 steps, window 9", "2 steps, window 9", "3 steps, window 9, int8", "float32", "bfloat16"]
     assert all(0 <= share <= 1 for row in table.values() for kind, share in row.items() if kind != "blocks/s")

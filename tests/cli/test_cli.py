@@ -20,8 +20,10 @@ from longlive_optimized.config import OptimizationConfig
 from longlive_optimized.engine import memory_plan
 from longlive_optimized.engine.engine import LongLiveEngine
 from longlive_optimized.engine.memory_plan import MemoryShort
-from longlive_optimized.weights.locate import locate
+from longlive_optimized.weights.locate import TINY_SIZE, locate
 from longlive_optimized.weights.random_tokenizer import write_tokenizer
+
+HEIGHT, WIDTH = TINY_SIZE
 
 
 def test_in_a_process_of_its_own():
@@ -47,14 +49,14 @@ def test_generate_writes_a_video_and_its_statistics(run, tmp_path):
     done = run("generate", "--prompt", "a fox", "--out", out, "--enlarge", "2", *args)
     with av.open(str(out)) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 32 and frames[0].shape == (128, 192, 3) and frames[5].std() > 5
+    assert len(frames) == 32 and frames[0].shape == (2 * HEIGHT, 2 * WIDTH, 3) and frames[5].std() > 5
     stats = json.loads(report.read_text())
-    assert (stats["config"]["height"], stats["config"]["width"]) == (64, 96)  # the built-in model's own
+    assert (stats["config"]["height"], stats["config"]["width"]) == TINY_SIZE  # the built-in model's own
     assert stats["config"]["denoising_steps"] == [1000, 750, 500, 250] and stats["preset"] == "balanced"
     # Frames 0-8, 9-20, 21-31: the switch at frame 16 takes effect at the next block, frame 21.
     assert ["recache" in block["stages"] for block in stats["blocks"]] == [False, False, True]
     assert "fps" in done.stdout and "prompt switch" in done.stdout
-    assert f"wrote {out}: " in done.stderr and "kB, 2 s of 192x128, made after" in done.stderr
+    assert f"wrote {out}: " in done.stderr and f"kB, 2 s of {2 * WIDTH}x{2 * HEIGHT}, made after" in done.stderr
     assert f"wrote {report}: " in done.stderr
 
 
@@ -175,6 +177,7 @@ def test_benches(run, tmp_path):
 def test_the_gate(run, tmp_path):
     report, picture = tmp_path / "gate.json", tmp_path / "gate.png"
     some = ["--device", "cpu", "--seeds", "1", "--blocks", "1", "--prompts", "0", "--json", report, "--force"]
+    some += ["--height", "64", "--width", "96"]
     shown = run("bench", "quality", *some, "--by-part", "--picture", picture).stdout
     found = json.loads(report.read_text())
     assert [*found["presets"]] == ["speed", "turbo", "ultra"] and found["failures"] == []
@@ -405,7 +408,7 @@ def test_ctrl_c_keeps_what_is_made(run, tmp_path, monkeypatch, made):
     done = run("generate", "--prompt", "a", "--out", out, "--json", report, check=False)
     assert done.returncode == 130 and out.exists() == report.exists() == (made > 0)
     if made:
-        assert f"wrote {out}: " in done.stderr and ", 1.31 s of 96x64, stopped after" in done.stderr
+        assert f"wrote {out}: " in done.stderr and f", 1.31 s of {WIDTH}x{HEIGHT}, stopped after" in done.stderr
         with av.open(str(out)) as video:
             assert sum(1 for _ in video.decode(video=0)) == 21
         assert len(json.loads(report.read_text())["blocks"]) == 2

@@ -12,6 +12,7 @@ from longlive_optimized import LongLiveEngine
 from longlive_optimized.cli.inputs import Clip, InputOptions, open_inputs
 from longlive_optimized.media import read_video
 from longlive_optimized.video_time import TRAINED_FPS
+from longlive_optimized.weights.locate import TINY_SIZE
 from longlive_optimized.weights.random_checkpoint import make_checkpoint
 from support.clips import lossless, numbers, ramp, random_picture
 
@@ -216,7 +217,7 @@ def test_the_built_in_model_follows_a_video(run, tmp_path):
     """Of a black and of a white video, with little noise, dark and bright pictures are made."""
     means = []
     for level in (0, 255):
-        source = lossless(tmp_path / "in.mkv", [np.full((64, 96, 3), level, np.uint8)] * 30)
+        source = lossless(tmp_path / "in.mkv", [np.full((*TINY_SIZE, 3), level, np.uint8)] * 30)
         given = ["--video", source, "--noise-scale", "0.1", "--device", "cpu"]
         run("generate", "--prompt", "a", *given, "--out", tmp_path / f"{level}.mp4")
         frames = [shown.picture for shown in read_video(tmp_path / f"{level}.mp4")]

@@ -9,7 +9,7 @@ from longlive_optimized import BlockRequest, Control
 from longlive_optimized.tinyworld.render import render
 from longlive_optimized.tinyworld.score import shown
 from longlive_optimized.tinyworld.world import Scene, Shape
-from longlive_optimized.weights.locate import CONTROL_FILE
+from longlive_optimized.weights.locate import CONTROL_FILE, TINY_SIZE
 from longlive_optimized.weights.random_checkpoint import make_checkpoint
 from support.results import same
 from support.scope_double.streams import engine_of, expected
@@ -113,11 +113,13 @@ def test_the_module_is_loaded_only_if_wanted(installed, pipeline_class, load):
 def test_the_built_in_model_follows_a_silhouette(installed, pipeline_class, load):
     """Its noise would have the shape elsewhere."""
     installed.notifications.clear()
-    tiny = load | {"model_path": "tiny", "height": 64, "width": 96, "denoising_steps": [1000, 750, 500, 250]}
+    height, width = TINY_SIZE
+    tiny = load | {"model_path": "tiny", "height": height, "width": width, "denoising_steps": [1000, 750, 500, 250]}
     assert installed.manager.load(pipeline_class, tiny), installed.manager.error
     prompts = [{"text": "a red circle stays in place on a green field", "weight": 1.0}]
-    scene, centres = Scene((Shape("red", "circle"),), "green", "still"), torch.tensor([[[24.0, 72.0]] * 3])
-    silhouette, overlaps = render([(scene,)], centres, 12, 64, 96, silhouettes=True)[0], []
+    scene = Scene((Shape("red", "circle"),), "green", "still")
+    centres = torch.tensor([[[3 / 8 * height, 3 / 4 * width]] * 3])
+    silhouette, overlaps = render([(scene,)], centres, 12, height, width, silhouettes=True)[0], []
     for scale in (1.0, 0.0):
         session = wired(installed, FRAMES, prompts=prompts, vace_context_scale=scale)
         seen = shown(torch.cat(run(session, 2, {FRAMES: silhouette})))

@@ -270,6 +270,7 @@ def test_the_command_publishes_the_built_in_model(tmp_path):
             "LONGLIVE_JANUS_ADMIN_KEY": server.admin_key,
         }
         to = ["--publish", f"janus://127.0.0.1:{server.port}/5", "--publish-make-room"]
+        to += ["--height", "64", "--width", "96"]
         command = ["-c", "from longlive_optimized.cli import main; main()", "--verbose", "serve", "--port", "0", *to]
         log = tmp_path / "log"
         with log.open("w") as file:

@@ -18,6 +18,7 @@ from longlive_optimized.demo.scope_integration import (
     create_latency_overlay,
 )
 from longlive_optimized.demo.server.settings import ServerSettings
+from longlive_optimized.weights.locate import TINY_SIZE
 
 PICTURE = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
 READ_ONLY = PICTURE.copy()
@@ -385,15 +386,16 @@ def test_configure_lists_what_can_change(engine, pipeline, field):
 def test_the_built_in_model_has_its_own_size():
     for config in (None, OptimizationConfig(), OptimizationConfig.preset("ultra"), ScopeOptimizationConfig()):
         engine = LongLiveEngine("tiny", config)
-        assert engine.config.size == engine.stream.settings.size == (64, 96)
-    assert (engine.config.height, engine.config.width) == (64, 96)
-    assert engine.open_stream(height=32).settings.size == (32, 96)
-    assert LongLiveEngine("tiny", OptimizationConfig(width=48)).config.size == (64, 48)
+        assert engine.config.size == engine.stream.settings.size == TINY_SIZE
+    assert (engine.config.height, engine.config.width) == TINY_SIZE
+    assert engine.open_stream(height=32).settings.size == (32, TINY_SIZE[1])
+    assert LongLiveEngine("tiny", OptimizationConfig(width=48)).config.size == (TINY_SIZE[0], 48)
     assert OptimizationConfig().size == (480, 832)
     pipelines = OptimizedScopePipeline("tiny"), OptimizedScopePipeline.on(engine)
     pipelines += (OptimizedScopePipeline.on(engine, ScopeOptimizationConfig.preset_ultra()),)
     for pipeline in pipelines:
-        assert dataclasses.asdict(pipeline.config)["height"] == 64 and pipeline.stream.settings.size == (64, 96)
+        assert dataclasses.asdict(pipeline.config)["height"] == TINY_SIZE[0]
+        assert pipeline.stream.settings.size == TINY_SIZE
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 32), (32, 16), (96, 16), (16, 96)])

@@ -23,9 +23,9 @@ def test_compiled_layers_give_the_same_pictures(precision, most):
 
 
 def test_compiled_layers_expand_weights_in_8_bits():
+    how = {"height": 64, "width": 96, "low_memory": True}
     plain, compiled = (
-        LongLiveEngine("tiny", OptimizationConfig(low_memory=True, use_torch_compile=c), device="cpu")
-        for c in (False, True)
+        LongLiveEngine("tiny", OptimizationConfig(**how, use_torch_compile=c), device="cpu") for c in (False, True)
     )
     a, b = (engine.generate_block(BlockRequest("a white cross rests on a blue sea")) for engine in (plain, compiled))
     assert (a.int() - b.int()).abs().max() <= 1

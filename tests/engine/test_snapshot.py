@@ -587,7 +587,7 @@ def test_a_full_size_snapshot_is_small_and_quick(snapshot):
 @pytest.mark.parametrize("settings", [{}, {"precision": "int8"}, {"use_cuda_graphs": False}])
 def test_on_a_gpu_it_goes_on_bit_for_bit(settings):
     """Its latents; what its decoder remembers was decoded anew, in bfloat16."""
-    engine, other = (LongLiveEngine("tiny", device="cuda") for _ in range(2))
+    engine, other = (LongLiveEngine("tiny", OptimizationConfig(height=64, width=96), "cuda") for _ in range(2))
     for before, after in (([A] * 5, [A] * 3), ([A] * 6 + [B] * 3, [B] * 3), ([A] * 6, [B] * 2)):
         for (x, a), (y, b) in zip(*go_on(engine, other, before, after, **settings), strict=True):
             apart = (a.int() - b.int()).abs()
@@ -598,7 +598,7 @@ def test_on_a_gpu_it_goes_on_bit_for_bit(settings):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_it_waits_for_nothing():
-    engine = LongLiveEngine("tiny", device="cuda")
+    engine = LongLiveEngine("tiny", OptimizationConfig(height=64, width=96), "cuda")
     plain, disturbed = (engine.open_stream(seed=5) for _ in range(2))
     wanted = made(engine, plain, [A] * 3)
     found = made(engine, disturbed, [A])

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    options = "--model", "tiny", "--preset", arguments.preset, "--height", "64", "--width", "96"
+    options = "--model", "tiny", "--preset", arguments.preset
     with live_page(*options, viewport={"width": 960, "height": 640}) as page:
         found = measure(page, arguments.prompts)
     columns = {

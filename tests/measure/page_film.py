@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path)
     file = parser.parse_args().file
-    options = "--model", "tiny", "--preset", "balanced", "--height", "64", "--width", "96"
+    options = "--model", "tiny", "--preset", "balanced"
     with live_page(*options, viewport=SIZE, color_scheme="dark") as page:
         show(page, PROMPTS[1])
         page.wait_for_timeout(6000)

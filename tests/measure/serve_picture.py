@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path)
     file = parser.parse_args().file
-    options = "--model", "tiny", "--preset", "quality_stream", "--height", "64", "--width", "96"
+    options = "--model", "tiny", "--preset", "quality_stream"
     with live_page(*options, viewport=SIZE, color_scheme="dark") as page:
         for prompt in PROMPTS:
             show(page, prompt)

@@ -28,7 +28,7 @@ from longlive_optimized.model.config import ModelConfig
 from longlive_optimized.model.ring_cache import RingCache
 from longlive_optimized.model.transformer import Transformer
 from longlive_optimized.story import MOST_BLOCKS, OF_ENGINE, Story
-from longlive_optimized.weights.locate import native_size
+from longlive_optimized.weights.locate import TINY_SIZE, native_size
 from longlive_optimized.weights.user_lora import UserLora
 
 from .claims import lists, says
@@ -186,6 +186,8 @@ def config_fields(units: list[Unit]):
         defaults = [cells[1]] if len(fields) == 1 else cells[1].split(", ")
         for field, default in zip(fields, defaults, strict=True):
             assert getattr(config, field) == value(default), f"{field}: {default} is said"
+        if fields == ["height", "width"]:
+            assert "480 and 832, of the built-in model {} and {}.".format(*TINY_SIZE) in cells[2], cells[2]
         seen += fields
         changes |= {*fields} if "•" in cells[0] else set()
     assert seen == [field.name for field in dataclasses.fields(OptimizationConfig)]
@@ -196,7 +198,7 @@ def config_fields(units: list[Unit]):
 
 @says(API, "`OptimizationConfig`; a stream has those down to `use_cuda_graphs` for itself")
 def sizes_where_none_are_given():
-    assert OptimizationConfig().size == (480, 832) and native_size("tiny") == (64, 96)
+    assert OptimizationConfig().size == (480, 832) and native_size("tiny") == TINY_SIZE
     with pytest.raises(ValueError, match="height"):
         OptimizationConfig(height=100)
     with pytest.raises(ValueError, match="fall"):
@@ -286,7 +288,7 @@ def strength_of_video_input(place: Place):
     for scale in (0.1, 0.3, 0.5, 0.7):
         made = []
         for colour in (0, 255):
-            stream, video = engine.open_stream(), torch.full((13, 64, 96, 3), colour, dtype=torch.uint8)
+            stream, video = engine.open_stream(), torch.full((13, *TINY_SIZE, 3), colour, dtype=torch.uint8)
             request = BlockRequest(PROMPT, video=video, noise_scale=scale)
             made.append([engine.generate_block(request, stream) for _ in range(3)][-1].float())
         found.append((made[0] - made[1]).abs().mean().item())
@@ -313,10 +315,11 @@ def all_can_be_closed(place: Place):
     place.passes("tests/engine/test_close.py tests/demo/test_live.py")
 
 
-@says(API, '"version": 1, "model": "tiny", "seed": 7, "preset": "balanced", "height": 64, "width": 96')
+@says(API, '"version": 1, "model": "tiny", "seed": 7, "preset": "balanced"')
 def a_story_as_it_is_shown(units: list[Unit]):
     story = Story.read(json.loads(units[0].text))
     moments = [*story.moments()]
+    assert (story.model, story.height, story.width) == ("tiny", *TINY_SIZE), story
     assert (len(moments), moments[4].preset, moments[12].loras) == (20, "ultra", {"paint.safetensors": 0.2})
     assert (moments[8].prompt.transition_blocks, moments[16].restart, moments[16].seed) == (3, True, 8)
 

@@ -64,7 +64,7 @@ def what_may_change():
 
 
 @says(README, '`"tiny"` is the built-in model, 17 MB')
-def size_of_the_built_in_model():
+def size_of_the_built_in_model(units: list[Unit]):
     from longlive_optimized.tinyworld.vocabulary import known_to
     from longlive_optimized.tinyworld.world import MAX_SHAPES, MOTIONS
     from longlive_optimized.weights.locate import TINY_SIZE, locate
@@ -72,11 +72,12 @@ def size_of_the_built_in_model():
     files = [p for p in locate("tiny").generator.parents[2].rglob("*") if p.is_file()]
     assert round(sum(p.stat().st_size for p in files) / 1e6) == 17
     # "one to three shapes (circle, square, triangle, cross) in six colours move left, right, up, down or stand still
-    # over five grounds, at 64×96"
+    # over five grounds, at …"
     known = known_to("tiny")
     assert known.forms == ("circle", "square", "triangle", "cross")
     assert len(known.colours) == 6 and len(known.grounds) == 5
-    assert [*MOTIONS] == ["left", "right", "up", "down", "still"] and MAX_SHAPES == 3 and TINY_SIZE == (64, 96)
+    assert [*MOTIONS] == ["left", "right", "up", "down", "still"] and MAX_SHAPES == 3
+    assert "at {}×{}.".format(*TINY_SIZE) in " ".join(units[0].text.split()), units[0].text
 
 
 @says(README, "Python 3.11 to 3.13, torch 2.9 to")

@@ -39,6 +39,7 @@ from longlive_optimized.demo.server import (
 )
 from longlive_optimized.demo.server.settings import SHORTEST_TOKEN, ServerSettings
 from longlive_optimized.video_time import TRAINED_FPS
+from longlive_optimized.weights.locate import TINY_SIZE
 
 from ..server_peer import Viewer
 from .claims import lists, says
@@ -137,13 +138,16 @@ async def _watch(address: str) -> None:
         with rtc.local_addresses(ServerSettings()):
             viewer = await Viewer(http, label="of any name").join()
             for _ in range(15):
-                assert (await viewer.frame()).width == 96
+                assert (await viewer.frame()).width == TINY_SIZE[1]
             for kind, fields in _MESSAGES.items():
                 answer = await viewer.ask(kind, **fields)
                 assert answer["type"] == ("latency_stats" if kind == "get_latency_stats" else "done"), answer
+                if kind == "switch_prompt":  # what follows drops its frames, and pauses
+                    shown = {"type": "shown", "number": answer["number"]}
+                    await viewer.wait_for(lambda message, shown=shown: shown.items() <= message.items())
             refused = await viewer.ask("set_optimization_preset", preset="fast")
             assert refused["type"] == "error" and "preset" in str(refused), refused
-            for kind in ("state", "block", "shown"):
+            for kind in ("state", "block"):
                 await viewer.wait_for(lambda message, kind=kind: message["type"] == kind)
             await viewer.leave()
 
