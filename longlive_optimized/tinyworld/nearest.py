@@ -112,7 +112,7 @@ def _grounds() -> Mapping[str, str]:
 def _motions() -> Mapping[str, str]:
     said = {word: motion for motion, words in MORE_MOTION_WORDS.items() for word in words}
     said |= {f"{motion}{ward}": motion for motion in ("left", "right", "up", "down") for ward in ("", "ward")}
-    return said | dict.fromkeys(("still", "stands", "stand", "rests", "rest", "stays", "stay"), "still")
+    return said | {word: "still" for word in ("still", "stands", "stand", "rests", "rest", "stays", "stay")}
 
 
 @cache
