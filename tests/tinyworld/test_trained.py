@@ -13,13 +13,14 @@ from longlive_optimized.tinyworld.evaluate import Evaluation
 from longlive_optimized.tinyworld.networks import SIZES, new_vae
 from longlive_optimized.tinyworld.render import NATIVE, layouts, render
 from longlive_optimized.tinyworld.score import score
+from longlive_optimized.tinyworld.vocabulary import known_to
 from longlive_optimized.tinyworld.world import Scene, Shape, sample_scene
 from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.weights.load import check
 from longlive_optimized.weights.locate import CONTROL_FILE, VAE_FILES, locate
 
 GROUND = {"green": "meadow", "black": "sky"}
-SIZE, LATENTS, COUNT = SIZES["tiny"], 5, 12
+SIZE, LATENTS, COUNT, KNOWN = SIZES["tiny"], 5, 12, known_to("tiny")
 DEVICES = [
     "cpu",
     pytest.param(
@@ -34,9 +35,9 @@ def trained():
     vae = new_vae(SIZE, 0).requires_grad_(False)
     vae.load_state_dict(torch.load(locate("tiny").vae, weights_only=True))
     random = Random(1)
-    scenes = [sample_scene(random, held_out=True) for _ in range(COUNT)]
-    centres = layouts(COUNT, SIZE.height, SIZE.width, torch.Generator().manual_seed(2))
-    frames = clips([(scene,) for scene in scenes], centres, LATENTS, None, SIZE, torch.device("cpu"))
+    scenes = [sample_scene(random, held_out=True, known=KNOWN) for _ in range(COUNT)]
+    centres = layouts(COUNT, *NATIVE, torch.Generator().manual_seed(2))
+    frames = clips([(scene,) for scene in scenes], centres, LATENTS, None, NATIVE, torch.device("cpu"))
     return vae, scenes, frames, encode(vae, frames)[0]
 
 
@@ -88,7 +89,7 @@ def test_its_latents_are_what_the_engine_expects(trained):
 
 def test_a_silhouette_that_the_noise_knows_nothing_of_is_followed(steered):
     """And the prompt beside it: ground and motion; of 8 videos overlap 0.84 and 0.01 (docs/tinyworld.md)."""
-    without, followed = (measure(steered, 3, blocks=2, scale=scale) for scale in (0, 1))
+    without, followed = (measure(steered, 3, blocks=2, scale=scale, known=KNOWN) for scale in (0, 1))
     assert followed["overlap"] > 0.7 > 0.3 > without["overlap"]
     assert followed["pixels"] < 2
     assert min(followed["ground"], followed["motion"]) > 0.9, followed
