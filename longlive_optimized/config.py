@@ -183,7 +183,8 @@ class OptimizationConfig(StreamSettings):
         device; on a CPU the first two are refused.
     keep_text_int8: with ``text_precision="int8"``, leave the weights made int8 in a file beside their source, from
         which they come the next time.
-    model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU.
+    model_dtype: ``auto`` is bfloat16 on CUDA and float32 on CPU. In bfloat16 on a CPU without fast convolutions of it
+        (on x86, without AVX-512) the VAE still computes in float32.
     low_memory: hold the weights of the layers' products in 8 bits alone, whatever the precision: products in the
         model's dtype multiply with what the 8 bits stand for. Without a change to what is computed, let fewer frames
         at a time pass the VAE. None does so with an 8-bit precision where memory is short.

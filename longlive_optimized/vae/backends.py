@@ -9,6 +9,7 @@ from ..plain import dtype_name
 from .autoencoder import Autoencoder
 from .codec import Codec
 from .config import VaeConfig
+from .convolution import is_slow
 from .modules import ModulesCodec
 from .packed.codec import PackedCodec
 
@@ -25,15 +26,18 @@ def codec_for(
 ) -> Codec:
     """The fastest backend for this VAE where it lies: one for all streams, as it may copy the weights.
 
-    precision: ``int8`` or ``bf16``, which stands for the VAE's dtype; ``auto`` is int8 if ``in_8_bits`` and it is fast.
+    precision: ``int8`` or ``bf16``, which stands for the VAE's dtype, or for float32 where torch's convolutions of that
+    dtype are slow; ``auto`` is int8 if ``in_8_bits`` and it is fast.
     in_parts: one latent frame at a time passes. device: for which the backend is chosen, if the VAE lies elsewhere, say
     on the meta device. Raises ValueError naming ``vae_precision`` for a VAE that does not run in int8.
     """
     fast = PackedCodec.is_fast(vae, device)
     if _wants_int8(precision, in_8_bits, fast):
         codec = _in_int8(vae, low_memory, in_parts)
+    elif fast:
+        codec = PackedCodec(vae, low_memory, in_parts=in_parts)
     else:
-        codec = PackedCodec(vae, low_memory, in_parts=in_parts) if fast else ModulesCodec(vae, in_parts)
+        codec = ModulesCodec(vae, in_parts, wide=is_slow(vae.dtype, device or vae.device))
     if vae.device.type != "meta":
         log.info("VAE runs on %s in %s", type(codec).__name__, codec.precision)
     return codec
@@ -47,7 +51,8 @@ def path_of(
     why = PackedCodec.why_slow(VaeConfig(), dtype, device) or ""
     int8 = _wants_int8(precision, in_8_bits, not why)
     codec = PackedCodec if int8 or not why else ModulesCodec
-    return codec.__name__, "int8" if int8 else dtype_name(dtype), why
+    wide = torch.float32 if is_slow(dtype, device) else dtype
+    return codec.__name__, "int8" if int8 else dtype_name(wide), why
 
 
 def _wants_int8(precision: VaePrecision, in_8_bits: bool, fast: bool) -> bool:

@@ -1,5 +1,7 @@
 """Torch's convolutions for frames [T, H, W, C], contiguous: the convolution libraries see them as channels-last."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,6 +9,19 @@ from torch import Tensor, nn
 # Channels x frames x rows up to which torch, on a CPU, computes a three-dimensional convolution of one batch in loops,
 # ten times slower than oneDNN does one of several frames.
 _LOOPS = 20480
+
+
+def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch convolves there in loops, up to a hundred times slower than in float32: in bfloat16, on a CPU
+    without instructions that oneDNN wants for it: on x86 AVX-512 (findings/torch-cpu-bfloat16-conv3d.sh)."""
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return False
+    return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def wide_on_cpu(x: Tensor) -> bool:
+    """Whether x is of float32 or float64 on a CPU. There memory is slow, all the more where the system clears it."""
+    return x.is_cpu and x.dtype.itemsize >= 4
 
 
 def pointwise(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
@@ -17,6 +32,17 @@ def pointwise(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
 def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution of each frame of x [T, H, W, C]."""
     y = F.conv2d(x.permute(0, 3, 1, 2), layer.weight, layer.bias, layer.stride, layer.padding)
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+def upsampled_conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 3x3 convolution of each frame of x [T, H, W, C] after nearest-neighbour 2x upsampling, as one transposed
+    convolution: 16 products for each input pixel in place of 36."""
+    taps = layer.weight.transpose(0, 1).flip(2, 3)
+    kernel = taps.new_zeros(*taps.shape[:2], 4, 4)
+    for row, column in itertools.product((0, 1), repeat=2):
+        kernel[:, :, row : row + 3, column : column + 3] += taps
+    y = F.conv_transpose2d(x.permute(0, 3, 1, 2), kernel, layer.bias, stride=2, padding=1)
     return y.permute(0, 2, 3, 1).contiguous()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -18,13 +20,16 @@ class ModulesCodec:
     """A ``Codec`` over the weights of ``vae`` as they lie. Its tensors come and go, so no graphs are captured.
 
     in_parts: one latent frame at a time, which may be turned on at any time: a third of the memory that comes and goes.
+    wide: over a copy of them in float32. Latents and pixels are of the VAE's dtype all the same; pictures, not rounded
+    to it in between.
     """
 
-    copies, saturated = False, 0
+    saturated = 0
 
-    def __init__(self, vae: Autoencoder, in_parts: bool = False):
-        self.vae, self.dtype, self.device = vae, vae.dtype, vae.device
-        self.precision, self.in_parts = dtype_name(vae.dtype), in_parts
+    def __init__(self, vae: Autoencoder, in_parts: bool = False, wide: bool = False):
+        self.vae = copy.deepcopy(vae).float() if wide else vae
+        self.dtype, self.device = vae.dtype, vae.device
+        self.precision, self.in_parts, self.copies = dtype_name(self.vae.dtype), in_parts, wide
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs, band: Band | None = None) -> ModulesDecoder:
         return ModulesDecoder(self, size, band)
@@ -53,8 +58,8 @@ class ModulesDecoder(_Modules):
         height = self.rows.heights[-1] if self.rows else 8 * z.shape[1]
         per_latent = 4 * height * 8 * z.shape[2] * self._vae.config.full_size_widths[1]
         most = 1 if self._codec.in_parts else max(1, _MAX_ELEMENTS // per_latent)
-        parts = (self._vae.decode(part, self) for part in z.split(most))
-        return join([to_uint8(frames) if dtype == torch.uint8 else frames for frames in parts])
+        parts = (self._vae.decode(part, self) for part in z.to(self._vae.dtype).split(most))
+        return join([to_uint8(frames) if dtype == torch.uint8 else frames.to(dtype) for frames in parts])
 
 
 class ModulesEncoder(_Modules):
@@ -66,9 +71,9 @@ class ModulesEncoder(_Modules):
 
     def encode(self, frames: Tensor) -> Tensor:
         count, height, width, _ = frames.shape
-        x = (self._vae.pad_first(frames) if count % 4 else frames).contiguous()
+        x = (self._vae.pad_first(frames) if count % 4 else frames).to(self._vae.dtype).contiguous()
         # The largest tensor has a group of full-size frames, up to four more (``split_frames``) and two past ones.
         group = (_MAX_ELEMENTS // (height * width * self._vae.config.full_size_widths[0]) - 6) // 4 * 4
         group = 4 if self._in_parts or self._codec.in_parts else max(4, group)
         parts = split_frames(x, group, int(self.fresh and self._vae.first_frame_alone))
-        return join([self._vae.encode(part, self) for part in parts])
+        return join([self._vae.encode(part, self) for part in parts]).to(frames.dtype)

@@ -157,6 +157,9 @@ def test_rms_norm(channels, size):
     norm.gamma.data = 1 + h(2, channels, 1, 1, 1, dtype=torch.float64)
     expected = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) * channels**0.5 * norm.gamma.flatten()
     torch.testing.assert_close(norm(x), expected, rtol=1e-7, atol=0)
+    out = torch.full((2, *x.shape), float("nan"), dtype=torch.float64)[1]
+    assert norm(x, out=out).data_ptr() == out.data_ptr()
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=0)
     rounded = norm.bfloat16()(x.bfloat16()).double()  # statistics in float32: one rounding of inputs, one of outputs
     torch.testing.assert_close(rounded, expected, rtol=4 / 256, atol=0)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..convolution import conv2d, conv3d, pointwise
+from ..convolution import conv2d, conv3d, pointwise, upsampled_conv2d, wide_on_cpu
 from ..state import CausalState
 
 
@@ -21,11 +21,15 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * axes))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Into ``out``, if it is given: without other tensors of that size, but rounded at each step."""
+        channels, gamma = x.shape[-1], self.gamma.flatten()
+        if out is not None:
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-12)
+            return torch.div(x, length, out=out).mul_(gamma * channels**0.5)
         # One kernel, which sums in float32 for half dtypes and rounds once; this eps differs from the maximum only
         # where |x| itself comes near 1e-12.
-        channels = x.shape[-1]
-        return F.rms_norm(x, (channels,), self.gamma.flatten(), eps=1e-24 / channels)
+        return F.rms_norm(x, (channels,), gamma, eps=1e-24 / channels)
 
 
 class CausalConv3d(nn.Conv3d):
@@ -39,10 +43,12 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: Tensor, state: CausalState, norm: RMSNorm | None = None) -> Tensor:
         """Convolve x [T, H, W, C], or SiLU(norm(x)), and remember its last two frames."""
         history = state.history(self, x, frames=2)
-        padded = x.new_empty(2 + len(x), *x.shape[1:])
+        padded = state.scratch(x, 2 + len(x))
         padded[:2] = history
         if norm is None:
             padded[2:] = x
+        elif wide_on_cpu(x):
+            F.silu(norm(x, out=padded[2:]), inplace=True)
         else:
             torch.ops.aten.silu.out(norm(x), out=padded[2:])
         history.copy_(padded[-2:])
@@ -108,6 +114,8 @@ class Upsample(nn.Module):
         return cast("nn.Conv2d", self.resample["1"])
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:
+        if wide_on_cpu(x):
+            return upsampled_conv2d(self.conv, self._doubled(x, state))
         frames, height, width, channels = x.shape
         single = frames if self.time_conv is None else int(state.fresh)
         double = frames - single
@@ -118,6 +126,14 @@ class Upsample(nn.Module):
             pairs = self.time_conv(x[single:], state).unflatten(-1, (2, channels)).movedim(3, 1)
             y[single:].unflatten(0, (double, 2)).copy_(pairs[:, :, :, None, :, None])
         return conv2d(self.conv, y.view(-1, 2 * height, 2 * width, channels))
+
+    def _doubled(self, x: Tensor, state: CausalState) -> Tensor:
+        """x [T, H, W, C] upsampled in time alone."""
+        single = len(x) if self.time_conv is None else int(state.fresh)
+        if self.time_conv is None or single == len(x):
+            return x
+        pairs = self.time_conv(x[single:], state).unflatten(-1, (2, x.shape[-1])).movedim(3, 1).flatten(0, 1)
+        return torch.cat((x[:single], pairs)) if single else pairs
 
 
 class Downsample(nn.Module):
