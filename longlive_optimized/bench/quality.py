@@ -189,7 +189,7 @@ def decoder_errors(engine: LongLiveEngine, seeds: int) -> dict:
     """Worst ratio of errors of a block's pixels to float32: the engine's decoder, and its network as modules."""
     vae = copy.deepcopy(engine.vae).to(engine.device)
     wide = copy.deepcopy(vae).float()
-    ours, modules = engine.stream.decoder, DecoderStream(ModulesCodec(vae))
+    ours, modules = engine.stream.decoder, DecoderStream(ModulesCodec(vae, dtype=engine.dtype))
     truth = DecoderStream(ModulesCodec(wide))
     shape = BLOCK_FRAMES, *engine.stream.latent_shape
     rows = []
@@ -225,6 +225,6 @@ def int8_figures(engine: LongLiveEngine, blocks: int) -> dict[str, float]:
     generator = torch.Generator(engine.device).manual_seed(0)
     for _ in range(blocks):
         latents = torch.randn(BLOCK_FRAMES, *engine.stream.latent_shape, generator=generator, device=engine.device)
-        found.append(psnr(*(stream.decode_uint8(latents.to(engine.dtype)) for stream in (plain, int8))))
+        found.append(psnr(*(stream.decode_uint8(latents.to(vae.dtype)) for stream in (plain, int8))))
     engine.synchronize()
     return {"psnr_median_db": statistics.median(found), "psnr_worst_db": min(found), "saturated": codec.saturated}

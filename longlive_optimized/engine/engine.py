@@ -22,7 +22,7 @@ from ..keywords import ConfigFields, StreamFields
 from ..plain import flag, whole
 from ..text.prompt_cache import PromptCache
 from ..vae.autoencoder import Autoencoder
-from ..vae.backends import codec_for
+from ..vae.backends import codec_for, weights_dtype
 from ..vae.codec import Codec
 from ..video_time import blocks_of
 from ..weights.hub import ensure
@@ -35,8 +35,8 @@ from ..weights.load import (
     load_vae,
     refill_generator,
 )
-from ..weights.locate import locate, native_size
-from ..weights.text import check_text, load_text_encoder
+from ..weights.locate import ModelFiles, locate, native_size
+from ..weights.text import BytesDone, check_text, load_text_encoder
 from ..weights.unmerged import Unmerged
 from ..weights.user_lora import UserLora
 from . import block
@@ -134,7 +134,7 @@ class LongLiveEngine(Closable):
             self.model, self.control = loading.here("generator", generator), None
             if self.config.control:
                 self.control = loading.here("control", loader(load_control, self.devices.model, **merged))
-            self.vae = loading.here("VAE", loader(load_vae, self.devices.vae))
+            self.vae = loading.here("VAE", functools.partial(self._read_vae, self.files))
             self.text = text.result()
             in_8_bits = self.config.precision != "bf16"
             # One for all streams: it packs weights once.
@@ -339,7 +339,7 @@ class LongLiveEngine(Closable):
             files = locate(self._model_path, vae_type)
             self.devices.release()  # or what torch keeps of it would not count as free
             plan = with_another_vae(self.memory_plan, files)
-            codec = self._codec_for(load_vae(files, self.devices.vae, self.dtype))
+            codec = self._codec_for(self._read_vae(files))
             codec.in_parts = self.codec.in_parts
             self._vaes[vae_type] = codec, Grey()
             self._plan = plan
@@ -418,8 +418,12 @@ class LongLiveEngine(Closable):
         kept = self.config.keep_text_int8
         return {"precision": chosen, "residence": self.devices.text_residence, "keep": kept}
 
+    def _read_vae(self, files: ModelFiles, progress: BytesDone | None = None) -> Autoencoder:
+        dtype = weights_dtype(self.dtype, self.devices.vae, self.config.vae_precision)
+        return load_vae(files, self.devices.vae, dtype, progress=progress)
+
     def _codec_for(self, vae: Autoencoder) -> Codec:
-        codec = codec_for(vae, *self._codec_how)
+        codec = codec_for(vae, *self._codec_how, dtype=self.dtype)
         if codec.copies:
             vae.cpu()
         return codec

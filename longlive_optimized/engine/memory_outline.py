@@ -21,7 +21,7 @@ from ..model.transformer import Transformer
 from ..text.footprint import Footprint
 from ..text.prompt_cache import PromptCache
 from ..vae.autoencoder import Autoencoder
-from ..vae.backends import codec_for
+from ..vae.backends import codec_for, weights_dtype
 from ..vae.codec import CausalEncoder, Codec
 from ..vae.packed.decode import PackedDecoder
 from ..vae.packed.encode import PackedEncoder
@@ -49,8 +49,9 @@ class Outline:
         self.devices = tuple(dict.fromkeys((asked.device, *beside)))
         self._dtype = default_dtype(asked.config.model_dtype, asked.device)
         self.dimensions, vae = outline(asked.files)
-        self._vae = vae.to(self._dtype)
-        self._more_vaes = {each.vae_type: outline(each)[1].to(self._dtype) for each in asked.more_vaes}
+        of_vae = weights_dtype(self._dtype, self._vae_device, asked.config.vae_precision)
+        self._vae = vae.to(of_vae)
+        self._more_vaes = {each.vae_type: outline(each)[1].to(of_vae) for each in asked.more_vaes}
         self._of_transformer = functools.cache(self._transformer)
         self._of_videos, self._of_text = functools.cache(self._videos), functools.cache(self._text)
 
@@ -139,7 +140,9 @@ class Outline:
 
     def _codec(self, vae: Autoencoder, low_memory: bool, in_parts: bool) -> Codec:
         in_8_bits = self._config.precision != "bf16"
-        return codec_for(vae, low_memory, self._config.vae_precision, in_8_bits, in_parts, self._vae_device)
+        return codec_for(
+            vae, low_memory, self._config.vae_precision, in_8_bits, in_parts, self._vae_device, self._dtype
+        )
 
     def _transformer(self, low_memory: bool) -> dict[str, int]:
         """Its weights, and what a stream has for it."""

@@ -23,13 +23,14 @@ def codec_for(
     in_8_bits: bool = False,
     in_parts: bool = False,
     device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Codec:
     """The fastest backend for this VAE where it lies: one for all streams, as it may copy the weights.
 
-    precision: ``int8`` or ``bf16``, which stands for the VAE's dtype, or for float32 where torch's convolutions of that
-    dtype are slow; ``auto`` is int8 if ``in_8_bits`` and it is fast.
+    precision: ``int8`` or ``bf16``, which stands for the VAE's dtype; ``auto`` is int8 if ``in_8_bits`` and it is fast.
     in_parts: one latent frame at a time passes. device: for which the backend is chosen, if the VAE lies elsewhere, say
-    on the meta device. Raises ValueError naming ``vae_precision`` for a VAE that does not run in int8.
+    on the meta device. dtype: of latents and frames, where ``weights_dtype`` made the VAE's another.
+    Raises ValueError naming ``vae_precision`` for a VAE that does not run in int8.
     """
     fast = PackedCodec.is_fast(vae, device)
     if _wants_int8(precision, in_8_bits, fast):
@@ -37,10 +38,15 @@ def codec_for(
     elif fast:
         codec = PackedCodec(vae, low_memory, in_parts=in_parts)
     else:
-        codec = ModulesCodec(vae, in_parts, wide=is_slow(vae.dtype, device or vae.device))
+        codec = ModulesCodec(vae, in_parts, dtype)
     if vae.device.type != "meta":
         log.info("VAE runs on %s in %s", type(codec).__name__, codec.precision)
     return codec
+
+
+def weights_dtype(dtype: torch.dtype, device: torch.device, precision: VaePrecision) -> torch.dtype:
+    """What a VAE for frames of ``dtype`` is held in: float32 where torch's convolutions of that are slow."""
+    return torch.float32 if precision != "int8" and is_slow(dtype, device) else dtype
 
 
 def path_of(
@@ -51,8 +57,7 @@ def path_of(
     why = PackedCodec.why_slow(VaeConfig(), dtype, device) or ""
     int8 = _wants_int8(precision, in_8_bits, not why)
     codec = PackedCodec if int8 or not why else ModulesCodec
-    wide = torch.float32 if is_slow(dtype, device) else dtype
-    return codec.__name__, "int8" if int8 else dtype_name(wide), why
+    return codec.__name__, "int8" if int8 else dtype_name(weights_dtype(dtype, device, precision)), why
 
 
 def _wants_int8(precision: VaePrecision, in_8_bits: bool, fast: bool) -> bool:

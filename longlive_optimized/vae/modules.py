@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -20,16 +18,14 @@ class ModulesCodec:
     """A ``Codec`` over the weights of ``vae`` as they lie. Its tensors come and go, so no graphs are captured.
 
     in_parts: one latent frame at a time, which may be turned on at any time: a third of the memory that comes and goes.
-    wide: over a copy of them in float32. Latents and pixels are of the VAE's dtype all the same; pictures, not rounded
-    to it in between.
+    dtype: of latents and pixels, if it is not the VAE's; pictures are not rounded to it in between.
     """
 
-    saturated = 0
+    copies, saturated = False, 0
 
-    def __init__(self, vae: Autoencoder, in_parts: bool = False, wide: bool = False):
-        self.vae = copy.deepcopy(vae).float() if wide else vae
-        self.dtype, self.device = vae.dtype, vae.device
-        self.precision, self.in_parts, self.copies = dtype_name(self.vae.dtype), in_parts, wide
+    def __init__(self, vae: Autoencoder, in_parts: bool = False, dtype: torch.dtype | None = None):
+        self.vae, self.dtype, self.device = vae, dtype or vae.dtype, vae.device
+        self.precision, self.in_parts = dtype_name(vae.dtype), in_parts
 
     def new_decoder(self, size: tuple[int, int], new_graphs: NewGraphs, band: Band | None = None) -> ModulesDecoder:
         return ModulesDecoder(self, size, band)

@@ -51,6 +51,7 @@ def small_model(tmp_path_factory):
 def held(engine: LongLiveEngine, device: torch.device) -> dict[str, int]:
     """Bytes of an engine's parts, by the names of a plan."""
     stream, seen = engine.stream, set()
+    storage_bytes([getattr(stream.decoder._side, "_scratch", None)], CPU, seen)  # a CPU's alone, and in no plan
     owners = {
         "transformer": [*engine.model.parameters()],
         "transformer in int8": [*engine.model.buffers()],

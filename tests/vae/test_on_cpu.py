@@ -1,15 +1,14 @@
 """What is computed in another way on a CPU than elsewhere."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longlive_optimized.vae import backends
-from longlive_optimized.vae.backends import codec_for, path_of
+from longlive_optimized import BlockRequest, LongLiveEngine, OptimizationConfig
+from longlive_optimized.engine.memory_plan import memory_plan
+from longlive_optimized.vae.backends import codec_for, path_of, weights_dtype
 from longlive_optimized.vae.convolution import is_slow, upsampled_conv2d
 from longlive_optimized.vae.modules import ModulesCodec
 from longlive_optimized.vae.state import CausalState
@@ -32,62 +31,47 @@ class Convolved(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.fixture(params=["wan", "tae"])
-def half(make_vae, request):
-    return make_vae(torch.bfloat16, kind=request.param)
-
-
-def both_ways(codec):
-    """Frames, pictures and latents of two calls each, and what was convolved."""
-    pixels, pictures, encoder = DecoderStream(codec), DecoderStream(codec), EncoderStream(codec)
-    results = []
-    with Convolved() as convolved:
-        for seed, latents, frames in ((0, 2, 5), (1, 1, 4)):
-            z, x = h(seed, latents, 16, 2, 3).to(codec.dtype), h(seed, frames, 3, 16, 24).to(codec.dtype)
-            results += [pixels.decode(z), pictures.decode_uint8(z), encoder.encode(x)]
-    return results, convolved.dtypes
-
-
 def slow(monkeypatch, value):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not value)
 
 
-def test_slow_bfloat16_is_convolved_in_float32(half, monkeypatch):
+@pytest.mark.parametrize(
+    ("is_so", "dtype", "name"), [(True, torch.float32, "float32"), (False, torch.bfloat16, "bf16")]
+)
+@pytest.mark.parametrize("vae_type", ["wan", "tae"])
+def test_an_engine_convolves_slow_bfloat16_in_float32(monkeypatch, is_so, dtype, name, vae_type):
+    slow(monkeypatch, is_so)
+    config = OptimizationConfig(height=32, width=32, model_dtype="bfloat16", vae_type=vae_type)
+    with LongLiveEngine("tiny", config, CPU) as engine, Convolved() as convolved:
+        video = torch.zeros(12, 32, 32, 3, dtype=torch.uint8)
+        for request in (BlockRequest("a fox"), BlockRequest("a fox", video=video)):
+            assert engine.generate_block(request).dtype == torch.uint8
+        assert convolved.dtypes == {dtype}
+        assert (engine.vae.dtype, engine.codec.precision) == (dtype, name)
+        assert engine.dtype == engine.codec.dtype == engine.stream.history.dtype == torch.bfloat16
+        assert engine.memory_plan == memory_plan("tiny", config, CPU)
+    assert path_of(CPU, torch.bfloat16, in_8_bits=False)[:2] == ("ModulesCodec", name)
+
+
+def test_int8_stays_beside_the_models_dtype(monkeypatch):
     slow(monkeypatch, True)
-    codec = codec_for(half)
-    results, dtypes = both_ways(codec)
-    assert dtypes == {torch.float32}
-    assert [each.dtype for each in results] == 2 * [torch.bfloat16, torch.uint8, torch.bfloat16]
-    assert (codec.precision, codec.dtype, codec.copies) == ("float32", torch.bfloat16, True)
-    assert half.dtype == torch.bfloat16
-    assert path_of(CPU, torch.bfloat16, in_8_bits=False)[:2] == ("ModulesCodec", "float32")
+    assert [weights_dtype(torch.bfloat16, CPU, each) for each in ("int8", "auto", "bf16")] == [
+        torch.bfloat16, torch.float32, torch.float32,
+    ]  # fmt: skip
 
 
-def test_fast_bfloat16_stays(half, monkeypatch):
-    slow(monkeypatch, False)
-    codec = codec_for(half)
-    assert both_ways(codec)[1] == {torch.bfloat16}
-    assert (codec.vae, codec.precision, codec.copies) == (half, "bf16", False)
-    assert path_of(CPU, torch.bfloat16, in_8_bits=False)[:2] == ("ModulesCodec", "bf16")
-
-
-def test_wide_is_rounded_at_the_doors_alone(half):
-    wide, whole = ModulesCodec(half, wide=True), ModulesCodec(copy.deepcopy(half).float())
-    z = h(2, 2, 2, 3, 16).bfloat16()
-    got, wanted = (codec.new_decoder((2, 3), None) for codec in (wide, whole))
-    assert torch.equal(got.decode(z, torch.bfloat16), wanted.decode(z.float(), torch.float32).bfloat16())
-    assert torch.equal(got.decode(z, torch.uint8), wanted.decode(z.float(), torch.uint8))
-    x = h(3, 5, 16, 24, 3).bfloat16()
-    got, wanted = (codec.new_encoder((16, 24), None) for codec in (wide, whole))
+@pytest.mark.parametrize("kind", ["wan", "tae"])
+def test_another_dtype_is_rounded_at_the_doors_alone(make_vae, kind):
+    vae = make_vae(kind=kind)
+    codec, whole = codec_for(vae, dtype=torch.bfloat16), ModulesCodec(vae)
+    z, x = h(2, 2, 2, 3, 16).bfloat16(), h(3, 5, 16, 24, 3).bfloat16()
+    for dtype, exact in ((torch.bfloat16, torch.float32), (torch.uint8, torch.uint8)):
+        got, wanted = (each.new_decoder((2, 3), None) for each in (codec, whole))
+        assert torch.equal(got.decode(z, dtype), wanted.decode(z.float(), exact).to(dtype))
+    got, wanted = (each.new_encoder((16, 24), None) for each in (codec, whole))
     assert torch.equal(got.encode(x), wanted.encode(x.float()).bfloat16())
-
-
-@pytest.mark.parametrize("asked", ["auto", "bf16"])
-def test_a_codec_is_chosen_for_the_device_it_will_run_on(empty_vae, monkeypatch, asked):
-    seen = []
-    monkeypatch.setattr(backends, "is_slow", lambda dtype, device: seen.append((dtype, device)) or True)
-    codec = codec_for(empty_vae("wan").bfloat16(), precision=asked, device=CPU)
-    assert seen == [(torch.bfloat16, CPU)] and codec.vae.dtype == torch.float32
+    assert DecoderStream(codec).decode(z.permute(0, 3, 1, 2)).dtype == torch.bfloat16
+    assert EncoderStream(codec).encode(x.permute(0, 3, 1, 2)).dtype == torch.bfloat16
 
 
 def test_only_bfloat16_on_a_cpu_is_slow(monkeypatch):
