@@ -35,8 +35,8 @@ from .world import WHOLE, Known, Scene, caption, sample_scene
 FOREIGN = (  # what people try
     "a fox walks through fresh snow, morning light, film grain",
     "cinematic shot of an astronaut riding a horse on Mars, 8k, highly detailed",
-    "un chat noir dort sur un canap\u00e9 rouge",
-    "\u4e00\u53ea\u72d0\u72f8\u7a7f\u8fc7\u96ea\u5730",
+    "un chat noir dort sur un canapé rouge",
+    "一只狐狸穿过雪地",
     "asdf qwer zxcv",
     "portrait of a woman, oil on canvas",
     "0123456789 {}[]();",

@@ -15,12 +15,14 @@ from random import Random
 from .vocabulary import LONGEST, ids, known_words
 from .world import (
     COLOURS,
+    DIRECTION_WORDS,
     FORM_WORDS,
     GROUND_WORDS,
     GROUNDS,
     MAX_SHAPES,
     MORE_GROUND_WORDS,
     MORE_MOTION_WORDS,
+    RESTS,
     THINGS,
     Scene,
     Shape,
@@ -111,8 +113,8 @@ def _grounds() -> Mapping[str, str]:
 @cache
 def _motions() -> Mapping[str, str]:
     said = {word: motion for motion, words in MORE_MOTION_WORDS.items() for word in words}
-    said |= {f"{motion}{ward}": motion for motion in ("left", "right", "up", "down") for ward in ("", "ward")}
-    return said | {word: "still" for word in ("still", "stands", "stand", "rests", "rest", "stays", "stay")}
+    said |= {word: motion for motion, ways in DIRECTION_WORDS.items() for word in ways if " " not in word}
+    return said | {verb.split()[0]: "still" for verbs in (("still",), *RESTS) for verb in verbs}
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..video_time import TRAINED_FPS
 from .render import SIZES, layouts, render
 from .score import score
-from .world import Scene, one_wrong, sample_scene
+from .world import WHOLE, Known, Scene, one_wrong, sample_scene
 
 
 def blurred(frames: Tensor, sigma: float = 1.0) -> Tensor:
@@ -75,20 +75,29 @@ class Reliability(NamedTuple):
         )
 
 
-def examples(count: int, seed: int, frames: int, size: tuple[int, int]) -> Iterator[tuple[Scene, Tensor]]:
-    """Scenes, half of them held out, with a clip of each."""
+def examples(
+    count: int, seed: int, frames: int, size: tuple[int, int], known: Known = WHOLE
+) -> Iterator[tuple[Scene, Tensor]]:
+    """Scenes of a part of the world, half of them held out, with a clip of each."""
     random = Random(seed)
-    scenes = [sample_scene(random, held_out=i % 2 == 0) for i in range(count)]
+    scenes = [sample_scene(random, held_out=i % 2 == 0, known=known) for i in range(count)]
     places = layouts(count, *size, torch.Generator().manual_seed(seed))
     for i, scene in enumerate(scenes):
         yield scene, render([(scene,)], places[i : i + 1], frames, *size)[0]
 
 
-def study(damage: str, count: int, seed: int = 0, frames: int = 33, size: tuple[int, int] = SIZES[0]) -> Reliability:
+def study(
+    damage: str,
+    count: int,
+    seed: int = 0,
+    frames: int = 33,
+    size: tuple[int, int] = SIZES[0],
+    known: Known = WHOLE,
+) -> Reliability:
     """Score ``count`` clips after a damage of DAMAGES, each also against a scene with one attribute changed."""
     torch.manual_seed(seed)
     random, true, accepted, wrong, noise = Random(seed + 1), 0, 0, 0, 0
-    for scene, clip in examples(count, seed, frames, size):
+    for scene, clip in examples(count, seed, frames, size, known):
         clip = DAMAGES[damage](clip)
         held = score(clip, scene).attributes.values()
         true, accepted = true + len(held), accepted + sum(held)

@@ -35,9 +35,7 @@ def pieces() -> tuple[str, ...]:
 
 def ids(text: str) -> list[int]:
     """Ids of a text, ``</s>`` at the end."""
-    found = itertools.chain.from_iterable(map(_ids_of_word, text.lower().split()))
-    # The tokenizer makes one of neighbours within a word only, and so does this.
-    return [*found, EOS]
+    return [*itertools.chain.from_iterable(map(_ids_of_word, text.lower().split())), EOS]
 
 
 @cache
@@ -47,6 +45,7 @@ def _ids_of_word(word: str) -> list[int]:
     found = [_index()[_BEGIN + word[:known]] if known else UNKNOWN]
     for is_mark, run in itertools.groupby(word[known:], _MARKS.__contains__):
         found += [_index()[mark] for mark in run] if is_mark else [UNKNOWN]
+    # The tokenizer makes one <unk> of neighbours within a word.
     return found[1:] if found[:2] == [UNKNOWN] * 2 else found
 
 

@@ -73,16 +73,16 @@ MORE_GROUND_WORDS = {
 MORE_MOTION_WORDS = {
     "up": ("rise", "rising", "fly", "flies", "climb", "jump", "leap"),
     "down": ("fall", "sink", "drop"),
-    "still": ("sit", "sleep", "stop", "wait", "stand"),
+    "still": ("sit", "sleep", "stop", "wait"),
 }
-_DIRECTION_WORDS = {
+DIRECTION_WORDS = {
     "left": ("left", "to the left", "leftward"),
     "right": ("right", "to the right", "rightward"),
     "up": ("up", "upward"),
     "down": ("down", "downward"),
 }
 _MOVES = (("moves", "move"), ("drifts", "drift"), ("glides", "glide"), ("slides", "slide"))
-_RESTS = (("stands still", "stand still"), ("rests", "rest"), ("stays in place", "stay in place"))
+RESTS = (("stands still", "stand still"), ("rests", "rest"), ("stays in place", "stay in place"))
 _PLACES = ("over", "on", "across")
 _HELD_OUT = 5  # one combination in so many
 
@@ -216,9 +216,9 @@ def caption(scene: Scene, random: Random) -> str:
     subject = " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
     several = len(things) > 1
     if scene.motion == "still":
-        verb = random.choice(_RESTS)[several]
+        verb = random.choice(RESTS)[several]
     else:
-        verb = f"{random.choice(_MOVES)[several]} {random.choice(_DIRECTION_WORDS[scene.motion])}"
+        verb = f"{random.choice(_MOVES)[several]} {random.choice(DIRECTION_WORDS[scene.motion])}"
     place = f"{random.choice(_PLACES)} a {scene.ground} {random.choice(GROUND_WORDS[scene.ground])}"
     sentence = f"{place}, {subject} {verb}" if random.random() < 0.3 else f"{subject} {verb} {place}"
     return sentence + random.choice(("", "."))
@@ -232,7 +232,7 @@ def read_caption(text: str) -> Scene:
     grounds = [
         ground for pair in pairs for ground, names in GROUND_WORDS.items() if pair[0] == ground and pair[1] in names
     ]
-    still = {word for verbs in _RESTS for verb in verbs for word in verb.split()} & set(found)
+    still = {word for verbs in RESTS for verb in verbs for word in verb.split()} & set(found)
     named = {"left", "right", "up", "down"} & {word.removesuffix("ward") for word in found}
     motions = ["still"] if still and not named else sorted(named)
     if not shapes or len(grounds) != 1 or len(motions) != 1:
@@ -244,6 +244,6 @@ def words() -> list[str]:
     """Every word that is known, sorted."""
     phrases: Iterator[str] = itertools.chain(
         ("a", "and"), COLOURS, GROUNDS, _PLACES, *FORM_WORDS.values(), *GROUND_WORDS.values(),
-        *_DIRECTION_WORDS.values(), *_MOVES, *_RESTS, THINGS, *MORE_GROUND_WORDS.values(), *MORE_MOTION_WORDS.values(),
+        *DIRECTION_WORDS.values(), *_MOVES, *RESTS, THINGS, *MORE_GROUND_WORDS.values(), *MORE_MOTION_WORDS.values(),
     )  # fmt: skip
     return sorted({word for phrase in phrases for word in phrase.split()})

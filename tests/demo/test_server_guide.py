@@ -14,7 +14,7 @@ from longlive_optimized.demo.server.guide import SUGGESTIONS, guide
 from longlive_optimized.demo.server.source import EngineSource
 from longlive_optimized.tinyworld import guide as tiny
 from longlive_optimized.tinyworld.vocabulary import known_to
-from longlive_optimized.tinyworld.world import read_caption
+from longlive_optimized.tinyworld.world import read_caption, words
 from support.server_peer import visit
 
 
@@ -25,6 +25,8 @@ def loaded(name, height: int, width: int):
 
 def test_the_built_in_model_knows_all_that_is_suggested():
     assert len({read_caption(text) for text in tiny.SUGGESTIONS}) == len(tiny.SUGGESTIONS) >= 5
+    sayable = {*words()}
+    assert all(word.strip(",") in sayable for text in tiny.SUGGESTIONS for word in text.split())
     known = known_to("tiny")
     for scene in map(read_caption, tiny.SUGGESTIONS):
         assert scene.ground in known.grounds

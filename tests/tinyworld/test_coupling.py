@@ -11,8 +11,6 @@ from longlive_optimized.tinyworld.render import render, scale_of
 from longlive_optimized.tinyworld.world import COLOURS, MOTIONS, Scene, Shape
 from longlive_optimized.video_time import pixel_of
 
-SIZE = 128, 192
-
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -68,14 +66,14 @@ def test_shapes_stand_apart_and_the_first_where_and_when_the_mark_says(size, beg
     gap = (centres[:, :, None] - centres[:, None]).abs()
     gap = torch.minimum(gap, torch.tensor(size) - gap).square().sum(-1).sqrt()
     assert (gap + 1e9 * torch.eye(3)).min() >= scale_of(*size).apart
+    late = 0 if begins else 3 * coupling.velocities(scenes(20), size)[:, None]
+    assert torch.equal((centres + late) % 8, torch.zeros_like(centres))  # on cells, at the end of a latent frame
     frames = render([(scene,) for scene in scenes(20)], centres, 12, *size)
     for frame, (latent, row, column) in zip(frames, marks, strict=True):
         for shape, (down, right) in zip(SHAPES, coupling._OTHERS, strict=True):
             at = (16 * row + 8 + down) % size[0], (16 * column + 8 + right) % size[1]
             shown = frame[4 * latent + (0 if begins else 3), *at]
             assert torch.equal(shown, torch.tensor(COLOURS[shape.colour]).byte())
-            if begins:
-                assert torch.equal(centres % 8, torch.zeros_like(centres))  # on cells
 
 
 TASKS = [tasks.opening(), tasks.beginning(12), tasks.midst(12, "base", 24)]

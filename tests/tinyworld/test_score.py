@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from longlive_optimized.tinyworld import Scene, Shape, score
-from longlive_optimized.tinyworld.render import render
+from longlive_optimized.tinyworld.render import NATIVE, SIZES, render
 from longlive_optimized.tinyworld.study import DAMAGES, examples, study
+from longlive_optimized.tinyworld.vocabulary import known_to
+from longlive_optimized.tinyworld.world import WHOLE
 
 TWO = Scene((Shape("red", "circle"), Shape("white", "square")), "green", "left")
 
@@ -15,9 +17,11 @@ def clip(scene=TWO, frames=17, after=None, cut=None):
     return render([(scene, after or scene)], places, frames, 96, 160, cut)[0]
 
 
+@pytest.mark.parametrize(("size", "known"), [(SIZES[0], WHOLE), (NATIVE, known_to("tiny"))], ids=["whole", "tiny"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_reliability(damage):
-    found = study(damage, 20, frames=13)
+def test_reliability(damage, size, known):
+    """Of the world at its size, and of what the built-in model knows of it at that model's."""
+    found = study(damage, 20, frames=13, size=size, known=known)
     print(f"{damage}: {found}")
     assert found.accepted / found.true >= 0.99, found
     assert found.wrong_rejected / found.clips >= 0.95, found

@@ -160,6 +160,20 @@ def test_a_call_that_runs_out_of_time_is_gone_on_with(tmp_path):
     assert not torch.equal(torch.load(tmp_path / "flow.pt")["average"]["model.head.bias"], left)
 
 
+def test_a_stage_that_is_trained_again_knows_it_when_it_is_gone_on_with(tmp_path, monkeypatch):
+    trained_at_random(tmp_path)
+    told, begin = [], stage_flow.FlowStage.begin
+
+    def noted(stage, seed, again):
+        told.append(again)
+        begin(stage, seed, again)
+
+    monkeypatch.setattr(stage_flow.FlowStage, "begin", noted)
+    run("flow", tmp_path, 1, "--batch", "2", "--again", "--call-minutes", "0")
+    run("flow", tmp_path, 1, "--batch", "2")
+    assert told == [True, True]
+
+
 def test_a_gradient_that_is_no_number_changes_nothing(tmp_path, capsys):
     trained_at_random(tmp_path)
     (tmp_path / "flow.pt").unlink()
