@@ -86,12 +86,16 @@ def merges_follow_each_other(monkeypatch):
 
 
 def with_loras(**settings):
-    """Run a test with a server of LoRAs, whose source it is given, and a client of it."""
+    """Run a test with a server of LoRAs, whose source it is given, and a client of it; however slow the machine is,
+    there are places for two streams."""
 
     def decorate(test):
         async def run(source, **values):
             source.begin()
-            async with visit_all(lambda progress: source, ServerSettings(**settings), CIRCLE) as (sessions, http):
+            async with visit_all(lambda progress: source, ServerSettings(**{"sessions": 2} | settings), CIRCLE) as (
+                sessions,
+                http,
+            ):
                 await asyncio.wait_for(test(source, sessions, http, **values), 120)
             await nothing_left()
 

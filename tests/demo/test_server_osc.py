@@ -74,7 +74,7 @@ def with_osc(**settings):
             sender = Sender(receiver.getsockname()[1])
             async with (
                 asyncio.timeout(60),
-                visit_all(painted(0.02), ServerSettings(**settings)) as (sessions, http),
+                visit_all(painted(0.02), ServerSettings(**{"sessions": 2} | settings)) as (sessions, http),
                 listening(receiver, sessions),
             ):
                 with contextlib.closing(sender._socket):

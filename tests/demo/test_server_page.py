@@ -206,7 +206,11 @@ def page_elsewhere():
 
 
 def test_a_page_elsewhere_watches_with_whatever_it_offers(browser):
-    with page_elsewhere() as origin, page_elsewhere() as stranger, serving("--origin", origin) as (_, server):
+    with (
+        page_elsewhere() as origin,
+        page_elsewhere() as stranger,
+        serving("--origin", origin, "--sessions", "2") as (_, server),
+    ):
         page = browser.new_page()
         page.goto(origin)
         for kinds in (["video"], ["audio", "video"], ["video", "audio"], ["video", "video"]):

@@ -22,7 +22,8 @@ def browser():
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loras")
     files = [for_the_built_in_model(folder / f"{name}.safetensors", i) for i, name in enumerate(("ink", "oil"))]
-    with serving("--preset", "ultra", "--lora", f"{files[0]}:0.8", "--lora", f"{files[1]}:2.5") as (_, address):
+    loras = "--lora", f"{files[0]}:0.8", "--lora", f"{files[1]}:2.5"
+    with serving("--preset", "ultra", "--sessions", "2", *loras) as (_, address):
         yield address
 
 

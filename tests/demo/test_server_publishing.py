@@ -211,7 +211,7 @@ def test_an_outlet_that_loses_a_cancellation_is_ended(monkeypatch):
 def test_other_streams_are_not_published():
     async def look() -> None:
         pipe = Pipe()
-        async with visit_all(painted(), ServerSettings(), outlet=pipe) as (_, http):
+        async with visit_all(painted(), ServerSettings(sessions=2), outlet=pipe) as (_, http):
             viewer = await Viewer(http, stream="/s/other").join()
             assert (await http.get("/s/other/status")).json()["publish"] is None
             assert (await http.get("/s/unknown/status")).json()["publish"] is None
