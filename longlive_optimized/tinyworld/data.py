@@ -65,7 +65,7 @@ class _Said(NamedTuple):
 
 class Bank:
     """``count`` encoded clips of training scenes of one size, of which a sixth never changes scene and the others do at
-    one of CUTS; and four thirds as many openings, which are one block long.
+    one of CUTS; and three times as many openings, which are one block long.
 
     It lies on ``device`` and is drawn from there by torch's generator for it: nothing waits for the host.
     """
@@ -73,7 +73,7 @@ class Bank:
     def __init__(self, vae: WanVae, size: tuple[int, int], count: int, seed: int, device: torch.device):
         self._vae, self._size, self._device = vae, size, device
         random, generator = Random(seed), torch.Generator().manual_seed(seed)
-        self._openings = self._make(4 * count // 3, BLOCK_FRAMES, None, random, generator)
+        self._openings = self._make(3 * count, BLOCK_FRAMES, None, random, generator)
         lengths = {None: LENGTH} | {cut: cut + AFTER for cut in CUTS}
         share = -(-count // len(lengths))
         self._groups = {cut: self._make(share, frames, cut, random, generator) for cut, frames in lengths.items()}

@@ -18,6 +18,7 @@ from ..model import rope
 from ..model.config import PATCH
 from ..model.control import EVERY, ControlBranch
 from ..model.transformer import Modulation, Transformer, TransformerBlock, patchify, unpatchify
+from .chains import gated, modulated, rotated
 from .script import Pass, Script
 
 
@@ -113,7 +114,7 @@ def forward(
         keys.append(k)
         values.append(v)
     shift, scale = modulation.head[:, :, :, None].unbind(2)
-    tokens = model.head(torch.addcmul(shift, _norm(x, model.config.eps), 1 + scale))
+    tokens = model.head(modulated(x, shift, scale, model.config.eps))
     flow = unpatchify(tokens.flatten(0, 2), grid).unflatten(0, (batch, count))
     return Result(flow, Memory(torch.stack(keys), torch.stack(values)))
 
@@ -212,22 +213,12 @@ def _modulation(model: Transformer, timesteps: Tensor) -> Modulation:
 
 
 def _turns(positions: Tensor, grid: tuple[int, int], head_dim: int, dtype: torch.dtype) -> Tensor:
-    """e^(i angle) for each position and token, complex [P, S, 1, head_dim / 2]."""
+    """(cos, sin) for each position and token, [P, S, 1, head_dim / 2, 2]."""
     freqs = rope.frequencies(rope.axis_pairs(head_dim)[0], positions.device)
     time = rope.rotation(positions, freqs, dtype)
     space = rope.spatial_table(grid, head_dim, dtype, positions.device)
     parts = time[:, None].expand(-1, len(space), -1, -1), space[None].expand(len(time), -1, -1, -1)
-    return torch.view_as_complex(torch.cat(parts, dim=2))[:, :, None]
-
-
-def _rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """x [B, P, S, heads, head_dim] by turns, rounded once."""
-    numbers = torch.view_as_complex(x.to(turns.real.dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(numbers * turns).flatten(-2).to(x.dtype)
-
-
-def _norm(x: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=eps)
+    return torch.cat(parts, dim=2)[:, :, None]
 
 
 def _rms(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -246,23 +237,23 @@ def _layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer (docs/model.md 2.2) on x [B, R, S, D]; also the keys and values of memory's and the new rows."""
     shift1, scale1, gate1, shift2, scale2, gate2 = m.unbind(2)
-    q, k, v = block.qkv(torch.addcmul(shift1, _norm(x, block.eps), 1 + scale1)).chunk(3, dim=-1)
+    q, k, v = block.qkv(modulated(x, shift1, scale1, block.eps)).chunk(3, dim=-1)
     q = _rms(q, block.q_gain, block.eps).unflatten(-1, block.heads)
     k = _rms(k, block.k_gain, block.eps).unflatten(-1, block.heads)
     v = v.unflatten(-1, block.heads)
     if past_k.numel():
         k, v = torch.cat((past_k, k), 1), torch.cat((past_v, v), 1)
-    x = torch.addcmul(x, block.out(_self_attention(q, k, v, plan, turns)), gate1)
+    x = gated(x, block.out(_self_attention(q, k, v, plan, turns)), gate1)
     z = F.layer_norm(x, x.shape[-1:], block.cross_norm_gain, block.cross_norm_bias, block.eps)
     x = x + block.cross_out(_cross_attention(block, z, context, plan))
-    z = torch.addcmul(shift2, _norm(x, block.eps), 1 + scale2)
-    x = torch.addcmul(x, block.ffn_out(F.gelu(block.ffn_in(z), approximate="tanh")), gate2)
+    z = modulated(x, shift2, scale2, block.eps)
+    x = gated(x, block.ffn_out(F.gelu(block.ffn_in(z), approximate="tanh")), gate2)
     return x, k, v
 
 
 def _self_attention(q: Tensor, k: Tensor, v: Tensor, plan: _Plan, turns: Tensor) -> Tensor:
-    q = _rotate(q, turns[plan.own])
-    k = _rotate(plan.pairs(k), turns)
+    q = rotated(q, turns[plan.own])
+    k = rotated(plan.pairs(k), turns)
     out = []
     for group in plan.groups:  # one batch, each pass with its own copy of its keys
         batches = (_passes(q, group.rows), _passes(k, group.pairs), _passes(v, group.seen))
