@@ -1,4 +1,4 @@
-"""Chains of element-wise steps of ``forward``, one kernel each on a GPU: apart they move more bytes than its products."""
+"""Chains of element-wise steps of ``forward``, one kernel each on a GPU: apart they move most of a step's bytes."""
 
 from __future__ import annotations
 

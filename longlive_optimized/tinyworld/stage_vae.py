@@ -1,4 +1,7 @@
-"""Stage 1: the autoencoder, by reconstruction, with a little noise in the latents so that their errors do not show."""
+"""Stage 1: the autoencoder, by reconstruction, with a little noise in the latents so that their errors do not show.
+
+One that takes another's place is held to its latents, so that a transformer that makes those can stay.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from ..vae.autoencoder import to_uint8
 from ..vae.wan.model import WanVae
 from .adherence import tally
-from .autoencode import decode, encode, fold_statistics
+from .autoencode import decode, encode, fold_statistics, normalise
 from .data import clips
 from .networks import Size, new_vae
 from .render import layouts
@@ -23,17 +26,17 @@ from .world import sample_scene
 _LATENTS = (2, 2, 5, 15)  # latent frames of a clip, by step: mostly many scenes, now and then long ones
 # Weights of the losses beside the mean absolute error. It alone rests at the median of the few colours there are: the
 # square leads away from there.
-_SQUARE, _EDGES, _KL = 2.0, 0.5, 5e-4
-_LOSSES = "loss", "picture", "edges", "kl"
+_SQUARE, _EDGES, _KL, _HELD = 2.0, 0.5, 5e-4, 0.5
+_LOSSES = "loss", "picture", "edges", "kl", "latents"
 _SMALLEST_STD = 0.1  # a latent channel that says nothing is not blown up to say it loudly
 
 
 class _Reconstruction(nn.Module):
-    """The losses of frames on their way through the VAE and its noise."""
+    """The losses of frames on their way through the VAE and its noise; teacher: whose latents it is held to."""
 
-    def __init__(self, vae: WanVae):
+    def __init__(self, vae: WanVae, teacher: WanVae | None):
         super().__init__()
-        self.vae = vae
+        self.vae, self.teacher = vae, teacher
 
     def forward(self, frames: Tensor, noise: Tensor) -> Tensor:
         """frames [B, 3, 4T - 3, 8h, 8w], noise [B, z_dim, T, h, w]; the losses by the names of ``_LOSSES``."""
@@ -42,8 +45,18 @@ class _Reconstruction(nn.Module):
         error = _decode(self.vae, mean + (0.5 * log_variance).exp() * noise) - frames
         picture, square = error.abs().mean(), error.square().mean()
         edges = sum((error.diff(dim=axis).abs().mean() for axis in (2, 3, 4)), start=error.new_zeros(()))
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        return torch.stack((picture + _SQUARE * square + _EDGES * edges + _KL * kl, picture, edges, kl))
+        kl = 0.5 * (log_variance.exp() - 1 - log_variance).mean()
+        if self.teacher is None:
+            kl, apart = kl + 0.5 * mean.square().mean(), mean.new_zeros(())
+        else:
+            apart = (normalise(mean) - self._taught(frames)).square().mean()
+        loss = picture + _SQUARE * square + _EDGES * edges + _KL * kl + _HELD * apart
+        return torch.stack((loss, picture, edges, kl, apart))
+
+    @torch.no_grad()
+    def _taught(self, frames: Tensor) -> Tensor:
+        assert self.teacher
+        return normalise(_encode(self.teacher, frames)[0].float())
 
 
 def _encode(vae: WanVae, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +80,18 @@ class VaeStage:
             if weight.ndim == 5:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
         self.parts: dict[str, nn.Module] = {"vae": self.vae}
+        self.teacher: WanVae | None = None
         self._reconstructions: dict[torch.Size, nn.Module] = {}  # by the frames' shape
         self._steps = 0
+
+    def learn_from(self, teacher: WanVae) -> None:
+        """Begin from as much of its weights as there is room for, and be held to its latents."""
+        self.teacher = teacher.to(self.device, self.vae.conv2.weight.dtype)
+        theirs = dict(teacher.named_parameters())
+        for name, own in self.vae.named_parameters():
+            if name in theirs:
+                part = theirs[name][tuple(slice(n) for n in own.shape)]
+                own.data[tuple(slice(n) for n in part.shape)] = part
 
     def begin(self, seed: int, again: bool = False) -> None:
         """Draw from other random numbers from here on."""
@@ -100,14 +123,16 @@ class VaeStage:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Give the latents the mean and deviation that the engine expects of them."""
+        """Give the latents the mean and deviation that the engine expects of them; a teacher's have them."""
+        if self.teacher:
+            return
         clips = (_encode(self.vae, self._clips(8, _LATENTS[-1]))[0] for _ in range(16))
         latents = torch.cat([means.transpose(0, 1).flatten(1) for means in clips], 1).double()
         fold_statistics(self.vae, latents.mean(1), latents.std(1).clamp(min=_SMALLEST_STD))
 
     def _new_reconstruction(self, *sample: Tensor) -> nn.Module:
         """Losses of batches like ``sample``; on a GPU a graph, as the thousands of kernels of a step are all short."""
-        made = _Reconstruction(self.vae)
+        made = _Reconstruction(self.vae, self.teacher)
         if self.device.type != "cuda":
             return made
         return cast("nn.Module", torch.cuda.make_graphed_callables(made, sample))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import half, load, named, save
-from .export import take
+from .export import take, vae_of
 from .networks import SIZES
 from .pictures import contact_sheet, write_png
 from .stage import Stage
@@ -197,7 +197,7 @@ class Trainer:
 def begin_again(stage: Stage, out: Path) -> None:
     """Give a stage, if done, the weights that it left, to be trained once more; its file becomes STAGE.before."""
     path = out / f"{stage.name}.pt"
-    if torch.load(path, map_location="cpu", weights_only=True)["done"]:
+    if path.is_file() and torch.load(path, map_location="cpu", weights_only=True)["done"]:
         load(path, stage.parts)
         path.replace(path.with_suffix(".before"))
 
@@ -210,7 +210,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--call-minutes", type=float, default=math.inf, help="that this call may take")
     parser.add_argument("--steps", type=int, help="of each stage, instead of the minutes")
-    parser.add_argument("--from", dest="model", metavar="MODEL", help="folder whose weights to train once more")
+    parser.add_argument(
+        "--from",
+        dest="model",
+        metavar="MODEL",
+        help="folder whose weights to train once more, and whose latents a VAE is held to",
+    )
     parser.add_argument("--again", action="store_true", help="train stages that are done once more, from there")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rate", type=float, help="of learning")
@@ -235,6 +240,8 @@ def main(arguments: list[str] | None = None) -> None:
         stage = STAGES[name](SIZES[options.size], options.out, device, dtype, options.seed)
         stage.rate = options.rate or stage.rate
         stage.clips = options.clips or stage.clips
+        if isinstance(stage, VaeStage) and options.model:
+            stage.learn_from(vae_of(options.model))
         if options.again:
             begin_again(stage, options.out)
         again = (options.out / f"{name}.before").is_file()

@@ -1,5 +1,6 @@
 """The stages, very small: they learn, stop, go on, and leave a checkpoint that the engine runs as they did."""
 
+import dataclasses
 import json
 import warnings
 
@@ -14,7 +15,7 @@ from longlive_optimized.tinyworld import networks, stage_flow, stage_vae, train
 from longlive_optimized.tinyworld.autoencode import decode, denormalise, encode, normalise
 from longlive_optimized.tinyworld.checkpoint import half, load, named, save
 from longlive_optimized.tinyworld.evaluate import Evaluation
-from longlive_optimized.tinyworld.export import export
+from longlive_optimized.tinyworld.export import export, vae_of
 from longlive_optimized.tinyworld.networks import new_text, new_transformer, new_vae
 from longlive_optimized.tinyworld.pictures import contact_sheet, write_png
 from longlive_optimized.tinyworld.sample import Streams
@@ -50,10 +51,10 @@ def run(stage, out, steps, *more):
     return [row for row in rows if row["stage"] == stage]
 
 
-def trained_at_random(out, seed=0):
+def trained_at_random(out, size=SIZE):
     """Stages that are done, with weights drawn away from where training starts."""
-    torch.manual_seed(seed)
-    parts = {"vae": new_vae(SIZE, 0), "model": new_transformer(SIZE, 0), "text": new_text(SIZE, 0)}
+    torch.manual_seed(0)
+    parts = {"vae": new_vae(size, 0), "model": new_transformer(size, 0), "text": new_text(size, 0)}
     for part in parts.values():
         for weight in part.parameters():
             weight.data += 0.1 * torch.randn_like(weight)
@@ -76,6 +77,24 @@ def test_the_vae_learns_and_its_latents_are_normalised(tmp_path):
         latents = normalise(encode(vae, stage._clips(24, 3))[0])
     assert latents.mean((0, 1, 3, 4)).abs().max() < 0.5
     assert latents.std((0, 1, 3, 4)).max() < 1.5 and latents.std() > 0.2
+
+
+def test_a_vae_that_takes_anothers_place_is_held_to_its_latents(tmp_path):
+    wide = dataclasses.replace(SIZE, vae=VaeConfig(base=4, multipliers=(1, 2, 2, 2)))
+    trained_at_random(tmp_path, wide)
+    export(tmp_path, tmp_path / "model", wide)
+    rows = run("vae", tmp_path / "narrow", 60, "--from", str(tmp_path / "model"), "--batch", "4", "--rate", "1e-2")
+    apart = [row["latents"] for row in rows if "latents" in row]
+    assert sum(apart[-8:]) < 0.5 * sum(apart[:8]), apart
+    assert torch.load(tmp_path / "narrow" / "flow.pt")["done"] and not (tmp_path / "narrow" / "vae.before").exists()
+    narrow, teacher = new_vae(SIZE, 1), vae_of(tmp_path / "model")
+    load(tmp_path / "narrow" / "vae.pt", {"vae": narrow})
+    stage = stage_vae.VaeStage(SIZE, tmp_path, CPU, torch.float32, 0)
+    stage.begin(3)
+    with torch.no_grad():
+        frames = stage._clips(24, 3)
+        ours, theirs = (normalise(encode(vae, frames)[0]) for vae in (narrow, teacher))
+    assert (ours - theirs).square().mean() < 2 * sum(apart[-8:]) / 8
 
 
 def test_a_clip_can_be_learnt_by_heart(tmp_path, monkeypatch):
