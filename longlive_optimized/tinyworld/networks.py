@@ -38,7 +38,7 @@ SIZES = {
     # VAE widths of at least 16 everywhere: below that the CPU's convolutions fall off their vectors and are slower.
     "tiny": _size(
         ModelConfig(dim=256, ffn_dim=448, freq_dim=128, num_heads=2, num_layers=5, text_len=48, text_dim=64),
-        VaeConfig(base=16, multipliers=(1, 2, 2, 2)),
+        VaeConfig(base=16, multipliers=(1, 1, 2, 2)),
         *render.SIZES,
     ),
     # To try the training out on a CPU.

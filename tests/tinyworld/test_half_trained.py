@@ -1,5 +1,6 @@
 """The larger model that is in training (docs/tinyworld.md): its weights fit the code, and it is on its way."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from longlive_optimized.tinyworld.render import SIZES as FRAMES
 from longlive_optimized.tinyworld.score import score
 from longlive_optimized.tinyworld.vocabulary import known_to
 from longlive_optimized.tinyworld.world import WHOLE
+from longlive_optimized.vae.config import VaeConfig
 from longlive_optimized.weights.load import load_generator
 from longlive_optimized.weights.locate import locate
 
@@ -45,8 +47,11 @@ def test_most_of_what_a_text_is_read_as_is_shown(evaluation):
 
 
 def test_training_goes_on_from_it(tmp_path):
-    """The stages' files hold its weights, as far as bfloat16 does; a folder of another size is refused."""
-    size = SIZES["tiny"]
+    """The stages' files hold its weights, as far as bfloat16 does, but for the VAE where the next one is narrower; a
+    folder of another size is refused."""
+    take(FOLDER, tmp_path, SIZES["tiny"])
+    assert not (tmp_path / "vae.pt").exists()
+    size = dataclasses.replace(SIZES["tiny"], vae=VaeConfig(base=16, multipliers=(1, 2, 2, 2)))
     take(FOLDER, tmp_path, size)
     vae, model, text = new_vae(size, 1), new_transformer(size, 1), new_text(size, 1)
     load(tmp_path / "vae.pt", {"vae": vae})

@@ -10,7 +10,7 @@ from longlive_optimized.tinyworld.autoencode import decode, encode, normalise
 from longlive_optimized.tinyworld.control import measure
 from longlive_optimized.tinyworld.data import clips
 from longlive_optimized.tinyworld.evaluate import Evaluation
-from longlive_optimized.tinyworld.networks import SIZES, new_vae
+from longlive_optimized.tinyworld.export import vae_of
 from longlive_optimized.tinyworld.render import NATIVE, layouts, render
 from longlive_optimized.tinyworld.score import score
 from longlive_optimized.tinyworld.vocabulary import known_to
@@ -20,7 +20,7 @@ from longlive_optimized.weights.load import check
 from longlive_optimized.weights.locate import CONTROL_FILE, VAE_FILES, locate
 
 GROUND = {"green": "meadow", "black": "sky"}
-SIZE, LATENTS, COUNT, KNOWN = SIZES["tiny"], 5, 12, known_to("tiny")
+LATENTS, COUNT, KNOWN = 5, 12, known_to("tiny")
 DEVICES = [
     "cpu",
     pytest.param(
@@ -32,8 +32,7 @@ DEVICES = [
 @pytest.fixture(scope="module")
 def trained():
     """The autoencoder, scenes, their clips [B, 3, T, H, W] and latents of its own scale."""
-    vae = new_vae(SIZE, 0).requires_grad_(False)
-    vae.load_state_dict(torch.load(locate("tiny").vae, weights_only=True))
+    vae = vae_of("tiny")
     random = Random(1)
     scenes = [sample_scene(random, held_out=True, known=KNOWN) for _ in range(COUNT)]
     centres = layouts(COUNT, *NATIVE, torch.Generator().manual_seed(2))
