@@ -194,12 +194,16 @@ class Trainer:
             file.write(line + "\n")
 
 
-def begin_again(stage: Stage, out: Path) -> None:
-    """Give a stage, if done, the weights that it left, to be trained once more; its file becomes STAGE.before."""
+def begin_again(stage: Stage, out: Path, asked: bool) -> bool:
+    """Give a stage that is done, or was taken from a model, the weights that it left, to be trained once more; its file
+    becomes STAGE.before. Whether it was trained before."""
     path = out / f"{stage.name}.pt"
-    if path.is_file() and torch.load(path, map_location="cpu", weights_only=True)["done"]:
+    before = path.with_suffix(".before")
+    content = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {"done": False}
+    if content["done"] and (asked or not content["step"]):
         load(path, stage.parts)
-        path.replace(path.with_suffix(".before"))
+        path.replace(before)
+    return before.is_file()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -229,7 +233,6 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.model and not any((options.out / f"{name}.pt").exists() for name in STAGES):
         take(options.model, options.out, SIZES[options.size])
-        options.again = True
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and scripts have many
     torch.set_float32_matmul_precision("high")
@@ -242,9 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
         stage.clips = options.clips or stage.clips
         if isinstance(stage, VaeStage) and options.model:
             stage.learn_from(vae_of(options.model))
-        if options.again:
-            begin_again(stage, options.out)
-        again = (options.out / f"{name}.before").is_file()
+        again = begin_again(stage, options.out, options.again)
         minutes = options.minutes * stage.share / shares
         trainer = Trainer(stage, options.out, options.seed, minutes, options.steps, again)
         if not trainer.done:
