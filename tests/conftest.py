@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 pytest_plugins = ["support.hub_fixture"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has one core; read when torch is imported
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # what is started from here can be interrupted, under nohup too
 ROOT = Path(__file__).parents[1]
 # "python -m pytest" puts the checkout first on the path, where it would hide an installed package and its library.
 sys.path.sort(key=lambda path: Path(path).resolve() == ROOT)

@@ -163,3 +163,17 @@ def test_a_bucket_lets_a_burst_through_and_then_a_rate():
     assert [bucket.take() for _ in range(2)] == [True, False]
     now = 100.0
     assert sum(bucket.take() for _ in range(9)) == 3
+
+
+def test_what_is_reserved_passes_no_faster_either():
+    now, passed = 0.0, []
+    bucket = TokenBucket(rate=10, burst=20, clock=lambda: now)
+    while now < 5:  # the next is asked for as soon as the last has passed
+        now += bucket.reserve()
+        passed.append(now)
+        now += 1e-3
+    assert passed[:20] == pytest.approx([i * 1e-3 for i in range(20)])
+    assert 68 <= len(passed) <= 70
+    assert not bucket.take()
+    now += 10
+    assert bucket.reserve() == 0

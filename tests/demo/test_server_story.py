@@ -103,15 +103,17 @@ def same(one, other):
     )
 
 
-async def a_session(viewer, source):
+async def a_session(viewer, room, source):
     """Prompts, transitions, presets, a reset, in the midst of blocks."""
     await made(source, 2)
     await viewer.ask("switch_prompt", prompt=SQUARE, transition_blocks=3)
     await made(source, 4)
     await viewer.ask("set_optimization_preset", preset="ultra")
     await made(source, 7)
+    await stop(viewer, room, source)  # so that no block begins between the two
     await viewer.ask("switch_prompt", prompt=CIRCLE)
     await viewer.ask("switch_prompt", prompt="a yellow cross stands still over a blue sea")
+    await viewer.ask("set_paused", paused=False)
     await made(source, 9)
     await viewer.ask("reset")
     await made(source, 12)
@@ -137,7 +139,7 @@ def played(story, engine):
 async def test_a_session_is_replayed_to_the_last_bit(source, room, http):
     viewer = await Viewer(http).join()
     assert (await http.get("/story")).status_code in (200, 404)
-    await a_session(viewer, source)
+    await a_session(viewer, room, source)
     count = await stop(viewer, room, source)
     first = source.blocks[:count]
     answer = await http.get("/s/main/story")

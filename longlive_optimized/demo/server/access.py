@@ -101,13 +101,22 @@ class TokenBucket:
 
     def take(self) -> bool:
         """Whether one more may pass now."""
-        now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
+        self._refill()
         if self._left < 1:
             return False
         self._left -= 1
         return True
+
+    def reserve(self) -> float:
+        """Let one more pass, if not now then in so many seconds."""
+        self._refill()
+        self._left -= 1
+        return max(0.0, -self._left / self._rate)
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
 
 
 class ClientBuckets:

@@ -377,8 +377,7 @@ class Room:
         if changed:
             self._change = changed, by
         if self._telling is None and not self._closed:
-            delay = 0.0 if self._states.take() else 1 / STATES[0]
-            self._telling = self._loop.call_later(delay, self._say_state)
+            self._telling = self._loop.call_later(self._states.reserve(), self._say_state)
 
     def _say_state(self) -> None:
         (changed, by), self._change, self._telling = self._change, (None, None), None
