@@ -1,7 +1,6 @@
 """A story is read as it is meant, or refused with the field's name."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -79,11 +78,10 @@ def test_its_length_is_known_without_going_through_it(length, blocks, seconds):
     assert story.length == sum(1 for _ in story.moments())
 
 
-def test_the_length_of_a_long_story_takes_no_time():
+def test_the_length_of_a_long_story_takes_no_walk(monkeypatch):
     """A server is told it in a message of a hundred bytes."""
-    began = time.perf_counter()
+    monkeypatch.setattr(Story, "moments", None)
     assert Story.read({"version": 1, "seconds": 149_999, "prompts": [FOX]}).length == 199_999
-    assert time.perf_counter() - began < 0.1
 
 
 def test_changes_add_up():
