@@ -23,6 +23,7 @@ AFTER = 6  # latent frames from there on
 _AGAIN = 0.15  # share of these where the same is said in other words, and goes on
 _WORDINGS = 4  # captions of each scene in the bank
 _LOOSE = 0.2  # share of the scenes that no sentence says, but words at random
+_ALONE = 1 / 3  # of the scenes with one shape so many are taken: they are few, and would be learnt by heart
 _ENCODED = 60  # clips that are encoded at once
 
 
@@ -131,7 +132,9 @@ def _say(random: Random) -> _Said:
     if random.random() < _LOOSE:
         text, scene = sample_text(random)
         return _Said(scene, wordings(text, scene, _WORDINGS, random))
-    return _sentences(sample_scene(random, held_out=False), random)
+    while len((scene := sample_scene(random, held_out=False)).shapes) == 1 and random.random() > _ALONE:
+        pass
+    return _sentences(scene, random)
 
 
 def _sentences(scene: Scene, random: Random) -> _Said:

@@ -128,6 +128,15 @@ def test_a_past_before_a_change_is_estranged_and_one_that_goes_on_is_not():
     assert 0.15 < faded.all(1).float().mean() < 0.25 and (faded.all(1) | ~faded.any(1)).all()
 
 
+def test_few_scenes_of_the_bank_have_one_shape_and_none_was_held_out(monkeypatch):
+    monkeypatch.setattr(data, "_LOOSE", 0)
+    dice = Random(1)
+    scenes = [data._say(dice).scene for _ in range(3000)]
+    counts = [sum(len(scene.shapes) == n for scene in scenes) / len(scenes) for n in (1, 2, 3)]
+    assert counts == pytest.approx([1 / 7, 3 / 7, 3 / 7], abs=0.03)
+    assert not any(scene.held_out for scene in scenes)
+
+
 def test_the_banks_marks_are_where_the_clips_shapes_stand(monkeypatch):
     size, seen = (96, 96), []
     render_clips = data.clips
