@@ -11,9 +11,7 @@ import pytest
 
 pytest_plugins = ["support.hub_fixture"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has one core; read when torch is imported
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # what is started from here can be interrupted, under nohup too
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts pytest in the background
 ROOT = Path(__file__).parents[1]
 # "python -m pytest" puts the checkout first on the path, where it would hide an installed package and its library.
 sys.path.sort(key=lambda path: Path(path).resolve() == ROOT)
