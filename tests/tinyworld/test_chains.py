@@ -5,7 +5,8 @@ import torch
 
 from longlive_optimized.tinyworld.chains import gated, modulated, rotated
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+HAS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, HAS_GPU])]
 SHAPES = [(3, 4, 6), (5, 2, 6), (4, 4, 9), (1, 1, 1)]
 EPS = 1e-6
 
