@@ -12,9 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..vae.config import VaeConfig
-from ..vae.wan.model import WanVae
-from ..weights.load import load_generator
+from ..weights.load import load_generator, load_vae
 from ..weights.locate import VAE_FILES, locate
 from ..weights.lora import adapter_shapes
 from ..weights.random_checkpoint import write_small_vaes
@@ -50,23 +48,15 @@ def export(trained: Path, folder: Path, size: Size) -> None:
     write_small_vaes(folder)
 
 
-def vae_of(model: str | Path) -> WanVae:
-    """The VAE in the folder ``model``, in float32. Raises FileNotFoundError where it is no checkpoint."""
-    weights = torch.load(locate(model).vae, map_location="cpu", weights_only=True)
-    vae = WanVae(VaeConfig.from_shapes({name: tuple(weight.shape) for name, weight in weights.items()}))
-    vae.load_state_dict(weights)
-    return vae
-
-
 def take(model: str | Path, out: Path, size: Size) -> None:
     """Write the stages' files as if they had been trained to the weights of the folder ``model``; no file where its VAE
     is of other widths than the size's.
 
     Raises FileNotFoundError where it is no checkpoint, RuntimeError where it is one of another size or vocabulary.
     """
-    files, vae, text = locate(model), vae_of(model), new_text(size, 0)
+    files, text, device = locate(model), new_text(size, 0), torch.device("cpu")
     text.load_state_dict(torch.load(files.text, map_location="cpu", weights_only=True))
-    transformer = load_generator(files, torch.device("cpu"), torch.float32)
+    vae, transformer = (read(files, device, torch.float32) for read in (load_vae, load_generator))
     stages: dict[str, dict[str, nn.Module]] = {"flow": {"model": transformer, "text": text}}
     if vae.config == size.vae:
         stages["vae"] = {"vae": vae}

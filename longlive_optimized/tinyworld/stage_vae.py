@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..vae.autoencoder import to_uint8
+from ..vae.autoencoder import Autoencoder, to_uint8
 from ..vae.wan.model import WanVae
 from .adherence import tally
 from .autoencode import decode, encode, fold_statistics, normalise
@@ -84,9 +84,9 @@ class VaeStage:
         self._reconstructions: dict[torch.Size, nn.Module] = {}  # by the frames' shape
         self._steps = 0
 
-    def learn_from(self, teacher: WanVae) -> None:
+    def learn_from(self, teacher: Autoencoder) -> None:
         """Begin from as much of its weights as there is room for, and be held to its latents."""
-        self.teacher = teacher.to(self.device, self.vae.conv2.weight.dtype)
+        self.teacher = cast("WanVae", teacher)
         theirs = dict(teacher.named_parameters())
         for name, own in self.vae.named_parameters():
             if name in theirs:

@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..weights.load import load_vae
+from ..weights.locate import locate
 from .checkpoint import half, load, named, save
-from .export import take, vae_of
+from .export import take
 from .networks import SIZES
 from .pictures import contact_sheet, write_png
 from .stage import Stage
@@ -244,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
         stage.rate = options.rate or stage.rate
         stage.clips = options.clips or stage.clips
         if isinstance(stage, VaeStage) and options.model:
-            stage.learn_from(vae_of(options.model))
+            stage.learn_from(load_vae(locate(options.model), device, dtype))
         again = begin_again(stage, options.out, options.again)
         minutes = options.minutes * stage.share / shares
         trainer = Trainer(stage, options.out, options.seed, minutes, options.steps, again)

@@ -15,13 +15,15 @@ from longlive_optimized.tinyworld import networks, stage_flow, stage_vae, train
 from longlive_optimized.tinyworld.autoencode import decode, denormalise, encode, normalise
 from longlive_optimized.tinyworld.checkpoint import half, load, named, save
 from longlive_optimized.tinyworld.evaluate import Evaluation
-from longlive_optimized.tinyworld.export import export, vae_of
+from longlive_optimized.tinyworld.export import export
 from longlive_optimized.tinyworld.networks import new_text, new_transformer, new_vae
 from longlive_optimized.tinyworld.pictures import contact_sheet, write_png
 from longlive_optimized.tinyworld.sample import Streams
 from longlive_optimized.tinyworld.vocabulary import batch_of_ids
 from longlive_optimized.vae.autoencoder import to_uint8
 from longlive_optimized.vae.config import VaeConfig
+from longlive_optimized.weights.load import load_vae
+from longlive_optimized.weights.locate import locate
 
 SIZE = networks._size(
     ModelConfig(dim=32, ffn_dim=32, freq_dim=16, num_heads=1, num_layers=2, text_len=32, text_dim=16),
@@ -86,7 +88,7 @@ def test_a_vae_that_takes_anothers_place_is_held_to_its_latents(tmp_path):
     rows = run("vae", tmp_path / "narrow", 60, "--from", str(tmp_path / "model"), "--batch", "4", "--rate", "1e-2")
     apart = [row["latents"] for row in rows if "latents" in row]
     assert sum(apart[-8:]) < 0.5 * sum(apart[:8]), apart
-    narrow, teacher = new_vae(SIZE, 1), vae_of(tmp_path / "model")
+    narrow, teacher = new_vae(SIZE, 1), load_vae(locate(tmp_path / "model"), CPU, torch.float32)
     load(tmp_path / "narrow" / "vae.pt", {"vae": narrow})
     stage = stage_vae.VaeStage(SIZE, tmp_path, CPU, torch.float32, 0)
     stage.begin(3)

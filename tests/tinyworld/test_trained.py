@@ -10,13 +10,12 @@ from longlive_optimized.tinyworld.autoencode import decode, encode, normalise
 from longlive_optimized.tinyworld.control import measure
 from longlive_optimized.tinyworld.data import clips
 from longlive_optimized.tinyworld.evaluate import Evaluation
-from longlive_optimized.tinyworld.export import vae_of
 from longlive_optimized.tinyworld.render import NATIVE, layouts, render
 from longlive_optimized.tinyworld.score import score
 from longlive_optimized.tinyworld.vocabulary import known_to
 from longlive_optimized.tinyworld.world import Scene, Shape, sample_scene
 from longlive_optimized.vae.autoencoder import to_uint8
-from longlive_optimized.weights.load import check
+from longlive_optimized.weights.load import check, load_vae
 from longlive_optimized.weights.locate import CONTROL_FILE, VAE_FILES, locate
 
 GROUND = {"green": "meadow", "black": "sky"}
@@ -32,7 +31,7 @@ DEVICES = [
 @pytest.fixture(scope="module")
 def trained():
     """The autoencoder, scenes, their clips [B, 3, T, H, W] and latents of its own scale."""
-    vae = vae_of("tiny")
+    vae = load_vae(locate("tiny"), "cpu", torch.float32)
     random = Random(1)
     scenes = [sample_scene(random, held_out=True, known=KNOWN) for _ in range(COUNT)]
     centres = layouts(COUNT, *NATIVE, torch.Generator().manual_seed(2))
